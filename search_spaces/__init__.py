@@ -1,0 +1,32 @@
+"""The experiments that ship with the package, one YAML each."""
+
+import difflib
+from pathlib import Path
+
+from slime_ray.errors import InputError
+from slime_ray.yaml_source import load_yaml
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """Path of every shipped experiment by its name."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def find_space(given: str) -> Path:
+    """The file that a user means: a path, or the name of a shipped experiment. Raises InputError with the nearest."""
+    path = Path(given)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    spaces = shipped_spaces()
+    if given not in spaces:
+        near = difflib.get_close_matches(given, spaces, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{given}: no such file, and no shipped experiment of that name.{hint} `slime-ray spaces` lists them.")
+    return spaces[given]
+
+
+def describe_spaces() -> dict[str, str]:
+    """Every shipped experiment with its one-line summary."""
+    return {name: str(load_yaml(path).data.get("summary", "")) for name, path in shipped_spaces().items()}

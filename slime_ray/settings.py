@@ -1,0 +1,219 @@
+"""What one trial does, in full: the schema of `base` in an experiment's YAML.
+
+Fixed and searched values share this schema: a searched knob is a path into it, such as `training.learning_rate`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from slime_ray.objectives import OBJECTIVES, Objective
+
+EMBEDDED = "embedded/"
+"""Prefix of `model.source` and `data.train` that names an embedded task, as in `embedded/arithmetic`."""
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys and does not turn text into numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Lora(Strict):
+    """Low-rank adapters on the linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
+
+    rank: Positive = 64
+    alpha: Annotated[float, Field(gt=0)] = 128.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    train_head: bool = False
+
+
+class Model(Strict):
+    """The pretrained model. `lora: null` trains every weight."""
+
+    source: str
+    tokenizer: str | None = None
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    chat_template: str | None = None
+    lora: Lora | None = None
+
+    @property
+    def task(self) -> str | None:
+        """Name of the embedded task whose tiny model this is, or None for a real model."""
+        return self.source.removeprefix(EMBEDDED) if self.source.startswith(EMBEDDED) else None
+
+
+class Data(Strict):
+    """Where pairs come from, how they are split and how long they may be. Limits of None mean all there are."""
+
+    train: str
+    split: str = "train"
+    revision: str | None = None
+    sft_fraction: Fraction = 0.34
+    sft_examples: Positive | None = None
+    pairs: Positive | None = None
+    held_out_pairs: Positive = 1000
+    max_tokens: Annotated[int, Field(ge=8)] = 2048
+    max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
+    strict: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def task(self) -> str | None:
+        """Name of the embedded task, or None for preference data of the user's."""
+        return self.train.removeprefix(EMBEDDED) if self.train.startswith(EMBEDDED) else None
+
+
+class Schedule(Strict):
+    """One optimisation run: AdamW, a learning rate that warms up and falls, and how long it lasts.
+
+    `updates` counts optimizer steps and wins over `epochs` where it is given.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    updates: Annotated[int, Field(ge=0)] | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class Sft(Schedule):
+    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split."""
+
+    examples_per_update: Positive = 64
+    examples_per_device: Positive | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Training(Schedule):
+    """Stage 2: preference training from the SFT checkpoint. `evaluations` held-out measurements besides step 0."""
+
+    pairs_per_update: Positive = 128
+    pairs_per_device: Positive | None = None
+    gradient_checkpointing: bool = False
+    evaluations: Annotated[int, Field(ge=1)] = 5
+
+
+class Decoding(Strict):
+    """How answers are drawn. One decoding configuration serves every cell of a table."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive = 512
+    batch: Positive = 64
+
+
+class Judge(Strict):
+    """`exact` scores answers with the embedded task's rubric or with `scorer`, `package.module:function`."""
+
+    name: Literal["exact", "none"] = "none"
+    scorer: str | None = None
+
+
+class Evaluation(Strict):
+    """Win rate against the SFT checkpoint's answers, and stability-v1."""
+
+    judge: Judge = Judge()
+    prompts: Positive = 512
+    selection_prompts: Positive = 256
+    kl_prompts: Positive = 64
+    pairs_per_batch: Positive = 16
+    decoding: Decoding = Decoding()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_by_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("judge"), str):
+            return {**value, "judge": {"name": value["judge"]}}
+        return value
+
+
+def _objective_schema(name: str, objective: type) -> type[BaseModel]:
+    """A pydantic model with the fields of an objective's dataclass; building the objective checks their ranges."""
+    hints = typing.get_type_hints(objective)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(objective):
+        hint = hints[field.name]
+        # YAML has lists where dataclasses have tuples; nothing else may change its type on the way in.
+        lenient = typing.get_origin(hint) is tuple
+        fields[field.name] = (Annotated[hint, Field(strict=False)] if lenient else hint, field.default)
+
+    def check(self: Any) -> Any:
+        self.build()
+        return self
+
+    return create_model(
+        f"{objective.__name__}Settings",
+        __base__=ObjectiveSettings,
+        __validators__={"check": model_validator(mode="after")(check)},
+        name=(Literal[name], name),
+        **fields,
+    )
+
+
+class ObjectiveSettings(Strict):
+    """One objective by its registered name, with the knobs of its dataclass."""
+
+    name: str
+
+    def build(self) -> Objective:
+        """The objective itself. Raises ValueError with a sentence that starts with the field's name."""
+        return OBJECTIVES[self.name](**{key: value for key, value in self if key != "name"})
+
+
+OBJECTIVE_SETTINGS = {name: _objective_schema(name, objective) for name, objective in OBJECTIVES.items()}
+
+if typing.TYPE_CHECKING:
+    AnyObjective = ObjectiveSettings
+else:
+    AnyObjective = Annotated[typing.Union[tuple(OBJECTIVE_SETTINGS.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+class Settings(Strict):
+    """Everything that decides what one trial computes, its seed excepted. `sft: null` starts from the model as it is."""
+
+    model: Model
+    data: Data
+    sft: Sft | None = None
+    objective: AnyObjective
+    training: Training
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _embedded_parts_agree(self) -> "Settings":
+        if self.model.task and self.model.task != self.data.task:
+            raise ValueError(
+                f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
+                f"data.train is {self.data.train!r}. Give both the same embedded task, or a real model"
+            )
+        if self.evaluation.judge.name == "exact" and not (self.data.task or self.evaluation.judge.scorer):
+            raise ValueError(
+                "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
+                "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
+            )
+        return self
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits that change with any part of `value` (pydantic models and plain JSON values)."""
+
+    def plain(item: Any) -> Any:
+        return item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item)
+
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
