@@ -1,0 +1,137 @@
+"""PreferenceTrainer: what an update computes must not depend on how its pairs are cut into micro-batches."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from slime_ray.model.logprobs import Policy
+from slime_ray.objectives import DpoObjective, Objective, SftObjective, SimpoObjective, SlimeObjective
+from slime_ray.settings import Schedule
+from slime_ray.training.trainer import PreferenceTrainer, TokenPair, largest_divisor
+
+CONFIG = LlamaConfig(
+    vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
+)
+SCHEDULE = Schedule(learning_rate=1e-2, updates=4)
+
+
+def draw_pairs(count: int, seed: int = 0) -> list[TokenPair]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(1, 41, (length,), generator=generator).tolist()
+
+    return [TokenPair(ids(3, 8), ids(1, 9), ids(1, 9), -3.0 - n, -4.0 - n) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIG, attn_implementation="sdpa").double()
+
+
+def train(model, tmp_path: Path, objective: Objective, *, pairs=None, schedule=SCHEDULE, after_update=None, **options):
+    """Curves and final weights of a run from a copy of `model`."""
+    curves: list[dict[str, float]] = []
+    policy = Policy(copy.deepcopy(model))
+    settings = {"pairs_per_update": 8, "pairs_per_device": None, "shared_prompt": True, "seed": 0} | options
+    trainer = PreferenceTrainer(
+        policy=policy,
+        objective=objective,
+        pairs=pairs or draw_pairs(24),
+        schedule=schedule,
+        scratch=tmp_path / "scratch",
+        observe=lambda step, metrics: curves.append({"step": step, **metrics}),
+        after_update=after_update or (lambda step: None),
+        **settings,
+    )
+    trainer.train()
+    return curves, torch.cat([p.detach().flatten() for p in policy.parameters()]), trainer
+
+
+OBJECTIVES = [SlimeObjective(), DpoObjective(), SimpoObjective(), SftObjective()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+@pytest.mark.parametrize("change", [{"pairs_per_device": 4}, {"pairs_per_device": 1}, {"shared_prompt": False}])
+def test_an_update_does_not_depend_on_micro_batches_or_layout(model, tmp_path, objective, change):
+    curves, weights, _ = train(model, tmp_path, objective)
+    other_curves, other_weights, _ = train(model, tmp_path, objective, **change)
+    assert [list(a) for a in curves] == [list(b) for b in other_curves]
+    for a, b in zip(curves, other_curves, strict=True):
+        assert b == pytest.approx(a, abs=1e-6)
+    torch.testing.assert_close(other_weights, weights, rtol=0, atol=1e-6)
+
+
+def test_the_logged_loss_is_the_objective_on_the_whole_update(model, tmp_path):
+    pairs = draw_pairs(8)
+    curves, _, _ = train(model, tmp_path, SlimeObjective(), pairs=pairs, pairs_per_device=2)
+    policy = Policy(model).eval()
+    from slime_ray.data.packing import pack
+
+    with torch.no_grad():
+        logps = policy(pack(pairs))
+    output = SlimeObjective()(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths)
+    first = curves[0]
+    assert first["loss"] == pytest.approx(float(output.loss), abs=1e-6)
+    assert first["stabilizer"] == pytest.approx(float(output.stabilizer), abs=1e-6)
+    assert first["mean_margin"] == pytest.approx(float(output.margins.mean()), abs=1e-6)
+    assert first["chosen_logp"] == pytest.approx(float(output.chosen_logps.mean()), abs=1e-6)
+
+
+def test_the_same_seed_repeats_a_run_and_another_seed_does_not(model, tmp_path):
+    first, weights, _ = train(model, tmp_path, SlimeObjective())
+    again, again_weights, _ = train(model, tmp_path, SlimeObjective())
+    other, _, _ = train(model, tmp_path, SlimeObjective(), seed=1)
+    assert first == again
+    assert torch.equal(weights, again_weights)
+    assert [row["loss"] for row in first] != [row["loss"] for row in other]
+
+
+def test_the_gradient_norm_is_that_before_clipping_whether_clipping_is_on_or_off(model, tmp_path):
+    free, free_weights, _ = train(model, tmp_path, SlimeObjective(), schedule=Schedule(learning_rate=1e-2, updates=1))
+    clip = Schedule(learning_rate=1e-2, updates=1, max_grad_norm=1e-9)
+    clipped, clipped_weights, _ = train(model, tmp_path, SlimeObjective(), schedule=clip)
+    assert free[0]["grad_norm"] > 1e-3
+    assert clipped[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"])
+    # Adam divides by the gradient's own size, so only its epsilon shows that the gradient shrank.
+    assert not torch.equal(free_weights, clipped_weights)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(model, tmp_path):
+    schedule = Schedule(learning_rate=1.0e-3, updates=10, warmup_fraction=0.2, schedule="linear")
+    curves, _, _ = train(model, tmp_path, SlimeObjective(), schedule=schedule)
+    rates = [row["learning_rate"] for row in curves]
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] < 2e-4
+    assert rates[0] < rates[1]
+
+
+def test_training_stops_when_told_and_keeps_the_reason(model, tmp_path):
+    curves, _, trainer = train(model, tmp_path, SlimeObjective(), after_update=lambda step: "enough" if step == 2 else None)
+    assert trainer.stopper.reason == "enough"
+    assert [row["step"] for row in curves] == [1, 2]
+
+
+def test_epochs_become_updates_and_every_pair_is_seen_once_an_epoch(model, tmp_path):
+    curves, _, trainer = train(
+        model, tmp_path, SlimeObjective(), pairs=draw_pairs(20), schedule=Schedule(learning_rate=1e-3, epochs=2)
+    )
+    # 20 pairs at 8 an update are 3 updates, the last of 4 pairs.
+    assert len(curves) == 6
+    assert trainer.pairs_seen == 40
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(model, tmp_path):
+    _, weights, _ = train(model, tmp_path, SlimeObjective())
+    _, other, _ = train(model, tmp_path, SlimeObjective(), gradient_checkpointing=True)
+    torch.testing.assert_close(other, weights, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("number", "at_most", "expected"), [(12, 5, 4), (12, None, 12), (7, 3, 1), (16, 16, 16), (16, 40, 16)])
+def test_micro_batches_divide_the_update_evenly(number, at_most, expected):
+    assert largest_divisor(number, at_most) == expected
