@@ -1,0 +1,69 @@
+# make demo   the whole path on an embedded task: sweep, table, report
+# make test   what CI runs: lint, types, unit tests, then the tests that start Ray
+# Each creates the environment in .venv first, if it is not there or pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# uv does not read pip's variables; a wheel folder named for pip serves both.
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test unit ray-tests test-slow lint types environment clean
+
+demo: $(STAMP)
+	$(BIN)/slime-ray demo
+
+test: lint types
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory ray-tests
+
+# One thread per process: the tensors are small, and two workers share two cores. Nothing may reach for a hub.
+unit ray-tests test-slow: export OMP_NUM_THREADS := 1
+unit ray-tests test-slow: export HF_HUB_OFFLINE := 1
+unit ray-tests test-slow: export TOKENIZERS_PARALLELISM := false
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+
+ray-tests: $(STAMP)
+	$(BIN)/python -m pytest -m "ray and not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The checker does not run slime_ray/__init__.py, which joins analysis/ and search_spaces/ to the package, so it is
+# given the package as it is installed.
+types: $(STAMP)
+	rm -rf $(VENV)/types && mkdir $(VENV)/types
+	cp -Rp slime_ray tests pyproject.toml $(VENV)/types/
+	cp -Rp analysis search_spaces $(VENV)/types/slime_ray/
+	cd $(VENV)/types && MYPY_CACHE_DIR=$(CURDIR)/.mypy_cache ../bin/mypy --explicit-package-bases slime_ray tests
+
+environment: $(STAMP)
+
+# hatchling: a test builds the wheel without downloading a build environment.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slime_ray needs Python 3.11 or newer")'
+	@echo "Installing into $(VENV), once; this takes a minute or two."
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python -c constraints.txt hatchling -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling -e '.[dev]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

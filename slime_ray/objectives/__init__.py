@@ -1,0 +1,59 @@
+"""The objectives by name. A new one is a file beside `slime.py` and a line in `OBJECTIVES`."""
+
+import dataclasses
+from typing import Any
+
+from slime_ray.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    ReferenceLogps,
+    Term,
+    Unit,
+    pair_means,
+    pair_sums,
+)
+from slime_ray.objectives.dpo import DpoObjective
+from slime_ray.objectives.sft import SftObjective
+from slime_ray.objectives.simpo import SimpoObjective
+from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "slime": SlimeObjective,
+    "dpo": DpoObjective,
+    "simpo": SimpoObjective,
+    "sft": SftObjective,
+}
+"""Each objective's class by the name that stands in YAML."""
+
+
+def build_objective(name: str, **settings: Any) -> Objective:
+    """An objective by its registered name. `settings` are the fields of its dataclass.
+
+    Raises ValueError for an unknown name, an unknown field or a value out of range.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"name is {name!r}: must be one of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[name]
+    fields = [field.name for field in dataclasses.fields(objective)]  # type: ignore[arg-type]
+    for field in settings:
+        if field not in fields:
+            raise ValueError(f"{field} is not a field of {name}: it has {', '.join(fields) or 'none'}")
+    return objective(**settings)
+
+
+__all__ = [
+    "OBJECTIVES",
+    "DpoObjective",
+    "Objective",
+    "ObjectiveOutput",
+    "ReferenceLogps",
+    "SftObjective",
+    "SimpoObjective",
+    "SlimeObjective",
+    "SlimeOutput",
+    "Term",
+    "Unit",
+    "build_objective",
+    "pair_means",
+    "pair_sums",
+]

@@ -1,0 +1,299 @@
+"""Who may import whom. Read from the source, so nothing has to be importable."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The parts that read and describe an experiment. They start nothing, so all that runs one may import them.
+DESCRIPTION = {"errors", "experiment", "presets", "settings", "space", "yaml_source"}
+
+# Part of slime_ray -> the other parts it may import.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "yaml_source": {"errors"},
+    "presets": {"errors", "yaml_source"},
+    "settings": {"errors", "objectives"},
+    "space": {"errors", "settings", "yaml_source"},
+    "experiment": {*DESCRIPTION, "objectives"},
+    "objectives": set(),
+    "data": {*DESCRIPTION},
+    "model": {*DESCRIPTION, "objectives", "data"},
+    "evaluation": {*DESCRIPTION, "objectives", "data", "model"},
+    "training": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "results"},
+    "results": {"errors"},
+    "on_ray": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "results"},
+    "search_spaces": {"errors", "yaml_source"},
+    "analysis": {"errors", "results"},
+    "cli": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "results", "on_ray"}
+    | {"analysis", "search_spaces"},
+    "__main__": {"cli"},
+}
+
+# Third-party package -> the parts that may import it, be it inside a function.
+ONLY_IN: dict[str, set[str]] = {
+    "ray": {"on_ray"},
+    "optuna": {"on_ray"},
+    "torch": {"objectives", "data", "model", "evaluation", "training", "on_ray"},
+    "transformers": {"data", "model", "evaluation", "training"},
+    "datasets": {"data", "model", "evaluation", "training"},
+    "peft": {"model", "training", "evaluation"},
+    "pandas": {"analysis", "results"},
+    "matplotlib": {"analysis"},
+}
+
+# What these parts may import beyond slime_ray and the standard library.
+NOTHING_BUT: dict[str, set[str]] = {"objectives": {"torch"}, "errors": set(), "search_spaces": set()}
+
+# Parts that a command needs only when it runs.
+LAZY_IN_CLI = {"on_ray", "analysis"}
+
+# Names that exist only in a checkout, or mean another project.
+FOREIGN = {"slime", "analysis", "search_spaces"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: by which module, where, and whether importing the one imports the other."""
+
+    importer: str
+    target: str
+    place: str
+    at_import_time: bool
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """Modules of the package by name. `analysis` and `search_spaces` stand beside slime_ray in a checkout."""
+    found = {}
+    for folder, prefix in (("slime_ray", ""), ("analysis", "slime_ray."), ("search_spaces", "slime_ray.")):
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[prefix + ".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(name: str, path: Path, known: set[str]) -> Iterator[Import]:
+    """Every import in one file, inside functions too. `from a import b` is of a.b where that is a module."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    later = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_type_checking(node)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        for target in _targets(node, package, known):
+            yield Import(name, target, f"{path.name}:{node.lineno}", id(node) not in later)  # type: ignore[attr-defined]
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+
+
+def _targets(node: ast.AST, package: str, known: set[str]) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*anchor, *([base] if base else [])])
+        named = [f"{base}.{alias.name}" for alias in node.names]
+        return [full if full in known or base == "slime_ray" else base for full in named]
+    called = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2]
+    if called in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):  # type: ignore[attr-defined]
+        return [str(node.args[0].value)]  # type: ignore[attr-defined]
+    return []
+
+
+def part_of(module: str) -> str:
+    """`slime_ray.model.lora` -> `model`, and "" for slime_ray itself."""
+    return module.split(".")[1] if module.count(".") else ""
+
+
+def breaches(root: Path) -> list[str]:
+    """A sentence for each import that crosses a wall."""
+    modules = sources(root)
+    known = set(modules)
+    parts = {part_of(name) for name in modules}
+    found = [item for name, path in modules.items() for item in imports_of(name, path, known)]
+    said = [
+        f"{part}: not in MAY_IMPORT: say what it may import"
+        for part in sorted(parts - {""} - set(MAY_IMPORT))
+    ]
+    for item in found:
+        importer, top = part_of(item.importer), item.target.split(".")[0]
+        where = f"{item.importer} ({item.place}) imports {item.target}"
+        if top == "slime_ray":
+            target = part_of(item.target)
+            if target not in parts | set(MAY_IMPORT):
+                continue
+            if target and target != importer and target not in MAY_IMPORT.get(importer, set()):
+                said.append(f"{where}: {importer or 'slime_ray'} may not import {target}")
+            if importer == "cli" and target in LAZY_IN_CLI and item.at_import_time:
+                said.append(f"{where}: only inside the function that needs it")
+        elif top in FOREIGN:
+            said.append(f"{where}: the name exists only in a checkout, or is another project")
+        elif importer not in ONLY_IN.get(top, {importer}):
+            said.append(f"{where}: only {', '.join(sorted(ONLY_IN[top]))} may")
+        elif importer in NOTHING_BUT and top not in NOTHING_BUT[importer] | sys.stdlib_module_names:
+            said.append(f"{where}: {importer} has no such dependency")
+    return said + [f"import cycle: {' -> '.join(cycle)}" for cycle in cycles(found)]
+
+
+def cycles(found: list[Import]) -> list[list[str]]:
+    """Import cycles, lazy imports included: between modules, and between the parts of slime_ray."""
+    modules: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
+    for item in found:
+        if item.target.startswith("slime_ray.") and item.target != item.importer:
+            modules.setdefault(item.importer, set()).add(item.target)
+            one, other = part_of(item.importer), part_of(item.target)
+            if one and one != other:
+                parts.setdefault(one, set()).add(other)
+    return [cycle for graph in (modules, parts) if (cycle := first_cycle(graph))]
+
+
+def first_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle, its first node again at the end; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        for following in sorted(graph.get(node, ())):
+            if cycle := walk(following, [*trail, node]):
+                return cycle
+        done.add(node)
+        return []
+
+    for start in sorted(graph):
+        if cycle := walk(start, []):
+            return cycle
+    return []
+
+
+def test_no_import_crosses_a_wall() -> None:
+    assert breaches(ROOT) == []
+
+
+def test_every_part_of_the_package_is_checked() -> None:
+    folders = {path.name for path in (ROOT / "slime_ray").iterdir() if (path / "__init__.py").is_file()}
+    files = {path.stem for path in (ROOT / "slime_ray").glob("[!_]*.py")}
+    assert folders | files | {"analysis", "search_spaces"} <= set(MAY_IMPORT)
+    assert {part_of(name) for name in sources(ROOT)} >= folders | {"analysis", "search_spaces"}
+
+
+def test_nothing_in_the_repository_is_imported_by_a_name_that_only_a_checkout_has() -> None:
+    folders = ("slime_ray", "analysis", "search_spaces", "tests", "benchmarks", "docs")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{item.place}: {item.target}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for item in imports_of("module", path, set())
+        if item.target.split(".")[0] in FOREIGN
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "complaint"),
+    [
+        ("slime_ray/objectives/slime.py", "import numpy", "objectives has no such dependency"),
+        ("slime_ray/objectives/slime.py", "from slime_ray.data import forms", "may not import data"),
+        ("slime_ray/training/worker.py", "def f():\n    import ray", "only on_ray may"),
+        ("slime_ray/training/worker.py", "from optuna.trial import Trial", "only on_ray may"),
+        (
+            "slime_ray/training/worker.py",
+            "import importlib\nimportlib.import_module('ray.tune')",
+            "only on_ray may",
+        ),
+        ("slime_ray/training/worker.py", "from slime_ray import on_ray", "may not import on_ray"),
+        ("slime_ray/results.py", "import torch", "imports torch: only"),
+        ("analysis/tables.py", "def f():\n    from datasets import Dataset", "imports datasets: only"),
+        ("analysis/tables.py", "from ..training import worker", "analysis may not import training"),
+        ("analysis/tables.py", "import analysis.figures", "exists only in a checkout"),
+        ("slime_ray/model/lora.py", "import slime", "exists only in a checkout"),
+        ("slime_ray/model/lora.py", "from slime_ray.cli import main", "model may not import cli"),
+        ("slime_ray/__init__.py", "from slime_ray import cli", "slime_ray may not import cli"),
+        ("slime_ray/cli.py", "from slime_ray.on_ray import sweep", "only inside the function"),
+        ("slime_ray/cli.py", "import slime_ray.analysis", "only inside the function"),
+        (
+            "slime_ray/data/forms.py",
+            "from slime_ray.data import splits",
+            "slime_ray.data.splits -> slime_ray.data.forms",
+        ),
+        ("slime_ray/novelty/__init__.py", "", "novelty: not in MAY_IMPORT"),
+    ],
+)
+def test_a_breach_is_noticed(tmp_path: Path, file: str, code: str, complaint: str) -> None:
+    clean = {
+        "slime_ray/__init__.py": "",
+        "slime_ray/cli.py": "def f():\n    from slime_ray.on_ray import sweep\n    import slime_ray.analysis",
+        "slime_ray/on_ray/__init__.py": "",
+        "slime_ray/on_ray/sweep.py": "import ray",
+        "slime_ray/data/__init__.py": "",
+        "slime_ray/data/forms.py": "",
+        "slime_ray/data/splits.py": "from .forms import x",
+        "analysis/__init__.py": "",
+    }
+    for name, text in clean.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert breaches(tmp_path) == []
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(code)
+    said = breaches(tmp_path)
+    assert [sentence for sentence in said if complaint in sentence], said
+
+
+LOADED = """
+import importlib, pkgutil, sys
+for absent in {absent!r}:
+    sys.modules[absent] = None
+for name in {names!r}:
+    module = importlib.import_module(name)
+    for inner in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
+        importlib.import_module(inner.name)
+print(sorted(set({heavy!r}) & {{name for name, module in sys.modules.items() if module is not None}}))
+"""
+HEAVY = ["torch", "ray", "optuna", "transformers", "datasets", "peft"]
+
+
+def loaded(names: list[str], *, absent: list[str]) -> str:
+    """Which heavy packages a fresh interpreter holds after importing all of `names` without `absent`."""
+    script = LOADED.format(names=names, absent=absent, heavy=HEAVY)
+    # From the root, so that it is this checkout's code.
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_analysis_and_results_load_neither_torch_nor_ray() -> None:
+    assert loaded(["slime_ray.analysis", "slime_ray.results"], absent=[]) == "[]"
+
+
+def test_analysis_and_results_work_where_torch_and_ray_are_not_installed() -> None:
+    assert loaded(["slime_ray.analysis", "slime_ray.results"], absent=HEAVY) == "[]"
+
+
+def test_the_command_starts_without_loading_torch_or_ray() -> None:
+    assert loaded(["slime_ray.cli"], absent=[]) == "[]"
