@@ -23,7 +23,9 @@ def find_space(given: str) -> Path:
     if given not in spaces:
         near = difflib.get_close_matches(given, spaces, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{given}: no such file, and no shipped experiment of that name.{hint} `slime-ray spaces` lists them.")
+        raise InputError(
+            f"{given}: no such file, and no shipped experiment of that name.{hint} `slime-ray spaces` lists them."
+        )
     return spaces[given]
 
 

@@ -139,7 +139,9 @@ class _File(Strict):
     resources: Resources = Resources()
 
 
-def load_experiment(path: str | Path, *, overrides: Mapping[str, Any] | None = None, name: str | None = None) -> Experiment:
+def load_experiment(
+    path: str | Path, *, overrides: Mapping[str, Any] | None = None, name: str | None = None
+) -> Experiment:
     """Read, resolve and check one experiment.
 
     overrides: dotted paths from the top of the file (`base.training.updates`, `budget.trials`); a path that begins with
@@ -404,4 +406,3 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), read_value(value)
     except yaml.YAMLError:
         raise InputError(f"--set {text}: the value is not valid YAML.") from None
-

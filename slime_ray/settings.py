@@ -185,7 +185,7 @@ else:
 
 
 class Settings(Strict):
-    """Everything that decides what one trial computes, its seed excepted. `sft: null` starts from the model as it is."""
+    """All that decides what one trial computes but its seed. `sft: null` starts from the model as it is."""
 
     model: Model
     data: Data

@@ -29,8 +29,8 @@ class Pair(Protocol):
 class Rows:
     """One batch, every tensor of shape (rows, tokens) unless said.
 
-    input_ids: token ids, padding 0. position: position ids. segment: number of the pair, -1 for padding. branch: prompt,
-    chosen, rejected or padding. predict_at: (completion tokens,) where in the flattened rows the hidden state lies that
+    input_ids: token ids, padding 0. position: position ids. segment: number of the pair, -1 for padding. branch:
+    prompt, chosen, rejected or padding. predict_at: (completion tokens,) where in the flattened rows the hidden state lies that
     predicts each completion token; targets: (completion tokens,) those tokens. Completion tokens are in pair order, all
     chosen before all rejected. chosen_lengths, rejected_lengths: (pairs,) tokens per completion.
     shared_prompt: whether chosen and rejected of a pair share a row, which takes a custom attention mask.

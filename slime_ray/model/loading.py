@@ -45,7 +45,9 @@ def load_model(model: Model, *, seed: int) -> Any:
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "use_safetensors": True}
     try:
         if gguf := _gguf(model):
-            lm = AutoModelForCausalLM.from_pretrained(gguf[0], gguf_file=gguf[1], dtype=dtype, attn_implementation="sdpa")
+            lm = AutoModelForCausalLM.from_pretrained(
+                gguf[0], gguf_file=gguf[1], dtype=dtype, attn_implementation="sdpa"
+            )
         else:
             lm = AutoModelForCausalLM.from_pretrained(
                 model.source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options

@@ -24,7 +24,7 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         modules_to_save = [next(name for name, module in lm.named_modules() if module is head).rsplit(".", 1)[-1]]
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
         modules_to_save=modules_to_save,
@@ -34,7 +34,9 @@ def add_lora(lm: Any, lora: Lora) -> Any:
     try:
         return get_peft_model(lm, config)
     except ValueError:
-        linear = sorted({name.rsplit(".", 1)[-1] for name, module in lm.named_modules() if isinstance(module, nn.Linear)})
+        linear = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in lm.named_modules() if isinstance(module, nn.Linear)}
+        )
         raise InputError(
             f"model.lora.targets {list(lora.targets)} name no layer of this model. Its linear layers are: {linear}."
         ) from None

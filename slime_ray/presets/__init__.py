@@ -11,7 +11,9 @@ from slime_ray.yaml_source import YamlSource, load_yaml
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
-    return sorted(Path(str(entry)).stem for entry in resources.files(__name__).iterdir() if str(entry).endswith(".yaml"))
+    return sorted(
+        Path(str(entry)).stem for entry in resources.files(__name__).iterdir() if str(entry).endswith(".yaml")
+    )
 
 
 def load_preset(name: str) -> YamlSource:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.data.packing import Pair, Rows, pack
@@ -22,7 +22,7 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Token ids of one pair, with the reference model's summed log-probabilities (nats) where an objective needs them."""
+    """Token ids of one pair, with the reference's summed log-probabilities (nats) where an objective needs them."""
 
     prompt_ids: Sequence[int]
     chosen_ids: Sequence[int]
@@ -122,7 +122,7 @@ class PreferenceTrainer(Trainer):
         gradient_checkpointing: bool = False,
         world_size: int = 1,
     ):
-        self.objective = objective
+        self.objective: Objective = objective
         self.observe = observe
         self.stopper = StopTraining(after_update)
         self.pairs_seen = 0
@@ -167,6 +167,7 @@ class PreferenceTrainer(Trainer):
             train_dataset=TokenPairs(pairs),
             callbacks=[self.stopper],
         )
+        self.remove_callback(PrinterCallback)
         # The loss is already divided by the counts of the whole update; Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
 
@@ -185,7 +186,7 @@ class PreferenceTrainer(Trainer):
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's share of the update's loss."""
         batch: Batch = inputs["batch"]
@@ -197,7 +198,7 @@ class PreferenceTrainer(Trainer):
             logps.rejected_lengths,
             **({"reference": batch.reference} if batch.reference else {}),
         )
-        if num_items_in_batch is None:
+        if not isinstance(num_items_in_batch, torch.Tensor):
             raise ValueError("the counts of the update are missing")
         counts = dict(zip(batch.rows.counts, num_items_in_batch.tolist(), strict=True))
         # DDP averages gradients over ranks; the shares of the ranks must add up.

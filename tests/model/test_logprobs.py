@@ -122,7 +122,9 @@ def test_logps_and_gradients_do_not_depend_on_the_chunk_size(policy, monkeypatch
 
     def run() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         logps = policy(rows)
-        return logps.chosen.detach(), torch.autograd.grad(logps.chosen.sum() - logps.rejected.sum(), list(policy.parameters()))
+        return logps.chosen.detach(), torch.autograd.grad(
+            logps.chosen.sum() - logps.rejected.sum(), list(policy.parameters())
+        )
 
     whole, whole_gradients = run()
     monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 61 * 3)
@@ -158,7 +160,11 @@ ids = st.lists(st.integers(1, 60), min_size=1, max_size=9).map(tuple)
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs=st.lists(st.builds(Ids, ids, ids, ids), min_size=1, max_size=6), row_tokens=st.integers(0, 60), shared=st.booleans())
+@given(
+    pairs=st.lists(st.builds(Ids, ids, ids, ids), min_size=1, max_size=6),
+    row_tokens=st.integers(0, 60),
+    shared=st.booleans(),
+)
 def test_packing_keeps_every_token_and_predicts_every_completion_token(pairs, row_tokens, shared):
     rows = pack(pairs, row_tokens=row_tokens, shared_prompt=shared)
     completions = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]

@@ -112,7 +112,9 @@ def test_learning_rate_warms_up_and_falls_to_zero(model, tmp_path):
 
 
 def test_training_stops_when_told_and_keeps_the_reason(model, tmp_path):
-    curves, _, trainer = train(model, tmp_path, SlimeObjective(), after_update=lambda step: "enough" if step == 2 else None)
+    curves, _, trainer = train(
+        model, tmp_path, SlimeObjective(), after_update=lambda step: "enough" if step == 2 else None
+    )
     assert trainer.stopper.reason == "enough"
     assert [row["step"] for row in curves] == [1, 2]
 
@@ -132,6 +134,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(model, tmp_path):
     torch.testing.assert_close(other, weights, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("number", "at_most", "expected"), [(12, 5, 4), (12, None, 12), (7, 3, 1), (16, 16, 16), (16, 40, 16)])
+@pytest.mark.parametrize(
+    ("number", "at_most", "expected"), [(12, 5, 4), (12, None, 12), (7, 3, 1), (16, 16, 16), (16, 40, 16)]
+)
 def test_micro_batches_divide_the_update_evenly(number, at_most, expected):
     assert largest_divisor(number, at_most) == expected

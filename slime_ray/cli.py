@@ -1,0 +1,163 @@
+"""The command line: parses, calls, prints. It holds no logic, and imports what a command needs only when it runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from slime_ray import __version__
+from slime_ray.errors import SlimeRayError
+
+DESCRIPTION = """\
+Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
+
+  slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
+  slime-ray spaces                              the experiments that ship with the package
+  slime-ray check  my.yaml                      validate an experiment; nothing is started
+  slime-ray sweep  my.yaml --name first         run it
+  slime-ray sweep  my.yaml --name first --resume   go on after any interruption
+  slime-ray report runs/first                   tables, figures and report.html from the result files
+
+Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    # An error message is for a person; a traceback is for whoever asks for it.
+    debug = bool(os.environ.get("SLIME_RAY_DEBUG"))
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except SlimeRayError as error:
+        if debug:
+            raise
+        print(f"slime-ray: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("slime-ray: interrupted. What had finished is kept.", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slime-ray", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    sweep = commands.add_parser("sweep", help="run an experiment: its arms, its search, its winners again")
+    _experiment_options(sweep)
+    sweep.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
+    sweep.add_argument("--resume", action="store_true", help="go on with an interrupted run of this name")
+    sweep.set_defaults(command=_sweep)
+
+    demo = commands.add_parser("demo", help="run the shipped demo and print its table")
+    demo.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all runs (default ./runs)")
+    demo.set_defaults(command=_demo)
+
+    check = commands.add_parser("check", help="validate an experiment; nothing is started")
+    _experiment_options(check)
+    check.set_defaults(command=_check)
+
+    report = commands.add_parser("report", help="tables, figures and report.html of a run; needs neither torch nor ray")
+    report.add_argument("run", type=Path, help="folder of the run")
+    report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
+    report.set_defaults(command=_report)
+
+    spaces = commands.add_parser("spaces", help="list the experiments that ship with the package")
+    spaces.set_defaults(command=_spaces)
+    presets = commands.add_parser("presets", help="list the presets")
+    presets.set_defaults(command=_presets)
+    return parser
+
+
+def _experiment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", metavar="SPACE.yaml", help="an experiment file, or the name of one that ships")
+    parser.add_argument("--name", help="name of the run (default: the file's `name`)")
+    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all runs (default ./runs)")
+    parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
+    )  # fmt: skip
+
+
+def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from slime_ray.experiment import load_experiment, parse_override
+    from slime_ray.search_spaces import find_space
+
+    source = find_space(options.space)
+    overrides = dict(parse_override(text) for text in options.overrides)
+    if options.trials is not None:
+        overrides["budget.trials"] = options.trials
+    return load_experiment(source, overrides=overrides, name=options.name), source
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    experiment, source = _load(options)
+    from slime_ray.on_ray.sweep import run_sweep
+
+    run = run_sweep(
+        experiment, source=source, storage=options.storage, seed=options.seed, resume=options.resume, console=Console()
+    )
+    _write_report(run, None)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    number = 1
+    while (options.storage / (name := "demo" if number == 1 else f"demo-{number}")).exists():
+        number += 1
+    main_options = ["sweep", "demo", "--name", name, "--storage", str(options.storage)]
+    _sweep(_parser().parse_args(main_options))
+
+
+def _check(options: argparse.Namespace) -> None:
+    experiment, source = _load(options)
+    search = len(experiment.search.dimensions) if experiment.search else 0
+    print(
+        f"{source}: fine. {len(experiment.arms)} arms x {len(experiment.seeds)} seeds, "
+        f"{search} searched knobs, {experiment.budget.trials} trials."
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    _write_report(options.run, options.out)
+
+
+def _write_report(run: Path, out: Path | None) -> None:
+    from slime_ray.analysis.report import print_table, write_report
+
+    files = write_report(run, out)
+    print(print_table(run))
+    print(f"\nReport: {files.html}")
+
+
+def _spaces(options: argparse.Namespace) -> None:
+    from slime_ray.search_spaces import describe_spaces
+
+    _print_pairs(describe_spaces())
+
+
+def _presets(options: argparse.Namespace) -> None:
+    from slime_ray.presets import describe_presets
+
+    _print_pairs(describe_presets())
+
+
+def _print_pairs(pairs: dict[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, summary in pairs.items():
+        print(f"{name:<{width}}  {summary}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

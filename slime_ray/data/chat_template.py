@@ -1,0 +1,368 @@
+"""Chat templates: where one comes from, what it renders, and which tokens end an answer.
+
+Everything here is found by rendering, never by searching a text for something that looks like a turn's end.
+"""
+
+import difflib
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from slime_ray.data.forms import Messages
+from slime_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE_DATE = date(2024, 7, 26)
+"""The day that templates which print today's date are given: the one Llama 3's template falls back to."""
+
+_STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+
+def resolve_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> str:
+    """The Jinja text of a chat template, to be set as `tokenizer.chat_template`.
+
+    `template` is the path of a .jinja file, the name of a template shipped in slime_ray/presets/templates
+    (`chatml`), or None for the tokenizer's own. A template that prints today's date prints TEMPLATE_DATE
+    instead, for ever: otherwise training, evaluation and a run repeated tomorrow would each see other
+    prompts.
+
+    Raises:
+        InputError: there is no such template, or the tokenizer has none.
+    """
+    text = _own_template(tokenizer) if template is None else _given_template(template)
+    pinned = _STRFTIME.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), text)
+    if "strftime_now(" in pinned:
+        logger.warning("The chat template prints today's date, so the same prompts differ from one day to the next.")
+    return pinned
+
+
+def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """16 hexadecimal digits of SHA-256 over the text of the tokenizer's chat template, as it is rendered."""
+    return hashlib.sha256(resolve_chat_template(tokenizer, None).encode()).hexdigest()[:16]
+
+
+def stop_token_ids(
+    tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None
+) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's, the generation config's and the one that closes a template's turn.
+
+    The last one matters for a pretrained model under the template of its instruction-tuned version, whose own
+    end-of-sequence token that template never writes. In ascending order.
+    """
+    found: set[int] = set()
+    for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    if tokenizer.chat_template is not None:
+        found.add(ChatRenderer(tokenizer).end_of_turn_id)
+    if not found:
+        raise InputError(
+            f"{_name(tokenizer)}: the tokenizer has no end-of-sequence token, so no answer could ever end."
+        )
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a conversation could not be rendered."""
+
+    reason: str
+
+
+class ChatRenderer:
+    """Renders prompts and completions with a tokenizer's chat template, and encodes them.
+
+    How the template opens and closes the assistant's turn is learned once, by rendering two known answers.
+    The same text always gives the same ids: nothing depends on what else is in the batch. A special token
+    that is written out in a message's text is encoded as that text and never as the token.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raises InputError where the template is missing, broken, or does not tell prompts from answers."""
+        self.tokenizer = tokenizer
+        self.template = resolve_chat_template(tokenizer, None)
+        special = {str(token) for token in tokenizer.all_special_tokens}
+        special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        # Marks stand for special tokens in messages. A message may hold the mark itself: that has one too.
+        self._literals = [*sorted((text for text in special if text.strip()), key=len, reverse=True), _MARK]
+        self._numbers = {text: number for number, text in enumerate(self._literals)}
+        self._literal = re.compile("|".join(map(re.escape, self._literals)))
+        self._header: str | None = None
+        self._learn_turn(special)
+        self._newline: list[int] | None = None
+        self._learn_joint()
+
+    # What the template does
+
+    def _learn_turn(self, special: set[str]) -> None:
+        """Finds the text between a prompt and its answer, and the text after an answer."""
+        prompt: Messages = [{"role": "user", "content": "Qq?"}]
+        answers = [[{"role": "assistant", "content": text}] for text in ("Aa1.x", "Bb2.y")]
+        try:
+            bare, opened = self._render([prompt], False)[0], self._render([prompt], True)[0]
+            first, second = self._render([prompt + answer for answer in answers], False)
+        except jinja2.TemplateSyntaxError as error:
+            raise self._broken(f"line {error.lineno}: {error.message}") from None
+        except Exception as error:  # a template is somebody's code and may fail in any way
+            raise self._broken(f"it does not render a question and an answer: {error}") from error
+        if not ("Qq?" in first and "Aa1.x" in first and "Bb2.y" in second):
+            raise self._broken("it leaves out what the user or the assistant says")
+        if not first.startswith(opened) or (bare == opened and _common(first, second)[len(bare) :].strip()):
+            self._header = self._learn_header(bare, opened, first, second)
+        self._tail = _common(first[::-1], second[::-1])[::-1]
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        blank = {token for token in added if token.isspace()}  # Gemma's line breaks, for one
+        end = _first_of(special, self._tail) or _first_of(added - blank, self._tail)
+        if end is not None:
+            self.end_of_turn = end
+            self._closing = self._tail[: self._tail.index(end) + len(end)]
+        elif self.tokenizer.eos_token is not None:
+            self.end_of_turn = str(self.tokenizer.eos_token)
+            self._closing = self._tail.rstrip() + self.end_of_turn
+        else:
+            raise self._broken(
+                "it closes the assistant's turn with no special token, and the tokenizer has none for it"
+            )
+
+    def _learn_header(self, bare: str, opened: str, first: str, second: str) -> str:
+        """What stands before an answer where the generation prompt is missing or says more than that."""
+        header = _common(first, second)[len(bare) :]
+        asked = opened[len(bare) :]
+        continues = first.startswith(bare) and opened.startswith(bare)
+        if not (continues and header and (not asked or asked.startswith(header))):
+            raise self._broken(
+                "a conversation with an answer does not begin with the same conversation's generation prompt, so "
+                "prompts would differ between training and evaluation"
+            )
+        logger.warning(
+            "%s: the chat template's generation prompt is %r, but it writes %r before an answer. Prompts end with the "
+            "latter, in training and in evaluation.",
+            _name(self.tokenizer), asked, header,
+        )  # fmt: skip
+        return header
+
+    def _learn_joint(self) -> None:
+        """Sees whether this tokenizer, asked to encode a completion by itself, puts a space in front of it.
+
+        Tokenizers of the SentencePiece kind do, at the start of any text. Generation never sees that space.
+        """
+        prompt = self.prompt_texts([[{"role": "user", "content": "Qq?"}]])[0]
+        assert isinstance(prompt, str)
+        answer = "Aa1.x" + self._closing
+        try:
+            whole = self._decode(self.encode([prompt + answer])[0])
+            start, newline = self.encode([prompt, "\n"])
+        except Exception:  # a tokenizer that knows a few words only, and has no token for others
+            return
+        if self._decode(start + self.encode([answer])[0]) != whole:
+            self._newline = newline
+            if self._decode(start + self.encode([answer], inner=True)[0]) != whole:
+                self._newline = None
+                logger.warning(
+                    "%s: this tokenizer changes a completion that is encoded by itself, so training sees other tokens "
+                    "at its start than generation writes.", _name(self.tokenizer),
+                )  # fmt: skip
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The token with which an assistant's turn ends."""
+        token: Any = self.tokenizer.convert_tokens_to_ids(self.end_of_turn)
+        return int(token)
+
+    # Texts
+
+    def prompt_texts(self, prompts: Sequence[Messages]) -> list[str | Refusal]:
+        """Each prompt up to where the assistant's answer begins, or why it cannot be rendered."""
+        texts = self._rendered([self._marked(prompt) for prompt in prompts], self._header is None)
+        return [text + (self._header or "") if isinstance(text, str) else text for text in texts]
+
+    def completion_texts(
+        self,
+        prompts: Sequence[Messages],
+        prompt_texts: Sequence[str | Refusal],
+        completions: Sequence[Messages],
+    ) -> list[str | Refusal]:
+        """What the template writes after each prompt for its completion, end-of-turn token included.
+
+        `prompt_texts` are those of `prompts`, as `prompt_texts` gave them. What the template writes after the
+        end-of-turn token is left out, since generation stops there.
+
+        Raises:
+            InputError: the template writes a prompt otherwise when an answer follows.
+        """
+        talks = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        rendered = self._rendered([self._marked(talk) for talk in talks], False)
+        texts: list[str | Refusal] = []
+        for talk, start, text in zip(talks, prompt_texts, rendered, strict=True):
+            if isinstance(start, Refusal) or isinstance(text, Refusal):
+                texts.append(start if isinstance(start, Refusal) else text)
+                continue
+            if not text.startswith(start) or not text.endswith(self._tail):
+                part = "begin with its prompt" if not text.startswith(start) else f"end with {self._tail!r}"
+                roles = ", ".join(message["role"] for message in talk)
+                raise self._broken(f"a conversation with the turns {roles} does not {part} once the answer is in it")
+            texts.append(text[len(start) : len(text) - len(self._tail)] + self._closing)
+        return texts
+
+    def has_special_text(self, messages: Messages) -> bool:
+        """Whether a message spells out one of the tokenizer's special tokens."""
+        return any(self._literal.search(message["content"]) for message in messages)
+
+    def _marked(self, messages: Messages) -> Messages:
+        """Puts marks in the place of special tokens that messages spell out, for `encode` to find."""
+        if not self.has_special_text(messages):
+            return messages
+
+        def mark(hit: re.Match[str]) -> str:
+            return f"{_MARK}{self._numbers[hit[0]]}{_MARK}"
+
+        return [{**message, "content": self._literal.sub(mark, message["content"])} for message in messages]
+
+    def _rendered(self, conversations: list[Messages], generation: bool) -> list[str | Refusal]:
+        try:
+            return list(self._render(conversations, generation))
+        except Exception:  # one bad conversation must not take the others with it: render one by one
+            return [self._render_one(conversation, generation) for conversation in conversations]
+
+    def _render_one(self, conversation: Messages, generation: bool) -> str | Refusal:
+        try:
+            return self._render([conversation], generation)[0]
+        except Exception as error:  # a template is somebody's code and may fail in any way
+            complaint = (str(error) or type(error).__name__).splitlines()[0]
+            return Refusal(f"refused by the chat template: {complaint[:80]}")
+
+    def _render(self, conversations: list[Messages], generation: bool) -> list[str]:
+        if not conversations:
+            return []
+        texts: Any = self.tokenizer.apply_chat_template(
+            conversations, chat_template=self.template, add_generation_prompt=generation, tokenize=False
+        )
+        return texts
+
+    # Ids
+
+    def encode(self, texts: Sequence[str], *, inner: bool = False) -> list[list[int]]:
+        """Token ids of rendered texts. `inner`: each continues a text, as completions continue prompts."""
+        plain = [text for text in texts if _MARK not in text]
+        ids = iter(self._encode_inner(plain) if inner else self._encode(plain))
+        return [self._encode_marked(text, inner) if _MARK in text else next(ids) for text in texts]
+
+    def _encode_marked(self, text: str, inner: bool) -> list[int]:
+        ids: list[int] = []
+        for index, part in enumerate(_MARKED.split(text)):
+            if index % 2:
+                ids += self._encode_literal(self._literals[int(part)])
+            elif part:
+                ids += (self._encode_inner if inner or ids else self._encode)([part])[0]
+        return ids
+
+    def _encode_literal(self, text: str) -> list[int]:
+        ids = self._encode_inner([text], split_special_tokens=True)[0]
+        if self.tokenizer.convert_tokens_to_ids(text) in ids:
+            # This tokenizer does not split special tokens. In two parts it is none.
+            ids = [token for part in (text[:1], text[1:]) if part for token in self._encode_inner([part])[0]]
+        return ids
+
+    def _encode_inner(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        newline = self._newline
+        if newline is None:
+            return self._encode(texts, **options)
+        # Behind a line break nothing is put in front of a text; the line break itself is cut off again.
+        return [
+            ids[len(newline) :] if ids[: len(newline)] == newline else self._encode([text], **options)[0]
+            for text, ids in zip(texts, self._encode([f"\n{text}" for text in texts], **options), strict=True)
+        ]
+
+    def _encode(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+            **options,
+        )
+        ids: Any = encoded["input_ids"]
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _broken(self, problem: str) -> InputError:
+        return InputError(
+            f"{_name(self.tokenizer)}: the chat template cannot be used: {problem}. Give another one as "
+            f"model.chat_template: a .jinja file or one of {', '.join(shipped_templates())}."
+        )
+
+
+_MARK = "\U000f5a1e"  # a private-use character
+_MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
+
+
+def shipped_templates() -> tuple[str, ...]:
+    """Names of the templates in slime_ray/presets/templates."""
+    folder = resources.files("slime_ray.presets") / "templates"
+    return tuple(sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja")))
+
+
+def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # none at all, or several and none of them the default
+        raise InputError(
+            f"{_name(tokenizer)}: the model's tokenizer has no chat template, so conversations cannot be written as "
+            "tokens. Set model.tokenizer to the instruction-tuned version of the model, or model.chat_template to a "
+            f".jinja file or one of {', '.join(shipped_templates())}."
+        ) from error
+
+
+def _given_template(template: str) -> str:
+    if template in shipped_templates():
+        return (resources.files("slime_ray.presets") / "templates" / f"{template}.jinja").read_text("utf-8")
+    path = Path(template).expanduser()
+    if path.suffix != ".jinja":
+        near = difflib.get_close_matches(template, shipped_templates(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"chat template {template!r}: neither a .jinja file nor one of {', '.join(shipped_templates())}.{hint}"
+        )
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"chat template {template}: cannot be read: {error.strerror}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"chat template {template}: not UTF-8. Save the file as UTF-8.") from error
+
+
+def _common(first: str, second: str) -> str:
+    """The beginning that two texts share."""
+    for index, (ours, theirs) in enumerate(zip(first, second, strict=False)):
+        if ours != theirs:
+            return first[:index]
+    return min(first, second, key=len)
+
+
+def _first_of(tokens: Iterable[str], text: str) -> str | None:
+    """The token that stands first in the text, the longest if several begin there."""
+    found = [(text.index(token), -len(token), token) for token in tokens if token in text]
+    return min(found)[2] if found else None
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__

@@ -1,0 +1,212 @@
+"""Preference data of every known form, checked row by row. Nothing is dropped in silence."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, BadRow, Pair, pair_from_row
+from slime_ray.data.sources import open_source, unknown_form
+from slime_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LISTED_ROWS = 20
+
+_CHUNK = 1000
+_MESSAGES = [{"role": Value("string"), "content": Value("string")}]
+_FEATURES = Features(dict.fromkeys(COLUMNS, _MESSAGES))
+
+
+@dataclass(frozen=True)
+class SkippedRows:
+    """Rows that share one reason: how many, and the first 20 of them.
+
+    A row is named as a reader finds it: "line 7" (from 1) of a JSON-lines file, "row 6" (from 0) of anything
+    else, with the file's name before it where a folder holds several.
+    """
+
+    reason: str
+    count: int
+    rows: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.rows) else ""
+        return f"{self.count} {self.reason} ({', '.join(self.rows)}{more})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON values, for a run's manifest."""
+        return {"reason": self.reason, "count": self.count, "rows": list(self.rows)}
+
+
+class RowTally:
+    """Counts rows by reason."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._rows: dict[str, list[str]] = {}
+
+    def add(self, reason: str, row: str) -> None:
+        self._counts[reason] += 1
+        rows = self._rows.setdefault(reason, [])
+        if len(rows) < LISTED_ROWS:
+            rows.append(row)
+
+    def result(self) -> tuple[SkippedRows, ...]:
+        """Every reason, the most frequent first."""
+        return tuple(
+            SkippedRows(reason, count, tuple(self._rows[reason])) for reason, count in self._counts.most_common()
+        )
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the rows: rows_read = rows_kept + those in `skipped`. `noted` rows were odd but kept.
+
+    `columns_ignored` are the columns besides prompt, chosen and rejected.
+    """
+
+    source: str
+    split: str
+    rows_read: int
+    rows_kept: int
+    skipped: tuple[SkippedRows, ...]
+    noted: tuple[SkippedRows, ...]
+    columns_ignored: tuple[str, ...]
+
+    @property
+    def rows_skipped(self) -> int:
+        return sum(group.count for group in self.skipped)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, for a run's manifest."""
+        return {
+            "source": self.source,
+            "split": self.split,
+            "rows_read": self.rows_read,
+            "rows_kept": self.rows_kept,
+            "rows_skipped": [group.as_dict() for group in self.skipped],
+            "rows_noted": [group.as_dict() for group in self.noted],
+            "columns_ignored": list(self.columns_ignored),
+        }
+
+
+@dataclass(frozen=True)
+class LoadedPreferences:
+    """`dataset` has the columns prompt, chosen, rejected, each a list of {"role", "content"} messages."""
+
+    dataset: Dataset
+    report: LoadReport
+
+
+def load_preferences(
+    source: str | Path,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
+    strict: bool = False,
+    limit: int | None = None,
+) -> Dataset:
+    """Preference pairs with the columns prompt, chosen and rejected: `read_preferences` without its report."""
+    return read_preferences(source, split=split, subset=subset, revision=revision, strict=strict, limit=limit).dataset
+
+
+def read_preferences(
+    source: str | Path,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
+    strict: bool = False,
+    limit: int | None = None,
+) -> LoadedPreferences:
+    """Reads and checks preference data, and reports what was skipped and why.
+
+    Each of the three columns is a list of {"role", "content"} messages. The prompt holds everything up to the
+    last user turn that both conversations share; chosen and rejected hold the assistant's message after it.
+
+    Args:
+        source: a .jsonl, .json or .parquet file; a folder of such files or one that `save_to_disk` wrote; or
+            a data set on the Hugging Face Hub, `owner/name`. The forms are those of `forms.KNOWN_FORMS`.
+        split: which split. A single file is the split `train`.
+        subset: the data set's configuration on the Hub, where it has several.
+        revision: branch, tag or commit on the Hub.
+        strict: refuse data with unusable rows instead of skipping them with one warning.
+        limit: stop after so many usable pairs, in the source's order.
+
+    Raises:
+        InputError: nothing there, no such split, no known form or no usable row; with `strict`, a bad row.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}, but at least one pair is needed. Give 1 or more, or leave it out.")
+    opened = open_source(source, split=split, subset=subset, revision=revision)
+    skipped, noted = RowTally(), RowTally()
+    columns: set[Any] = set()
+    chunks: list[Dataset] = []
+    pairs: list[Pair] = []
+    read = kept = 0
+    for place, row in opened:
+        read += 1
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            if not isinstance(row, Mapping):
+                raise BadRow("not an object with columns")
+            columns.update(row)
+            pair = pair_from_row(row)
+        except BadRow as reason:
+            skipped.add(str(reason), place)
+            continue
+        if pair.note:
+            noted.add(pair.note, place)
+        pairs.append(pair)
+        kept += 1
+        if len(pairs) == _CHUNK:
+            chunks.append(_dataset(pairs))
+            pairs = []
+        if kept == limit:
+            break
+    report = LoadReport(
+        str(source),
+        split,
+        read,
+        kept,
+        skipped.result(),
+        noted.result(),
+        tuple(sorted(str(name) for name in columns - set(COLUMNS))),
+    )
+    _check(report, columns, strict=strict)
+    if pairs:
+        chunks.append(_dataset(pairs))
+    return LoadedPreferences(concatenate_datasets(chunks), report)
+
+
+def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
+    """Says what was skipped, or refuses."""
+    source, summary = report.source, "; ".join(map(str, report.skipped))
+    if not report.rows_read:
+        raise InputError(f"{source}: there are no rows in it. Give data with at least a few preference pairs.")
+    if not report.rows_kept:
+        if not {"chosen", "rejected"} <= set(columns) and columns:
+            raise unknown_form(source, columns)
+        raise InputError(
+            f"{source}: none of its {report.rows_read} rows can be used: {summary}. The known forms are {KNOWN_FORMS}."
+        )
+    counts = f"{report.rows_skipped} of {report.rows_read} rows"
+    if report.skipped and strict:
+        raise InputError(
+            f"{source}: {counts} cannot be used: {summary}. Mend or remove them, or set strict to false to skip them."
+        )
+    if report.skipped:
+        logger.warning("%s: skipped %s: %s", source, counts, summary)
+    if report.noted:
+        logger.info("%s: kept, but odd: %s", source, "; ".join(map(str, report.noted)))
+
+
+def _dataset(pairs: list[Pair]) -> Dataset:
+    return Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in COLUMNS}, features=_FEATURES)

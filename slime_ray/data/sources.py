@@ -1,0 +1,209 @@
+"""Where preference data may lie: files, folders and the Hub. Each source names the place of every row."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+
+from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, BadRow
+from slime_ray.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+_BATCH = 1000
+
+Rows = Iterator[tuple[str, Any]]
+"""Pairs of a place ("line 7" from 1, or "row 6" from 0) and the row, or the BadRow it turned out to be."""
+
+
+def open_source(source: str | Path, *, split: str, subset: str | None, revision: str | None) -> Rows:
+    """The rows of a file, a folder or a data set on the Hub. Raises InputError, at once or while reading."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        if isinstance(source, Path) or not _may_be_hub_id(source):
+            raise InputError(f"{source}: there is no such file or folder. Check the path.")
+        return _arrow_rows(_from_hub(source, split=split, subset=subset, revision=revision), source)
+    for name, value in (("subset", subset), ("revision", revision)):
+        if value is not None:
+            raise InputError(
+                f"{source}: {name} {value!r} is for data sets on the Hub, and this is a local file or folder. Leave it "
+                "out."
+            )
+    if path.is_file():
+        _pick_split(source, {"train": None}, split)
+        return _file_rows(path, "")
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _arrow_rows(_from_disk(path, split), str(source))
+    files = _pick_split(source, _folder_files(path), split)
+    return _rows_of_files(path, files)
+
+
+def _may_be_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and not source.lower().endswith(SUFFIXES)
+
+
+def _pick_split(source: str | Path, splits: Mapping[Any, Any], split: str) -> Any:
+    names = {str(name): value for name, value in splits.items()}
+    if split not in names:
+        raise InputError(f"{source}: there is no split {split!r}. It has {', '.join(names)}. Set split to one of them.")
+    return names[split]
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _from_hub(source: str, *, split: str, subset: str | None, revision: str | None) -> Dataset:
+    try:
+        splits = load_dataset(source, name=subset, revision=revision)
+    except Exception as error:  # the Hub, the network and the data set's own files fail in many ways
+        raise InputError(
+            f"{source}: no such file or folder here, and it cannot be read as a data set on the Hub: {_reason(error)}. "
+            "Check the name, log in if the data set is gated, name the subset if it has several, or download it and "
+            "give the folder (HF_HUB_OFFLINE=1 allows only what was downloaded before)."
+        ) from error
+    return _pick_split(source, splits, split)
+
+
+def _from_disk(path: Path, split: str) -> Dataset:
+    try:
+        stored = load_from_disk(str(path))
+    except Exception as error:  # a half-written folder fails in many ways
+        raise InputError(
+            f"{path}: this looks like a folder that Dataset.save_to_disk wrote, but it cannot be read: "
+            f"{_reason(error)}. Write it again."
+        ) from error
+    if isinstance(stored, DatasetDict):
+        return _pick_split(path, stored, split)
+    name = str(stored.split or "train")
+    # A saved split often carries the name it had before; the default then means this one.
+    return stored if split == "train" else _pick_split(path, {name: stored}, split)
+
+
+def _folder_files(path: Path) -> dict[str, list[Path]]:
+    """Split name to files, by the conventions of `datasets` (file names, or the README's configuration)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = load_dataset_builder(str(path), cache_dir=scratch).config.data_files
+        except Exception as error:  # unreadable README, mixed file types, scripts, no files at all
+            raise InputError(
+                f"{path}: no data set can be made out in this folder: {_reason(error)}. Give one file, or a folder "
+                f"whose files are all of one kind ({', '.join(SUFFIXES)})."
+            ) from error
+    return {str(split): [Path(str(file)) for file in files] for split, files in (found or {}).items()}
+
+
+def _rows_of_files(folder: Path, files: list[Path]) -> Rows:
+    for file in files:
+        name = file.relative_to(folder.absolute()) if file.is_relative_to(folder.absolute()) else file
+        yield from _file_rows(file, f"{name} " if len(files) > 1 else "")
+
+
+def _file_rows(path: Path, label: str) -> Rows:
+    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"{path}: files of this kind are not read. Give one of {', '.join(SUFFIXES)}.")
+    try:
+        yield from read(path, label)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or _reason(error)}. Check the file.") from error
+
+
+def _jsonl_rows(path: Path, label: str) -> Rows:
+    """Blank lines are no rows. Lines end with a line feed only: text may hold any other separator."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield f"{label}line {number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8")
+    except (ValueError, RecursionError):
+        return BadRow("not JSON")
+
+
+def _json_rows(path: Path, label: str) -> Rows:
+    """One array of rows; or JSON lines, which many tools write under this suffix too."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start != b"[":
+        yield from _jsonl_rows(path, label)
+        return
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}. Mend it.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON that can be read: {_reason(error)}. Mend it.") from error
+    for number, row in enumerate(rows):
+        yield f"{label}row {number}", row
+
+
+def _parquet_rows(path: Path, label: str) -> Rows:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _needs_columns(path, names)
+            wanted = [name for name in COLUMNS if name in names]
+            yield from _batch_rows(file.iter_batches(batch_size=_BATCH, columns=wanted), names, label)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read as parquet: {_reason(error)}. Write the file again.") from error
+
+
+def _arrow_rows(dataset: Dataset, source: str) -> Rows:
+    _needs_columns(source, dataset.column_names)
+    wanted = [name for name in COLUMNS if name in dataset.column_names]
+    tables = dataset.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH)
+    try:
+        yield from _batch_rows(tables, dataset.column_names, "")
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{source}: cannot be read: {_reason(error)}. Write or download it again.") from error
+
+
+def _needs_columns(source: str | Path, names: list[str]) -> None:
+    if not {"chosen", "rejected"} <= set(names):
+        raise unknown_form(str(source), names)
+
+
+def _batch_rows(batches: Iterable[Any], names: list[str], label: str) -> Rows:
+    unread = dict.fromkeys(name for name in names if name not in COLUMNS)
+    first = 0
+    for batch in batches:
+        try:
+            rows: list[Any] = batch.to_pylist()
+        except UnicodeDecodeError:  # Arrow does not check its text columns; find the rows one by one
+            rows = [_row_of(batch, index) for index in range(batch.num_rows)]
+        if first == 0 and rows and isinstance(rows[0], dict):
+            rows[0] |= unread  # so that the report can name the columns that were not read
+        for index, row in enumerate(rows, start=first):
+            yield f"{label}row {index}", row
+        first += len(rows)
+
+
+def _row_of(batch: Any, index: int) -> Any:
+    try:
+        return batch.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8")
+
+
+def unknown_form(source: str, columns: Iterable[Any]) -> InputError:
+    found = ", ".join(sorted(map(str, columns))) or "none"
+    return InputError(
+        f"{source}: the columns are {found}, which is no known form of preference data: chosen and rejected are "
+        f"needed. The known forms are {KNOWN_FORMS}. Rename the columns."
+    )

@@ -1,0 +1,202 @@
+"""What an embedded task is: facts that become prompts, a noisy process that answers them, and an exact rubric."""
+
+import hashlib
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from datasets import Dataset, Features, List, Value
+
+from slime_ray.errors import InputError
+
+Facts = tuple[Any, ...]
+
+SHARES = {"sft": 56, "train": 19, "held_out": 13, "selection": 4, "report": 8}
+"""Percent of a task's facts in each split. A fact's split follows from the fact alone, whatever the seed."""
+
+BREAK_RATE = 0.25
+"""How often the noisy process breaks each criterion of an answer, independently of the others."""
+
+DRAWS = 4
+"""Noisy answers drawn for each preference pair."""
+
+PIECE = r" ?[A-Za-z]+| ?[0-9]| ?[^A-Za-z0-9\s]|\s"
+"""What one token of a task's text is: a word, a digit or a mark, with the space before it. Pieces join to the text."""
+
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """The exact judgment of one answer.
+
+    total: from 0 to 1, the weighted share of criteria met; 0 for an answer that cannot be parsed. parts: 1.0 or 0.0
+    for each criterion, unweighted. format_ok: whether the answer could be parsed, however bad it is.
+    """
+
+    total: float
+    parts: Mapping[str, float]
+    format_ok: bool
+
+
+class Task(ABC):
+    """One embedded task. All it makes follows from its arguments: nothing is downloaded, stored or remembered.
+
+    Prompts of different splits never share their facts, hence never their text, whatever the seeds and sizes.
+    """
+
+    name: ClassVar[str]
+    points: ClassVar[Mapping[str, int]]
+    """The rubric's criteria and what each is worth. Whole numbers, so that equal answers tie exactly."""
+
+    # What a task defines
+
+    @abstractmethod
+    def all_facts(self) -> Iterable[Facts]:
+        """All that prompts can be about, without repetition and in a fixed order."""
+
+    @abstractmethod
+    def ask(self, facts: Facts, rng: random.Random) -> str:
+        """The user's message about these facts."""
+
+    @abstractmethod
+    def answer(self, prompt: str, broken: frozenset[str], rng: random.Random) -> str:
+        """An answer that meets every criterion of `points` but those in `broken`."""
+
+    @abstractmethod
+    def criteria_met(self, prompt: str, answer: str) -> frozenset[str] | None:
+        """The criteria of `points` that an answer meets, from the two texts alone; None where it cannot be parsed.
+
+        Raises InputError where `prompt` is not a prompt of this task.
+        """
+
+    @abstractmethod
+    def texts(self) -> Iterator[str]:
+        """Texts that hold every piece of every prompt and answer; no more, as each piece becomes a token."""
+
+    # What all tasks share
+
+    def score(self, prompt: str, answer: str) -> Rubric:
+        """The exact rubric of an answer (the assistant's message) to a prompt (the user's).
+
+        Raises InputError where `prompt` is not a prompt of this task.
+        """
+        met = self.criteria_met(prompt, answer)
+        return Rubric(
+            total=sum(self.points[criterion] for criterion in met or ()) / sum(self.points.values()),
+            parts={criterion: float(criterion in (met or ())) for criterion in self.points},
+            format_ok=met is not None,
+        )
+
+    def vocabulary(self) -> list[str]:
+        """Every piece (see `PIECE`) of this task's prompts and answers, sorted."""
+        return sorted({piece for text in self.texts() for piece in re.findall(PIECE, text)})
+
+    def capacity(self, split: str) -> int:
+        """How many different facts a split has: the most that `pairs` and `prompts` give."""
+        return len(self._facts_by_split[split])
+
+    def noisy_answer(self, prompt: str, rng: random.Random) -> str:
+        """One draw of the noisy process."""
+        broken = frozenset(criterion for criterion in self.points if rng.random() < BREAK_RATE)
+        return self.answer(prompt, broken, rng)
+
+    def sft_examples(self, n: int, *, seed: int) -> Dataset:
+        """`n` noisy demonstrations: columns prompt and chosen, message lists.
+
+        Facts repeat, with new answers, once each of the split has been used. Raises InputError for a negative `n`.
+        """
+        rng, facts = self._open("sft", n, seed, repeat=True)
+        prompts = [self.ask(facts[number % len(facts)], rng) for number in range(n)]
+        return _dataset(prompt=prompts, chosen=[self.noisy_answer(prompt, rng) for prompt in prompts])
+
+    def pairs(self, n: int, *, split: Literal["train", "held_out"] = "train", seed: int) -> Dataset:
+        """`n` preference pairs, each about facts of its own: columns prompt, chosen, rejected, message lists.
+
+        Of four noisy answers the best is chosen, and a random one of those strictly worse is rejected. Raises
+        InputError for more pairs than the split has facts.
+        """
+        if split not in ("train", "held_out"):
+            raise ValueError(f"split is {split!r}: must be train or held_out")
+        rng, facts = self._open(split, n, seed)
+        prompts = [self.ask(fact, rng) for fact in facts[:n]]
+        pairs = [self._pair(prompt, rng) for prompt in prompts]
+        return _dataset(prompt=prompts, chosen=[best for best, _ in pairs], rejected=[worse for _, worse in pairs])
+
+    def prompts(self, n: int, *, purpose: Literal["selection", "report"], seed: int) -> Dataset:
+        """`n` prompts to answer, each about facts of its own: one column, prompt, a message list.
+
+        Raises InputError for more prompts than the split has facts.
+        """
+        if purpose not in ("selection", "report"):
+            raise ValueError(f"purpose is {purpose!r}: must be selection or report")
+        rng, facts = self._open(purpose, n, seed)
+        return _dataset(prompt=[self.ask(fact, rng) for fact in facts[:n]])
+
+    def _pair(self, prompt: str, rng: random.Random) -> tuple[str, str]:
+        while True:
+            draws = [self.noisy_answer(prompt, rng) for _ in range(DRAWS)]
+            totals = [self.score(prompt, draw).total for draw in draws]
+            best = max(range(DRAWS), key=totals.__getitem__)
+            worse = [draw for draw, total in zip(draws, totals, strict=True) if total < totals[best]]
+            if worse:
+                return draws[best], rng.choice(worse)
+
+    def _open(self, split: str, n: int, seed: int, *, repeat: bool = False) -> tuple[random.Random, list[Facts]]:
+        """The random state of one call, and the split's facts in the order in which this seed uses them."""
+        capacity = self.capacity(split)
+        if n < 0 or (n > capacity and not repeat):
+            allowed = "0 or more" if repeat else f"from 0 to {capacity}, for so many different prompts it has for this"
+            raise InputError(f"embedded/{self.name}: cannot give {n} examples for {split}. Ask for {allowed}.")
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        return rng, rng.sample(self._facts_by_split[split], capacity)
+
+    @cached_property
+    def _facts_by_split(self) -> dict[str, list[Facts]]:
+        """Slices of all facts in the order of their hashes, so that every split has exactly its share."""
+
+        def place(facts: Facts) -> bytes:
+            return hashlib.blake2b("/".join(map(str, facts)).encode(), key=self.name.encode(), digest_size=16).digest()
+
+        facts = sorted(self.all_facts(), key=place)
+        splits, start, percent = {}, 0, 0
+        for split, share in SHARES.items():
+            percent += share
+            end = len(facts) * percent // 100
+            splits[split], start = facts[start:end], end
+        return splits
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text whose blanks are single; each keeps its closing mark."""
+    return re.split(r"(?<=[.?!]) ", " ".join(text.split()))
+
+
+def count_kinds(text: str, kinds: Mapping[str, re.Pattern[str]]) -> dict[str, list[tuple[int, str]]] | None:
+    """The sentences of each kind with their places; None where a sentence is of no kind."""
+    found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in kinds}
+    for place, sentence in enumerate(sentences(text)):
+        kind = next((kind for kind, pattern in kinds.items() if pattern.fullmatch(sentence)), None)
+        if kind is None:
+            return None
+        found[kind].append((place, sentence))
+    return found
+
+
+def any_of(texts: Sequence[str]) -> str:
+    """A regular expression that matches exactly these texts."""
+    return f"(?:{'|'.join(map(re.escape, texts))})"
+
+
+def _dataset(*, prompt: list[str], **answers: list[str]) -> Dataset:
+    columns = {"prompt": [_message("user", text) for text in prompt]}
+    columns |= {name: [_message("assistant", text) for text in texts] for name, texts in answers.items()}
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, _MESSAGES)))
+
+
+def _message(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]

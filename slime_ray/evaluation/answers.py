@@ -1,0 +1,132 @@
+"""One policy's answers beside the baseline's: verdicts, broken outputs, lengths, and the rows of answers.parquet."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slime_ray.evaluation import stability
+from slime_ray.evaluation.broken import broken_reason
+from slime_ray.evaluation.generate import Answer
+from slime_ray.evaluation.judges import ExactJudge, Messages, question
+from slime_ray.evaluation.win_rate import Comparison, compare, win_rate
+
+FormatCheck = Callable[[str, str], bool]
+"""The task's own check of an answer's form: (last user message, answer) -> well-formed."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts to answer. ids: stable names. messages: conversations. token_ids: as rendered for generation."""
+
+    ids: list[str]
+    messages: list[Messages]
+    token_ids: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt.
+
+    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None.
+    """
+
+    prompts: Prompts
+    answers: Sequence[Answer]
+    baseline: Sequence[Answer]
+    comparisons: Sequence[Comparison | None]
+    scores: Sequence[float | None]
+    baseline_scores: Sequence[float | None]
+    broken: Sequence[str | None]
+    baseline_broken: Sequence[str | None]
+    format_valid: float | None
+
+    @property
+    def win_rate(self) -> float | None:
+        """Mean outcome over the judged prompts."""
+        return win_rate([comparison for comparison in self.comparisons if comparison])
+
+    @property
+    def judged(self) -> int:
+        """Prompts with at least one valid verdict."""
+        return sum(comparison is not None and comparison.outcome is not None for comparison in self.comparisons)
+
+    @property
+    def broken_outputs(self) -> float:
+        """B of stability-v1."""
+        return stability.broken_outputs([bool(b) for b in self.broken], [bool(b) for b in self.baseline_broken])
+
+    @property
+    def length_shift(self) -> float:
+        """L of stability-v1."""
+        return stability.length_shift(*([len(a.token_ids) for a in side] for side in (self.answers, self.baseline)))
+
+    def rows(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of answers.parquet; `about` holds the trial's columns."""
+        rows = []
+        for i, (answer, baseline, comparison) in enumerate(
+            zip(self.answers, self.baseline, self.comparisons, strict=True)
+        ):
+            rows.append(
+                {
+                    **about,
+                    "prompt_id": self.prompts.ids[i],
+                    "prompt": self.prompts.messages[i],
+                    "answer": answer.text,
+                    "answer_tokens": len(answer.token_ids),
+                    "baseline_answer": baseline.text,
+                    "baseline_tokens": len(baseline.token_ids),
+                    "verdict_ab": comparison.ab if comparison else None,
+                    "verdict_ba": comparison.ba if comparison else None,
+                    "outcome": comparison.outcome if comparison else None,
+                    "score": self.scores[i],
+                    "baseline_score": self.baseline_scores[i],
+                    "broken": self.broken[i] is not None,
+                    "broken_reason": self.broken[i],
+                    "baseline_broken": self.baseline_broken[i] is not None,
+                }
+            )
+        return rows
+
+
+def judge_answers(
+    prompts: Prompts,
+    answers: Sequence[Answer],
+    baseline: Sequence[Answer],
+    *,
+    judge: ExactJudge | None,
+    format_check: FormatCheck | None,
+    markers: Sequence[str],
+) -> Answered:
+    """Compare answers with the baseline's. markers: special tokens as text, which no answer may contain."""
+    questions = [question(messages) for messages in prompts.messages]
+
+    def formed(side: Sequence[Answer]) -> list[bool | None]:
+        return [
+            format_check(q, answer.text) if format_check else None for q, answer in zip(questions, side, strict=True)
+        ]
+
+    def reasons(side: Sequence[Answer], well_formed: Sequence[bool | None]) -> list[str | None]:
+        return [
+            broken_reason(answer, markers=markers, format_ok=ok) for answer, ok in zip(side, well_formed, strict=True)
+        ]
+
+    def scores(side: Sequence[Answer]) -> list[float | None]:
+        if judge is None:
+            return [None] * len(side)
+        return [judge.score(messages, answer.text) for messages, answer in zip(prompts.messages, side, strict=True)]
+
+    own, others = formed(answers), formed(baseline)
+    comparisons: Sequence[Comparison | None] = [None] * len(answers)
+    if judge is not None:
+        comparisons = compare(judge, prompts.messages, [a.text for a in answers], [a.text for a in baseline])
+    return Answered(
+        prompts=prompts,
+        answers=answers,
+        baseline=baseline,
+        comparisons=comparisons,
+        scores=scores(answers),
+        baseline_scores=scores(baseline),
+        broken=reasons(answers, own),
+        baseline_broken=reasons(baseline, others),
+        format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
+    )

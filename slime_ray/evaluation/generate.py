@@ -1,0 +1,82 @@
+"""Answers to prompts, drawn from a policy in batches sorted by length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from slime_ray.settings import Decoding
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated answer.
+
+    token_ids: what was generated, without the stop token. text: those tokens as text, without special tokens. stopped:
+    whether a stop token ended it, rather than the token limit. leaked: whether a special token stands inside it.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    stopped: bool
+    leaked: bool
+
+
+def generate_answers(
+    lm: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    decoding: Decoding,
+    stop_tokens: Sequence[int],
+    seed: int,
+) -> list[Answer]:
+    """One answer for each prompt (token ids), in the order given.
+
+    The same prompts, decoding and seed give the same answers: the random state is set for each batch from `seed` and
+    put back afterwards.
+    """
+    sampling = {"do_sample": False}
+    if decoding.temperature > 0:
+        sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}  # type: ignore[dict-item]
+    config = GenerationConfig(
+        **sampling,
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_id=list(stop_tokens),
+        pad_token_id=tokenizer.pad_token_id,
+        repetition_penalty=1.0,
+        use_cache=True,
+    )
+    device = next(lm.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    answers: dict[int, Answer] = {}
+    was_training = lm.training
+    lm.eval()
+    for number, start in enumerate(range(0, len(order), decoding.batch)):
+        members = order[start : start + decoding.batch]
+        width = max(len(prompts[index]) for index in members)
+        ids = torch.full((len(members), width), tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(members):
+            ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
+            mask[row, width - len(prompts[index]) :] = 1
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed((seed << 20) + number)
+            output = lm.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        for index, row_ids in zip(members, output[:, width:].tolist(), strict=True):
+            answers[index] = _answer(row_ids, tokenizer, set(stop_tokens))
+    lm.train(was_training)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _answer(ids: list[int], tokenizer: Any, stop_tokens: set[int]) -> Answer:
+    end = next((place for place, token in enumerate(ids) if token in stop_tokens), None)
+    content = ids if end is None else ids[:end]
+    return Answer(
+        token_ids=tuple(content),
+        text=tokenizer.decode(content, skip_special_tokens=True),
+        stopped=end is not None,
+        leaked=bool(set(content) & set(tokenizer.all_special_ids)),
+    )

@@ -1,0 +1,110 @@
+"""Log-probabilities of the held-out pairs under a policy: what unlearning, collapse and accuracy are computed from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slime_ray.data.packing import Pair, pack
+from slime_ray.model.logprobs import Policy
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Token log-probabilities (nats) of the held-out pairs under one policy, in pair order.
+
+    chosen, rejected: (tokens,) float64. chosen_lengths, rejected_lengths: (pairs,). entropy: (chosen tokens,) that of
+    the next-token distribution at the chosen positions.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_lengths: np.ndarray
+    rejected_lengths: np.ndarray
+    entropy: np.ndarray
+
+    @property
+    def chosen_means(self) -> np.ndarray:
+        """(pairs,) mean log-probability per chosen token: lbar_w."""
+        return _means(self.chosen, self.chosen_lengths)
+
+    @property
+    def rejected_means(self) -> np.ndarray:
+        """(pairs,) mean log-probability per rejected token: lbar_l."""
+        return _means(self.rejected, self.rejected_lengths)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """(pairs,) lbar_w - lbar_l."""
+        return self.chosen_means - self.rejected_means
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pairs whose chosen completion has the higher mean log-probability; a tie counts half."""
+        return float(np.mean((self.margins > 0) + 0.5 * (self.margins == 0)))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return bool(np.isfinite(self.chosen).all() and np.isfinite(self.rejected).all())
+
+    def first(self, pairs: int) -> "HeldOut":
+        """The same measurement on the first so many pairs only."""
+        chosen, rejected = int(self.chosen_lengths[:pairs].sum()), int(self.rejected_lengths[:pairs].sum())
+        return HeldOut(
+            self.chosen[:chosen],
+            self.rejected[:rejected],
+            self.chosen_lengths[:pairs],
+            self.rejected_lengths[:pairs],
+            self.entropy[:chosen],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write as .npz without pickles."""
+        with path.open("wb") as file:
+            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "HeldOut":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+
+def measure_held_out(policy: Policy, pairs: Sequence[Pair], *, pairs_per_batch: int, shared_prompt: bool) -> HeldOut:
+    """Run the policy over held-out pairs. Batches are formed by length; the result is in the order given."""
+    order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, (pairs[i].prompt_ids, pairs[i].chosen_ids))))
+    parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
+    device = next(policy.parameters()).device
+    was_training = policy.training
+    policy.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), pairs_per_batch):
+            members = order[start : start + pairs_per_batch]
+            rows = pack([pairs[i] for i in members], shared_prompt=shared_prompt).to(device)
+            logps = policy(rows, entropy=True)
+            chosen_lengths, rejected_lengths = rows.chosen_lengths.tolist(), rows.rejected_lengths.tolist()
+            columns = zip(
+                members,
+                logps.chosen.double().cpu().split(chosen_lengths),
+                logps.rejected.double().cpu().split(rejected_lengths),
+                logps.chosen_entropy.double().cpu().split(chosen_lengths),
+                strict=True,
+            )
+            for i, chosen, rejected, entropy in columns:
+                parts[i] = (chosen.numpy(), rejected.numpy(), entropy.numpy())
+    policy.train(was_training)
+    return HeldOut(
+        chosen=np.concatenate([part[0] for part in parts]),
+        rejected=np.concatenate([part[1] for part in parts]),
+        chosen_lengths=np.array([len(part[0]) for part in parts]),
+        rejected_lengths=np.array([len(part[1]) for part in parts]),
+        entropy=np.concatenate([part[2] for part in parts]),
+    )
+
+
+def _means(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return np.add.reduceat(values, starts) / lengths

@@ -1,0 +1,46 @@
+"""Full-vocabulary divergence of a policy from the SFT checkpoint: part K of stability-v1, shown and not scored."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from slime_ray.data.packing import Pair, pack
+from slime_ray.model.logprobs import Policy, kl_divergence
+
+
+def kl_to_reference(
+    policy: Policy, reference: Policy | None, samples: Sequence[Pair], *, pairs_per_batch: int, shared_prompt: bool
+) -> float:
+    """K, nat/token: full-vocabulary KL(policy || reference) per generated token, on the policy's own samples.
+
+    samples: prompts with the policy's answers as chosen completions. reference: None for an adapted model, which is its
+    own reference with the adapters switched off.
+    """
+    total, tokens = 0.0, 0
+    device = next(policy.parameters()).device
+    policy.eval()
+    with torch.inference_mode():
+        for start in range(0, len(samples), pairs_per_batch):
+            rows = pack(samples[start : start + pairs_per_batch], shared_prompt=shared_prompt).to(device)
+            hidden = policy.hidden(rows)
+            with _reference_of(policy, reference) as other:
+                other_hidden = other.hidden(rows)
+            for piece, other_piece in zip(policy.pieces(hidden), policy.pieces(other_hidden), strict=True):
+                logits = policy.logits(piece)
+                with _reference_of(policy, reference) as other:
+                    other_logits = other.logits(other_piece)
+                total += float(kl_divergence(logits, other_logits).double().sum())
+            tokens += len(hidden)
+    return total / tokens
+
+
+@contextmanager
+def _reference_of(policy: Policy, reference: Policy | None) -> Iterator[Policy]:
+    if reference is not None:
+        yield reference
+        return
+    lm: Any = policy.lm
+    with lm.disable_adapter():
+        yield policy

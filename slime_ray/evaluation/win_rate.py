@@ -1,0 +1,35 @@
+"""Verdicts on the policy's answers against the baseline's, in both presentation orders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slime_ray.evaluation.judges import POINTS_OF_A, Judge, Messages, Verdict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt's verdicts. ab: the policy's answer was shown as A; ba: as B."""
+
+    ab: Verdict
+    ba: Verdict
+
+    @property
+    def outcome(self) -> float | None:
+        """Mean over the valid orders of 1 win, 0.5 tie, 0 loss for the policy; None if no order is valid."""
+        points = [POINTS_OF_A[self.ab]] if self.ab is not None else []
+        points += [1 - POINTS_OF_A[self.ba]] if self.ba is not None else []
+        return sum(points) / len(points) if points else None
+
+
+def compare(
+    judge: Judge, prompts: Sequence[Messages], answers: Sequence[str], baseline: Sequence[str]
+) -> list[Comparison]:
+    """Judge every prompt in both orders."""
+    ab, ba = judge(prompts, answers, baseline), judge(prompts, baseline, answers)
+    return [Comparison(*verdicts) for verdicts in zip(ab, ba, strict=True)]
+
+
+def win_rate(comparisons: Sequence[Comparison]) -> float | None:
+    """Mean outcome over the prompts that have one; None where nothing was judged."""
+    outcomes = [comparison.outcome for comparison in comparisons if comparison.outcome is not None]
+    return sum(outcomes) / len(outcomes) if outcomes else None

@@ -1,0 +1,178 @@
+"""The order of an experiment's trials: the arms, then the search, then the winners again."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from slime_ray.experiment import Experiment, Trial
+from slime_ray.on_ray.search import StudySearch
+
+SEARCH_SEED = 1000
+"""Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""
+WITHIN_TOLERANCE = 0.5
+"""S at one tolerance of one part (stability-v1): below it a trial is no candidate while others are above."""
+
+
+class TrialPlan(Searcher):
+    """Hands Ray Tune one trial after another: one pool of warm actors runs all three phases.
+
+    rows: what has finished already, by trial id, as rows of trials.parquet; those trials are not run again, so that a
+    plan made over the rows of an interrupted run is that run's rest.
+    """
+
+    def __init__(
+        self, experiment: Experiment, *, study: StudySearch | None, rows: Mapping[str, Mapping[str, Any]], seed: int
+    ):
+        super().__init__(metric=list(experiment.goals)[0])
+        self.experiment, self.study, self.seed = experiment, study, seed
+        self.rows = dict(rows)
+        self.by_tune_id: dict[str, Trial] = {}
+        self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
+        self.search_numbers = self._unused_numbers()
+        self.confirmed = False
+
+    def _unused_numbers(self) -> Iterator[int]:
+        trials = self.experiment.budget.trials if self.study else 0
+        return iter([number for number in range(1, trials + 1) if search_id(number) not in self.rows])
+
+    @property
+    def total(self) -> int:
+        """Trials of the whole experiment, finished ones included."""
+        budget = self.experiment.budget
+        confirm = budget.confirm.best * budget.confirm.seeds if budget.confirm and self.study else 0
+        return len(self.experiment.arms) * len(self.experiment.seeds) + (budget.trials if self.study else 0) + confirm
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next trial's configuration; None while it depends on trials that still run."""
+        if self.waiting:
+            return self._hand_out(trial_id, self.waiting.pop(0))
+        number = next(self.search_numbers, None)
+        if number is not None and self.study is not None:
+            point = self.study.suggest(trial_id)
+            self.study.name(trial_id, search_id(number))
+            return self._hand_out(trial_id, search_trial(self.experiment, number, point or {}, SEARCH_SEED + self.seed))
+        if self.by_tune_id.keys() - self._finished_tune_ids():
+            return None
+        if not self.confirmed:
+            self.confirmed = True
+            trials = confirm_trials(self.experiment, list(self.rows.values()))
+            self.waiting = [trial for trial in trials if trial.trial_id not in self.rows]
+            if self.waiting:
+                return self.suggest(trial_id)
+        return Searcher.FINISHED
+
+    def _finished_tune_ids(self) -> set[str]:
+        return {tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id in self.rows}
+
+    def _hand_out(self, tune_id: str, trial: Trial) -> dict[str, Any]:
+        self.by_tune_id[tune_id] = trial
+        return {"trial": trial.model_dump(mode="json")}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing is learnt from unfinished trials here."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Keep the row; tell the study, if the trial was a search trial."""
+        trial = self.by_tune_id[trial_id]
+        self.rows[trial.trial_id] = {
+            **(result or {}),
+            "trial_id": trial.trial_id,
+            "phase": trial.phase,
+            "values": trial.values,
+        }
+        if trial.phase == "search" and self.study is not None:
+            self.study.on_trial_complete(trial_id, result, error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the run's files and the study say all there is, and a resumed sweep is planned from them."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as in `save`."""
+
+
+def search_id(number: int) -> str:
+    """Trial id of the search's nth trial."""
+    return f"search-{number:04d}"
+
+
+def arm_trials(experiment: Experiment) -> list[Trial]:
+    """Every arm with every seed, seed by seed, so that an interrupted run has whole tables."""
+    return [
+        Trial(
+            trial_id=f"arm-{arm.label}-s{seed}",
+            phase="arm",
+            label=arm.label,
+            seed=seed,
+            prompt_set="report",
+            values=arm.set,
+            settings=experiment.settings_with(arm.set),
+        )
+        for seed in experiment.seeds
+        for arm in experiment.arms
+    ]
+
+
+def search_trial(experiment: Experiment, number: int, point: Mapping[str, Any], seed: int) -> Trial:
+    """One trial of the search, judged on the selection prompts."""
+    return Trial(
+        trial_id=search_id(number),
+        phase="search",
+        label=search_id(number),
+        seed=seed,
+        prompt_set="selection",
+        values=dict(point),
+        settings=experiment.settings_with(point),
+    )
+
+
+def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> list[Trial]:
+    """The best search trials again, with the table's seeds (further ones if it has too few), on the report prompts."""
+    confirm = experiment.budget.confirm
+    if confirm is None:
+        return []
+    winners = best_rows([row for row in rows if row["phase"] == "search"], experiment.goals)[: confirm.best]
+    further = iter(range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + confirm.seeds))
+    seeds = [*experiment.seeds, *further][: confirm.seeds]
+    return [
+        Trial(
+            trial_id=f"confirm-{rank}-s{seed}",
+            phase="confirm",
+            label=f"best-{rank}",
+            seed=seed,
+            prompt_set="report",
+            values={**row["values"]},
+            settings=experiment.settings_with(row["values"]),
+        )
+        for rank, row in enumerate(winners, start=1)
+        for seed in seeds
+    ]
+
+
+def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Completed trials, best first: those within tolerance, then by non-domination, then by the first goal."""
+    complete = [
+        row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
+    ]
+    signs = {goal: 1 if direction == "maximize" else -1 for goal, direction in goals.items()}
+
+    def points(row: Mapping[str, Any]) -> list[float]:
+        return [signs[goal] * float(row[goal]) for goal in goals]
+
+    def dominators(row: Mapping[str, Any]) -> int:
+        own = points(row)
+        others = (points(other) for other in complete)
+        return sum(all(a >= b for a, b in zip(other, own, strict=True)) and other != own for other in others)
+
+    return sorted(
+        complete,
+        key=lambda row: (
+            float(row.get("stability") or 0) < WITHIN_TOLERANCE,
+            dominators(row),
+            [-x for x in points(row)],
+        ),
+    )

@@ -1,0 +1,145 @@
+"""What a person sees of a running sweep: a live table on a terminal, lines elsewhere, and a log file beside it."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from slime_ray.experiment import Trial
+
+logger = logging.getLogger("slime_ray.sweep")
+ROWS_SHOWN = 16
+
+
+class Progress(Callback):
+    """Follows the trials that Tune starts, reports and ends. Used as a context manager around the sweep.
+
+    total: trials of the whole experiment. finished: how many of them an earlier run has finished.
+    """
+
+    def __init__(self, *, console: Console, total: int, finished: int):
+        self.console, self.total, self.before = console, total, finished
+        self.states: dict[str, dict[str, Any]] = {}
+        self.started = time.monotonic()
+        self.live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
+        return {}
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.live = Live(self.table(), console=self.console, refresh_per_second=2, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its resources."""
+        ours = Trial.model_validate(trial.config["trial"])
+        self.states[ours.trial_id] = {"label": ours.trial_id, "knobs": knobs(ours.values), "doing": "starting"}
+        logger.info("%s started: %s", ours.trial_id, knobs(ours.values) or "the base settings")
+        self.refresh()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial told how it gets on, or that it is done."""
+        state = self.states.setdefault(trial.config["trial"]["trial_id"], {"label": "", "knobs": ""})
+        state.update({key: value for key, value in result.items() if value is not None})
+        if result.get("finished"):
+            self._done(trial.config["trial"]["trial_id"], state)
+        self.refresh()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died."""
+        name = trial.config["trial"]["trial_id"]
+        state = self.states.setdefault(name, {"label": name, "knobs": ""})
+        state |= {"finished": True, "status": "failed", "reason": "its process died"}
+        self._done(name, state)
+        self.refresh()
+
+    def _done(self, name: str, state: Mapping[str, Any]) -> None:
+        logger.info(
+            "%s %s: win rate %s, stability %s, chosen drift %s%s", name, state.get("status"), percent(state.get("win_rate")),
+            number(state.get("stability"), 2), number(state.get("chosen_drift"), 3),
+            f" ({state['reason']})" if state.get("reason") else "",
+        )  # fmt: skip
+        if self.live is None:
+            self.console.print(
+                f"[{self.finished}/{self.total}] {name}: {state.get('status')}, win rate {percent(state.get('win_rate'))}, "
+                f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}, "
+                f"{self.time_left()} left",
+                highlight=False,
+            )
+
+    @property
+    def finished(self) -> int:
+        """Trials that are done, those of an earlier run included."""
+        return self.before + sum(bool(state.get("finished")) for state in self.states.values())
+
+    def time_left(self) -> str:
+        """What is left at the pace so far, as minutes and seconds."""
+        done = self.finished - self.before
+        if not done:
+            return "unknown time"
+        seconds = (time.monotonic() - self.started) / done * (self.total - self.finished)
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+    def refresh(self) -> None:
+        """Draw the table again."""
+        if self.live:
+            self.live.update(self.table())
+
+    def table(self) -> Group:
+        """Running trials first, then the latest that are done."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("trial", "knobs", "doing"):
+            table.add_column(column, no_wrap=column != "knobs", overflow="ellipsis")
+        for column in ("step", "loss", "drift", "win %", "stability"):
+            table.add_column(column, justify="right", no_wrap=True)
+        running = [state for state in self.states.values() if not state.get("finished")]
+        done = [state for state in self.states.values() if state.get("finished")]
+        for state in [*running, *reversed(done)][:ROWS_SHOWN]:
+            table.add_row(
+                str(state["label"]), str(state["knobs"]), str(state.get("status") or state.get("doing", "")),
+                steps(state), number(state.get("loss"), 3), number(state.get("chosen_drift"), 3),
+                percent(state.get("win_rate")), number(state.get("stability"), 2),
+            )  # fmt: skip
+        return Group(table, Text(f"{self.finished} of {self.total} trials done, {self.time_left()} left", style="dim"))
+
+
+def knobs(values: Mapping[str, Any]) -> str:
+    """Set values, short: `anchor_weight=0.1 hard_margin=1.5`."""
+    flat: dict[str, Any] = {}
+    for path, value in values.items():
+        items = value.items() if isinstance(value, dict) else [(path.rsplit(".", 1)[-1], value)]
+        flat.update(items)
+    return " ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in flat.items()
+    )
+
+
+def steps(state: Mapping[str, Any]) -> str:
+    """`step/updates`, as far as known."""
+    step, updates = state.get("step"), state.get("updates")
+    return "" if step is None else f"{step}/{updates}" if updates else str(step)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,156 @@
+"""StudySearch: Ray Tune's OptunaSearch over a study that outlives the process, with its gaps closed."""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from slime_ray.errors import InputError
+from slime_ray.experiment import Search, point_values
+from slime_ray.space import Dimension
+
+STUDY = "slime-ray"
+MAX_DRAWS = 1000
+SHORT = {"maximize": "max", "minimize": "min"}
+logger = logging.getLogger(__name__)
+
+
+def study_storage(path: Path) -> JournalStorage:
+    """The journal file that holds the study; `optuna-dashboard` opens it as it is."""
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+class StudySearch(OptunaSearch):
+    """Multi-objective TPE over the experiment's search, in a persistent study.
+
+    What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out; a trial
+    that errored, has no finite goal or did not complete is told FAIL instead of COMPLETE or nothing; a reopened study
+    must have the same goals and space, its unfinished trials are told FAIL and their points queued again; known points
+    are queued once, however often the study is opened.
+
+    seed: makes the draws repeatable when trials run one at a time. Side by side, what a draw knows depends on which
+    trials have finished by then.
+    """
+
+    def __init__(
+        self,
+        *,
+        search: Search,
+        base: Mapping[str, Any],
+        goals: Mapping[str, str],
+        storage: BaseStorage,
+        trials: int,
+        seed: int,
+    ):
+        self.search, self.base, self.goals = search, base, dict(goals)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        existing = _existing_study(storage, self.goals, search)
+        sampler = optuna.samplers.TPESampler(
+            # A resumed search must not draw again what it drew before it was interrupted.
+            seed=seed + 7919 * len(existing),
+            n_startup_trials=min(10, max(4, trials // 4)),
+            multivariate=True,
+            constant_liar=True,
+        )
+        self.distributions = {path: distribution(dimension) for path, dimension in search.dimensions.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(
+                space=self.distributions,
+                metric=list(goals),
+                mode=[SHORT[direction] for direction in goals.values()],
+                sampler=sampler,
+                study_name=STUDY,
+                storage=storage,
+            )
+        self.study: optuna.Study = self._ot_study  # type: ignore[assignment]
+        self.handed_out = 0
+        self._continue(existing)
+
+    def _continue(self, existing: list[FrozenTrial]) -> None:
+        self.study.set_user_attr("goals", self.goals)
+        for frozen in existing:
+            if frozen.state == TrialState.RUNNING:
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+                if frozen.params:
+                    self.study.enqueue_trial(frozen.params, user_attrs={"again": frozen.number})
+        for point in self.search.known_points:
+            self.study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next point that meets every requirement, as {path: value}. Raises InputError when none can be drawn."""
+        for _ in range(MAX_DRAWS):
+            trial = self.study.ask(fixed_distributions=self.distributions)
+            values = point_values(self.search, self.base, trial.params)
+            if all(requirement.excess(values) <= 0 for requirement in self.search.requirements):
+                self._ot_trials[trial_id] = trial
+                return dict(trial.params)
+            trial.set_user_attr("refused", "breaks a requirement")
+            self.study.tell(trial, state=TrialState.FAIL)
+        raise InputError(
+            f"{MAX_DRAWS} draws in a row broke {' or '.join(map(repr, self.search.require))}: "
+            "the requirements leave almost nothing of the space. Narrow the ranges to where they hold."
+        )
+
+    def name(self, trial_id: str, name: str) -> None:
+        """Note in the study which of our trials a point became."""
+        self._ot_trials[trial_id].set_user_attr("trial_id", name)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study how a trial ended."""
+        if trial_id in self._completed_trials:
+            return
+        self._completed_trials.add(trial_id)
+        trial, result = self._ot_trials[trial_id], result or {}
+        values = [result.get(goal) for goal in self.goals]
+        complete = result.get("status") == "completed" and all(
+            isinstance(value, (int, float)) and math.isfinite(value) for value in values
+        )
+        if error or not complete:
+            trial.set_user_attr("status", str(result.get("status", "died")))
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, [float(value) for value in values if value is not None])
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """Optuna's form of a dimension."""
+    if dimension.choice is not None:
+        return CategoricalDistribution(dimension.choice)
+    low, high = dimension.bounds
+    if dimension.integer is not None:
+        return IntDistribution(int(low), int(high))
+    return FloatDistribution(low, high, log=dimension.log_uniform is not None)
+
+
+def _existing_study(storage: BaseStorage, goals: Mapping[str, str], search: Search) -> list[FrozenTrial]:
+    """The trials of the study that the storage already holds. Raises InputError if it was about something else."""
+    if STUDY not in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
+        return []
+    study = optuna.load_study(study_name=STUDY, storage=storage)
+    before = study.user_attrs.get("goals", dict(goals))
+    if list(before.items()) != list(goals.items()):
+        raise InputError(
+            f"The study was started with the goals {before}, not {dict(goals)}. Give the run a new --name."
+        )
+    trials = study.get_trials(deepcopy=False)
+    wanted = {path: distribution(dimension) for path, dimension in search.dimensions.items()}
+    for trial in trials:
+        if trial.distributions and trial.distributions != wanted:
+            changed = sorted(set(trial.distributions) ^ set(wanted)) or [
+                path for path in wanted if trial.distributions[path] != wanted[path]
+            ]
+            raise InputError(
+                f"The study was started with another search space: {', '.join(changed)} changed. "
+                "Give the run a new --name."
+            )
+    return list(trials)

@@ -1,0 +1,385 @@
+"""What all trials share, made once: tokens, the SFT checkpoint, step-0 log-probabilities, the baseline's answers.
+
+Each stage is a folder of the cache named by a hash of everything it depends on. It is built under another name and
+moved into place when whole, behind a lock: a killed run leaves nothing half-made, and two runs do not build one thing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from slime_ray.data.preferences import read_preferences
+from slime_ray.data.rendering import (
+    stop_token_ids,
+    template_hash,
+    tokenize_pairs,
+    tokenize_prompts,
+    tokenize_sft,
+    tokenized_hash,
+)
+from slime_ray.data.splits import content_hash, split_pairs, split_prompts
+from slime_ray.data.tasks import load_task
+from slime_ray.evaluation.answers import FormatCheck, Prompts
+from slime_ray.evaluation.generate import Answer, generate_answers
+from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.model.attention import takes_shared_prompts
+from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
+from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import add_lora
+from slime_ray.objectives import SftObjective
+from slime_ray.settings import Model, Settings, fingerprint
+from slime_ray.training.trainer import PreferenceTrainer, TokenPair
+
+PROMPT_SETS = ("selection", "report")
+BASELINE_SEED = 0
+FORMAT = 1
+"""Raised when what a stage writes changes, so that older caches are not read."""
+
+Report = Callable[[Mapping[str, Any]], str | None]
+"""Told how things get on; may answer with the reason why a trial should stop."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Everything the trials of one experiment share. hashes and data go into the manifest."""
+
+    checkpoint: Path
+    tokenizer: PreTrainedTokenizerFast
+    stop_tokens: tuple[int, ...]
+    held_out: list[TokenPair]
+    prompts: dict[str, Prompts]
+    step0: HeldOut
+    baseline: dict[str, list[Answer]]
+    tokens: Path
+    hashes: dict[str, str]
+    data: dict[str, Any]
+    format_check: FormatCheck | None
+
+
+def prepare(settings: Settings, *, cache: Path, report: Report) -> Stages:
+    """Make what is missing in the cache, and return everything. `report` is told what is being made.
+
+    Raises InputError for a model or data that cannot be used.
+    """
+    tokens = _stage(cache, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
+    content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
+    model = settings.model.model_dump(exclude={"chat_template"})
+    weights = _content(settings.model.source, stat=True)
+    sft_key = fingerprint([FORMAT, content["sft"] if settings.sft else None, model, weights, settings.sft])
+    checkpoint = _stage(cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report), report)
+    step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
+    step0 = _stage(cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder), report)
+    asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
+    answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
+    answers = _stage(
+        cache, "baseline", answers_key, lambda folder: _make_baseline(settings, tokens, checkpoint, folder), report
+    )
+    return _load(tokens, checkpoint, step0, answers, settings.data.task)
+
+
+def train_pairs(stages: Stages, settings: Settings, *, cache: Path, report: Report) -> list[TokenPair]:
+    """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
+
+    The reference is computed once for an SFT checkpoint and shared by all trials that need one.
+    """
+    pairs = _read_pairs(stages.tokens / "train.parquet")
+    if not settings.objective.build().needs_reference:
+        return pairs
+    key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_tokens"]])
+    folder = _stage(cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder), report)
+    with np.load(folder / "reference.npz", allow_pickle=False) as sums:
+        chosen, rejected = sums["chosen"].tolist(), sums["rejected"].tolist()
+    return [
+        TokenPair(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, *reference)
+        for pair, *reference in zip(pairs, chosen, rejected, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache
+
+
+def _stage(cache: Path, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
+    """The folder of a stage, made if it is not there."""
+    folder = cache / f"{kind}-{key}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    report({"doing": f"waiting for {kind}"})
+    with FileLock(cache / f"{kind}-{key}.lock"):
+        if not folder.is_dir():
+            report({"doing": f"making {kind}"})
+            partial = cache / f".{kind}-{key}.{uuid.uuid4().hex[:8]}"
+            partial.mkdir()
+            try:
+                make(partial)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _tokens_key(settings: Settings) -> str:
+    model, data, evaluation = settings.model, settings.data, settings.evaluation
+    rendering = [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file]
+    return fingerprint(
+        [
+            FORMAT,
+            rendering,
+            _content(model.tokenizer or model.source, stat=True),
+            model.chat_template,
+            _content(model.chat_template),
+            data,
+            _content(data.train),
+            evaluation.prompts,
+            evaluation.selection_prompts,
+        ]
+    )
+
+
+def _content(source: str | None, *, stat: bool = False) -> str | None:
+    """A hash of what a local file or folder holds; None for anything else. `stat`: by sizes and times, for weights."""
+    path = Path(source or "")
+    if source is None or not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        digest.update(file.name.encode())
+        if stat:
+            digest.update(f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+        else:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=2)
+def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str | None) -> Stages:
+    info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
+    rubric = load_task(task) if task else None
+    return Stages(
+        checkpoint=checkpoint,
+        tokenizer=AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True),
+        stop_tokens=tuple(info["stop_tokens"]),
+        held_out=_read_pairs(tokens / "held_out.parquet"),
+        prompts={name: _read_prompts(tokens / f"prompts-{name}.parquet") for name in PROMPT_SETS},
+        step0=HeldOut.load(step0 / "held_out.npz"),
+        baseline={name: _read_answers(answers / f"{name}.parquet") for name in PROMPT_SETS},
+        tokens=tokens,
+        hashes={
+            **info["hashes"],
+            "train_tokens": info["content"]["train"],
+            "sft_checkpoint": checkpoint.name.split("-")[1],
+        },
+        data=info["data"],
+        format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making the stages
+
+
+def _make_tokens(settings: Settings, folder: Path) -> None:
+    tokenizer = load_tokenizer(settings.model)
+    data = settings.data
+    if data.task:
+        task = load_task(data.task)
+        sft = task.sft_examples(data.sft_examples or 6000, seed=data.seed)
+        train = task.pairs(data.pairs or 1024, split="train", seed=data.seed)
+        held_out = task.pairs(data.held_out_pairs, split="held_out", seed=data.seed)
+        prompts = {
+            "selection": task.prompts(settings.evaluation.selection_prompts, purpose="selection", seed=data.seed)["prompt"],
+            "report": task.prompts(settings.evaluation.prompts, purpose="report", seed=data.seed)["prompt"],
+        }  # fmt: skip
+        read: dict[str, Any] = {"rows_read": len(sft) + len(train) + len(held_out), "skipped": []}
+    else:
+        loaded = read_preferences(data.train, split=data.split, strict=data.strict, revision=data.revision)
+        splits = split_pairs(
+            loaded.dataset, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed
+        )
+        sft, train, held_out = splits.sft, splits.train, splits.held_out
+        sft = sft.select(range(min(len(sft), data.sft_examples or len(sft))))
+        train = train.select(range(min(len(train), data.pairs or len(train))))
+        both = split_prompts(
+            held_out,
+            selection=settings.evaluation.selection_prompts,
+            report=settings.evaluation.prompts,
+            seed=data.seed,
+        )
+        prompts = {"selection": list(both.selection), "report": list(both.report)}
+        read = loaded.report.as_dict()
+    truncated: dict[str, Any] = {}
+    content: dict[str, str] = {}
+    for name, part in {"sft": sft, "train": train, "held_out": held_out}.items():
+        tokenized = (tokenize_sft if name == "sft" else tokenize_pairs)(
+            part,
+            tokenizer,
+            max_tokens=data.max_tokens,
+            max_prompt_tokens=data.max_prompt_tokens,
+            strict=data.strict,
+        )
+        if not len(tokenized.dataset):
+            raise InputError(
+                f"data.train {data.train}: nothing is left for {name} after truncation. Raise data.max_tokens."
+            )
+        tokenized.dataset.to_parquet(folder / f"{name}.parquet")
+        truncated[name] = tokenized.truncation.as_dict()
+        content[name] = tokenized_hash(tokenized.dataset)
+    for name in PROMPT_SETS:
+        asked = tokenize_prompts(
+            list(prompts[name]), tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict
+        )
+        content[f"prompts-{name}"] = fingerprint(asked.prompt_ids)
+        _write(
+            folder / f"prompts-{name}.parquet",
+            id=list(asked.prompt_hashes),
+            messages=[json.dumps(prompts[name][index], ensure_ascii=False) for index in asked.kept],
+            token_ids=list(asked.prompt_ids),
+        )
+    stop_tokens = list(stop_token_ids(tokenizer))
+    content["stop_tokens"] = fingerprint(stop_tokens)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    info = {
+        "stop_tokens": stop_tokens,
+        "content": content,
+        "hashes": {
+            "train_data": content_hash(train),
+            "held_out": content_hash(held_out),
+            "prompts_selection": fingerprint(list(prompts["selection"])),
+            "prompts_report": fingerprint(list(prompts["report"])),
+            "chat_template": template_hash(tokenizer),
+        },
+        "data": {**read, "sft": len(sft), "train": len(train), "held_out": len(held_out), "truncated": truncated},
+    }
+    (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report) -> None:
+    """Train on the chosen completions of the SFT split, merge any adapters, and save the whole model."""
+    sft = settings.sft
+    seed = sft.seed if sft else 0
+    torch.manual_seed(seed)
+    lm = _to_device(load_model(settings.model, seed=seed))
+    if sft is not None:
+        if settings.model.lora:
+            lm = add_lora(lm, settings.model.lora)
+        policy = Policy(lm)
+        trainer = PreferenceTrainer(
+            policy=policy,
+            objective=SftObjective(),
+            pairs=_read_pairs(tokens / "sft.parquet"),
+            schedule=sft,
+            pairs_per_update=sft.examples_per_update,
+            pairs_per_device=sft.examples_per_device,
+            shared_prompt=takes_shared_prompts(policy.config),
+            seed=seed,
+            scratch=folder / "scratch",
+            bf16=settings.model.dtype == "bfloat16",
+            observe=lambda step, metrics: _tell_progress(report, step, trainer.updates, metrics["loss"]),
+        )
+        trainer.train()
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        if settings.model.lora:
+            lm = lm.merge_and_unload()
+    lm.save_pretrained(folder)
+
+
+def _tell_progress(report: Report, step: int, updates: int, loss: float) -> None:
+    if step % max(1, updates // 20) == 0:
+        report({"doing": "making sft", "step": step, "updates": updates, "loss": loss})
+
+
+def _make_step0(settings: Settings, tokens: Path, checkpoint: Path, folder: Path) -> None:
+    policy = _checkpoint_policy(checkpoint, settings.model)
+    measured = measure_held_out(
+        policy,
+        _read_pairs(tokens / "held_out.parquet"),
+        pairs_per_batch=settings.evaluation.pairs_per_batch,
+        shared_prompt=takes_shared_prompts(policy.config),
+    )
+    measured.save(folder / "held_out.npz")
+
+
+def _make_baseline(settings: Settings, tokens: Path, checkpoint: Path, folder: Path) -> None:
+    policy = _checkpoint_policy(checkpoint, settings.model)
+    tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
+    info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
+    for name in PROMPT_SETS:
+        answers = generate_answers(
+            policy.lm,
+            tokenizer,
+            _read_prompts(tokens / f"prompts-{name}.parquet").token_ids,
+            decoding=settings.evaluation.decoding,
+            stop_tokens=info["stop_tokens"],
+            seed=BASELINE_SEED,
+        )
+        _write(
+            folder / f"{name}.parquet",
+            token_ids=[list(answer.token_ids) for answer in answers],
+            text=[answer.text for answer in answers],
+            stopped=[answer.stopped for answer in answers],
+            leaked=[answer.leaked for answer in answers],
+        )
+
+
+def _make_reference(settings: Settings, stages: Stages, pairs: Sequence[TokenPair], folder: Path) -> None:
+    policy = _checkpoint_policy(stages.checkpoint, settings.model)
+    measured = measure_held_out(
+        policy,
+        pairs,
+        pairs_per_batch=settings.evaluation.pairs_per_batch,
+        shared_prompt=takes_shared_prompts(policy.config),
+    )
+    np.savez(
+        folder / "reference.npz",
+        chosen=measured.chosen_means * measured.chosen_lengths,
+        rejected=measured.rejected_means * measured.rejected_lengths,
+    )
+
+
+def _checkpoint_policy(checkpoint: Path, model: Model) -> Policy:
+    return Policy(_to_device(load_checkpoint(checkpoint, dtype=model.dtype))).eval()
+
+
+def _to_device(lm: Any) -> Any:
+    return lm.cuda() if torch.cuda.is_available() else lm
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _write(path: Path, **columns: list[Any]) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def _read_pairs(path: Path) -> list[TokenPair]:
+    rows = pq.read_table(path).to_pylist()
+    return [TokenPair(row["prompt_ids"], row["chosen_ids"], row.get("rejected_ids") or ()) for row in rows]
+
+
+def _read_prompts(path: Path) -> Prompts:
+    columns = pq.read_table(path).to_pydict()
+    return Prompts(columns["id"], [json.loads(text) for text in columns["messages"]], columns["token_ids"])
+
+
+def _read_answers(path: Path) -> list[Answer]:
+    rows = pq.read_table(path).to_pylist()
+    return [Answer(tuple(row["token_ids"]), row["text"], row["stopped"], row["leaked"]) for row in rows]

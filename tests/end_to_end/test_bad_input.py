@@ -1,0 +1,144 @@
+"""What a user gets wrong, from outside: exit code 2, one sentence, no traceback, nothing left behind."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from slime_ray.cli import main
+
+REAL = """\
+name: real
+base:
+  model: {source: SOURCE}
+  data: {train: DATA, held_out_pairs: 4, max_tokens: 64}
+  objective: {name: slime}
+  training: {learning_rate: 1e-4, updates: 1, pairs_per_update: 2}
+  evaluation: {judge: none, prompts: 2, selection_prompts: 2}
+arms: {full: {}}
+goals: {preference_accuracy: maximize, stability: maximize}
+"""
+
+
+def pair(n: int, chosen: str = "good answer") -> str:
+    messages = {"prompt": f"question {n}", "chosen": f"{chosen} {n}", "rejected": f"bad answer {n}"}
+    return json.dumps(
+        {key: [{"role": "user" if key == "prompt" else "assistant", "content": text}] for key, text in messages.items()}
+    )
+
+
+def write(folder: Path, *, source: str = "embedded/arithmetic", data: str = "", text: str = REAL) -> Path:
+    path = folder / "real.yaml"
+    path.write_text(text.replace("SOURCE", source).replace("DATA", data or str(folder / "pairs.jsonl")))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Standard error of a command that must end with exit code 2 and one sentence."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("slime-ray: ")
+    assert len(captured.err.strip().splitlines()) <= 3
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "absent.yaml"], "there is no such file"),
+        (["sweep", "demoo"], "Did you mean 'demo'"),
+        (["sweep", "demo", "--set", "trials"], "write it as key=value"),
+        (["sweep", "demo", "--set", "training.updatess=3"], "Did you mean 'updates'"),
+        (["sweep", "demo", "--set", "budget.trials=many"], "budget.trials is 'many'"),
+        (["sweep", "demo", "--trials", "-1"], "budget.trials is -1"),
+        (["sweep", "demo", "--name", "a/b"], "Use letters"),
+        (["check", "demo", "--set", "objective.hard_margin=-1"], "hard_margin is -1"),
+        (["report", "absent"], "absent"),
+    ],
+)
+def test_a_wrong_argument_is_a_sentence(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_run_is_refused_by_report(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(capsys, "report", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_what_was_never_started_is_refused(capsys, tmp_path):
+    message = refused(capsys, "sweep", "demo", "--storage", tmp_path, "--resume")
+    assert "there is no such run to resume" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_storage_without_permission_is_refused(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in refused(capsys, "sweep", "demo", "--storage", tmp_path / "runs")
+
+
+def test_a_storage_that_cannot_be_written_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot be written" in refused(capsys, "sweep", "demo", "--storage", tmp_path / "file" / "runs")
+
+
+@pytest.mark.ray
+class TestWhatOnlyTheClusterSees:
+    """Models and data are opened where the trials run, so these start Ray; it is started once for all of them."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    def instance(self):
+        import ray
+
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+    @pytest.mark.parametrize(
+        ("source", "content", "message"),
+        [
+            ("no/such-model", pair(0), "model.source no/such-model: the tokenizer cannot be loaded"),
+            ("/nowhere/model.gguf", pair(0), "there is no such file"),
+            ("embedded/arithmetic", None, "pairs.jsonl"),
+            ("embedded/arithmetik", None, "arithmetic"),
+            ("bare", pair(0), "chat template"),
+            ("templated", "", "pairs.jsonl"),
+            ("templated", "not json\n{\n", "pairs.jsonl"),
+            ("templated", json.dumps({"question": "x", "answer": "y"}), "question"),
+            ("templated", "\n".join([pair(0), pair(1)]), "pairs"),
+        ],
+    )
+    def test_a_model_or_data_set_that_cannot_be_used_is_a_sentence(self, capsys, tmp_path, source, content, message):
+        text = REAL
+        if source in ("bare", "templated"):
+            self.save_model(tmp_path / source, template=source == "templated")
+            source = str(tmp_path / source)
+        if content is None:
+            text = text.replace("DATA", source if source.startswith("embedded") and "metik" in source else "DATA")
+        else:
+            (tmp_path / "pairs.jsonl").write_text(content)
+        space = write(tmp_path, source=source, text=text)
+        assert message in refused(capsys, "sweep", space, "--storage", tmp_path / "runs")
+        assert [path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")] == []
+
+    @staticmethod
+    def save_model(folder: Path, *, template: bool) -> None:
+        from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+
+        from slime_ray.data.tasks import load_task
+
+        tokenizer = tiny_tokenizer(load_task("arithmetic"))
+        if not template:
+            tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        tiny_model(load_task("arithmetic"), seed=0).save_pretrained(folder)
+
+    def test_a_trial_that_no_node_could_hold_is_refused_with_the_arithmetic(self, capsys, tmp_path):
+        message = refused(capsys, "sweep", "demo", "--storage", tmp_path, "--set", "resources.cpu_per_worker=64")
+        assert "A trial asks for 64 CPU" in message
+        assert "the largest node has 1 CPU" in message

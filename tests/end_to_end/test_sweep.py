@@ -1,0 +1,181 @@
+"""`slime-ray sweep` from a YAML to the report, for real: Ray, Optuna, training, generation, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from slime_ray import results
+from slime_ray.on_ray.search import study_storage
+from tests.end_to_end.conftest import environment
+
+pytestmark = pytest.mark.ray
+
+TRIALS = [f"arm-{arm}-s{seed}" for seed in (0, 1) for arm in ("sft", "slime", "dpo")]
+TRIALS += ["search-0001", "search-0002", "confirm-1-s0", "confirm-1-s1"]
+
+
+def test_a_sweep_runs_every_trial_and_prints_the_table(finished):
+    run, done = finished
+    assert done.returncode == 0, done.stderr
+    assert sorted(results.finished_trials(run)) == sorted(TRIALS)
+    assert "best-1" in done.stdout
+    assert str(run / "report" / "report.html") in done.stdout
+    assert (run / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_the_result_files_hold_every_trial_seed_and_prompt(finished):
+    loaded = results.load(finished[0])
+    trials = loaded.trials.set_index("trial_id")
+    assert set(trials["status"]) == {"completed"}
+    assert trials.loc["search-0001", "knob.objective.anchor_weight"] == pytest.approx(0.1)
+    assert trials["stability"].between(0, 1).all()
+    assert trials["win_rate"].between(0, 1).all()
+    # The SFT checkpoint against itself: nothing was trained, so nothing can have drifted.
+    sft = trials.loc["arm-sft-s0"]
+    assert (sft["unlearning"], sft["rejected_collapse"], sft["kl_to_sft"]) == (0, 0, 0)
+    assert trials.loc["arm-slime-s0", "kl_to_sft"] > 0
+    answers = loaded.answers.groupby("trial_id").size()
+    assert answers["arm-slime-s0"] == 16
+    assert answers["search-0001"] == 8
+    by_set = loaded.answers.groupby("prompt_set")["prompt_id"].unique()
+    assert not set(by_set["selection"]) & set(by_set["report"])
+    curves = loaded.curves
+    steps = curves.query("trial_id == 'arm-dpo-s1' and source == 'held_out' and metric == 'chosen_logp'")["step"]
+    assert steps.tolist() == [0, 2, 4]
+
+
+def test_all_cells_share_prompts_and_baseline_and_seeds_differ(finished):
+    answers = results.load(finished[0]).answers
+    report = answers[answers["prompt_set"] == "report"].pivot(
+        index="prompt_id", columns="trial_id", values="baseline_answer"
+    )
+    assert report.notna().all().all()
+    assert (report.nunique(axis=1) == 1).all()
+    trials = results.load(finished[0]).trials.set_index("trial_id")
+    assert trials.loc["arm-slime-s0", "chosen_drift"] != trials.loc["arm-slime-s1", "chosen_drift"]
+
+
+def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
+    # The search's first point is the paper's, as is the arm; only seed and prompts differ between those two. What must
+    # not differ is the same trial run alone, in this process.
+    from slime_ray.experiment import Trial
+    from slime_ray.training.worker import run_trial
+
+    run, _ = finished
+    row = results.finished_trials(run)["confirm-1-s1"]
+    trial = Trial.model_validate(
+        {key: row[key] for key in ("trial_id", "phase", "label", "seed", "prompt_set")}
+        | {"values": json.loads(row["settings"]), "settings": json.loads(row["config"])}
+    )
+    alone = run_trial(trial, run=run.parent / "alone", cache=run.parent / ".stages", report=lambda told: None)
+    for name in ("win_rate", "stability", "chosen_drift", "kl_to_sft", "unlearning", "length_shift"):
+        assert alone[name] == row[name], name
+
+
+def test_the_study_has_no_trial_left_running(finished):
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(finished[0] / "study.journal"))
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("COMPLETE") == 2
+    assert "RUNNING" not in states
+
+
+def test_the_manifest_says_what_was_run(finished):
+    manifest = results.read_manifest(finished[0])
+    assert manifest["finished"] >= manifest["created"]
+    assert manifest["seeds"] == [0, 1]
+    assert {"torch", "ray", "optuna", "transformers", "python"} <= set(manifest["versions"])
+    assert {"train_data", "held_out", "prompts_selection", "prompts_report", "chat_template", "sft_checkpoint"} <= set(
+        manifest["hashes"]
+    )
+    assert manifest["failed_trials"] == []
+    assert (finished[0] / "experiment.yaml").read_text().startswith("name: small")
+    assert "search-0002 completed" in (finished[0] / "log.txt").read_text()
+
+
+def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(finished, slime_ray, small, storage):
+    run = finished[0]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    again = slime_ray("sweep", small, "--storage", storage)
+    assert again.returncode == 2
+    assert "is already there" in again.stderr
+    assert "--resume" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_resuming_a_finished_run_trains_nothing(finished, slime_ray, small, storage):
+    run = finished[0]
+    before = {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")}
+    again = slime_ray("sweep", small, "--storage", storage, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")} == before
+
+
+def test_other_settings_cannot_resume_a_run(finished, slime_ray, small, storage):
+    other = slime_ray("sweep", small, "--storage", storage, "--resume", "--set", "training.updates=5")
+    assert other.returncode == 2
+    assert "was started with other settings" in other.stderr
+
+
+def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slime_ray, small, storage):
+    command = [sys.executable, "-m", "slime_ray", "sweep", str(small), "--storage", str(storage), "--name", "cut"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in rest
+    assert "--resume" in rest
+    assert not _session_processes(process.pid)
+    kept = results.finished_trials(storage / "cut")
+    assert 2 <= len(kept) < len(TRIALS)
+    resumed = slime_ray("sweep", small, "--storage", storage, "--name", "cut", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    rows = results.finished_trials(storage / "cut")
+    assert sorted(rows) == sorted(TRIALS)
+    assert all(rows[name]["started"] == kept[name]["started"] for name in kept)
+    # A trial computes the same before and after the interruption as in the run that was never cut.
+    whole = results.finished_trials(finished[0])
+    for name in (name for name in TRIALS if name.startswith("arm-")):
+        assert rows[name]["stability"] == whole[name]["stability"]
+
+
+def _session_processes(session: int) -> list[str]:
+    """Commands of the processes that still live in a session, after a moment to end."""
+    deadline = time.monotonic() + 20
+    while True:
+        alive = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    alive.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+            except (OSError, IndexError):
+                continue
+        if not alive or time.monotonic() > deadline:
+            return alive
+        os.sched_yield()
+
+
+def test_a_report_is_made_from_a_copied_run_alone(finished, slime_ray, tmp_path):
+    import shutil
+
+    copy = tmp_path / "elsewhere" / "copied"
+    shutil.copytree(finished[0], copy, ignore=shutil.ignore_patterns("ray", "report", "trials"))
+    made = slime_ray("report", copy, "--out", tmp_path / "out")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert len(pd.read_parquet(copy / "trials.parquet")) == len(TRIALS)

@@ -1,0 +1,109 @@
+"""Verdicts, broken answers and the rows that are written of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_ray.errors import InputError
+from slime_ray.evaluation.answers import Prompts, judge_answers
+from slime_ray.evaluation.broken import broken_reason, sequence_repetition
+from slime_ray.evaluation.generate import Answer
+from slime_ray.evaluation.judges import POINTS_OF_A, ExactJudge, load_scorer
+from slime_ray.evaluation.win_rate import Comparison, win_rate
+
+
+def answer(text: str, *, stopped: bool = True, leaked: bool = False) -> Answer:
+    return Answer(tuple(range(len(text.split()))), text, stopped, leaked)
+
+
+def length_score(prompt: str, text: str) -> float:
+    return len(text)
+
+
+PROMPTS = Prompts(
+    ids=["p0", "p1", "p2"],
+    messages=[[{"role": "user", "content": f"question {n}"}] for n in range(3)],
+    token_ids=[[1], [2], [3]],
+)
+
+
+def test_outcomes_and_parts_are_those_of_the_answers():
+    policy = [answer("longer one"), answer("same"), answer("x")]
+    baseline = [answer("short"), answer("same"), answer("much longer", stopped=False)]
+    judged = judge_answers(
+        PROMPTS, policy, baseline, judge=ExactJudge(length_score), format_check=lambda q, a: a != "x", markers=()
+    )
+    # A win, a tie, a loss.
+    assert [c.outcome for c in judged.comparisons] == [1.0, 0.5, 0.0]
+    assert judged.win_rate == 0.5
+    assert judged.judged == 3
+    assert judged.broken == [None, None, "format"]
+    assert judged.baseline_broken == [None, None, "no_stop"]
+    assert judged.broken_outputs == 0
+    assert judged.format_valid == pytest.approx(2 / 3)
+    row = judged.rows({"trial_id": "arm-x-s0"})[2]
+    assert (row["trial_id"], row["prompt_id"], row["verdict_ab"], row["verdict_ba"]) == ("arm-x-s0", "p2", "B>A", "A>B")
+    assert (row["score"], row["baseline_score"], row["broken_reason"]) == (1.0, 11.0, "format")
+
+
+def test_without_a_judge_nothing_is_won_or_lost():
+    answers = [answer("a"), answer("b"), answer("")]
+    judged = judge_answers(PROMPTS, answers, answers, judge=None, format_check=None, markers=())
+    assert judged.win_rate is None
+    assert judged.judged == 0
+    assert judged.format_valid is None
+    assert judged.rows({})[0]["outcome"] is None
+
+
+@pytest.mark.parametrize(
+    ("given_answer", "reason"),
+    [
+        (answer("fine answer"), None),
+        (answer("   "), "empty"),
+        (answer("never ends", stopped=False), "no_stop"),
+        # Twelve equal tokens: nine 4-grams, one of them unique, so seq-rep-4 = 8/9.
+        (Answer((7,) * 12, "hi " * 12, True, False), "repetition"),
+        (answer("leaks", leaked=True), "leaked_tokens"),
+        (answer("leaks <|end|> text"), "leaked_tokens"),
+        (answer("```python\nx = 1"), "open_fence"),
+        (answer("```python\nx = 1\n```"), None),
+    ],
+)
+def test_each_kind_of_broken_answer_is_named(given_answer, reason):
+    assert broken_reason(given_answer, markers=["<|end|>"]) == reason
+
+
+def test_a_failed_format_check_is_the_last_reason():
+    assert broken_reason(answer("text"), format_ok=False) == "format"
+    assert broken_reason(answer("text", stopped=False), format_ok=False) == "no_stop"
+
+
+@given(st.lists(st.integers(0, 3), max_size=40))
+def test_repetition_is_a_share_and_zero_without_repeats(ids):
+    assert 0 <= sequence_repetition(ids) < 1
+    assert sequence_repetition(list(range(len(ids)))) == 0
+
+
+labels = st.sampled_from([*POINTS_OF_A, None])
+
+
+@given(st.lists(st.tuples(labels, labels), min_size=1))
+def test_swapping_the_sides_turns_a_win_rate_into_its_complement(verdicts):
+    rate = win_rate([Comparison(ab, ba) for ab, ba in verdicts])
+    swapped = win_rate([Comparison(ba, ab) for ab, ba in verdicts])
+    assert (rate is None) == (swapped is None)
+    if rate is not None and swapped is not None:
+        assert rate + swapped == pytest.approx(1)
+
+
+def test_one_invalid_order_leaves_the_other_to_count():
+    assert Comparison("A>B", None).outcome == 1.0
+    assert Comparison(None, None).outcome is None
+    assert win_rate([Comparison(None, None)]) is None
+
+
+def test_a_scorer_is_imported_by_name_and_a_wrong_name_is_explained():
+    assert load_scorer("operator:eq")("a", "a") is True
+    for place in ("operator", "operator:absent", "no_such_module:f", "math:pi"):
+        with pytest.raises(InputError, match=r"package\.module:function"):
+            load_scorer(place)

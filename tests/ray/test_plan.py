@@ -1,0 +1,117 @@
+"""TrialPlan: the order of the trials, what a resumed plan leaves out, and which trials are confirmed."""
+
+from pathlib import Path
+
+import pytest
+from ray.tune.search import Searcher
+
+from slime_ray.experiment import Experiment, load_experiment
+from slime_ray.on_ray.plan import TrialPlan, best_rows
+from slime_ray.on_ray.search import StudySearch, study_storage
+
+TEXT = """\
+name: plan
+preset: arithmetic
+arms: {full: {}, no-anchor: {objective.anchor_weight: 0}}
+seeds: [0, 1]
+search: {objective.hard_margin: {uniform: [0.5, 3.0]}}
+budget: {trials: 3, confirm: {best: 1, seeds: 3}}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Experiment:
+    path = tmp_path / "plan.yaml"
+    path.write_text(TEXT)
+    return load_experiment(path)
+
+
+def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
+    study = StudySearch(
+        search=experiment.search,
+        base=experiment.base,
+        goals=experiment.goals,
+        storage=study_storage(folder / "study.journal"),
+        trials=experiment.budget.trials,
+        seed=0,
+    )
+    return TrialPlan(experiment, study=study, rows=rows or {}, seed=0)
+
+
+def result(number: int, status: str = "completed") -> dict:
+    return {"win_rate": 0.5 + number / 100, "stability": 0.9, "status": status}
+
+
+def run(plan: TrialPlan, stop_after: int | None = None) -> list[str]:
+    """Trial ids in the order in which a plan hands them out, one at a time."""
+    names: list[str] = []
+    while stop_after is None or len(names) < stop_after:
+        given = plan.suggest(f"tune-{len(names)}")
+        if given == Searcher.FINISHED:
+            break
+        names.append(given["trial"]["trial_id"])
+        plan.on_trial_complete(f"tune-{len(names) - 1}", result(len(names)))
+    return names
+
+
+EXPECTED = [
+    "arm-full-s0", "arm-no-anchor-s0", "arm-full-s1", "arm-no-anchor-s1",
+    "search-0001", "search-0002", "search-0003",
+    "confirm-1-s0", "confirm-1-s1", "confirm-1-s2",
+]  # fmt: skip
+
+
+def test_arms_run_seed_by_seed_then_the_search_then_its_winner_with_the_tables_seeds(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    assert run(plan) == EXPECTED
+    assert plan.total == len(EXPECTED)
+    trials = {trial.trial_id: trial for trial in plan.by_tune_id.values()}
+    # The third search trial won; it is confirmed with its own knobs, on other prompts and other seeds.
+    assert trials["confirm-1-s0"].values == trials["search-0003"].values
+    assert {trials[name].prompt_set for name in ("arm-full-s0", "confirm-1-s2")} == {"report"}
+    assert trials["search-0001"].prompt_set == "selection"
+    assert trials["search-0001"].seed not in {trials[f"confirm-1-s{seed}"].seed for seed in range(3)}
+    assert trials["arm-no-anchor-s1"].settings.objective.anchor_weight == 0
+
+
+@pytest.mark.parametrize("done", [0, 2, 4, 5, 7, 8, 10])
+def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done):
+    first = plan_for(experiment, tmp_path)
+    before = run(first, stop_after=done)
+    resumed = plan_for(experiment, tmp_path, rows=first.rows)
+    assert before + run(resumed) == EXPECTED
+
+
+def test_confirmation_waits_for_trials_that_still_run(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    for number in range(7):
+        plan.suggest(f"tune-{number}")
+    assert plan.suggest("tune-7") is None
+    for number in range(6):
+        plan.on_trial_complete(f"tune-{number}", result(number))
+    assert plan.suggest("tune-7") is None
+    plan.on_trial_complete("tune-6", result(6))
+    assert plan.suggest("tune-7")["trial"]["trial_id"] == "confirm-1-s0"
+
+
+def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    for number in range(7):
+        plan.suggest(f"tune-{number}")
+        plan.on_trial_complete(f"tune-{number}", result(number, status="diverged"), number % 2 == 0)
+    assert plan.suggest("tune-7") == Searcher.FINISHED
+
+
+def test_the_best_are_stable_enough_then_undominated_then_highest_in_the_first_goal():
+    def row(name: str, win: float, stability: float, status: str = "completed") -> dict:
+        return {"trial_id": name, "win_rate": win, "stability": stability, "status": status}
+
+    rows = [
+        row("wild", 0.9, 0.1),
+        row("dominated", 0.6, 0.7),
+        row("best", 0.7, 0.8),
+        row("calm", 0.55, 0.99),
+        row("failed", 1.0, 1.0, "failed"),
+    ]
+    order = [r["trial_id"] for r in best_rows(rows, {"win_rate": "maximize", "stability": "maximize"})]
+    assert order == ["best", "calm", "dominated", "wild"]
