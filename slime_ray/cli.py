@@ -5,9 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slime_ray import __version__
 from slime_ray.errors import SlimeRayError
+
+if TYPE_CHECKING:
+    from slime_ray.experiment import Experiment
 
 DESCRIPTION = """\
 Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
@@ -89,7 +93,7 @@ def _experiment_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     from slime_ray.experiment import load_experiment, parse_override
     from slime_ray.search_spaces import find_space
 

@@ -202,8 +202,7 @@ class _Resolver:
         known: dict[str, str] = {}
         for name, values in file.arms.items():
             for point in _product(file.grid):
-                label = name + "".join(f"-{path.rsplit('.', 1)[-1]}={value:g}" if isinstance(value, float) else
-                                       f"-{path.rsplit('.', 1)[-1]}={value}" for path, value in point.items())  # fmt: skip
+                label = "-".join([name, *(_short(path, value) for path, value in point.items())])
                 chosen = {**values, **point}
                 settings = self.check(Settings, with_values(base, chosen), ("arms", name), where=f"arm {name}: ")
                 same = known.setdefault(fingerprint(settings), label)
@@ -327,6 +326,10 @@ def value_at(settings: Settings, path: str) -> Any:
             raise KeyError(path)
         value = getattr(value, key)
     return value
+
+
+def _short(path: str, value: Scalar) -> str:
+    return f"{path.rsplit('.', 1)[-1]}={value:g}" if isinstance(value, float) else f"{path.rsplit('.', 1)[-1]}={value}"
 
 
 def _product(grid: Mapping[str, list[Scalar]]) -> list[dict[str, Scalar]]:

@@ -157,7 +157,7 @@ def consolidate(run: Path) -> None:
     schema = TRIAL_SCHEMA
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows.values()] for name in TRIAL_SCHEMA.names}
     for path, values in knobs.items():
-        numbers = all(value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values)
+        numbers = all(value is None or type(value) in (int, float) for value in values)
         columns[KNOB + path] = values if numbers else [None if value is None else _json(value) for value in values]
         schema = schema.append(pa.field(KNOB + path, _NUMBER if numbers else _TEXT))
     _replace_table(run / "trials.parquet", pa.table(columns, schema=schema))
@@ -201,7 +201,9 @@ def load(run: str | Path) -> Run:
         try:
             frames[name] = pq.read_table(file).to_pandas()
         except FileNotFoundError:
-            raise InputError(f"{run}: {file.name} is missing. No trial has finished yet, or the copy is incomplete.") from None
+            raise InputError(
+                f"{run}: {file.name} is missing. No trial has finished yet, or the copy is incomplete."
+            ) from None
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. Copy the run again.") from None
         missing = set(SCHEMAS[name].names) - set(frames[name].columns)
@@ -220,7 +222,8 @@ def redact(value: Any) -> Any:
     """`value` with everything masked that stands under a key that names a secret (token, password, api_key, ...)."""
     if isinstance(value, Mapping):
         return {
-            key: _MASK if isinstance(item, str) and _SECRET.search(str(key)) else redact(item) for key, item in value.items()
+            key: _MASK if isinstance(item, str) and _SECRET.search(str(key)) else redact(item)
+            for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
@@ -239,7 +242,8 @@ def _finite(value: Any) -> Any:
 def _write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     rows = list(rows)
     columns = {
-        name: [_json(row[name]) if isinstance(row[name], (dict, list)) else row[name] for row in rows] for name in schema.names
+        name: [_json(row[name]) if isinstance(row[name], (dict, list)) else row[name] for row in rows]
+        for name in schema.names
     }
     _replace_table(path, pa.table(columns, schema=schema))
 

@@ -60,6 +60,7 @@ class Data(Strict):
 
     train: str
     split: str = "train"
+    subset: str | None = None
     revision: str | None = None
     sft_fraction: Fraction = 0.34
     sft_examples: Positive | None = None
@@ -160,8 +161,8 @@ def _objective_schema(name: str, objective: type) -> type[BaseModel]:
     return create_model(
         f"{objective.__name__}Settings",
         __base__=ObjectiveSettings,
-        __validators__={"check": model_validator(mode="after")(check)},
-        name=(Literal[name], name),
+        __validators__={"check": model_validator(mode="after")(check)},  # type: ignore[dict-item]
+        name=(Literal[name], name),  # type: ignore[arg-type]
         **fields,
     )
 

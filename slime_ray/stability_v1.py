@@ -1,4 +1,4 @@
-"""stability-v1: the score and its frozen tolerances. Measured parts come in; the formula stands here and nowhere else."""
+"""stability-v1: the score and its frozen tolerances. Measured parts come in; the formula stands here alone."""
 
 import math
 from dataclasses import asdict, dataclass

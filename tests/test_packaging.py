@@ -64,9 +64,7 @@ def must(*command: str | Path, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def once(
-    tmp_path_factory: pytest.TempPathFactory, worker_id: str, name: str, make: Callable[[Path], object]
-) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that `make` fills once for the whole run, be it spread over several xdist workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent

@@ -126,10 +126,7 @@ def breaches(root: Path) -> list[str]:
     known = set(modules)
     parts = {part_of(name) for name in modules}
     found = [item for name, path in modules.items() for item in imports_of(name, path, known)]
-    said = [
-        f"{part}: not in MAY_IMPORT: say what it may import"
-        for part in sorted(parts - {""} - set(MAY_IMPORT))
-    ]
+    said = [f"{part}: not in MAY_IMPORT: say what it may import" for part in sorted(parts - {""} - set(MAY_IMPORT))]
     for item in found:
         importer, top = part_of(item.importer), item.target.split(".")[0]
         where = f"{item.importer} ({item.place}) imports {item.target}"

@@ -7,7 +7,7 @@ positions start again after the prompt. A row holds one or several segments. Whi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -30,7 +30,7 @@ class Rows:
     """One batch, every tensor of shape (rows, tokens) unless said.
 
     input_ids: token ids, padding 0. position: position ids. segment: number of the pair, -1 for padding. branch:
-    prompt, chosen, rejected or padding. predict_at: (completion tokens,) where in the flattened rows the hidden state lies that
+    prompt, chosen, rejected or padding. predict_at: (completion tokens,) where in the flattened rows the state is that
     predicts each completion token; targets: (completion tokens,) those tokens. Completion tokens are in pair order, all
     chosen before all rejected. chosen_lengths, rejected_lengths: (pairs,) tokens per completion.
     shared_prompt: whether chosen and rejected of a pair share a row, which takes a custom attention mask.
@@ -48,7 +48,7 @@ class Rows:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
         """The same rows on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking) if torch.is_tensor(value) else value
             for field in fields(self)
             for value in (getattr(self, field.name),)

@@ -16,8 +16,8 @@ def sequence_repetition(token_ids: Sequence[int], n: int = 4) -> float:
 def broken_reason(answer: Answer, *, markers: Sequence[str] = (), format_ok: bool | None = None) -> str | None:
     """The first reason for which an answer counts as broken, or None.
 
-    markers: texts of the chat template that must not appear in an answer. format_ok: what the task's own check said, if it has
-    one.
+    markers: texts of the chat template that must not appear in an answer. format_ok: what the task's own check said,
+    if it has one.
     """
     if not answer.text.strip():
         return "empty"

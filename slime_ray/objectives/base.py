@@ -66,9 +66,7 @@ class ObjectiveOutput:
         multiply by the world size.)
         Raises ValueError when `counts` lacks a unit, or has fewer of its items than this batch.
         """
-        return torch.stack(
-            [term.total / self._divisor(counts, term.unit) for term in self.terms.values()]
-        ).sum()
+        return torch.stack([term.total / self._divisor(counts, term.unit) for term in self.terms.values()]).sum()
 
     def value(self, name: str) -> Tensor:
         """One term averaged over this batch's own items. 0-d. Raises KeyError for an unknown name."""
@@ -79,9 +77,7 @@ class ObjectiveOutput:
         if unit not in counts:
             raise ValueError(f"counts lacks {unit!r}: it holds {sorted(counts)}")
         if counts[unit] < max(1, self.counts[unit]):
-            raise ValueError(
-                f"counts[{unit!r}] is {counts[unit]}: this batch alone holds {self.counts[unit]}"
-            )
+            raise ValueError(f"counts[{unit!r}] is {counts[unit]}: this batch alone holds {self.counts[unit]}")
         return counts[unit]
 
 

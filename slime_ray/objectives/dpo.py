@@ -52,9 +52,7 @@ class DpoObjective:
         batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
         base = check_reference("DPO", reference, batch.chosen_sums)
         logits = self.beta * ((batch.chosen_sums - base.chosen) - (batch.rejected_sums - base.rejected))
-        losses = (
-            -F.logsigmoid(logits) * (1 - self.label_smoothing) - F.logsigmoid(-logits) * self.label_smoothing
-        )
+        losses = -F.logsigmoid(logits) * (1 - self.label_smoothing) - F.logsigmoid(-logits) * self.label_smoothing
         return ObjectiveOutput(
             terms={"dpo": Term(losses.sum(), "pairs")},
             counts=batch.counts,

@@ -28,9 +28,7 @@ class SftObjective:
 
         With no rejected completions `rejected_logps` is (0,), and `rejected_lengths` (0,) or all zeros.
         """
-        batch = read_batch(
-            chosen_logps, chosen_lengths, rejected_logps, rejected_lengths, rejected_optional=True
-        )
+        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths, rejected_optional=True)
         return ObjectiveOutput(
             terms={"nll": Term(-batch.chosen.sum(), "chosen_tokens")},
             counts=batch.counts,

@@ -157,7 +157,5 @@ def _checked_removals(remove: object) -> tuple[str, ...]:
         if item not in REMOVABLE:
             raise ValueError(f"remove holds {item!r}: must be a list of any of {known}")
     if "hard_margin" in remove and "hard_margin_clip" in remove:
-        raise ValueError(
-            "remove holds hard_margin and hard_margin_clip, two readings of one ablation: name one"
-        )
+        raise ValueError("remove holds hard_margin and hard_margin_clip, two readings of one ablation: name one")
     return tuple(item for item in REMOVABLE if item in remove)

@@ -24,7 +24,7 @@ class TrialPlan(Searcher):
     def __init__(
         self, experiment: Experiment, *, study: StudySearch | None, rows: Mapping[str, Mapping[str, Any]], seed: int
     ):
-        super().__init__(metric=list(experiment.goals)[0])
+        super().__init__(metric=next(iter(experiment.goals)))
         self.experiment, self.study, self.seed = experiment, study, seed
         self.rows = dict(rows)
         self.by_tune_id: dict[str, Trial] = {}

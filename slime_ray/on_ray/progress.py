@@ -69,18 +69,16 @@ class Progress(Callback):
         self.refresh()
 
     def _done(self, name: str, state: Mapping[str, Any]) -> None:
-        logger.info(
-            "%s %s: win rate %s, stability %s, chosen drift %s%s", name, state.get("status"), percent(state.get("win_rate")),
-            number(state.get("stability"), 2), number(state.get("chosen_drift"), 3),
-            f" ({state['reason']})" if state.get("reason") else "",
-        )  # fmt: skip
+        ended = (
+            f"{name} {state.get('status')}: win rate {percent(state.get('win_rate'))}, "
+            f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}"
+        )
+        if state.get("reason"):
+            ended += f" ({state['reason']})"
+        logger.info(ended)
         if self.live is None:
-            self.console.print(
-                f"[{self.finished}/{self.total}] {name}: {state.get('status')}, win rate {percent(state.get('win_rate'))}, "
-                f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}, "
-                f"{self.time_left()} left",
-                highlight=False,
-            )
+            line = f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left"
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     @property
     def finished(self) -> int:

@@ -1,15 +1,8 @@
-"""What all trials share, made once: tokens, the SFT checkpoint, step-0 log-probabilities, the baseline's answers.
+"""What all trials share, made once: tokens, the SFT checkpoint, step-0 log-probabilities, the baseline's answers."""
 
-Each stage is a folder of the cache named by a hash of everything it depends on. It is built under another name and
-moved into place when whole, behind a lock: a killed run leaves nothing half-made, and two runs do not build one thing.
-"""
-
-import hashlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from slime_ray.data.preferences import read_preferences
+from slime_ray.data.corpus import load_corpus
 from slime_ray.data.rendering import (
     stop_token_ids,
     template_hash,
@@ -31,7 +23,7 @@ from slime_ray.data.rendering import (
     tokenize_sft,
     tokenized_hash,
 )
-from slime_ray.data.splits import content_hash, split_pairs, split_prompts
+from slime_ray.data.splits import content_hash
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import FormatCheck, Prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
@@ -42,6 +34,7 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import SftObjective
 from slime_ray.settings import Model, Settings, fingerprint
+from slime_ray.training.cache import Report, cached, content_of
 from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
 PROMPT_SETS = ("selection", "report")
@@ -49,16 +42,13 @@ BASELINE_SEED = 0
 FORMAT = 1
 """Raised when what a stage writes changes, so that older caches are not read."""
 
-Report = Callable[[Mapping[str, Any]], str | None]
-"""Told how things get on; may answer with the reason why a trial should stop."""
-
 
 @dataclass(frozen=True)
 class Stages:
     """Everything the trials of one experiment share. hashes and data go into the manifest."""
 
     checkpoint: Path
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Any
     stop_tokens: tuple[int, ...]
     held_out: list[TokenPair]
     prompts: dict[str, Prompts]
@@ -75,17 +65,17 @@ def prepare(settings: Settings, *, cache: Path, report: Report) -> Stages:
 
     Raises InputError for a model or data that cannot be used.
     """
-    tokens = _stage(cache, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
+    tokens = cached(cache, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
     model = settings.model.model_dump(exclude={"chat_template"})
-    weights = _content(settings.model.source, stat=True)
-    sft_key = fingerprint([FORMAT, content["sft"] if settings.sft else None, model, weights, settings.sft])
-    checkpoint = _stage(cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report), report)
+    weights = content_of(settings.model.source, by_time=True)
+    sft_key = fingerprint([FORMAT, content.get("sft"), model, weights, settings.sft])
+    checkpoint = cached(cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report), report)
     step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
-    step0 = _stage(cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder), report)
+    step0 = cached(cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder), report)
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
     answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
-    answers = _stage(
+    answers = cached(
         cache, "baseline", answers_key, lambda folder: _make_baseline(settings, tokens, checkpoint, folder), report
     )
     return _load(tokens, checkpoint, step0, answers, settings.data.task)
@@ -100,7 +90,7 @@ def train_pairs(stages: Stages, settings: Settings, *, cache: Path, report: Repo
     if not settings.objective.build().needs_reference:
         return pairs
     key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_tokens"]])
-    folder = _stage(cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder), report)
+    folder = cached(cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder), report)
     with np.load(folder / "reference.npz", allow_pickle=False) as sums:
         chosen, rejected = sums["chosen"].tolist(), sums["rejected"].tolist()
     return [
@@ -109,64 +99,18 @@ def train_pairs(stages: Stages, settings: Settings, *, cache: Path, report: Repo
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The cache
-
-
-def _stage(cache: Path, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
-    """The folder of a stage, made if it is not there."""
-    folder = cache / f"{kind}-{key}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    report({"doing": f"waiting for {kind}"})
-    with FileLock(cache / f"{kind}-{key}.lock"):
-        if not folder.is_dir():
-            report({"doing": f"making {kind}"})
-            partial = cache / f".{kind}-{key}.{uuid.uuid4().hex[:8]}"
-            partial.mkdir()
-            try:
-                make(partial)
-                os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
 def _tokens_key(settings: Settings) -> str:
-    model, data, evaluation = settings.model, settings.data, settings.evaluation
-    rendering = [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file]
+    model, evaluation = settings.model, settings.evaluation
     return fingerprint(
         [
             FORMAT,
-            rendering,
-            _content(model.tokenizer or model.source, stat=True),
-            model.chat_template,
-            _content(model.chat_template),
-            data,
-            _content(data.train),
-            evaluation.prompts,
-            evaluation.selection_prompts,
+            [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file],
+            content_of(model.tokenizer or model.source, by_time=True),
+            [model.chat_template, content_of(model.chat_template)],
+            [settings.data, content_of(settings.data.train)],
+            [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
         ]
     )
-
-
-def _content(source: str | None, *, stat: bool = False) -> str | None:
-    """A hash of what a local file or folder holds; None for anything else. `stat`: by sizes and times, for weights."""
-    path = Path(source or "")
-    if source is None or not path.exists():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not file.is_file():
-            continue
-        digest.update(file.name.encode())
-        if stat:
-            digest.update(f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode())
-        else:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)
@@ -197,60 +141,28 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
 
 
 def _make_tokens(settings: Settings, folder: Path) -> None:
-    tokenizer = load_tokenizer(settings.model)
+    """Load, split and render the data; only token ids and prompts are kept."""
     data = settings.data
-    if data.task:
-        task = load_task(data.task)
-        sft = task.sft_examples(data.sft_examples or 6000, seed=data.seed)
-        train = task.pairs(data.pairs or 1024, split="train", seed=data.seed)
-        held_out = task.pairs(data.held_out_pairs, split="held_out", seed=data.seed)
-        prompts = {
-            "selection": task.prompts(settings.evaluation.selection_prompts, purpose="selection", seed=data.seed)["prompt"],
-            "report": task.prompts(settings.evaluation.prompts, purpose="report", seed=data.seed)["prompt"],
-        }  # fmt: skip
-        read: dict[str, Any] = {"rows_read": len(sft) + len(train) + len(held_out), "skipped": []}
-    else:
-        loaded = read_preferences(data.train, split=data.split, strict=data.strict, revision=data.revision)
-        splits = split_pairs(
-            loaded.dataset, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed
-        )
-        sft, train, held_out = splits.sft, splits.train, splits.held_out
-        sft = sft.select(range(min(len(sft), data.sft_examples or len(sft))))
-        train = train.select(range(min(len(train), data.pairs or len(train))))
-        both = split_prompts(
-            held_out,
-            selection=settings.evaluation.selection_prompts,
-            report=settings.evaluation.prompts,
-            seed=data.seed,
-        )
-        prompts = {"selection": list(both.selection), "report": list(both.report)}
-        read = loaded.report.as_dict()
+    tokenizer = load_tokenizer(settings.model)
+    corpus = load_corpus(data, settings.evaluation)
+    limits: dict[str, Any] = {"max_prompt_tokens": data.max_prompt_tokens, "strict": data.strict}
     truncated: dict[str, Any] = {}
     content: dict[str, str] = {}
-    for name, part in {"sft": sft, "train": train, "held_out": held_out}.items():
-        tokenized = (tokenize_sft if name == "sft" else tokenize_pairs)(
-            part,
-            tokenizer,
-            max_tokens=data.max_tokens,
-            max_prompt_tokens=data.max_prompt_tokens,
-            strict=data.strict,
-        )
-        if not len(tokenized.dataset):
-            raise InputError(
-                f"data.train {data.train}: nothing is left for {name} after truncation. Raise data.max_tokens."
-            )
+    parts = {"train": corpus.train, "held_out": corpus.held_out}
+    for name, part in (({"sft": corpus.sft} if settings.sft else {}) | parts).items():
+        tokenize = tokenize_sft if name == "sft" else tokenize_pairs
+        tokenized = tokenize(part, tokenizer, max_tokens=data.max_tokens, **limits)
         tokenized.dataset.to_parquet(folder / f"{name}.parquet")
         truncated[name] = tokenized.truncation.as_dict()
         content[name] = tokenized_hash(tokenized.dataset)
     for name in PROMPT_SETS:
-        asked = tokenize_prompts(
-            list(prompts[name]), tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict
-        )
+        prompts = list(corpus.prompts[name])
+        asked = tokenize_prompts(prompts, tokenizer, **limits)
         content[f"prompts-{name}"] = fingerprint(asked.prompt_ids)
         _write(
             folder / f"prompts-{name}.parquet",
             id=list(asked.prompt_hashes),
-            messages=[json.dumps(prompts[name][index], ensure_ascii=False) for index in asked.kept],
+            messages=[json.dumps(prompts[index], ensure_ascii=False) for index in asked.kept],
             token_ids=list(asked.prompt_ids),
         )
     stop_tokens = list(stop_token_ids(tokenizer))
@@ -260,13 +172,19 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         "stop_tokens": stop_tokens,
         "content": content,
         "hashes": {
-            "train_data": content_hash(train),
-            "held_out": content_hash(held_out),
-            "prompts_selection": fingerprint(list(prompts["selection"])),
-            "prompts_report": fingerprint(list(prompts["report"])),
+            "train_data": content_hash(corpus.train),
+            "held_out": content_hash(corpus.held_out),
+            "prompts_selection": fingerprint(corpus.prompts["selection"]),
+            "prompts_report": fingerprint(corpus.prompts["report"]),
             "chat_template": template_hash(tokenizer),
         },
-        "data": {**read, "sft": len(sft), "train": len(train), "held_out": len(held_out), "truncated": truncated},
+        "data": {
+            **corpus.read,
+            "sft": len(corpus.sft) if settings.sft else 0,
+            "train": len(corpus.train),
+            "held_out": len(corpus.held_out),
+            "truncated": truncated,
+        },
     }
     (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")
 

@@ -32,7 +32,8 @@ from slime_ray.model.loading import load_checkpoint
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.stability_v1 import StabilityParts, stability_score
-from slime_ray.training.stages import Report, Stages, prepare, train_pairs
+from slime_ray.training.cache import Report
+from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
 

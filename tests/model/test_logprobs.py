@@ -1,6 +1,7 @@
 """Rows with shared prompts against every sequence run alone, unpadded, in float64."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from slime_ray.data.packing import pack
 from slime_ray.model import logprobs
 from slime_ray.model.logprobs import Policy, kl_divergence
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -54,7 +55,7 @@ def random_pairs(count: int, seed: int = 0) -> list[Ids]:
 class DoubleNorm(torch.nn.Module):
     """RMSNorm without transformers' detour through float32, which alone rounds gradients at 1e-8."""
 
-    def __init__(self, norm: torch.nn.Module):
+    def __init__(self, norm: Any):
         super().__init__()
         self.weight = norm.weight
         self.offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0

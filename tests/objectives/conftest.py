@@ -57,10 +57,7 @@ def _draw(seed: int, *, pairs: int = 4, dtype: torch.dtype = torch.float64, long
 
     def rows() -> list[Tensor]:
         lengths = torch.randint(1, longest + 1, (pairs,), generator=generator).tolist()
-        return [
-            -torch.empty(length, dtype=torch.float64).exponential_(0.6, generator=generator)
-            for length in lengths
-        ]
+        return [-torch.empty(length, dtype=torch.float64).exponential_(0.6, generator=generator) for length in lengths]
 
     chosen, rejected = rows(), rows()
 

@@ -136,9 +136,7 @@ def runs() -> list[tuple[str, dict[str, float], str, dict[str, float]]]:
     return found
 
 
-def make_case(
-    run: tuple[str, dict[str, float], str, dict[str, float]], sizes: str, seed: int
-) -> dict[str, Any]:
+def make_case(run: tuple[str, dict[str, float], str, dict[str, float]], sizes: str, seed: int) -> dict[str, Any]:
     """One golden case: random log-probs, TRL's loss of them, its gradients."""
     objective, settings, path, trl_settings = run
     generator = torch.Generator().manual_seed(seed)

@@ -71,9 +71,7 @@ def test_simpo_of_one_pair_by_hand() -> None:
 
 def test_sft_is_the_token_mean_of_the_chosen_completions() -> None:
     # Three tokens: (1 + 2 + 6) / 3 = 3, where a mean of pair means would be 3.75.
-    loss = SftObjective()(
-        tensor([-1.0, -2.0, -6.0]), torch.tensor([2, 1]), tensor([-9.0, -9.0]), torch.tensor([1, 1])
-    )
+    loss = SftObjective()(tensor([-1.0, -2.0, -6.0]), torch.tensor([2, 1]), tensor([-9.0, -9.0]), torch.tensor([1, 1]))
     assert loss.loss.item() == 3.0
     assert loss.margins.tolist() == [7.5, 3.0]
 
@@ -113,9 +111,7 @@ def test_reference_of_another_shape_is_refused() -> None:
         ("simpo", {"nll_weight": math.nan}, "nll_weight is nan: must be a finite number >= 0"),
     ],
 )
-def test_values_out_of_range_are_refused_with_a_sentence(
-    name: str, knobs: dict[str, Any], sentence: str
-) -> None:
+def test_values_out_of_range_are_refused_with_a_sentence(name: str, knobs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as raised:
         build_objective(name, **knobs)
     assert str(raised.value) == sentence

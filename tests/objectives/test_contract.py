@@ -85,9 +85,7 @@ def test_order_of_pairs_is_irrelevant(objective: Objective, draw: Draw, seed: in
 
 @FEW
 @given(seed=SEEDS)
-def test_order_of_tokens_within_a_completion_is_irrelevant(
-    objective: Objective, draw: Draw, seed: int
-) -> None:
+def test_order_of_tokens_within_a_completion_is_irrelevant(objective: Objective, draw: Draw, seed: int) -> None:
     batch = draw(seed)
     turned = dataclasses.replace(
         batch, chosen=[row.flip(0) for row in batch.chosen], rejected=[row.flip(0) for row in batch.rejected]
@@ -138,9 +136,7 @@ EXTREMES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_loss_and_gradient_are_finite_at_extreme_logps(
-    objective: Objective, extreme: str, dtype: torch.dtype
-) -> None:
+def test_loss_and_gradient_are_finite_at_extreme_logps(objective: Objective, extreme: str, dtype: torch.dtype) -> None:
     chosen, rejected = (torch.tensor(side, dtype=dtype, requires_grad=True) for side in EXTREMES[extreme])
     lengths = torch.tensor([1, 2])
     # float16 cannot hold the gradient of a token of log-prob -1e4.
@@ -158,9 +154,7 @@ def test_bfloat16_logps_are_summed_in_float32(objective: Objective, draw: Draw) 
     batch = draw(1, pairs=8, longest=300, dtype=torch.bfloat16)
     chosen, chosen_lengths, rejected, rejected_lengths = batch.flat()
     low = batch.feed(objective)
-    high = objective(
-        chosen.float(), chosen_lengths, rejected.float(), rejected_lengths, reference=batch.reference
-    )
+    high = objective(chosen.float(), chosen_lengths, rejected.float(), rejected_lengths, reference=batch.reference)
     assert low.loss.dtype == torch.float32
     assert low.loss == high.loss
     assert torch.equal(low.margins, high.margins)

@@ -122,9 +122,7 @@ def test_stabilizer_gradient_is_the_paper_formula(
 def test_margin_gradient_is_the_paper_formula_and_exactly_zero_from_the_hard_margin_on(
     margin: float, hard: float, soft: float, sharpness: float, weight: float
 ) -> None:
-    objective = SlimeObjective(
-        hard_margin=hard, soft_margin=soft, gate_sharpness=sharpness, margin_weight=weight
-    )
+    objective = SlimeObjective(hard_margin=hard, soft_margin=soft, gate_sharpness=sharpness, margin_weight=weight)
     found = margin_gradient(objective, margin)
     # The margin that the objective sees is the rounded difference of the two log-probs.
     seen = (-1.0 + margin) - -1.0
@@ -193,9 +191,7 @@ def test_ablations_of_the_margin_by_hand(remove: tuple[str, ...], margin: float)
     assert output.stabilizer.item() == full.stabilizer.item()
 
 
-@pytest.mark.parametrize(
-    ("remove", "weight"), [("anchor", "anchor_weight"), ("stabilizer", "stabilizer_strength")]
-)
+@pytest.mark.parametrize(("remove", "weight"), [("anchor", "anchor_weight"), ("stabilizer", "stabilizer_strength")])
 def test_removing_a_term_is_setting_its_weight_to_zero(remove: str, weight: str) -> None:
     removed = run(SlimeObjective(remove=(remove,)), CHOSEN, REJECTED)
     zeroed = run(SlimeObjective(**{weight: 0.0}), CHOSEN, REJECTED)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """TrialPlan: the order of the trials, what a resumed plan leaves out, and which trials are confirmed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
@@ -27,6 +28,7 @@ def experiment(tmp_path) -> Experiment:
 
 
 def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
+    assert experiment.search is not None
     study = StudySearch(
         search=experiment.search,
         base=experiment.base,
@@ -46,7 +48,7 @@ def run(plan: TrialPlan, stop_after: int | None = None) -> list[str]:
     """Trial ids in the order in which a plan hands them out, one at a time."""
     names: list[str] = []
     while stop_after is None or len(names) < stop_after:
-        given = plan.suggest(f"tune-{len(names)}")
+        given: Any = plan.suggest(f"tune-{len(names)}")
         if given == Searcher.FINISHED:
             break
         names.append(given["trial"]["trial_id"])

@@ -9,7 +9,9 @@ from slime_ray.data.tasks.base import Facts, Task, any_of, count_kinds
 from slime_ray.errors import InputError
 
 WORDINGS = ("What is {a} + {b}?", "Please add {a} and {b}.", "Find the sum of {a} and {b}.")
-ASKED = re.compile("|".join(rf"{before}(\d\d) (?:\+|and) (\d\d)[?.]" for before in ("What is ", "Please add ", "Find the sum of ")))
+_ASKED = re.compile(
+    "|".join(re.escape(wording).replace(r"\{a\}", r"(\d\d)").replace(r"\{b\}", r"(\d\d)") for wording in WORDINGS)
+)
 ENDING = "That is it."
 FILLERS = ("Let me think.", "This is a good question.", "Well, let me see.")
 KINDS = {
@@ -87,16 +89,16 @@ class Arithmetic(Task):
 
     def texts(self) -> Iterator[str]:
         """Numbers of two digits hold every digit with and without a space before it."""
-        for a in range(10, 100):
-            yield from (wording.format(a=a, b=a) for wording in WORDINGS)
-        yield from (" ".join((tens_step(10, digit, 10), ones_step(10, digit, digit), "The total is 10.")) for digit in range(10))
-        yield f"{tens_step(10, 10, 20)} {ENDING}"
-        yield from (f"{filler} {tens_step(10, 10, 20)} {filler}" for filler in FILLERS)
+        for number in range(10, 100):
+            yield from (wording.format(a=number, b=number) for wording in WORDINGS)
+            yield f"{tens_step(number, number, number)} {ones_step(number, number, number)}"
+        yield f"{tens_step(10, 10, 20)} The total is 20. {ENDING}"
+        yield from (f"{filler} {filler} {tens_step(10, 10, 20)}" for filler in FILLERS)
 
 
 def numbers(prompt: str) -> tuple[int, int]:
     """The two numbers that a prompt asks to add. Raises InputError where it asks something else."""
-    asked = ASKED.fullmatch(prompt.strip())
+    asked = _ASKED.fullmatch(prompt.strip())
     if asked is None:
         raise InputError(f"{prompt!r} is no prompt of embedded/arithmetic, so its rubric cannot judge an answer to it.")
     a, b = (int(number) for number in asked.groups() if number is not None)

@@ -9,12 +9,20 @@ from typing import ClassVar
 from slime_ray.data.tasks.base import Facts, Task, any_of, count_kinds
 from slime_ray.errors import InputError
 
+# fmt: off
 VALUES: dict[str, tuple[str, ...]] = {
-    "name": ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola", "Pia"),
-    "item": ("tent", "drum", "lamp", "rope", "map", "kite", "radio", "ladder", "basket", "blanket", "camera", "guitar", "kettle", "bucket", "saw", "torch"),
+    "name": (
+        "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo",
+        "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola", "Pia",
+    ),
+    "item": (
+        "tent", "drum", "lamp", "rope", "map", "kite", "radio", "ladder",
+        "basket", "blanket", "camera", "guitar", "kettle", "bucket", "saw", "torch",
+    ),
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     "time": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "noon"),
-}  # fmt: skip
+}
+# fmt: on
 BODY = "Hi {name}, {please}bring the {item} on {day} at {time}."
 ENDING = "See you then."
 FILLERS = ("I hope you are well.", "It was a long week.", "The weather is nice.")
@@ -89,7 +97,7 @@ class Notes(Task):
             please = "please " if number % 2 else ""
             yield f"{REQUEST.format(**told)}{BODY.format(**told, please=please)} {ENDING}"
             yield BODY.format(**told, please=please)
-        yield f"x. {' '.join(FILLERS)}".removeprefix("x.")
+        yield f" {' '.join(FILLERS)}"
 
 
 def facts_of(prompt: str) -> tuple[dict[str, str], dict[str, str]]:

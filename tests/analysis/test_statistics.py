@@ -1,0 +1,104 @@
+"""The estimators on cases done by hand, and their intervals against simulated truth."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from slime_ray.analysis import statistics
+
+
+def test_a_win_rate_is_the_mean_over_prompts_of_their_mean_votes():
+    # Prompt means 1, 0.75 and 0; the fourth prompt has no verdict at all and is left out.
+    outcomes = np.array([[1.0, 1.0, 0.0, np.nan], [1.0, 0.5, np.nan, np.nan]])
+    estimate = statistics.win_rate_interval(outcomes)
+    assert estimate is not None
+    assert estimate.value == pytest.approx(1.75 / 3)
+    assert estimate.low <= estimate.value <= estimate.high
+    assert statistics.win_rate_interval(np.full((2, 3), np.nan)) is None
+
+
+def test_missing_verdicts_have_a_worst_and_a_best_case():
+    assert statistics.verdict_bounds(np.array([[1.0, np.nan, 0.0, 0.5]])) == (0.375, 0.625)
+
+
+def test_the_interval_is_seeded_and_shrinks_with_the_root_of_the_prompts():
+    rng = np.random.default_rng(0)
+    few, many = rng.integers(0, 2, (1, 100)).astype(float), rng.integers(0, 2, (1, 1600)).astype(float)
+    first, again = statistics.win_rate_interval(few), statistics.win_rate_interval(few)
+    wide, narrow = first, statistics.win_rate_interval(many)
+    assert first == again
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(4, rel=0.15)
+
+
+def test_repeating_the_votes_of_a_prompt_does_not_make_the_interval_narrower():
+    # Ten identical seeds carry no more information on prompts than one: resampling single votes would claim so.
+    one = np.random.default_rng(1).integers(0, 2, (1, 200)).astype(float)
+    single, repeated = statistics.win_rate_interval(one), statistics.win_rate_interval(np.repeat(one, 10, axis=0))
+    assert repeated == single
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(clustered):
+    # 600 simulated evaluations of 200 prompts. With clusters the four votes of a prompt share its difficulty.
+    rng = np.random.default_rng(2)
+    covered = 0
+    for number in range(600):
+        difficulty = rng.beta(2, 1, 200) if clustered else np.full(200, 2 / 3)
+        votes = (rng.random((4, 200)) < difficulty).astype(float)
+        estimate = statistics.win_rate_interval(votes, seed=number, resamples=1000)
+        covered += estimate.covers(2 / 3)
+    # 95 % of 600 is 570; four standard errors are 21.
+    assert 549 <= covered <= 591
+
+
+def test_paired_differences_see_what_separate_intervals_hide():
+    # Both methods answer the same prompts; the second wins on 6 % more of them, prompt difficulty being the same.
+    rng = np.random.default_rng(3)
+    base = (rng.random((1, 500)) < 0.5).astype(float)
+    better = base.copy()
+    better[0, np.flatnonzero(base[0] == 0)[:30]] = 1.0
+    difference = statistics.paired_difference(better, base)
+    assert difference.value == pytest.approx(0.06)
+    assert difference.low > 0
+    a, b = statistics.win_rate_interval(better), statistics.win_rate_interval(base)
+    assert a.low < b.high
+
+
+def test_a_difference_between_seeds_widens_the_crossed_interval():
+    prompts = np.random.default_rng(4).random(300)
+    steady = np.stack([prompts, prompts])
+    shaken = np.stack([prompts + 0.1, prompts - 0.1])
+    other = np.stack([prompts * 0.9, prompts * 0.9])
+    calm, wild = statistics.paired_difference(steady, other), statistics.paired_difference(shaken, other)
+    assert calm.value == pytest.approx(wild.value)
+    assert wild.high - wild.low > 3 * (calm.high - calm.low)
+
+
+def test_arena_hard_counts_strong_verdicts_three_times():
+    # (3 * 1 + 1 * 1 + 0.5 + 0 + 3 * 0) / (3 + 1 + 1 + 1 + 3)
+    assert statistics.arena_hard_score(["A>>B", "A>B", "A=B", "B>A", "B>>A", None]) == pytest.approx(4.5 / 9)
+    assert statistics.arena_hard_score([None]) is None
+
+
+def test_the_front_keeps_what_nothing_dominates():
+    points = np.array([[0.9, 0.1], [0.5, 0.5], [0.4, 0.5], [0.1, 0.9], [0.5, 0.5]])
+    assert statistics.on_front(points).tolist() == [True, True, False, True, True]
+
+
+@settings(max_examples=10, deadline=None)
+@given(arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.sampled_from([0.0, 0.5, 1.0])))
+def test_swapping_the_sides_mirrors_estimate_and_interval(outcomes):
+    one, other = statistics.win_rate_interval(outcomes), statistics.win_rate_interval(1 - outcomes)
+    assert other.value == pytest.approx(1 - one.value)
+    assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
+    difference = statistics.paired_difference(outcomes, outcomes)
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_resampled_means_scatter_as_the_standard_error_says():
+    values = np.random.default_rng(5).random(1000)
+    means = statistics.resample_means(values)
+    assert means.shape == (10_000,)
+    assert means.mean() == pytest.approx(values.mean(), abs=1e-3)
+    assert means.std() == pytest.approx(values.std() / np.sqrt(1000), rel=0.05)

@@ -1,0 +1,412 @@
+"""The embedded tasks: what the rubrics say of answers judged by hand, and what the generators promise."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slime_ray.data.preferences import load_preferences
+from slime_ray.data.tasks import PIECE, TASKS, Task, load_task
+from slime_ray.data.tasks.base import BREAK_RATE, SHARES, sentences
+from slime_ray.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = st.integers(min_value=0, max_value=2**32)
+every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def said(dataset: Dataset, column: str) -> list[str]:
+    return [messages[0]["content"] for messages in dataset[column]]
+
+
+def everything(task: Task, seed: int) -> dict[str, Dataset]:
+    """The largest sizes that are promised, for every split."""
+    return {
+        "sft": task.sft_examples(6000, seed=seed),
+        "train": task.pairs(1024, split="train", seed=seed),
+        "held_out": task.pairs(1000, split="held_out", seed=seed),
+        "selection": task.prompts(256, purpose="selection", seed=seed),
+        "report": task.prompts(512, purpose="report", seed=seed),
+    }
+
+
+def criteria(task: Task) -> list[frozenset[str]]:
+    """All sets of criteria."""
+    names = list(task.points)
+    return [frozenset(group) for size in range(len(names) + 1) for group in combinations(names, size)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rubrics. total is worth 8 of 20 points, tens, ones, ending and brief 3 each.
+
+SUM = "What is 47 + 38?"  # 40 + 30 = 70, 7 + 8 = 15, 85
+ALL = {"total", "tens", "ones", "ending", "brief"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "total", "met"),
+    [
+        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.", 1.0, ALL),
+        ("Ones: 7 + 8 = 15. Tens: 40 + 30 = 70. The total is 85. That is it.", 1.0, ALL),
+        ("  Tens: 40 + 30 = 70.\nOnes: 7 + 8 = 15.  The total is 85. That is it. ", 1.0, ALL),
+        # Right total, wrong working.
+        ("Tens: 40 + 30 = 60. Ones: 7 + 8 = 14. The total is 85. That is it.", 0.7, ALL - {"tens", "ones"}),
+        # Right results of the wrong sums.
+        ("Tens: 30 + 40 = 70. Ones: 8 + 7 = 15. The total is 85. That is it.", 0.7, ALL - {"tens", "ones"}),
+        # Working after the total is no working.
+        ("The total is 85. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. That is it.", 0.7, ALL - {"tens", "ones"}),
+        # Right working, wrong total.
+        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 95. That is it.", 0.6, ALL - {"total"}),
+        # 85 with a leading zero is not how one writes it.
+        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 085. That is it.", 0.6, ALL - {"total"}),
+        # A guess: total and brief.
+        ("The total is 85.", 0.55, {"total", "brief"}),
+        ("The total is 84.", 0.15, {"brief"}),
+        # Both a right and a wrong step: neither counts, and two of a kind are not brief.
+        (
+            "Tens: 40 + 30 = 70. Tens: 40 + 30 = 80. Ones: 7 + 8 = 15. The total is 85. That is it.",
+            0.7,
+            {"total", "ones", "ending"},
+        ),
+        (
+            "Tens: 40 + 30 = 70. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.",
+            0.7,
+            {"total", "ones", "ending"},
+        ),
+        # Endings that do not end, or end twice.
+        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. That is it. The total is 85.", 0.85, ALL - {"ending"}),
+        (
+            "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it. That is it.",
+            0.7,
+            {"total", "tens", "ones"},
+        ),
+        # Padding.
+        (
+            "Let me think. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.",
+            0.85,
+            ALL - {"brief"},
+        ),
+        (
+            "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it. Let me think.",
+            0.7,
+            {"total", "tens", "ones"},
+        ),
+    ],
+)
+def test_the_arithmetic_rubric_scores_as_by_hand(answer: str, total: float, met: set[str]) -> None:
+    rubric = load_task("arithmetic").score(SUM, answer)
+    assert rubric.format_ok
+    assert {part for part, value in rubric.parts.items() if value == 1.0} == met
+    assert rubric.total == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   ",
+        "85",
+        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. That is it.",  # no total
+        "The total is 85. The total is 86.",  # hedging
+        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. The total is 85. That is it.",
+        "Let me think. " * 200,
+        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is",  # cut off
+        "Tens: 40 + 30 = 70. Ones: 7 + 8. The total is 85. That is it.",
+        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it. <|user|>",
+        "The total is 85. Please add 47 and 38.",
+        "The total is -85.",
+        "the total is 85.",
+        "The total is 85!",
+        "The total is 85.The total is 85.",
+    ],
+)
+def test_an_answer_that_is_not_made_of_the_tasks_sentences_scores_nothing_on_arithmetic(answer: str) -> None:
+    rubric = load_task("arithmetic").score(SUM, answer)
+    assert not rubric.format_ok
+    assert rubric.total == 0
+    assert set(rubric.parts.values()) == {0.0}
+
+
+def test_sums_without_tens_to_carry_and_with_three_digits_are_judged_alike() -> None:
+    task = load_task("arithmetic")
+    assert (
+        task.score("Please add 10 and 20.", "Tens: 10 + 20 = 30. Ones: 0 + 0 = 0. The total is 30. That is it.").total
+        == 1
+    )
+    answer = "Tens: 90 + 90 = 180. Ones: 9 + 9 = 18. The total is 198. That is it."
+    assert task.score("Find the sum of 99 and 99.", answer).total == 1
+
+
+NOTE = (
+    "Write a note. Name: Ada. Item: tent. Day: Friday. Time: nine. "
+    "Older note: Hi Ben, please bring the drum on Monday at four. See you then."
+)
+KEPT = {"name", "item", "day", "time", "polite", "ending", "brief"}
+
+
+# polite is worth 2 of 20 points, every other criterion 3.
+@pytest.mark.parametrize(
+    ("answer", "total", "met"),
+    [
+        ("Hi Ada, please bring the tent on Friday at nine. See you then.", 1.0, KEPT),
+        ("Hi Ada, bring the tent on Friday at nine. See you then.", 0.9, KEPT - {"polite"}),
+        ("Hi Ada, please bring the tent on Friday at nine.", 0.85, KEPT - {"ending"}),
+        ("Hi Ben, please bring the drum on Monday at four. See you then.", 0.4, {"polite", "ending", "brief"}),
+        ("Hi Ada, please bring the drum on Friday at ten. See you then.", 0.7, KEPT - {"item", "time"}),
+        (
+            "Hi Ada, please bring the tent on Friday at nine. The weather is nice. See you then.",
+            0.85,
+            KEPT - {"brief"},
+        ),
+        (
+            "See you then. Hi Ada, please bring the tent on Friday at nine. See you then.",
+            0.7,
+            KEPT - {"ending", "brief"},
+        ),
+        ("See you then. Hi Ada, please bring the tent on Friday at nine.", 0.85, KEPT - {"ending"}),
+    ],
+)
+def test_the_notes_rubric_scores_as_by_hand(answer: str, total: float, met: set[str]) -> None:
+    rubric = load_task("notes").score(NOTE, answer)
+    assert rubric.format_ok
+    assert {part for part, value in rubric.parts.items() if value == 1.0} == met
+    assert rubric.total == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "See you then.",
+        "Hi Ada, please bring the tent on Friday at nine. Hi Ada, please bring the tent on Friday at nine.",
+        "Hi Ada, please bring the tent on Friday at nine. Hi Ben, please bring the drum on Monday at four.",
+        "Hi tent, please bring the Friday on nine at Ada. See you then.",
+        "Hi Ada, please please bring the tent on Friday at nine. See you then.",
+        "Hi Ada, please bring the tent on Friday at nine. See you",
+        NOTE,
+    ],
+)
+def test_an_answer_that_is_not_one_note_scores_nothing_on_notes(answer: str) -> None:
+    rubric = load_task("notes").score(NOTE, answer)
+    assert (rubric.total, rubric.format_ok) == (0, False)
+
+
+@every_task
+def test_each_criterion_can_be_broken_alone_and_in_every_combination(task: Task) -> None:
+    """So the noisy process breaks what it means to break, and the rubric sees just that."""
+    rng = random.Random(0)
+    for prompt in said(task.prompts(20, purpose="report", seed=0), "prompt"):
+        for broken in criteria(task):
+            rubric = task.score(prompt, task.answer(prompt, broken, rng))
+            assert rubric.format_ok
+            assert {part for part, value in rubric.parts.items() if value == 0.0} == broken
+            worth = sum(points for part, points in task.points.items() if part not in broken)
+            assert rubric.total == worth / sum(task.points.values())
+
+
+@every_task
+def test_a_judgment_needs_nothing_but_the_two_texts(task: Task) -> None:
+    pairs = task.pairs(50, seed=1)
+    fresh = type(task)()
+    for prompt, answer in zip(said(pairs, "prompt"), said(pairs, "chosen"), strict=True):
+        assert fresh.score(prompt, answer) == task.score(prompt, answer)
+
+
+@every_task
+def test_a_prompt_of_another_kind_is_refused_with_a_sentence(task: Task) -> None:
+    for prompt in ("", "How are you?", "What is 4 + 38?", "Write a note. Name: Ada."):
+        with pytest.raises(InputError, match=f"is no prompt of embedded/{task.name}"):
+            task.score(prompt, "The total is 85.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The noisy process
+
+
+@every_task
+def test_the_noisy_process_breaks_each_criterion_at_the_stated_rate_and_independently(task: Task) -> None:
+    examples = task.sft_examples(6000, seed=3)
+    rows = [
+        task.score(prompt, answer).parts
+        for prompt, answer in zip(said(examples, "prompt"), said(examples, "chosen"), strict=True)
+    ]
+    broken = {part: [row[part] == 0.0 for row in rows] for part in task.points}
+    # Five standard errors of a share of 6,000 are 0.028, and 0.016 for two at once.
+    for one, other in pairwise(task.points):
+        assert sum(broken[one]) / 6000 == pytest.approx(BREAK_RATE, abs=0.028)
+        both = sum(a and b for a, b in zip(broken[one], broken[other], strict=True)) / 6000
+        assert both == pytest.approx(BREAK_RATE**2, abs=0.016)
+
+
+@every_task
+@settings(max_examples=5, deadline=None)
+@given(seed=SEEDS, n=st.integers(min_value=1, max_value=200))
+def test_chosen_is_always_strictly_better_than_rejected(task: Task, seed: int, n: int) -> None:
+    for split in ("train", "held_out"):
+        pairs = task.pairs(n, split=split, seed=seed)
+        assert len(pairs) == n
+        for prompt, chosen, rejected in zip(*(said(pairs, name) for name in pairs.column_names), strict=True):
+            assert task.score(prompt, chosen).total > task.score(prompt, rejected).total
+
+
+@every_task
+def test_chosen_is_the_best_of_four_draws(task: Task) -> None:
+    """An answer is perfect with 0.75 to the number of criteria; the best of four is, with 1 - (1 - that)^4."""
+    pairs = task.pairs(1024, seed=0)
+    perfect = [task.score(p, c).total == 1 for p, c in zip(said(pairs, "prompt"), said(pairs, "chosen"), strict=True)]
+    one = (1 - BREAK_RATE) ** len(task.points)
+    # Four equal draws are drawn again, which shifts this by less than the five standard errors allowed here.
+    assert sum(perfect) / 1024 == pytest.approx(1 - (1 - one) ** 4, abs=0.078)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits
+
+
+@every_task
+@settings(max_examples=5, deadline=None)
+@given(seeds=st.lists(SEEDS, min_size=2, max_size=2))
+def test_no_prompt_stands_in_two_splits_whatever_the_seeds(task: Task, seeds: list[int]) -> None:
+    one, other = (everything(task, seed) for seed in seeds)
+    for split, dataset in one.items():
+        for name, others in other.items():
+            if name != split:
+                assert not set(said(dataset, "prompt")) & set(said(others, "prompt"))
+
+
+@every_task
+def test_no_sum_or_set_of_facts_stands_in_two_splits_in_another_wording(task: Task) -> None:
+    """Facts are what the prompt asks about: its numbers, or its four facts without the older note."""
+    facts = {
+        split: {str(re.findall(r"\d\d|(?:Name|Item|Day|Time): \w+", text)) for text in said(dataset, "prompt")}
+        for split, dataset in everything(task, 0).items()
+    }
+    assert all(len(group) > 250 for group in facts.values())
+    for one, other in combinations(facts.values(), 2):
+        assert not one & other
+
+
+@every_task
+@pytest.mark.parametrize("split", ["train", "held_out", "selection", "report"])
+def test_every_prompt_of_a_split_is_another_up_to_its_capacity_and_more_are_refused(task: Task, split: str) -> None:
+    def prompts(n: int) -> list[str]:
+        if split in ("train", "held_out"):
+            return said(task.pairs(n, split=split, seed=5), "prompt")  # type: ignore[arg-type]
+        return said(task.prompts(n, purpose=split, seed=5), "prompt")  # type: ignore[arg-type]
+
+    capacity = task.capacity(split)
+    assert capacity >= {"train": 1024, "held_out": 1000, "selection": 256, "report": 512}[split]
+    assert len(set(prompts(capacity))) == capacity
+    assert prompts(10) == prompts(capacity)[:10]
+    with pytest.raises(InputError, match=rf"embedded/{task.name}: cannot give {capacity + 1} .*from 0 to {capacity},"):
+        prompts(capacity + 1)
+    with pytest.raises(InputError, match="-1"):
+        prompts(-1)
+
+
+@every_task
+def test_the_splits_together_are_all_facts(task: Task) -> None:
+    assert sum(task.capacity(split) for split in SHARES) == len(list(task.all_facts()))
+
+
+@every_task
+def test_sft_goes_through_all_its_facts_before_any_repeats_and_then_answers_anew(task: Task) -> None:
+    capacity = task.capacity("sft")
+    examples = task.sft_examples(2 * capacity, seed=0)
+    answers = said(examples, "chosen")
+    asked = [re.findall(r"\d\d|(?:Name|Item|Day|Time): \w+", text) for text in said(examples, "prompt")]
+    assert asked[:capacity] == asked[capacity:]
+    assert len({str(facts) for facts in asked}) == capacity
+    assert answers[:capacity] != answers[capacity:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Determinism and form
+
+
+@every_task
+def test_the_same_arguments_give_the_same_rows_and_another_seed_gives_others(task: Task) -> None:
+    again = type(task)()
+    for split, dataset in everything(task, 7).items():
+        assert dataset.to_dict() == everything(again, 7)[split].to_dict()
+        assert dataset.to_dict() != everything(task, 8)[split].to_dict()
+
+
+def test_rows_do_not_change_between_processes_or_versions() -> None:
+    """Written down when they were first made: a change here changes every result ever measured on the task."""
+    script = (
+        "import json, sys; from slime_ray.data.tasks import TASKS;"
+        "print(json.dumps([task.pairs(1, seed=0)[0] for task in TASKS.values()]));"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "123"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == GOLDEN
+
+
+GOLDEN = '[{"prompt": [{"role": "user", "content": "Please add 19 and 87."}], "chosen": [{"role": "assistant", "content": "Tens: 10 + 80 = 90. Ones: 9 + 7 = 16. The total is 106. That is it."}], "rejected": [{"role": "assistant", "content": "Tens: 10 + 80 = 90. This is a good question. Ones: 9 + 7 = 17. The total is 116. This is a good question. That is it."}]}, {"prompt": [{"role": "user", "content": "Write a note. Name: Leo. Item: kettle. Day: Thursday. Time: eleven. Older note: Hi Jon, please bring the camera on Tuesday at six. See you then."}], "chosen": [{"role": "assistant", "content": "Hi Leo, please bring the kettle on Thursday at eleven. See you then."}], "rejected": [{"role": "assistant", "content": "Hi Mia, please bring the kettle on Tuesday at eleven. See you then."}]}]'
+
+
+@every_task
+def test_rows_are_preference_data_that_loads_as_it_is(task: Task, tmp_path: Path) -> None:
+    pairs = task.pairs(20, seed=0)
+    pairs.to_parquet(tmp_path / "pairs.parquet")
+    loaded = load_preferences(tmp_path / "pairs.parquet", strict=True)
+    assert loaded.to_dict() == pairs.to_dict()
+    assert loaded.features == pairs.features
+    for column, role in {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}.items():
+        assert [[message["role"] for message in messages] for messages in pairs[column]] == [[role]] * 20
+
+
+@every_task
+def test_an_empty_request_gives_an_empty_table_with_its_columns(task: Task) -> None:
+    assert task.pairs(0, seed=0).column_names == ["prompt", "chosen", "rejected"]
+    assert task.sft_examples(0, seed=0).column_names == ["prompt", "chosen"]
+    assert task.prompts(0, purpose="report", seed=0).column_names == ["prompt"]
+
+
+def test_an_unknown_split_or_purpose_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be train or held_out"):
+        load_task("arithmetic").pairs(1, split="sft", seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be selection or report"):
+        load_task("arithmetic").prompts(1, purpose="train", seed=0)  # type: ignore[arg-type]
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(
+        InputError, match=r"no embedded task 'arithmetics'\. Did you mean arithmetic\? There are: arithmetic, notes\."
+    ):
+        load_task("arithmetics")
+    with pytest.raises(InputError, match=r"no embedded task 'xyz'\. There are: arithmetic, notes\."):
+        load_task("xyz")
+
+
+@every_task
+def test_the_vocabulary_is_all_that_is_ever_said_and_no_more(task: Task) -> None:
+    said_somewhere: set[str] = set()
+    for dataset in everything(task, 0).values():
+        for column in dataset.column_names:
+            for text in said(dataset, column):
+                pieces = re.findall(PIECE, text)
+                assert "".join(pieces) == text
+                said_somewhere.update(pieces)
+    assert sorted(said_somewhere) == task.vocabulary()
+
+
+def test_sentences_end_with_their_marks() -> None:
+    assert sentences(" What is it?  Let me think.\nDone") == ["What is it?", "Let me think.", "Done"]
+    assert sentences("") == [""]

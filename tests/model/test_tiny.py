@@ -1,0 +1,132 @@
+"""The tiny model and its tokenizer: exact texts, right stops, and a model that follows from its seed alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slime_ray.data.rendering import render_pair, render_prompt, stop_token_ids
+from slime_ray.data.tasks import TASKS, Task
+from slime_ray.model.tiny import CONTEXT, SPECIAL_TOKENS, tiny_model, tiny_tokenizer
+
+every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def texts(task: Task) -> list[str]:
+    examples = task.sft_examples(task.capacity("sft"), seed=0)
+    return [messages[0]["content"] for column in examples.column_names for messages in examples[column]]
+
+
+@every_task
+def test_every_text_of_the_task_is_given_back_to_the_character(task: Task) -> None:
+    tokenizer = tiny_tokenizer(task)
+    for text in texts(task):
+        ids = tokenizer.encode(text)
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+@every_task
+def test_no_token_is_there_for_nothing(task: Task) -> None:
+    tokenizer = tiny_tokenizer(task)
+    used = {token for text in texts(task) for token in tokenizer.encode(text)}
+    unused = set(range(len(tokenizer))) - used
+    assert set(tokenizer.convert_ids_to_tokens(sorted(unused))) == set(SPECIAL_TOKENS)
+
+
+def test_a_foreign_text_becomes_unknown_tokens() -> None:
+    tokenizer = tiny_tokenizer(TASKS["arithmetic"])
+    assert tokenizer.tokenize("What is Rome?") == ["What", " is", "<|unk|>", "?"]
+    assert tokenizer.encode("") == []
+
+
+@every_task
+def test_a_turn_ends_with_the_end_of_sequence_token_and_generation_stops_there(task: Task) -> None:
+    tokenizer = tiny_tokenizer(task)
+    row = task.pairs(1, seed=0)[0]
+    pair = render_pair(tokenizer, prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"])
+    assert list(stop_token_ids(tokenizer)) == [tokenizer.eos_token_id]
+    question, answer = row["prompt"][0]["content"], row["chosen"][0]["content"]
+    assert tokenizer.decode(pair.prompt_ids) == f"<|user|>{question}<|end|><|assistant|>"
+    assert tokenizer.decode(pair.chosen_ids) == f"{answer}<|end|>"
+    assert tokenizer.decode(pair.chosen_ids, skip_special_tokens=True) == answer
+    assert pair.chosen_ids[-1] == tokenizer.eos_token_id
+
+
+@every_task
+def test_prompt_and_answer_have_the_same_tokens_apart_and_together(task: Task) -> None:
+    tokenizer = tiny_tokenizer(task)
+    for row in task.pairs(20, seed=0):
+        pair = render_pair(tokenizer, prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"])
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)
+        assert tokenizer.encode(whole) == pair.prompt_ids + pair.chosen_ids
+        assert pair.prompt_ids == render_prompt(tokenizer, row["prompt"])
+
+
+def test_a_role_that_the_model_never_saw_is_refused() -> None:
+    tokenizer = tiny_tokenizer(TASKS["arithmetic"])
+    with pytest.raises(Exception, match="only user and assistant turns are known, not system"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
+
+
+@every_task
+def test_the_longest_conversation_fits_twice_over(task: Task) -> None:
+    tokenizer = tiny_tokenizer(task)
+    longest = max(
+        len(tokenizer.encode(tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)))
+        for row in task.sft_examples(2000, seed=0)
+    )
+    assert 2 * longest < CONTEXT
+
+
+@every_task
+def test_tokenizer_and_model_come_back_equal_from_a_folder(task: Task, tmp_path: Path) -> None:
+    tokenizer, model = tiny_tokenizer(task), tiny_model(task, seed=3)
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt")] == []
+    assert (tmp_path / "model.safetensors").is_file()
+    again = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    row = task.pairs(1, seed=0)[0]
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.all_special_ids == tokenizer.all_special_ids
+    assert again.chat_template == tokenizer.chat_template
+    ids = render_prompt(tokenizer, row["prompt"])
+    assert render_prompt(again, row["prompt"]) == ids
+    assert again.decode(ids) == tokenizer.decode(ids)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+    assert loaded.config.eos_token_id == tokenizer.eos_token_id
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    inputs = torch.tensor([ids])
+    with torch.inference_mode():
+        assert torch.equal(loaded.eval()(inputs).logits, model.eval()(inputs).logits)
+
+
+@every_task
+def test_the_model_has_about_a_tenth_of_a_million_float32_parameters(task: Task) -> None:
+    """By hand: two layers of four 64x64, three 64x176 and two norms, a last norm, tokens in and out untied."""
+    model = tiny_model(task, seed=0)
+    tokens = len(tiny_tokenizer(task))
+    by_hand = 2 * (4 * 64 * 64 + 3 * 64 * 176 + 2 * 64) + 64 + 2 * tokens * 64
+    assert sum(parameter.numel() for parameter in model.parameters()) == by_hand
+    assert 100_000 < by_hand < 120_000
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_sizes_are_taken() -> None:
+    config = tiny_model(TASKS["notes"], seed=0, hidden_size=32, layers=1, heads=2, intermediate_size=48).config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 1, 2)
+    assert config.intermediate_size == 48
+
+
+def test_weights_follow_from_the_seed_and_leave_the_global_random_state_alone() -> None:
+    task = TASKS["arithmetic"]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = tiny_model(task, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again, other = tiny_model(task, seed=5).state_dict(), tiny_model(task, seed=6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
