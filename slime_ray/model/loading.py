@@ -48,6 +48,9 @@ def load_model(model: Model, *, seed: int) -> Any:
             lm = AutoModelForCausalLM.from_pretrained(
                 gguf[0], gguf_file=gguf[1], dtype=dtype, attn_implementation="sdpa"
             )
+            # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
+            lm.hf_quantizer = None
+            del lm.config.quantization_config
         else:
             lm = AutoModelForCausalLM.from_pretrained(
                 model.source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options

@@ -1,0 +1,121 @@
+"""The files of a run: written whole or not at all, read back as they were, refused when they are something else."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from slime_ray import results
+from slime_ray.errors import InputError
+
+
+def row(trial_id: str, **columns):
+    defaults = {"phase": "arm", "label": "full", "seed": 0, "status": "completed", "settings": {}, "config": {}}
+    return results.trial_row(trial_id=trial_id, **(defaults | columns))
+
+
+def curve(trial_id: str) -> dict:
+    about = {"trial_id": trial_id, "label": "full", "phase": "arm", "seed": 0}
+    return {**about, "step": 1, "source": "train", "metric": "loss", "value": 0.5}
+
+
+def answer(trial_id: str) -> dict:
+    columns = dict.fromkeys(results.ANSWER_SCHEMA.names)
+    prompt = [{"role": "user", "content": 'say "hé"'}]
+    return columns | {"trial_id": trial_id, "prompt_id": "p", "prompt": prompt, "answer": "hé\n\x00", "outcome": 0.5}
+
+
+@pytest.fixture
+def run(tmp_path):
+    results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA, "name": "r"})
+    results.write_trial(
+        tmp_path, row=row("a", settings={"objective.anchor_weight": 0.3}), answers=[answer("a")], curves=[curve("a")]
+    )
+    results.write_trial(tmp_path, row=row("b", status="failed", stability=0.0), answers=[], curves=[])
+    return tmp_path
+
+
+def test_what_was_written_is_read_back(run):
+    results.consolidate(run)
+    loaded = results.load(run)
+    assert loaded.trials["trial_id"].tolist() == ["a", "b"]
+    assert loaded.trials["knob.objective.anchor_weight"].tolist()[0] == 0.3
+    assert pd.isna(loaded.trials["knob.objective.anchor_weight"].tolist()[1])
+    assert json.loads(loaded.answers["prompt"][0])[0]["content"] == 'say "hé"'
+    assert loaded.answers["answer"][0] == "hé\n\x00"
+    assert loaded.curves["value"].tolist() == [0.5]
+
+
+def test_a_trial_counts_only_once_its_last_file_is_written(run):
+    (run / "trials" / "half").mkdir()
+    (run / "trials" / "half" / "answers.parquet").write_bytes(b"PAR1 cut off")
+    assert list(results.finished_trials(run)) == ["a", "b"]
+    results.consolidate(run)
+    assert len(results.load(run).trials) == 2
+
+
+def test_knobs_that_are_not_numbers_stay_readable(run):
+    results.write_trial(run, row=row("c", settings={"objective": {"name": "dpo"}, "x.y": True}), answers=[], curves=[])
+    results.consolidate(run)
+    trials = results.load(run).trials.set_index("trial_id")
+    assert json.loads(trials.loc["c", "knob.objective"]) == {"name": "dpo"}
+    assert json.loads(trials.loc["c", "knob.x.y"]) is True
+
+
+def test_numbers_that_are_not_finite_are_unknown(run):
+    results.write_trial(run, row=row("c", win_rate=float("nan"), kl_to_sft=float("inf")), answers=[], curves=[])
+    assert results.finished_trials(run)["c"]["win_rate"] is None
+    assert results.finished_trials(run)["c"]["kl_to_sft"] is None
+
+
+def test_writing_leaves_no_partial_file(run):
+    results.consolidate(run)
+    results.consolidate(run)
+    assert not [path.name for path in run.rglob("*") if path.name.startswith(".")]
+
+
+def test_an_unknown_column_is_refused_where_it_is_written():
+    with pytest.raises(KeyError, match="win_rat"):
+        row("a", win_rat=0.5)
+
+
+def test_secrets_are_masked_and_tokens_counted_are_not(tmp_path):
+    manifest = {
+        "schema": results.RUN_SCHEMA,
+        "env": {"HF_TOKEN": "hf_abc", "OPENAI_API_KEY": "sk-1", "db_password": "x", "max_tokens": 128},
+        "list": [{"secret": "y"}],
+        "stop_tokens": [1],
+    }
+    results.write_manifest(tmp_path, manifest)
+    text = (tmp_path / "manifest.json").read_text()
+    assert not any(secret in text for secret in ("hf_abc", "sk-1", '"x"', '"y"'))
+    assert results.read_manifest(tmp_path)["env"]["max_tokens"] == 128
+    assert results.read_manifest(tmp_path)["stop_tokens"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "manifest.json").unlink(), "is not a run"),
+        (lambda run: (run / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda run: (run / "manifest.json").write_text('{"schema": "run-v9"}'), "schema 'run-v9'"),
+        (lambda run: (run / "manifest.json").write_text("[]"), "schema 'list'"),
+        (lambda run: (run / "trials.parquet").write_bytes(b"nothing"), r"trials\.parquet cannot be read"),
+        (lambda run: pd.DataFrame({"a": [1]}).to_parquet(run / "answers.parquet"), "lacks the columns"),
+        (lambda run: (run / "curves.parquet").unlink(), "is missing"),
+    ],
+)
+def test_a_damaged_run_is_a_sentence(run, damage, message):
+    results.consolidate(run)
+    damage(run)
+    with pytest.raises(InputError, match=message):
+        results.load(run)
+
+
+def test_a_missing_run_and_a_run_without_trials_are_sentences(tmp_path):
+    with pytest.raises(InputError, match="there is no such run"):
+        results.load(tmp_path / "absent")
+    results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA})
+    (tmp_path / "trials").mkdir()
+    with pytest.raises(InputError, match="no trial has finished yet"):
+        results.load(tmp_path)
