@@ -94,7 +94,7 @@ def _experiment_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
-    from slime_ray.experiment import load_experiment, parse_override
+    from slime_ray.experiment_file import load_experiment, parse_override
     from slime_ray.search_spaces import find_space
 
     source = find_space(options.space)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_spaces
 
 from slime_ray.errors import InputError
-from slime_ray.experiment import load_experiment, parse_override, with_values
+from slime_ray.experiment import with_values
+from slime_ray.experiment_file import load_experiment, parse_override
 from slime_ray.objectives import SlimeObjective
 from slime_ray.presets import preset_base, preset_names
 from slime_ray.settings import Settings

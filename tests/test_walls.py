@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "objectives"},
     "space": {"errors", "settings", "yaml_source"},
     "experiment": {*DESCRIPTION, "objectives"},
+    "experiment_file": {*DESCRIPTION, "objectives"},
     "objectives": set(),
     "data": {*DESCRIPTION},
     "model": {*DESCRIPTION, "objectives", "data"},
@@ -33,7 +34,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "on_ray": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "results"},
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"errors", "results", "stability_v1"},
-    "cli": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "results", "on_ray"}
+    "cli": {
+        *DESCRIPTION,
+        "experiment_file",
+        "objectives",
+        "data",
+        "model",
+        "evaluation",
+        "training",
+        "results",
+        "on_ray",
+    }
     | {"analysis", "search_spaces"},
     "__main__": {"cli"},
 }

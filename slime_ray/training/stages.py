@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoTokenizer
 
+from slime_ray.data import tasks
 from slime_ray.data.corpus import load_corpus
 from slime_ray.data.rendering import (
     stop_token_ids,
@@ -24,10 +25,10 @@ from slime_ray.data.rendering import (
     tokenized_hash,
 )
 from slime_ray.data.splits import content_hash
-from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import FormatCheck, Prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.model import tiny
 from slime_ray.model.attention import takes_shared_prompts
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
 from slime_ray.model.logprobs import Policy
@@ -68,8 +69,7 @@ def prepare(settings: Settings, *, cache: Path, report: Report) -> Stages:
     tokens = cached(cache, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
     model = settings.model.model_dump(exclude={"chat_template"})
-    weights = content_of(settings.model.source, by_time=True)
-    sft_key = fingerprint([FORMAT, content.get("sft"), model, weights, settings.sft])
+    sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), settings.sft])
     checkpoint = cached(cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report), report)
     step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
     step0 = cached(cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder), report)
@@ -105,18 +105,28 @@ def _tokens_key(settings: Settings) -> str:
         [
             FORMAT,
             [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file],
-            content_of(model.tokenizer or model.source, by_time=True),
+            _weights(model),
+            content_of(model.tokenizer, by_time=True),
             [model.chat_template, content_of(model.chat_template)],
-            [settings.data, content_of(settings.data.train)],
+            [
+                settings.data,
+                content_of(settings.data.train),
+                content_of(tasks.__path__[0]) if settings.data.task else None,
+            ],
             [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
         ]
     )
 
 
+def _weights(model: Model) -> str | None:
+    """Changes with the weights behind a local model, and with the code that makes an embedded one."""
+    return content_of(tiny.__file__) if model.task else content_of(model.source, by_time=True)
+
+
 @lru_cache(maxsize=2)
 def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str | None) -> Stages:
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
-    rubric = load_task(task) if task else None
+    rubric = tasks.load_task(task) if task else None
     return Stages(
         checkpoint=checkpoint,
         tokenizer=AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True),

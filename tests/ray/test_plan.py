@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from slime_ray.experiment import Experiment, load_experiment
+from slime_ray.experiment import Experiment
+from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray.plan import TrialPlan, best_rows
 from slime_ray.on_ray.search import StudySearch, study_storage
 
