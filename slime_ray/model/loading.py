@@ -42,6 +42,7 @@ def load_model(model: Model, *, seed: int) -> Any:
     if model.task:
         return tiny_model(load_task(model.task), seed=seed)
     dtype = getattr(torch, model.dtype)
+    lm: Any
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "use_safetensors": True}
     try:
         if gguf := _gguf(model):

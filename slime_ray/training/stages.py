@@ -34,7 +34,7 @@ from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import SftObjective
-from slime_ray.settings import Model, Settings, fingerprint
+from slime_ray.settings import Data, Model, Settings, fingerprint
 from slime_ray.training.cache import Report, cached, content_of
 from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
@@ -108,14 +108,16 @@ def _tokens_key(settings: Settings) -> str:
             _weights(model),
             content_of(model.tokenizer, by_time=True),
             [model.chat_template, content_of(model.chat_template)],
-            [
-                settings.data,
-                content_of(settings.data.train),
-                content_of(tasks.__path__[0]) if settings.data.task else None,
-            ],
+            [settings.data, _source_content(settings.data)],
             [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
         ]
     )
+
+
+def _source_content(data: Data) -> list[str | None]:
+    """Changes with the local files behind the data, and with the code that makes an embedded task's."""
+    files = sorted(Path(tasks.__path__[0]).glob("*.py")) if data.task else [data.train]
+    return [content_of(str(file)) for file in files]
 
 
 def _weights(model: Model) -> str | None:
