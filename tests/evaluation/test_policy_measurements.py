@@ -1,0 +1,127 @@
+"""Generation, held-out log-probabilities and KL on a real (tiny) model."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from slime_ray.data.tasks import load_task
+from slime_ray.evaluation.generate import generate_answers
+from slime_ray.evaluation.held_out import measure_held_out
+from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.model.logprobs import Policy, kl_divergence
+from slime_ray.model.lora import add_lora
+from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from slime_ray.settings import Decoding, Lora
+from slime_ray.training.trainer import TokenPair
+
+TASK = load_task("arithmetic")
+TOKENIZER = tiny_tokenizer(TASK)
+STOP = (TOKENIZER.eos_token_id,)
+PROMPTS = [
+    TOKENIZER.apply_chat_template(row, add_generation_prompt=True, return_dict=False)
+    for row in TASK.prompts(9, purpose="selection", seed=0)["prompt"]
+]
+SAMPLING = Decoding(temperature=1.0, max_new_tokens=12, batch=4)
+GREEDY = Decoding(temperature=0.0, max_new_tokens=12, batch=4)
+
+
+@pytest.fixture
+def lm():
+    return tiny_model(TASK, seed=0)
+
+
+def generate(lm, decoding=SAMPLING, *, prompts=PROMPTS, seed=0):
+    return generate_answers(lm, TOKENIZER, prompts, decoding=decoding, stop_tokens=STOP, seed=seed)
+
+
+def test_the_same_seed_repeats_the_answers_and_leaves_the_random_state_alone(lm):
+    torch.manual_seed(5)
+    first = generate(lm)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.rand(1) == after
+    assert generate(lm) == first
+    assert generate(lm, seed=1) != first
+
+
+def test_greedy_answers_do_not_depend_on_the_company_of_a_batch(lm):
+    together = generate(lm, GREEDY)
+    alone = [generate(lm, GREEDY, prompts=[prompt])[0] for prompt in PROMPTS]
+    assert together == alone
+    assert generate(lm, GREEDY, prompts=PROMPTS[::-1]) == together[::-1]
+
+
+def test_greedy_answers_are_what_the_logits_say(lm):
+    answer = generate(lm, GREEDY, prompts=PROMPTS[:1])[0]
+    ids = list(PROMPTS[0])
+    for token in answer.token_ids:
+        with torch.no_grad():
+            assert int(lm(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+
+
+def test_an_answer_ends_before_its_stop_token_or_at_the_limit(lm):
+    with torch.no_grad():
+        lm.get_output_embeddings().weight[:] = 0
+    for answer in generate(lm, Decoding(temperature=1.0, max_new_tokens=40, batch=4)):
+        assert STOP[0] not in answer.token_ids
+        assert answer.stopped == (len(answer.token_ids) < 40)
+        assert answer.leaked == bool(set(answer.token_ids) & set(TOKENIZER.all_special_ids))
+
+
+def pairs(count: int) -> list[TokenPair]:
+    rows = TASK.pairs(count, split="held_out", seed=0)
+
+    def ids(messages) -> list[int]:
+        return [*TOKENIZER(messages[0]["content"], add_special_tokens=False).input_ids, *STOP]
+
+    return [
+        TokenPair(
+            TOKENIZER.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False),
+            ids(row["chosen"]),
+            ids(row["rejected"]),
+        )
+        for row in rows
+    ]
+
+
+def test_held_out_measurements_are_in_the_order_of_the_pairs_whatever_the_batches(lm):
+    policy, held_out = Policy(lm), pairs(11)
+    small = measure_held_out(policy, held_out, pairs_per_batch=2, shared_prompt=True)
+    whole = measure_held_out(policy, held_out, pairs_per_batch=11, shared_prompt=False)
+    assert small.chosen_lengths.tolist() == [len(pair.chosen_ids) for pair in held_out]
+    np.testing.assert_allclose(small.chosen, whole.chosen, atol=1e-5)
+    np.testing.assert_allclose(small.rejected, whole.rejected, atol=1e-5)
+    np.testing.assert_allclose(small.entropy, whole.entropy, atol=1e-5)
+
+
+def test_kl_is_zero_against_itself_and_the_mean_over_generated_tokens_otherwise(lm):
+    samples = [TokenPair(pair.prompt_ids, pair.chosen_ids) for pair in pairs(5)]
+    other = copy.deepcopy(lm)
+    assert kl_to_reference(Policy(lm), Policy(other), samples, pairs_per_batch=2, shared_prompt=True) == 0
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(1.5)
+    found = kl_to_reference(Policy(lm), Policy(other), samples, pairs_per_batch=2, shared_prompt=True)
+    expected = []
+    for pair in samples:
+        ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
+        with torch.no_grad():
+            a, b = (model(input_ids=ids).logits[0, len(pair.prompt_ids) - 1 : -1] for model in (lm, other))
+        expected.append(kl_divergence(a, b))
+    assert found == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
+
+
+def test_an_adapted_model_is_its_own_reference_with_the_adapters_off(lm):
+    base = copy.deepcopy(lm)
+    adapted = add_lora(lm, Lora(rank=2, alpha=4))
+    samples = [TokenPair(pair.prompt_ids, pair.chosen_ids) for pair in pairs(4)]
+    measure = {"pairs_per_batch": 4, "shared_prompt": True}
+    assert kl_to_reference(Policy(adapted), None, samples, **measure) == pytest.approx(0, abs=1e-9)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    own = kl_to_reference(Policy(adapted), None, samples, **measure)
+    assert own > 1e-3
+    assert own == pytest.approx(kl_to_reference(Policy(adapted), Policy(base), samples, **measure), rel=1e-4)
