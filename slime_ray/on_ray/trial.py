@@ -1,4 +1,8 @@
-"""A trial as Ray Tune runs it: one worker in a reused actor, so that imports and loaded data serve every trial."""
+"""A trial as Ray Tune runs it: one worker in a reused actor, so that imports and loaded data serve every trial.
+
+Nothing heavy is imported here before a trial runs: an actor that takes longer to start than a short trial lasts would
+be given up again and again for one that has just become free, and trials would run one after another.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-
-from slime_ray.experiment import Trial
-from slime_ray.training.worker import run_trial
 
 TOLD = (
     "status",
@@ -25,6 +26,8 @@ TOLD = (
 
 def tune_function(config: dict[str, Any], *, run: str, cache: str, threads: int) -> None:
     """Run one trial and report to Ray Tune: progress as it goes, then its goals with `finished`."""
+    from slime_ray.experiment import Trial
+    from slime_ray.training.worker import run_trial
 
     def report(progress: Mapping[str, Any]) -> str | None:
         tune.report({"finished": False, **progress})
