@@ -5,6 +5,7 @@ where no valid verdict was given. A prompt and everything said about it is the u
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,19 +26,21 @@ class Interval:
         return self.low <= value <= self.high
 
 
+@lru_cache(maxsize=4)
+def _draws(items: int, seed: int, resamples: int) -> np.ndarray:
+    """(items, resamples) how often each resample draws each item; kept, for all rows of a table share their prompts."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples).T.astype(np.float32)
+
+
 def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """(resamples, ...) means over the last axis of `values`, its items drawn with replacement.
 
-    values: (..., items). All leading axes are resampled together, so that comparisons stay paired. The counts of the
-    drawn items are multinomial, which makes each resample one matrix product.
+    values: (..., items). All leading axes are resampled together, so that comparisons stay paired. How often the items
+    are drawn is multinomial, which makes all resamples one matrix product.
     """
     items = values.shape[-1]
-    rng = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, 1000):
-        counts = rng.multinomial(items, np.full(items, 1 / items), size=min(1000, resamples - start))
-        means.append(np.moveaxis(values @ counts.T, -1, 0) / items)
-    return np.concatenate(means)
+    return np.moveaxis(values @ _draws(items, seed, resamples), -1, 0) / items
 
 
 def interval(value: float, resampled: np.ndarray) -> Interval:

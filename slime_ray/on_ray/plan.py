@@ -140,15 +140,15 @@ def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> lis
     seeds = [*experiment.seeds, *further][: confirm.seeds]
     return [
         Trial(
-            trial_id=f"confirm-{rank}-s{seed}",
+            trial_id=f"confirm-{row['trial_id']}-s{seed}",
             phase="confirm",
-            label=f"best-{rank}",
+            label=row["trial_id"],
             seed=seed,
             prompt_set="report",
             values={**row["values"]},
             settings=experiment.settings_with(row["values"]),
         )
-        for rank, row in enumerate(winners, start=1)
+        for row in winners
         for seed in seeds
     ]
 

@@ -1,5 +1,6 @@
 """The embedded tasks: what the rubrics say of answers judged by hand, and what the generators promise."""
 
+import json
 import os
 import random
 import re
@@ -36,6 +37,14 @@ def everything(task: Task, seed: int) -> dict[str, Dataset]:
         "selection": task.prompts(256, purpose="selection", seed=seed),
         "report": task.prompts(512, purpose="report", seed=seed),
     }
+
+
+def prompts_of(task: Task, split: str, n: int, seed: int) -> list[str]:
+    if split == "sft":
+        return said(task.sft_examples(n, seed=seed), "prompt")
+    if split in ("train", "held_out"):
+        return said(task.pairs(n, split=split, seed=seed), "prompt")  # type: ignore[arg-type]
+    return said(task.prompts(n, purpose=split, seed=seed), "prompt")  # type: ignore[arg-type]
 
 
 def criteria(task: Task) -> list[frozenset[str]]:
@@ -91,6 +100,11 @@ ALL = {"total", "tens", "ones", "ending", "brief"}
         # Padding.
         (
             "Let me think. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.",
+            0.85,
+            ALL - {"brief"},
+        ),
+        (
+            "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. Let me think. Let me think. That is it.",
             0.85,
             ALL - {"brief"},
         ),
@@ -272,14 +286,15 @@ def test_chosen_is_the_best_of_four_draws(task: Task) -> None:
 
 
 @every_task
-@settings(max_examples=5, deadline=None)
-@given(seeds=st.lists(SEEDS, min_size=2, max_size=2))
-def test_no_prompt_stands_in_two_splits_whatever_the_seeds(task: Task, seeds: list[int]) -> None:
-    one, other = (everything(task, seed) for seed in seeds)
-    for split, dataset in one.items():
-        for name, others in other.items():
-            if name != split:
-                assert not set(said(dataset, "prompt")) & set(said(others, "prompt"))
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_no_prompt_stands_in_two_splits_whatever_the_seeds_and_sizes(task: Task, data: st.DataObject) -> None:
+    seen: dict[str, str] = {}
+    for split in SHARES:
+        n = data.draw(st.integers(min_value=0, max_value=task.capacity(split)), label=f"n {split}")
+        seed = data.draw(SEEDS, label=f"seed {split}")
+        for prompt in prompts_of(task, split, n, seed):
+            assert seen.setdefault(prompt, split) == split
 
 
 @every_task
@@ -297,19 +312,13 @@ def test_no_sum_or_set_of_facts_stands_in_two_splits_in_another_wording(task: Ta
 @every_task
 @pytest.mark.parametrize("split", ["train", "held_out", "selection", "report"])
 def test_every_prompt_of_a_split_is_another_up_to_its_capacity_and_more_are_refused(task: Task, split: str) -> None:
-    def prompts(n: int) -> list[str]:
-        if split in ("train", "held_out"):
-            return said(task.pairs(n, split=split, seed=5), "prompt")  # type: ignore[arg-type]
-        return said(task.prompts(n, purpose=split, seed=5), "prompt")  # type: ignore[arg-type]
-
     capacity = task.capacity(split)
     assert capacity >= {"train": 1024, "held_out": 1000, "selection": 256, "report": 512}[split]
-    assert len(set(prompts(capacity))) == capacity
-    assert prompts(10) == prompts(capacity)[:10]
+    assert len(set(prompts_of(task, split, capacity, 5))) == capacity
     with pytest.raises(InputError, match=rf"embedded/{task.name}: cannot give {capacity + 1} .*from 0 to {capacity},"):
-        prompts(capacity + 1)
+        prompts_of(task, split, capacity + 1, 5)
     with pytest.raises(InputError, match="-1"):
-        prompts(-1)
+        prompts_of(task, split, -1, 5)
 
 
 @every_task
@@ -333,18 +342,34 @@ def test_sft_goes_through_all_its_facts_before_any_repeats_and_then_answers_anew
 
 
 @every_task
-def test_the_same_arguments_give_the_same_rows_and_another_seed_gives_others(task: Task) -> None:
-    again = type(task)()
-    for split, dataset in everything(task, 7).items():
-        assert dataset.to_dict() == everything(again, 7)[split].to_dict()
-        assert dataset.to_dict() != everything(task, 8)[split].to_dict()
+@settings(max_examples=5, deadline=None)
+@given(seed=SEEDS, sizes=st.tuples(*[st.integers(min_value=1, max_value=60)] * 2))
+def test_rows_follow_from_the_seed_and_a_longer_table_begins_with_the_shorter(
+    task: Task, seed: int, sizes: tuple[int, int]
+) -> None:
+    def tables(task: Task, seed: int, n: int) -> list[Dataset]:
+        return [
+            task.sft_examples(n, seed=seed),
+            task.pairs(n, split="train", seed=seed),
+            task.pairs(n, split="held_out", seed=seed),
+            task.prompts(n, purpose="selection", seed=seed),
+            task.prompts(n, purpose="report", seed=seed),
+        ]
+
+    short, long = sorted(sizes)
+    for table, again, other in zip(
+        tables(task, seed, long), tables(type(task)(), seed, short), tables(task, seed + 1, long), strict=True
+    ):
+        assert again.to_list() == table.to_list()[:short]
+        assert long < 5 or other.to_list() != table.to_list()
 
 
-def test_rows_do_not_change_between_processes_or_versions() -> None:
+def test_rows_do_not_change_between_processes_and_need_no_torch() -> None:
     """Written down when they were first made: a change here changes every result ever measured on the task."""
     script = (
         "import json, sys; from slime_ray.data.tasks import TASKS;"
-        "print(json.dumps([task.pairs(1, seed=0)[0] for task in TASKS.values()]));"
+        "rows = {name: task.pairs(1, seed=0)[0].values() for name, task in TASKS.items()};"
+        "print(json.dumps({name: [text[0]['content'] for text in row] for name, row in rows.items()}));"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     run = subprocess.run(
@@ -355,10 +380,22 @@ def test_rows_do_not_change_between_processes_or_versions() -> None:
         text=True,
         check=True,
     )
-    assert run.stdout.strip() == GOLDEN
+    assert json.loads(run.stdout) == {name: list(row) for name, row in GOLDEN.items()}
 
 
-GOLDEN = '[{"prompt": [{"role": "user", "content": "Please add 19 and 87."}], "chosen": [{"role": "assistant", "content": "Tens: 10 + 80 = 90. Ones: 9 + 7 = 16. The total is 106. That is it."}], "rejected": [{"role": "assistant", "content": "Tens: 10 + 80 = 90. This is a good question. Ones: 9 + 7 = 17. The total is 116. This is a good question. That is it."}]}, {"prompt": [{"role": "user", "content": "Write a note. Name: Leo. Item: kettle. Day: Thursday. Time: eleven. Older note: Hi Jon, please bring the camera on Tuesday at six. See you then."}], "chosen": [{"role": "assistant", "content": "Hi Leo, please bring the kettle on Thursday at eleven. See you then."}], "rejected": [{"role": "assistant", "content": "Hi Mia, please bring the kettle on Tuesday at eleven. See you then."}]}]'
+GOLDEN = {
+    "arithmetic": (
+        "Please add 19 and 87.",
+        "Tens: 10 + 80 = 90. Ones: 9 + 7 = 16. The total is 106. That is it.",
+        "Tens: 10 + 80 = 90. Ones: 9 + 7 = 16. The total is 96. That is it.",
+    ),
+    "notes": (
+        "Write a note. Name: Leo. Item: kettle. Day: Thursday. Time: eleven. "
+        "Older note: Hi Jon, please bring the camera on Tuesday at six. See you then.",
+        "Hi Leo, please bring the kettle on Thursday at eleven. See you then.",
+        "Hi Mia, please bring the kettle on Tuesday at eleven. See you then.",
+    ),
+}
 
 
 @every_task

@@ -19,14 +19,16 @@ from tests.end_to_end.conftest import environment
 pytestmark = pytest.mark.ray
 
 TRIALS = [f"arm-{arm}-s{seed}" for seed in (0, 1) for arm in ("sft", "slime", "dpo")]
-TRIALS += ["search-0001", "search-0002", "confirm-1-s0", "confirm-1-s1"]
+SEARCHED = ["search-0001", "search-0002"]
 
 
 def test_a_sweep_runs_every_trial_and_prints_the_table(finished):
     run, done = finished
     assert done.returncode == 0, done.stderr
-    assert sorted(results.finished_trials(run)) == sorted(TRIALS)
-    assert "best-1" in done.stdout
+    names = set(results.finished_trials(run))
+    winner = next(name for name in SEARCHED if f"confirm-{name}-s0" in names)
+    assert names == {*TRIALS, *SEARCHED, f"confirm-{winner}-s0", f"confirm-{winner}-s1"}
+    assert winner in done.stdout
     assert str(run / "report" / "report.html") in done.stdout
     assert (run / "report" / "report.html").stat().st_size > 10_000
 
@@ -64,13 +66,11 @@ def test_all_cells_share_prompts_and_baseline_and_seeds_differ(finished):
 
 
 def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
-    # The search's first point is the paper's, as is the arm; only seed and prompts differ between those two. What must
-    # not differ is the same trial run alone, in this process.
     from slime_ray.experiment import Trial
     from slime_ray.training.worker import run_trial
 
     run, _ = finished
-    row = results.finished_trials(run)["confirm-1-s1"]
+    row = results.finished_trials(run)["arm-dpo-s1"]
     trial = Trial.model_validate(
         {key: row[key] for key in ("trial_id", "phase", "label", "seed", "prompt_set")}
         | {"values": json.loads(row["settings"]), "settings": json.loads(row["config"])}
@@ -141,15 +141,15 @@ def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slim
     assert "--resume" in rest
     assert not _session_processes(process.pid)
     kept = results.finished_trials(storage / "cut")
-    assert 2 <= len(kept) < len(TRIALS)
+    assert 2 <= len(kept) < 10
     resumed = slime_ray("sweep", small, "--storage", storage, "--name", "cut", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     rows = results.finished_trials(storage / "cut")
-    assert sorted(rows) == sorted(TRIALS)
+    assert len(rows) == 10
     assert all(rows[name]["started"] == kept[name]["started"] for name in kept)
     # A trial computes the same before and after the interruption as in the run that was never cut.
     whole = results.finished_trials(finished[0])
-    for name in (name for name in TRIALS if name.startswith("arm-")):
+    for name in TRIALS:
         assert rows[name]["stability"] == whole[name]["stability"]
 
 
@@ -178,4 +178,4 @@ def test_a_report_is_made_from_a_copied_run_alone(finished, slime_ray, tmp_path)
     made = slime_ray("report", copy, "--out", tmp_path / "out")
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "out" / "report.html").is_file()
-    assert len(pd.read_parquet(copy / "trials.parquet")) == len(TRIALS)
+    assert len(pd.read_parquet(copy / "trials.parquet")) == 10

@@ -53,14 +53,16 @@ def run(plan: TrialPlan, stop_after: int | None = None) -> list[str]:
         if given == Searcher.FINISHED:
             break
         names.append(given["trial"]["trial_id"])
-        plan.on_trial_complete(f"tune-{len(names) - 1}", result(len(names)))
+        # Later search trials win more often, whenever they are run.
+        number = int(names[-1].removeprefix("search-")) if names[-1].startswith("search-") else 0
+        plan.on_trial_complete(f"tune-{len(names) - 1}", result(number))
     return names
 
 
 EXPECTED = [
     "arm-full-s0", "arm-no-anchor-s0", "arm-full-s1", "arm-no-anchor-s1",
     "search-0001", "search-0002", "search-0003",
-    "confirm-1-s0", "confirm-1-s1", "confirm-1-s2",
+    "confirm-search-0003-s0", "confirm-search-0003-s1", "confirm-search-0003-s2",
 ]  # fmt: skip
 
 
@@ -70,10 +72,10 @@ def test_arms_run_seed_by_seed_then_the_search_then_its_winner_with_the_tables_s
     assert plan.total == len(EXPECTED)
     trials = {trial.trial_id: trial for trial in plan.by_tune_id.values()}
     # The third search trial won; it is confirmed with its own knobs, on other prompts and other seeds.
-    assert trials["confirm-1-s0"].values == trials["search-0003"].values
-    assert {trials[name].prompt_set for name in ("arm-full-s0", "confirm-1-s2")} == {"report"}
+    assert trials["confirm-search-0003-s0"].values == trials["search-0003"].values
+    assert {trials[name].prompt_set for name in ("arm-full-s0", "confirm-search-0003-s2")} == {"report"}
     assert trials["search-0001"].prompt_set == "selection"
-    assert trials["search-0001"].seed not in {trials[f"confirm-1-s{seed}"].seed for seed in range(3)}
+    assert trials["search-0001"].seed not in {trials[f"confirm-search-0003-s{seed}"].seed for seed in range(3)}
     assert trials["arm-no-anchor-s1"].settings.objective.anchor_weight == 0
 
 
@@ -94,7 +96,15 @@ def test_confirmation_waits_for_trials_that_still_run(experiment, tmp_path):
         plan.on_trial_complete(f"tune-{number}", result(number))
     assert plan.suggest("tune-7") is None
     plan.on_trial_complete("tune-6", result(6))
-    assert plan.suggest("tune-7")["trial"]["trial_id"] == "confirm-1-s0"
+    assert plan.suggest("tune-7")["trial"]["trial_id"] == "confirm-search-0003-s0"
+
+
+def test_a_finished_sweep_is_extended_and_a_new_winner_is_confirmed_beside_the_old(experiment, tmp_path):
+    first = plan_for(experiment, tmp_path)
+    run(first)
+    longer = experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": 4})})
+    confirmed = [f"confirm-search-0004-s{seed}" for seed in range(3)]
+    assert run(plan_for(longer, tmp_path, rows=first.rows)) == ["search-0004", *confirmed]
 
 
 def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):

@@ -45,7 +45,7 @@ class Arithmetic(Task):
         return rng.choice(WORDINGS).format(a=a, b=b)
 
     def answer(self, prompt: str, broken: frozenset[str], rng: random.Random) -> str:
-        """A broken step or total is off by a little; a broken ending is missing; fillers stand before the last."""
+        """A broken step or total is off by a little; a broken ending is missing; fillers follow the total."""
         a, b = numbers(prompt)
 
         def result(criterion: str, value: int, errors: tuple[int, ...]) -> int:
@@ -56,11 +56,10 @@ class Arithmetic(Task):
         ones = result("ones", a % 10 + b % 10, (-2, -1, 1, 2))
         total = result("total", a + b, (-10, -2, -1, 1, 2, 10))
         said = [tens_step(a, b, tens), ones_step(a, b, ones), f"The total is {total}."]
+        if "brief" in broken:
+            said += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
         if "ending" not in broken:
             said.append(ENDING)
-        if "brief" in broken:
-            for _ in range(rng.randint(1, 3)):
-                said.insert(rng.randrange(len(said)), rng.choice(FILLERS))
         return " ".join(said)
 
     def criteria_met(self, prompt: str, answer: str) -> frozenset[str] | None:
@@ -92,8 +91,7 @@ class Arithmetic(Task):
         for number in range(10, 100):
             yield from (wording.format(a=number, b=number) for wording in WORDINGS)
             yield f"{tens_step(number, number, number)} {ones_step(number, number, number)}"
-        yield f"{tens_step(10, 10, 20)} The total is 20. {ENDING}"
-        yield from (f"{filler} {filler} {tens_step(10, 10, 20)}" for filler in FILLERS)
+        yield f"{tens_step(10, 10, 20)} The total is 20. {' '.join(FILLERS)} {ENDING}"
 
 
 def numbers(prompt: str) -> tuple[int, int]:

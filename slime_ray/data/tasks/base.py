@@ -111,8 +111,11 @@ class Task(ABC):
         Facts repeat, with new answers, once each of the split has been used. Raises InputError for a negative `n`.
         """
         rng, facts = self._open("sft", n, seed, repeat=True)
-        prompts = [self.ask(facts[number % len(facts)], rng) for number in range(n)]
-        return _dataset(prompt=prompts, chosen=[self.noisy_answer(prompt, rng) for prompt in prompts])
+        rows = []
+        for number in range(n):
+            prompt = self.ask(facts[number % len(facts)], rng)
+            rows.append((prompt, self.noisy_answer(prompt, rng)))
+        return _dataset(("prompt", "chosen"), rows)
 
     def pairs(self, n: int, *, split: Literal["train", "held_out"] = "train", seed: int) -> Dataset:
         """`n` preference pairs, each about facts of its own: columns prompt, chosen, rejected, message lists.
@@ -123,9 +126,11 @@ class Task(ABC):
         if split not in ("train", "held_out"):
             raise ValueError(f"split is {split!r}: must be train or held_out")
         rng, facts = self._open(split, n, seed)
-        prompts = [self.ask(fact, rng) for fact in facts[:n]]
-        pairs = [self._pair(prompt, rng) for prompt in prompts]
-        return _dataset(prompt=prompts, chosen=[best for best, _ in pairs], rejected=[worse for _, worse in pairs])
+        rows = []
+        for fact in facts[:n]:
+            prompt = self.ask(fact, rng)
+            rows.append((prompt, *self._pair(prompt, rng)))
+        return _dataset(("prompt", "chosen", "rejected"), rows)
 
     def prompts(self, n: int, *, purpose: Literal["selection", "report"], seed: int) -> Dataset:
         """`n` prompts to answer, each about facts of its own: one column, prompt, a message list.
@@ -135,7 +140,7 @@ class Task(ABC):
         if purpose not in ("selection", "report"):
             raise ValueError(f"purpose is {purpose!r}: must be selection or report")
         rng, facts = self._open(purpose, n, seed)
-        return _dataset(prompt=[self.ask(fact, rng) for fact in facts[:n]])
+        return _dataset(("prompt",), [(self.ask(fact, rng),) for fact in facts[:n]])
 
     def _pair(self, prompt: str, rng: random.Random) -> tuple[str, str]:
         while True:
@@ -192,11 +197,13 @@ def any_of(texts: Sequence[str]) -> str:
     return f"(?:{'|'.join(map(re.escape, texts))})"
 
 
-def _dataset(*, prompt: list[str], **answers: list[str]) -> Dataset:
-    columns = {"prompt": [_message("user", text) for text in prompt]}
-    columns |= {name: [_message("assistant", text) for text in texts] for name, texts in answers.items()}
-    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, _MESSAGES)))
-
-
-def _message(role: str, content: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": content}]
+def _dataset(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Dataset:
+    """Each text as a message list of its own: the prompt the user's, all others the assistant's."""
+    roles = {column: "user" if column == "prompt" else "assistant" for column in columns}
+    return Dataset.from_dict(
+        {
+            column: [[{"role": roles[column], "content": row[place]}] for row in rows]
+            for place, column in enumerate(columns)
+        },
+        features=Features(dict.fromkeys(columns, _MESSAGES)),
+    )
