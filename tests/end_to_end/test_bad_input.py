@@ -100,7 +100,8 @@ class TestWhatOnlyTheClusterSees:
     """Models and data are opened where the trials run, so these start Ray; it is started once for all of them."""
 
     @pytest.fixture(autouse=True, scope="class")
-    def instance(self):
+    @classmethod
+    def instance(cls):
         import ray
 
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

@@ -1,0 +1,315 @@
+"""Figures: result frames in, a matplotlib Figure out. No global state; colours of Okabe and Ito, legible in print."""
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray.results import Run
+from slime_ray.stability_v1 import StabilityParts, damage
+
+from . import statistics, tables  # noqa: TID251
+from .printing import one_line  # noqa: TID251
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, YELLOW, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
+)  # fmt: skip
+GREY = "#6f6f6f"
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "hatch.linewidth": 0.6,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "slime_ray",
+    "text.usetex": False,
+    "timezone": "UTC",
+}
+"""matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
+PANELS = 12
+"""At most so many panels or bars where a run has search trials alone."""
+
+
+def _figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return figure, figure.subplots(**options)
+
+
+def _style() -> Any:
+    import matplotlib
+
+    mpl: Any = matplotlib  # its keys are typed as literals
+    # Setting a backend would load it, and this needs none.
+    defaults = {name: value for name, value in mpl.rcParamsDefault.items() if "backend" not in name}
+    return mpl.rc_context({**defaults, **STYLE})
+
+
+def render(figure: "Figure") -> dict[str, bytes]:
+    """The figure as svg, png and pdf: the same bytes every time, no date in them."""
+    undated: dict[str, dict[str, None]] = {
+        "svg": {"Date": None, "Creator": None},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    files = {}
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        for kind, metadata in undated.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def pareto(run: Run, *, table: tables.Table | None = None) -> "Figure":
+    """Win rate (or, where nothing was judged, held-out preference accuracy) against stability.
+
+    Filled: rows of the main table on the report prompts, with the interval of the win rate and the range of S over
+    seeds. Hollow: search trials on the selection prompts, and their front. table: win_rate_stability(run), if at hand.
+    """
+    frame = (table or tables.win_rate_stability(run)).frame
+    judged = tables.is_judged(run)
+    column = "win_rate" if judged else "preference_accuracy"
+    with _style():
+        figure, axes = _figure(7.2, 4.9)
+        # Collapsed runs crowd near 0: the root spreads them, and 0 stays on the axis, unlike with a logarithm.
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        axes.set_xticks(
+            [0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1], ["0", ".01", ".05", ".1", ".2", ".3", ".5", ".7", "1"]
+        )
+        axes.set_xlim(0, 1.02)
+        version = str(run.manifest.get("stability_version") or "stability-v1")
+        axes.set_xlabel(f"stability S ({_plain(version)}; square-root scale), more is better")
+        axes.set_ylabel("win rate against the SFT checkpoint, %" if judged else "held-out preference accuracy, %")
+        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.set_axisbelow(True)
+        search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
+        if len(search):
+            _search_points(axes, search, column, judged=judged)
+        rows = frame.dropna(subset=[column, "stability"]).to_dict("records") if len(frame) else []
+        _rows(axes, rows, column, judged=judged)
+        if judged:
+            axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        ends = ["win_rate_low", "win_rate_high"] if judged else [column]
+        _limits(axes, [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist(), judged=judged)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
+        else:
+            _say(axes, "No trial finished with something to show.")
+        _label(figure, axes, rows, search, column, judged=judged)
+    return figure
+
+
+def _rows(axes: "Axes", rows: list[dict[Any, Any]], column: str, *, judged: bool) -> None:
+    where = "report prompts" if judged else "held-out pairs"
+    styles = {"arm": ("o", BLUE, f"arms ({where})"), "confirm": ("D", VERMILLION, f"confirmed winner ({where})")}
+    for phase, (marker, colour, name) in styles.items():
+        for row in (row for row in rows if row["phase"] == phase):
+            x, y = row["stability"], 100 * row[column]
+            bars: dict[str, Any] = {"xerr": [[x - row["stability_min"]], [row["stability_max"] - x]]}
+            if judged:
+                bars["yerr"] = [[y - 100 * row["win_rate_low"]], [100 * row["win_rate_high"] - y]]
+            axes.errorbar(
+                x, y, fmt=marker, color=colour, capsize=2, markersize=6.5, linewidth=1, label=name, clip_on=False,
+                markeredgecolor="white", markeredgewidth=0.6, zorder=4, **bars,
+            )  # fmt: skip
+            name = "_" + name
+
+
+def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: bool) -> None:
+    where = "selection prompts" if judged else "held-out pairs"
+    x, y = search["stability"].to_numpy(dtype=float), 100 * search[column].to_numpy(dtype=float)
+    axes.plot(
+        x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
+        label=f"search trials ({where}, one seed)", clip_on=False,
+    )  # fmt: skip
+    best = statistics.on_front(np.column_stack([x, y]))
+    order = np.lexsort((-y[best], x[best]))
+    front_x, front_y = x[best][order], y[best][order]
+    # All that lies left of and below this line is beaten by a trial.
+    steps_x = np.concatenate([[0], front_x, front_x[-1:]])
+    steps_y = np.concatenate([front_y[:1], front_y, [0]])
+    axes.step(steps_x, steps_y, where="pre", color=GREY, linewidth=0.9, label="their front", zorder=2)
+
+
+def _limits(axes: "Axes", values: list[float], *, judged: bool) -> None:
+    values = [*values, 50.0] if judged else values
+    low, high = (min(values), max(values)) if values else (0.0, 100.0)
+    margin = max(5.0, 0.12 * (high - low))
+    axes.set_ylim(max(-2.0, low - margin), min(104.0, high + margin))
+
+
+_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
+_OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
+
+
+def _label(
+    figure: "Figure", axes: "Axes", points: list[dict[Any, Any]], search: pd.DataFrame, column: str, *, judged: bool
+) -> None:
+    """Write each label at the nearest place where it covers neither markers, nor bars, nor another label."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    inside = axes.get_window_extent(renderer)
+
+    def area(x0: float, x1: float, y0: float, y1: float, around: float) -> Bbox:
+        corners = axes.transData.transform([(x0, 100 * y0), (x1, 100 * y1)])
+        return Bbox([corners[0] - around, corners[1] + around])
+
+    taken = [area(x, x, y, y, 4) for x, y in zip(search["stability"], search[column], strict=True)]
+    for point in points:
+        x, y = point["stability"], point[column]
+        taken += [area(x, x, y, y, 6), area(point["stability_min"], point["stability_max"], y, y, 2)]
+        if judged:
+            taken.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
+    if judged:
+        line = axes.text(
+            0.5, 50, "50 %: no change", transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom", ha="center"
+        )
+        taken.append(line.get_window_extent(renderer))
+    for point in sorted(points, key=lambda point: (-point[column], point["label"])):
+        text = axes.annotate(
+            _plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),
+            textcoords="offset points", fontsize=8, zorder=5,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
+        )  # fmt: skip
+        text.set_in_layout(False)
+        for dx, dy in _OFFSETS:
+            text.set_position((dx, dy))
+            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+            if text.arrow_patch is not None:
+                text.arrow_patch.set_visible(abs(dx) > 10 or abs(dy) > 18)
+            text.update_positions(renderer)
+            # Of the text alone: an annotation's own extent takes its arrow in.
+            box = Text.get_window_extent(text, renderer)
+            beyond = box.x0 < inside.x0 or box.x1 > inside.x1 + 8 or box.y0 < inside.y0 or box.y1 > inside.y1 + 8
+            if not beyond and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def logprob_curves(run: Run, *, table: tables.Table | None = None) -> "Figure":
+    """Held-out chosen and rejected log-probabilities over training: a panel per row of the table, seeds as a band."""
+    curves = run.curves[run.curves["source"] == "held_out"]
+    labels = [label for label in _labels(run, table) if label in set(curves["label"])]
+    columns = min(4, max(1, len(labels)))
+    rows = max(1, -(-len(labels) // columns))
+    with _style():
+        shape = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True, "squeeze": False}
+        figure, panels = _figure(7.2, 1.75 * rows + 0.8, **shape)
+        for panel in panels.flat[len(labels) :]:
+            panel.set_axis_off()
+        for label, panel in zip(labels, panels.flat, strict=False):
+            own = curves[curves["label"] == label]
+            for metric, colour, dashes in (("chosen_logp", BLUE, "-"), ("rejected_logp", VERMILLION, "--")):
+                steps = own[own["metric"] == metric].groupby("step")["value"].agg(["mean", "min", "max"])
+                dot = "o" if len(steps) == 1 else None
+                name = metric.removesuffix("_logp")
+                panel.plot(
+                    steps.index,
+                    steps["mean"],
+                    dashes,
+                    color=colour,
+                    label=name,
+                    linewidth=1.4,
+                    marker=dot,
+                    markersize=4,
+                )
+                panel.fill_between(steps.index, steps["min"], steps["max"], color=colour, alpha=0.2, linewidth=0)
+            panel.set_title(_plain(label), fontsize=9)
+            panel.grid(color="#e4e4e4", linewidth=0.6)
+        if not labels:
+            _say(panels[0, 0], "No held-out curve was recorded.")
+            return figure
+        figure.legend(
+            *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8
+        )
+        figure.supxlabel("update", fontsize=9)
+        figure.supylabel("held-out log-probability, nat/token", fontsize=9)
+    return figure
+
+
+def stability_parts(run: Run, *, table: tables.Table | None = None) -> "Figure":
+    """What each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2, mean over seeds.
+
+    What a bar leaves free is S. A seed that failed or diverged has lost everything to that.
+    """
+    letters = list(tables.PARTS.items())
+    colours = dict(zip(tables.PARTS, (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE), strict=True))
+    hatches = dict(zip(tables.PARTS, ("", "///", "", "...", "", "xxx"), strict=True))
+    labels = _labels(run, table)
+    shares = {label: _lost(run.trials[run.trials["label"] == label]) for label in labels}
+    with _style():
+        figure, axes = _figure(7.2, 0.3 * max(3, len(labels)) + 1.2)
+        left = np.zeros(len(labels))
+        for name, letter in [*letters, ("failed", "failed")]:
+            widths = np.array([shares[label][name] for label in labels])
+            if name == "failed" and not widths.any():
+                continue
+            words = letter if name == "failed" else f"{letter} {name.replace('_', ' ')}"
+            look = {"color": colours.get(name, "#bbbbbb"), "hatch": hatches.get(name, "\\\\\\"), "edgecolor": "white"}
+            axes.barh(range(len(labels)), widths, left=left, height=0.72, linewidth=0.4, label=words, **look)
+            left += widths
+        for place, label in enumerate(labels):
+            score = shares[label]["stability"]
+            axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)
+        axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
+        if labels:
+            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.4)
+        else:
+            _say(axes, "No trial to show.")
+    return figure
+
+
+def _lost(trials: pd.DataFrame) -> dict[str, float]:
+    """Mean over seeds of what each part took from 1, with S itself; not a number where nothing was measured."""
+    seeds = []
+    for row in trials.to_dict("records"):
+        lost = dict.fromkeys([*tables.PARTS, "failed"], 0.0) | {"stability": 0.0}
+        parts = {name: row[name] for name in tables.PARTS}
+        if row["status"] in tables.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
+            lost["failed"] = 1.0
+        elif pd.isna(list(parts.values())).any():
+            continue
+        else:
+            added = damage(StabilityParts(**parts))
+            lost |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
+            lost["stability"] = row["stability"]
+        seeds.append(lost)
+    if not seeds:
+        return dict.fromkeys([*tables.PARTS, "failed"], 0.0) | {"stability": float("nan")}
+    return {str(name): float(value) for name, value in pd.DataFrame(seeds).mean().items()}
+
+
+def _labels(run: Run, table: tables.Table | None) -> list[str]:
+    """The rows of the main table in its order; without any, the search trials, the best first."""
+    frame = (table or tables.win_rate_stability(run)).frame
+    if len(frame):
+        return frame["label"].tolist()
+    best = tables.search_trials(run).frame["trial_id"].tolist()[:PANELS]
+    return run.trials.set_index("trial_id")["label"].loc[best].tolist()
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib draws as it is; a pair of dollars would start a formula."""
+    return one_line(text).replace("$", r"\$")
+
+
+def _say(axes: "Axes", words: str) -> None:
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)

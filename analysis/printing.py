@@ -1,0 +1,227 @@
+"""A table and its five forms: terminal, Markdown, LaTeX, HTML, CSV."""
+
+import html
+import re
+import textwrap
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+ABSENT = "–"
+"""What a cell says where there is no number."""
+
+Mark = Literal["", "best", "second"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One printed column: its head, one text and one mark per row.
+
+    keep: where the page is too narrow the terminal leaves out the columns with the lowest value first.
+    """
+
+    head: str
+    cells: tuple[str, ...]
+    marks: tuple[Mark, ...] = ()
+    numeric: bool = True
+    keep: int = 5
+
+    def mark(self, row: int) -> Mark:
+        """The mark of one cell."""
+        return self.marks[row] if self.marks else ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tidy numbers (`frame`), how they are printed (`columns`), and what must be known to read them."""
+
+    frame: pd.DataFrame
+    caption: str
+    notes: list[str]
+    columns: tuple[Column, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """A remark per row ("no change", "failed 1 of 2: ..."): a last column, in the terminal lines under the table."""
+
+    def _printed(self) -> tuple[Column, ...]:
+        if not any(self.remarks):
+            return self.columns
+        return (*self.columns, Column("note", self.remarks, numeric=False))
+
+    def csv(self) -> str:
+        """The numbers of `frame`, unrounded."""
+        return self.frame.to_csv(index=False, lineterminator="\n")
+
+    def markdown(self) -> str:
+        """A pipe table. **Bold** is the best, <u>underlined</u> the second."""
+        wrap = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
+        columns = self._printed()
+        lines = [_markdown(self.caption), ""]
+        if len(self.frame):
+            lines.append("| " + " | ".join(_markdown(column.head) for column in columns) + " |")
+            lines.append("| " + " | ".join("---:" if column.numeric else "---" for column in columns) + " |")
+        for row in range(len(self.frame)):
+            cells = (wrap[column.mark(row)].format(_markdown(column.cells[row])) for column in columns)
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join([*lines, "", *(f"- {_markdown(note)}" for note in self.notes), ""])
+
+    def latex(self) -> str:
+        """A table environment for the packages booktabs and graphicx."""
+        wrap = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+        columns = self._printed()
+        shape = "".join("r" if column.numeric else "l" for column in columns)
+        body = []
+        for row in range(len(self.frame)):
+            body.append(
+                " & ".join(wrap[column.mark(row)].format(_latex(column.cells[row])) for column in columns) + r" \\"
+            )
+        caption = " ".join([self.caption, *self.notes])
+        return "\n".join(
+            [
+                "% needs \\usepackage{booktabs,graphicx}",
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_latex(caption)}}}",
+                r"\resizebox{\linewidth}{!}{%",
+                rf"\begin{{tabular}}{{{shape or 'l'}}}",
+                r"\toprule",
+                " & ".join(_latex(column.head) for column in columns) + r" \\",
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def html(self) -> str:
+        """A <table> with caption; every text escaped. The notes are left to the page."""
+        wrap = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
+        columns = self._printed()
+
+        def line(tag: str, cells: list[str]) -> str:
+            kinds = ["" if column.numeric else ' class="text"' for column in columns]
+            return (
+                "<tr>"
+                + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+                + "</tr>"
+            )
+
+        body = [
+            line("td", [wrap[column.mark(row)].format(html.escape(column.cells[row])) for column in columns])
+            for row in range(len(self.frame))
+        ]
+        head = line("th", [html.escape(column.head) for column in columns])
+        return "\n".join(
+            [
+                f"<table><caption>{html.escape(self.caption)}</caption>",
+                f"<thead>{head}</thead>",
+                "<tbody>",
+                *body,
+                "</tbody></table>",
+            ]
+        )
+
+    def text(self, width: int = 140) -> str:
+        """For the terminal: `*` stands after the best, `+` after the second; at most `width` wide if it can be."""
+        lines = _wrapped(self.caption, width)
+        columns = list(self.columns)
+        left_out = []
+        if len(self.frame):
+            while len(columns) > 1 and _total_width(columns) > width:
+                least = min(columns, key=lambda column: column.keep)
+                left_out.append(least.head)
+                columns.remove(least)
+            lines += ["", _text_row([column.head for column in columns], columns)]
+            lines.append("  ".join("-" * _column_width(column) for column in columns))
+            for row in range(len(self.frame)):
+                lines.append(_text_row([_text_cell(column, row) for column in columns], columns))
+        lines.append("")
+        name = self.columns[0].cells if self.columns else ()
+        for row, remark in enumerate(self.remarks):
+            if remark:
+                lines += _wrapped(f"{one_line(name[row])}: {remark}", width)
+        if left_out:
+            lines += _wrapped(f"Left out here for width: {', '.join(left_out)}.", width)
+        if any(column.marks for column in self.columns):
+            lines.append("* bold and + underlined in the other forms of this table.")
+        for note in self.notes:
+            lines += _wrapped(note, width)
+        return "\n".join(lines).strip("\n")
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters (a terminal would obey them)."""
+    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(one_line(text), width=max(width, 40), break_long_words=True, break_on_hyphens=False)
+
+
+_SIGNS: dict[Mark, str] = {"": "", "best": "*", "second": "+"}
+
+
+def _text_cell(column: Column, row: int) -> str:
+    text = one_line(column.cells[row])
+    sign = _SIGNS[column.mark(row)] or (" " if column.marks else "")
+    return (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…") + sign
+
+
+_LONGEST = 32
+
+
+def _column_width(column: Column) -> int:
+    cells = [_text_cell(column, row) for row in range(len(column.cells))]
+    return max(map(_cells_wide, [column.head, *cells]))
+
+
+def _total_width(columns: list[Column]) -> int:
+    return sum(map(_column_width, columns)) + 2 * (len(columns) - 1)
+
+
+def _cells_wide(text: str) -> int:
+    """Terminal cells that `text` takes: East Asian wide letters take two, combining ones none."""
+    wide = sum(unicodedata.east_asian_width(c) in ("W", "F") for c in text)
+    return len(text) + wide - sum(bool(unicodedata.combining(c)) for c in text)
+
+
+def _text_row(cells: list[str], columns: list[Column]) -> str:
+    padded = []
+    for cell, column in zip(cells, columns, strict=True):
+        fill = " " * (_column_width(column) - _cells_wide(cell))
+        padded.append(fill + cell if column.numeric else cell + fill)
+    return "  ".join(padded).rstrip()
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in one table cell."""
+    return re.sub(r"([\\`*_|<>\[\]~$])", r"\\\1", one_line(text)).replace("&", "&amp;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "σ": r"$\sigma$",
+    "√": r"$\surd$",
+    "²": r"\textsuperscript{2}",
+    "…": r"\ldots{}",
+    "[": "{[}",  # a bracket after \\ would be its optional argument
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+}
+
+
+def _latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(letter, letter) for letter in one_line(text))

@@ -1,0 +1,333 @@
+"""The report of a run: tables and figures as files, and one self-contained page. Reads result files, nothing else."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from slime_ray import results
+from slime_ray.results import Run
+from slime_ray.stability_v1 import TOLERANCES
+
+from . import figures, statistics, tables  # noqa: TID251
+from .printing import Table, one_line  # noqa: TID251
+
+EXAMPLES = 5
+LONGEST_ANSWER = 2000
+CAPTIONS = {
+    "pareto": "Filled: rows of the table, with the 95 % interval over prompts and the range of S over seeds. Hollow: "
+    "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
+    "logprob_curves": "Mean log-probability per token of held-out chosen and rejected completions during training; "
+    "bands span the seeds. A chosen curve that falls is unlearning.",
+    "stability_parts": "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
+    "over seeds. What a bar leaves free is S.",
+}
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report was written."""
+
+    html: Path
+    folder: Path
+    files: tuple[Path, ...]
+
+
+def print_table(run_path: Path) -> str:
+    """The main table with caption and notes for a terminal; of a run that only searched, its search trials."""
+    run = results.load(run_path)
+    table = tables.win_rate_stability(run)
+    return table.text() if len(table.frame) else tables.search_trials(run).text()
+
+
+def write_report(run_path: Path, out: Path | None = None) -> ReportFiles:
+    """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
+
+    Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
+    run gives the same bytes. Raises InputError where `run_path` is no run or nothing has finished.
+    """
+    run = results.load(run_path)
+    folder = Path(run_path) / "report" if out is None else Path(out)
+    main, search = tables.win_rate_stability(run), tables.search_trials(run)
+    drawn = {
+        "pareto": figures.render(figures.pareto(run, table=main)),
+        "logprob_curves": figures.render(figures.logprob_curves(run, table=main)),
+        "stability_parts": figures.render(figures.stability_parts(run, table=main)),
+    }
+    files: dict[str, bytes] = {}
+    for name, table in (("win_rate_stability", main), ("search_trials", search)):
+        if len(table.frame) or table is main:
+            for kind, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
+                files[f"{name}.{kind}"] = text.encode()
+    for name, kinds in drawn.items():
+        files |= {f"{name}.{kind}": content for kind, content in kinds.items()}
+    files["report.html"] = _page(run, main, search, {name: kinds["svg"] for name, kinds in drawn.items()}).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        _replace(folder / name, content)
+    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _page(run: Run, main: Table, search: Table, svgs: Mapping[str, bytes]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    unsettled, settled = answer(run, main)
+    return environment.get_template("report.html.jinja").render(
+        name=one_line(str(run.manifest.get("name", run.path.name))),
+        asked=_asked(run),
+        unsettled=unsettled,
+        settled=settled,
+        main=main,
+        search=search,
+        failed=tables.failures(run),
+        figures=[{"name": name, "svg": _inline(svg, name), "caption": CAPTIONS[name]} for name, svg in svgs.items()],
+        examples=_examples(run, main),
+        methods=_methods(run),
+        facts=_facts(run),
+    )
+
+
+def _inline(svg: bytes, name: str) -> str:
+    """The drawing as part of a page: no XML head, metadata or namespaces, and ids that no other drawing has."""
+    text = svg.decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
+    text = (
+        text.replace(' id="', f' id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    )
+    text = text.replace("xlink:href=", "href=")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
+
+
+def _asked(run: Run) -> list[tuple[str, str]]:
+    manifest = run.manifest
+    experiment = manifest.get("experiment") or {}
+    arms = [str(arm.get("label", "")) for arm in experiment.get("arms") or [] if isinstance(arm, dict)]
+    knobs = [path.rpartition(".")[2] for path in (experiment.get("search") or {}).get("dimensions") or {}]
+    budget = experiment.get("budget") or {}
+    confirm = budget.get("confirm") or {}
+    winners = f"; the best {confirm['best']} confirmed with {confirm.get('seeds')} seeds" if confirm.get("best") else ""
+    asked = [
+        ("arms", ", ".join(arms) or "none"),
+        ("seeds", ", ".join(str(seed) for seed in manifest.get("seeds") or []) or "none recorded"),
+        ("search", f"{budget.get('trials')} trials over {', '.join(knobs)}{winners}" if knobs else "none"),
+        ("goals", ", ".join(f"{way} {goal}" for goal, way in (manifest.get("goals") or {}).items()) or "none recorded"),
+        ("judge", str(manifest.get("judge") or "none")),
+        ("decoding", tables.decoding_words(manifest)),
+    ]
+    return [(key, one_line(value)) for key, value in asked]
+
+
+def answer(run: Run, main: Table) -> tuple[list[str], list[str]]:
+    """What the run does not settle, and what it says, each in a few sentences."""
+    frame = main.frame
+    open_: list[str] = []
+    said: list[str] = []
+    lost = run.trials["status"].isin(tables.LOST)
+    if not run.manifest.get("finished"):
+        open_.append("The run has not finished: this is what there is so far.")
+    if lost.any():
+        open_.append(
+            f"{int(lost.sum())} of {len(run.trials)} trials failed or diverged. They count as stability 0; win rates "
+            "are of the seeds that finished."
+        )
+    judged = tables.is_judged(run)
+    if not judged:
+        open_.append("Which answers are better: nothing was judged, so there is no win rate.")
+    lead = "win_rate" if judged else "preference_accuracy"
+    known = frame.dropna(subset=[lead]) if len(frame) else frame
+    if len(known):
+        few = int(frame["seeds_finished"].max())
+        if few < tables.CHECKPOINTS_ONLY:
+            open_.append(
+                f"Whether this holds for other seeds: with {few} {'seed' if few == 1 else 'seeds'} per row it is about "
+                "these checkpoints only."
+            )
+        (_say_win_rates if judged else _say_accuracy)(known, open_, said)
+    elif len(frame):
+        open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
+    _say_search(run, frame, judged, open_, said)
+    return open_, said
+
+
+def _percent(row: pd.Series, column: str = "win_rate") -> str:
+    return f"{100 * row[column]:.1f} %"
+
+
+def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
+    best = known.iloc[0]
+    tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
+    if len(tied) > 1:
+        open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
+    unclear = known[(known["win_rate_low"] <= 0.5) & (known["win_rate_high"] >= 0.5)]["label"].tolist()
+    if unclear:
+        open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
+                     "checkpoint: the win interval covers 50 %.")  # fmt: skip
+    alone = "" if len(tied) > 1 or len(known) == 1 else ", separable from every other row"
+    said.append(
+        f"{best['label']} has the highest win rate: {_percent(best)} "
+        f"[{100 * best['win_rate_low']:.1f}, {100 * best['win_rate_high']:.1f}]{alone}, at stability "
+        f"{best['stability']:.2f}."
+    )
+    if len(tied) > 1:
+        calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
+        said.append(
+            f"Of the rows that cannot be told apart, {calm['label']} is the most stable ({calm['stability']:.2f})."
+        )
+    worse = known[known["win_rate_high"] < 0.5]["label"].tolist()
+    if worse:
+        said.append(f"Worse than the SFT checkpoint on these prompts: {_list(worse)}.")
+    if not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
+        said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
+
+
+def _say_accuracy(known: pd.DataFrame, _open: list[str], said: list[str]) -> None:
+    best = known.iloc[0]
+    said.append(
+        f"{best['label']} has the highest held-out preference accuracy: {_percent(best, 'preference_accuracy')}, at "
+        f"stability {best['stability']:.2f}. Accuracy can rise while answers get worse."
+    )
+
+
+def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:
+    search = tables.search_trials(run).frame
+    confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
+    if search.empty:
+        return
+    front = search[search["on_front"]]["trial_id"].tolist()
+    lead = "win_rate" if judged else "preference_accuracy"
+    if not len(confirmed):
+        open_.append("How good the search's trials are on other prompts and seeds: no winner was confirmed.")
+    if front:
+        top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
+        number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
+        where = "on the selection prompts" if judged else "by held-out accuracy"
+        said.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}.")
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _examples(run: Run, main: Table) -> dict[str, Any] | None:
+    """Answers of the best row's first seed to the first prompts in the order of their ids: not chosen by content."""
+    for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
+        answers = run.answers[run.answers["label"] == label]
+        if answers.empty:
+            continue
+        seed = answers["seed"].min()
+        first = answers[answers["seed"] == seed].sort_values("prompt_id", kind="stable").head(EXAMPLES)
+        return {"label": label, "seed": int(seed), "pairs": [_pair(row) for row in first.to_dict("records")]}
+    return None
+
+
+def _pair(row: Mapping[Any, Any]) -> dict[str, str]:
+    words = {1.0: "wins", 0.5: "ties", 0.0: "loses", 0.25: "ties and loses", 0.75: "wins and ties"}
+    outcome = row["outcome"]
+    return {
+        "prompt": _prompt(row["prompt"]),
+        "answer": _cut(row["answer"]),
+        "baseline": _cut(row["baseline_answer"]),
+        "verdict": "no verdict" if pd.isna(outcome) else words.get(outcome, str(outcome)),
+        "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
+        "baseline_broken": "broken" if row["baseline_broken"] is True else "",
+    }
+
+
+def _prompt(text: Any) -> str:
+    try:
+        messages = json.loads(text)
+        if len(messages) == 1:
+            return str(messages[0]["content"])
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    except (TypeError, ValueError, KeyError):
+        return str(text)
+
+
+def _cut(text: Any) -> str:
+    if pd.isna(text):
+        return ""
+    return text if len(text) <= LONGEST_ANSWER else text[:LONGEST_ANSWER] + f" … ({len(text)} characters)"
+
+
+def _methods(run: Run) -> list[str]:
+    limits = ", ".join(f"{tables.PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
+    version = run.manifest.get("stability_version") or run.trials["stability_version"].iloc[0]
+    return [
+        "Win rate: mean over prompts and seeds of an answer's outcome against the SFT checkpoint's answer, itself the "
+        "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
+        "missing verdicts are counted in the note.",
+        f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "
+        "both orders and all seeds of a prompt kept together.",
+        "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. Rows with the "
+        "same two or more seeds: seeds and prompts resampled independently (crossed bootstrap, Owen "
+        "2007); else prompts alone. "
+        "Every row is compared with the best one; nothing is corrected for the number of comparisons.",
+        f"Stability ({version}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a trial that "
+        "failed or diverged, else 1. Mean over all seeds, lowest and highest in parentheses. S is 0.5 when one part is "
+        "at its tolerance.",
+        "K: full-vocabulary KL divergence from the SFT checkpoint per generated token, on the policy's own answers.",
+        "σ: standard deviation (n − 1) of the win rate over seeds. Drift: mean log-probability per token of the "
+        "held-out chosen completions, minus that of the SFT checkpoint.",
+        "Front: finished search trials that no other finished one equals or beats in all goals and beats in one.",
+        "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
+    ]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    manifest, trials = run.manifest, run.trials
+    data = manifest.get("data") or {}
+    counts = {key: value for key, value in data.items() if isinstance(value, (int, float))}
+    skipped = data.get("skipped") or data.get("rows_skipped") or []
+    ends = {str(status): int(count) for status, count in trials["status"].value_counts().sort_index().items()}
+    truncated = {
+        name: ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in numbers.items() if isinstance(value, int))
+        for name, numbers in (data.get("truncated") or {}).items()
+        if isinstance(numbers, dict)
+    }
+    facts: list[tuple[str, Any]] = [
+        ("started", manifest.get("created")),
+        ("finished", manifest.get("finished") or "not finished"),
+        ("command", " ".join(map(str, manifest.get("command") or []))),
+        ("trials", f"{len(trials)}: {', '.join(f'{count} {status}' for status, count in ends.items())}"),
+        ("cost", f"{trials['total_seconds'].sum():.0f} trial seconds, {int(trials['tokens'].sum()):,} training tokens"),
+        ("slime_ray", manifest.get("slime_ray")),
+        ("versions", _words(manifest.get("versions"))),
+        ("machine", _words(manifest.get("host"))),
+        ("data", _words(counts)),
+        ("rows skipped", "; ".join(map(_skipped, skipped)) or "none"),
+        *((f"cut, {name}", words) for name, words in truncated.items()),
+        ("hashes", _words(manifest.get("hashes"))),
+        ("fingerprint", manifest.get("fingerprint")),
+        ("stability", manifest.get("stability_version")),
+    ]  # fmt: skip
+    return [(key, one_line(str(value))) for key, value in facts if value not in (None, "")]
+
+
+def _skipped(item: Any) -> str:
+    return f"{item.get('count')} {item.get('reason')}" if isinstance(item, dict) else str(item)
+
+
+def _words(mapping: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items())

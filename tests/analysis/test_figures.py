@@ -1,0 +1,114 @@
+"""Figures draw every kind of run, the same way each time."""
+
+import matplotlib
+import numpy as np
+import pytest
+from slime_ray.analysis import figures, tables
+
+from slime_ray import results
+
+from .conftest import add_trial, finish
+
+FIGURES = [figures.pareto, figures.logprob_curves, figures.stability_parts]
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+@pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("kind", ["judged_run", "unjudged_run", "failed_run", "one_trial_run", "search_only_run"])
+def test_every_kind_of_run_has_every_figure(draw, kind, request):
+    files = figures.render(draw(results.load(request.getfixturevalue(kind))))
+    assert files["png"].startswith(b"\x89PNG")
+    assert files["pdf"].startswith(b"%PDF")
+    assert b"<svg" in files["svg"]
+
+
+@pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
+def test_figures_repeat_bit_for_bit_whatever_the_users_style_is(draw, judged_run):
+    run = results.load(judged_run)
+    once = figures.render(draw(run))
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "svg.fonttype": "none"}):
+        assert figures.render(draw(run)) == once
+
+
+def test_drawing_leaves_the_users_style_alone_and_needs_no_pyplot(judged_run):
+    before = dict(matplotlib.rcParams)
+    figures.render(figures.pareto(results.load(judged_run)))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pareto_has_a_point_per_row_and_trial_and_says_which_prompts(judged_run):
+    figure = figures.pareto(results.load(judged_run))
+    (axes,) = figure.axes
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [
+        "search trials (selection prompts, one seed)",
+        "their front",
+        "arms (report prompts)",
+        "confirmed winner (report prompts)",
+    ]
+    hollow = next(line for line in axes.lines if str(line.get_label()).startswith("search trials"))
+    assert len(hollow.get_xdata()) == 8
+    assert len(axes.containers) == 8
+    said = texts(figure)
+    assert "best-1" in said
+    assert "50 %: no change" in said
+
+
+def test_the_front_runs_down_the_unbeaten_trials(judged_run):
+    (axes,) = figures.pareto(results.load(judged_run)).axes
+    front = next(line for line in axes.lines if line.get_label() == "their front")
+    # Trials 4 to 0: stability 0.5 to 0.9; closed to the left and downwards.
+    assert np.asarray(front.get_xdata()) == pytest.approx([0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9])
+    rates = np.asarray(front.get_ydata())
+    assert rates[-1] == 0
+    assert (np.diff(rates) <= 0).all()
+
+
+def test_labels_of_neighbours_do_not_cover_each_other(tmp_path):
+    for index in range(6):
+        add_trial(tmp_path, f"a{index}", label=f"neighbour-{index}", won=[1.0, 1.0, 0.0, 0.0], stability=0.3)
+    figure = figures.pareto(results.load(finish(tmp_path)))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    labels = [text for text in figure.axes[0].texts if text.get_text().startswith("neighbour")]
+    boxes = [Text.get_window_extent(text, renderer) for text in labels]
+    assert len(boxes) == 6
+    assert not [(i, j) for i in range(6) for j in range(i) if boxes[i].overlaps(boxes[j])]
+
+
+def test_without_a_judge_accuracy_is_on_the_axis(unjudged_run):
+    figure = figures.pareto(results.load(unjudged_run))
+    assert figure.axes[0].get_ylabel() == "held-out preference accuracy, %"
+    assert "50 %: no change" not in texts(figure)
+
+
+def test_curves_show_mean_and_range_over_seeds_per_row(judged_run):
+    run = results.load(judged_run)
+    run.curves.loc[run.curves["seed"] == 1, "value"] -= 0.2
+    table = tables.win_rate_stability(run)
+    figure = figures.logprob_curves(run, table=table)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == [label.replace("$", r"\$") for label in table.frame["label"]]
+    chosen, rejected = figure.axes[titles.index("best-1")].lines
+    assert chosen.get_ydata() == pytest.approx([-0.2, -0.25, -0.3])
+    assert rejected.get_ydata() == pytest.approx([-0.3, -0.35, -0.4])
+
+
+def test_bars_and_stability_make_up_one(judged_run):
+    run = results.load(judged_run)
+    # One part at its tolerance: (x/h)^2 = 1, S = 1/2, so this part took 1/2.
+    lost = figures._lost(run.trials[run.trials["trial_id"] == "search-0004"].assign(entropy_shift=0.35, stability=0.5))
+    assert lost["entropy_shift"] == pytest.approx(0.5)
+    assert sum(lost.values()) == pytest.approx(1)
+
+
+def test_a_lost_seed_counts_as_wholly_lost(judged_run):
+    run = results.load(judged_run)
+    assert figures._lost(run.trials[run.trials["label"] == "dpo"])["failed"] == 0.5
+    assert figures._lost(run.trials[run.trials["label"] == "simpo"])["failed"] == 0.5

@@ -1,0 +1,181 @@
+"""A report stands alone, repeats, escapes what models and users wrote, and says first what is not settled."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from slime_ray.analysis import report, tables
+
+from slime_ray import results
+from slime_ray.errors import InputError
+
+from .conftest import add_trial, finish
+
+
+@pytest.fixture(scope="session")
+def written(judged_run, tmp_path_factory):
+    return report.write_report(judged_run, tmp_path_factory.mktemp("out") / "a" / "report")
+
+
+@pytest.fixture(scope="session")
+def page(written):
+    return written.html.read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Collects tags with their attributes, ids, and what was left open."""
+
+    VOID = {"meta", "link", "br", "img", "use", "path", "rect"}
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def elements(page):
+    parser = Elements()
+    parser.feed(page)
+    assert parser.open == []
+    return parser.found
+
+
+def test_all_files_are_written_and_no_partial_ones_stay(written):
+    tables_, drawings = ["win_rate_stability", "search_trials"], ["pareto", "logprob_curves", "stability_parts"]
+    names = [f"{name}.{kind}" for name in tables_ for kind in ("md", "csv", "tex")]
+    names += [f"{name}.{kind}" for name in drawings for kind in ("svg", "png", "pdf")]
+    assert sorted(path.name for path in written.folder.iterdir()) == sorted([*names, "report.html"])
+    assert sorted(written.files) == sorted(written.folder.iterdir())
+
+
+def test_the_page_asks_for_nothing_from_outside(page):
+    for tag, attributes in elements(page):
+        assert tag not in ("script", "link", "img", "iframe", "object", "embed")
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "#").startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    style = "".join(re.findall(r"<style.*?</style>", page, flags=re.DOTALL))
+    assert "@import" not in style
+    assert re.findall(r"url\((?!#)", page) == []
+    # The answers speak of an address; nothing else does.
+    assert "http" not in page.replace("http://x.example", "")
+
+
+def test_ids_occur_once_and_references_lead_somewhere(page):
+    found = elements(page)
+    ids = [attributes["id"] for _, attributes in found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = [attributes["href"][1:] for _, attributes in found if attributes.get("href")]
+    used += re.findall(r"url\(#([^)]+)\)", page)
+    assert used
+    assert set(used) <= set(ids)
+
+
+def test_what_models_and_users_wrote_is_escaped(page):
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(0)&lt;/script&gt; &amp; http://x.example" in page
+    assert "100% &amp; &lt;b&gt;$x$&lt;/b&gt;" in page
+    assert "<b>$x$" not in page
+
+
+def test_a_report_repeats_bit_for_bit(judged_run, written, tmp_path):
+    again = report.write_report(judged_run, tmp_path)
+    assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in written.files]
+    # Over an older report too.
+    report.write_report(judged_run, tmp_path)
+    assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in written.files]
+
+
+def test_what_is_not_settled_stands_before_the_answer(page):
+    assert page.index("Not settled") < page.index("What the run says") < page.index("Win rate and stability")
+
+
+def test_the_answer_is_what_the_numbers_say(judged_run):
+    run = results.load(judged_run)
+    open_, said = report.answer(run, tables.win_rate_stability(run))
+    # best-1 and nll win the same 18 of 24 prompts.
+    assert any(sentence.startswith("Which of best-1 and nll wins most") for sentence in open_)
+    assert any(sentence.startswith("2 of 24 trials failed or diverged") for sentence in open_)
+    assert any("these checkpoints only" in sentence for sentence in open_)
+    assert any("Whether" in sentence and "sft" in sentence and "covers 50 %" in sentence for sentence in open_)
+    assert said[0].startswith("nll has the highest win rate: 75.0 % [") or said[0].startswith("best-1 has the highest")
+    assert "Of the rows not told apart, nll is the most stable (0.70)." in said
+    assert "Worse than the SFT checkpoint on these prompts: dpo and simpo." in said
+    assert any(sentence.startswith("Search: 5 of 8 trials on the front") for sentence in said)
+
+
+def test_a_clear_winner_is_called_separable(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * 20)
+    add_trial(tmp_path, "b", label="b", won=[0.0] * 20)
+    run = results.load(finish(tmp_path))
+    open_, said = report.answer(run, tables.win_rate_stability(run))
+    assert "separable from every other row" in said[0]
+    assert not any("told apart" in sentence for sentence in open_)
+
+
+def test_without_a_judge_no_win_is_claimed(unjudged_run):
+    run = results.load(unjudged_run)
+    open_, said = report.answer(run, tables.win_rate_stability(run))
+    assert any("nothing was judged" in sentence for sentence in open_)
+    assert not any("win rate" in sentence for sentence in said)
+
+
+def test_the_page_tells_versions_hashes_data_and_estimators(page):
+    for words in (
+        "python 3.11",
+        "held_out abc",
+        "rows_read 9",
+        "2 empty",
+        "2026-01-01",
+        "percentile bootstrap",
+        "Owen",
+    ):
+        assert words in page
+
+
+def test_five_answers_stand_beside_the_baselines(page):
+    assert page.count("<article>") == 5
+    assert "question 0" in page
+    assert "baseline 0" in page
+
+
+@pytest.mark.parametrize("kind", ["failed_run", "one_trial_run", "search_only_run", "unjudged_run"])
+def test_every_kind_of_run_gets_a_report(kind, request, tmp_path):
+    files = report.write_report(request.getfixturevalue(kind), tmp_path)
+    elements(files.html.read_text(encoding="utf-8"))
+    assert ("search_trials.csv" in {path.name for path in files.files}) == (kind in ("search_only_run", "unjudged_run"))
+
+
+def test_a_run_whose_trials_all_failed_says_so(failed_run, tmp_path):
+    page = report.write_report(failed_run, tmp_path).html.read_text(encoding="utf-8")
+    assert "4 of 4 trials failed or diverged" in page
+    assert "no memory" in page
+    assert "failed 4" not in page
+
+
+def test_the_default_place_is_inside_the_run(tmp_path):
+    add_trial(tmp_path, "a", won=[1.0, 0.0])
+    finish(tmp_path)
+    assert report.write_report(tmp_path).html == tmp_path / "report" / "report.html"
+
+
+def test_the_terminal_gets_the_table_or_the_search(judged_run, search_only_run):
+    assert "win rate % [95 %]" in report.print_table(judged_run)
+    assert "search-0002" in report.print_table(search_only_run)
+
+
+def test_what_is_no_run_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(InputError, match="not a run"):
+        report.write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,213 @@
+"""What the tables say, on hand-made runs."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from slime_ray.analysis import tables
+
+from slime_ray import results
+
+from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
+
+
+@pytest.fixture(scope="session")
+def main(judged_run):
+    return tables.win_rate_stability(results.load(judged_run))
+
+
+def row(table, label):
+    return table.frame.set_index("label").loc[label]
+
+
+def small(tmp_path, **won):
+    """A run of one arm per keyword with these outcomes, seed 0 (a list) or several seeds (a list of lists)."""
+    for label, values in won.items():
+        for seed, of_seed in enumerate(values if isinstance(values[0], list) else [values]):
+            add_trial(tmp_path, f"arm-{label}-s{seed}", label=label, seed=seed, won=of_seed)
+    return tables.win_rate_stability(results.load(finish(tmp_path)))
+
+
+def test_every_arm_and_confirmed_winner_has_one_row_sorted_by_win_rate(main):
+    assert sorted(main.frame["label"]) == sorted([*ARMS, "best-1"])
+    rates = main.frame["win_rate"].tolist()
+    assert rates == sorted(rates, reverse=True)
+    assert row(main, "nll")["win_rate"] == pytest.approx(18 / 24)
+
+
+def test_failed_and_diverged_seeds_count_as_stability_zero_and_are_named(main):
+    # dpo: 0.1 with seed 0, failed with seed 1. simpo: 0.05 and diverged.
+    assert row(main, "dpo")["stability"] == pytest.approx(0.05)
+    assert row(main, "dpo")["stability_min"] == 0
+    assert (row(main, "dpo")["seeds_finished"], row(main, "dpo")["seeds"]) == (1, 2)
+    assert row(main, "dpo")["note"] == "failed 1 of 2: out of memory"
+    assert row(main, "simpo")["stability"] == pytest.approx(0.025)
+    assert row(main, "simpo")["note"] == "diverged 1 of 2: loss became nan"
+
+
+def test_sigma_is_the_sample_deviation_of_the_seeds_win_rates(tmp_path):
+    # Win rates 1/4 and 3/4: mean 1/2, deviation sqrt((1/16 + 1/16) / 1).
+    table = small(tmp_path, a=[[1, 0, 0, 0], [1, 1, 1, 0]])
+    assert row(table, "a")["sigma"] == pytest.approx(np.sqrt(1 / 8))
+    assert row(table, "a")["win_rate"] == pytest.approx(0.5)
+
+
+def test_the_best_and_all_that_is_not_separable_are_bold_and_the_highest_of_the_rest_is_second(tmp_path):
+    # a wins always; b loses 1 of 40: resamples without that prompt exist, so the interval touches 0. c and d lose 20
+    # and 30 of 40: no resample gives 0.
+    table = small(tmp_path, a=[1.0] * 40, b=[0.0] + [1.0] * 39, c=[0.0] * 20 + [1.0] * 20, d=[0.0] * 30 + [1.0] * 10)
+    assert table.frame["label"].tolist() == ["a", "b", "c", "d"]
+    assert table.frame["win_rate_mark"].tolist() == ["best", "best", "second", ""]
+
+
+def test_pairing_tells_apart_what_two_intervals_cannot(tmp_path):
+    # On each of the ten prompts that differ, a is half a point better; the intervals of a and b overlap widely.
+    base = [1.0, 0.0] * 20
+    better = [min(1.0, value + 0.5) for value in base]
+    table = small(tmp_path, a=better, b=base)
+    assert row(table, "b")["win_rate_high"] > row(table, "a")["win_rate_low"] - 0.15
+    assert table.frame["win_rate_mark"].tolist() == ["best", "second"]
+
+
+def test_rows_with_other_seeds_are_compared_by_prompt(tmp_path):
+    # a lacks seed 0: pairing seeds by their place would compare seed 1 of a with seed 0 of b.
+    add_trial(tmp_path, "a1", label="a", seed=1, won=[1.0] * 10)
+    add_trial(tmp_path, "a2", label="a", seed=2, won=[1.0] * 10)
+    add_trial(tmp_path, "b0", label="b", seed=0, won=[0.0] * 10)
+    add_trial(tmp_path, "b1", label="b", seed=1, won=[1.0] * 10)
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    # Prompt means are 1 and 0.5 everywhere; a crossed bootstrap over two seeds could not exclude 0.
+    assert table.frame["win_rate_mark"].tolist() == ["best", "second"]
+
+
+def test_stability_marks_go_by_the_mean(main):
+    assert row(main, "sft")["stability_mark"] == "best"
+    assert row(main, "nll")["stability_mark"] == "second"
+
+
+def test_no_change_needs_both_little_divergence_and_an_interval_over_one_half(main):
+    assert "no change" in row(main, "sft")["note"]
+    assert "no updates" in row(main, "sft")["note"]
+    # Wins one half too, but with K = 0.1.
+    assert "no change" not in row(main, "slime-paper")["note"]
+
+
+def test_missing_verdicts_are_counted_with_their_worst_and_best_case(tmp_path):
+    table = small(tmp_path, a=[1.0, 1.0, 0.0, float("nan")])
+    assert row(table, "a")["win_rate"] == pytest.approx(2 / 3)
+    assert row(table, "a")["note"] == "1 verdicts missing: between 50.0 and 75.0 %"
+
+
+def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run):
+    table = tables.win_rate_stability(results.load(unjudged_run))
+    heads = [column.head for column in table.columns]
+    assert heads[3:6] == ["acc. %", "margin", "win rate % [95 %]"]
+    assert set(table.columns[5].cells) == {"not judged"}
+    assert table.frame["win_rate"].isna().all()
+    assert "bootstrap" not in table.caption
+
+
+def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
+    for words in (
+        "percentile bootstrap over prompts",
+        "10,000",
+        f"{PROMPTS} report prompts",
+        "Seeds 0, 1",
+        "judge exact",
+    ):
+        assert words in main.caption
+    assert "stability-v1" in main.caption
+    assert "temperature 1.0" in main.caption
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, True), (4, True), (5, False)])
+def test_fewer_than_five_seeds_speak_of_these_checkpoints_only(tmp_path, seeds, said):
+    for seed in range(seeds):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=[1.0, 0.0])
+    table = tables.win_rate_stability(results.load(finish(tmp_path, {"seeds": list(range(seeds))})))
+    assert any("hese checkpoints only" in note for note in table.notes) == said
+
+
+def test_the_terminal_form_fits_140_columns(main, unjudged_run):
+    for table in (main, tables.win_rate_stability(results.load(unjudged_run))):
+        lines = table.text().splitlines()
+        assert max(map(len, lines)) <= 140
+        assert any(line.startswith("best-1 ") for line in lines)
+        assert "dpo: failed 1 of 2: out of memory" in lines
+
+
+def test_a_terminal_never_obeys_what_a_label_or_reason_says(tmp_path):
+    add_trial(tmp_path, "a", label="a\x1b[31m\nb", status="failed", reason="\x1b]0;x\x07", stability=0.0)
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", table.text())
+
+
+def test_latex_is_escaped(main):
+    latex = main.latex()
+    assert r"100\% \& \textless{}b\textgreater{}\$x\$\textless{}/b\textgreater{} &" in latex
+    assert r"dpo\_tuned &" in latex
+    assert r"\textbf{75.0 {[}" in latex
+    assert not re.search(r"(?<!\\)%(?! needs)(?!$)", latex, flags=re.MULTILINE)
+    columns = latex.count("&", 0, latex.index(r"\midrule")) - latex.count(r"\&", 0, latex.index(r"\midrule"))
+    for line in latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines():
+        assert len(re.findall(r"(?<!\\)&", line)) == columns
+
+
+def test_html_is_escaped_and_marked(main):
+    page = main.html()
+    assert '<td class="text">100% &amp; &lt;b&gt;$x$&lt;/b&gt;</td>' in page
+    assert "<b>75.0 [" in page
+
+
+def test_markdown_keeps_its_columns(main):
+    lines = [line for line in main.markdown().splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert len(lines) == 2 + len(main.frame)
+    assert "**75.0 \\[" in main.markdown()
+
+
+def test_csv_holds_the_numbers_unrounded(main):
+    import io
+
+    read = pd.read_csv(io.StringIO(main.csv()))
+    assert read["win_rate"].tolist() == pytest.approx(main.frame["win_rate"].tolist(), abs=1e-15)
+
+
+def test_the_front_follows_the_goals(judged_run):
+    run = results.load(judged_run)
+    frame = tables.search_trials(run).frame.set_index("trial_id")
+    # 0 to 4 trade win rate for stability; 5 to 7 win as often as 4 and are less stable.
+    assert frame["on_front"].sort_index().tolist() == [True] * 5 + [False] * 3
+    run.manifest["goals"] = {"stability": "minimize"}
+    assert (
+        tables.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
+        == [False] * 5 + [True] * 3
+    )
+
+
+def test_failed_search_trials_are_never_on_the_front(tmp_path):
+    add_trial(tmp_path, "s1", phase="search", won=[0.0, 0.0], stability=0.1)
+    add_trial(tmp_path, "s2", phase="search", status="diverged", reason="nan", won=[1.0, 1.0], stability=0.9)
+    frame = tables.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
+    assert frame["on_front"].to_dict() == {"s1": True, "s2": False}
+
+
+def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
+    run = results.load(judged_run)
+    run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
+    assert tables.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
+
+
+def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run):
+    assert len(tables.win_rate_stability(results.load(one_trial_run)).frame) == 1
+    failed = tables.win_rate_stability(results.load(failed_run))
+    assert failed.frame["stability"].tolist() == [0.0, 0.0]
+    assert "failed 2 of 2: no memory" in failed.text()
+    searched = results.load(search_only_run)
+    for table in (tables.win_rate_stability(searched), tables.search_trials(searched), tables.failures(searched)):
+        assert table.text()
+        assert table.markdown()
+        assert table.latex()
+        assert table.html()
+    assert len(outcomes(0.5)) == PROMPTS
