@@ -40,8 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"slime-ray: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if debug or not error.name or error.name.startswith("slime_ray"):
+            raise
+        print(
+            f"slime-ray: this command needs the package {error.name}, which is not installed here. "
+            "Only `slime-ray report` works without the whole installation: pip install slime-ray.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
-        print("slime-ray: interrupted. What had finished is kept.", file=sys.stderr)
+        print(
+            "slime-ray: interrupted. What had finished is kept; give the same command with --resume to go on.",
+            file=sys.stderr,
+        )
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
