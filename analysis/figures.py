@@ -213,7 +213,7 @@ def logprob_curves(run: Run, *, table: tables.Table | None = None) -> "Figure":
         for panel in panels.flat[len(labels) :]:
             panel.set_axis_off()
         for label, panel in zip(labels, panels.flat, strict=False):
-            own = curves[curves["label"] == label]
+            own = tables.of_label(run, curves, label)
             for metric, colour, dashes in (("chosen_logp", BLUE, "-"), ("rejected_logp", VERMILLION, "--")):
                 steps = own[own["metric"] == metric].groupby("step")["value"].agg(["mean", "min", "max"])
                 dot = "o" if len(steps) == 1 else None
@@ -251,7 +251,7 @@ def stability_parts(run: Run, *, table: tables.Table | None = None) -> "Figure":
     colours = dict(zip(tables.PARTS, (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE), strict=True))
     hatches = dict(zip(tables.PARTS, ("", "///", "", "...", "", "xxx"), strict=True))
     labels = _labels(run, table)
-    shares = {label: _lost(run.trials[run.trials["label"] == label]) for label in labels}
+    shares = {label: _lost(tables.of_label(run, run.trials, label)) for label in labels}
     with _style():
         figure, axes = _figure(7.2, 0.3 * max(3, len(labels)) + 1.2)
         left = np.zeros(len(labels))

@@ -96,8 +96,8 @@ class Table:
             ]
         )
 
-    def html(self) -> str:
-        """A <table> with caption; every text escaped. The notes are left to the page."""
+    def html(self, *, caption: bool = True) -> str:
+        """A <table>; every text escaped. The notes are left to the page, and without `caption` the caption too."""
         wrap = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
         columns = self._printed()
 
@@ -116,7 +116,7 @@ class Table:
         head = line("th", [html.escape(column.head) for column in columns])
         return "\n".join(
             [
-                f"<table><caption>{html.escape(self.caption)}</caption>",
+                f"<table><caption>{html.escape(self.caption)}</caption>" if caption else "<table>",
                 f"<thead>{head}</thead>",
                 "<tbody>",
                 *body,

@@ -168,7 +168,12 @@ def answer(run: Run, main: Table) -> tuple[list[str], list[str]]:
     elif len(frame):
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     _say_search(run, frame, judged, open_, said)
-    return open_, said
+    return [_unbroken(sentence) for sentence in open_], [_unbroken(sentence) for sentence in said]
+
+
+def _unbroken(sentence: str) -> str:
+    """No line break before a percent sign."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _percent(row: pd.Series, column: str = "win_rate") -> str:
@@ -180,7 +185,9 @@ def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> No
     tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
     if len(tied) > 1:
         open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
-    unclear = known[(known["win_rate_low"] <= 0.5) & (known["win_rate_high"] >= 0.5)]["label"].tolist()
+    covers = (known["win_rate_low"] <= 0.5) & (known["win_rate_high"] >= 0.5)
+    # An arm without updates is the SFT checkpoint.
+    unclear = known[covers & (known["objective"] != "none")]["label"].tolist()
     if unclear:
         open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
                      "checkpoint: the win interval covers 50 %.")  # fmt: skip
@@ -233,7 +240,7 @@ def _list(names: list[str]) -> str:
 def _examples(run: Run, main: Table) -> dict[str, Any] | None:
     """Answers of the best row's first seed to the first prompts in the order of their ids: not chosen by content."""
     for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
-        answers = run.answers[run.answers["label"] == label]
+        answers = tables.of_label(run, run.answers, label)
         if answers.empty:
             continue
         seed = answers["seed"].min()

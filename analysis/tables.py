@@ -35,6 +35,18 @@ def is_judged(run: results.Run) -> bool:
     return run.manifest.get("judge") not in (None, "", "none") or bool(run.trials["win_rate"].notna().any())
 
 
+def of_label(run: results.Run, frame: pd.DataFrame, label: str) -> pd.DataFrame:
+    """The rows of a result frame that a row of the table stands for.
+
+    A confirmed winner has its search trial's label, but not its phase; search trials stand only in a run without both
+    arms and confirmed winners.
+    """
+    shown = frame["phase"].isin(["arm", "confirm"])
+    if not run.trials["phase"].isin(["arm", "confirm"]).any():
+        shown = ~shown
+    return frame[shown & (frame["label"] == label)]
+
+
 def outcomes_by_label(run: results.Run) -> dict[str, tuple[list[int], np.ndarray]]:
     """Seeds and (seeds, prompts) outcomes of every arm and confirmed winner; prompts in the same order for all."""
     finished = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & (run.trials["status"] == FINISHED)]
@@ -116,7 +128,8 @@ def _row(
     seed_rates = done["win_rate"].dropna()
     trained = not (len(done) and (done["updates"] == 0).all())
     kl = done["kl_to_sft"].mean()
-    remarks = [] if trained else ["no updates"]
+    remarks = ["confirmed"] if (group["phase"] == "confirm").all() else []
+    remarks += [] if trained else ["no updates"]
     if judged and interval is not None and interval.covers(0.5) and kl < NO_CHANGE_KL:
         remarks.append("no change")
     for status, ended in group[group["status"] != FINISHED].groupby("status"):
@@ -226,10 +239,10 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
     )
     margin = Column("margin", _cells(frame, lambda row: _number(row["mean_margin"])), keep=8)
     win_rate = Column(
-        "win rate % [95 %]",
+        "win rate % [95 %]" if judged else "win rate",
         _cells(frame, _win_rate_cell) if judged else ("not judged",) * len(frame),
         tuple(frame["win_rate_mark"]) if judged else (),
-        keep=9 if judged else 0,
+        keep=9 if judged else 5,
     )
     sigma = Column("σ", _cells(frame, lambda row: _number(row["sigma"], 1, scale=100)), keep=6)
     return (

@@ -165,8 +165,10 @@ def fill(run: Path, *, judged: bool) -> Path:
         won = outcomes(0.3 + 0.1 * min(number, 4))
         add_trial(run, name, won=won, stability=score, **about, **hidden)
     for seed in (0, 1):
-        about = {"phase": "confirm", "label": "best-1", "seed": seed, "settings": {"objective.hard_margin": 2.0}}
-        add_trial(run, f"confirm-1-s{seed}", won=outcomes(0.75), stability=0.4 + 0.2 * seed, **about, **hidden)
+        about = {"phase": "confirm", "label": "search-0004", "seed": seed, "settings": {"objective.hard_margin": 2.0}}
+        add_trial(
+            run, f"confirm-search-0004-s{seed}", won=outcomes(0.75), stability=0.4 + 0.2 * seed, **about, **hidden
+        )
     return finish(run, {} if judged else {"judge": "none"})
 
 

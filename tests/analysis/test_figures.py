@@ -17,7 +17,7 @@ def texts(figure):
 
 
 @pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
-@pytest.mark.parametrize("kind", ["judged_run", "unjudged_run", "failed_run", "one_trial_run", "search_only_run"])
+@pytest.mark.parametrize("kind", ["unjudged_run", "failed_run", "one_trial_run", "search_only_run"])
 def test_every_kind_of_run_has_every_figure(draw, kind, request):
     files = figures.render(draw(results.load(request.getfixturevalue(kind))))
     assert files["png"].startswith(b"\x89PNG")
@@ -53,7 +53,7 @@ def test_pareto_has_a_point_per_row_and_trial_and_says_which_prompts(judged_run)
     assert len(hollow.get_xdata()) == 8
     assert len(axes.containers) == 8
     said = texts(figure)
-    assert "best-1" in said
+    assert "search-0004" in said
     assert "50 %: no change" in said
 
 
@@ -95,9 +95,18 @@ def test_curves_show_mean_and_range_over_seeds_per_row(judged_run):
     figure = figures.logprob_curves(run, table=table)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == [label.replace("$", r"\$") for label in table.frame["label"]]
-    chosen, rejected = figure.axes[titles.index("best-1")].lines
+    chosen, rejected = figure.axes[titles.index("search-0004")].lines
     assert chosen.get_ydata() == pytest.approx([-0.2, -0.25, -0.3])
     assert rejected.get_ydata() == pytest.approx([-0.3, -0.35, -0.4])
+
+
+def test_a_confirmed_winner_is_not_mixed_with_its_search_trial(judged_run):
+    run = results.load(judged_run)
+    own = tables.of_label(run, run.trials, "search-0004")
+    assert own["trial_id"].tolist() == ["confirm-search-0004-s0", "confirm-search-0004-s1"]
+    run.curves.loc[run.curves["phase"] == "search", "value"] = -9.0
+    panels = {axes.get_title(): axes for axes in figures.logprob_curves(run).axes}
+    assert panels["search-0004"].lines[0].get_ydata() == pytest.approx([-0.1, -0.15, -0.2])
 
 
 def test_bars_and_stability_make_up_one(judged_run):

@@ -30,7 +30,7 @@ def small(tmp_path, **won):
 
 
 def test_every_arm_and_confirmed_winner_has_one_row_sorted_by_win_rate(main):
-    assert sorted(main.frame["label"]) == sorted([*ARMS, "best-1"])
+    assert sorted(main.frame["label"]) == sorted([*ARMS, "search-0004"])
     rates = main.frame["win_rate"].tolist()
     assert rates == sorted(rates, reverse=True)
     assert row(main, "nll")["win_rate"] == pytest.approx(18 / 24)
@@ -102,7 +102,7 @@ def test_missing_verdicts_are_counted_with_their_worst_and_best_case(tmp_path):
 def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run):
     table = tables.win_rate_stability(results.load(unjudged_run))
     heads = [column.head for column in table.columns]
-    assert heads[3:6] == ["acc. %", "margin", "win rate % [95 %]"]
+    assert heads[3:6] == ["acc. %", "margin", "win rate"]
     assert set(table.columns[5].cells) == {"not judged"}
     assert table.frame["win_rate"].isna().all()
     assert "bootstrap" not in table.caption
@@ -133,7 +133,7 @@ def test_the_terminal_form_fits_140_columns(main, unjudged_run):
     for table in (main, tables.win_rate_stability(results.load(unjudged_run))):
         lines = table.text().splitlines()
         assert max(map(len, lines)) <= 140
-        assert any(line.startswith("best-1 ") for line in lines)
+        assert any(line.startswith("search-0004 ") for line in lines)
         assert "dpo: failed 1 of 2: out of memory" in lines
 
 

@@ -329,7 +329,7 @@ def test_a_template_that_writes_a_prompt_otherwise_with_some_answers_is_an_input
 
 def test_a_model_without_a_template_says_how_to_give_one():
     tokenizer = simple(None)
-    with pytest.raises(InputError, match=r"no chat template.*model.tokenizer.*\.jinja file or one of chatml"):
+    with pytest.raises(InputError, match=r"no chat template.*model.tokenizer.*\.jinja file or one of chatml, gemma"):
         resolve_chat_template(tokenizer, None)
     assert stop_token_ids(tokenizer) == (tokenizer.eos_token_id,)
 
@@ -342,7 +342,7 @@ def test_a_template_is_found_as_a_file_or_by_its_shipped_name(tmp_path):
 
 
 def test_a_template_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"'chatlm': neither a \.jinja file nor one of chatml\. Did you mean chatml"):
+    with pytest.raises(InputError, match=r"'chatlm': neither a \.jinja file nor one of chatml, gemma\. Did you mean chatml"):
         resolve_chat_template(simple(None), "chatlm")
     with pytest.raises(InputError, match=r"none\.jinja: cannot be read: No such file"):
         resolve_chat_template(simple(None), str(tmp_path / "none.jinja"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out
@@ -19,10 +20,7 @@ from slime_ray.training.trainer import TokenPair
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)
 STOP = (TOKENIZER.eos_token_id,)
-PROMPTS = [
-    TOKENIZER.apply_chat_template(row, add_generation_prompt=True, return_dict=False)
-    for row in TASK.prompts(9, purpose="selection", seed=0)["prompt"]
-]
+PROMPTS = [render_prompt(TOKENIZER, row) for row in TASK.prompts(9, purpose="selection", seed=0)["prompt"]]
 SAMPLING = Decoding(temperature=1.0, max_new_tokens=12, batch=4)
 GREEDY = Decoding(temperature=0.0, max_new_tokens=12, batch=4)
 
@@ -79,7 +77,7 @@ def pairs(count: int) -> list[TokenPair]:
 
     return [
         TokenPair(
-            TOKENIZER.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False),
+            render_prompt(TOKENIZER, row["prompt"]),
             ids(row["chosen"]),
             ids(row["rejected"]),
         )
