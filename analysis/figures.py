@@ -10,8 +10,8 @@ import pandas as pd
 from slime_ray.results import Run
 from slime_ray.stability_v1 import StabilityParts, damage
 
-from . import statistics, tables  # noqa: TID251
-from .printing import one_line  # noqa: TID251
+from . import statistics, tables
+from .printing import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ from slime_ray import results
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
-from . import figures, statistics, tables  # noqa: TID251
-from .printing import Table, one_line  # noqa: TID251
+from . import figures, statistics, tables
+from .printing import Table, one_line
 
 EXAMPLES = 5
 LONGEST_ANSWER = 2000

@@ -9,8 +9,8 @@ import pandas as pd
 
 from slime_ray import results
 
-from . import statistics  # noqa: TID251
-from .printing import ABSENT, Column, Mark, Table, one_line  # noqa: TID251
+from . import statistics
+from .printing import ABSENT, Column, Mark, Table, one_line
 
 PARTS = {
     "unlearning": "U",

@@ -89,7 +89,7 @@ def train_pairs(stages: Stages, settings: Settings, *, cache: Path, report: Repo
     pairs = _read_pairs(stages.tokens / "train.parquet")
     if not settings.objective.build().needs_reference:
         return pairs
-    key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_tokens"]])
+    key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_ids"]])
     folder = cached(cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder), report)
     with np.load(folder / "reference.npz", allow_pickle=False) as sums:
         chosen, rejected = sums["chosen"].tolist(), sums["rejected"].tolist()
@@ -140,7 +140,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
         tokens=tokens,
         hashes={
             **info["hashes"],
-            "train_tokens": info["content"]["train"],
+            "train_ids": info["content"]["train"],
             "sft_checkpoint": checkpoint.name.split("-")[1],
         },
         data=info["data"],

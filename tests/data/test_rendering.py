@@ -342,7 +342,9 @@ def test_a_template_is_found_as_a_file_or_by_its_shipped_name(tmp_path):
 
 
 def test_a_template_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"'chatlm': neither a \.jinja file nor one of chatml, gemma\. Did you mean chatml"):
+    with pytest.raises(
+        InputError, match=r"'chatlm': neither a \.jinja file nor one of chatml, gemma\. Did you mean chatml"
+    ):
         resolve_chat_template(simple(None), "chatlm")
     with pytest.raises(InputError, match=r"none\.jinja: cannot be read: No such file"):
         resolve_chat_template(simple(None), str(tmp_path / "none.jinja"))
