@@ -4,7 +4,7 @@
     trials.parquet, answers.parquet, curves.parquet                  all trials together
     manifest.json                                                    what was run, with what, on what
 
-`trial.json` marks a trial as finished: a folder without it is a trial that was interrupted.
+`trial.json` marks a trial as finished: a folder without a whole one is a trial that was interrupted.
 """
 
 import json
@@ -142,16 +142,26 @@ def write_trial(
 
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the trials that have finished, by id."""
+    """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
     rows = {}
     for file in sorted((run / "trials").glob("*/trial.json")):
-        rows[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("trial_id") == file.parent.name:
+            rows[file.parent.name] = row
     return rows
 
 
 def consolidate(run: Path) -> None:
-    """Rewrite the run's three parquet files from its finished trials."""
-    rows = finished_trials(run)
+    """Rewrite the run's three parquet files from its finished trials. Raises InputError where one is damaged."""
+    for name, table in _together(run, finished_trials(run)).items():
+        _replace_table(run / f"{name}.parquet", table)
+
+
+def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
+    """The three tables of a run, from the folders of its finished trials."""
     paths = sorted({path for row in rows.values() for path in json.loads(row["settings"] or "{}")})
     knobs = {path: [json.loads(row["settings"] or "{}").get(path) for row in rows.values()] for path in paths}
     schema = TRIAL_SCHEMA
@@ -160,11 +170,21 @@ def consolidate(run: Path) -> None:
         numbers = all(value is None or type(value) in (int, float) for value in values)
         columns[KNOB + path] = values if numbers else [None if value is None else _json(value) for value in values]
         schema = schema.append(pa.field(KNOB + path, _NUMBER if numbers else _TEXT))
-    _replace_table(run / "trials.parquet", pa.table(columns, schema=schema))
+    together = {"trials": pa.table(columns, schema=schema)}
     for name in ("answers", "curves"):
-        files = [run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows]
-        tables = [pq.read_table(file, schema=SCHEMAS[name]) for file in files if file.is_file()]
-        _replace_table(run / f"{name}.parquet", pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table())
+        tables = []
+        for file in (run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows):
+            try:
+                tables.append(pq.read_table(file, schema=SCHEMAS[name]))
+            except FileNotFoundError:
+                continue
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{file} cannot be read: {str(error).splitlines()[0]}. Copy it again, or delete its folder and "
+                    "give the sweep once more with --resume to repeat this trial."
+                ) from None
+        together[name] = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
+    return together
 
 
 def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
@@ -186,48 +206,113 @@ def read_manifest(run: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("schema") != RUN_SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{file} has the schema {found!r}; this version reads {RUN_SCHEMA!r}.")
+    for path, kind in _MANIFEST_KINDS.items():
+        value: Any = manifest
+        for part in path.split("."):
+            value = value.get(part) if value is not None else None
+        if value is not None and not isinstance(value, kind):
+            should = "a list" if kind is list else "a mapping"
+            raise InputError(f"{file}: {path} should be {should}, not {value!r:.40}. Copy the run again.")
     return manifest
+
+
+_MANIFEST_KINDS = {
+    **dict.fromkeys(("versions", "host", "experiment", "goals", "hashes", "decoding", "data"), dict),
+    **dict.fromkeys(("experiment.search", "experiment.search.dimensions"), dict),
+    **dict.fromkeys(("experiment.budget", "experiment.budget.confirm", "data.truncated"), dict),
+    **dict.fromkeys(("seeds", "failed_trials", "experiment.arms", "data.skipped", "data.rows_skipped"), list),
+}
+"""What readers of a manifest take apart, outer entries first; any of it may be absent."""
 
 
 def load(run: str | Path) -> Run:
     """Read a run. Raises InputError where there is none, where nothing has finished, or where a file is damaged."""
     run = Path(run)
     manifest = read_manifest(run)
-    if not (run / "trials.parquet").is_file() and (run / "trials").is_dir():
-        consolidate(run)
-    frames = {}
-    for name in SCHEMAS:
-        file = run / f"{name}.parquet"
-        try:
-            frames[name] = pq.read_table(file).to_pandas()
-        except FileNotFoundError:
-            raise InputError(
-                f"{run}: {file.name} is missing. No trial has finished yet, or the copy is incomplete."
-            ) from None
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. Copy the run again.") from None
-        missing = set(SCHEMAS[name].names) - set(frames[name].columns)
-        if missing:
-            raise InputError(f"{file} lacks the columns {', '.join(sorted(missing))}: it is not a file of this schema.")
+    rows = finished_trials(run)
+    if (run / "trials").is_dir() and not (run / "trials.parquet").is_file():
+        tables = _together(run, rows)
+    else:
+        tables = {name: _read_table(run, name) for name in SCHEMAS}
+        # A sweep that was killed had trials finish since it last wrote these files.
+        if not rows.keys() <= set(tables["trials"]["trial_id"].to_pylist()):
+            tables = _together(run, rows)
+    frames = {name: _frame(table) for name, table in tables.items()}
     if frames["trials"].empty:
         raise InputError(f"{run}: no trial has finished yet, so there is nothing to report.")
     return Run(path=run, manifest=manifest, **frames)
 
 
-_SECRET = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|credential)s?$", re.IGNORECASE)
+def _read_table(run: Path, name: str) -> pa.Table:
+    file, schema = run / f"{name}.parquet", SCHEMAS[name]
+    try:
+        table = pq.read_table(file)
+    except FileNotFoundError:
+        raise InputError(
+            f"{run}: {file.name} is missing. No trial has finished yet, or the copy is incomplete."
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. Copy the run again.") from None
+    missing = set(schema.names) - set(table.column_names)
+    if missing:
+        raise InputError(f"{file} lacks the columns {', '.join(sorted(missing))}: it is not a file of this schema.")
+    fields = [schema.field(field.name) if field.name in schema.names else field for field in table.schema]
+    try:
+        return table.cast(pa.schema(fields))
+    except pa.ArrowException as error:
+        raise InputError(f"{file}: {str(error).splitlines()[0]}: it is not a file of this schema.") from None
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """Texts as `str`, numbers and counts with unknown ones as float64, flags as pandas' `boolean`: never objects."""
+    frame = table.to_pandas(ignore_metadata=True)
+    flags = [field.name for field in table.schema if field.type == _FLAG]
+    texts = [field.name for field in table.schema if field.type == _TEXT]
+    return frame.astype(dict.fromkeys(flags, "boolean") | dict.fromkeys(texts, "str"))
+
+
+_SECRET = re.compile(
+    r"(?:^|_)(?:secret|password|passwd|passphrase|credential)s?(?:_|$)"
+    r"|(?:^|_)(?:api|access|private|auth|account)_?keys?(?:_|$)"
+    r"|(?<!bos)(?<!eos)(?<!pad)(?<!unk)(?:^|_)token(?:_\d+)?$"
+)
+"""Of a key in snake_case. `token` must end it and be one: token_ids and max_tokens are no secrets."""
+_NAME = re.compile(r"-*[\w.-]+")
+_ADDRESS_USER = re.compile(r"(?<=://)[^/\s@?#]+:[^/\s@?#]+(?=@)")
 _MASK = "***"
 
 
 def redact(value: Any) -> Any:
-    """`value` with everything masked that stands under a key that names a secret (token, password, api_key, ...)."""
+    """`value` with every secret masked.
+
+    Secret is what stands under a key that names one (token, password, api_key, ... in any spelling), in a command line
+    as `key=value` or after `--key`, and a user with a password in an address.
+    """
     if isinstance(value, Mapping):
-        return {
-            key: _MASK if isinstance(item, str) and _SECRET.search(str(key)) else redact(item)
-            for key, item in value.items()
-        }
+        return {key: _masked(item) if _is_secret(str(key)) else redact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redact(item) for item in value]
+        before = ["", *value][: len(value)]
+        return [
+            _masked(item) if isinstance(flag, str) and flag.startswith("--") and _is_secret(flag) else redact(item)
+            for flag, item in zip(before, value, strict=True)
+        ]
+    if isinstance(value, str):
+        names = value.split("=")
+        for place, name in enumerate(names[:-1]):
+            if _NAME.fullmatch(name) and _is_secret(name):
+                return "=".join([*names[: place + 1], _MASK])
+        return _ADDRESS_USER.sub(_MASK, value)
     return value
+
+
+def _is_secret(key: str) -> bool:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", key).lower().strip("_")
+    return _SECRET.search(words) is not None
+
+
+def _masked(value: Any) -> Any:
+    """Whether a secret was given may be seen."""
+    return value if value is None or value == "" or isinstance(value, bool) else _MASK
 
 
 def _json(value: Any) -> str:
@@ -249,12 +334,23 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schem
 
 
 def _replace_table(path: Path, table: pa.Table) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    pq.write_table(table, partial, compression="zstd")
-    os.replace(partial, path)
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, compression="zstd")
+    _replace(path, content.getvalue())
 
 
 def _write_text(path: Path, text: str) -> None:
+    _replace(path, text.encode())
+
+
+def _replace(path: Path, content: "bytes | pa.Buffer") -> None:
+    """Write a file whole or not at all, also when the power fails: readers see the old one or the new one."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The files of a run: written whole or not at all, read back as they were, refused when they are something else."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -119,3 +120,109 @@ def test_a_missing_run_and_a_run_without_trials_are_sentences(tmp_path):
     (tmp_path / "trials").mkdir()
     with pytest.raises(InputError, match="no trial has finished yet"):
         results.load(tmp_path)
+
+
+def test_a_damaged_mark_is_a_trial_that_was_interrupted(run):
+    # What a power cut leaves: the file is there, its content is not.
+    for name, content in (("c", ""), ("d", "[]"), ("e", '{"half": '), ("f", "{}")):
+        (run / "trials" / name).mkdir()
+        (run / "trials" / name / "trial.json").write_text(content)
+    assert list(results.finished_trials(run)) == ["a", "b"]
+    results.consolidate(run)
+    assert results.load(run).trials["trial_id"].tolist() == ["a", "b"]
+
+
+def test_damaged_answers_of_a_finished_trial_are_a_sentence_with_a_way_out(run):
+    (run / "trials" / "a" / "answers.parquet").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"trials/a/answers\.parquet cannot be read.*--resume"):
+        results.consolidate(run)
+
+
+def test_a_run_that_was_killed_is_read_with_all_that_finished(run):
+    results.consolidate(run)
+    results.write_trial(run, row=row("c"), answers=[answer("c")], curves=[curve("c")])
+    before = (run / "trials.parquet").read_bytes()
+    loaded = results.load(run)
+    assert loaded.trials["trial_id"].tolist() == ["a", "b", "c"]
+    assert loaded.answers["trial_id"].tolist() == ["a", "c"]
+    # Reading writes nothing: a run may lie where it can only be read.
+    assert (run / "trials.parquet").read_bytes() == before
+
+
+def test_a_run_that_was_never_consolidated_is_read_without_writing(run):
+    names = sorted(path.name for path in run.iterdir())
+    assert results.load(run).trials["trial_id"].tolist() == ["a", "b"]
+    assert sorted(path.name for path in run.iterdir()) == names
+
+
+def test_a_copy_without_the_trials_folder_is_read(run):
+    results.consolidate(run)
+    shutil.rmtree(run / "trials")
+    assert results.load(run).trials["trial_id"].tolist() == ["a", "b"]
+
+
+def test_no_column_is_of_objects_whatever_is_unknown(run):
+    # Trial a knows hardly anything and b has no answers: columns of nulls keep their types.
+    results.consolidate(run)
+    loaded = results.load(run)
+    for frame in (loaded.trials, loaded.answers, loaded.curves):
+        assert [name for name in frame if frame[name].dtype == object] == []
+    assert loaded.trials["healthy"].isna().all()
+    assert loaded.trials["win_rate"].dtype == float
+
+
+def test_columns_of_another_type_are_a_sentence(run):
+    results.consolidate(run)
+    frame = pd.read_parquet(run / "trials.parquet").assign(win_rate="much")
+    frame.to_parquet(run / "trials.parquet")
+    with pytest.raises(InputError, match=r"trials\.parquet.*not a file of this schema"):
+        results.load(run)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"decoding": "greedy"}, {"seeds": 3}, {"experiment": []}, {"data": {"truncated": [1]}}, {"goals": "win"}]
+)
+def test_a_foreign_manifest_is_a_sentence_that_names_the_entry(run, entry):
+    results.write_manifest(run, {"schema": results.RUN_SCHEMA, **entry})
+    with pytest.raises(InputError, match=rf"manifest\.json: {next(iter(entry))}.* should be"):
+        results.read_manifest(run)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["token", "HF_TOKEN", "hub.token", "authToken", "api-key", "apiKey", "OPENAI_API_KEY_2", "secret_key", "access_key",
+     "password", "db-passwd", "client_secret", "credentials"],
+)  # fmt: skip
+def test_keys_that_name_secrets_are_masked_however_they_are_spelled(key):
+    for value in ("hush", 12345, ["hush"], {"user": "hush"}):
+        assert results.redact({"a": [{key: value}]}) == {"a": [{key: "***"}]}
+    # Nothing to hide: whether there is one may be shown.
+    for value in (None, "", True):
+        assert results.redact({key: value}) == {key: value}
+
+
+@pytest.mark.parametrize(
+    "key", ["max_tokens", "tokens", "token_ids", "train_tokens", "eos_token", "key", "keyboard", "tokenizer", "monkey"]
+)
+def test_keys_that_only_sound_like_secrets_are_kept(key):
+    assert results.redact({key: "5"}) == {key: "5"}
+
+
+def test_secrets_in_a_command_line_and_in_an_address_are_masked():
+    command = [
+        "slime-ray",
+        "sweep",
+        "--set",
+        "judge.api_key=sk-1",
+        "--hub-token",
+        "hf_2",
+        "--seed",
+        "3",
+        "--password=p",
+    ]
+    assert results.redact(command) == [
+        "slime-ray", "sweep", "--set", "judge.api_key=***", "--hub-token", "***", "--seed", "3", "--password=***",
+    ]  # fmt: skip
+    assert results.redact("--set=judge.api_key=c2s==") == "--set=judge.api_key=***"
+    assert results.redact("postgresql://me:pw@host/db") == "postgresql://***@host/db"
+    assert results.redact("https://host:8000/v1?a=b@c") == "https://host:8000/v1?a=b@c"

@@ -7,11 +7,12 @@ from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment, Trial
 from slime_ray.on_ray.search import StudySearch
+from slime_ray.settings import fingerprint
 
 SEARCH_SEED = 1000
 """Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""
 WITHIN_TOLERANCE = 0.5
-"""S at one tolerance of one part (stability-v1): below it a trial is no candidate while others are above."""
+"""S at one tolerance of one part (stability-v1): on the front, trials above it are confirmed before those below."""
 
 
 class TrialPlan(Searcher):
@@ -135,7 +136,13 @@ def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> lis
     confirm = experiment.budget.confirm
     if confirm is None:
         return []
-    winners = best_rows([row for row in rows if row["phase"] == "search"], experiment.goals)[: confirm.best]
+    standing = {fingerprint(experiment.settings_with(arm.set)) for arm in experiment.arms}
+    # A winner that equals an arm stands in the table already, with these seeds.
+    winners = [
+        row
+        for row in best_rows([row for row in rows if row["phase"] == "search"], experiment.goals)
+        if fingerprint(experiment.settings_with(row["values"])) not in standing
+    ][: confirm.best]
     further = iter(range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + confirm.seeds))
     seeds = [*experiment.seeds, *further][: confirm.seeds]
     return [
@@ -154,7 +161,7 @@ def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> lis
 
 
 def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """Completed trials, best first: those within tolerance, then by non-domination, then by the first goal."""
+    """Completed trials, best first: by how many dominate them, then those within tolerance, then by the first goal."""
     complete = [
         row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
     ]
@@ -171,8 +178,8 @@ def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[M
     return sorted(
         complete,
         key=lambda row: (
-            float(row.get("stability") or 0) < WITHIN_TOLERANCE,
             dominators(row),
+            float(row.get("stability") or 0) < WITHIN_TOLERANCE,
             [-x for x in points(row)],
         ),
     )

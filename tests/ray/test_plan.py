@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
-from slime_ray.on_ray.plan import TrialPlan, best_rows
+from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
 from slime_ray.on_ray.search import StudySearch, study_storage
 
 TEXT = """\
@@ -115,7 +115,15 @@ def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):
     assert plan.suggest("tune-7") == Searcher.FINISHED
 
 
-def test_the_best_are_stable_enough_then_undominated_then_highest_in_the_first_goal():
+def test_a_winner_that_equals_an_arm_is_not_run_again(experiment):
+    values = {"search-0001": {"objective.hard_margin": 1.5}, "search-0002": {"objective.hard_margin": 2.0}}
+    wins = {"search-0001": 9, "search-0002": 5}
+    rows = [{**result(wins[name]), "trial_id": name, "phase": "search", "values": values[name]} for name in values]
+    # 1.5 is the paper's value, so that the first is the arm `full`.
+    assert {trial.label for trial in confirm_trials(experiment, rows)} == {"search-0002"}
+
+
+def test_the_best_are_undominated_then_stable_enough_then_highest_in_the_first_goal():
     def row(name: str, win: float, stability: float, status: str = "completed") -> dict:
         return {"trial_id": name, "win_rate": win, "stability": stability, "status": status}
 
@@ -127,4 +135,5 @@ def test_the_best_are_stable_enough_then_undominated_then_highest_in_the_first_g
         row("failed", 1.0, 1.0, "failed"),
     ]
     order = [r["trial_id"] for r in best_rows(rows, {"win_rate": "maximize", "stability": "maximize"})]
-    assert order == ["best", "calm", "dominated", "wild"]
+    # best, calm and wild are the front; wild has lost most of its stability, and dominated stands behind.
+    assert order == ["best", "calm", "wild", "dominated"]
