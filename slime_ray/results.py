@@ -264,11 +264,9 @@ def _read_table(run: Path, name: str) -> pa.Table:
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """Texts as `str`, numbers and counts with unknown ones as float64, flags as pandas' `boolean`: never objects."""
+    """Numbers, and counts with unknown ones, as float64; flags as `boolean`, which None does not turn into objects."""
     frame = table.to_pandas(ignore_metadata=True)
-    flags = [field.name for field in table.schema if field.type == _FLAG]
-    texts = [field.name for field in table.schema if field.type == _TEXT]
-    return frame.astype(dict.fromkeys(flags, "boolean") | dict.fromkeys(texts, "str"))
+    return frame.astype({field.name: "boolean" for field in table.schema if field.type == _FLAG})
 
 
 _SECRET = re.compile(

@@ -37,12 +37,21 @@ class TrialPlan(Searcher):
         trials = self.experiment.budget.trials if self.study else 0
         return iter([number for number in range(1, trials + 1) if search_id(number) not in self.rows])
 
-    @property
-    def total(self) -> int:
-        """Trials of the whole experiment, finished ones included."""
-        budget = self.experiment.budget
-        confirm = budget.confirm.best * budget.confirm.seeds if budget.confirm and self.study else 0
-        return len(self.experiment.arms) * len(self.experiment.seeds) + (budget.trials if self.study else 0) + confirm
+    def missing(self) -> list[str]:
+        """Ids of the trials that have yet to finish; confirmations are known once the search has."""
+        ids = [trial.trial_id for trial in arm_trials(self.experiment)]
+        ids += [search_id(number) for number in range(1, self.experiment.budget.trials + 1)] if self.study else []
+        left = [name for name in ids if name not in self.rows]
+        if left or not self.study:
+            return left
+        confirm = confirm_trials(self.experiment, list(self.rows.values()))
+        return [trial.trial_id for trial in confirm if trial.trial_id not in self.rows]
+
+    def most_left(self) -> int:
+        """Trials that may still have to run; how many confirmations there will be is known only after the search."""
+        left, confirm = self.missing(), self.experiment.budget.confirm
+        to_search = any(not name.startswith("confirm-") for name in left)
+        return len(left) + (confirm.best * confirm.seeds if to_search and confirm and self.study else 0)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration; None while it depends on trials that still run."""

@@ -57,15 +57,17 @@ def run_sweep(
             raise
         results.write_manifest(run, manifest)
         plan = _plan(experiment, run, seed)
-        with Progress(console=console, total=plan.total, finished=len(plan.rows)) as progress:
-            _fit(experiment, plan, run, cache, [progress, Recorder(run)])
+        total = len(plan.rows) + plan.most_left()
+        if plan.missing():
+            with Progress(console=console, total=total, finished=len(plan.rows)) as progress:
+                _fit(experiment, plan, run, cache, [progress, Recorder(run)])
     results.consolidate(run)
     rows = results.finished_trials(run)
     manifest["failed_trials"] = _failures(rows)
-    if len(rows) < plan.total:
+    if plan.missing():
         results.write_manifest(run, manifest)
         raise RunError(
-            f"The sweep ended with {len(rows)} of {plan.total} trials done. They are kept in {run}. "
+            f"The sweep ended with {len(rows)} of {total} trials done. They are kept in {run}. "
             "Give the same command with --resume to run the rest."
         )
     results.write_manifest(run, manifest | {"finished": _now()})
@@ -278,9 +280,6 @@ def _plan(experiment: Experiment, run: Path, seed: int) -> TrialPlan:
 
 
 def _fit(experiment: Experiment, plan: TrialPlan, run: Path, cache: Path, callbacks: list[tune.Callback]) -> None:
-    left = plan.total - len(plan.rows)
-    if left <= 0:
-        return
     threads = _threads(experiment)
 
     def trial(config: dict[str, Any]) -> None:
@@ -292,7 +291,7 @@ def _fit(experiment: Experiment, plan: TrialPlan, run: Path, cache: Path, callba
         tune.with_resources(trial, resources),
         tune_config=tune.TuneConfig(
             search_alg=plan,
-            num_samples=left,
+            num_samples=plan.most_left(),
             max_concurrent_trials=None if concurrent == "auto" else concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial"]["trial_id"],

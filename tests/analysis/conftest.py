@@ -34,6 +34,7 @@ def add_trial(
     *,
     won: list[float] | None = None,
     answer: Callable[[int], str] = lambda index: f"answer {index}",
+    prompt_id: Callable[[int], str] = lambda index: f"p{index:02}",
     **columns: Any,
 ) -> None:
     """Write one trial. won: outcome per prompt, or None for a trial without answers."""
@@ -69,7 +70,7 @@ def add_trial(
         dict.fromkeys(results.ANSWER_SCHEMA.names)
         | about
         | {
-            "prompt_id": f"p{index:02}",
+            "prompt_id": prompt_id(index),
             "prompt": [{"role": "user", "content": f"question {index}"}],
             "answer": answer(index),
             "baseline_answer": f"baseline {index}",

@@ -121,3 +121,42 @@ def test_a_lost_seed_counts_as_wholly_lost(judged_run):
     run = results.load(judged_run)
     assert figures._lost(run.trials[run.trials["label"] == "dpo"])["failed"] == 0.5
     assert figures._lost(run.trials[run.trials["label"] == "simpo"])["failed"] == 0.5
+
+
+def test_trials_that_did_not_complete_are_drawn_but_never_make_the_front(tmp_path):
+    add_trial(tmp_path, "s1", phase="search", won=[1.0, 0.0], stability=0.2)
+    add_trial(tmp_path, "s2", phase="search", won=[1.0, 1.0], stability=0.9, status="stopped", reason="early")
+    (axes,) = figures.pareto(results.load(finish(tmp_path))).axes
+    hollow = next(line for line in axes.lines if str(line.get_label()).startswith("search trials"))
+    front = next(line for line in axes.lines if line.get_label() == "their front")
+    assert len(hollow.get_xdata()) == 2
+    assert max(front.get_xdata()) == pytest.approx(0.2)
+
+
+def test_the_words_at_one_half_avoid_the_bars(tmp_path):
+    # S = 0.25 is the middle of the square-root scale, where the words would stand.
+    add_trial(tmp_path, "a", label="a", won=[1.0, 0.0] * 8, stability=0.25)
+    figure = figures.pareto(results.load(finish(tmp_path)))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    (words,) = [text for text in figure.axes[0].texts if text.get_text().startswith("50 %")]
+    box = words.get_window_extent(renderer)
+    x = figure.axes[0].transData.transform((0.25, 50))[0]
+    assert not box.x0 <= x <= box.x1
+
+
+def test_without_a_confirmed_winner_the_best_search_trial_has_a_curve(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0, 0.0])
+    for number, won in enumerate(([0.0, 0.0], [1.0, 1.0])):
+        add_trial(tmp_path, f"search-000{number}", label=f"search-000{number}", phase="search", won=won)
+    run = results.load(finish(tmp_path))
+    titles = [axes.get_title() for axes in figures.logprob_curves(run).axes]
+    assert titles == ["a", "search-0001"]
+
+
+def test_with_a_confirmed_winner_its_search_trial_has_no_curve_of_its_own(judged_run):
+    titles = [axes.get_title() for axes in figures.logprob_curves(results.load(judged_run)).axes]
+    assert titles.count("search-0004") == 1
+    assert len(titles) == 8

@@ -184,3 +184,33 @@ def test_what_is_no_run_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="not a run"):
         report.write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(judged_run, tmp_path):
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    for place in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(InputError, match=r"taken.* cannot be written.*--out"):
+            report.write_report(judged_run, place)
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
+    add_trial(tmp_path, "a", won=[1.0, 0.0])
+    finish(tmp_path)
+    older = {path: path.read_bytes() for path in report.write_report(tmp_path).files}
+    add_trial(tmp_path, "b", label="b", won=[1.0, 1.0])
+    results.consolidate(tmp_path)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "_page", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_report(tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == older
+
+
+def test_run_and_place_may_be_given_as_text(tmp_path):
+    add_trial(tmp_path, "a", won=[1.0, 0.0])
+    finish(tmp_path)
+    assert report.write_report(str(tmp_path), str(tmp_path / "out")).html == tmp_path / "out" / "report.html"

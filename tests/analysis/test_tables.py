@@ -1,6 +1,8 @@
 """What the tables say, on hand-made runs."""
 
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -211,3 +213,73 @@ def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run
         assert table.latex()
         assert table.html()
     assert len(outcomes(0.5)) == PROMPTS
+
+
+def test_small_shares_of_spikes_are_not_printed_as_none(tmp_path):
+    # Its tolerance is 0.01: 0.004 of the updates already costs (0.4)^2.
+    add_trial(tmp_path, "a", label="a", won=[1.0, 0.0], training_spikes=0.004)
+    columns = {c.head: c.cells for c in tables.win_rate_stability(results.load(finish(tmp_path))).columns}
+    assert columns["T"] == ("0.004",)
+
+
+def test_a_stopped_seed_is_measured_and_counts_in_rates_as_in_stability(tmp_path):
+    # Leaving its losses out would reward whoever stops the runs that drift.
+    add_trial(tmp_path, "a0", label="a", seed=0, won=[1.0, 1.0], stability=0.6)
+    add_trial(
+        tmp_path,
+        "a1",
+        label="a",
+        seed=1,
+        won=[0.0, 0.0],
+        stability=0.2,
+        status="stopped",
+        reason="drifted",
+        kl_to_sft=0.3,
+    )
+    a = row(tables.win_rate_stability(results.load(finish(tmp_path))), "a")
+    assert a["win_rate"] == pytest.approx(0.5)
+    assert a["stability"] == pytest.approx(0.4)
+    assert a["kl_to_sft"] == pytest.approx(0.2)
+    assert (a["seeds_finished"], a["seeds"]) == (1, 2)
+    assert a["note"] == "stopped 1 of 2: drifted"
+
+
+def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(tmp_path):
+    for seed in range(5):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=[1.0, 0.0])
+        status = {} if seed else {"status": "failed", "reason": "no memory", "stability": 0.0}
+        add_trial(tmp_path, f"b{seed}", label="b", seed=seed, won=[1.0, 0.0] if seed else None, **status)
+    table = tables.win_rate_stability(results.load(finish(tmp_path, {"seeds": list(range(5))})))
+    assert any(note.startswith("These checkpoints only: 4 to 5 finished seeds per row") for note in table.notes)
+
+
+def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_path):
+    # Every prompt asked three times, answered alike each time: as much is known as from asking once.
+    once, thrice = [1.0, 0.0] * 10, [value for value in [1.0, 0.0] * 10 for _ in range(3)]
+    add_trial(tmp_path, "a", label="a", won=once)
+    add_trial(tmp_path, "b", label="b", won=thrice, prompt_id=lambda index: f"p{index // 3:02}")
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    for name in ("win_rate", "win_rate_low", "win_rate_high"):
+        assert row(table, "b")[name] == row(table, "a")[name]
+
+
+def test_latex_compiles_in_a_plain_document(main, judged_run, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex here")
+    searched = tables.search_trials(results.load(judged_run))
+    document = [
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}",
+        main.latex(),
+        searched.latex(),
+    ]
+    (tmp_path / "all.tex").write_text("\n".join([*document, r"\end{document}"]), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_latex_asks_for_no_font_encoding(main):
+    # A plain document has OT1, which lacks this letter.
+    assert '"no change"' in " ".join(main.notes)
+    assert "textquotedbl" not in main.latex()
+    assert "``no change''" in main.latex()

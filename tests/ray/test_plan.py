@@ -69,7 +69,7 @@ EXPECTED = [
 def test_arms_run_seed_by_seed_then_the_search_then_its_winner_with_the_tables_seeds(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     assert run(plan) == EXPECTED
-    assert plan.total == len(EXPECTED)
+    assert plan.missing() == []
     trials = {trial.trial_id: trial for trial in plan.by_tune_id.values()}
     # The third search trial won; it is confirmed with its own knobs, on other prompts and other seeds.
     assert trials["confirm-search-0003-s0"].values == trials["search-0003"].values
@@ -83,6 +83,8 @@ def test_arms_run_seed_by_seed_then_the_search_then_its_winner_with_the_tables_s
 def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done):
     first = plan_for(experiment, tmp_path)
     before = run(first, stop_after=done)
+    assert bool(first.missing()) == (done < len(EXPECTED))
+    assert done + first.most_left() == len(EXPECTED)
     resumed = plan_for(experiment, tmp_path, rows=first.rows)
     assert before + run(resumed) == EXPECTED
 
@@ -113,6 +115,8 @@ def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):
         plan.suggest(f"tune-{number}")
         plan.on_trial_complete(f"tune-{number}", result(number, status="diverged"), number % 2 == 0)
     assert plan.suggest("tune-7") == Searcher.FINISHED
+    # An experiment whose trials all failed has run all the same.
+    assert plan.missing() == []
 
 
 def test_a_winner_that_equals_an_arm_is_not_run_again(experiment):
