@@ -133,6 +133,10 @@ def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: b
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
+    ranked = (search["status"] == tables.FINISHED).to_numpy()
+    x, y = x[ranked], y[ranked]
+    if not ranked.any():
+        return
     best = statistics.on_front(np.column_stack([x, y]))
     order = np.lexsort((-y[best], x[best]))
     front_x, front_y = x[best][order], y[best][order]
@@ -179,7 +183,12 @@ def _label(
         line = axes.text(
             0.5, 50, "50 %: no change", transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom", ha="center"
         )
-        taken.append(line.get_window_extent(renderer))
+        for place in (0.5, 0.75, 0.25, 0.88, 0.12, 0.5):
+            line.set_x(place)
+            box = line.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
         text = axes.annotate(
             _plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),
@@ -202,18 +211,24 @@ def _label(
 
 
 def logprob_curves(run: Run, *, table: tables.Table | None = None) -> "Figure":
-    """Held-out chosen and rejected log-probabilities over training: a panel per row of the table, seeds as a band."""
+    """Held-out chosen and rejected log-probabilities over training: a panel per row of the table, seeds as a band.
+
+    Where no winner was confirmed, the best search trial has a panel too.
+    """
     curves = run.curves[run.curves["source"] == "held_out"]
-    labels = [label for label in _labels(run, table) if label in set(curves["label"])]
-    columns = min(4, max(1, len(labels)))
-    rows = max(1, -(-len(labels) // columns))
+    shown = {label: tables.of_label(run, curves, label) for label in _labels(run, table)}
+    if not (run.trials["phase"] == "confirm").any():
+        for trial_id in tables.search_trials(run).frame["trial_id"][:1]:
+            shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
+    shown = {label: own for label, own in shown.items() if len(own)}
+    columns = min(4, max(1, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
     with _style():
         shape = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True, "squeeze": False}
         figure, panels = _figure(7.2, 1.75 * rows + 0.8, **shape)
-        for panel in panels.flat[len(labels) :]:
+        for panel in panels.flat[len(shown) :]:
             panel.set_axis_off()
-        for label, panel in zip(labels, panels.flat, strict=False):
-            own = tables.of_label(run, curves, label)
+        for (label, own), panel in zip(shown.items(), panels.flat, strict=False):
             for metric, colour, dashes in (("chosen_logp", BLUE, "-"), ("rejected_logp", VERMILLION, "--")):
                 steps = own[own["metric"] == metric].groupby("step")["value"].agg(["mean", "min", "max"])
                 dot = "o" if len(steps) == 1 else None
@@ -231,7 +246,7 @@ def logprob_curves(run: Run, *, table: tables.Table | None = None) -> "Figure":
                 panel.fill_between(steps.index, steps["min"], steps["max"], color=colour, alpha=0.2, linewidth=0)
             panel.set_title(_plain(label), fontsize=9)
             panel.grid(color="#e4e4e4", linewidth=0.6)
-        if not labels:
+        if not shown:
             _say(panels[0, 0], "No held-out curve was recorded.")
             return figure
         figure.legend(

@@ -79,10 +79,11 @@ class Table:
         caption = " ".join([self.caption, *self.notes])
         return "\n".join(
             [
-                "% needs \\usepackage{booktabs,graphicx}",
+                "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
                 r"\begin{table}",
                 r"\centering",
                 rf"\caption{{{_latex(caption)}}}",
+                r"\vspace{0.5em}",  # article's captions leave no room below them
                 r"\resizebox{\linewidth}{!}{%",
                 rf"\begin{{tabular}}{{{shape or 'l'}}}",
                 r"\toprule",
@@ -208,7 +209,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "–": "--",
     "−": "$-$",
     "×": r"$\times$",
@@ -223,5 +224,6 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_LATEX.get(letter, letter) for letter in one_line(text))
+    """Text that LaTeX prints as it is, in any font encoding."""
+    quoted = re.sub(r'"([^"]*)"', r"``\1''", one_line(text))
+    return "".join(_LATEX.get(letter, letter) for letter in quoted)

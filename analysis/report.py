@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 
 from slime_ray import results
+from slime_ray.errors import InputError
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
@@ -40,18 +41,19 @@ class ReportFiles:
     files: tuple[Path, ...]
 
 
-def print_table(run_path: Path) -> str:
+def print_table(run_path: str | Path) -> str:
     """The main table with caption and notes for a terminal; of a run that only searched, its search trials."""
     run = results.load(run_path)
     table = tables.win_rate_stability(run)
     return table.text() if len(table.frame) else tables.search_trials(run).text()
 
 
-def write_report(run_path: Path, out: Path | None = None) -> ReportFiles:
+def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportFiles:
     """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
-    run gives the same bytes. Raises InputError where `run_path` is no run or nothing has finished.
+    run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, or where `out`
+    cannot be written.
     """
     run = results.load(run_path)
     folder = Path(run_path) / "report" if out is None else Path(out)
@@ -69,9 +71,12 @@ def write_report(run_path: Path, out: Path | None = None) -> ReportFiles:
     for name, kinds in drawn.items():
         files |= {f"{name}.{kind}": content for kind, content in kinds.items()}
     files["report.html"] = _page(run, main, search, {name: kinds["svg"] for name, kinds in drawn.items()}).encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _replace(folder / name, content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _replace(folder / name, content)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
     return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files))
 
 
@@ -158,11 +163,9 @@ def answer(run: Run, main: Table) -> tuple[list[str], list[str]]:
     lead = "win_rate" if judged else "preference_accuracy"
     known = frame.dropna(subset=[lead]) if len(frame) else frame
     if len(known):
-        few = int(frame["seeds_finished"].max())
-        if few < tables.CHECKPOINTS_ONLY:
+        if seeds := tables.few_seeds(frame):
             open_.append(
-                f"Whether this holds for other seeds: with {few} {'seed' if few == 1 else 'seeds'} per row it is about "
-                "these checkpoints only."
+                f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
             )
         (_say_win_rates if judged else _say_accuracy)(known, open_, said)
     elif len(frame):

@@ -26,6 +26,8 @@ NO_CHANGE_KL = 0.005
 CHECKPOINTS_ONLY = 5
 """With fewer seeds than this, the table speaks of its checkpoints only."""
 FINISHED = "completed"
+MEASURED = (FINISHED, "stopped")
+"""How trials end that have a policy whose answers were judged. To leave out what was stopped would flatter its row."""
 LOST = ("failed", "diverged")
 """How trials end that count as stability 0 and have no win rate."""
 
@@ -49,14 +51,13 @@ def of_label(run: results.Run, frame: pd.DataFrame, label: str) -> pd.DataFrame:
 
 def outcomes_by_label(run: results.Run) -> dict[str, tuple[list[int], np.ndarray]]:
     """Seeds and (seeds, prompts) outcomes of every arm and confirmed winner; prompts in the same order for all."""
-    finished = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & (run.trials["status"] == FINISHED)]
-    answers = run.answers[run.answers["trial_id"].isin(finished["trial_id"]) & (run.answers["prompt_set"] == "report")]
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    answers = run.answers[run.answers["trial_id"].isin(measured["trial_id"]) & (run.answers["prompt_set"] == "report")]
     if answers.empty:
         return {}
-    # A prompt that a prompt set holds twice counts twice.
-    repeat = answers.groupby(["trial_id", "prompt_id"]).cumcount()
-    wide = answers.assign(repeat=repeat).pivot_table(
-        index=["label", "seed"], columns=["prompt_id", "repeat"], values="outcome", dropna=False
+    # Several answers to one prompt are averaged: the prompt is what the bootstrap draws.
+    wide = answers.pivot_table(
+        index=["label", "seed"], columns="prompt_id", values="outcome", aggfunc="mean", dropna=False
     )
     return {
         str(label): (rows.index.get_level_values("seed").tolist(), rows.to_numpy(dtype=float))
@@ -67,8 +68,8 @@ def outcomes_by_label(run: results.Run) -> dict[str, tuple[list[int], np.ndarray
 def win_rate_stability(run: results.Run) -> Table:
     """The main table: one row per arm and confirmed winner, over its seeds. Sorted by win rate.
 
-    In `frame`, rates are shares (0..1), parts are means over the finished seeds, and `stability` is the mean over all
-    seeds with 0 for those that failed or diverged.
+    In `frame`, rates are shares (0..1), parts are means over the measured seeds (those that completed or were stopped),
+    and `stability` is the mean over all seeds with 0 for those that failed or diverged.
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged = is_judged(run)
@@ -122,7 +123,7 @@ def _row(
     *,
     judged: bool,
 ) -> dict[str, Any]:
-    done = group[group["status"] == FINISHED]
+    done = group[group["status"].isin(MEASURED)]
     # A trial that failed or diverged counts as 0, however far it got.
     scores = group["stability"].where(~group["status"].isin(LOST), 0.0)
     seed_rates = done["win_rate"].dropna()
@@ -144,7 +145,7 @@ def _row(
         "label": label,
         "phase": phase,
         "objective": str(group["objective"].iloc[0]) if trained else "none",
-        "seeds_finished": len(done),
+        "seeds_finished": int((group["status"] == FINISHED).sum()),
         "seeds": max(len(group), _planned_seeds(run, phase)),
         "win_rate": interval.value if interval else math.nan,
         "win_rate_low": interval.low if interval else math.nan,
@@ -217,6 +218,10 @@ def _cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, .
     return tuple(say(row) for _, row in frame.iterrows())
 
 
+_DIGITS = {"training_spikes": 3}
+"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
+
+
 def _win_rate_cell(row: pd.Series) -> str:
     if pd.isna(row["win_rate"]):
         return ABSENT
@@ -251,7 +256,10 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         Column("seeds", _cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column("stability S", _cells(frame, _stability_cell), tuple(frame["stability_mark"]), keep=9),
-        *(Column(letter, tuple(_number(value) for value in frame[name]), keep=7) for name, letter in PARTS.items()),
+        *(
+            Column(letter, tuple(_number(value, _DIGITS.get(name, 2)) for value in frame[name]), keep=7)
+            for name, letter in PARTS.items()
+        ),
         Column("K", _cells(frame, lambda row: _number(row["kl_to_sft"], 3)), keep=7),
         Column("drift", _cells(frame, lambda row: _number(row["chosen_drift"], 3, signed=True)), keep=6),
         Column("format %", _cells(frame, lambda row: _number(row["format_valid"], 1, scale=100)), keep=3),
@@ -289,10 +297,9 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
     if frame.empty:
         return []
     notes = []
-    if (seeds := int(frame["seeds"].max())) < CHECKPOINTS_ONLY:
-        plural = "seed" if seeds == 1 else "seeds"
+    if seeds := few_seeds(frame):
         notes.append(
-            f"These checkpoints only: {seeds} {plural} per row cannot say how a method does over other seeds. "
+            f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. "
             "The intervals are over prompts."
         )
     if judged:
@@ -306,7 +313,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
     parts = (
         "U unlearning (nat/token), C rejected collapse (share of rejected tokens), H entropy shift (|log ratio|), "
         "B broken outputs (added share of answers), L length shift (|log ratio|), T training spikes (share of "
-        "updates), K KL to the SFT checkpoint (nat/token, not scored): means over finished seeds, 0 is no change."
+        "updates), K KL to the SFT checkpoint (nat/token, not scored): means over measured seeds, 0 is no change."
     )
     notes.append(parts)
     notes.append(
@@ -317,6 +324,15 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')
     return notes
+
+
+def few_seeds(frame: pd.DataFrame) -> str:
+    """How many seeds the rows of the main table have finished, in words; empty where five or more have everywhere."""
+    finished = frame["seeds_finished"][frame["seeds_finished"] > 0]
+    if finished.empty or (few := int(finished.min())) >= CHECKPOINTS_ONLY:
+        return ""
+    most = int(finished.max())
+    return f"{few} finished seed{'s' * (few > 1)}" if few == most else f"{few} to {most} finished seeds"
 
 
 def front_mask(run: results.Run, trials: pd.DataFrame) -> np.ndarray:
@@ -394,6 +410,8 @@ def failures(run: results.Run) -> Table:
     return Table(
         frame=frame,
         caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete.",
-        notes=["Failed and diverged trials count as stability 0 and have no win rate."] if len(frame) else [],
+        notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."]
+        if len(frame)
+        else [],
         columns=tuple(Column(name, texts[name], numeric=False) for name in ("trial_id", "status", "reason")),
     )

@@ -227,3 +227,10 @@ def test_secrets_in_a_command_line_and_in_an_address_are_masked():
     assert results.redact("--set=judge.api_key=c2s==") == "--set=judge.api_key=***"
     assert results.redact("postgresql://me:pw@host/db") == "postgresql://***@host/db"
     assert results.redact("https://host:8000/v1?a=b@c") == "https://host:8000/v1?a=b@c"
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_partial_one(tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(OSError):
+        results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA})
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
