@@ -9,6 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,13 @@ def content_of(source: str | None, *, by_time: bool = False) -> str | None:
         if not file.is_file():
             continue
         digest.update(file.name.encode())
-        if by_time:
-            digest.update(f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode())
-        else:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        size, time = file.stat().st_size, file.stat().st_mtime_ns
+        digest.update(f"{size} {time}".encode() if by_time else _digest(file, size, time))
     return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _digest(file: Path, size: int, time: int) -> bytes:
+    """SHA-256 of a file. Every trial of a worker asks for the same ones; size and time tell when one has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
