@@ -47,14 +47,19 @@ def run_sweep(
     storage = storage.resolve()
     run, cache = storage / experiment.name, storage / ".stages"
     manifest = _resumed(run, experiment, seed) if resume else _fresh(run, experiment, source, seed)
+    try:
+        return _run(experiment, run, cache, manifest, seed, console)
+    except InputError:
+        # Nothing was started, so the name must stay free.
+        if not resume and not results.finished_trials(run):
+            shutil.rmtree(run)
+        raise
+
+
+def _run(experiment: Experiment, run: Path, cache: Path, manifest: dict[str, Any], seed: int, console: Console) -> Path:
     with _log_file(run / "log.txt"), _ray_instance():
-        try:
-            _check_resources(experiment)
-            manifest |= _prepare(experiment, cache, console)
-        except InputError:
-            if not resume:
-                shutil.rmtree(run)
-            raise
+        _check_resources(experiment)
+        manifest |= _prepare(experiment, cache, console)
         results.write_manifest(run, manifest)
         plan = _plan(experiment, run, seed)
         total = len(plan.rows) + plan.most_left()

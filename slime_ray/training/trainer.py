@@ -120,7 +120,6 @@ class PreferenceTrainer(Trainer):
         after_update: Callable[[int], str | None] = lambda step: None,
         bf16: bool = False,
         gradient_checkpointing: bool = False,
-        world_size: int = 1,
     ):
         self.objective: Objective = objective
         self.observe = observe
@@ -128,8 +127,8 @@ class PreferenceTrainer(Trainer):
         self.pairs_seen = 0
         self.tokens_seen = 0
         self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
-        per_device = largest_divisor(pairs_per_update // world_size, pairs_per_device)
-        accumulation = pairs_per_update // world_size // per_device
+        per_device = largest_divisor(pairs_per_update, pairs_per_device)
+        accumulation = pairs_per_update // per_device
         updates_per_epoch = math.ceil(len(pairs) / pairs_per_update)
         self.updates = (
             schedule.updates if schedule.updates is not None else max(1, round(schedule.epochs * updates_per_epoch))

@@ -95,6 +95,20 @@ def test_a_storage_that_cannot_be_written_is_refused(capsys, tmp_path):
     assert "cannot be written" in refused(capsys, "sweep", "demo", "--storage", tmp_path / "file" / "runs")
 
 
+def test_a_cluster_that_does_not_answer_leaves_the_name_free(capsys, tmp_path, monkeypatch):
+    import ray
+
+    def silent(*args: object, **options: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "init", silent)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6")
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_STRICT_METRIC_CHECKING", "RAY_AIR_NEW_OUTPUT"):
+        monkeypatch.setenv(name, "")
+    assert "No Ray cluster answers at 127.0.0.1:6" in refused(capsys, "sweep", "demo", "--storage", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.ray
 class TestWhatOnlyTheClusterSees:
     """Models and data are opened where the trials run, so these start Ray; it is started once for all of them."""
