@@ -38,7 +38,11 @@ class Lora(Strict):
 
 
 class Model(Strict):
-    """The pretrained model. `lora: null` trains every weight."""
+    """The pretrained model. `lora: null` trains every weight.
+
+    attention: over packed rows, flex_attention (`flex`, a GPU only) or segment by segment; `auto` is flex on a GPU.
+    chunk_logits: logits alive at a time, positions times vocabulary; null is right for the device.
+    """
 
     source: str
     tokenizer: str | None = None
@@ -48,6 +52,8 @@ class Model(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     chat_template: str | None = None
     lora: Lora | None = None
+    attention: Literal["auto", "segments", "flex"] = "auto"
+    chunk_logits: Positive | None = None
 
     @property
     def task(self) -> str | None:
@@ -56,7 +62,11 @@ class Model(Strict):
 
 
 class Data(Strict):
-    """Where pairs come from, how they are split and how long they may be. Limits of None mean all there are."""
+    """Where pairs come from, how they are split and how long they may be. Limits of None mean all there are.
+
+    row_tokens: the budget of one packed row, which is one micro-batch; a pair has to fit. None: 8192, or twice
+    max_tokens where that is more, so that every pair does.
+    """
 
     train: str
     split: str = "train"
@@ -68,6 +78,7 @@ class Data(Strict):
     held_out_pairs: Positive = 1000
     max_tokens: Annotated[int, Field(ge=8)] = 2048
     max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
+    row_tokens: Annotated[int, Field(ge=8)] | None = None
     strict: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -75,6 +86,11 @@ class Data(Strict):
     def task(self) -> str | None:
         """Name of the embedded task, or None for preference data of the user's."""
         return self.train.removeprefix(EMBEDDED) if self.train.startswith(EMBEDDED) else None
+
+    @property
+    def row_budget(self) -> int:
+        """Tokens of one packed row."""
+        return self.row_tokens or max(8192, 2 * self.max_tokens)
 
 
 class Schedule(Strict):
@@ -97,7 +113,6 @@ class Sft(Schedule):
     """Stage 1: supervised fine-tuning on the chosen completions of the SFT split."""
 
     examples_per_update: Positive = 64
-    examples_per_device: Positive | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -105,7 +120,6 @@ class Training(Schedule):
     """Stage 2: preference training from the SFT checkpoint. `evaluations` held-out measurements besides step 0."""
 
     pairs_per_update: Positive = 128
-    pairs_per_device: Positive | None = None
     gradient_checkpointing: bool = False
     evaluations: Annotated[int, Field(ge=1)] = 5
 
@@ -133,7 +147,6 @@ class Evaluation(Strict):
     prompts: Positive = 512
     selection_prompts: Positive = 256
     kl_prompts: Positive = 64
-    pairs_per_batch: Positive = 16
     decoding: Decoding = Decoding()
 
     @model_validator(mode="before")

@@ -1,17 +1,16 @@
 """Rows: the tensors that a forward pass over preference pairs needs, laid out so that nothing is computed twice.
 
 A pair is one segment `[prompt, chosen, rejected]`: the prompt stands once, both completions follow it, and rejected's
-positions start again after the prompt. A row holds one or several segments. Which token may see which follows from
-`segment`, `branch` and `position`, all three carried explicitly; nothing is inferred from token ids.
+positions start again after the prompt. A row holds as many segments as its token budget takes, end to end and without
+padding. Which token may see which follows from the lengths of the segments, which are carried explicitly; nothing is
+inferred from token ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-
-PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
 
 
 class Pair(Protocol):
@@ -25,26 +24,38 @@ class Pair(Protocol):
     def rejected_ids(self) -> Sequence[int]: ...
 
 
+AnyPair = TypeVar("AnyPair", bound=Pair)
+
+
+class Segment(NamedTuple):
+    """Lengths in tokens of one pair's parts, in the order in which they lie in the row."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+
 @dataclass(frozen=True)
 class Rows:
-    """One batch, every tensor of shape (rows, tokens) unless said.
+    """One micro-batch.
 
-    input_ids: token ids, padding 0. position: position ids. segment: number of the pair, -1 for padding. branch:
-    prompt, chosen, rejected or padding. predict_at: (completion tokens,) where in the flattened rows the state is that
-    predicts each completion token; targets: (completion tokens,) those tokens. Completion tokens are in pair order, all
-    chosen before all rejected. chosen_lengths, rejected_lengths: (pairs,) tokens per completion.
-    shared_prompt: whether chosen and rejected of a pair share a row, which takes a custom attention mask.
+    input_ids, position: (rows, tokens) token ids and position ids. segments: the pairs that lie end to end in the one
+    row of a packed micro-batch; empty where every sequence has a row of its own, padded on the right with 0.
+    predict_at: (completion tokens,) where in the flattened rows the state is that predicts each completion token;
+    targets: (completion tokens,) those tokens. Completion tokens are in pair order, all chosen before all rejected.
+    chosen_lengths, rejected_lengths: (pairs,) tokens per completion. counts: pairs, chosen tokens and rejected tokens,
+    which an objective's terms are divided by. real_tokens: tokens that are not padding.
     """
 
     input_ids: torch.Tensor
     position: torch.Tensor
-    segment: torch.Tensor
-    branch: torch.Tensor
+    segments: tuple[Segment, ...]
     predict_at: torch.Tensor
     targets: torch.Tensor
     chosen_lengths: torch.Tensor
     rejected_lengths: torch.Tensor
-    shared_prompt: bool
+    counts: Mapping[str, int]
+    real_tokens: int
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
         """The same rows on another device."""
@@ -55,92 +66,109 @@ class Rows:
         }
         return Rows(**moved)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Pairs, chosen tokens and rejected tokens: what an objective's terms are divided by."""
-        return {
-            "pairs": len(self.chosen_lengths),
-            "chosen_tokens": int(self.chosen_lengths.sum()),
-            "rejected_tokens": int(self.rejected_lengths.sum()),
-        }
 
-    @property
-    def real_tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int((self.branch != PADDING).sum())
+def row_length(pair: Pair) -> int:
+    """Tokens of a row that the pair takes."""
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-def pack(pairs: Sequence[Pair], *, row_tokens: int = 0, shared_prompt: bool = True) -> Rows:
-    """Lay pairs out in rows.
+def fill_rows(pairs: Sequence[AnyPair], *, row_tokens: int, shared_prompt: bool = True) -> list[list[int]]:
+    """Divide pairs into micro-batches of at most `row_tokens` tokens; returns the indices of each one's pairs.
 
-    row_tokens: segments share a row while they fit into so many tokens (first fit); 0 gives every segment a row of its
-    own. shared_prompt: one segment a pair, or, for architectures that take no custom mask, one row a completion.
+    Longest first, each into the first micro-batch that still takes it. Where sequences have rows of their own
+    (`shared_prompt` false) padding counts. A pair that is longer than `row_tokens` by itself is one alone. Raises
+    ValueError for a budget below 1.
+    """
+    if row_tokens < 1:
+        raise ValueError(f"row_tokens is {row_tokens}: must be at least 1")
+    if not shared_prompt:
+        return _fill_padded(pairs, row_tokens)
+    lengths = [row_length(pair) for pair in pairs]
+    filled: list[list[int]] = []
+    left: list[int] = []
+    for index in sorted(range(len(pairs)), key=lambda index: -lengths[index]):
+        place = next((row for row, space in enumerate(left) if lengths[index] <= space), len(left))
+        if place == len(left):
+            filled.append([])
+            left.append(row_tokens)
+        filled[place].append(index)
+        left[place] -= lengths[index]
+    return filled
+
+
+def _fill_padded(pairs: Sequence[Pair], row_tokens: int) -> list[list[int]]:
+    """Runs of pairs in order of their longer sequence, each padded to the length of its first."""
+    longest = [len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    filled: list[list[int]] = []
+    width = sequences = 0
+    for index in sorted(range(len(pairs)), key=lambda index: -longest[index]):
+        more = 1 if not pairs[index].rejected_ids else 2
+        if not filled or width * (sequences + more) > row_tokens:
+            filled.append([])
+            width, sequences = longest[index], 0
+        filled[-1].append(index)
+        sequences += more
+    return filled
+
+
+def pack(pairs: Sequence[Pair], *, shared_prompt: bool = True) -> Rows:
+    """Lay pairs out as one row without padding, or, for architectures that cannot share prompts, one row a sequence.
+
+    Raises ValueError for no pairs, and for a pair with an empty prompt or an empty chosen completion.
     """
     if not pairs:
         raise ValueError("pairs is empty: a batch needs at least one pair")
-    if not shared_prompt:
-        row_tokens = 0
-    sequences = _sequences(pairs, shared_prompt)
-    rows: list[list[tuple[int, int]]] = []  # per row: (sequence, offset)
-    used: list[int] = []
-    for index, (_, parts) in enumerate(sequences):
-        length = sum(len(ids) for _, ids in parts)
-        place = next((row for row, taken in enumerate(used) if taken + length <= row_tokens), None)
-        if place is None:
-            rows.append([])
-            used.append(0)
-            place = len(rows) - 1
-        rows[place].append((index, used[place]))
-        used[place] += length
-
-    width = max(used)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    position = torch.arange(width).repeat(len(rows), 1)
-    segment = torch.full((len(rows), width), -1, dtype=torch.long)
-    branch = torch.full((len(rows), width), PADDING, dtype=torch.long)
-    predictors: dict[tuple[int, int], torch.Tensor] = {}
-    for row, members in enumerate(rows):
-        for index, offset in members:
-            pair, parts = sequences[index]
-            prompt_length = len(parts[0][1])
-            prompt_end = row * width + offset + prompt_length - 1
-            for kind, ids in parts:
-                end = offset + len(ids)
-                input_ids[row, offset:end] = torch.tensor(ids, dtype=torch.long)
-                start_position = 0 if kind == PROMPT else prompt_length
-                position[row, offset:end] = torch.arange(start_position, start_position + len(ids))
-                segment[row, offset:end] = pair
-                branch[row, offset:end] = kind
-                if kind != PROMPT and len(ids):
-                    # The prompt's last token predicts the first of either completion; then each token its next.
-                    before = torch.arange(row * width + offset - 1, row * width + end - 1)
-                    before[0] = prompt_end
-                    predictors[pair, kind] = before
-                offset = end
-    order = [(pair, kind) for kind in (CHOSEN, REJECTED) for pair in range(len(pairs)) if (pair, kind) in predictors]
-    targets = [pairs[pair].chosen_ids if kind == CHOSEN else pairs[pair].rejected_ids for pair, kind in order]
+    for index, pair in enumerate(pairs):
+        if not len(pair.prompt_ids) or not len(pair.chosen_ids):
+            raise ValueError(f"pair {index} has an empty prompt or an empty chosen completion")
+    segments = tuple(Segment(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs)
+    completions = [*(pair.chosen_ids for pair in pairs), *(pair.rejected_ids for pair in pairs)]
+    chosen, rejected = [segment.chosen for segment in segments], [segment.rejected for segment in segments]
+    layout = _one_row(pairs, segments) if shared_prompt else _row_each(pairs)
     return Rows(
-        input_ids=input_ids,
-        position=position,
-        segment=segment,
-        branch=branch,
-        predict_at=torch.cat([predictors[key] for key in order]),
-        targets=torch.tensor([token for ids in targets for token in ids], dtype=torch.long),
-        chosen_lengths=torch.tensor([len(pair.chosen_ids) for pair in pairs]),
-        rejected_lengths=torch.tensor([len(pair.rejected_ids) for pair in pairs]),
-        shared_prompt=shared_prompt,
+        segments=segments if shared_prompt else (),
+        targets=torch.tensor([token for ids in completions for token in ids]),
+        chosen_lengths=torch.tensor(chosen),
+        rejected_lengths=torch.tensor(rejected),
+        counts={"pairs": len(pairs), "chosen_tokens": sum(chosen), "rejected_tokens": sum(rejected)},
+        **layout,
     )
 
 
-def _sequences(pairs: Sequence[Pair], shared_prompt: bool) -> list[tuple[int, list[tuple[int, Sequence[int]]]]]:
-    """(pair, [(branch, ids), ...]) of every sequence that must be laid out."""
-    sequences = []
-    for index, pair in enumerate(pairs):
-        if not pair.prompt_ids or not pair.chosen_ids:
-            raise ValueError(f"pair {index} has an empty prompt or an empty chosen completion")
-        prompt, chosen, rejected = (PROMPT, pair.prompt_ids), (CHOSEN, pair.chosen_ids), (REJECTED, pair.rejected_ids)
-        if shared_prompt or not pair.rejected_ids:
-            sequences.append((index, [prompt, chosen, rejected]))
-        else:
-            sequences += [(index, [prompt, chosen]), (index, [prompt, rejected])]
-    return sequences
+def _one_row(pairs: Sequence[Pair], segments: Sequence[Segment]) -> dict[str, Any]:
+    ids: list[int] = []
+    position: list[int] = []
+    before: tuple[list[int], list[int]] = ([], [])  # of chosen and of rejected tokens: the place that predicts them
+    for pair, (prompt, chosen, rejected) in zip(pairs, segments, strict=True):
+        start = len(ids)
+        ids += [*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids]
+        position += [*range(prompt + chosen), *range(prompt, prompt + rejected)]
+        # The prompt's last token predicts the first token of either completion; then each token its next.
+        last, end = start + prompt - 1, start + prompt + chosen
+        before[0].extend(range(last, end - 1))
+        if rejected:
+            before[1].extend([last, *range(end, end + rejected - 1)])
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position": torch.tensor([position]),
+        "predict_at": torch.tensor([*before[0], *before[1]]),
+        "real_tokens": len(ids),
+    }
+
+
+def _row_each(pairs: Sequence[Pair]) -> dict[str, Any]:
+    sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    sequences += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs if len(pair.rejected_ids)]
+    width = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    predict_at: list[int] = []
+    for row, (prompt, completion) in enumerate(sequences):
+        input_ids[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+        first = row * width + len(prompt) - 1
+        predict_at.extend(range(first, first + len(completion)))
+    return {
+        "input_ids": input_ids,
+        "position": torch.arange(width).expand(len(sequences), width),
+        "predict_at": torch.tensor(predict_at),
+        "real_tokens": sum(len(prompt) + len(completion) for prompt, completion in sequences),
+    }

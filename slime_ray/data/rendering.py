@@ -163,20 +163,24 @@ def tokenize_pairs(
     *,
     max_tokens: int,
     max_prompt_tokens: int | None = None,
+    row_tokens: int | None = None,
     strict: bool = False,
 ) -> TokenizedPairs:
     """Token ids of all pairs of `dataset` (columns prompt, chosen, rejected), no longer than allowed.
 
     A prompt longer than `max_prompt_tokens` keeps its end; a completion that does not fit into `max_tokens`
-    together with its prompt keeps its start, and so loses its end-of-turn token. A pair is dropped where its
-    prompt leaves no room for a completion, where chosen and rejected come out the same, where a completion is
-    several messages, or where the template refuses the conversation. One warning says how many; the report
-    says which.
+    together with its prompt keeps its start, and so loses its end-of-turn token. Where prompt and both completions
+    together are more than `row_tokens`, the longer completion is cut down to the other, and then both alike. A pair is
+    dropped where its prompt leaves no room for a completion, where chosen and rejected come out the same, where a
+    completion is several messages, or where the template refuses the conversation. One warning says how many; the
+    report says which.
 
     Raises:
-        InputError: the template does not serve, or no pair is left; with `strict`, one was cut or dropped.
+        InputError: the template does not serve, a prompt leaves no room in `row_tokens`, or no pair is left; with
+            `strict`, one was cut or dropped.
     """
-    return _tokenize(dataset, tokenizer, max_tokens, max_prompt_tokens, strict=strict, rejected=True)
+    limits = _Limits(max_tokens, max_prompt_tokens, row_tokens)
+    return _tokenize(dataset, tokenizer, limits, strict=strict, rejected=True)
 
 
 def tokenize_sft(
@@ -185,6 +189,7 @@ def tokenize_sft(
     *,
     max_tokens: int,
     max_prompt_tokens: int | None = None,
+    row_tokens: int | None = None,
     strict: bool = False,
 ) -> TokenizedPairs:
     """Token ids of SFT examples, cut as in `tokenize_pairs`; rejected_ids are empty.
@@ -194,7 +199,8 @@ def tokenize_sft(
     """
     if "chosen" not in dataset.column_names:
         dataset = dataset.rename_column("completion", "chosen")
-    return _tokenize(dataset, tokenizer, max_tokens, max_prompt_tokens, strict=strict, rejected=False)
+    limits = _Limits(max_tokens, max_prompt_tokens, row_tokens)
+    return _tokenize(dataset, tokenizer, limits, strict=strict, rejected=False)
 
 
 def tokenize_prompts(
@@ -245,16 +251,19 @@ def tokenized_hash(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """Tokens that a sequence (prompt and one completion), a prompt, and a row (prompt and both) may have."""
+
+    sequence: int
+    prompt: int | None
+    row: int | None
+
+
 def _tokenize(
-    dataset: Dataset,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_tokens: int,
-    max_prompt_tokens: int | None,
-    *,
-    strict: bool,
-    rejected: bool,
+    dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", limits: _Limits, *, strict: bool, rejected: bool
 ) -> TokenizedPairs:
-    _check_limits(max_tokens, max_prompt_tokens)
+    _check_limits(limits.sequence, limits.prompt)
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
     kept: list[int] = []
@@ -269,7 +278,7 @@ def _tokenize(
             place = f"row {number}"
             if any(renderer.has_special_text(row[name]) for name in given):
                 changed.add(SPECIAL_TEXT, place)
-            fitted = pair if isinstance(pair, Refusal) else _fit(pair, max_tokens, max_prompt_tokens)
+            fitted = pair if isinstance(pair, Refusal) else _fit(pair, limits)
             if isinstance(fitted, Refusal):
                 dropped.add(fitted.reason, place)
                 continue
@@ -315,12 +324,14 @@ def _render_batch(
     return results
 
 
-def _fit(pair: RenderedPair, max_tokens: int, max_prompt_tokens: int | None) -> _Fitted | Refusal:
+def _fit(pair: RenderedPair, limits: _Limits) -> _Fitted | Refusal:
     """The pair within its limits, or the reason to drop it."""
-    prompt = _end_of(pair.prompt_ids, max_prompt_tokens)
-    room = max_tokens - len(prompt)
+    prompt = _end_of(pair.prompt_ids, limits.prompt)
+    room = limits.sequence - len(prompt)
     if room < 1:
         return Refusal(NO_ROOM)
+    if limits.row is not None:
+        room = min(room, _room_in_row(pair, len(prompt), limits.row))
     chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
     if chosen == rejected:
         return Refusal(SAME_TOKENS if pair.chosen_ids == pair.rejected_ids else SAME_ONCE_CUT)
@@ -331,6 +342,18 @@ def _fit(pair: RenderedPair, max_tokens: int, max_prompt_tokens: int | None) -> 
     )
     cuts = tuple(reason for reason, cut, full in lengths if len(cut) < len(full))
     return _Fitted(RenderedPair(prompt, chosen, rejected), cuts)
+
+
+def _room_in_row(pair: RenderedPair, prompt: int, row_tokens: int) -> int:
+    """The most tokens that each completion may keep so that the pair fits into a row."""
+    left = row_tokens - prompt
+    if left < 2:
+        raise InputError(
+            f"data.row_tokens is {row_tokens}, but a prompt has {prompt} tokens, which leaves no room for two "
+            "completions. Raise data.row_tokens, or lower data.max_prompt_tokens."
+        )
+    shorter = min(len(pair.chosen_ids), len(pair.rejected_ids))
+    return left - shorter if 2 * shorter <= left else left // 2
 
 
 def _end_of(ids: list[int], limit: int | None) -> list[int]:

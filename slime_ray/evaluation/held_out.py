@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slime_ray.data.packing import Pair, pack
+from slime_ray.data.packing import Pair, fill_rows, pack
 from slime_ray.model.logprobs import Policy
 
 
@@ -15,8 +15,8 @@ from slime_ray.model.logprobs import Policy
 class HeldOut:
     """Token log-probabilities (nats) of the held-out pairs under one policy, in pair order.
 
-    chosen, rejected: (tokens,) float64. chosen_lengths, rejected_lengths: (pairs,). entropy: (chosen tokens,) that of
-    the next-token distribution at the chosen positions.
+    chosen, rejected: (tokens,) float64. chosen_lengths, rejected_lengths: (pairs,). entropy, top_probability: (chosen
+    tokens,) of the next-token distribution at the chosen positions, the latter that of its likeliest token.
     """
 
     chosen: np.ndarray
@@ -24,6 +24,7 @@ class HeldOut:
     chosen_lengths: np.ndarray
     rejected_lengths: np.ndarray
     entropy: np.ndarray
+    top_probability: np.ndarray
 
     @property
     def chosen_means(self) -> np.ndarray:
@@ -59,6 +60,7 @@ class HeldOut:
             self.chosen_lengths[:pairs],
             self.rejected_lengths[:pairs],
             self.entropy[:chosen],
+            self.top_probability[:chosen],
         )
 
     def save(self, path: Path) -> None:
@@ -73,36 +75,41 @@ class HeldOut:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
-def measure_held_out(policy: Policy, pairs: Sequence[Pair], *, pairs_per_batch: int, shared_prompt: bool) -> HeldOut:
-    """Run the policy over held-out pairs. Batches are formed by length; the result is in the order given."""
-    order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, (pairs[i].prompt_ids, pairs[i].chosen_ids))))
+def measure_held_out(policy: Policy, pairs: Sequence[Pair], *, row_tokens: int) -> HeldOut:
+    """Run the policy over held-out pairs, packed into rows of `row_tokens`; the result is in the order given."""
     parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
-    device = next(policy.parameters()).device
     was_training = policy.training
     policy.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), pairs_per_batch):
-            members = order[start : start + pairs_per_batch]
-            rows = pack([pairs[i] for i in members], shared_prompt=shared_prompt).to(device)
-            logps = policy(rows, entropy=True)
+        for members in fill_rows(pairs, row_tokens=row_tokens, shared_prompt=policy.shares_prompts):
+            rows = pack([pairs[i] for i in members], shared_prompt=policy.shares_prompts)
+            logps = policy(rows.to(policy.device), statistics=True)
             chosen_lengths, rejected_lengths = rows.chosen_lengths.tolist(), rows.rejected_lengths.tolist()
             columns = zip(
                 members,
-                logps.chosen.double().cpu().split(chosen_lengths),
-                logps.rejected.double().cpu().split(rejected_lengths),
-                logps.chosen_entropy.double().cpu().split(chosen_lengths),
+                _split(logps.chosen, chosen_lengths),
+                _split(logps.rejected, rejected_lengths),
+                _split(logps.chosen_entropy, chosen_lengths),
+                _split(logps.chosen_top_probability, chosen_lengths),
                 strict=True,
             )
-            for i, chosen, rejected, entropy in columns:
-                parts[i] = (chosen.numpy(), rejected.numpy(), entropy.numpy())
+            for i, *measured in columns:
+                parts[i] = tuple(measured)
     policy.train(was_training)
+    chosen, rejected, entropy, top = (np.concatenate(column) for column in zip(*parts, strict=True))
     return HeldOut(
-        chosen=np.concatenate([part[0] for part in parts]),
-        rejected=np.concatenate([part[1] for part in parts]),
+        chosen=chosen,
+        rejected=rejected,
         chosen_lengths=np.array([len(part[0]) for part in parts]),
         rejected_lengths=np.array([len(part[1]) for part in parts]),
-        entropy=np.concatenate([part[2] for part in parts]),
+        entropy=entropy,
+        top_probability=top,
     )
+
+
+def _split(values: torch.Tensor | None, lengths: list[int]) -> list[np.ndarray]:
+    assert values is not None
+    return [part.numpy() for part in values.double().cpu().split(lengths)]
 
 
 def _means(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

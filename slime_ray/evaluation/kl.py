@@ -6,24 +6,22 @@ from typing import Any
 
 import torch
 
-from slime_ray.data.packing import Pair, pack
+from slime_ray.data.packing import Pair, fill_rows, pack
 from slime_ray.model.logprobs import Policy, kl_divergence
 
 
-def kl_to_reference(
-    policy: Policy, reference: Policy | None, samples: Sequence[Pair], *, pairs_per_batch: int, shared_prompt: bool
-) -> float:
+def kl_to_reference(policy: Policy, reference: Policy | None, samples: Sequence[Pair], *, row_tokens: int) -> float:
     """K, nat/token: full-vocabulary KL(policy || reference) per generated token, on the policy's own samples.
 
     samples: prompts with the policy's answers as chosen completions. reference: None for an adapted model, which is its
     own reference with the adapters switched off.
     """
     total, tokens = 0.0, 0
-    device = next(policy.parameters()).device
+    shared = policy.shares_prompts
     policy.eval()
     with torch.inference_mode():
-        for start in range(0, len(samples), pairs_per_batch):
-            rows = pack(samples[start : start + pairs_per_batch], shared_prompt=shared_prompt).to(device)
+        for members in fill_rows(samples, row_tokens=row_tokens, shared_prompt=shared):
+            rows = pack([samples[i] for i in members], shared_prompt=shared).to(policy.device)
             hidden = policy.hidden(rows)
             with _reference_of(policy, reference) as other:
                 other_hidden = other.hidden(rows)

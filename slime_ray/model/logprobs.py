@@ -1,26 +1,35 @@
 """Log-probabilities of completion tokens, computed only where one is predicted and never as a whole logit matrix."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from slime_ray.data.packing import Rows
-from slime_ray.model.attention import attention_mask
+from slime_ray.data.packing import Rows, pack
+from slime_ray.errors import InputError
+from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout
+from slime_ray.model.head import Head
 
-CHUNK_LOGITS = 2**24
-"""Logits alive at a time: positions per chunk times vocabulary (64 MiB of float32)."""
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
+"""Logits alive at a time, positions times vocabulary, by device: 64 MiB and 1 GiB of float32."""
+
+EXACT_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
+"""Model types whose packed rows are tested to equal separate sequences to the last bits of float64."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TokenLogps:
     """Log-probabilities (nats) of the completion tokens of a batch, in pair order.
 
-    chosen, rejected: (tokens,) float32 or wider. chosen_lengths, rejected_lengths: (pairs,). chosen_entropy: (tokens,)
-    entropy in nats of the next-token distribution at the chosen positions, where it was asked for.
+    chosen, rejected: (tokens,) float32 or wider. chosen_lengths, rejected_lengths: (pairs,). Where statistics were
+    asked for, of the next-token distribution at the chosen positions: chosen_entropy: (tokens,) in nats;
+    chosen_top_probability: (tokens,) the probability of the likeliest token.
     """
 
     chosen: torch.Tensor
@@ -28,59 +37,100 @@ class TokenLogps:
     chosen_lengths: torch.Tensor
     rejected_lengths: torch.Tensor
     chosen_entropy: torch.Tensor | None = None
+    chosen_top_probability: torch.Tensor | None = None
 
 
 class Policy(nn.Module):
-    """A causal language model seen as what preference training needs: rows in, token log-probabilities out."""
+    """A causal language model seen as what preference training needs: rows in, token log-probabilities out.
 
-    def __init__(self, lm: Any):
+    lm: a transformers causal language model, with or without peft's adapters; its attention implementation becomes
+    `ROW_ATTENTION` where the architecture takes one. kernel: how attention over packed rows is computed; by default
+    flex_attention on a GPU and segment by segment elsewhere. chunk_logits: logits alive at a time, positions times
+    vocabulary; by default CHUNK_LOGITS of the device.
+
+    Raises InputError for a model without an output head, and ValueError for a chunk_logits below 1.
+    """
+
+    def __init__(self, lm: Any, *, kernel: Kernel | None = None, chunk_logits: int | None = None):
         super().__init__()
+        if chunk_logits is not None and chunk_logits < 1:
+            raise ValueError(f"chunk_logits is {chunk_logits}: must be at least 1")
         self.lm = lm
+        self.kernel = kernel
+        self.chunk_logits = chunk_logits
+        if not isinstance(self.causal_lm.get_output_embeddings(), nn.Module):
+            raise InputError(
+                f"{type(self.causal_lm).__name__} has no output head that can be found (get_output_embeddings), so it "
+                "gives no log-probabilities. Use a causal language model."
+            )
+        self._takes_row_attention = _set_row_attention(self.causal_lm)
 
-    def forward(self, rows: Rows, *, entropy: bool = False) -> TokenLogps:
+    def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
         """Log-probabilities of the completion tokens of `rows`.
 
-        entropy: also measure the entropy at chosen positions; for evaluation, without gradients.
+        statistics: also measure entropy and top probability at chosen positions; for evaluation, without gradients.
         """
         hidden = self.hidden(rows)
-        split = int(rows.chosen_lengths.sum())
-        logps, entropies = [], []
-        start = 0
-        for piece in self.pieces(hidden):
-            targets = rows.targets[start : start + len(piece)]
-            if torch.is_grad_enabled() and len(piece) < len(hidden):
-                # Recomputing a piece's logits in the backward pass keeps one piece alive instead of all of them.
-                logps.append(checkpoint(self._target_logps, piece, targets, use_reentrant=False))
-            else:
-                logits = self.logits(piece)
-                logps.append(_gather_logps(logits, targets))
-                if entropy and start < split:
-                    entropies.append(_entropy(logits))
-            start += len(piece)
-        every = torch.cat(logps)
+        split = rows.counts["chosen_tokens"]
+        entropies, tops = [], []
+        if statistics:
+            with torch.no_grad():
+                logps = []
+                for piece, targets in zip(self.pieces(hidden), rows.targets.split(self.head.chunk), strict=True):
+                    distribution = self.logits(piece).log_softmax(1)
+                    logps.append(distribution.gather(1, targets[:, None]).squeeze(1))
+                    entropies.append(_entropy(distribution))
+                    tops.append(distribution.amax(1).exp())
+                every = torch.cat(logps)
+        else:
+            every = self.head.logps(hidden, rows.targets)
         return TokenLogps(
             chosen=every[:split],
             rejected=every[split:],
             chosen_lengths=rows.chosen_lengths,
             rejected_lengths=rows.rejected_lengths,
-            chosen_entropy=torch.cat(entropies)[:split] if entropies else None,
+            chosen_entropy=torch.cat(entropies)[:split] if statistics else None,
+            chosen_top_probability=torch.cat(tops)[:split] if statistics else None,
         )
 
     def hidden(self, rows: Rows) -> torch.Tensor:
         """(completion tokens, hidden size): the last hidden states that predict the completion tokens."""
-        lm = self.causal_lm
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
-        if rows.shared_prompt:
-            inputs |= {"attention_mask": attention_mask(rows, self.config), "position_ids": rows.position}
-        states = lm.get_decoder()(**inputs).last_hidden_state
+        if rows.segments:
+            if not self._takes_row_attention:
+                raise ValueError(f"{type(self.causal_lm).__name__} takes no packed rows: pack with shared_prompt=False")
+            kernel = self.kernel or ("flex" if rows.input_ids.is_cuda else "segments")
+            inputs |= {
+                "position_ids": rows.position,
+                "row_layout": RowLayout(rows.segments, kernel),
+                # A 4-D mask is passed on as it is: nothing is inferred from it, and none is made.
+                "attention_mask": rows.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
+            }
+        states = self.causal_lm.get_decoder()(**inputs).last_hidden_state
         return states.flatten(0, 1).index_select(0, rows.predict_at)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(positions, vocabulary) next-token logits in at least float32, soft-capped where the model is."""
-        logits = self.causal_lm.get_output_embeddings()(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return self.head.logits(hidden)
+
+    def pieces(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
+        """`hidden` cut so that the logits of one piece stay within the chunk size."""
+        return iter(hidden.split(self.head.chunk))
+
+    @property
+    def head(self) -> Head:
+        """The output head as it is now; adapters may have been switched off."""
+        limit = self.chunk_logits or CHUNK_LOGITS["cuda" if self.device.type == "cuda" else "cpu"]
+        return Head(
+            module=self.causal_lm.get_output_embeddings(),
+            cap=getattr(self.config, "final_logit_softcapping", None),
+            chunk=max(1, limit // self.config.vocab_size),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return next(self.parameters()).device
 
     @property
     def config(self) -> Any:
@@ -92,22 +142,70 @@ class Policy(nn.Module):
         """The transformers model itself, below adapters."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
-    def _target_logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return _gather_logps(self.logits(hidden), targets)
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own.
 
-    def pieces(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-        """`hidden` cut so that the logits of one piece stay within CHUNK_LOGITS."""
-        return iter(hidden.split(max(1, CHUNK_LOGITS // self.config.vocab_size)))
+        True for the tested architectures. For any other, two pairs are run both ways, once, on the model as it is now.
+        """
+        if self._takes_row_attention and self.config.model_type in EXACT_ARCHITECTURES:
+            return True
+        reason = self._why_not_packed()
+        if reason is not None:
+            logger.warning(
+                "%s: %s. Every sequence gets a row of its own, which is slower and gives the same numbers.",
+                type(self.causal_lm).__name__,
+                reason,
+            )
+        return reason is None
+
+    @torch.no_grad()
+    def _why_not_packed(self) -> str | None:
+        if not self._takes_row_attention:
+            return "this architecture takes no attention function of ours"
+        window = getattr(self.config, "sliding_window", None) or getattr(self.config, "attention_chunk_size", None)
+        if window is not None:
+            return f"its window of {window} positions is not known to be honoured in packed rows"
+        was_training = self.training
+        self.eval()
+        try:
+            pairs = [_ProbePair(seed, self.config.vocab_size) for seed in (1, 2)]
+            packed, alone = (self(pack(pairs, shared_prompt=shared).to(self.device)) for shared in (True, False))
+        except Exception as error:
+            return f"packed rows fail with {type(error).__name__}"
+        finally:
+            self.train(was_training)
+        difference = max(
+            float((a - b).abs().max()) for a, b in ((packed.chosen, alone.chosen), (packed.rejected, alone.rejected))
+        )
+        # A token that sees what it must not is off by far more than rounding, which is coarse in bfloat16.
+        allowed = 1e-4 if next(self.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+        return None if difference <= allowed else f"packed rows give log-probabilities that differ by {difference:.2g}"
 
 
-def _gather_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(positions,) log-probabilities of the targets."""
-    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+class _ProbePair:
+    """A made-up pair for the two-pair probe; nothing in it repeats with the other one."""
+
+    def __init__(self, seed: int, vocabulary: int):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(length: int) -> list[int]:
+            return torch.randint(vocabulary, (length,), generator=generator).tolist()
+
+        self.prompt_ids, self.chosen_ids, self.rejected_ids = draw(9), draw(6 + seed), draw(8)
 
 
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
-    """(positions,) entropy in nats of softmax(logits)."""
-    logp = logits.log_softmax(1)
+def _set_row_attention(lm: Any) -> bool:
+    """Make `ROW_ATTENTION` the model's attention; False where the architecture takes no such function."""
+    if not getattr(lm, "_supports_attention_backend", False):
+        return False
+    if lm.config.get_text_config()._attn_implementation != ROW_ATTENTION:
+        lm.set_attn_implementation(ROW_ATTENTION)
+    return bool(lm.config.get_text_config()._attn_implementation == ROW_ATTENTION)
+
+
+def _entropy(logp: torch.Tensor) -> torch.Tensor:
+    """(positions,) entropy in nats; logp: (positions, vocabulary) log-probabilities."""
     return -(logp.exp() * logp).sum(1)
 
 

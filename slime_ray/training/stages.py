@@ -29,7 +29,6 @@ from slime_ray.evaluation.answers import FormatCheck, Prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.model import tiny
-from slime_ray.model.attention import takes_shared_prompts
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -40,7 +39,7 @@ from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
 PROMPT_SETS = ("selection", "report")
 BASELINE_SEED = 0
-FORMAT = 1
+FORMAT = 2
 """Raised when what a stage writes changes, so that older caches are not read."""
 
 
@@ -158,12 +157,13 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
     tokenizer = load_tokenizer(settings.model)
     corpus = load_corpus(data, settings.evaluation)
     limits: dict[str, Any] = {"max_prompt_tokens": data.max_prompt_tokens, "strict": data.strict}
+    row: dict[str, Any] = {"max_tokens": data.max_tokens, "row_tokens": data.row_budget}
     truncated: dict[str, Any] = {}
     content: dict[str, str] = {}
     parts = {"train": corpus.train, "held_out": corpus.held_out}
     for name, part in (({"sft": corpus.sft} if settings.sft else {}) | parts).items():
         tokenize = tokenize_sft if name == "sft" else tokenize_pairs
-        tokenized = tokenize(part, tokenizer, max_tokens=data.max_tokens, **limits)
+        tokenized = tokenize(part, tokenizer, **row, **limits)
         tokenized.dataset.to_parquet(folder / f"{name}.parquet")
         truncated[name] = tokenized.truncation.as_dict()
         content[name] = tokenized_hash(tokenized.dataset)
@@ -210,15 +210,14 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report) ->
     if sft is not None:
         if settings.model.lora:
             lm = add_lora(lm, settings.model.lora)
-        policy = Policy(lm)
+        policy = make_policy(lm, settings.model)
         trainer = PreferenceTrainer(
             policy=policy,
             objective=SftObjective(),
             pairs=_read_pairs(tokens / "sft.parquet"),
             schedule=sft,
             pairs_per_update=sft.examples_per_update,
-            pairs_per_device=sft.examples_per_device,
-            shared_prompt=takes_shared_prompts(policy.config),
+            row_tokens=settings.data.row_budget,
             seed=seed,
             scratch=folder / "scratch",
             bf16=settings.model.dtype == "bfloat16",
@@ -238,12 +237,7 @@ def _tell_progress(report: Report, step: int, updates: int, loss: float) -> None
 
 def _make_step0(settings: Settings, tokens: Path, checkpoint: Path, folder: Path) -> None:
     policy = _checkpoint_policy(checkpoint, settings.model)
-    measured = measure_held_out(
-        policy,
-        _read_pairs(tokens / "held_out.parquet"),
-        pairs_per_batch=settings.evaluation.pairs_per_batch,
-        shared_prompt=takes_shared_prompts(policy.config),
-    )
+    measured = measure_held_out(policy, _read_pairs(tokens / "held_out.parquet"), row_tokens=settings.data.row_budget)
     measured.save(folder / "held_out.npz")
 
 
@@ -271,12 +265,7 @@ def _make_baseline(settings: Settings, tokens: Path, checkpoint: Path, folder: P
 
 def _make_reference(settings: Settings, stages: Stages, pairs: Sequence[TokenPair], folder: Path) -> None:
     policy = _checkpoint_policy(stages.checkpoint, settings.model)
-    measured = measure_held_out(
-        policy,
-        pairs,
-        pairs_per_batch=settings.evaluation.pairs_per_batch,
-        shared_prompt=takes_shared_prompts(policy.config),
-    )
+    measured = measure_held_out(policy, pairs, row_tokens=settings.data.row_budget)
     np.savez(
         folder / "reference.npz",
         chosen=measured.chosen_means * measured.chosen_lengths,
@@ -284,8 +273,13 @@ def _make_reference(settings: Settings, stages: Stages, pairs: Sequence[TokenPai
     )
 
 
+def make_policy(lm: Any, model: Model) -> Policy:
+    """The policy as the settings want it computed."""
+    return Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
+
+
 def _checkpoint_policy(checkpoint: Path, model: Model) -> Policy:
-    return Policy(_to_device(load_checkpoint(checkpoint, dtype=model.dtype))).eval()
+    return make_policy(_to_device(load_checkpoint(checkpoint, dtype=model.dtype)), model).eval()
 
 
 def _to_device(lm: Any) -> Any:

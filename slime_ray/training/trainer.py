@@ -1,18 +1,17 @@
 """PreferenceTrainer: transformers.Trainer with packed rows, an objective, and counts taken over the whole update."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset as TorchDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from slime_ray.data.packing import Pair, Rows, pack
+from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
 from slime_ray.settings import Schedule
@@ -31,50 +30,98 @@ class TokenPair:
     reference_rejected: float = math.nan
 
 
-class TokenPairs(TorchDataset[TokenPair]):
-    """A map-style data set of token pairs."""
-
-    def __init__(self, pairs: Sequence[TokenPair]):
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> TokenPair:
-        return self.pairs[index]
-
-
 @dataclass(frozen=True)
 class Batch:
-    """What the collator hands to a step."""
+    """One micro-batch. `counted` false: it only keeps a rank busy that an update has no pair for."""
 
     rows: Rows
     reference: ReferenceLogps | None
+    counted: bool = True
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+    def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         reference = self.reference and ReferenceLogps(
             self.reference.chosen.to(device), self.reference.rejected.to(device)
         )
-        return Batch(self.rows.to(device, non_blocking=non_blocking), reference)
+        return replace(self, rows=self.rows.to(device, non_blocking=True), reference=reference)
 
 
 @dataclass(frozen=True)
-class Collator:
-    """Lays pairs out in rows. `shared_prompt` as in `pack`; `reference` says whether reference values come along."""
+class Update:
+    """One optimizer step: this rank's micro-batches, and what the pairs of all ranks together count."""
 
+    batches: tuple[Batch, ...]
+    counts: Mapping[str, int]
+
+
+@dataclass
+class Updates:
+    """The updates of an epoch, in an order that follows from `seed` and the epoch alone.
+
+    Which pairs make an update depends neither on the number of ranks nor on `row_tokens`: every rank draws the same
+    order, takes its share of each update and packs that into rows. Iterating gives `Update`s; the last one of an epoch
+    holds what is left of the pairs.
+    """
+
+    dataset: Sequence[TokenPair]
+    pairs_per_update: int
+    row_tokens: int
     shared_prompt: bool
-    reference: bool = False
+    reference: bool
+    seed: int
+    rank: int
+    ranks: int
+    epoch: int = 0
 
-    def __call__(self, pairs: Sequence[TokenPair]) -> dict[str, Batch]:
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.pairs_per_update)
+
+    def __iter__(self) -> Iterator[Update]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        for start in range(0, len(order), self.pairs_per_update):
+            yield self._update([self.dataset[index] for index in order[start : start + self.pairs_per_update]])
+
+    def _update(self, pairs: Sequence[TokenPair]) -> Update:
+        mine = shares([row_length(pair) for pair in pairs], self.ranks)[self.rank]
+        share = [pairs[index] for index in mine] or [pairs[0]]
+        rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt)
+        return Update(
+            batches=tuple(self._batch([share[index] for index in members], counted=bool(mine)) for members in rows),
+            counts={
+                "pairs": len(pairs),
+                "chosen_tokens": sum(len(pair.chosen_ids) for pair in pairs),
+                "rejected_tokens": sum(len(pair.rejected_ids) for pair in pairs),
+            },
+        )
+
+    def _batch(self, pairs: Sequence[TokenPair], counted: bool) -> Batch:
         reference = None
         if self.reference:
             reference = ReferenceLogps(
                 torch.tensor([pair.reference_chosen for pair in pairs], dtype=torch.float64),
                 torch.tensor([pair.reference_rejected for pair in pairs], dtype=torch.float64),
             )
-        typed: Sequence[Pair] = pairs
-        return {"batch": Batch(pack(typed, shared_prompt=self.shared_prompt), reference)}
+        return Batch(pack(pairs, shared_prompt=self.shared_prompt), reference, counted)
+
+
+def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Divide the pairs of an update among ranks so that all have about as many tokens.
+
+    lengths: tokens of each pair. Returns the indices of each rank's pairs: the longest first, each to the rank that has
+    the fewest tokens so far. With fewer pairs than ranks some ranks get none.
+    """
+    given: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        rank = load.index(min(load))
+        given[rank].append(index)
+        load[rank] += lengths[index]
+    return given
 
 
 class StopTraining(TrainerCallback):
@@ -96,9 +143,10 @@ class StopTraining(TrainerCallback):
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
-    Every term of the objective is divided by its count over the whole update (micro-batches, accumulation steps and
-    ranks together), so batch splitting changes neither the loss nor its gradient. The loss of each update is exact, not
-    a mean of micro-batch means. The pre-clip gradient norm is logged whether clipping is on or off.
+    An update's pairs are packed into rows of at most `row_tokens` tokens, one row a micro-batch. Every term of the
+    objective is divided by its count over the whole update (micro-batches and ranks together), so neither the loss nor
+    its gradient depends on how an update is cut. The loss of each update is exact, not a mean of micro-batch means. The
+    pre-clip gradient norm is logged whether clipping is on or off.
 
     observe: called with (update, metrics) after every update: loss, grad_norm, learning_rate, each term's value, the
     mean margin and the mean chosen and rejected log-probabilities (nats per token) of the update's pairs.
@@ -112,8 +160,7 @@ class PreferenceTrainer(Trainer):
         pairs: Sequence[TokenPair],
         schedule: Schedule,
         pairs_per_update: int,
-        pairs_per_device: int | None,
-        shared_prompt: bool,
+        row_tokens: int,
         seed: int,
         scratch: Path,
         observe: Callable[[int, Metrics], None],
@@ -126,14 +173,12 @@ class PreferenceTrainer(Trainer):
         self.stopper = StopTraining(after_update)
         self.pairs_seen = 0
         self.tokens_seen = 0
-        self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
-        per_device = largest_divisor(pairs_per_update, pairs_per_device)
-        accumulation = pairs_per_update // per_device
+        self._sums: dict[str, torch.Tensor] = {}
+        transformers_logging.set_verbosity_error()
         updates_per_epoch = math.ceil(len(pairs) / pairs_per_update)
         self.updates = (
             schedule.updates if schedule.updates is not None else max(1, round(schedule.epochs * updates_per_epoch))
         )
-        transformers_logging.set_verbosity_error()
         if gradient_checkpointing:
             policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             policy.lm.enable_input_require_grads()
@@ -141,8 +186,8 @@ class PreferenceTrainer(Trainer):
             model=policy,
             args=TrainingArguments(
                 output_dir=str(scratch),
-                per_device_train_batch_size=per_device,
-                gradient_accumulation_steps=accumulation,
+                # A "batch" of Trainer's is one of ours: all that a rank computes for an update.
+                per_device_train_batch_size=1,
                 max_steps=self.updates,
                 learning_rate=schedule.learning_rate,
                 lr_scheduler_type=schedule.schedule,
@@ -159,73 +204,84 @@ class PreferenceTrainer(Trainer):
                 report_to=[],
                 disable_tqdm=True,
                 remove_unused_columns=False,
-                dataloader_pin_memory=torch.cuda.is_available(),
                 use_cpu=not torch.cuda.is_available(),
             ),
-            data_collator=Collator(shared_prompt=shared_prompt, reference=objective.needs_reference),
-            train_dataset=TokenPairs(pairs),
             callbacks=[self.stopper],
         )
         self.remove_callback(PrinterCallback)
-        # The loss is already divided by the counts of the whole update; Trainer must not divide it again.
-        self.model_accepts_loss_kwargs = True
+        self.loader = Updates(
+            dataset=pairs,
+            pairs_per_update=pairs_per_update,
+            row_tokens=row_tokens,
+            shared_prompt=policy.shares_prompts,
+            reference=objective.needs_reference,
+            seed=seed,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+        )
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor]:
-        """The micro-batches of one update, with its (pairs, chosen tokens, rejected tokens) over all ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros(3, dtype=torch.long, device=device)
-        for item in batches:
-            counts += torch.tensor(list(item["batch"].rows.counts.values()), device=device)
-        return batches, self.accelerator.reduce(counts, reduction="sum")
+    def get_train_dataloader(self) -> Any:
+        """The updates of an epoch."""
+        return self.loader
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """This micro-batch's share of the update's loss."""
-        batch: Batch = inputs["batch"]
-        logps = model(batch.rows)
-        output: ObjectiveOutput = self.objective(
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
+        """The next update. It carries its own counts."""
+        return [{"update": next(epoch_iterator)}], None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward over the micro-batches of one update; returns this rank's share of the loss."""
+        update: Update = inputs["update"]
+        model.train()
+        shares_of_loss = []
+        for number, batch in enumerate(update.batches, start=1):
+            # Ranks exchange gradients once, with the last micro-batch.
+            last = number == len(update.batches)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self._loss(model, batch.to(self.args.device), update.counts)
+                # DDP averages gradients over ranks; the shares of the ranks must add up.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            shares_of_loss.append(loss.detach())
+        return torch.stack(shares_of_loss).sum()
+
+    def _loss(self, model: Any, batch: Batch, counts: Mapping[str, int]) -> torch.Tensor:
+        """This micro-batch's share of the update's loss. 0-d, in the graph."""
+        with self.compute_loss_context_manager():
+            logps = model(batch.rows)
+        output = self.objective(
             logps.chosen,
             logps.chosen_lengths,
             logps.rejected,
             logps.rejected_lengths,
             **({"reference": batch.reference} if batch.reference else {}),
         )
-        if not isinstance(num_items_in_batch, torch.Tensor):
-            raise ValueError("the counts of the update are missing")
-        counts = dict(zip(batch.rows.counts, num_items_in_batch.tolist(), strict=True))
-        # DDP averages gradients over ranks; the shares of the ranks must add up.
-        loss = output.loss_over(counts) * self.accelerator.num_processes
-        self._accumulate(output, counts, batch.rows)
-        return (loss, output) if return_outputs else loss
+        loss = output.loss_over(counts) * float(batch.counted)
+        self._accumulate(output, loss, batch, counts)
+        return loss
 
-    def _accumulate(self, output: ObjectiveOutput, counts: Mapping[str, int], rows: Rows) -> None:
-        for name, term in output.terms.items():
-            self._sums[name] += term.total.detach() / counts[term.unit]
-        self._sums["chosen_logp"] += output.chosen_logps.detach().sum() / counts["pairs"]
+    def _accumulate(self, output: ObjectiveOutput, loss: torch.Tensor, batch: Batch, counts: Mapping[str, int]) -> None:
+        sums = {"loss": loss} | {name: term.total / counts[term.unit] for name, term in output.terms.items()}
+        sums["chosen_logp"] = output.chosen_logps.sum() / counts["pairs"]
         if counts["rejected_tokens"]:
-            self._sums["mean_margin"] += output.margins.detach().sum() / counts["pairs"]
-            self._sums["rejected_logp"] += output.rejected_logps.detach().sum() / counts["pairs"]
-        self.pairs_seen += len(rows.chosen_lengths)
-        self.tokens_seen += rows.real_tokens
+            sums["mean_margin"] = output.margins.sum() / counts["pairs"]
+            sums["rejected_logp"] = output.rejected_logps.sum() / counts["pairs"]
+        sums["pairs"] = loss.new_tensor(batch.rows.counts["pairs"])
+        sums["tokens"] = loss.new_tensor(batch.rows.real_tokens)
+        for name, value in sums.items():
+            value = value.detach().double() * float(batch.counted)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand one update's metrics to `observe`."""
+        """Hand one update's metrics to `observe`, summed over ranks."""
         if "loss" in logs:
-            sums, self._sums = self._sums, defaultdict(float)
             names = ("loss", "grad_norm", "learning_rate")
-            metrics = {name: float(logs[name]) for name in names if name in logs}
-            self.observe(self.state.global_step, metrics | {name: float(value) for name, value in sums.items()})
+            metrics: dict[str, float] = {name: logs[name] for name in names if name in logs} | self._collect()
+            self.pairs_seen += round(metrics.pop("pairs"))
+            self.tokens_seen += round(metrics.pop("tokens"))
+            self.observe(self.state.global_step, metrics)
         super().log(logs, start_time)
 
-
-def largest_divisor(number: int, at_most: int | None) -> int:
-    """The largest divisor of `number` that is not above `at_most` (None: `number` itself)."""
-    limit = min(number, at_most or number)
-    return next(size for size in range(limit, 0, -1) if number % size == 0)
+    def _collect(self) -> dict[str, float]:
+        """The sums of the update over all ranks, and start anew."""
+        names, values = list(self._sums), torch.stack(list(self._sums.values()))
+        self._sums = {}
+        return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))

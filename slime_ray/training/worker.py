@@ -1,5 +1,7 @@
 """What one trial does, from its settings to its result files. Ray is not involved: progress goes to a function."""
 
+import functools
+import gc
 import math
 import os
 import platform
@@ -27,13 +29,12 @@ from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.experiment import Trial
-from slime_ray.model.attention import takes_shared_prompts
 from slime_ray.model.loading import load_checkpoint
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.cache import Report
-from slime_ray.training.stages import Stages, prepare, train_pairs
+from slime_ray.training.stages import Stages, make_policy, prepare, train_pairs
 from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
 
@@ -91,6 +92,7 @@ def one_sentence(error: BaseException) -> str:
 
 def reset_process(seed: int, threads: int) -> None:
     """A reused process carries the last trial's global state; none of it may reach this one."""
+    _spare_the_modules()
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
@@ -98,6 +100,12 @@ def reset_process(seed: int, threads: int) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     set_seed(seed)
+
+
+@functools.cache
+def _spare_the_modules() -> None:
+    """Garbage collection, which every run of Trainer asks for, need not look through the imported libraries again."""
+    gc.freeze()
 
 
 def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
@@ -130,12 +138,11 @@ def _train_and_measure(
         lm = add_lora(lm, settings.model.lora)
     if torch.cuda.is_available():
         lm = lm.cuda()
-    policy = Policy(lm)
-    shared = takes_shared_prompts(policy.config)
-    measure = _Measurements(trial, stages, policy, shared, curves, report)
+    policy = make_policy(lm, settings.model)
+    measure = _Measurements(trial, stages, policy, curves, report)
 
     clock = time.perf_counter()
-    outcome = _train(trial, folder, pairs, policy, shared, measure)
+    outcome = _train(trial, folder, pairs, policy, measure)
     train_seconds = time.perf_counter() - clock - measure.seconds
     row: dict[str, Any] = {
         "updates": outcome.updates,
@@ -167,7 +174,7 @@ def _train_and_measure(
         "win_rate": answered.win_rate,
         "prompts": answered.judged,
         "format_valid": answered.format_valid,
-        "kl_to_sft": _kl(trial, stages, policy, shared, answered),
+        "kl_to_sft": _kl(trial, stages, policy, answered),
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
         "evaluation_seconds": measure.seconds + time.perf_counter() - clock,
@@ -189,8 +196,8 @@ class _Measurements:
 
     CURVE_PAIRS = 128
 
-    def __init__(self, trial: Trial, stages: Stages, policy: Policy, shared: bool, curves: Curves, report: Report):
-        self.trial, self.stages, self.policy, self.shared = trial, stages, policy, shared
+    def __init__(self, trial: Trial, stages: Stages, policy: Policy, curves: Curves, report: Report):
+        self.trial, self.stages, self.policy = trial, stages, policy
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
@@ -200,8 +207,7 @@ class _Measurements:
         return measure_held_out(
             self.policy,
             self.stages.held_out[:pairs],
-            pairs_per_batch=self.trial.settings.evaluation.pairs_per_batch,
-            shared_prompt=self.shared,
+            row_tokens=self.trial.settings.data.row_budget,
         )
 
     def at(self, step: int, updates: int) -> str | None:
@@ -216,15 +222,14 @@ class _Measurements:
             "preference_accuracy": now.accuracy,
             "mean_margin": float(now.margins.mean()),
             "entropy": float(now.entropy.mean()),
+            "top_probability": float(now.top_probability.mean()),
         }
         self.curves.add(step, "held_out", metrics)
         self.seconds += time.perf_counter() - clock
         return self.report({"doing": "training", "step": step, "updates": updates, **metrics, **self.last})
 
 
-def _train(
-    trial: Trial, folder: Path, pairs: list[TokenPair], policy: Policy, shared: bool, measure: _Measurements
-) -> _Outcome:
+def _train(trial: Trial, folder: Path, pairs: list[TokenPair], policy: Policy, measure: _Measurements) -> _Outcome:
     training, objective = trial.settings.training, trial.settings.objective.build()
     if training.updates == 0:
         measure.at(0, 0)
@@ -251,8 +256,7 @@ def _train(
         pairs=pairs,
         schedule=training,
         pairs_per_update=training.pairs_per_update,
-        pairs_per_device=training.pairs_per_device,
-        shared_prompt=shared,
+        row_tokens=trial.settings.data.row_budget,
         seed=trial.seed,
         scratch=scratch,
         observe=observe,
@@ -306,7 +310,7 @@ def _answer(trial: Trial, stages: Stages, policy: Policy) -> Answered:
     )
 
 
-def _kl(trial: Trial, stages: Stages, policy: Policy, shared: bool, answered: Answered) -> float | None:
+def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:
     """K on the policy's own answers; None if all of them are empty."""
     settings = trial.settings
     samples = [
@@ -318,10 +322,9 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, shared: bool, answered: An
         return None
     reference = None
     if settings.model.lora is None:
-        reference = Policy(load_checkpoint(stages.checkpoint, dtype=settings.model.dtype).to(policy.lm.device)).eval()
-    return kl_to_reference(
-        policy, reference, samples, pairs_per_batch=settings.evaluation.pairs_per_batch, shared_prompt=shared
-    )
+        lm = load_checkpoint(stages.checkpoint, dtype=settings.model.dtype).to(policy.device)
+        reference = make_policy(lm, settings.model).eval()
+    return kl_to_reference(policy, reference, samples, row_tokens=settings.data.row_budget)
 
 
 def _save(lm: Any, folder: Path) -> None:

@@ -453,6 +453,37 @@ def test_a_long_prompt_keeps_its_end_and_a_long_completion_its_start(letters):
     assert [row["prompt_hash"] for row in tokenized.dataset] == [prompt_hash(row["prompt"]) for row in rows]
 
 
+def test_a_pair_longer_than_a_row_loses_from_its_longer_completion_first(letters):
+    rows = [
+        pair("pq", "ab", "c"),  # 3 + 3 + 2 = 8: fits
+        pair("pq", "abcdef", "h"),  # 3 + 7 + 2: chosen keeps 5
+        pair("pq", "abcdef", "habcdef"),  # 3 + 7 + 8: 7 remain, 3 for each
+        pair("pq", "a", "habcdef"),  # 3 + 2 + 8: rejected keeps 5
+    ]
+    options = {"max_tokens": 100, "row_tokens": 10}
+    tokenized = tokenize_pairs(Dataset.from_list(rows), letters, **options)
+    spelled = [
+        tuple(spell(letters, row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        for row in tokenized.dataset
+    ]
+    assert spelled == [
+        ("pq<a>", "ab<eos>", "c<eos>"),
+        ("pq<a>", "abcde", "h<eos>"),
+        ("pq<a>", "abc", "hab"),
+        ("pq<a>", "a<eos>", "habcd"),
+    ]
+    assert tokenized.truncation.completions_truncated == 4
+    with pytest.raises(InputError, match="Of 4 pairs some do not fit"):
+        tokenize_pairs(Dataset.from_list(rows), letters, strict=True, **options)
+
+
+def test_a_row_smaller_than_a_prompt_is_refused(letters):
+    rows = Dataset.from_list([pair("pppppp", "a", "b")])
+    with pytest.raises(InputError, match=r"data.row_tokens is 8, but a prompt has 7 tokens.* Raise data.row_tokens"):
+        tokenize_pairs(rows, letters, max_tokens=100, row_tokens=8)
+    assert len(tokenize_pairs(rows, letters, max_tokens=100, row_tokens=11).dataset) == 1
+
+
 def test_pairs_that_limits_make_useless_are_dropped_and_counted(letters, caplog):
     rows = [
         pair("pq", "a", "b"),

@@ -85,23 +85,26 @@ def pairs(count: int) -> list[TokenPair]:
     ]
 
 
-def test_held_out_measurements_are_in_the_order_of_the_pairs_whatever_the_batches(lm):
+@pytest.mark.parametrize("shares_prompts", [True, False])
+def test_held_out_measurements_are_in_the_order_of_the_pairs_whatever_the_rows(lm, shares_prompts):
     policy, held_out = Policy(lm), pairs(11)
-    small = measure_held_out(policy, held_out, pairs_per_batch=2, shared_prompt=True)
-    whole = measure_held_out(policy, held_out, pairs_per_batch=11, shared_prompt=False)
+    whole = measure_held_out(policy, held_out, row_tokens=8192)
+    policy.shares_prompts = shares_prompts
+    small = measure_held_out(policy, held_out, row_tokens=80)
     assert small.chosen_lengths.tolist() == [len(pair.chosen_ids) for pair in held_out]
     np.testing.assert_allclose(small.chosen, whole.chosen, atol=1e-5)
     np.testing.assert_allclose(small.rejected, whole.rejected, atol=1e-5)
     np.testing.assert_allclose(small.entropy, whole.entropy, atol=1e-5)
+    np.testing.assert_allclose(small.top_probability, whole.top_probability, atol=1e-5)
 
 
 def test_kl_is_zero_against_itself_and_the_mean_over_generated_tokens_otherwise(lm):
     samples = [TokenPair(pair.prompt_ids, pair.chosen_ids) for pair in pairs(5)]
     other = copy.deepcopy(lm)
-    assert kl_to_reference(Policy(lm), Policy(other), samples, pairs_per_batch=2, shared_prompt=True) == 0
+    assert kl_to_reference(Policy(lm), Policy(other), samples, row_tokens=60) == 0
     with torch.no_grad():
         other.get_output_embeddings().weight.mul_(1.5)
-    found = kl_to_reference(Policy(lm), Policy(other), samples, pairs_per_batch=2, shared_prompt=True)
+    found = kl_to_reference(Policy(lm), Policy(other), samples, row_tokens=60)
     expected = []
     for pair in samples:
         ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
@@ -115,7 +118,7 @@ def test_an_adapted_model_is_its_own_reference_with_the_adapters_off(lm):
     base = copy.deepcopy(lm)
     adapted = add_lora(lm, Lora(rank=2, alpha=4))
     samples = [TokenPair(pair.prompt_ids, pair.chosen_ids) for pair in pairs(4)]
-    measure = {"pairs_per_batch": 4, "shared_prompt": True}
+    measure = {"row_tokens": 8192}
     assert kl_to_reference(Policy(adapted), None, samples, **measure) == pytest.approx(0, abs=1e-9)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -18,6 +18,7 @@ def held_out(chosen: list[list[float]], rejected: list[list[float]], entropy: fl
         chosen_lengths=np.array([len(pair) for pair in chosen]),
         rejected_lengths=np.array([len(pair) for pair in rejected]),
         entropy=np.full(sum(map(len, chosen)), entropy),
+        top_probability=np.full(sum(map(len, chosen)), 0.5),
     )
 
 

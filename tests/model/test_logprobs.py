@@ -1,150 +1,205 @@
-"""Rows with shared prompts against every sequence run alone, unpadded, in float64."""
+"""Packed rows against every sequence run alone, unpadded, in float64, on every architecture that is promised exact."""
 
-from dataclasses import dataclass
-from typing import Any
+import copy
+import logging
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, Olmo2Config, Phi3Config
 
 from slime_ray.data.packing import pack
-from slime_ray.model import logprobs
-from slime_ray.model.logprobs import Policy, kl_divergence
+from slime_ray.errors import InputError
+from slime_ray.model import attention
+from slime_ray.model.logprobs import EXACT_ARCHITECTURES, Policy, kl_divergence
+from slime_ray.model.lora import add_lora
+from slime_ray.settings import Lora
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "qwen3": Qwen3Config(**SIZES),
-    # A window of 4 is shorter than every sequence here, and soft-capping bends the logits.
-    "gemma3": Gemma3TextConfig(
-        **SIZES,
-        sliding_window=4,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        final_logit_softcapping=5.0,
-    ),
-}
+from .conftest import CONFIGS, SIZES, VOCABULARY, all_alone, double_model, gradients, random_pairs
 
 
-@dataclass(frozen=True)
-class Ids:
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+def test_every_architecture_that_is_promised_exact_is_tested():
+    assert {config.model_type for config in CONFIGS.values()} == EXACT_ARCHITECTURES
 
 
-def random_pairs(count: int, seed: int = 0) -> list[Ids]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(low: int, high: int) -> tuple[int, ...]:
-        length = int(torch.randint(low, high, (), generator=generator))
-        return tuple(torch.randint(1, 61, (length,), generator=generator).tolist())
-
-    return [Ids(draw(5, 12), draw(1, 14), draw(1, 14)) for _ in range(count)]
-
-
-class DoubleNorm(torch.nn.Module):
-    """RMSNorm without transformers' detour through float32, which alone rounds gradients at 1e-8."""
-
-    def __init__(self, norm: Any):
-        super().__init__()
-        self.weight = norm.weight
-        self.offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
-        self.eps = getattr(norm, "eps", None) or norm.variance_epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (self.offset + self.weight)
-
-
-@pytest.fixture(scope="module", params=list(CONFIGS))
-def policy(request) -> Policy:
-    torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation="sdpa").double()
-    for module in list(lm.modules()):
-        for name, child in list(module.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
-                setattr(module, name, DoubleNorm(child))
-    return Policy(lm).eval()
-
-
-def alone(policy: Policy, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
-    """Log-probabilities of one completion from the model's own logits on one unpadded sequence."""
-    ids = torch.tensor([prompt + completion])
-    logits = policy.lm(input_ids=ids, use_cache=False).logits[0].double()
-    return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None]).squeeze(1)
-
-
-LAYOUTS = [
-    pytest.param({"row_tokens": 0}, id="one pair per row"),
-    pytest.param({"row_tokens": 90}, id="several pairs per row"),
-    pytest.param({"shared_prompt": False}, id="one sequence per row"),
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_logps_equal_each_sequence_run_alone(policy, layout):
+@pytest.mark.parametrize("short", [0, 10**9], ids=["two calls a segment", "one call a segment"])
+@pytest.mark.parametrize("shared", [True, False], ids=["packed", "one sequence per row"])
+def test_logps_and_gradients_equal_each_sequence_run_alone(policy, shared, short, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", short)
     pairs = random_pairs(7)
-    with torch.no_grad():
-        logps = policy(pack(pairs, **layout))
-        chosen = torch.cat([alone(policy, pair.prompt_ids, pair.chosen_ids) for pair in pairs])
-        rejected = torch.cat([alone(policy, pair.prompt_ids, pair.rejected_ids) for pair in pairs])
-    torch.testing.assert_close(logps.chosen, chosen, rtol=0, atol=1e-12)
-    torch.testing.assert_close(logps.rejected, rejected, rtol=0, atol=1e-12)
+    logps = policy(pack(pairs, shared_prompt=shared))
+    ours, expected = torch.cat([logps.chosen, logps.rejected]), all_alone(policy.lm, pairs)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
     assert logps.chosen_lengths.tolist() == [len(pair.chosen_ids) for pair in pairs]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_equal_each_sequence_run_alone(policy, layout):
-    pairs = random_pairs(5, seed=1)
-
-    def gradients(logps: torch.Tensor) -> list[torch.Tensor]:
-        weights = torch.linspace(-1, 1, len(logps), dtype=torch.float64)
-        return list(torch.autograd.grad((weights * logps).sum(), list(policy.parameters())))
-
-    packed = policy(pack(pairs, **layout))
-    ours = gradients(torch.cat([packed.chosen, packed.rejected]))
-    single = [alone(policy, pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    single += [alone(policy, pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    for mine, other in zip(ours, gradients(torch.cat(single)), strict=True):
+    parameters = list(policy.parameters())
+    for mine, other in zip(gradients(ours, parameters), gradients(expected, parameters), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
 
 
-def test_logps_and_gradients_do_not_depend_on_the_chunk_size(policy, monkeypatch):
+def test_logps_and_gradients_do_not_depend_on_the_chunk_size(policy):
     rows = pack(random_pairs(4))
 
-    def run() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        logps = policy(rows)
-        return logps.chosen.detach(), torch.autograd.grad(
-            logps.chosen.sum() - logps.rejected.sum(), list(policy.parameters())
-        )
+    def run(chunk_logits: int | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        chunked = Policy(policy.lm, chunk_logits=chunk_logits)
+        logps = chunked(rows)
+        every = torch.cat([logps.chosen, logps.rejected])
+        return every.detach(), gradients(every, policy.parameters())
 
-    whole, whole_gradients = run()
-    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 61 * 3)
-    pieces, pieces_gradients = run()
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-13)
-    for a, b in zip(pieces_gradients, whole_gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    whole, whole_gradients = run(None)
+    # Less than the logits of one position is one position.
+    for chunk_logits in (VOCABULARY * 3, 1):
+        pieces, pieces_gradients = run(chunk_logits)
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-13)
+        for a, b in zip(pieces_gradients, whole_gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_entropy_is_that_of_the_whole_distribution(policy):
+@pytest.mark.parametrize("head", ["frozen", "trained", "adapted"])
+@pytest.mark.parametrize("chunk_logits", [None, VOCABULARY * 5])
+def test_adapters_get_the_gradients_that_autograd_gives_on_each_sequence(head, chunk_logits):
+    lm = double_model(CONFIGS["gemma3_text"])
+    targets = ["q_proj", "down_proj", *(["lm_head"] if head == "adapted" else [])]
+    if head == "adapted":
+        from slime_ray.model.lora import untie_head
+
+        untie_head(lm)
+        lm = get_peft_model(lm, LoraConfig(r=2, target_modules=targets))
+    else:
+        lm = add_lora(lm, Lora(rank=2, targets=targets, train_head=head == "trained"))
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    lm = lm.double()
+    policy, pairs = Policy(lm, chunk_logits=chunk_logits), random_pairs(4)
+    logps = policy(pack(pairs))
+    ours = gradients(torch.cat([logps.chosen, logps.rejected]), lm.parameters())
+    expected = gradients(all_alone(lm, pairs), lm.parameters())
+    assert any(gradient.shape[0] == VOCABULARY for gradient in ours) == (head != "frozen")
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
+
+
+def test_a_trained_head_over_tied_embeddings_survives_saving_merging_and_loading(tmp_path: Path):
+    lm = add_lora(double_model(CONFIGS["gemma3_text"]), Lora(rank=2, targets=["q_proj"], train_head=True)).double()
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    rows = pack(random_pairs(3))
+    with torch.no_grad():
+        trained = Policy(lm)(rows).chosen
+    lm.merge_and_unload().save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    with torch.no_grad():
+        # transformers' own RMSNorm goes through float32.
+        torch.testing.assert_close(Policy(again)(rows).chosen, trained, rtol=0, atol=1e-4)
+
+
+def test_entropy_and_top_probability_are_those_of_the_whole_distribution(policy):
     pairs = random_pairs(3, seed=2)
     with torch.no_grad():
-        entropy = policy(pack(pairs), entropy=True).chosen_entropy
-        expected = []
-        for pair in pairs:
-            logits = policy.lm(input_ids=torch.tensor([pair.prompt_ids + pair.chosen_ids]), use_cache=False).logits[0]
-            distribution = torch.distributions.Categorical(logits=logits[len(pair.prompt_ids) - 1 : -1])
-            expected.append(distribution.entropy())
-    torch.testing.assert_close(entropy, torch.cat(expected), rtol=0, atol=1e-12)
+        logps = Policy(policy.lm, chunk_logits=VOCABULARY * 4)(pack(pairs), statistics=True)
+        distributions = [
+            policy.lm(input_ids=torch.tensor([pair.prompt_ids + pair.chosen_ids]), use_cache=False)
+            .logits[0, len(pair.prompt_ids) - 1 : -1]
+            .softmax(-1)
+            for pair in pairs
+        ]
+        plain = policy(pack(pairs))
+    expected = torch.cat(distributions)
+    entropy = torch.distributions.Categorical(probs=expected).entropy()
+    torch.testing.assert_close(logps.chosen_entropy, entropy, rtol=0, atol=1e-12)
+    torch.testing.assert_close(logps.chosen_top_probability, expected.amax(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(logps.rejected, plain.rejected, rtol=0, atol=1e-13)
+
+
+def test_generation_is_what_it_was_before(policy):
+    """The model's attention function is exchanged; without a packed row it must be the model's own."""
+    prompt = torch.tensor([random_pairs(1)[0].prompt_ids])
+    untouched = AutoModelForCausalLM.from_config(policy.lm.config, attn_implementation="sdpa").double().eval()
+    untouched.load_state_dict(policy.lm.state_dict(), strict=False)
+    exchanged = Policy(copy.deepcopy(untouched)).lm
+    options = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    ours, theirs = exchanged.generate(prompt, **options), untouched.generate(prompt, **options)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    torch.testing.assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_runs_the_same_attention_again(policy):
+    rows, lm = pack(random_pairs(4)), copy.deepcopy(policy.lm)
+    plain = gradients(Policy(lm)(rows).chosen, lm.parameters())
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    again = gradients(Policy(lm).train()(rows).chosen, lm.parameters())
+    for mine, other in zip(again, plain, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+
+
+class TestOtherArchitectures:
+    """Two pairs are run both ways; what cannot be packed gets a row for every sequence."""
+
+    def test_one_that_packs_exactly_is_packed(self, caplog):
+        lm = AutoModelForCausalLM.from_config(Olmo2Config(**SIZES), attn_implementation="sdpa").double()
+        with caplog.at_level(logging.WARNING):
+            assert Policy(lm).shares_prompts
+        assert "row of its own" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("config", "reason"),
+        [
+            (MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), "takes no attention function"),
+            (Phi3Config(**SIZES, sliding_window=4, pad_token_id=0), "its window of 4 positions"),
+        ],
+        ids=["mamba", "phi3 with a window"],
+    )
+    def test_one_that_cannot_be_trusted_gets_a_row_a_sequence_and_says_so(self, config, reason, caplog):
+        lm = AutoModelForCausalLM.from_config(config).double()
+        policy, pairs = Policy(lm).eval(), random_pairs(3)
+        with caplog.at_level(logging.WARNING):
+            assert not policy.shares_prompts
+        assert reason in caplog.text
+        assert "Every sequence gets a row of its own" in caplog.text
+        with torch.no_grad():
+            logps = policy(pack(pairs, shared_prompt=False))
+            torch.testing.assert_close(
+                torch.cat([logps.chosen, logps.rejected]), all_alone(lm, pairs), rtol=0, atol=1e-6
+            )
+
+    def test_one_whose_packed_rows_differ_is_found_out(self, caplog, monkeypatch):
+        """Were the layout ignored, rejected would see chosen, and one pair another."""
+        lm = AutoModelForCausalLM.from_config(Olmo2Config(**SIZES), attn_implementation="sdpa")
+        policy = Policy(lm)
+        monkeypatch.setattr(
+            attention.RowLayout, "__init__", lambda self, segments, kernel: _one_segment(self, segments)
+        )
+        with caplog.at_level(logging.WARNING):
+            assert not policy.shares_prompts
+        assert "packed rows give log-probabilities that differ by" in caplog.text
+
+    def test_learned_positions_are_probed_as_any_other(self):
+        lm = AutoModelForCausalLM.from_config(
+            GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+            attn_implementation="sdpa",
+        ).double()
+        policy, pairs = Policy(lm).eval(), random_pairs(3)
+        with torch.no_grad():
+            logps = policy(pack(pairs, shared_prompt=policy.shares_prompts))
+            torch.testing.assert_close(
+                torch.cat([logps.chosen, logps.rejected]), all_alone(lm, pairs), rtol=0, atol=1e-6
+            )
+
+
+def _one_segment(layout, segments) -> None:
+    """A layout that takes the whole row for one sequence."""
+    whole = attention.Segment(sum(map(sum, segments)), 0, 0)
+    layout.segments, layout.kernel, layout._masks, layout._block_masks = (whole,), "segments", {}, {}
+
+
+def test_a_model_without_a_head_and_a_chunk_of_nothing_are_refused():
+    lm = double_model(CONFIGS["llama"])
+    with pytest.raises(ValueError, match="chunk_logits is 0: must be at least 1"):
+        Policy(lm, chunk_logits=0)
+    with pytest.raises(InputError, match="LlamaModel has no output head that can be found"):
+        Policy(lm.model)
 
 
 def test_kl_of_a_distribution_to_itself_is_zero_and_matches_torch_otherwise():
@@ -155,32 +210,3 @@ def test_kl_of_a_distribution_to_itself_is_zero_and_matches_torch_otherwise():
         torch.distributions.Categorical(logits=a), torch.distributions.Categorical(logits=b)
     )
     torch.testing.assert_close(kl_divergence(a, b), expected)
-
-
-ids = st.lists(st.integers(1, 60), min_size=1, max_size=9).map(tuple)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    pairs=st.lists(st.builds(Ids, ids, ids, ids), min_size=1, max_size=6),
-    row_tokens=st.integers(0, 60),
-    shared=st.booleans(),
-)
-def test_packing_keeps_every_token_and_predicts_every_completion_token(pairs, row_tokens, shared):
-    rows = pack(pairs, row_tokens=row_tokens, shared_prompt=shared)
-    completions = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
-    assert rows.targets.tolist() == [token for completion in completions for token in completion]
-    prompts_written = sum(len(pair.prompt_ids) for pair in pairs) * (1 if shared else 2)
-    assert rows.real_tokens == prompts_written + sum(map(len, completions))
-    # What stands where a prediction is read is the token before: the prompt's last, or the completion's previous.
-    before = rows.input_ids.flatten()[rows.predict_at].tolist()
-    prompts = [pair.prompt_ids for pair in pairs] * 2
-    expected = [[prompt[-1], *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)]
-    assert before == [token for one in expected for token in one]
-
-
-def test_an_empty_batch_or_prompt_is_refused():
-    with pytest.raises(ValueError, match="pairs is empty"):
-        pack([])
-    with pytest.raises(ValueError, match="pair 0 has an empty prompt"):
-        pack([Ids((), (1,), (2,))])
