@@ -41,12 +41,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The checker does not run slime_ray/__init__.py, which joins analysis/ and search_spaces/ to the package, so it is
+# The checker does not run slime_ray/__init__.py, which joins analysis/, benchmarks/ and search_spaces/ to the package, so it is
 # given the package as it is installed.
 types: $(STAMP)
 	rm -rf $(VENV)/types && mkdir $(VENV)/types
 	cp -Rp slime_ray tests pyproject.toml $(VENV)/types/
-	cp -Rp analysis search_spaces $(VENV)/types/slime_ray/
+	cp -Rp analysis benchmarks search_spaces $(VENV)/types/slime_ray/
 	cd $(VENV)/types && MYPY_CACHE_DIR=$(CURDIR)/.mypy_cache ../bin/mypy --explicit-package-bases slime_ray tests
 
 environment: $(STAMP)

@@ -22,6 +22,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
   slime-ray report runs/first                   tables, figures and report.html from the result files
+  slime-ray bench step                          measure the training step here, beside other recipes
 
 Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started.
 """
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from slime_ray.benchmarks.command import add_bench_parser
+
     parser = argparse.ArgumentParser(
         prog="slime-ray", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     spaces = commands.add_parser("spaces", help="list the experiments that ship with the package")
     spaces.set_defaults(command=_spaces)
+    add_bench_parser(commands)
     presets = commands.add_parser("presets", help="list the presets")
     presets.set_defaults(command=_presets)
     return parser

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "slime_ray": "slime_ray",
     "analysis": "slime_ray/analysis",
+    "benchmarks": "slime_ray/benchmarks",
     "search_spaces": "slime_ray/search_spaces",
 }
 
@@ -174,8 +175,8 @@ def test_code_presets_and_spaces_come_from_the_installed_copy(installed: Install
     assert presets
 
 
-def test_the_installed_copy_leaves_no_top_level_analysis(installed: Installed) -> None:
-    for name in ("analysis", "search_spaces"):
+def test_the_installed_copy_leaves_no_top_level_folder(installed: Installed) -> None:
+    for name in ("analysis", "benchmarks", "search_spaces"):
         assert "ModuleNotFoundError" in installed.run("python", "-c", f"import {name}").stderr
 
 

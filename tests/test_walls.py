@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "on_ray": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "results"},
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"errors", "results", "stability_v1"},
+    "benchmarks": {"errors", "objectives", "data", "model"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
         "on_ray",
     }
-    | {"analysis", "search_spaces"},
+    | {"analysis", "benchmarks", "search_spaces"},
     "__main__": {"cli"},
 }
 
@@ -53,10 +54,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
     "optuna": {"on_ray"},
-    "torch": {"objectives", "data", "model", "evaluation", "training", "on_ray"},
-    "transformers": {"data", "model", "evaluation", "training"},
+    "torch": {"objectives", "data", "model", "evaluation", "training", "on_ray", "benchmarks"},
+    "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
     "datasets": {"data", "model", "evaluation", "training"},
-    "peft": {"model", "training", "evaluation"},
+    "peft": {"model", "training", "evaluation", "benchmarks"},
     "pandas": {"analysis", "results"},
     "matplotlib": {"analysis"},
 }
@@ -65,10 +66,10 @@ ONLY_IN: dict[str, set[str]] = {
 NOTHING_BUT: dict[str, set[str]] = {"objectives": {"torch"}, "errors": set(), "search_spaces": set()}
 
 # Parts that a command needs only when it runs.
-LAZY_IN_CLI = {"on_ray", "analysis"}
+LAZY_IN_CLI = {"on_ray", "analysis", "benchmarks"}
 
 # Names that exist only in a checkout, or mean another project.
-FOREIGN = {"slime", "analysis", "search_spaces"}
+FOREIGN = {"slime", "analysis", "benchmarks", "search_spaces"}
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class Import:
 
 
 def sources(root: Path) -> dict[str, Path]:
-    """Modules of the package by name. `analysis` and `search_spaces` stand beside slime_ray in a checkout."""
+    """Modules of the package by name. Some of its folders stand beside slime_ray in a checkout."""
     found = {}
-    for folder, prefix in (("slime_ray", ""), ("analysis", "slime_ray."), ("search_spaces", "slime_ray.")):
+    beside = [(folder, "slime_ray.") for folder in ("analysis", "benchmarks", "search_spaces")]
+    for folder, prefix in [("slime_ray", ""), *beside]:
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             found[prefix + ".".join(parts).removesuffix(".__init__")] = path
@@ -199,8 +201,8 @@ def test_no_import_crosses_a_wall() -> None:
 def test_every_part_of_the_package_is_checked() -> None:
     folders = {path.name for path in (ROOT / "slime_ray").iterdir() if (path / "__init__.py").is_file()}
     files = {path.stem for path in (ROOT / "slime_ray").glob("[!_]*.py")}
-    assert folders | files | {"analysis", "search_spaces"} <= set(MAY_IMPORT)
-    assert {part_of(name) for name in sources(ROOT)} >= folders | {"analysis", "search_spaces"}
+    assert folders | files | {"analysis", "benchmarks", "search_spaces"} <= set(MAY_IMPORT)
+    assert {part_of(name) for name in sources(ROOT)} >= folders | {"analysis", "benchmarks", "search_spaces"}
 
 
 def test_nothing_in_the_repository_is_imported_by_a_name_that_only_a_checkout_has() -> None:

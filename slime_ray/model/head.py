@@ -1,15 +1,17 @@
-"""From last hidden states to log-probabilities of given tokens, a chunk of positions at a time.
+"""From last hidden states to log-probabilities of given tokens, a tile of positions and vocabulary at a time.
 
 A whole matrix of logits never exists, neither forward nor backward. Three ways lead there:
 
 - a frozen linear head: d logp_t / d h_t = W[y_t] - sum_v p_v W[v] does not depend on the incoming gradient, so one pass
   stores that row beside logp_t and nothing is computed again;
-- a trained linear head: the backward pass computes each chunk's logits again, unless all fit into one chunk;
-- any other head (adapters on it, a custom module): torch's own checkpointing of each chunk.
+- a trained linear head: the backward pass computes each tile's logits again, unless one tile holds them all;
+- any other head (adapters on it, a custom module): torch's own checkpointing, some positions at a time.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,12 +22,19 @@ from torch.utils.checkpoint import checkpoint
 class Head:
     """An output head: `module` maps (positions, hidden size) to logits, soft-capped at `cap` where the model is.
 
-    chunk: positions whose logits are alive at a time.
+    vocabulary: logits a position. limit: logits alive at a time, at least those of one position for a head that is no
+    plain linear layer.
     """
 
     module: nn.Module
     cap: float | None
-    chunk: int
+    vocabulary: int
+    limit: int
+
+    @property
+    def positions(self) -> int:
+        """Positions whose whole logits stay within the limit."""
+        return max(1, self.limit // self.vocabulary)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(positions, vocabulary) logits in at least float32."""
@@ -39,20 +48,21 @@ class Head:
         hidden: (positions, hidden size); targets: (positions,).
         """
         linear = plain_linear(self.module)
-        if linear is None:
-            return torch.cat(
-                [
-                    checkpoint(self._of_chunk, *piece, use_reentrant=False)
-                    if torch.is_grad_enabled() and len(targets) > self.chunk
-                    else self._of_chunk(*piece)
-                    for piece in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True)
-                ]
-            )
-        trained = linear.weight.requires_grad or (linear.bias is not None and linear.bias.requires_grad)
-        method: Any = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
-        return method.apply(hidden, linear.weight, linear.bias, targets, self.cap, self.chunk, hidden.requires_grad)
+        if linear is not None:
+            trained = linear.weight.requires_grad or (linear.bias is not None and linear.bias.requires_grad)
+            method: Any = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
+            logps: torch.Tensor = method.apply(hidden, linear.weight, linear.bias, targets, self.cap, self.limit)
+            return logps
+        again = torch.is_grad_enabled() and len(targets) > self.positions
+        pieces = zip(hidden.split(self.positions), targets.split(self.positions), strict=True)
+        return torch.cat(
+            [
+                checkpoint(self._of_piece, *piece, use_reentrant=False) if again else self._of_piece(*piece)
+                for piece in pieces
+            ]
+        )
 
-    def _of_chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _of_piece(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = self.logits(hidden)
         return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
 
@@ -70,31 +80,79 @@ def plain_linear(module: nn.Module) -> nn.Linear | None:
     return module if type(module) is nn.Linear and not hooked else None
 
 
+class _Tiles:
+    """The logits of a linear head, tile after tile in one buffer: fresh memory for each would cost more than its use.
+
+    A tile is as many positions as there are, or as fit, and as much of the vocabulary as `limit` then leaves; so the
+    weights, which are larger than any cache, are read once. hidden: (positions, hidden size); weight: (vocabulary,
+    hidden size). Products are computed in autocast's dtype where that is on, else in that of `hidden`; all that follows
+    in float32 or wider.
+    """
+
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        cap: float | None,
+        limit: int,
+        dtype: torch.dtype,
+    ):
+        positions, vocabulary = len(targets), len(weight)
+        self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
+        self.targets, self.cap, self.dtype = targets, cap, dtype
+        self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, 4096)))
+        self.height = max(1, min(positions, limit // self.width))
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.buffer = hidden.new_empty(self.height * self.width, dtype=self.wide)
+
+    @property
+    def single(self) -> bool:
+        """Whether one tile holds everything."""
+        return self.height >= len(self.targets) and self.width >= len(self.weight)
+
+    def blocks(self) -> Iterator[slice]:
+        """The positions, a tile's height at a time."""
+        return (slice(start, start + self.height) for start in range(0, len(self.targets), self.height))
+
+    def across(self, block: slice) -> Iterator["_Tile"]:
+        """The tiles of some positions. Each is overwritten by the next."""
+        states, targets = self.hidden[block], self.targets[block]
+        for start in range(0, len(self.weight), self.width):
+            piece = slice(start, min(start + self.width, len(self.weight)))
+            weight = self.weight[piece]
+            logits = self.buffer[: len(states) * len(weight)].view(len(states), len(weight))
+            if logits.dtype == self.dtype:
+                torch.mm(states, weight.T, out=logits)
+            else:
+                logits.copy_(states @ weight.T)
+            if self.bias is not None:
+                logits += self.bias[piece]
+            if self.cap is not None:
+                logits.div_(self.cap).tanh_().mul_(self.cap)
+            rows = ((targets >= piece.start) & (targets < piece.stop)).nonzero().squeeze(1)
+            yield _Tile(piece, weight, logits, rows, targets[rows] - start)
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Derivative of capped by raw logits, given the capped ones; None without a cap, where it is 1."""
+        return None if self.cap is None else (logits / self.cap).square_().neg_().add_(1)
+
+
+class _Tile(NamedTuple):
+    """vocabulary: which part. weight: (width, hidden size). logits: (height, width). rows, columns: (hits,) where in it
+    the targets are."""
+
+    vocabulary: slice
+    weight: torch.Tensor
+    logits: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float | None) -> torch.Tensor:
-    """(positions, vocabulary) logits in at least float32; the matrix product in the dtype of its inputs."""
-    logits = hidden @ weight.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if bias is not None:
-        logits += bias
-    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-
-def _probabilities(logits: torch.Tensor, lse: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """softmax(logits), written over them, and times the slope of the soft-cap where there is one."""
-    if cap is None:
-        return logits.sub_(lse[:, None]).exp_()
-    slope = 1 - (logits / cap).square_()
-    return logits.sub_(lse[:, None]).exp_().mul_(slope)
-
-
-def _slope_at(target_logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """(positions,) derivative of the soft-capped target logits by the raw ones."""
-    return torch.ones_like(target_logits) if cap is None else 1 - (target_logits / cap).square()
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -108,35 +166,47 @@ class _FrozenHead(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         cap: float | None,
-        chunk: int,
-        needs_gradient: bool,
+        limit: int,
     ) -> torch.Tensor:
-        dtype = _compute_dtype(hidden)
-        weight = weight.to(dtype)
-        # In inference there is no backward pass to prepare for.
-        slopes = torch.empty_like(hidden) if needs_gradient else None
-        logps = []
-        for start in range(0, len(targets), chunk):
-            piece = slice(start, start + chunk)
-            logits = _logits(hidden[piece].to(dtype), weight, bias, cap)
-            lse = logits.logsumexp(1)
-            target = logits.gather(1, targets[piece, None]).squeeze(1)
-            logps.append(target - lse)
-            if slopes is not None:
-                own = weight[targets[piece]] * _slope_at(target, cap)[:, None]
-                slopes[piece] = own - _probabilities(logits, lse, cap).to(dtype) @ weight
+        tiles = _Tiles(hidden, weight, bias, targets, cap, limit, _compute_dtype(hidden))
+        logps = hidden.new_empty(len(targets), dtype=tiles.wide)
+        # Without a backward pass to come there is nothing to prepare.
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for block in tiles.blocks():
+            count = len(targets[block])
+            target = hidden.new_empty(count, 1, dtype=tiles.wide)
+            # Softmax, one tile after another (Milakov and Gimelshein 2018): the largest logit so far, the sum of the
+            # exponentials below it, and the rows of the weights in these proportions.
+            top = torch.full_like(target, -math.inf)
+            total = torch.zeros_like(target)
+            expected = hidden.new_zeros(count, hidden.shape[1], dtype=tiles.wide) if slopes is not None else None
+            for tile in tiles.across(block):
+                logits = tile.logits
+                target[tile.rows, 0] = logits[tile.rows, tile.columns]
+                slope = tiles.slope(logits) if expected is not None else None
+                before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))
+                exponentials = logits.sub_(top).exp_()
+                total.mul_(before.sub_(top).exp_()).add_(exponentials.sum(1, keepdim=True))
+                if expected is not None:
+                    exponentials = exponentials if slope is None else exponentials.mul_(slope)
+                    expected.mul_(before).add_(exponentials.to(tiles.dtype) @ tile.weight)
+            logps[block] = (target - top - total.log()).squeeze(1)
+            if slopes is not None and expected is not None:
+                own, slope = tiles.weight[targets[block]], tiles.slope(target)
+                slopes[block] = (own if slope is None else own * slope) - expected.div_(total)
         if slopes is not None:
             ctx.save_for_backward(slopes)
-        return torch.cat(logps)
+        return logps
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
         (slopes,) = ctx.saved_tensors
-        return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None, None, None, None
+        return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None, None, None
 
 
 class _TrainedHead(torch.autograd.Function):
-    """logp_t with gradients for hidden states, weight and bias; logits are computed again where they were many."""
+    """logp_t with gradients for hidden states, weight and bias; backward computes the logits again, tile by tile,
+    unless one tile held them all."""
 
     @staticmethod
     def forward(
@@ -146,51 +216,73 @@ class _TrainedHead(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         cap: float | None,
-        chunk: int,
-        needs_gradient: bool,
+        limit: int,
     ) -> torch.Tensor:
-        dtype = _compute_dtype(hidden)
-        cast = weight.to(dtype)
-        logps, lses, slopes = [], [], []
-        probabilities = None
-        for start in range(0, len(targets), chunk):
-            piece = slice(start, start + chunk)
-            logits = _logits(hidden[piece].to(dtype), cast, bias, cap)
-            lse = logits.logsumexp(1)
-            target = logits.gather(1, targets[piece, None]).squeeze(1)
-            logps.append(target - lse)
-            lses.append(lse)
-            slopes.append(_slope_at(target, cap))
-            if len(targets) <= chunk:
-                probabilities = _probabilities(logits, lse, cap)
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(lses), torch.cat(slopes), probabilities)
-        ctx.cap, ctx.chunk, ctx.dtype, ctx.needs_hidden = cap, chunk, dtype, needs_gradient
-        return torch.cat(logps)
+        tiles = _Tiles(hidden, weight, bias, targets, cap, limit, _compute_dtype(hidden))
+        target = hidden.new_empty(len(targets), 1, dtype=tiles.wide)
+        normaliser = torch.full_like(target, -math.inf)
+        kept = None
+        for block in tiles.blocks():
+            for tile in tiles.across(block):
+                logits = tile.logits
+                target[block][tile.rows, 0] = logits[tile.rows, tile.columns]
+                slope = tiles.slope(logits) if tiles.single else None
+                top = logits.amax(1, keepdim=True)
+                exponentials = logits.sub_(top).exp_()
+                total = exponentials.sum(1, keepdim=True)
+                normaliser[block] = torch.logaddexp(normaliser[block], top + total.log())
+                if tiles.single:
+                    kept = tile._replace(
+                        logits=exponentials.div_(total) if slope is None else slope.mul_(exponentials.div_(total))
+                    )
+        ctx.save_for_backward(hidden, weight, bias, targets, target, normaliser)
+        ctx.cap, ctx.limit, ctx.dtype, ctx.kept = cap, limit, tiles.dtype, kept
+        return (target - normaliser).squeeze(1)
 
     @staticmethod
     def backward(
         ctx: Any, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None, None, None, None]:
-        hidden, weight, bias, targets, lse, slopes, kept = ctx.saved_tensors
-        cast = weight.to(ctx.dtype)
-        to_hidden = torch.empty_like(hidden) if ctx.needs_hidden else None
-        to_weight = torch.zeros_like(weight)
-        to_bias = None if bias is None else torch.zeros_like(bias)
-        for start in range(0, len(targets), ctx.chunk):
-            piece = slice(start, start + ctx.chunk)
-            states = hidden[piece].to(ctx.dtype)
-            if kept is None:
-                probabilities = _probabilities(_logits(states, cast, bias, ctx.cap), lse[piece], ctx.cap)
-            else:
-                probabilities = kept
-            incoming = gradient[piece]
-            # d loss / d logits = incoming * (onehot - p), written over the probabilities, which serve no more.
-            to_logits = probabilities.mul_(-incoming[:, None])
-            to_logits.scatter_add_(1, targets[piece, None], (incoming * slopes[piece])[:, None])
-            if to_bias is not None:
-                to_bias += to_logits.sum(0)
-            to_logits = to_logits.to(ctx.dtype)
-            if to_hidden is not None:
-                to_hidden[piece] = to_logits @ cast
-            to_weight.addmm_(to_logits.T, states) if weight.dtype == ctx.dtype else to_weight.add_(to_logits.T @ states)
-        return to_hidden, to_weight, to_bias, None, None, None, None
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None, None, None]:
+        hidden, weight, bias, targets, target, normaliser = ctx.saved_tensors
+        tiles = _Tiles(hidden, weight, bias, targets, ctx.cap, ctx.limit, ctx.dtype)
+        # Sums over tiles are kept wide; over none, where autograd would have none either.
+        to_hidden = hidden.new_zeros(hidden.shape, dtype=tiles.wide) if ctx.needs_input_grad[0] else None
+        to_weight = weight.new_zeros(weight.shape, dtype=tiles.wide)
+        to_bias = None if bias is None else bias.new_zeros(bias.shape, dtype=tiles.wide)
+        target_slope = tiles.slope(target)
+        incoming = gradient[:, None].to(tiles.wide)
+        own = (incoming if target_slope is None else incoming * target_slope).squeeze(1)
+        for block in tiles.blocks():
+            for tile in [ctx.kept] if ctx.kept else tiles.across(block):
+                if ctx.kept:
+                    probabilities = tile.logits
+                else:
+                    slope = tiles.slope(tile.logits)
+                    probabilities = tile.logits.sub_(normaliser[block]).exp_()
+                    probabilities = probabilities if slope is None else probabilities.mul_(slope)
+                # d loss / d logits = incoming * (onehot - p), written over the probabilities, which serve no more.
+                to_logits = probabilities.mul_(-incoming[block])
+                to_logits[tile.rows, tile.columns] += own[block][tile.rows]
+                if to_bias is not None:
+                    to_bias[tile.vocabulary] += to_logits.sum(0)
+                to_logits = to_logits.to(tiles.dtype)
+                _add_product(to_weight[tile.vocabulary], to_logits.T, tiles.hidden[block])
+                if to_hidden is not None:
+                    _add_product(to_hidden[block], to_logits, tile.weight)
+        ctx.kept = None
+        return (
+            None if to_hidden is None else to_hidden.to(hidden.dtype),
+            to_weight.to(weight.dtype),
+            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, in one pass where the dtypes are the same."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

@@ -44,9 +44,9 @@ class Policy(nn.Module):
     """A causal language model seen as what preference training needs: rows in, token log-probabilities out.
 
     lm: a transformers causal language model, with or without peft's adapters; its attention implementation becomes
-    `ROW_ATTENTION` where the architecture takes one. kernel: how attention over packed rows is computed; by default
-    flex_attention on a GPU and segment by segment elsewhere. chunk_logits: logits alive at a time, positions times
-    vocabulary; by default CHUNK_LOGITS of the device.
+    `ROW_ATTENTION` where the architecture takes one, and its plain low-rank layers compute in fewer passes. kernel: how
+    attention over packed rows is computed; by default flex_attention on a GPU and segment by segment elsewhere.
+    chunk_logits: logits alive at a time, positions times vocabulary; by default CHUNK_LOGITS of the device.
 
     Raises InputError for a model without an output head, and ValueError for a chunk_logits below 1.
     """
@@ -64,6 +64,10 @@ class Policy(nn.Module):
                 "gives no log-probabilities. Use a causal language model."
             )
         self._takes_row_attention = _set_row_attention(self.causal_lm)
+        if hasattr(lm, "peft_config"):
+            from slime_ray.model.fused_lora import fuse_lora
+
+            fuse_lora(lm)
 
     def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
         """Log-probabilities of the completion tokens of `rows`.
@@ -76,7 +80,7 @@ class Policy(nn.Module):
         if statistics:
             with torch.no_grad():
                 logps = []
-                for piece, targets in zip(self.pieces(hidden), rows.targets.split(self.head.chunk), strict=True):
+                for piece, targets in zip(self.pieces(hidden), rows.targets.split(self.head.positions), strict=True):
                     distribution = self.logits(piece).log_softmax(1)
                     logps.append(distribution.gather(1, targets[:, None]).squeeze(1))
                     entropies.append(_entropy(distribution))
@@ -115,7 +119,7 @@ class Policy(nn.Module):
 
     def pieces(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """`hidden` cut so that the logits of one piece stay within the chunk size."""
-        return iter(hidden.split(self.head.chunk))
+        return iter(hidden.split(self.head.positions))
 
     @property
     def head(self) -> Head:
@@ -124,7 +128,8 @@ class Policy(nn.Module):
         return Head(
             module=self.causal_lm.get_output_embeddings(),
             cap=getattr(self.config, "final_logit_softcapping", None),
-            chunk=max(1, limit // self.config.vocab_size),
+            vocabulary=self.config.vocab_size,
+            limit=limit,
         )
 
     @property

@@ -25,6 +25,7 @@ from slime_ray.data.rendering import (
     tokenized_hash,
 )
 from slime_ray.data.splits import content_hash
+from slime_ray.errors import InputError
 from slime_ray.evaluation.answers import FormatCheck, Prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
@@ -274,8 +275,11 @@ def _make_reference(settings: Settings, stages: Stages, pairs: Sequence[TokenPai
 
 
 def make_policy(lm: Any, model: Model) -> Policy:
-    """The policy as the settings want it computed."""
-    return Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
+    """The policy as the settings want it computed. Raises InputError for an attention that the device does not have."""
+    policy = Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
+    if policy.kernel == "flex" and policy.device.type != "cuda":
+        raise InputError("model.attention is flex, which needs a GPU; this is a CPU. Use auto or segments.")
+    return policy
 
 
 def _checkpoint_policy(checkpoint: Path, model: Model) -> Policy:

@@ -56,6 +56,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["sweep", "demo", "--trials", "-1"], "budget.trials is -1"),
         (["sweep", "demo", "--name", "a/b"], "Use letters"),
         (["check", "demo", "--set", "objective.hard_margin=-1"], "hard_margin is -1"),
+        (["check", "demo", "--set", "model.chunk_logits=0"], "model.chunk_logits is 0"),
+        (["check", "demo", "--set", "data.row_tokens=0"], "data.row_tokens is 0"),
+        (["check", "demo", "--set", "model.attention=fast"], "model.attention is 'fast'"),
         (["report", "absent"], "absent"),
     ],
 )
@@ -144,6 +147,18 @@ class TestWhatOnlyTheClusterSees:
             (tmp_path / "pairs.jsonl").write_text(content)
         space = write(tmp_path, source=source)
         assert message in refused(capsys, "sweep", space, "--storage", tmp_path / "runs")
+        assert [path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")] == []
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("data.row_tokens=12", "data.row_tokens is 12, but a prompt has"),
+            ("model.attention=flex", "model.attention is flex, which needs a GPU"),
+        ],
+    )
+    def test_an_engine_setting_that_cannot_serve_is_a_sentence(self, capsys, tmp_path, setting, message):
+        options = ["--set", "sft.updates=1", "--set", setting]
+        assert message in refused(capsys, "sweep", "demo", "--storage", tmp_path / "runs", *options)
         assert [path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")] == []
 
     @staticmethod

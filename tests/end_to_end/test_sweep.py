@@ -80,6 +80,11 @@ def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
         assert alone[name] == row[name], name
 
 
+def test_the_reference_is_computed_once_and_shared_by_all_trials_that_need_one(finished):
+    """Two DPO trials, eight others: DPO's seeds share one reference, and nobody else has any."""
+    assert len(list((finished[0].parent / ".stages").glob("reference-*/reference.npz"))) == 1
+
+
 def test_the_study_has_no_trial_left_running(finished):
     study = optuna.load_study(study_name="slime-ray", storage=study_storage(finished[0] / "study.journal"))
     states = [trial.state.name for trial in study.trials]

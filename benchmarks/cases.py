@@ -1,0 +1,140 @@
+"""The models that are run: their shapes, and their random weights with adapters as the recipes train them."""
+
+import copy
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers that get adapters: all of the body's."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes and the options that suit it.
+
+    window: positions that a sliding layer sees when lengths are not shrunk. rank: of the adapters; alpha is twice it.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+    intermediate: int
+    sliding_to_full: int
+    rank: int
+    vocabulary: int
+    shrink: int
+    dtype: str
+    window: int = 1024
+
+    def config(self, *, vocabulary: int, shrink: int) -> Gemma3TextConfig:
+        """The transformers configuration; the window shrinks with the lengths, so that it cuts the same share."""
+        kinds = ["full_attention" if (i + 1) % (self.sliding_to_full + 1) == 0 else "sliding_attention"
+                 for i in range(self.layers)]  # fmt: skip
+        return Gemma3TextConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_heads,
+            head_dim=self.head_size,
+            query_pre_attn_scalar=self.head_size,
+            layer_types=kinds,
+            sliding_window=max(2, self.window // shrink),
+            max_position_embeddings=131072,
+            tie_word_embeddings=False,
+        )
+
+
+SHAPES = {
+    # Its head costs 21 % of its body at a vocabulary of 4,096, as Gemma3-4B's does at its own.
+    "small": Shape(
+        hidden=256, layers=5, heads=4, key_heads=2, head_size=64, intermediate=1024, sliding_to_full=4, rank=8,
+        vocabulary=4096, shrink=4, dtype="float32",
+    ),
+    "gemma3-4b": Shape(
+        hidden=2560, layers=34, heads=8, key_heads=4, head_size=256, intermediate=10240, sliding_to_full=5, rank=64,
+        vocabulary=262208, shrink=1, dtype="bfloat16",
+    ),
+}  # fmt: skip
+"""The shapes by name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Random weights on a device, adapters on every linear layer of the body, and a head of its own.
+
+    lm: the peft model; its head is a trained copy beside the original, which a switched-off adapter brings back. Every
+    recipe gets a twin with the same weights. device, dtype: of the weights; in bfloat16 the adapters are float32 and a
+    step runs under autocast, as Trainer's `bf16` does.
+    """
+
+    lm: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output head that is trained, or frozen."""
+        wrapper = self.lm.get_base_model().get_output_embeddings()
+        head = wrapper.modules_to_save["default"]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def train_head(self, trained: bool) -> None:
+        """Let gradients reach the head's weights, or not."""
+        self.head.weight.requires_grad_(trained)
+
+    def twin(self) -> Any:
+        """A model of the very same weight tensors in modules of its own, so that what changes those stays in it."""
+        tensors = [*self.lm.parameters(), *self.lm.buffers()]
+        twin = copy.deepcopy(self.lm, {id(tensor): tensor for tensor in tensors})
+        assert all(mine is other for mine, other in zip(self.lm.parameters(), twin.parameters(), strict=True))
+        return twin
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a step."""
+        if self.dtype != torch.bfloat16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def build_case(
+    shape: Shape,
+    *,
+    vocabulary: int,
+    shrink: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    checkpointing: bool,
+    seed: int,
+) -> Case:
+    """A model of this shape with random weights that follow from `seed`, ready to be trained."""
+    config = shape.config(vocabulary=vocabulary, shrink=shrink)
+    adapters = LoraConfig(
+        r=shape.rank,
+        lora_alpha=2 * shape.rank,
+        lora_dropout=0.0,
+        target_modules=list(TARGETS),
+        modules_to_save=["lm_head"],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings(), device:
+        # transformers is renaming gradient checkpointing, which peft still asks for by its old name.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.manual_seed(seed)
+        lm: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        if checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lm = get_peft_model(lm, adapters)
+    return Case(lm.to(device).train(), device, dtype)

@@ -1,0 +1,129 @@
+"""`slime-ray bench`: parses, calls, prints. What a benchmark needs is imported when it runs."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slime_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from .options import Options
+
+DESCRIPTION = """\
+Benchmarks of the training step, with random weights and random tokens.
+
+  slime-ray bench step                      speed, beside the authors' recipe and padded batches; minutes on a laptop
+  slime-ray bench memory --vocab 32768      memory of a step
+  slime-ray bench exact                     packed rows against every sequence alone, in float64
+"""
+
+
+# The type of what add_subparsers returns has no public name.
+def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `bench` with its subcommands `step`, `memory` and `exact`."""
+    bench = commands.add_parser(
+        "bench", help="measure the training step: speed, memory, exactness", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+
+    step = kinds.add_parser("step", help="seconds, tokens and FLOPs of a training step")
+    _measurement_options(step)
+    step.add_argument("--steps", type=int, default=4, help="steps of a round, different pairs each (default 4)")
+    step.add_argument(
+        "--sort-over", type=int, default=50, metavar="STEPS",
+        help="steps' worth of pairs that padded recipes sort by length; 1 for none (default 50)",
+    )  # fmt: skip
+    step.add_argument("--best-batch", action="store_true", help="let each recipe find its best pairs a forward pass")
+    step.set_defaults(command=_step)
+
+    memory = kinds.add_parser("memory", help="memory that a training step takes, each recipe in a process of its own")
+    _measurement_options(memory)
+    memory.set_defaults(command=_memory)
+
+    exact = kinds.add_parser("exact", help="log-probs and gradients against each sequence run alone")
+    exact.add_argument("--pairs", type=int, default=8, help="pairs of a step (default 8)")
+    exact.add_argument("--seed", type=int, default=0, help="of weights and tokens (default 0)")
+    exact.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    exact.set_defaults(command=_exact)
+
+
+def _measurement_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--vocab", action="append", default=[], metavar="N", help="head size; may be repeated, or 4096,32768 "
+        "(default: the shape's, 4096 for small)")  # fmt: skip
+    add("--lengths", default="ultrafeedback", metavar="FILE|NAME", help="JSONL with prompt, chosen and rejected, whose "
+        "words and marks are counted; or ultrafeedback or longest (default ultrafeedback)")  # fmt: skip
+    add("--shrink", type=int, metavar="K", help="divide all lengths by K (default: the shape's, 4 for small)")
+    add("--max-tokens", type=int, default=2048, help="longest sequence before shrinking (default 2048)")
+    add("--pairs", type=int, default=8, help="pairs of a training step (default 8)")
+    add("--micro", type=int, help="pairs of a forward pass (default: all of the step's)")
+    add("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
+    add("--warmup", type=int, help="steps before measuring (default 1; with `step` on a GPU a whole round)")
+    add("--dtype", help="float32 or bfloat16 (default: the shape's, float32 for small)")
+    add("--threads", type=int, help="CPU threads (default: torch's choice)")
+    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add("--shape", default="small", help="small or gemma3-4b (default small)")
+    add("--recipes", default="", metavar="A,B", help="only these recipes (default all)")
+    add("--gradient-checkpointing", action="store_true", help="compute each layer again in the backward pass")
+    add("--seed", type=int, default=0, help="of weights, lengths and tokens (default 0)")
+    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+
+
+def _step(options: argparse.Namespace) -> None:
+    from .report import check_json, speed_table, write_json
+    from .step import measure_speed
+
+    wanted = _options(options)
+    check_json(wanted.json)
+    report = measure_speed(wanted, _say)
+    print(speed_table(report))
+    if wanted.json:
+        write_json("step", report, wanted.json)
+
+
+def _memory(options: argparse.Namespace) -> None:
+    from .memory import measure_memory
+    from .report import check_json, memory_table, write_json
+
+    wanted = _options(options)
+    check_json(wanted.json)
+    report = measure_memory(wanted, _say)
+    print(memory_table(report))
+    if wanted.json:
+        write_json("memory", report, wanted.json)
+
+
+def _exact(options: argparse.Namespace) -> None:
+    from .exact import check_exactness, refuse_misses
+    from .report import check_json, exact_table, write_json
+
+    check_json(options.json)
+    report = check_exactness(pairs=options.pairs, seed=options.seed)
+    print(exact_table(report))
+    if options.json:
+        write_json("exact", report, options.json)
+    refuse_misses(report)
+
+
+def _options(given: argparse.Namespace) -> "Options":
+    from .options import RECIPES, Options
+
+    values = vars(given)
+    return Options(
+        **{name: values[name] for name in Options.__dataclass_fields__ if name in values and name != "recipes"},
+        vocabularies=_vocabularies(given.vocab),
+        recipes=tuple(name.strip() for name in given.recipes.split(",")) if given.recipes else RECIPES,
+    )
+
+
+def _vocabularies(given: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for text in given for size in text.split(","))
+    except ValueError:
+        raise InputError(f"--vocab {','.join(given)}: must be whole numbers, such as 4096 or 4096,32768.") from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

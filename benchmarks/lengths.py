@@ -1,0 +1,222 @@
+"""Which pairs are run: their lengths from a file or a named distribution, their tokens at random."""
+
+import json
+import math
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slime_ray.errors import InputError
+
+PIECE = re.compile(r"\w+|[^\w\s]")
+"""What counts as one token of a file's texts: a word, or one mark. No tokenizer is needed, and none is downloaded."""
+
+DRAWN_STEPS = 50
+"""Steps' worth of pairs that are drawn, and sorted by length unless told otherwise: as many as `group_by_length` of
+transformers' Trainer sorts at a time."""
+
+
+class Lengths(NamedTuple):
+    """Tokens of one pair's parts."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class BenchPair:
+    """Random token ids of one pair."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+    @property
+    def lengths(self) -> Lengths:
+        """Tokens of its parts."""
+        return Lengths(len(self.prompt_ids), len(self.chosen_ids), len(self.rejected_ids))
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Lengths drawn from log-normal distributions with these means in tokens and these widths."""
+
+    prompt_mean: float
+    prompt_sigma: float
+    completion_mean: float
+    completion_sigma: float
+
+    def draw(self, count: int, max_tokens: int, random_state: random.Random) -> list[Lengths]:
+        """`count` pairs' lengths, before any cut; chosen and rejected are independent."""
+
+        def one(mean: float, sigma: float) -> int:
+            return max(1, round(random_state.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
+
+        completion = (self.completion_mean, self.completion_sigma)
+        return [
+            Lengths(one(self.prompt_mean, self.prompt_sigma), one(*completion), one(*completion)) for _ in range(count)
+        ]
+
+
+@dataclass(frozen=True)
+class Longest:
+    """Every sequence as long as allowed, half of it prompt."""
+
+    def draw(self, count: int, max_tokens: int, random_state: random.Random) -> list[Lengths]:
+        """`count` times the same lengths."""
+        return [Lengths(max_tokens // 2, max_tokens - max_tokens // 2, max_tokens - max_tokens // 2)] * count
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """Lengths of a file's pairs."""
+
+    lengths: tuple[Lengths, ...]
+
+    def draw(self, count: int, max_tokens: int, random_state: random.Random) -> list[Lengths]:
+        """`count` of them, each once as long as there are enough."""
+        if count <= len(self.lengths):
+            return random_state.sample(self.lengths, count)
+        return random_state.choices(self.lengths, k=count)
+
+
+Source = LogNormal | Longest | FromFile
+
+DISTRIBUTIONS: dict[str, Source] = {
+    # About UltraFeedback in the tokens of a 3-4B model: long-tailed prompts, completions of a paragraph or two.
+    "ultrafeedback": LogNormal(180, 1.0, 250, 0.7),
+    "longest": Longest(),
+}
+"""The named distributions of lengths."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The pairs of one round, in two orders of the same pairs.
+
+    drawn: the steps as a shuffled data set gives them. bucketed: the steps that sorting by length gives, each of
+    pairs of about equal length.
+    """
+
+    drawn: tuple[tuple[BenchPair, ...], ...]
+    bucketed: tuple[tuple[BenchPair, ...], ...]
+
+    @property
+    def pairs(self) -> list[BenchPair]:
+        """All pairs of a round."""
+        return [pair for step in self.drawn for pair in step]
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens of all pairs, each prompt once: what a throughput here counts, whatever a recipe computes."""
+        return sum(sum(pair.lengths) for pair in self.pairs)
+
+    @property
+    def mean_lengths(self) -> tuple[float, float, float]:
+        """Mean tokens of prompts, chosen and rejected completions."""
+        prompt, chosen, rejected = (
+            sum(parts) / len(parts) for parts in zip(*(pair.lengths for pair in self.pairs), strict=True)
+        )
+        return prompt, chosen, rejected
+
+
+def find_source(lengths: str) -> Source:
+    """The named distribution, or the lengths of the file of this name. Raises InputError when it is neither."""
+    if lengths in DISTRIBUTIONS:
+        return DISTRIBUTIONS[lengths]
+    path = Path(lengths)
+    if not path.is_file():
+        raise InputError(f"--lengths {lengths}: neither a file nor one of {', '.join(DISTRIBUTIONS)}.")
+    return FromFile(tuple(read_lengths(path)))
+
+
+def read_lengths(path: Path) -> list[Lengths]:
+    """Lengths of a JSONL file's pairs: pieces of text in `prompt`, `chosen` and `rejected`, see `PIECE`.
+
+    Each of the three is a text or a list of chat messages. Raises InputError with file and line for anything else.
+    """
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--lengths {path}: cannot be read as text ({error}). Give a JSONL file.") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place}: not JSON ({error}). Give one JSON object a line.") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{place}: not a JSON object. Give one with prompt, chosen and rejected.")
+        found.append(Lengths(*(_pieces(record, key, place) for key in Lengths._fields)))
+    if not found:
+        raise InputError(f"--lengths {path}: holds no pairs. Give one JSON object a line.")
+    return found
+
+
+def _pieces(record: dict[str, Any], key: str, place: str) -> int:
+    if key not in record:
+        raise InputError(f"{place}: has no {key!r}. A line needs prompt, chosen and rejected.")
+    value = record[key]
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(value, list):
+        texts = [message.get("content") if isinstance(message, dict) else None for message in value]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{place}: {key!r} is neither a text nor a list of messages with a `content` text.")
+    pieces = sum(len(PIECE.findall(text)) for text in texts)
+    if not pieces:
+        raise InputError(f"{place}: {key!r} holds no words. Drop the line, or give it a text.")
+    return pieces
+
+
+def cut(lengths: Lengths, max_tokens: int, shrink: int) -> Lengths:
+    """Lengths as they are run: prompts of at most half of `max_tokens`, sequences of at most all, then shrunk."""
+    prompt = min(lengths.prompt, max_tokens // 2)
+    parts = (prompt, min(lengths.chosen, max_tokens - prompt), min(lengths.rejected, max_tokens - prompt))
+    return Lengths(*(max(1, round(part / shrink)) for part in parts))
+
+
+def draw_workload(
+    source: Source,
+    *,
+    pairs: int,
+    steps: int,
+    vocabulary: int,
+    max_tokens: int,
+    shrink: int,
+    seed: int,
+    sort_over: int = DRAWN_STEPS,
+) -> Workload:
+    """`steps` steps of `pairs` pairs, the same for the same arguments.
+
+    `sort_over` steps' worth is drawn and sorted by length, and of every equal share of the sorted steps one is taken:
+    so the bucketed order is as good as sorting so many gives, and the pairs are as long as the source's. With
+    `sort_over` 1 the pairs are those of `DRAWN_STEPS` and the bucketed steps are the drawn ones.
+    """
+    state = random.Random(seed)
+    shares = max(1, (DRAWN_STEPS if sort_over == 1 else sort_over) // steps)
+    lengths = [cut(each, max_tokens, shrink) for each in source.draw(shares * steps * pairs, max_tokens, state)]
+    lengths.sort(key=sequence_length)
+    buckets = []
+    for step in range(steps):
+        first = (step * shares + state.randrange(shares)) * pairs
+        buckets.append([_with_tokens(each, vocabulary, state) for each in lengths[first : first + pairs]])
+    every = [pair for bucket in buckets for pair in bucket]
+    state.shuffle(every)
+    state.shuffle(buckets)
+    drawn = tuple(tuple(every[start : start + pairs]) for start in range(0, len(every), pairs))
+    return Workload(drawn=drawn, bucketed=drawn if sort_over == 1 else tuple(map(tuple, buckets)))
+
+
+def sequence_length(lengths: Lengths) -> int:
+    """Tokens of the longer of a pair's two sequences: what padding goes by."""
+    return lengths.prompt + max(lengths.chosen, lengths.rejected)
+
+
+def _with_tokens(lengths: Lengths, vocabulary: int, state: random.Random) -> BenchPair:
+    return BenchPair(*(tuple(state.randrange(1, vocabulary) for _ in range(length)) for length in lengths))

@@ -1,0 +1,235 @@
+"""The training steps that are compared: what each lays out, runs and sums up for the same pairs and the same loss.
+
+`authors` re-creates what the authors' released trainer computes (arXiv 2602.02383; a subclass of TRL's DPO trainer):
+prompts padded on the left beside completions padded on the right, chosen over rejected; logits and a log-softmax over
+the whole vocabulary at every position, prompts and padding included; a second forward pass with the adapters switched
+off, whose result nothing reads; the loss summed three times. Left out, in its favour: its adapters' dropout, its
+metrics that wait for the GPU, and its gradient clipping.
+
+`padded` is what a user of TRL can tune it to: pairs of similar length in one batch, padding on the right, no reference
+pass, logits where a completion token is predicted and nowhere else. `packed` is slime_ray's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from slime_ray.data.packing import Rows, pack
+from slime_ray.model.logprobs import Policy
+from slime_ray.objectives import SlimeObjective
+
+from .flops import Layout
+from .lengths import BenchPair, Lengths
+
+OBJECTIVE = SlimeObjective()
+"""The loss of every recipe, with the paper's values."""
+
+TIMES_SUMMED = 3
+"""The released trainer goes through the letters of its loss's name, "ipo", and adds the loss for each."""
+
+
+class Recipe(Protocol):
+    """How a step runs. lm: the recipe's own twin of the model."""
+
+    @property
+    def head(self) -> str:
+        """`trained` or `frozen`."""
+
+    @property
+    def bucketed(self) -> bool:
+        """Whether its steps are those that sorting by length gives."""
+
+    def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Any:
+        """One forward pass's tensors."""
+
+    def loss(self, micro: Any, counts: Mapping[str, int]) -> Tensor:
+        """0-d share of the loss of a step that holds `counts` items."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Two rows a pair, all chosen before all rejected.
+
+    input_ids, attention_mask, completion: (2 pairs, width) token ids, 1 where a token is real, 1 where it is of a
+    completion. predict_at: (completion tokens,) places in the flattened rows that predict one; targets: those tokens.
+    chosen_lengths, rejected_lengths: (pairs,). chosen_tokens: how many of the completion tokens are of chosen ones.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion: Tensor
+    position_ids: Tensor
+    predict_at: Tensor
+    targets: Tensor
+    chosen_lengths: Tensor
+    rejected_lengths: Tensor
+    chosen_tokens: int
+
+
+def lay_out_sequences(pairs: Sequence[BenchPair], device: torch.device, *, prompts_end_together: bool) -> Sequences:
+    """Rows padded on the right; or, with `prompts_end_together`, prompts on the left and completions on the right."""
+    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [
+        (pair.prompt_ids, pair.rejected_ids) for pair in pairs
+    ]
+    longest_prompt = max(len(prompt) for prompt, _ in rows)
+    if prompts_end_together:
+        width = longest_prompt + max(len(completion) for _, completion in rows)
+    else:
+        width = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask, completions = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    for row, (prompt, completion) in enumerate(rows):
+        start = longest_prompt - len(prompt) if prompts_end_together else 0
+        middle, end = start + len(prompt), start + len(prompt) + len(completion)
+        input_ids[row, start:end] = torch.tensor([*prompt, *completion])
+        mask[row, start:end] = 1
+        completions[row, middle:end] = 1
+    tokens = completions.flatten().nonzero().squeeze(1)
+    parts = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "completion": completions,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "predict_at": tokens - 1,
+        "targets": input_ids.flatten()[tokens],
+        "chosen_lengths": torch.tensor([len(pair.chosen_ids) for pair in pairs]),
+        "rejected_lengths": torch.tensor([len(pair.rejected_ids) for pair in pairs]),
+    }
+    moved = {name: tensor.to(device) for name, tensor in parts.items()}
+    return Sequences(**moved, chosen_tokens=sum(len(pair.chosen_ids) for pair in pairs))
+
+
+class Authors:
+    """The released trainer's step."""
+
+    head = "trained"
+    bucketed = False
+
+    def __init__(self, lm: Any):
+        self.lm = lm
+
+    def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Sequences:
+        """Prompts padded on the left beside completions padded on the right."""
+        return lay_out_sequences(pairs, device, prompts_end_together=True)
+
+    def loss(self, micro: Sequences, counts: Mapping[str, int]) -> Tensor:
+        """Three times this micro-batch's own loss, weighted by its share of the step's pairs.
+
+        The stabilizer is averaged over the micro-batch's rejected tokens, whatever the step holds.
+        """
+        logps = self._token_logps(micro)
+        with torch.no_grad(), self.lm.disable_adapter():
+            self._token_logps(micro)
+        once = released_loss(logps, micro.completion[:, 1:], OBJECTIVE)
+        total = once
+        for _ in range(TIMES_SUMMED - 1):
+            total = total + once
+        return total * (len(micro.chosen_lengths) / counts["pairs"])
+
+    def _token_logps(self, micro: Sequences) -> Tensor:
+        """(2 pairs, width - 1) log-probabilities of each next token, 0 where it is of no completion."""
+        outputs = self.lm(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False)
+        # Mixed precision's outputs are turned to float32, all of them.
+        logits = outputs.logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        predicting, next_ids = logits[:, :-1].contiguous(), micro.input_ids[:, 1:].contiguous()
+        everything = functional.log_softmax(predicting, dim=-1)
+        taken = everything.gather(2, next_ids[:, :, None]).squeeze(2) * micro.completion[:, 1:]
+        half = len(logits) // 2
+        for rows in (slice(None, half), slice(half, None)):
+            # A metric: the mean logit at completion tokens.
+            logits[rows][micro.completion[rows].bool()].mean()
+        return taken
+
+
+def released_loss(logps: Tensor, completion: Tensor, objective: SlimeObjective) -> Tensor:
+    """SLIME's loss as the released trainer sums it up, eqs. 5 to 10, without its factor of three. 0-d.
+
+    logps, completion: (2 pairs, positions) token log-probabilities, 0 where `completion` is 0; chosen over rejected.
+    A rejected token of log-probability 0 is taken for padding, as released.
+    """
+    pairs = len(logps) // 2
+    means = logps.sum(1) / completion.sum(1)
+    chosen, rejected = means[:pairs], means[pairs:]
+    margin = chosen - rejected
+    hard = functional.relu(objective.hard_margin - margin)
+    soft = torch.sigmoid(-objective.gate_sharpness * (margin - objective.soft_margin))
+    tokens = logps[pairs:]
+    counted = (tokens != 0).to(tokens.dtype)
+    penalty = functional.softplus(-tokens - objective.stabilizer_threshold) ** objective.stabilizer_exponent
+    stabilizer = objective.stabilizer_strength * (penalty * counted).sum() / counted.sum()
+    return (objective.margin_weight * hard * soft - objective.anchor_weight * chosen + stabilizer).mean()
+
+
+class Padded:
+    """Padding on the right, pairs of similar length together, logits where a completion token is predicted."""
+
+    bucketed = True
+
+    def __init__(self, lm: Any, *, head: str):
+        self.lm = lm
+        self.head = head
+
+    def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Sequences:
+        """Two rows a pair, padded on the right."""
+        return lay_out_sequences(pairs, device, prompts_end_together=False)
+
+    def loss(self, micro: Sequences, counts: Mapping[str, int]) -> Tensor:
+        """This micro-batch's share of the step's loss."""
+        causal = self.lm.get_base_model()
+        states = causal.get_decoder()(
+            input_ids=micro.input_ids,
+            attention_mask=micro.attention_mask,
+            position_ids=micro.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        logits = causal.get_output_embeddings()(states.flatten(0, 1).index_select(0, micro.predict_at))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logps = logits.gather(1, micro.targets[:, None]).squeeze(1) - logits.logsumexp(1)
+        chosen, rejected = logps[: micro.chosen_tokens], logps[micro.chosen_tokens :]
+        return OBJECTIVE(chosen, micro.chosen_lengths, rejected, micro.rejected_lengths).loss_over(counts)
+
+
+class Packed:
+    """slime_ray's step: no padding, each prompt once, logits never whole."""
+
+    bucketed = False
+
+    def __init__(self, lm: Any, *, head: str):
+        self.policy = Policy(lm)
+        self.head = head
+
+    def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Rows:
+        """One row of all pairs."""
+        return pack(pairs).to(device)
+
+    def loss(self, micro: Rows, counts: Mapping[str, int]) -> Tensor:
+        """This row's share of the step's loss."""
+        logps = self.policy(micro)
+        return OBJECTIVE(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths).loss_over(counts)
+
+
+def make_recipe(name: str, lm: Any) -> Recipe:
+    """The recipe of this name, on its own twin of the model."""
+    if name == "authors":
+        return Authors(lm)
+    head = "frozen" if name.endswith("-frozen-head") else "trained"
+    return (Packed if name.startswith("packed") else Padded)(lm, head=head)
+
+
+def layout_of(name: str, lengths: Sequence[Lengths]) -> Layout:
+    """What one forward pass of this recipe over these pairs computes."""
+    if name.startswith("packed"):
+        return Layout.of_packed(lengths)
+    if name == "authors":
+        width = max(each.prompt for each in lengths) + max(max(each.chosen, each.rejected) for each in lengths)
+    else:
+        width = max(each.prompt + max(each.chosen, each.rejected) for each in lengths)
+    everywhere = name == "authors"
+    return Layout.of_rows(
+        rows=2 * len(lengths), width=width, lengths=lengths, logits_everywhere=everywhere, reference=everywhere
+    )

@@ -1,0 +1,170 @@
+"""What a benchmark found, as a table to read and as JSON to keep."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_ray.errors import InputError
+
+from .options import Options
+
+if TYPE_CHECKING:
+    from .exact import ExactReport
+    from .memory import MemoryReport
+    from .step import SpeedReport
+
+SCHEMA = 1
+"""Of the JSON files. It rises when a field changes its meaning."""
+
+NOT_MEASURED = "not measured"
+
+
+def speed_table(report: "SpeedReport") -> str:
+    """`bench step` in text."""
+    blocks = [_header(report, "Training step")]
+    for at in report.vocabularies:
+        steps = report.options.steps
+        blocks.append(
+            f"Vocabulary {at.vocabulary:,}, body {at.body_parameters / 1e6:,.1f} M weights. {at.pairs} pairs a round "
+            f"in {steps} steps, {at.real_tokens:,} tokens with each prompt once; mean prompt {at.mean_lengths[0]:.0f}, "
+            f"chosen {at.mean_lengths[1]:.0f}, rejected {at.mean_lengths[2]:.0f}, longest sequence "
+            f"{at.longest_sequence}."
+        )
+        rows = [
+            (
+                recipe.name,
+                recipe.head,
+                f"{recipe.micro}",
+                recipe.failure or _number(recipe.seconds_per_step, ".3g"),
+                _number(recipe.tokens_per_second, ",.0f"),
+                _number(recipe.pairs_per_second, ".3g"),
+                _spread(recipe.to_authors),
+                _spread(recipe.to_padded),
+                f"{recipe.flops / steps / 1e9:,.1f}",
+                _number(recipe.flops_to_authors, ".2f", "x"),
+                NOT_MEASURED if recipe.share_of_peak is None else f"{recipe.share_of_peak:.1%}",
+                f"{recipe.padding:.0%}",
+            )
+            for recipe in at.recipes
+        ]
+        titles = (
+            "recipe", "head", "pairs/pass", "s/step", "tokens/s", "pairs/s", "to authors", "to padded, same head",
+            "GFLOP/step", "FLOP ratio", "of peak", "padding",
+        )  # fmt: skip
+        blocks.append(table(titles, rows))
+    sorted_over = report.options.sort_over
+    blocks.append(
+        "Medians over rounds, least to most in brackets; tokens are real ones, each prompt counted once. FLOPs by "
+        "formula, nothing counted that is computed twice to save memory. Padded steps "
+        + (f"sorted by length over {sorted_over} steps' worth of pairs." if sorted_over > 1 else "as drawn, unsorted.")
+    )
+    return "\n\n".join(blocks)
+
+
+def memory_table(report: "MemoryReport") -> str:
+    """`bench memory` in text."""
+    blocks = [_header(report, "Step memory: the highest point of a training step less what was held before it")]
+    for at in report.vocabularies:
+        blocks.append(
+            f"Vocabulary {at.vocabulary:,}. {report.options.pairs} pairs a step, the same for every recipe; mean "
+            f"prompt {at.mean_lengths[0]:.0f}, chosen {at.mean_lengths[1]:.0f}, rejected {at.mean_lengths[2]:.0f}."
+        )
+        rows = [
+            (
+                recipe.name,
+                recipe.head,
+                recipe.failure or f"{_mib(recipe.step_bytes)} MiB",
+                f"{_mib(recipe.estimate)} MiB",
+                _spread(recipe.to_authors),
+                _spread(recipe.to_padded),
+            )
+            for recipe in at.recipes
+        ]
+        titles = ("recipe", "head", "step memory", "estimated", "authors' / this", "padded's / this, same head")
+        blocks.append(table(titles, rows))
+    blocks.append(
+        "Medians over as many steps as there are rounds, least to most in brackets; each recipe in its own process, "
+        "after a warm-up."
+    )
+    return "\n\n".join(blocks)
+
+
+def exact_table(report: "ExactReport") -> str:
+    """`bench exact` in text."""
+    rows = [
+        (check.model, check.what, f"{check.measured:.1e}", f"{check.bound:.0e}", "pass" if check.passed else "FAIL")
+        for check in report.checks
+    ]
+    return "\n\n".join(
+        [
+            f"Exactness in float64, torch {report.machine.torch}, transformers {report.machine.transformers}, "
+            f"{report.date}",
+            table(("model", "largest difference of", "measured", "bound", ""), rows),
+        ]
+    )
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first is set left, the others right."""
+    lines = [list(titles), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def set_line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
+
+    set_lines = [set_line(line).rstrip() for line in lines]
+    return "\n".join([set_lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *set_lines[1:]]).rstrip()
+
+
+def as_json(benchmark: str, report: Any) -> dict[str, Any]:
+    """A report as JSON takes it. `benchmark`: step, memory or exact."""
+    values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
+    if isinstance(getattr(report, "options", None), Options):
+        values["options"] = report.options.as_json()
+    return values
+
+
+def write_json(benchmark: str, report: Any, path: Path) -> None:
+    """Write a report. Raises InputError where that is not possible."""
+    text = json.dumps(as_json(benchmark, report), indent=1)
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"--json {path}: cannot be written ({error.strerror}). Name a file in a folder that exists."
+        ) from None
+
+
+def check_json(path: Path | None) -> None:
+    """Raise InputError, before anything runs, for a file that could not be written."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise InputError(f"--json {path}: cannot be written. Name a file in a folder that exists.")
+
+
+def _header(report: Any, title: str) -> str:
+    machine, options = report.machine, report.options
+    where = machine.gpu or f"{machine.processor}, {machine.cores} cores, {report.threads} threads"
+    return "\n".join(
+        [
+            f"{title}. {options.shape} shape, {report.dtype}, on {where}; {machine.memory_gib} GiB of RAM",
+            f"torch {machine.torch}, transformers {machine.transformers}, peft {machine.peft}, {report.date}",
+            f"lengths: {options.lengths}, sequences of at most {options.max_tokens} tokens, divided by "
+            f"{report.shrink}; {options.pairs} pairs a step, {options.rounds} rounds, seed {options.seed}"
+            + (", gradient checkpointing" if options.gradient_checkpointing else ""),
+        ]
+    )
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def _spread(ratio: tuple[float, float, float] | None) -> str:
+    return "-" if ratio is None else f"{ratio[0]:.2f}x ({ratio[1]:.2f}-{ratio[2]:.2f})"
+
+
+def _mib(size: float | None) -> str:
+    return "-" if size is None else f"{size / 2**20:,.0f}"

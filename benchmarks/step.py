@@ -1,0 +1,271 @@
+"""How long a training step takes: all recipes in turn on the same pairs, again and again, and medians of that."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+import torch
+
+from .flops import peak_flops
+from .lengths import Workload
+from .machine import Machine, describe_machine, find_device
+from .options import Options
+from .stepper import Step, Stepper, build, dtype_of, shrink_of, vocabularies_of, workload_of
+
+Say = Callable[[str], None]
+"""Takes a line that tells how far the run is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpeed:
+    """One recipe at one vocabulary.
+
+    seconds: of every step, round by round; empty where it did not run, and `failure` says why. micro: pairs of a
+    forward pass. flops: of a round's steps, by formula. padding: share of its positions. tokens_per_second: of real
+    tokens, median over rounds. to_authors, to_padded: how many times the throughput of the authors' recipe, and of the
+    padded one with the same head: (median, least, most) over rounds; None without that recipe. tried: seconds of a step
+    by `micro` where the best was searched, None where memory ran out.
+    """
+
+    name: str
+    head: str
+    micro: int
+    seconds: tuple[tuple[float, ...], ...]
+    seconds_per_step: float | None
+    tokens_per_second: float | None
+    pairs_per_second: float | None
+    to_authors: tuple[float, float, float] | None
+    to_padded: tuple[float, float, float] | None
+    flops: int
+    flops_to_authors: float | None
+    share_of_peak: float | None
+    padding: float
+    tried: dict[int, float | None]
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedAtVocabulary:
+    """All recipes at one vocabulary. mean_lengths: of prompts, chosen and rejected completions as they were run."""
+
+    vocabulary: int
+    body_parameters: int
+    pairs: int
+    real_tokens: int
+    mean_lengths: tuple[float, float, float]
+    longest_sequence: int
+    recipes: tuple[RecipeSpeed, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """A whole run of `bench step`."""
+
+    date: str
+    machine: Machine
+    device: str
+    dtype: str
+    threads: int
+    shrink: int
+    options: Options
+    vocabularies: tuple[SpeedAtVocabulary, ...]
+
+
+def measure_speed(options: Options, say: Say) -> SpeedReport:
+    """Time the options' recipes. Raises InputError for lengths or a device that cannot be had."""
+    device = find_device(options.device)
+    with threads(options.threads):
+        return SpeedReport(
+            date=now(),
+            machine=describe_machine(device),
+            device=device.type,
+            dtype=dtype_of(options),
+            threads=torch.get_num_threads(),
+            shrink=shrink_of(options),
+            options=options,
+            vocabularies=tuple(_at_vocabulary(options, size, device, say) for size in vocabularies_of(options)),
+        )
+
+
+def now() -> str:
+    """The date and time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many threads for a while."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> SpeedAtVocabulary:
+    workload = workload_of(options, vocabulary)
+    say(f"vocabulary {vocabulary:,}: building the model")
+    case = build(options, vocabulary, device)
+    steppers = [Stepper(name, case) for name in options.recipes]
+    runs = [_Run(stepper, workload, options, device) for stepper in steppers]
+    for run in runs:
+        say(f"vocabulary {vocabulary:,}: warming up {run.stepper.name}")
+        run.prepare()
+    for number in range(options.rounds):
+        say(f"vocabulary {vocabulary:,}: round {number + 1} of {options.rounds}")
+        for run in runs:
+            run.seconds.append([])
+        for step in range(options.steps):
+            # Each recipe comes first in turn.
+            first = (number * options.steps + step) % len(runs)
+            for run in [*runs[first:], *runs[:first]]:
+                run.time(step)
+    return SpeedAtVocabulary(
+        vocabulary=vocabulary,
+        body_parameters=sum(
+            module.base_layer.weight.numel() for module in case.lm.modules() if hasattr(module, "lora_A")
+        ),
+        pairs=len(workload.pairs),
+        real_tokens=workload.real_tokens,
+        mean_lengths=workload.mean_lengths,
+        longest_sequence=max(
+            each.prompt + max(each.chosen, each.rejected) for each in (pair.lengths for pair in workload.pairs)
+        ),
+        recipes=tuple(_speed(run, runs, workload, options) for run in runs),
+    )
+
+
+class _Run:
+    """One recipe on its way through the rounds."""
+
+    def __init__(self, stepper: Stepper, workload: Workload, options: Options, device: torch.device):
+        self.stepper = stepper
+        self.options = options
+        self.device = device
+        self.pairs = stepper.steps_of(workload)
+        self.micro = options.micro or options.pairs
+        self.steps: list[Step] = []
+        self.seconds: list[list[float]] = []
+        self.tried: dict[int, float | None] = {}
+        self.failure: str | None = None
+
+    def prepare(self) -> None:
+        """Lay the steps out and warm up, at the best micro-batch if that is to be found."""
+        if self.options.best_batch:
+            self._find_best()
+            if self.failure:
+                return
+        self.steps = [self.stepper.collate(pairs, self.micro) for pairs in self.pairs]
+        warmup = self.options.warmup
+        if warmup is None:
+            # On a GPU kernels are compiled, and memory is split, by shape.
+            warmup = 1 if self.device.type == "cpu" else len(self.steps)
+        for number in range(warmup):
+            self._timed(self.steps[number % len(self.steps)])
+
+    def time(self, number: int) -> None:
+        """Time one step."""
+        taken = None if self.failure else self._timed(self.steps[number])
+        if taken is not None:
+            self.seconds[-1].append(taken)
+
+    def _find_best(self) -> None:
+        sizes = {2**power for power in range(self.options.pairs.bit_length())} | {self.options.pairs}
+        for size in sorted(sizes):
+            self.failure = None
+            # Once to warm up, once for the clock.
+            steps = [self.stepper.collate(pairs, size) for pairs in self.pairs]
+            first = [self._timed(step) for step in steps]
+            again = [self._timed(step) for step in steps] if None not in first else first
+            taken = [seconds for seconds in again if seconds is not None]
+            self.tried[size] = sum(taken) / len(taken) if len(taken) == len(steps) else None
+            if self.failure:
+                break
+        timings = {size: seconds for size, seconds in self.tried.items() if seconds is not None}
+        if timings:
+            self.failure = None
+            self.micro = min(timings, key=lambda size: timings[size])
+
+    def _timed(self, step: Step) -> float | None:
+        if self.failure:
+            return None
+        try:
+            self._wait()
+            start = time.perf_counter()
+            self.stepper.run(step)
+            self._wait()
+            return time.perf_counter() - start
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self.failure = "out of memory"
+        # Only here, where the error no longer holds the step's tensors.
+        self.stepper.release()
+        self.stepper.optimizer = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) -> RecipeSpeed:
+    stepper, totals = run.stepper, _round_totals(run)
+    flops = sum(stepper.flops(pairs, run.micro) for pairs in run.pairs)
+    layouts = [layout for pairs in run.pairs for layout in stepper.layouts(pairs, run.micro)]
+    positions = sum(layout.positions for layout in layouts)
+    by_name = {other.stepper.name: other for other in runs}
+    authors = by_name.get("authors")
+    padded = by_name.get("padded" if stepper.trains_head else "padded-frozen-head")
+    typical = median(totals) if totals else None
+    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
+    peak = peak_flops(gpu, dtype_of(options))
+    return RecipeSpeed(
+        name=stepper.name,
+        head=stepper.recipe.head,
+        micro=run.micro,
+        seconds=tuple(tuple(taken) for taken in run.seconds),
+        seconds_per_step=typical and typical / options.steps,
+        tokens_per_second=typical and workload.real_tokens / typical,
+        pairs_per_second=typical and len(workload.pairs) / typical,
+        to_authors=_ratio(authors, totals),
+        to_padded=_ratio(padded, totals),
+        flops=flops,
+        flops_to_authors=_flops_of(authors) / flops if authors else None,
+        share_of_peak=flops / typical / peak if typical and peak else None,
+        padding=1 - sum(layout.real for layout in layouts) / positions,
+        tried=run.tried,
+        failure=run.failure,
+    )
+
+
+def _flops_of(run: Any) -> int:
+    return sum(run.stepper.flops(pairs, run.micro) for pairs in run.pairs)
+
+
+def _round_totals(run: _Run) -> list[float]:
+    """Seconds of each round, none where any step failed."""
+    return [] if run.failure else [sum(taken) for taken in run.seconds]
+
+
+def _ratio(baseline: _Run | None, totals: list[float]) -> tuple[float, float, float] | None:
+    theirs = _round_totals(baseline) if baseline else []
+    if not theirs or not totals:
+        return None
+    ratios = [their / our for their, our in zip(theirs, totals, strict=True)]
+    return median(ratios), min(ratios), max(ratios)

@@ -1,0 +1,153 @@
+"""One recipe's training step on one model: what `bench step` times and `bench memory` weighs."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slime_ray.errors import InputError
+
+from .cases import SHAPES, Case, Shape, build_case
+from .flops import Layout, sizes_of, step_flops
+from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length
+from .options import Options
+from .recipes import layout_of, make_recipe
+
+LEARNING_RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's tensors, ready on the device, and what all of them hold."""
+
+    micros: tuple[Any, ...]
+    counts: Mapping[str, int]
+
+
+class Stepper:
+    """A recipe with its twin of the model and its own optimizer."""
+
+    def __init__(self, name: str, case: Case):
+        self.name = name
+        self.case = case
+        case.train_head(not name.endswith("-frozen-head"))
+        self.recipe = make_recipe(name, case.twin())
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head's weights are trained."""
+        return self.recipe.head == "trained"
+
+    def steps_of(self, workload: Workload) -> tuple[tuple[BenchPair, ...], ...]:
+        """The workload's steps in the order that the recipe takes them."""
+        return workload.bucketed if self.recipe.bucketed else workload.drawn
+
+    def collate(self, pairs: Sequence[BenchPair], micro: int | None) -> Step:
+        """A step's tensors on the device."""
+        counts: Counter[str] = Counter(pairs=len(pairs))
+        for pair in pairs:
+            counts.update(chosen_tokens=pair.lengths.chosen, rejected_tokens=pair.lengths.rejected)
+        return Step(
+            tuple(self.recipe.collate(part, self.case.device) for part in cut_into_micros(pairs, micro)), dict(counts)
+        )
+
+    def layouts(self, pairs: Sequence[BenchPair], micro: int | None) -> list[Layout]:
+        """What the step's forward passes compute."""
+        return [layout_of(self.name, [pair.lengths for pair in part]) for part in cut_into_micros(pairs, micro)]
+
+    def flops(self, pairs: Sequence[BenchPair], micro: int | None) -> int:
+        """FLOPs of a step by formula."""
+        sizes = sizes_of(self.case.lm)
+        return sum(step_flops(sizes, layout, head_trained=self.trains_head) for layout in self.layouts(pairs, micro))
+
+    def gradients(self, step: Step) -> torch.Tensor:
+        """Run the step up to its gradients, which add to what is there; returns the loss, 0-d."""
+        self.case.train_head(self.trains_head)
+        losses = []
+        for micro in step.micros:
+            with self.case.autocast():
+                loss = self.recipe.loss(micro, step.counts)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def run(self, step: Step) -> torch.Tensor:
+        """One training step: gradients from nothing, and AdamW. Returns the loss, 0-d.
+
+        The gradients are gone afterwards, so that the next recipe starts without them.
+        """
+        self.case.train_head(self.trains_head)
+        if self.optimizer is None:
+            trained = [parameter for parameter in self.case.lm.parameters() if parameter.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+        loss = self.gradients(step)
+        self.optimizer.step()
+        self.release()
+        return loss
+
+    def release(self) -> None:
+        """Drop the gradients."""
+        for parameter in self.case.lm.parameters():
+            parameter.grad = None
+
+
+def cut_into_micros(pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
+    """A step's pairs cut into forward passes of at most `micro` pairs, of about equal length."""
+    ordered = sorted(pairs, key=lambda pair: -sequence_length(pair.lengths))
+    size = micro or len(ordered)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def shape_of(options: Options) -> Shape:
+    """The options' model shape."""
+    return SHAPES[options.shape]
+
+
+def shrink_of(options: Options) -> int:
+    """What lengths and windows are divided by."""
+    return shape_of(options).shrink if options.shrink is None else options.shrink
+
+
+def dtype_of(options: Options) -> str:
+    """Name of the dtype that runs."""
+    return options.dtype or shape_of(options).dtype
+
+
+def vocabularies_of(options: Options) -> tuple[int, ...]:
+    """Vocabularies to run."""
+    return options.vocabularies or (shape_of(options).vocabulary,)
+
+
+def build(options: Options, vocabulary: int, device: torch.device) -> Case:
+    """The model that the options name."""
+    return build_case(
+        shape_of(options),
+        vocabulary=vocabulary,
+        shrink=shrink_of(options),
+        dtype=getattr(torch, dtype_of(options)),
+        device=device,
+        checkpointing=options.gradient_checkpointing,
+        seed=options.seed,
+    )
+
+
+def workload_of(options: Options, vocabulary: int, *, steps: int | None = None) -> Workload:
+    """The pairs that the options name. Raises InputError for lengths that cannot be had."""
+    if options.max_tokens // shrink_of(options) < 2:
+        raise InputError(
+            f"--max-tokens {options.max_tokens} with --shrink {shrink_of(options)} leaves no room for a prompt and a "
+            "completion. Raise the one or lower the other."
+        )
+    return draw_workload(
+        find_source(options.lengths),
+        pairs=options.pairs,
+        steps=steps or options.steps,
+        vocabulary=vocabulary,
+        max_tokens=options.max_tokens,
+        shrink=shrink_of(options),
+        seed=options.seed,
+        sort_over=options.sort_over,
+    )

@@ -1,0 +1,87 @@
+"""The formulas against torch's own count of the operations that run, and against masks counted out."""
+
+import pytest
+import torch
+from slime_ray.benchmarks.cases import SHAPES, Shape, build_case
+from slime_ray.benchmarks.flops import Layout, attention_flops, linear_flops, peak_flops, sizes_of
+from slime_ray.benchmarks.lengths import Lengths, draw_workload, find_source
+from slime_ray.benchmarks.options import RECIPES
+from slime_ray.benchmarks.recipes import layout_of
+from slime_ray.benchmarks.stepper import Stepper
+from torch.utils.flop_counter import FlopCounterMode
+
+SHAPE = Shape(
+    hidden=32, layers=3, heads=4, key_heads=2, head_size=8, intermediate=48, sliding_to_full=2, rank=4,
+    vocabulary=97, shrink=1, dtype="float32",
+)  # fmt: skip
+MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_}
+
+
+def _product(added, left, right, **_) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+@pytest.fixture(scope="module")
+def case():
+    return build_case(
+        SHAPE, vocabulary=97, shrink=1, dtype=torch.float32, device=torch.device("cpu"), checkpointing=False, seed=0
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_products_with_weights_are_those_that_run(case, recipe):
+    pairs = draw_workload(
+        find_source("ultrafeedback"), pairs=3, steps=1, vocabulary=97, max_tokens=2048, shrink=20, seed=1
+    ).drawn[0]
+    stepper = Stepper(recipe, case)
+    step = stepper.collate(pairs, None)
+    # torch counts every matrix product but the one that adds in place.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product}) as counter:
+        stepper.gradients(step)
+    stepper.release()
+    counted = counter.get_flop_counts()["Global"]
+    ran = sum(flops for operation, flops in counted.items() if operation in MATRIX_PRODUCTS)
+    (layout,) = stepper.layouts(pairs, None)
+    by_formula = linear_flops(sizes_of(case.lm), layout, head_trained=stepper.trains_head)
+    assert by_formula == pytest.approx(ran, rel=0.03 if recipe.startswith("packed") else 0)
+    assert stepper.flops(pairs, None) > ran
+
+
+def test_attention_counts_what_masks_leave():
+    """Two pairs of (prompt, chosen, rejected), each query's keys counted one by one."""
+    lengths = [Lengths(3, 4, 2), Lengths(5, 1, 6)]
+    for window in (None, 1, 3):
+        seen = 0
+        for prompt, chosen, rejected in lengths:
+            # Positions of the prompt, of chosen and of rejected; a query sees `position + 1` keys, or the window.
+            for position in [*range(prompt + chosen), *range(prompt, prompt + rejected)]:
+                seen += min(position + 1, window or position + 1)
+        assert Layout.of_packed(lengths).seen(window) == seen
+    # Rows of 3 + 4 and of 5 + 6 tokens, two each, padded to 11.
+    assert layout_of("padded", lengths).seen(None) == 4 * 11 * 12 // 2
+    # The longest prompt of 5 beside the longest completion of 6.
+    assert layout_of("authors", lengths) == Layout(
+        positions=44, real=29, logits=44, runs=((0, 11),) * 4, reference=True
+    )
+
+
+def test_attention_flops_by_hand(case):
+    """One pair of 2 + 1 + 1 tokens: 6 pairs for prompt and chosen, 3 for rejected, in 3 layers of 4 heads of 8."""
+    assert attention_flops(sizes_of(case.lm), Layout.of_packed([Lengths(2, 1, 1)])) == 12 * 32 * 9 * 3
+
+
+def test_the_small_shape_has_the_large_ones_share_of_head():
+    def share(shape: Shape, vocabulary: int) -> float:
+        attention = shape.hidden * shape.head_size * (2 * shape.heads + 2 * shape.key_heads)
+        body = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
+        return vocabulary * shape.hidden / body
+
+    small, large = SHAPES["small"], SHAPES["gemma3-4b"]
+    assert share(small, 4096) == pytest.approx(share(large, large.vocabulary), rel=0.03)
+
+
+def test_the_peak_is_known_for_one_kind_of_gpu_only():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "bfloat16") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") is None
+    assert peak_flops(None, "bfloat16") is None
