@@ -7,9 +7,10 @@ import dataclasses
 import hashlib
 import json
 import typing
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from slime_ray.objectives import OBJECTIVES, Objective
 
@@ -23,6 +24,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _located(value: str) -> str:
+    """A local file or folder by its absolute path, since trials run in other folders; anything else as it was given."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
+
+
+def _located_template(value: str) -> str:
+    """The same for a chat template, which may also be the name of a shipped one."""
+    return _located(value) if value.endswith(".jinja") else value
+
+
+Located = Annotated[str, AfterValidator(_located)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,13 +57,13 @@ class Model(Strict):
     chunk_logits: logits alive at a time, positions times vocabulary; null is right for the device.
     """
 
-    source: str
-    tokenizer: str | None = None
+    source: Located
+    tokenizer: Located | None = None
     revision: str | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    chat_template: str | None = None
+    chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     lora: Lora | None = None
     attention: Literal["auto", "segments", "flex"] = "auto"
     chunk_logits: Positive | None = None
@@ -68,7 +81,7 @@ class Data(Strict):
     max_tokens where that is more, so that every pair does.
     """
 
-    train: str
+    train: Located
     split: str = "train"
     subset: str | None = None
     revision: str | None = None

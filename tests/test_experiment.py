@@ -224,3 +224,26 @@ def test_a_requirement_measures_by_how_much_it_is_broken():
     assert requirement.excess({"objective.soft_margin": 2.0, "objective.hard_margin": 1.5}) == 0.5
     assert Requirement.parse("a.b <= 1e-3").excess({"a.b": 0.0}) == pytest.approx(-0.001)
     assert re.match("a.b <= 0.5", str(Requirement.parse("a.b<=.5")))
+
+
+def test_a_relative_path_means_the_same_wherever_a_trial_runs(tmp_path, monkeypatch):
+    """Ray gives every trial a working folder of its own."""
+    (tmp_path / "pairs.jsonl").touch()
+    (tmp_path / "chat.jinja").touch()
+    (tmp_path / "chatml").touch()
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "model": {"source": "org/model", "chat_template": "chat.jinja"},
+        "data": {"train": "pairs.jsonl"},
+        "objective": {"name": "slime"},
+        "training": {"learning_rate": 1e-4},
+    }
+    settings = Settings.model_validate(values)
+    assert settings.data.train == str(tmp_path / "pairs.jsonl")
+    assert settings.model.chat_template == str(tmp_path / "chat.jinja")
+    # What is no local path stays as it is, and a shipped template's name is never taken for a file.
+    assert settings.model.source == "org/model"
+    shipped = Settings.model_validate(with_values(values, {"model.chat_template": "chatml"}))
+    assert shipped.model.chat_template == "chatml"
+    monkeypatch.chdir("/")
+    assert Settings.model_validate(settings.model_dump()) == settings
