@@ -14,8 +14,8 @@ from slime_ray.errors import InputError
 from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout
 from slime_ray.model.head import Head
 
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
-"""Logits alive at a time, positions times vocabulary, by device: 64 MiB and 1 GiB of float32."""
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
+"""Logits alive at a time, positions times vocabulary, by device: 32 MiB and 1 GiB of float32."""
 
 EXACT_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
 """Model types whose packed rows are tested to equal separate sequences to the last bits of float64."""
@@ -149,23 +149,28 @@ class Policy(nn.Module):
 
     @cached_property
     def shares_prompts(self) -> bool:
-        """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own.
+        """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own."""
+        return self.why_not_packed is None
 
-        True for the tested architectures. For any other, two pairs are run both ways, once, on the model as it is now.
+    @cached_property
+    def why_not_packed(self) -> str | None:
+        """None for the tested architectures, and for any other whose two probe pairs come out the same both ways.
+
+        The probe runs once, on the model as it is now; what speaks against packed rows is told in a sentence.
         """
         if self._takes_row_attention and self.config.model_type in EXACT_ARCHITECTURES:
-            return True
-        reason = self._why_not_packed()
+            return None
+        reason = self._probe()
         if reason is not None:
             logger.warning(
                 "%s: %s. Every sequence gets a row of its own, which is slower and gives the same numbers.",
                 type(self.causal_lm).__name__,
                 reason,
             )
-        return reason is None
+        return reason
 
     @torch.no_grad()
-    def _why_not_packed(self) -> str | None:
+    def _probe(self) -> str | None:
         if not self._takes_row_attention:
             return "this architecture takes no attention function of ours"
         window = getattr(self.config, "sliding_window", None) or getattr(self.config, "attention_chunk_size", None)

@@ -40,7 +40,7 @@ from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
 PROMPT_SETS = ("selection", "report")
 BASELINE_SEED = 0
-FORMAT = 2
+FORMAT = 3
 """Raised when what a stage writes changes, so that older caches are not read."""
 
 
@@ -72,7 +72,9 @@ def prepare(settings: Settings, *, cache: Path, report: Report) -> Stages:
     sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), settings.sft])
     checkpoint = cached(cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report), report)
     step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
-    step0 = cached(cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder), report)
+    step0 = cached(
+        cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder, report), report
+    )
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
     answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
     answers = cached(
@@ -143,7 +145,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
             "train_ids": info["content"]["train"],
             "sft_checkpoint": checkpoint.name.split("-")[1],
         },
-        data=info["data"],
+        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")),
         format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
     )
 
@@ -236,8 +238,12 @@ def _tell_progress(report: Report, step: int, updates: int, loss: float) -> None
         report({"doing": "making sft", "step": step, "updates": updates, "loss": loss})
 
 
-def _make_step0(settings: Settings, tokens: Path, checkpoint: Path, folder: Path) -> None:
+def _make_step0(settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report) -> None:
     policy = _checkpoint_policy(checkpoint, settings.model)
+    if policy.why_not_packed is not None:
+        report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
+    rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
+    (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
     measured = measure_held_out(policy, _read_pairs(tokens / "held_out.parquet"), row_tokens=settings.data.row_budget)
     measured.save(folder / "held_out.npz")
 

@@ -101,6 +101,7 @@ def test_the_manifest_says_what_was_run(finished):
         manifest["hashes"]
     )
     assert manifest["failed_trials"] == []
+    assert manifest["data"]["rows"] == "packed"
     assert (finished[0] / "experiment.yaml").read_text().startswith("name: small")
     assert "search-0002 completed" in (finished[0] / "log.txt").read_text()
 

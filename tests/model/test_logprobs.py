@@ -156,6 +156,7 @@ class TestOtherArchitectures:
         policy, pairs = Policy(lm).eval(), random_pairs(3)
         with caplog.at_level(logging.WARNING):
             assert not policy.shares_prompts
+        assert reason in policy.why_not_packed
         assert reason in caplog.text
         assert "Every sequence gets a row of its own" in caplog.text
         with torch.no_grad():
