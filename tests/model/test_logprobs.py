@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, Olmo2Config, Phi3Config
+from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, MambaConfig, Olmo2Config, Phi3Config
 
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
@@ -123,6 +123,25 @@ def test_generation_is_what_it_was_before(policy):
     ours, theirs = exchanged.generate(prompt, **options), untouched.generate(prompt, **options)
     assert torch.equal(ours.sequences, theirs.sequences)
     torch.testing.assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), rtol=0, atol=0)
+
+
+def test_gemma_3_with_its_vision_tower_is_packed_as_its_text_model():
+    """So are the 4B checkpoints of the paper: a text model inside another."""
+    text = CONFIGS["gemma3_text"].to_dict() | {"final_logit_softcapping": None}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    lm = double_model(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    policy, pairs = Policy(lm), random_pairs(4)
+    assert policy.shares_prompts
+    with torch.no_grad():
+        logps = policy(pack(pairs))
+        torch.testing.assert_close(torch.cat([logps.chosen, logps.rejected]), all_alone(lm, pairs), rtol=0, atol=1e-12)
 
 
 def test_gradient_checkpointing_runs_the_same_attention_again(policy):
