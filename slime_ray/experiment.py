@@ -29,11 +29,38 @@ class Budget(Strict):
 
 
 class Resources(Strict):
-    """What one trial holds. `concurrent_trials: auto` runs as many side by side as the cluster has room for."""
+    """What one trial holds. None of it changes what a trial computes.
 
+    workers: processes that train one trial together; the pairs of an update are divided among them. strategy: `ddp`
+    gives each a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states among them.
+    placement: how workers are spread over nodes, in Ray's words. concurrent_trials: `auto` runs as many side by side as
+    the cluster has room for.
+    """
+
+    workers: Positive = 1
     cpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpu_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     concurrent_trials: Literal["auto"] | Positive = "auto"
+
+
+class Faults(Strict):
+    """What is done when something breaks. None of it changes what a trial computes.
+
+    retries: how often a trial starts again, from its last checkpoint, after it lost a process or a node, hung or ran
+    out of memory (that only once). preemptions: the same for nodes that were taken away with notice. lost_hours:
+    worker-hours of a trial that may be computed twice before it is given up. checkpoint_minutes: time between
+    checkpoints. hang_minutes: silence after which a trial counts as hung. placement_minutes: how long a trial may wait
+    for its resources.
+    """
+
+    retries: Annotated[int, Field(ge=0)] = 3
+    preemptions: Annotated[int, Field(ge=0)] = 8
+    lost_hours: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    hang_minutes: Annotated[float, Field(gt=0)] = 30.0
+    placement_minutes: Annotated[float, Field(gt=0)] = 60.0
 
 
 class Search(Strict):
@@ -67,6 +94,7 @@ class Experiment(Strict):
     goals: dict[str, Literal["maximize", "minimize"]]
     budget: Budget
     resources: Resources
+    faults: Faults = Faults()
 
     @property
     def settings(self) -> Settings:
@@ -80,7 +108,7 @@ class Experiment(Strict):
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
-        return fingerprint(self.model_dump(mode="json", exclude={"name", "resources", "budget"}))
+        return fingerprint(self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget"}))
 
 
 class Trial(Strict):
@@ -98,6 +126,23 @@ class Trial(Strict):
     def config_hash(self) -> str:
         """Equal for two trials that would compute the same thing."""
         return fingerprint([self.settings, self.seed, self.prompt_set])
+
+
+def arm_trials(experiment: Experiment) -> list[Trial]:
+    """Every arm with every seed, seed by seed, so that an interrupted run has whole tables."""
+    return [
+        Trial(
+            trial_id=f"arm-{arm.label}-s{seed}",
+            phase="arm",
+            label=arm.label,
+            seed=seed,
+            prompt_set="report",
+            values=arm.set,
+            settings=experiment.settings_with(arm.set),
+        )
+        for seed in experiment.seeds
+        for arm in experiment.arms
+    ]
 
 
 def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

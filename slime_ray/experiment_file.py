@@ -15,6 +15,7 @@ from slime_ray.experiment import (
     Arm,
     Budget,
     Experiment,
+    Faults,
     Resources,
     Search,
     has_feasible_point,
@@ -44,6 +45,7 @@ class _File(Strict):
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
     budget: Budget = Budget()
     resources: Resources = Resources()
+    faults: Faults = Faults()
 
 
 def load_experiment(
@@ -90,7 +92,7 @@ class _Resolver:
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            budget=file.budget, resources=file.resources,
+            budget=file.budget, resources=file.resources, faults=file.faults,
         )  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> InputError:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slime_ray.data.rendering import resolve_chat_template
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
+from slime_ray.model.logprobs import Policy
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Model
 
@@ -66,6 +67,14 @@ def load_checkpoint(folder: Path, *, dtype: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, local_files_only=True
     )
+
+
+def make_policy(lm: Any, model: Model) -> Policy:
+    """The policy as the settings want it computed. Raises InputError for an attention that the device does not have."""
+    policy = Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
+    if policy.kernel == "flex" and policy.device.type != "cuda":
+        raise InputError("model.attention is flex, which needs a GPU; this is a CPU. Use auto or segments.")
+    return policy
 
 
 def _gguf(model: Model) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from slime_ray.experiment import Experiment, Trial
+from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.settings import fingerprint
 
@@ -108,23 +108,6 @@ class TrialPlan(Searcher):
 def search_id(number: int) -> str:
     """Trial id of the search's nth trial."""
     return f"search-{number:04d}"
-
-
-def arm_trials(experiment: Experiment) -> list[Trial]:
-    """Every arm with every seed, seed by seed, so that an interrupted run has whole tables."""
-    return [
-        Trial(
-            trial_id=f"arm-{arm.label}-s{seed}",
-            phase="arm",
-            label=arm.label,
-            seed=seed,
-            prompt_set="report",
-            values=arm.set,
-            settings=experiment.settings_with(arm.set),
-        )
-        for seed in experiment.seeds
-        for arm in experiment.arms
-    ]
 
 
 def search_trial(experiment: Experiment, number: int, point: Mapping[str, Any], seed: int) -> Trial:

@@ -25,12 +25,11 @@ from slime_ray.data.rendering import (
     tokenized_hash,
 )
 from slime_ray.data.splits import content_hash
-from slime_ray.errors import InputError
 from slime_ray.evaluation.answers import FormatCheck, Prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.model import tiny
-from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
+from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import SftObjective
@@ -278,14 +277,6 @@ def _make_reference(settings: Settings, stages: Stages, pairs: Sequence[TokenPai
         chosen=measured.chosen_means * measured.chosen_lengths,
         rejected=measured.rejected_means * measured.rejected_lengths,
     )
-
-
-def make_policy(lm: Any, model: Model) -> Policy:
-    """The policy as the settings want it computed. Raises InputError for an attention that the device does not have."""
-    policy = Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
-    if policy.kernel == "flex" and policy.device.type != "cuda":
-        raise InputError("model.attention is flex, which needs a GPU; this is a CPU. Use auto or segments.")
-    return policy
 
 
 def _checkpoint_policy(checkpoint: Path, model: Model) -> Policy:

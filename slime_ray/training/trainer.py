@@ -196,7 +196,6 @@ class PreferenceTrainer(Trainer):
                 adam_beta2=schedule.adam_beta2,
                 max_grad_norm=schedule.max_grad_norm or 0.0,
                 seed=seed,
-                data_seed=seed,
                 bf16=bf16,
                 logging_steps=1,
                 logging_nan_inf_filter=False,

@@ -29,12 +29,12 @@ from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.experiment import Trial
-from slime_ray.model.loading import load_checkpoint
+from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.cache import Report
-from slime_ray.training.stages import Stages, make_policy, prepare, train_pairs
+from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trainer import PreferenceTrainer, TokenPair
 
 
