@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="run an experiment: its arms, its search, its winners again")
     _experiment_options(sweep)
     sweep.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
-    sweep.add_argument("--resume", action="store_true", help="go on with an interrupted run of this name")
+    start = sweep.add_mutually_exclusive_group()
+    for flag, value, text in (
+        ("--resume", "resume", "go on with an interrupted run of this name"),
+        ("--go-on", "either", "go on with the run of this name if there is one, else start it"),
+    ):
+        start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
     sweep.set_defaults(command=_sweep)
 
     demo = commands.add_parser("demo", help="run the shipped demo and print its table")
@@ -127,7 +132,7 @@ def _sweep(options: argparse.Namespace) -> None:
     from slime_ray.on_ray.sweep import run_sweep
 
     run = run_sweep(
-        experiment, source=source, storage=options.storage, seed=options.seed, resume=options.resume, console=Console()
+        experiment, source=source, storage=options.storage, seed=options.seed, start=options.start, console=Console()
     )
     _write_report(run, None)
 

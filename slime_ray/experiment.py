@@ -22,10 +22,29 @@ class Confirm(Strict):
 
 
 class Budget(Strict):
-    """What the search may spend."""
+    """What the search may spend, and what is kept of it.
+
+    hours: wall-clock time, after which running trials write a checkpoint and the sweep ends; it goes on with --resume.
+    checkpoints: trained models that are kept of the search, best first over the whole sweep; None keeps all. Those of
+    arms and confirmations are always kept.
+    """
 
     trials: Annotated[int, Field(ge=0)] = 0
     confirm: Confirm | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+    checkpoints: Annotated[int, Field(ge=0)] | None = None
+
+
+class EarlyStopping(Strict):
+    """Asynchronous successive halving over the search's trials, by a metric of the held-out pairs (higher is better).
+
+    first: share of a trial's updates before which none is stopped; the next rungs are `reduction` times as far each,
+    and about one in `reduction` of the trials at a rung goes on.
+    """
+
+    metric: Literal["preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"] = "preference_accuracy"
+    reduction: Annotated[int, Field(ge=2)] = 3
+    first: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
 class Resources(Strict):
@@ -52,7 +71,7 @@ class Faults(Strict):
     out of memory (that only once). preemptions: the same for nodes that were taken away with notice. lost_hours:
     worker-hours of a trial that may be computed twice before it is given up. checkpoint_minutes: time between
     checkpoints. hang_minutes: silence after which a trial counts as hung. placement_minutes: how long a trial may wait
-    for its resources.
+    for its resources. storage_minutes: how long a result waits for a storage that does not take it.
     """
 
     retries: Annotated[int, Field(ge=0)] = 3
@@ -61,6 +80,7 @@ class Faults(Strict):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     hang_minutes: Annotated[float, Field(gt=0)] = 30.0
     placement_minutes: Annotated[float, Field(gt=0)] = 60.0
+    storage_minutes: Annotated[float, Field(ge=0)] = 15.0
 
 
 class Search(Strict):
@@ -95,6 +115,7 @@ class Experiment(Strict):
     budget: Budget
     resources: Resources
     faults: Faults = Faults()
+    early_stopping: EarlyStopping | None = None
 
     @property
     def settings(self) -> Settings:

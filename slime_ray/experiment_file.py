@@ -14,6 +14,7 @@ from slime_ray.experiment import (
     GOALS,
     Arm,
     Budget,
+    EarlyStopping,
     Experiment,
     Faults,
     Resources,
@@ -46,6 +47,7 @@ class _File(Strict):
     budget: Budget = Budget()
     resources: Resources = Resources()
     faults: Faults = Faults()
+    early_stopping: EarlyStopping | None = None
 
 
 def load_experiment(
@@ -88,11 +90,13 @@ class _Resolver:
             raise self.error(("budget",), "there is a search but `budget.trials` is 0. Give the number of trials")
         if search is None and file.budget.trials:
             raise self.error(("budget", "trials"), "there are trials to spend but no `search` says on what")
+        if search is None and file.early_stopping is not None:
+            raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
         if len(set(file.seeds)) < len(file.seeds):
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            budget=file.budget, resources=file.resources, faults=file.faults,
+            budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=file.early_stopping,
         )  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> InputError:

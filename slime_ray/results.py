@@ -68,6 +68,8 @@ TRIAL_SCHEMA = pa.schema(
         "started": _TEXT,  # ISO 8601, UTC
         "host": _TEXT,
         "workers": _COUNT,
+        "attempts": _COUNT,  # starts, the one that finished included
+        "lost_seconds": _NUMBER,  # worker-seconds that were computed twice, since a process was lost
     }
 )
 ANSWER_SCHEMA = pa.schema(
@@ -106,6 +108,8 @@ CURVE_SCHEMA = pa.schema(
     }
 )
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA}
+_LATER = {"attempts", "lost_seconds"}
+"""Columns that runs of an earlier version lack; they are read as null."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 
@@ -253,6 +257,8 @@ def _read_table(run: Path, name: str) -> pa.Table:
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. Copy the run again.") from None
+    for later in _LATER & set(schema.names) - set(table.column_names):
+        table = table.append_column(later, pa.nulls(len(table), schema.field(later).type))
     missing = set(schema.names) - set(table.column_names)
     if missing:
         raise InputError(f"{file} lacks the columns {', '.join(sorted(missing))}: it is not a file of this schema.")

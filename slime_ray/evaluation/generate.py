@@ -1,13 +1,15 @@
 """Answers to prompts, drawn from a policy in batches sorted by length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from slime_ray.model.sharding import is_sharded
 from slime_ray.settings import Decoding
+from slime_ray.world import World
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,20 @@ class Answer:
 
 
 def generate_answers(
-    lm: Any,
+    policy: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
     decoding: Decoding,
     stop_tokens: Sequence[int],
     seed: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Answer]:
     """One answer for each prompt (token ids), in the order given.
 
-    The same prompts, decoding and seed give the same answers: the random state is set for each batch from `seed` and
-    put back afterwards.
+    policy: a Policy or a causal language model. The same prompts, decoding and seed give the same answers: the random
+    state is set for each batch from `seed` and put back afterwards. The ranks of a process group divide the batches
+    among themselves, and all get all answers. progress: told how many batches this rank has done, of how many.
     """
     sampling = {"do_sample": False}
     if decoding.temperature > 0:
@@ -49,25 +53,42 @@ def generate_answers(
         repetition_penalty=1.0,
         use_cache=True,
     )
-    device = next(lm.parameters()).device
+    device = next(policy.parameters()).device
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    answers: dict[int, Answer] = {}
-    was_training = lm.training
-    lm.eval()
-    for number, start in enumerate(range(0, len(order), decoding.batch)):
-        members = order[start : start + decoding.batch]
+    batches = [order[start : start + decoding.batch] for start in range(0, len(order), decoding.batch)]
+    world = World.current()
+    done = 0
+
+    def answer(number: int) -> list[Answer]:
+        nonlocal done
+        members = batches[number]
         width = max(len(prompts[index]) for index in members)
         ids = torch.full((len(members), width), tokenizer.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(members):
             ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
-        with torch.random.fork_rng(), torch.inference_mode():
+        with torch.random.fork_rng():
             torch.manual_seed((seed << 20) + number)
-            output = lm.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-        for index, row_ids in zip(members, output[:, width:].tolist(), strict=True):
-            answers[index] = _answer(row_ids, tokenizer, set(stop_tokens))
-    lm.train(was_training)
+            output = policy.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                # Ranks that share a model's parts have to make equally many steps.
+                synced_gpus=world.size > 1 and is_sharded(policy),
+            )
+        done += 1
+        progress(done, -(-len(batches) // world.size))
+        return [_answer(row_ids, tokenizer, set(stop_tokens)) for row_ids in output[:, width:].tolist()]
+
+    was_training = policy.training
+    policy.eval()
+    with torch.no_grad():
+        found = world.share(range(len(batches)), answer)
+    policy.train(was_training)
+    answers: dict[int, Answer] = {}
+    for members, some in zip(batches, found, strict=True):
+        answers |= zip(members, some, strict=True)
     return [answers[index] for index in range(len(prompts))]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from slime_ray.data.packing import Pair, fill_rows, pack
 from slime_ray.model.logprobs import Policy
+from slime_ray.world import World
 
 
 @dataclass(frozen=True)
@@ -76,26 +77,34 @@ class HeldOut:
 
 
 def measure_held_out(policy: Policy, pairs: Sequence[Pair], *, row_tokens: int) -> HeldOut:
-    """Run the policy over held-out pairs, packed into rows of `row_tokens`; the result is in the order given."""
-    parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
+    """Run the policy over held-out pairs, packed into rows of `row_tokens`; the result is in the order given.
+
+    The ranks of a process group divide the rows among themselves, and all get the whole result.
+    """
+    shared = policy.shares_prompts
     was_training = policy.training
     policy.eval()
-    with torch.inference_mode():
-        for members in fill_rows(pairs, row_tokens=row_tokens, shared_prompt=policy.shares_prompts):
-            rows = pack([pairs[i] for i in members], shared_prompt=policy.shares_prompts)
-            logps = policy(rows.to(policy.device), statistics=True)
-            chosen_lengths, rejected_lengths = rows.chosen_lengths.tolist(), rows.rejected_lengths.tolist()
-            columns = zip(
-                members,
-                _split(logps.chosen, chosen_lengths),
-                _split(logps.rejected, rejected_lengths),
-                _split(logps.chosen_entropy, chosen_lengths),
-                _split(logps.chosen_top_probability, chosen_lengths),
-                strict=True,
-            )
-            for i, *measured in columns:
-                parts[i] = tuple(measured)
+
+    def measure(members: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
+        rows = pack([pairs[i] for i in members], shared_prompt=shared)
+        logps = policy(rows.to(policy.device), statistics=True)
+        chosen_lengths, rejected_lengths = rows.chosen_lengths.tolist(), rows.rejected_lengths.tolist()
+        columns = (
+            _split(logps.chosen, chosen_lengths),
+            _split(logps.rejected, rejected_lengths),
+            _split(logps.chosen_entropy, chosen_lengths),
+            _split(logps.chosen_top_probability, chosen_lengths),
+        )
+        return list(zip(*columns, strict=True))
+
+    rows_of = list(fill_rows(pairs, row_tokens=row_tokens, shared_prompt=shared))
+    with torch.no_grad():
+        measured = World.current().share(rows_of, measure)
     policy.train(was_training)
+    parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
+    for members, found in zip(rows_of, measured, strict=True):
+        for i, part in zip(members, found, strict=True):
+            parts[i] = part
     chosen, rejected, entropy, top = (np.concatenate(column) for column in zip(*parts, strict=True))
     return HeldOut(
         chosen=chosen,

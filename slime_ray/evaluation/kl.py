@@ -1,5 +1,6 @@
 """Full-vocabulary divergence of a policy from the SFT checkpoint: part K of stability-v1, shown and not scored."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,30 +9,35 @@ import torch
 
 from slime_ray.data.packing import Pair, fill_rows, pack
 from slime_ray.model.logprobs import Policy, kl_divergence
+from slime_ray.world import World
 
 
 def kl_to_reference(policy: Policy, reference: Policy | None, samples: Sequence[Pair], *, row_tokens: int) -> float:
     """K, nat/token: full-vocabulary KL(policy || reference) per generated token, on the policy's own samples.
 
     samples: prompts with the policy's answers as chosen completions. reference: None for an adapted model, which is its
-    own reference with the adapters switched off.
+    own reference with the adapters switched off. The ranks of a process group divide the rows among themselves.
     """
-    total, tokens = 0.0, 0
     shared = policy.shares_prompts
     policy.eval()
-    with torch.inference_mode():
-        for members in fill_rows(samples, row_tokens=row_tokens, shared_prompt=shared):
-            rows = pack([samples[i] for i in members], shared_prompt=shared).to(policy.device)
-            hidden = policy.hidden(rows)
+
+    def measure(members: Sequence[int]) -> tuple[float, int]:
+        rows = pack([samples[i] for i in members], shared_prompt=shared).to(policy.device)
+        hidden = policy.hidden(rows)
+        with _reference_of(policy, reference) as other:
+            other_hidden = other.hidden(rows)
+        total = 0.0
+        for piece, other_piece in zip(policy.pieces(hidden), policy.pieces(other_hidden), strict=True):
+            logits = policy.logits(piece)
             with _reference_of(policy, reference) as other:
-                other_hidden = other.hidden(rows)
-            for piece, other_piece in zip(policy.pieces(hidden), policy.pieces(other_hidden), strict=True):
-                logits = policy.logits(piece)
-                with _reference_of(policy, reference) as other:
-                    other_logits = other.logits(other_piece)
-                total += float(kl_divergence(logits, other_logits).double().sum())
-            tokens += len(hidden)
-    return total / tokens
+                other_logits = other.logits(other_piece)
+            total += float(kl_divergence(logits, other_logits).double().sum())
+        return total, len(hidden)
+
+    with torch.no_grad():
+        rows_of = list(fill_rows(samples, row_tokens=row_tokens, shared_prompt=shared))
+        totals, tokens = zip(*World.current().share(rows_of, measure), strict=True)
+    return math.fsum(totals) / sum(tokens)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def load_checkpoint(folder: Path, *, dtype: str) -> Any:
 def make_policy(lm: Any, model: Model) -> Policy:
     """The policy as the settings want it computed. Raises InputError for an attention that the device does not have."""
     policy = Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
-    if policy.kernel == "flex" and policy.device.type != "cuda":
+    if policy.kernel == "flex" and not torch.cuda.is_available():
         raise InputError("model.attention is flex, which needs a GPU; this is a CPU. Use auto or segments.")
     return policy
 

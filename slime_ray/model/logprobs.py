@@ -74,7 +74,7 @@ class Policy(nn.Module):
 
         statistics: also measure entropy and top probability at chosen positions; for evaluation, without gradients.
         """
-        hidden = self.hidden(rows)
+        hidden = self._hidden(rows)
         split = rows.counts["chosen_tokens"]
         entropies, tops = [], []
         if statistics:
@@ -97,8 +97,16 @@ class Policy(nn.Module):
             chosen_top_probability=torch.cat(tops)[:split] if statistics else None,
         )
 
+    def generate(self, **options: Any) -> torch.Tensor:
+        """(prompts, length) token ids: transformers' `generate` of the model."""
+        generated: torch.Tensor = self.lm.generate(**options)
+        return generated
+
     def hidden(self, rows: Rows) -> torch.Tensor:
         """(completion tokens, hidden size): the last hidden states that predict the completion tokens."""
+        return self._hidden(rows)
+
+    def _hidden(self, rows: Rows) -> torch.Tensor:
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
         if rows.segments:
             if not self._takes_row_attention:

@@ -1,6 +1,6 @@
 """The order of an experiment's trials: the arms, then the search, then the winners again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -30,12 +30,14 @@ class TrialPlan(Searcher):
         self.rows = dict(rows)
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
-        self.search_numbers = self._unused_numbers()
+        self.search_ids = self._unused_ids()
         self.confirmed = False
+        self.ending = False
+        self.paused: set[str] = set()
 
-    def _unused_numbers(self) -> Iterator[int]:
+    def _unused_ids(self) -> list[str]:
         trials = self.experiment.budget.trials if self.study else 0
-        return iter([number for number in range(1, trials + 1) if search_id(number) not in self.rows])
+        return [name for name in map(search_id, range(1, trials + 1)) if name not in self.rows]
 
     def missing(self) -> list[str]:
         """Ids of the trials that have yet to finish; confirmations are known once the search has."""
@@ -55,13 +57,15 @@ class TrialPlan(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration; None while it depends on trials that still run."""
+        if self.ending:
+            return Searcher.FINISHED
         if self.waiting:
             return self._hand_out(trial_id, self.waiting.pop(0))
-        number = next(self.search_numbers, None)
-        if number is not None and self.study is not None:
+        if self.search_ids and self.study is not None:
             point = self.study.suggest(trial_id)
-            self.study.name(trial_id, search_id(number))
-            return self._hand_out(trial_id, search_trial(self.experiment, number, point or {}, SEARCH_SEED + self.seed))
+            name = self.study.name(trial_id, self.search_ids)
+            self.search_ids.remove(name)
+            return self._hand_out(trial_id, search_trial(self.experiment, name, point or {}, SEARCH_SEED + self.seed))
         if self.by_tune_id.keys() - self._finished_tune_ids():
             return None
         if not self.confirmed:
@@ -73,7 +77,8 @@ class TrialPlan(Searcher):
         return Searcher.FINISHED
 
     def _finished_tune_ids(self) -> set[str]:
-        return {tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id in self.rows}
+        rows = {tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id in self.rows}
+        return rows | self.paused
 
     def _hand_out(self, tune_id: str, trial: Trial) -> dict[str, Any]:
         self.by_tune_id[tune_id] = trial
@@ -83,16 +88,19 @@ class TrialPlan(Searcher):
         """Nothing is learnt from unfinished trials here."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep the row; tell the study, if the trial was a search trial."""
+        """Keep the row; tell the study, if the trial was a search trial. A paused one has no row yet."""
         trial = self.by_tune_id[trial_id]
+        if trial.phase == "search" and self.study is not None:
+            self.study.on_trial_complete(trial_id, result, error)
+        if (result or {}).get("status") == "paused":
+            self.paused.add(trial_id)
+            return
         self.rows[trial.trial_id] = {
             **(result or {}),
             "trial_id": trial.trial_id,
             "phase": trial.phase,
             "values": trial.values,
         }
-        if trial.phase == "search" and self.study is not None:
-            self.study.on_trial_complete(trial_id, result, error)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""
@@ -110,12 +118,12 @@ def search_id(number: int) -> str:
     return f"search-{number:04d}"
 
 
-def search_trial(experiment: Experiment, number: int, point: Mapping[str, Any], seed: int) -> Trial:
+def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], seed: int) -> Trial:
     """One trial of the search, judged on the selection prompts."""
     return Trial(
-        trial_id=search_id(number),
+        trial_id=name,
         phase="search",
-        label=search_id(number),
+        label=name,
         seed=seed,
         prompt_set="selection",
         values=dict(point),

@@ -50,14 +50,27 @@ class Progress(Callback):
         logger.info("%s started: %s", ours.trial_id, knobs(ours.values) or "the base settings")
         self.refresh()
 
+    def hear(self, told: Mapping[str, Mapping[str, Any]]) -> None:
+        """How the running trials get on, by trial id."""
+        for name, news in told.items():
+            if name in self.states and not self.states[name].get("finished"):
+                self.states[name].update({key: value for key, value in news.items() if value is not None})
+        self.refresh()
+
+    def say(self, sentence: str) -> None:
+        """Tell something that concerns no single trial."""
+        logger.info(sentence)
+        self.console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial told how it gets on, or that it is done."""
-        state = self.states.setdefault(trial.config["trial"]["trial_id"], {"label": "", "knobs": ""})
+        """A trial told that it is done."""
+        name = trial.config["trial"]["trial_id"]
+        state = self.states.setdefault(name, {"label": name, "knobs": ""})
         state.update({key: value for key, value in result.items() if value is not None})
         if result.get("finished"):
-            self._done(trial.config["trial"]["trial_id"], state)
+            self._done(name, state)
         self.refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -3,8 +3,9 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -20,6 +21,7 @@ from slime_ray.space import Dimension
 
 STUDY = "slime-ray"
 MAX_DRAWS = 1000
+PAUSED = "paused"
 SHORT = {"maximize": "max", "minimize": "min"}
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,11 @@ class StudySearch(OptunaSearch):
 
     What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out; a trial
     that errored, has no finite goal or did not complete is told FAIL instead of COMPLETE or nothing; a reopened study
-    must have the same goals and space, its unfinished trials are told FAIL and their points queued again; known points
-    are queued once, however often the study is opened.
+    must have the same goals and space; of its unfinished trials, those that have a row by now are told how they ended,
+    and the others FAIL, and their points are queued again under the same names; known points are queued once, however
+    often the study is opened.
+
+    rows: of the trials that have finished, by trial id, as in trials.parquet.
 
     seed: makes the draws repeatable when trials run one at a time. Side by side, what a draw knows depends on which
     trials have finished by then.
@@ -50,6 +55,7 @@ class StudySearch(OptunaSearch):
         storage: BaseStorage,
         trials: int,
         seed: int,
+        rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ):
         self.search, self.base, self.goals = search, base, dict(goals)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -73,16 +79,27 @@ class StudySearch(OptunaSearch):
                 storage=storage,
             )
         self.study: optuna.Study = self._ot_study  # type: ignore[assignment]
-        self.handed_out = 0
-        self._continue(existing)
+        self._continue(existing, rows)
 
-    def _continue(self, existing: list[FrozenTrial]) -> None:
+    def _continue(self, existing: list[FrozenTrial], rows: Mapping[str, Mapping[str, Any]]) -> None:
         self.study.set_user_attr("goals", self.goals)
+        queued = {frozen.user_attrs.get("again") for frozen in existing}
+        self.reserved: set[str] = set()
         for frozen in existing:
+            name = str(frozen.user_attrs.get("trial_id", ""))
+            if frozen.state == TrialState.RUNNING and name in rows:
+                # It finished, and the sweep died before the study heard of it.
+                self._tell(frozen.number, rows[name])
+                continue
             if frozen.state == TrialState.RUNNING:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
-                if frozen.params:
-                    self.study.enqueue_trial(frozen.params, user_attrs={"again": frozen.number})
+            elif frozen.state == TrialState.WAITING and name:
+                self.reserved.add(name)
+            paused = frozen.state == TrialState.FAIL and frozen.user_attrs.get("status") == PAUSED
+            if (frozen.state == TrialState.RUNNING or paused) and frozen.params and frozen.number not in queued:
+                named = {"trial_id": name} if name else {}
+                self.study.enqueue_trial(frozen.params, user_attrs={"again": frozen.number, **named})
+                self.reserved.update(named.values())
         for point in self.search.known_points:
             self.study.enqueue_trial(dict(point), skip_if_exists=True)
 
@@ -101,9 +118,15 @@ class StudySearch(OptunaSearch):
             "the requirements leave almost nothing of the space. Narrow the ranges to where they hold."
         )
 
-    def name(self, trial_id: str, name: str) -> None:
-        """Note in the study which of our trials a point became."""
-        self._ot_trials[trial_id].set_user_attr("trial_id", name)
+    def name(self, trial_id: str, free: Sequence[str]) -> str:
+        """Which of our trials a point becomes: the one that it was before an interruption, else a free one."""
+        trial = self._ot_trials[trial_id]
+        name: str = trial.user_attrs.get("trial_id", "")
+        if name not in free:
+            name = next((other for other in free if other not in self.reserved), free[0])
+        self.reserved.discard(name)
+        trial.set_user_attr("trial_id", name)
+        return name
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended."""
@@ -111,15 +134,17 @@ class StudySearch(OptunaSearch):
             return
         self._completed_trials.add(trial_id)
         trial, result = self._ot_trials[trial_id], result or {}
-        values = [result.get(goal) for goal in self.goals]
-        complete = result.get("status") == "completed" and all(
-            isinstance(value, (int, float)) and math.isfinite(value) for value in values
-        )
-        if error or not complete:
+        if error or result.get("status") != "completed":
             trial.set_user_attr("status", str(result.get("status", "died")))
-            self.study.tell(trial, state=TrialState.FAIL)
+        self._tell(trial.number, {} if error else result)
+
+    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
+        values = [result.get(goal) for goal in self.goals]
+        finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+        if result.get("status") == "completed" and len(finite) == len(values):
+            self.study.tell(number, finite)
         else:
-            self.study.tell(trial, [float(value) for value in values if value is not None])
+            self.study.tell(number, state=TrialState.FAIL)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

@@ -1,15 +1,16 @@
-"""A trial as Ray Tune runs it: one worker in a reused actor, so that imports and loaded data serve every trial.
+"""A trial as Ray Tune runs it.
+
+With one worker it runs in the Tune actor itself, which is used again, so that imports and loaded data serve every
+trial. With several, the actor holds no CPU and starts a group of workers under Ray Train, again after it has lost one.
 
 Nothing heavy is imported here before a trial runs: an actor that takes longer to start than a short trial lasts would
 be given up again and again for one that has just become free, and trials would run one after another.
 """
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 TOLD = (
     "status",
@@ -24,17 +25,37 @@ TOLD = (
 """What a finished trial tells the driver; everything else is in its files."""
 
 
-def tune_function(config: dict[str, Any], *, run: str, cache: str, threads: int) -> None:
-    """Run one trial and report to Ray Tune: progress as it goes, then its goals with `finished`."""
-    from slime_ray.experiment import Trial
-    from slime_ray.training.worker import run_trial
+class Again(Exception):
+    """The trial has to start again, in another process or on another node; Ray Tune sees to it."""
 
-    def report(progress: Mapping[str, Any]) -> str | None:
-        tune.report({"finished": False, **progress})
-        return None
+
+def tune_function(config: dict[str, Any], *, place: bytes) -> None:
+    """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`; or that it was paused.
+
+    place: a `Place`, as cloudpickle packed it, so that what it is made of is imported here and not with the actor.
+    """
+    from slime_ray.experiment import Trial
+    from slime_ray.on_ray.place import Place, run_worker
+    from slime_ray.training.orders import Paused
+    from slime_ray.training.outcome import OutOfMemory
 
     trial = Trial.model_validate(config["trial"])
-    row = run_trial(trial, run=Path(run), cache=Path(cache), report=report, threads=threads)
+    where: Place = cloudpickle.loads(place)
+    where.monitor.begin(trial.trial_id)
+    try:
+        if where.resources.workers == 1:
+            row = run_worker(trial, where)
+        else:
+            from slime_ray.on_ray.group import run_group_trial
+
+            row = run_group_trial(trial, where)
+    except Paused as pause:
+        if pause.order.kind == "preempt":
+            raise Again(pause.order.reason) from None
+        tune.report({"finished": False, "status": "paused", "reason": pause.order.reason})
+        return
+    except OutOfMemory as error:
+        raise Again(f"out of memory: {error}") from None
     told = {name: row.get(name) for name in TOLD}
     finite = {
         name: value for name, value in told.items() if not (isinstance(value, float) and not math.isfinite(value))

@@ -1,42 +1,66 @@
 """Folders that are made once and shared: by the trials of a sweep, by its resumption, by the next sweep.
 
 A folder is named by a hash of everything it depends on. It is built under another name and moved into place when whole,
-behind a lock: a killed run leaves nothing half-made, and two runs do not build the same thing.
+behind a lock: a killed run leaves nothing half-made, and two runs do not build the same thing. The ranks of a process
+group make it together.
 """
 
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
-Report = Callable[[Mapping[str, Any]], str | None]
-"""Told how things get on; may answer with the reason why a trial should stop."""
+from slime_ray.training.orders import Report
+from slime_ray.world import World
+
+LOCK_SECONDS = 10.0
 
 
 def cached(cache: Path, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
-    """The folder of `kind` and `key`; `make` fills it if it is not there."""
+    """The folder of `kind` and `key`; `make` fills it if it is not there.
+
+    With several ranks all of them call `make` with the same folder, and only rank 0 may write into it.
+    """
+    world = World.current()
     folder = cache / f"{kind}-{key}"
-    if folder.is_dir():
+    if world.broadcast(folder.is_dir()):
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    report({"doing": f"waiting for {kind}"})
-    with FileLock(cache / f"{kind}-{key}.lock"):
-        if not folder.is_dir():
-            report({"doing": f"making {kind}"})
-            partial = cache / f".{kind}-{key}.{uuid.uuid4().hex[:8]}"
-            partial.mkdir()
-            try:
-                make(partial)
+    lock = FileLock(cache / f"{kind}-{key}.lock")
+    partial = cache / f".{kind}-{key}.{uuid.uuid4().hex[:8]}"
+    try:
+        if world.main:
+            cache.mkdir(parents=True, exist_ok=True)
+            _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
+            if not folder.is_dir():
+                report({"doing": f"making {kind}"})
+                partial.mkdir()
+        if world.broadcast(partial.is_dir()):
+            make(Path(world.broadcast(str(partial))))
+            if world.main:
                 os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            # Nobody reads it before it stands under its name.
+            world.broadcast(None)
+    finally:
+        if world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
     return folder
+
+
+def _acquire(lock: BaseFileLock, say: Callable[[], object]) -> None:
+    """Wait for the lock, and say so every now and then: who waits in silence counts as hung."""
+    while True:
+        say()
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            continue
+        return
 
 
 def content_of(source: str | None, *, by_time: bool = False) -> str | None:

@@ -1,8 +1,12 @@
-"""What all trials share, made once: tokens, the SFT checkpoint, step-0 log-probabilities, the baseline's answers."""
+"""What all trials share, made once: tokens, the SFT checkpoint, step-0 log-probabilities, the baseline's answers.
+
+The ranks of a process group make them together; rank 0 alone writes. sharded: the ranks hold parts of the model (FSDP2)
+instead of all of it each; what is made is the same.
+"""
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
 from slime_ray.data import tasks
@@ -32,10 +37,13 @@ from slime_ray.model import tiny
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
+from slime_ray.model.sharding import is_sharded, shard, whole_weights
 from slime_ray.objectives import SftObjective
 from slime_ray.settings import Data, Model, Settings, fingerprint
-from slime_ray.training.cache import Report, cached, content_of
-from slime_ray.training.trainer import PreferenceTrainer, TokenPair
+from slime_ray.training.cache import cached, content_of
+from slime_ray.training.orders import Report
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.world import World
 
 PROMPT_SETS = ("selection", "report")
 BASELINE_SEED = 0
@@ -60,7 +68,7 @@ class Stages:
     format_check: FormatCheck | None
 
 
-def prepare(settings: Settings, *, cache: Path, report: Report) -> Stages:
+def prepare(settings: Settings, *, cache: Path, report: Report, sharded: bool = False) -> Stages:
     """Make what is missing in the cache, and return everything. `report` is told what is being made.
 
     Raises InputError for a model or data that cannot be used.
@@ -69,20 +77,32 @@ def prepare(settings: Settings, *, cache: Path, report: Report) -> Stages:
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
     model = settings.model.model_dump(exclude={"chat_template"})
     sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), settings.sft])
-    checkpoint = cached(cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report), report)
+    checkpoint = cached(
+        cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
+    )
     step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
     step0 = cached(
-        cache, "step0", step0_key, lambda folder: _make_step0(settings, tokens, checkpoint, folder, report), report
+        cache,
+        "step0",
+        step0_key,
+        lambda folder: _make_step0(settings, tokens, checkpoint, folder, report, sharded),
+        report,
     )
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
     answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
     answers = cached(
-        cache, "baseline", answers_key, lambda folder: _make_baseline(settings, tokens, checkpoint, folder), report
+        cache,
+        "baseline",
+        answers_key,
+        lambda folder: _make_baseline(settings, tokens, checkpoint, folder, report, sharded),
+        report,
     )
     return _load(tokens, checkpoint, step0, answers, settings.data.task)
 
 
-def train_pairs(stages: Stages, settings: Settings, *, cache: Path, report: Report) -> list[TokenPair]:
+def train_pairs(
+    stages: Stages, settings: Settings, *, cache: Path, report: Report, sharded: bool = False
+) -> list[TokenPair]:
     """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
 
     The reference is computed once for an SFT checkpoint and shared by all trials that need one.
@@ -91,7 +111,9 @@ def train_pairs(stages: Stages, settings: Settings, *, cache: Path, report: Repo
     if not settings.objective.build().needs_reference:
         return pairs
     key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_ids"]])
-    folder = cached(cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder), report)
+    folder = cached(
+        cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
+    )
     with np.load(folder / "reference.npz", allow_pickle=False) as sums:
         chosen, rejected = sums["chosen"].tolist(), sums["rejected"].tolist()
     return [
@@ -154,7 +176,10 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
 
 
 def _make_tokens(settings: Settings, folder: Path) -> None:
-    """Load, split and render the data; only token ids and prompts are kept."""
+    """Load, split and render the data; only token ids and prompts are kept. Rank 0 does it alone."""
+    if not World.current().main:
+        return
+    disable_progress_bars()
     data = settings.data
     tokenizer = load_tokenizer(settings.model)
     corpus = load_corpus(data, settings.evaluation)
@@ -203,16 +228,22 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
     (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
-def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report) -> None:
+def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
     """Train on the chosen completions of the SFT split, merge any adapters, and save the whole model."""
-    sft = settings.sft
+    sft, world = settings.sft, World.current()
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
-    lm = _to_device(load_model(settings.model, seed=seed))
+    lm = load_model(settings.model, seed=seed)
     if sft is not None:
         if settings.model.lora:
             lm = add_lora(lm, settings.model.lora)
-        policy = make_policy(lm, settings.model)
+        policy = place(make_policy(lm, settings.model), sharded=sharded)
+
+        def after_update(step: int, metrics: Metrics) -> Next:
+            if world.main and step % max(1, trainer.updates // 20) == 0:
+                report({"doing": "making sft", "step": step, "updates": trainer.updates, "loss": metrics["loss"]})
+            return GO_ON
+
         trainer = PreferenceTrainer(
             policy=policy,
             objective=SftObjective(),
@@ -223,68 +254,101 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report) ->
             seed=seed,
             scratch=folder / "scratch",
             bf16=settings.model.dtype == "bfloat16",
-            observe=lambda step, metrics: _tell_progress(report, step, trainer.updates, metrics["loss"]),
+            after_update=after_update,
         )
         trainer.train()
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
-        if settings.model.lora:
+        if is_sharded(policy):
+            lm = _gathered(policy, settings.model, seed=seed)
+        elif settings.model.lora:
             lm = lm.merge_and_unload()
-    lm.save_pretrained(folder)
+    if world.main:
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        lm.save_pretrained(folder)
 
 
-def _tell_progress(report: Report, step: int, updates: int, loss: float) -> None:
-    if step % max(1, updates // 20) == 0:
-        report({"doing": "making sft", "step": step, "updates": updates, "loss": loss})
+def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
+    """The trained model, whole and without adapters, on rank 0; None elsewhere."""
+    weights = whole_weights(policy, trained_only=True)
+    if not World.current().main:
+        return None
+    lm = load_model(model, seed=seed)
+    if model.lora:
+        lm = add_lora(lm, model.lora)
+    lm.load_state_dict(weights, strict=False)
+    return lm.merge_and_unload() if model.lora else lm
 
 
-def _make_step0(settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report) -> None:
-    policy = _checkpoint_policy(checkpoint, settings.model)
-    if policy.why_not_packed is not None:
+def _make_step0(
+    settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
+) -> None:
+    policy, world = _checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    if world.main and policy.why_not_packed is not None:
         report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
-    (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
     measured = measure_held_out(policy, _read_pairs(tokens / "held_out.parquet"), row_tokens=settings.data.row_budget)
-    measured.save(folder / "held_out.npz")
+    if world.main:
+        (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+        measured.save(folder / "held_out.npz")
 
 
-def _make_baseline(settings: Settings, tokens: Path, checkpoint: Path, folder: Path) -> None:
-    policy = _checkpoint_policy(checkpoint, settings.model)
+def _make_baseline(
+    settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
+) -> None:
+    policy, world = _checkpoint_policy(checkpoint, settings.model, sharded), World.current()
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in PROMPT_SETS:
         answers = generate_answers(
-            policy.lm,
+            policy,
             tokenizer,
             _read_prompts(tokens / f"prompts-{name}.parquet").token_ids,
             decoding=settings.evaluation.decoding,
             stop_tokens=info["stop_tokens"],
             seed=BASELINE_SEED,
+            progress=answering(report, "making baseline"),
         )
-        _write(
-            folder / f"{name}.parquet",
-            token_ids=[list(answer.token_ids) for answer in answers],
-            text=[answer.text for answer in answers],
-            stopped=[answer.stopped for answer in answers],
-            leaked=[answer.leaked for answer in answers],
-        )
+        if world.main:
+            _write(
+                folder / f"{name}.parquet",
+                token_ids=[list(answer.token_ids) for answer in answers],
+                text=[answer.text for answer in answers],
+                stopped=[answer.stopped for answer in answers],
+                leaked=[answer.leaked for answer in answers],
+            )
 
 
-def _make_reference(settings: Settings, stages: Stages, pairs: Sequence[TokenPair], folder: Path) -> None:
-    policy = _checkpoint_policy(stages.checkpoint, settings.model)
+def _make_reference(
+    settings: Settings, stages: Stages, pairs: Sequence[TokenPair], folder: Path, sharded: bool
+) -> None:
+    policy = _checkpoint_policy(stages.checkpoint, settings.model, sharded)
     measured = measure_held_out(policy, pairs, row_tokens=settings.data.row_budget)
-    np.savez(
-        folder / "reference.npz",
-        chosen=measured.chosen_means * measured.chosen_lengths,
-        rejected=measured.rejected_means * measured.rejected_lengths,
-    )
+    if World.current().main:
+        np.savez(
+            folder / "reference.npz",
+            chosen=measured.chosen_means * measured.chosen_lengths,
+            rejected=measured.rejected_means * measured.rejected_lengths,
+        )
 
 
-def _checkpoint_policy(checkpoint: Path, model: Model) -> Policy:
-    return make_policy(_to_device(load_checkpoint(checkpoint, dtype=model.dtype)), model).eval()
+def answering(report: Report, doing: str) -> Callable[[int, int], None]:
+    """Tells `report` of the batches that rank 0 has answered."""
+
+    def progress(done: int, of: int) -> None:
+        if World.current().main and of > 1:
+            report({"doing": doing, "step": done, "updates": of})
+
+    return progress
 
 
-def _to_device(lm: Any) -> Any:
-    return lm.cuda() if torch.cuda.is_available() else lm
+def place(policy: Policy, *, sharded: bool) -> Policy:
+    """The policy on this process's device, whole or in parts."""
+    if sharded and World.current().size > 1:
+        return shard(policy)
+    return policy.cuda() if torch.cuda.is_available() else policy
+
+
+def _checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
+    return place(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

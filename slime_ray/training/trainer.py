@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.distributed.fsdp import FSDPModule
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
 from slime_ray.settings import Schedule
+from slime_ray.training.checkpoint import Saved, load_progress, load_random_states, load_weights, save_checkpoint
 
 Metrics = Mapping[str, float]
 
@@ -56,11 +58,13 @@ class Update:
 
 @dataclass
 class Updates:
-    """The updates of an epoch, in an order that follows from `seed` and the epoch alone.
+    """All updates of a training run, epoch after epoch, each in an order that follows from `seed` and the epoch alone.
 
     Which pairs make an update depends neither on the number of ranks nor on `row_tokens`: every rank draws the same
     order, takes its share of each update and packs that into rows. Iterating gives `Update`s; the last one of an epoch
-    holds what is left of the pairs.
+    holds what is left of the pairs. done: updates to leave out, because they were made before an interruption. even:
+    give all ranks equally many micro-batches, some of which do not count: a pass through a sharded model is an exchange
+    between all ranks.
     """
 
     dataset: Sequence[TokenPair]
@@ -71,27 +75,31 @@ class Updates:
     seed: int
     rank: int
     ranks: int
-    epoch: int = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer before each epoch."""
-        self.epoch = epoch
+    total: int
+    done: int = 0
+    even: bool = False
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.pairs_per_update)
+        return self.total
 
     def __iter__(self) -> Iterator[Update]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        for start in range(0, len(order), self.pairs_per_update):
+        per_epoch = math.ceil(len(self.dataset) / self.pairs_per_update)
+        epoch, order = -1, list[int]()
+        for number in range(self.done, self.total):
+            if number // per_epoch != epoch:
+                epoch = number // per_epoch
+                generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+                order = torch.randperm(len(self.dataset), generator=generator).tolist()
+            start = number % per_epoch * self.pairs_per_update
             yield self._update([self.dataset[index] for index in order[start : start + self.pairs_per_update]])
 
     def _update(self, pairs: Sequence[TokenPair]) -> Update:
-        mine = shares([row_length(pair) for pair in pairs], self.ranks)[self.rank]
-        share = [pairs[index] for index in mine] or [pairs[0]]
-        rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt)
+        given = shares([row_length(pair) for pair in pairs], self.ranks)
+        own = [self._batch(row) for row in self._rows(pairs, given[self.rank])]
+        wanted = max(len(self._rows(pairs, mine)) for mine in given) if self.even else 1
+        idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
         return Update(
-            batches=tuple(self._batch([share[index] for index in members], counted=bool(mine)) for members in rows),
+            batches=(*own, *idle),
             counts={
                 "pairs": len(pairs),
                 "chosen_tokens": sum(len(pair.chosen_ids) for pair in pairs),
@@ -99,7 +107,13 @@ class Updates:
             },
         )
 
-    def _batch(self, pairs: Sequence[TokenPair], counted: bool) -> Batch:
+    def _rows(self, pairs: Sequence[TokenPair], mine: Sequence[int]) -> list[list[TokenPair]]:
+        """One rank's pairs as rows."""
+        share = [pairs[index] for index in mine]
+        rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt) if share else []
+        return [[share[index] for index in members] for members in rows]
+
+    def _batch(self, pairs: Sequence[TokenPair], *, counted: bool = True) -> Batch:
         reference = None
         if self.reference:
             reference = ReferenceLogps(
@@ -124,20 +138,15 @@ def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return given
 
 
-class StopTraining(TrainerCallback):
-    """Asks a question after every update and ends training when the answer is a reason to."""
+@dataclass(frozen=True)
+class Next:
+    """What follows an update: a checkpoint, the end, both or neither. Every rank has to decide the same."""
 
-    def __init__(self, after_update: Callable[[int], str | None]):
-        self.after_update = after_update
-        self.reason: str | None = None
+    save: bool = False
+    stop: bool = False
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        self.reason = self.after_update(state.global_step)
-        if self.reason is not None:
-            control.should_training_stop = True
-        return control
+
+GO_ON = Next()
 
 
 class PreferenceTrainer(Trainer):
@@ -148,8 +157,12 @@ class PreferenceTrainer(Trainer):
     its gradient depends on how an update is cut. The loss of each update is exact, not a mean of micro-batch means. The
     pre-clip gradient norm is logged whether clipping is on or off.
 
-    observe: called with (update, metrics) after every update: loss, grad_norm, learning_rate, each term's value, the
-    mean margin and the mean chosen and rejected log-probabilities (nats per token) of the update's pairs.
+    after_update: called on every rank with (update, metrics) after every update, and says what follows. metrics are
+    sums over the ranks: loss, grad_norm, learning_rate, each term's value, the mean margin and the mean chosen and
+    rejected log-probabilities (nats per token) of the update's pairs; and `urgent`, how many ranks' `urgent` said so.
+    checkpoints: where they go, with what `counters` gives; without it none is written.
+
+    Every rank holds the whole model (DDP), or a part of each parameter if the policy was sharded.
     """
 
     def __init__(
@@ -163,14 +176,16 @@ class PreferenceTrainer(Trainer):
         row_tokens: int,
         seed: int,
         scratch: Path,
-        observe: Callable[[int, Metrics], None],
-        after_update: Callable[[int], str | None] = lambda step: None,
+        after_update: Callable[[int, Metrics], Next],
+        urgent: Callable[[], bool] = lambda: False,
+        checkpoints: Path | None = None,
+        counters: Callable[[], Mapping[str, Any]] = dict,
         bf16: bool = False,
         gradient_checkpointing: bool = False,
     ):
         self.objective: Objective = objective
-        self.observe = observe
-        self.stopper = StopTraining(after_update)
+        self.after_update, self.urgent = after_update, urgent
+        self.checkpoints, self.counters = checkpoints, counters
         self.pairs_seen = 0
         self.tokens_seen = 0
         self._sums: dict[str, torch.Tensor] = {}
@@ -204,8 +219,11 @@ class PreferenceTrainer(Trainer):
                 disable_tqdm=True,
                 remove_unused_columns=False,
                 use_cpu=not torch.cuda.is_available(),
+                # Where to go on from follows from our own checkpoints; `Updates` leaves out what was done.
+                ignore_data_skip=True,
+                # Looking for parameters without a gradient costs time; only a model of several towers may have some.
+                ddp_find_unused_parameters=policy.causal_lm.config is not policy.config,
             ),
-            callbacks=[self.stopper],
         )
         self.remove_callback(PrinterCallback)
         self.loader = Updates(
@@ -217,10 +235,25 @@ class PreferenceTrainer(Trainer):
             seed=seed,
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
+            total=self.updates,
+            even=isinstance(policy, FSDPModule),
         )
 
+    def resume(self, saved: Saved | None) -> None:
+        """Train to the end, from a checkpoint or from the start."""
+        if saved is None:
+            self.train()
+            return
+        self.loader.done = saved.step
+        self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
+        if saved.step >= self.updates:
+            load_weights(saved.path, self.model)
+            self.state.global_step = saved.step
+            return
+        self.train(resume_from_checkpoint=str(saved.path))
+
     def get_train_dataloader(self) -> Any:
-        """The updates of an epoch."""
+        """The updates of the whole run: for Trainer it is one epoch."""
         return self.loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
@@ -235,12 +268,20 @@ class PreferenceTrainer(Trainer):
         for number, batch in enumerate(update.batches, start=1):
             # Ranks exchange gradients once, with the last micro-batch.
             last = number == len(update.batches)
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            with self._exchange(model, last):
                 loss = self._loss(model, batch.to(self.args.device), update.counts)
                 # DDP averages gradients over ranks; the shares of the ranks must add up.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             shares_of_loss.append(loss.detach())
         return torch.stack(shares_of_loss).sum()
+
+    def _exchange(self, model: Any, wanted: bool) -> AbstractContextManager[None]:
+        """Whether the backward pass inside it exchanges gradients."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(wanted)
+            return nullcontext()
+        context: AbstractContextManager[None] = nullcontext() if wanted else self.accelerator.no_sync(model)
+        return context
 
     def _loss(self, model: Any, batch: Batch, counts: Mapping[str, int]) -> torch.Tensor:
         """This micro-batch's share of the update's loss. 0-d, in the graph."""
@@ -270,17 +311,57 @@ class PreferenceTrainer(Trainer):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand one update's metrics to `observe`, summed over ranks."""
+        """Hand one update's metrics, summed over ranks, to `after_update`, and do what it says."""
         if "loss" in logs:
             names = ("loss", "grad_norm", "learning_rate")
             metrics: dict[str, float] = {name: logs[name] for name in names if name in logs} | self._collect()
             self.pairs_seen += round(metrics.pop("pairs"))
             self.tokens_seen += round(metrics.pop("tokens"))
-            self.observe(self.state.global_step, metrics)
+            follows = self.after_update(self.state.global_step, metrics)
+            self.control.should_save |= follows.save
+            self.control.should_training_stop |= follows.stop
         super().log(logs, start_time)
 
     def _collect(self) -> dict[str, float]:
         """The sums of the update over all ranks, and start anew."""
-        names, values = list(self._sums), torch.stack(list(self._sums.values()))
+        loss = self._sums["loss"]
+        sums = self._sums | {"urgent": loss.new_tensor(float(self.urgent()))}
+        names, values = list(sums), torch.stack(list(sums.values()))
         self._sums = {}
         return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+
+    # Trainer's own checkpoints are pickled in part, and know nothing of our counters.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.checkpoints is not None:
+            save_checkpoint(
+                self.checkpoints,
+                state=self.state,
+                model=self.model_wrapped,
+                optimizer=self._bare_optimizer,
+                scheduler=self.lr_scheduler,
+                counters={"pairs_seen": self.pairs_seen, "tokens_seen": self.tokens_seen, **self.counters()},
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(Path(resume_from_checkpoint), model or self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_progress(
+                Path(checkpoint),
+                model=self.model_wrapped,
+                optimizer=self._bare_optimizer,
+                scheduler=self.lr_scheduler,
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random_states(Path(checkpoint))
+
+    @property
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer inside accelerate's wrapper."""
+        optimizer: Any = self.optimizer
+        bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return bare

@@ -99,7 +99,7 @@ def test_a_trial_without_a_whole_result_is_told_fail_and_stays_out_of_the_front(
 def test_a_complete_trial_is_told_both_goals_in_their_order(tmp_path):
     search = open_search(tmp_path)
     search.suggest("a")
-    search.name("a", "search-0001")
+    assert search.name("a", ["search-0001", "search-0002"]) == "search-0001"
     search.on_trial_complete("a", finished(0.7, 0.4))
     trial = search.study.best_trials[0]
     assert trial.values == [0.7, 0.4]

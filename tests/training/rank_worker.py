@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.sharding import shard
 from slime_ray.objectives import DpoObjective, SlimeObjective
 from slime_ray.settings import Schedule
-from slime_ray.training.trainer import PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer, TokenPair
 
 CONFIG = LlamaConfig(
     vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
@@ -38,16 +39,27 @@ class KeepGradients(TrainerCallback):
         self.kept.append(torch.cat([parameter.grad.flatten().clone() for parameter in model.parameters()]))
 
 
-def run(row_tokens: int, scratch: Path) -> dict[str, torch.Tensor]:
-    """Losses and gradients of each update. 19 pairs at 8 an update: the last holds 3, fewer than 4 ranks."""
+def run(row_tokens: int, scratch: Path, *, sharded: bool = False) -> dict[str, torch.Tensor]:
+    """Losses and gradient norms of each update. 19 pairs at 8 an update: the last holds 3, fewer than 4 ranks.
+
+    Gradients themselves are added where every rank holds all of them.
+    """
     found: dict[str, torch.Tensor] = {}
     for objective in (SlimeObjective(), DpoObjective()):
         torch.manual_seed(0)
         lm = AutoModelForCausalLM.from_config(CONFIG, attn_implementation="sdpa").double()
-        losses: list[float] = []
+        policy = Policy(lm)
+        if sharded:
+            shard(policy)
+        seen: list[list[float]] = []
         gradients = KeepGradients()
+
+        def after_update(step: int, metrics: Metrics, seen: list[list[float]] = seen) -> Next:
+            seen.append([metrics["loss"], metrics["grad_norm"]])
+            return Next()
+
         trainer = PreferenceTrainer(
-            policy=Policy(lm),
+            policy=policy,
             objective=objective,
             pairs=draw_pairs(19),
             schedule=Schedule(learning_rate=1e-6, updates=3),
@@ -55,20 +67,26 @@ def run(row_tokens: int, scratch: Path) -> dict[str, torch.Tensor]:
             row_tokens=row_tokens,
             seed=0,
             scratch=scratch,
-            observe=lambda step, metrics, losses=losses: losses.append(metrics["loss"]),  # type: ignore[misc]
+            after_update=after_update,
         )
-        trainer.add_callback(gradients)
+        if not sharded:
+            trainer.add_callback(gradients)
         trainer.train()
-        found[f"{objective.name} loss"] = torch.tensor(losses, dtype=torch.float64)
-        found[f"{objective.name} gradients"] = torch.stack(gradients.kept)
+        losses, norms = torch.tensor(seen, dtype=torch.float64).T
+        found[f"{objective.name} loss"], found[f"{objective.name} norm"] = losses, norms
+        if not sharded:
+            found[f"{objective.name} gradients"] = torch.stack(gradients.kept)
         found[f"{objective.name} seen"] = torch.tensor([trainer.pairs_seen, trainer.tokens_seen])
     return found
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, how = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    results = {row_tokens: run(row_tokens, folder / "scratch") for row_tokens in (10_000, 70, 1)}
+    if how == "fsdp2":
+        torch.distributed.init_process_group("gloo")
+    sizes = (10_000, 70, 1) if how == "ddp" else (10_000, 1)
+    results = {row_tokens: run(row_tokens, folder / "scratch", sharded=how == "fsdp2") for row_tokens in sizes}
     if os.environ["RANK"] == "0":
         torch.save(results, folder / "found.pt")
     torch.distributed.destroy_process_group()

@@ -1,6 +1,8 @@
 """PreferenceTrainer: what an update computes must not depend on how its pairs are cut into micro-batches."""
 
 import copy
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import add_lora
 from slime_ray.objectives import DpoObjective, Objective, SftObjective, SimpoObjective, SlimeObjective
-from slime_ray.settings import Schedule
-from slime_ray.training.trainer import PreferenceTrainer, TokenPair, Updates, shares
+from slime_ray.settings import Lora, Schedule
+from slime_ray.training.checkpoint import latest
+from slime_ray.training.trainer import Next, PreferenceTrainer, TokenPair, Updates, shares
 
 CONFIG = LlamaConfig(
     vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
@@ -41,13 +45,20 @@ def train(
     *,
     pairs=None,
     schedule=SCHEDULE,
-    after_update=None,
+    stop_at=None,
+    saved=None,
     shared_prompt=True,
     **options,
 ):
     """Curves and final weights of a run from a copy of `model`."""
     curves: list[dict[str, float]] = []
     policy = Policy(copy.deepcopy(model))
+
+    def after_update(step, metrics) -> Next:
+        assert metrics.pop("urgent") == 0
+        curves.append({"step": step, **metrics})
+        return Next(save=step == stop_at, stop=step == stop_at)
+
     policy.shares_prompts = shared_prompt
     settings = {"pairs_per_update": 8, "row_tokens": 10_000, "seed": 0} | options
     trainer = PreferenceTrainer(
@@ -56,11 +67,10 @@ def train(
         pairs=pairs or draw_pairs(24),
         schedule=schedule,
         scratch=tmp_path / "scratch",
-        observe=lambda step, metrics: curves.append({"step": step, **metrics}),
-        after_update=after_update or (lambda step: None),
+        after_update=after_update,
         **settings,
     )
-    trainer.train()
+    trainer.resume(saved)
     return curves, torch.cat([p.detach().flatten() for p in policy.parameters()]), trainer
 
 
@@ -136,12 +146,67 @@ def test_learning_rate_warms_up_and_falls_to_zero(model, tmp_path):
     assert rates[0] < rates[1]
 
 
-def test_training_stops_when_told_and_keeps_the_reason(model, tmp_path):
-    curves, _, trainer = train(
-        model, tmp_path, SlimeObjective(), after_update=lambda step: "enough" if step == 2 else None
-    )
-    assert trainer.stopper.reason == "enough"
+def test_training_stops_when_told(model, tmp_path):
+    curves, _, _ = train(model, tmp_path, SlimeObjective(), stop_at=2)
     assert [row["step"] for row in curves] == [1, 2]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5], ids=lambda step: f"stopped at {step}")
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_path, stop_at, lora):
+    """20 pairs at 8 an update: 3 updates an epoch, so the stops lie inside, at the end of and after an epoch."""
+    adapted = copy.deepcopy(model)
+    if lora:
+        # Dropout draws from the random state, which has to go on where it was.
+        adapted = add_lora(adapted, Lora(rank=2, alpha=4.0, dropout=0.3, targets=["q_proj", "up_proj"]))
+    run = {
+        "pairs": draw_pairs(20),
+        "schedule": Schedule(learning_rate=1e-2, updates=7, schedule="cosine", warmup_fraction=0.3),
+        "checkpoints": tmp_path / "checkpoints",
+        "counters": lambda: {"curve": [1.5]},
+    }
+    torch.manual_seed(5)
+    whole, weights, _ = train(adapted, tmp_path, SlimeObjective(), **run)
+    torch.manual_seed(5)
+    before, _, first = train(adapted, tmp_path, SlimeObjective(), stop_at=stop_at, **run)
+    saved = latest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert (saved.step, saved.counters["curve"]) == (stop_at, [1.5])
+    torch.manual_seed(99)
+    after, resumed_weights, resumed = train(adapted, tmp_path, SlimeObjective(), saved=saved, **run)
+    assert [row["step"] for row in after] == list(range(stop_at + 1, 8))
+    assert before + after == whole
+    assert torch.equal(resumed_weights, weights)
+    assert resumed.pairs_seen == 20 + 20 + 8
+    assert first.tokens_seen < resumed.tokens_seen
+
+
+def test_a_checkpoint_is_whole_and_the_only_one_and_holds_no_pickle(model, tmp_path):
+    folder = tmp_path / "checkpoints"
+    for stop_at in (1, 2):
+        train(model, tmp_path, SlimeObjective(), stop_at=stop_at, checkpoints=folder)
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    assert {path.suffix for path in (folder / "step-00000002").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_damaged_checkpoint_is_passed_over(model, tmp_path):
+    folder = tmp_path / "checkpoints"
+    train(model, tmp_path, SlimeObjective(), stop_at=1, checkpoints=folder)
+    shutil.copytree(folder / "step-00000001", folder / "step-00000009")
+    (folder / "step-00000009" / "state.json").write_text("{")
+    (folder / ".step-00000010.half").mkdir()
+    saved = latest(folder)
+    assert saved is not None
+    assert saved.step == 1
+
+
+def test_storage_that_takes_nothing_does_not_end_training(model, tmp_path, caplog):
+    occupied = tmp_path / "checkpoints"
+    occupied.write_text("a file where the folder should be")
+    curves, _, _ = train(model, tmp_path, SlimeObjective(), stop_at=2, checkpoints=occupied)
+    assert len(curves) == 2
+    assert "No checkpoint at update 2" in caplog.text
+    assert latest(occupied) is None
 
 
 def test_epochs_become_updates_and_every_pair_is_seen_once_an_epoch(model, tmp_path):
@@ -169,6 +234,7 @@ def updates(pairs, *, ranks=1, rank=0, row_tokens=60, reference=False, pairs_per
         seed=0,
         rank=rank,
         ranks=ranks,
+        total=math.ceil(len(pairs) / pairs_per_update),
     )
     return [*loader]
 
@@ -197,7 +263,7 @@ def test_shares_hold_about_as_many_tokens_each():
     assert shares([7], 3) == [[0], [], []]
 
 
-def test_an_epoch_has_an_order_of_its_own_and_the_last_update_holds_what_is_left():
+def test_an_epoch_has_an_order_of_its_own_and_its_last_update_holds_what_is_left():
     loader = Updates(
         dataset=draw_pairs(20),
         pairs_per_update=8,
@@ -207,14 +273,16 @@ def test_an_epoch_has_an_order_of_its_own_and_the_last_update_holds_what_is_left
         seed=0,
         rank=0,
         ranks=1,
+        total=6,
     )
-    first, again = [*loader], [*loader]
-    loader.set_epoch(1)
-    second = [*loader]
-    assert [update.counts["pairs"] for update in first] == [8, 8, 4]
 
     def targets(some) -> list[list[int]]:
         return [update.batches[0].rows.targets.tolist() for update in some]
 
-    assert targets(first) == targets(again)
-    assert targets(first) != targets(second)
+    both, again = [*loader], [*loader]
+    assert [update.counts["pairs"] for update in both] == [8, 8, 4, 8, 8, 4]
+    assert targets(both) == targets(again)
+    assert targets(both[:3]) != targets(both[3:])
+    assert sorted(t for row in targets(both[:3]) for t in row) == sorted(t for row in targets(both[3:]) for t in row)
+    loader.done = 4
+    assert targets(loader) == targets(both[4:])

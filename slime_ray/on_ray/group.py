@@ -1,0 +1,132 @@
+"""A trial, or the shared stages, on several workers under Ray Train.
+
+Ray Train starts the workers and joins them to a process group; what becomes of a group that broke is decided here,
+where the attempts at the trial are counted: Ray Train cannot tell an error that will come again from a lost node.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from slime_ray import results
+from slime_ray.experiment import Resources, Trial
+from slime_ray.on_ray.place import Place, run_worker
+from slime_ray.training import attempts
+from slime_ray.training.orders import Order, Paused
+from slime_ray.training.outcome import one_sentence, record_failure
+
+COLLECTIVE_SECONDS = 6 * 3600
+"""How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
+QUIET = {
+    # How soon a worker that has died is noticed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+logger = logging.getLogger(__name__)
+
+
+class GroupLost(Exception):
+    """A worker, a node or the connection between workers was lost."""
+
+
+def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
+    """Run a trial on a group of workers, and again on a new one for as long as that may help. Returns its row.
+
+    Raises Paused where the workers left on an order.
+    """
+    folder = place.run / "trials" / trial.trial_id
+    while True:
+        try:
+            run_group(
+                _trial_worker,
+                {"trial": trial.model_dump(mode="json"), "place": place},
+                resources=place.resources,
+                name=trial.trial_id,
+                storage=place.run / "ray",
+            )
+        except GroupLost as lost:
+            logger.warning("%s lost its workers: %s", trial.trial_id, lost)
+            place.monitor.end(trial.trial_id)
+            place.monitor.begin(trial.trial_id)
+            attempts.note(folder, ended="lost")
+            continue
+        except Exception as error:
+            made = attempts.read(folder)
+            if made and made[-1].ended == "memory" and not attempts.enough(made, place.faults):
+                continue
+            return record_failure(trial, place.run, one_sentence(error), workers=place.resources.workers)
+        row = results.finished_trials(place.run).get(trial.trial_id)
+        if row is not None:
+            return row
+        preempted = attempts.read(folder)[-1].ended == "preempted"
+        raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
+
+
+def _trial_worker(config: dict[str, Any]) -> None:
+    """What each worker of a trial's group does."""
+    try:
+        run_worker(Trial.model_validate(config["trial"]), config["place"])
+    except Paused:
+        # A group that ends well is not started again.
+        return
+
+
+def run_group(
+    work: Callable[[dict[str, Any]], None],
+    config: Mapping[str, Any],
+    *,
+    resources: Resources,
+    name: str,
+    storage: Path,
+) -> None:
+    """Call `work` with `config` on every worker of a new group, and wait for it.
+
+    Raises GroupLost where a process or node was lost, and what a worker raised where it was none of that.
+    """
+    os.environ.update(QUIET)
+    gpu = resources.gpu_per_worker
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=dict(config),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpu > 0,
+            resources_per_worker={"CPU": resources.cpu_per_worker, **({"GPU": gpu} if gpu else {})},
+            placement_strategy=resources.placement,
+        ),
+        run_config=RunConfig(name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _cause(error) from None
+    except ControllerError as error:
+        raise GroupLost(one_sentence(error.controller_failure)) from None
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """What broke a group. When one worker is lost the others fail too, with broken connections."""
+    failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    own = [failure for failure in failures if not is_loss(failure)]
+    if own and len(own) == len(failures):
+        return own[0]
+    return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error says that a process, a node or a connection was lost, rather than that the work is wrong."""
+    import torch
+    from ray.exceptions import RayError
+
+    text = str(error).lower()
+    spoken = ("connection closed by peer", "connection reset", "gloo", "nccl", "socket", "broken pipe")
+    return isinstance(error, (RayError, torch.distributed.DistError)) or (
+        isinstance(error, (RuntimeError, ConnectionError)) and any(word in text for word in spoken)
+    )

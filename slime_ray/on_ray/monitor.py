@@ -1,0 +1,163 @@
+"""The monitor: one small actor beside the sweep's driver that every running trial talks to.
+
+A trial reports to it and is answered with an order, so that early stopping, a spent budget, an interrupt or a node that
+is about to be taken away end a trial where it can write down what it has. The driver asks it who is alive, and which
+processes and resources a trial left behind.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from slime_ray.experiment import EarlyStopping
+from slime_ray.on_ray.stopping import Asha
+from slime_ray.training.orders import Order
+
+DRAINING_SECONDS = 2.0
+ANSWER_SECONDS = 30.0
+
+
+@dataclass
+class Voice:
+    """What is known of a running trial. heard: by the monitor's clock, in seconds."""
+
+    heard: float
+    told: dict[str, Any] = field(default_factory=dict)
+    actors: list[Any] = field(default_factory=list)
+    nodes: set[str] = field(default_factory=set)
+    groups: list[PlacementGroup] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the driver is told of a running trial. silent: seconds since it last said something."""
+
+    told: dict[str, Any]
+    silent: float
+
+
+class MonitorActor:
+    """Runs as a Ray actor, see the module."""
+
+    def __init__(self, early_stopping: dict[str, Any] | None):
+        self.voices: dict[str, Voice] = {}
+        self.leaving: Order | None = None
+        self.asha = Asha(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
+        self.draining: dict[str, int] = {}
+        self.looked = 0.0
+
+    def begin(self, trial_id: str) -> None:
+        """The driver starts a trial, for the first time or again."""
+        self.voices[trial_id] = Voice(time.monotonic())
+
+    def join(self, trial_id: str, actor: Any, node: str, group: PlacementGroup | None) -> None:
+        """A process that works on a trial says where it is."""
+        voice = self.voices.setdefault(trial_id, Voice(time.monotonic()))
+        voice.heard = time.monotonic()
+        voice.actors.append(actor)
+        voice.nodes.add(node)
+        if group is not None and group not in voice.groups:
+            voice.groups.append(group)
+
+    def report(self, trial_id: str, told: Mapping[str, Any], searched: bool) -> Order | None:
+        """A trial says how it gets on; returns what it is to do."""
+        voice = self.voices.setdefault(trial_id, Voice(time.monotonic()))
+        voice.heard = time.monotonic()
+        voice.told.update(told)
+        if self.leaving is not None:
+            return self.leaving
+        if taken := voice.nodes & self._draining_nodes():
+            return Order("preempt", f"its node {min(taken)[:8]} is about to be taken away")
+        return self.asha.decide(trial_id, told) if self.asha and searched else None
+
+    def leave(self, reason: str) -> None:
+        """Have all trials write a checkpoint and leave."""
+        self.leaving = Order("pause", reason)
+
+    def heard(self) -> dict[str, Heard]:
+        """Every trial that has begun and not ended."""
+        now = time.monotonic()
+        return {name: Heard(dict(voice.told), now - voice.heard) for name, voice in self.voices.items()}
+
+    def kill(self, trial_id: str) -> None:
+        """End a trial's processes, which do not end themselves."""
+        for actor in self.voices[trial_id].actors if trial_id in self.voices else []:
+            ray.kill(actor)
+
+    def end(self, trial_id: str) -> None:
+        """Free whatever a trial that has ended holds."""
+        voice = self.voices.pop(trial_id, None)
+        for group in voice.groups if voice else []:
+            remove_placement_group(group)
+
+    def _draining_nodes(self) -> set[str]:
+        if time.monotonic() - self.looked > DRAINING_SECONDS:
+            self.looked = time.monotonic()
+            # The same source as Ray Train's own watcher; Ray has no public one outside a Train worker.
+            self.draining = ray._private.state.state.get_draining_nodes() or {}
+        return set(self.draining)
+
+
+class Monitor:
+    """The monitor as its callers see it. It may be gone; then nothing is known, and no trial is told anything."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    @classmethod
+    def start(cls, early_stopping: EarlyStopping | None) -> "Monitor":
+        """Start it on the driver's own node, so that losing another one does not end it."""
+        here = ray.get_runtime_context().get_node_id()
+        actor: Any = ray.remote(MonitorActor)
+        return cls(
+            actor.options(
+                num_cpus=0,
+                max_restarts=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+            ).remote(early_stopping.model_dump() if early_stopping else None)
+        )
+
+    def begin(self, trial_id: str) -> None:
+        """See MonitorActor.begin."""
+        self.actor.begin.remote(trial_id)
+
+    def join(self, trial_id: str, group: PlacementGroup | None) -> None:
+        """Called by a process of a trial: register it."""
+        context = ray.get_runtime_context()
+        self._ask("join", trial_id, context.current_actor, context.get_node_id(), group)
+
+    def report(self, trial_id: str, told: Mapping[str, Any], *, searched: bool) -> Order | None:
+        """See MonitorActor.report. None where the monitor does not answer: no trial ends for that."""
+        order: Order | None = self._ask("report", trial_id, dict(told), searched)
+        return order
+
+    def leave(self, reason: str) -> None:
+        """See MonitorActor.leave."""
+        self.actor.leave.remote(reason)
+
+    def heard(self) -> dict[str, Heard]:
+        """See MonitorActor.heard; empty where the monitor does not answer."""
+        return self._ask("heard") or {}
+
+    def kill(self, trial_id: str) -> None:
+        """See MonitorActor.kill."""
+        self._ask("kill", trial_id)
+
+    def end(self, trial_id: str) -> None:
+        """See MonitorActor.end."""
+        self._ask("end", trial_id)
+
+    def stop(self) -> None:
+        """End the monitor itself."""
+        ray.kill(self.actor)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(self.actor, method).remote(*arguments), timeout=ANSWER_SECONDS)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return None

@@ -1,0 +1,100 @@
+"""The shared stages, made on the cluster before the first trial: where the trials run, with what they run with."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from slime_ray.errors import InputError, RunError
+from slime_ray.experiment import Experiment
+from slime_ray.on_ray.place import Place
+from slime_ray.on_ray.progress import steps
+from slime_ray.settings import Settings
+from slime_ray.training.outcome import one_sentence
+from slime_ray.training.stages import Stages, prepare
+from slime_ray.training.worker import reset_process
+
+STAGES = "stages"
+"""What the making of the stages is called where trials are called by their ids."""
+LOOK_SECONDS = 0.2
+logger = logging.getLogger("slime_ray.sweep")
+
+
+def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -> dict[str, Any]:
+    """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
+
+    Raises InputError for a model or data that cannot be used, and RunError where making them fails.
+    """
+    clock = time.perf_counter()
+    wanted = place.resources
+    one = wanted.workers == 1
+    held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker} if one else {"num_cpus": 0}
+    task: Any = ray.remote(prepare_stages).options(**held)
+    place.monitor.begin(STAGES)
+    making = task.remote(experiment.base, place)
+    said = ""
+    with console.status(STAGES) as status:
+        while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
+            voice = place.monitor.heard().get(STAGES)
+            line = _line(voice.told if voice else {})
+            if line and line != said:
+                said = line
+                status.update(line)
+                logger.info(line)
+                if not console.is_terminal and voice and voice.told.get("step") is None:
+                    console.print(line, highlight=False)
+    try:
+        made = ray.get(making)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise RunError(f"The shared stages could not be made: {one_sentence(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
+    finally:
+        place.monitor.end(STAGES)
+    return {**made, "stage_seconds": time.perf_counter() - clock}
+
+
+def _line(told: dict[str, Any]) -> str:
+    loss = told.get("loss")
+    return " ".join(part for part in (told.get("doing"), steps(told), loss and f"loss {loss:.3f}") if part)
+
+
+def prepare_stages(base: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Ray task: make the stages, on a group of workers where trials are, and return their hashes and counts."""
+    settings = Settings.model_validate(base)
+    if place.resources.workers > 1:
+        from slime_ray.on_ray.group import GroupLost, run_group
+
+        for left in reversed(range(place.faults.retries + 1)):
+            try:
+                run_group(
+                    _stage_worker,
+                    {"base": base, "place": place},
+                    resources=place.resources,
+                    name=STAGES,
+                    storage=place.run / "ray",
+                )
+                break
+            except GroupLost:
+                if not left:
+                    raise
+    stages = _make(settings, place)
+    return {"hashes": stages.hashes, "data": stages.data}
+
+
+def _stage_worker(config: dict[str, Any]) -> None:
+    _make(Settings.model_validate(config["base"]), config["place"])
+
+
+def _make(settings: Settings, place: Place) -> Stages:
+    reset_process(seed=0, threads=place.hosting.threads)
+
+    def report(told: Any) -> None:
+        place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **told}, searched=False)
+
+    return prepare(settings, cache=Path(place.cache), report=report, sharded=place.hosting.sharded)

@@ -1,0 +1,137 @@
+"""A run's folder: taken by one sweep at a time, with its manifest and its log."""
+
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from slime_ray import __version__, results
+from slime_ray.errors import InputError
+from slime_ray.experiment import Experiment
+
+VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets", "ray", "optuna", "numpy", "pandas", "tokenizers")
+LOCK = ".sweep.lock"
+Start = Literal["fresh", "resume", "either"]
+"""Whether a run of this name has to be new, has to be there, or may be either."""
+
+
+@contextmanager
+def taken(run: Path, experiment: Experiment, *, source: Path, seed: int, start: Start) -> Iterator[dict[str, Any]]:
+    """Hold the run's folder for one sweep and give its manifest, a new one or that of the run that goes on.
+
+    Raises InputError for a name that is taken, a run that cannot be resumed, storage that cannot be written, and a run
+    that another sweep is at work on. A new folder is removed again where an InputError ends the sweep before any trial.
+    """
+    resume = start == "resume" or (start == "either" and run.is_dir())
+    manifest = _resumed(run, experiment, seed) if resume else _fresh(run, experiment, source, seed)
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"Another sweep is at work on {run}. Wait for it or end it, or give this one another name with --name."
+        ) from None
+    try:
+        yield manifest
+    except InputError:
+        # Nothing was started, so the name must stay free.
+        if not resume and not results.finished_trials(run):
+            shutil.rmtree(run)
+        raise
+    finally:
+        lock.release()
+
+
+def _fresh(run: Path, experiment: Experiment, source: Path, seed: int) -> dict[str, Any]:
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run.mkdir()
+    except FileExistsError:
+        raise InputError(
+            f"{run} is already there. Give the run another name with --name, or go on with it with --resume."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{run} cannot be written: {error.strerror}. Give another place with --storage.") from None
+    shutil.copyfile(source, run / "experiment.yaml")
+    manifest = {
+        "schema": results.RUN_SCHEMA,
+        "name": experiment.name,
+        "created": now(),
+        "finished": None,
+        "command": sys.argv,
+        "slime_ray": __version__,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "host": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
+        "experiment": experiment.model_dump(mode="json"),
+        "fingerprint": experiment.fingerprint,
+        "goals": experiment.goals,
+        "seeds": experiment.seeds,
+        "sweep_seed": seed,
+        "judge": experiment.settings.evaluation.judge.name,
+        "decoding": experiment.settings.evaluation.decoding.model_dump(mode="json"),
+        "stability_version": results.STABILITY_VERSION,
+        "failed_trials": [],
+    }
+    results.write_manifest(run, manifest)
+    return manifest
+
+
+def _resumed(run: Path, experiment: Experiment, seed: int) -> dict[str, Any]:
+    if not run.is_dir():
+        raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
+    manifest = results.read_manifest(run)
+    if manifest.get("fingerprint") != experiment.fingerprint:
+        raise InputError(
+            f"{run} was started with other settings than this file and these --set give now. Resume it with the "
+            f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
+        )
+    if manifest.get("sweep_seed") != seed:
+        raise InputError(
+            f"{run} was started with --seed {manifest.get('sweep_seed')}. Give the same seed to resume it."
+        )
+    return manifest | {"finished": None}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: row.get(key) for key in ("trial_id", "status", "reason")}
+        for row in rows.values()
+        if row.get("status") != "completed"
+    ]
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package = logging.getLogger("slime_ray")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,135 @@
+"""What the driver watches while trials run: progress, silence, resources left behind, a spent budget, interrupts."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+
+from slime_ray.experiment import Experiment
+from slime_ray.on_ray._tmp import waiting_for
+from slime_ray.on_ray.monitor import Heard, Monitor
+from slime_ray.on_ray.plan import TrialPlan
+from slime_ray.on_ray.progress import Progress
+from slime_ray.training import attempts
+
+LOOK_SECONDS = 0.3
+GRACE_SECONDS = 120.0
+"""How long trials may take to write their checkpoints and leave, once they were told to."""
+logger = logging.getLogger("slime_ray.sweep")
+
+
+class NoPlace(Exception):
+    """No trial could be placed for as long as one may wait."""
+
+
+class Watch(tune.Callback):
+    """Follows the running trials through the monitor, and sees to it that whatever ends leaves nothing behind."""
+
+    def __init__(self, experiment: Experiment, *, run: Path, monitor: Monitor, plan: TrialPlan, progress: Progress):
+        self.experiment, self.run, self.monitor = experiment, run, monitor
+        self.plan, self.progress = plan, progress
+        self.leaving: str | None = None
+        self.left_at = self.looked = 0.0
+        self.started = self.moved = self.warned = time.monotonic()
+        self.interrupts = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
+        return {}
+
+    @contextmanager
+    def interrupts_as_orders(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM have the trials leave with a checkpoint; the second one ends everything at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.interrupts += 1
+            if self.interrupts > 1:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called by Tune again and again, several times a second."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return
+        self.looked = now
+        heard = self.monitor.heard()
+        self.progress.hear({name: voice.told for name, voice in heard.items()})
+        self._leave_in_time(now)
+        self._end_the_silent(heard)
+        self._wait_for_a_place(now, trials, heard)
+
+    def _leave_in_time(self, now: float) -> None:
+        hours = self.experiment.budget.hours
+        if self.leaving is None and self.interrupts:
+            self.leave("it was interrupted")
+        elif self.leaving is None and hours is not None and now - self.started > 3600 * hours:
+            self.leave(f"its time, budget.hours {hours:g}, is spent")
+        elif self.leaving is not None and now - self.left_at > GRACE_SECONDS:
+            raise KeyboardInterrupt
+
+    def leave(self, reason: str) -> None:
+        """Start no further trial, and have those that run write a checkpoint and leave."""
+        self.leaving, self.left_at = reason, time.monotonic()
+        self.plan.ending = True
+        logger.info("The sweep ends: %s. Running trials write a checkpoint first.", reason)
+        self.monitor.leave(f"the sweep ended: {reason}")
+
+    def _end_the_silent(self, heard: dict[str, Heard]) -> None:
+        for name, voice in heard.items():
+            if voice.silent > 60 * self.experiment.faults.hang_minutes and voice.told:
+                logger.warning("%s has said nothing for %.0f s; its processes are ended.", name, voice.silent)
+                attempts.note(self.run / "trials" / name, ended="hung")
+                self.monitor.kill(name)
+
+    def _wait_for_a_place(self, now: float, trials: list[Any], heard: dict[str, Heard]) -> None:
+        """Complain, and in the end give up, while trials wait and none of them works."""
+        waiting = [trial for trial in trials if trial.status == "PENDING"]
+        unplaced = [name for name, voice in heard.items() if not voice.told]
+        if (heard and len(unplaced) < len(heard)) or not (waiting or unplaced):
+            self.moved = self.warned = now
+            return
+        if now - self.warned > 60:
+            self.warned = now
+            self.progress.say(f"Waiting for {now - self.moved:.0f} s: {waiting_for(self.experiment.resources)}")
+        if now - self.moved > 60 * self.experiment.faults.placement_minutes:
+            raise NoPlace(waiting_for(self.experiment.resources))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Free what a trial that ended, in whatever way, still holds."""
+        self.monitor.end(trial.config["trial"]["trial_id"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The same for one that cannot go on."""
+        self.monitor.end(trial.config["trial"]["trial_id"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note how an attempt ended that could not say so itself; Tune starts the trial again."""
+        name = trial.config["trial"]["trial_id"]
+        self.monitor.end(name)
+        memory = "OutOfMemory" in str(trial.get_error())
+        attempts.note(self.run / "trials" / name, ended="memory" if memory else "lost")
+        logger.warning("%s lost its process and starts again: %s", name, _last_line(trial.get_error()))
+
+    def clear(self) -> None:
+        """Whatever happened: no process and no resource of a trial stays behind."""
+        for name in self.monitor.heard():
+            self.monitor.kill(name)
+            self.monitor.end(name)
+
+
+def _last_line(error: object) -> str:
+    lines = str(error or "").strip().splitlines()
+    return lines[-1].strip() if lines else "no reason is known"

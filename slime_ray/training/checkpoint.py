@@ -1,0 +1,174 @@
+"""Checkpoints of a trial in training: all that a process needs to repeat what an uninterrupted one would have computed.
+
+    step-00000120/model.safetensors       trainable parameters
+                  optimizer.safetensors   the optimizer's tensors
+                  random.safetensors      random states of every rank
+                  state.json              step, optimizer and scheduler numbers, counters, what the caller adds
+                  trainer_state.json      Trainer's own counters
+
+A folder gets its name when everything in it is written, so that a half-written one is never read; the one before is
+deleted after that. Nothing is pickled.
+"""
+
+import json
+import logging
+import os
+import random
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import TrainerState
+
+from slime_ray.world import World
+
+FORMAT = "trial-state-v1"
+OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint. counters: as they were given to `save_checkpoint`."""
+
+    path: Path
+    step: int
+    counters: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, *, state: TrainerState, model: Any, optimizer: Any, scheduler: Any, counters: Mapping[str, Any]
+) -> bool:
+    """Write a checkpoint into `folder` and delete older ones; every rank has to call it, rank 0 writes.
+
+    counters: JSON values to give back with `latest`. Returns False, after a warning, where the storage does not take
+    it: training goes on, and what could be lost grows until one succeeds.
+    """
+    world = World.current()
+    weights: Any = get_model_state_dict(model, options=OPTIONS)
+    moments: Any = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
+    states = world.gather(_random_states())
+    if not world.main:
+        return True
+    name = f"step-{state.global_step:08d}"
+    partial = folder / f".{name}.{uuid.uuid4().hex[:8]}"
+    try:
+        partial.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in weights.items()}, partial / "model.safetensors")
+        save_file(
+            {
+                f"{kind}:{name}": value.contiguous()
+                for name, kinds in moments["state"].items()
+                for kind, value in kinds.items()
+            },
+            partial / "optimizer.safetensors",
+        )
+        save_file(
+            {f"{rank}.{key}": value for rank, found in enumerate(states) for key, value in found.items()},
+            partial / "random.safetensors",
+        )
+        content = {
+            "format": FORMAT,
+            "step": state.global_step,
+            "ranks": world.size,
+            "param_groups": moments["param_groups"],
+            "scheduler": scheduler.state_dict(),
+            "counters": dict(counters),
+        }
+        (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
+        replace(state, log_history=[]).save_to_json(str(partial / "trainer_state.json"))
+        for file in partial.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.rename(folder / name)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        logger.warning("No checkpoint at update %d: %s. Training goes on.", state.global_step, error)
+        return False
+    for other in folder.iterdir():
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
+    return True
+
+
+def latest(folder: Path) -> Saved | None:
+    """The newest whole checkpoint in `folder`, or None. One that cannot be read is passed over."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if content["format"] == FORMAT and (path / "trainer_state.json").is_file():
+                return Saved(path, int(content["step"]), content["counters"])
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged and is passed over.", path)
+    return None
+
+
+def load_weights(path: Path, model: Any) -> None:
+    """Put a checkpoint's trainable parameters into `model`, in place."""
+    weights: Any = load_file(path / "model.safetensors")
+    set_model_state_dict(model, weights, options=OPTIONS)
+
+
+def load_progress(path: Path, *, model: Any, optimizer: Any, scheduler: Any) -> None:
+    """Put a checkpoint's moments and schedule back, in place."""
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    moments: dict[str, Any] = {}
+    for key, value in load_file(path / "optimizer.safetensors").items():
+        kind, name = key.split(":", 1)
+        moments.setdefault(name, {})[kind] = value
+    set_optimizer_state_dict(
+        model, optimizer, {"state": moments, "param_groups": content["param_groups"]}, options=OPTIONS
+    )
+    scheduler.load_state_dict(content["scheduler"])
+
+
+def load_random_states(path: Path) -> None:
+    """Go on with this rank's random numbers; with more ranks than were saved, some repeat another's."""
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    prefix = f"{World.current().rank % content['ranks']}."
+    found = {
+        key.removeprefix(prefix): value
+        for key, value in load_file(path / "random.safetensors").items()
+        if key.startswith(prefix)
+    }
+    torch.set_rng_state(found["torch"])
+    if "cuda" in found and torch.cuda.is_available():
+        torch.cuda.set_rng_state(found["cuda"])
+    position, has_gauss, gauss = found["numpy_numbers"].tolist()
+    np.random.set_state(("MT19937", found["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    version, *_ = random.getstate()
+    *keys, gauss_next = found["python"].tolist()
+    random.setstate((version, tuple(int(key) for key in keys), None if gauss_next != gauss_next else gauss_next))
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    """torch (and its GPU), numpy and Python, as tensors."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    _, internal, gauss_next = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy_numbers": torch.tensor([float(position), float(has_gauss), float(gauss)], dtype=torch.float64),
+        # Mersenne Twister's words fit a float64 exactly.
+        "python": torch.tensor(
+            [*map(float, internal), float("nan") if gauss_next is None else gauss_next], dtype=torch.float64
+        ),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

@@ -1,0 +1,246 @@
+"""The training of a trial: what is measured, saved and asked on the way, and where an interrupted one goes on."""
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.experiment import Faults, Trial
+from slime_ray.model.logprobs import Policy
+from slime_ray.training import attempts
+from slime_ray.training.checkpoint import Saved, latest
+from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.outcome import CHECKPOINTS
+from slime_ray.training.stages import Stages
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.world import World
+
+
+@dataclass
+class Curves:
+    """Rows of curves.parquet as a trial collects them."""
+
+    trial: Trial
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds_before: float = 0.0
+
+    def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
+        """One row per metric."""
+        self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
+
+    def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
+        """One row of curves.parquet."""
+        trial = self.trial
+        about = {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
+        return {**about, "step": step, "source": source, "metric": metric, "value": value}
+
+    def series(self, metric: str, source: str = "train") -> list[float]:
+        """One metric's values in order of step."""
+        return [row["value"] for row in self.rows if row["metric"] == metric and row["source"] == source]
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """How the processes that run a trial are set up. None of it changes what the trial computes.
+
+    sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
+    """
+
+    threads: int = 1
+    sharded: bool = False
+    faults: Faults = field(default_factory=Faults)
+    heartbeat_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """seconds: spent on training alone, over all attempts."""
+
+    updates: int
+    tokens: int
+    seconds: float
+    diverged: str | None
+    stopped: Order | None
+
+
+ALONE = Hosting()
+"""One process, with what holds if nothing else is said."""
+
+
+class Measurements:
+    """The held-out measurements during training; they run inside the training clock and keep their own."""
+
+    CURVE_PAIRS = 128
+
+    def __init__(self, trial: Trial, stages: Stages, policy: Policy, curves: Curves, report: Report):
+        self.trial, self.stages, self.policy = trial, stages, policy
+        self.curves, self.report = curves, report
+        self.seconds = 0.0
+        self.last: dict[str, Any] = {}
+
+    def held_out(self, pairs: int | None = None) -> HeldOut:
+        """The policy's log-probabilities on the held-out pairs, or on the first few of them."""
+        return measure_held_out(
+            self.policy,
+            self.stages.held_out[:pairs],
+            row_tokens=self.trial.settings.data.row_budget,
+        )
+
+    def at(self, step: int, updates: int) -> Order | None:
+        """Measure, record and report; returns the order that this was answered with, to rank 0."""
+        clock = time.perf_counter()
+        before = self.stages.step0.first(self.CURVE_PAIRS)
+        now = before if step == 0 else self.held_out(self.CURVE_PAIRS)
+        metrics = {
+            "chosen_logp": float(now.chosen_means.mean()),
+            "rejected_logp": float(now.rejected_means.mean()),
+            "chosen_drift": float((now.chosen_means - before.chosen_means).mean()),
+            "preference_accuracy": now.accuracy,
+            "mean_margin": float(now.margins.mean()),
+            "entropy": float(now.entropy.mean()),
+            "top_probability": float(now.top_probability.mean()),
+        }
+        self.curves.add(step, "held_out", metrics)
+        self.seconds += time.perf_counter() - clock
+        return self.report({"doing": "training", "step": step, "updates": updates, **metrics, **self.last})
+
+
+class Training:
+    """The training of a trial: what is done after each update, and where an interrupted one goes on."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        folder: Path,
+        pairs: list[TokenPair],
+        policy: Policy,
+        measure: Measurements,
+        hosting: Hosting,
+    ):
+        self.trial, self.folder, self.measure, self.hosting = trial, folder, measure, hosting
+        self.world = World.current()
+        self.schedule = trial.settings.training
+        self.diverged: str | None = None
+        self.stopped: Order | None = None
+        self.clock = self.told = self.saved = time.monotonic()
+        self.seconds_before = self.measured_before = 0.0
+        self.trainer = PreferenceTrainer(
+            policy=policy,
+            objective=trial.settings.objective.build(),
+            pairs=pairs,
+            schedule=self.schedule,
+            pairs_per_update=self.schedule.pairs_per_update,
+            row_tokens=trial.settings.data.row_budget,
+            seed=trial.seed,
+            scratch=folder / "scratch",
+            after_update=self.after_update,
+            urgent=self.urgent,
+            checkpoints=folder / CHECKPOINTS,
+            counters=self.counters,
+            bf16=trial.settings.model.dtype == "bfloat16",
+            gradient_checkpointing=self.schedule.gradient_checkpointing,
+        )
+        self.updates = self.trainer.updates
+        self.marks = {
+            round(self.updates * (k + 1) / self.schedule.evaluations) for k in range(self.schedule.evaluations)
+        }
+
+    def run(self) -> Outcome:
+        """Train from the last checkpoint, or from the start, to the end or to an order."""
+        saved = self.world.broadcast(self.find())
+        if saved is None:
+            self.obey(self.world.broadcast(self.measure.at(0, self.updates)))
+        else:
+            self.restore(saved)
+        if self.stopped is None and self.updates:
+            self.trainer.resume(saved)
+        if self.world.main:
+            shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        if self.stopped and self.stopped.kind != "stop":
+            raise Paused(self.stopped)
+        return Outcome(
+            updates=self.trainer.state.global_step,
+            tokens=self.trainer.tokens_seen,
+            seconds=self.seconds,
+            diverged=self.diverged,
+            stopped=None if self.diverged else self.stopped,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training alone so far."""
+        measured = self.measure.seconds - self.measured_before
+        return self.seconds_before + time.monotonic() - self.clock - measured
+
+    def find(self) -> Saved | None:
+        """The trial's checkpoint, if there is one of just these settings; rank 0 looks."""
+        saved = latest(self.folder / CHECKPOINTS) if self.world.main else None
+        return saved if saved and saved.counters["config_hash"] == self.trial.config_hash else None
+
+    def restore(self, saved: Saved) -> None:
+        """Take up the counters of an earlier attempt."""
+        counters, curves = saved.counters, self.measure.curves
+        curves.rows = [curves.row(*entry) for entry in counters["curves"]]
+        curves.seconds_before = counters["total_seconds"]
+        self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
+        self.measure.seconds = counters["measure_seconds"]
+        self.measure.report({"doing": "training", "step": saved.step, "updates": self.updates})
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint has to hold for `restore`."""
+        curves = self.measure.curves
+        return {
+            "config_hash": self.trial.config_hash,
+            "curves": [[row["step"], row["source"], row["metric"], row["value"]] for row in curves.rows],
+            "train_seconds": self.seconds,
+            "measure_seconds": self.measure.seconds,
+            "total_seconds": curves.seconds_before + time.monotonic() - self.clock,
+        }
+
+    def urgent(self) -> bool:
+        """Whether rank 0 wants the ranks to listen to it after this update: to report, or to write a checkpoint."""
+        return self.world.main and (
+            time.monotonic() - self.told > self.hosting.heartbeat_seconds or self.checkpoint_due(1.0)
+        )
+
+    def checkpoint_due(self, share: float) -> bool:
+        """Whether the last checkpoint is so old, as a share of the time between two."""
+        return time.monotonic() - self.saved > share * 60 * self.hosting.faults.checkpoint_minutes
+
+    def after_update(self, step: int, metrics: Metrics) -> Next:
+        """Record an update; measure, report, save and stop when it is time. Every rank comes to the same decision."""
+        shown = {name: value for name, value in metrics.items() if name != "urgent"}
+        self.measure.curves.add(step, "train", shown)
+        self.measure.last = {"loss": shown["loss"]}
+        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(shown.get(name, 0.0))]
+        if broken:
+            self.diverged = f"{broken[0]} became {shown[broken[0]]} at update {step}"
+            return Next(stop=True)
+        if step in self.marks:
+            order = self.measure.at(step, self.updates)
+        elif metrics["urgent"]:
+            order = self.measure.report(
+                {"doing": "training", "step": step, "updates": self.updates, **self.measure.last}
+            )
+        else:
+            return GO_ON
+        # What follows the last update may take long as well.
+        due = self.checkpoint_due(0.1 if step == self.updates else 1.0)
+        order, due = self.world.broadcast((order, due))
+        self.told = time.monotonic()
+        self.obey(order)
+        leaving = order is not None and order.kind != "stop"
+        save = leaving or (due and order is None)
+        if save:
+            self.saved = time.monotonic()
+        if self.world.main:
+            attempts.note(self.folder, saved=save)
+        return Next(save=save, stop=order is not None)
+
+    def obey(self, order: Order | None) -> None:
+        """Take note of an order; the first one counts."""
+        self.stopped = self.stopped or order

@@ -1,0 +1,31 @@
+"""What a trial and the one who runs it say to each other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a trial is told to do when it reports, and why, as a sentence.
+
+    stop: end training here and record what has been reached; with `measure`, answers are generated and judged too.
+    pause: write a checkpoint and leave without a result, to go on another time. preempt: the same, since the node is
+    about to be taken away.
+    """
+
+    kind: Literal["stop", "pause", "preempt"]
+    reason: str
+    measure: bool = False
+
+
+Report = Callable[[Mapping[str, Any]], Order | None]
+"""Told how things get on; may answer with an order. Called by rank 0 only."""
+
+
+class Paused(Exception):
+    """A trial left because it was told to. Its checkpoint is written."""
+
+    def __init__(self, order: Order):
+        super().__init__(order.reason)
+        self.order = order

@@ -1,0 +1,71 @@
+"""The processes that work on one trial together, seen from one of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and number of the processes of a trial. Every rank has to make the same calls in the same order.
+
+    What is exchanged travels through torch.distributed, from process to process of one trial.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "World":
+        """The ranks of the process group that has been joined, or one process alone."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which reports and writes."""
+        return self.rank == 0
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value if self.main else None]
+        distributed.broadcast_object_list(box, src=0, device=_device())
+        return box[0]  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order of rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def share(self, items: Sequence[T], work: Callable[[T], Any]) -> list[Any]:
+        """`work` of every item, in order, on every rank; the ranks divide the items among themselves.
+
+        Every rank calls `work` equally often, some of them for nothing: a forward pass of a sharded model is an
+        exchange between all ranks.
+        """
+        if self.size == 1 or not items:
+            return [work(item) for item in items]
+        rounds = -(-len(items) // self.size)
+        mine = [work(items[min(turn * self.size + self.rank, len(items) - 1)]) for turn in range(rounds)]
+        gathered = self.gather(mine)
+        return [gathered[index % self.size][index // self.size] for index in range(len(items))]
+
+    def agree(self, values: Iterable[T]) -> bool:
+        """Whether all ranks gave the same values."""
+        own = list(values)
+        return all(other == own for other in self.gather(own))
+
+
+def _device() -> torch.device | None:
+    return torch.device("cuda") if distributed.get_backend() == "nccl" else None

@@ -1,0 +1,248 @@
+"""A whole trial without Ray: on several ranks, interrupted and gone on with, told to stop, and when things fail."""
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from slime_ray import results
+from slime_ray.experiment import Experiment, Faults, Trial, arm_trials
+from slime_ray.experiment_file import load_experiment
+from slime_ray.training import attempts
+from slime_ray.training.course import Hosting
+from slime_ray.training.orders import Order, Paused
+from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.worker import run_trial
+
+from . import trial_worker
+from .test_ranks import on_ranks
+
+TEXT = """\
+name: trial
+preset: arithmetic
+base:
+  data: {sft_examples: 200, pairs: 40, held_out_pairs: 24}
+  model: {lora: {rank: 4, alpha: 8.0, dropout: 0.2, targets: [q_proj, v_proj]}}
+  sft: {updates: 10}
+  training: {updates: 6, pairs_per_update: 16, evaluations: 3, learning_rate: 1e-3, max_grad_norm: 1.0}
+  evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 12, batch: 6}}
+arms: {slime: {}, dpo: {objective: {name: dpo}}}
+"""
+CLOCKS = {"started", "host", "train_seconds", "evaluation_seconds", "total_seconds", "attempts", "lost_seconds"}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> Experiment:
+    path = tmp_path_factory.mktemp("yaml") / "trial.yaml"
+    path.write_text(TEXT)
+    return load_experiment(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def nothing(told: Any) -> None:
+    return None
+
+
+def computed(run: Path, trial: Trial) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """What does not depend on clocks: the row, the curves and the answers."""
+    folder = run / "trials" / trial.trial_id
+    row = json.loads((folder / "trial.json").read_text())
+    frames = [pd.read_parquet(folder / f"{name}.parquet") for name in ("curves", "answers")]
+    return {name: value for name, value in row.items() if name not in CLOCKS}, frames[0], frames[1]
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, cache, tmp_path_factory) -> Path:
+    """Both arms, never interrupted."""
+    run = tmp_path_factory.mktemp("whole")
+    for trial in arm_trials(experiment):
+        run_trial(trial, run=run, cache=cache, report=nothing)
+    return run
+
+
+class Orders:
+    """Answers the report of one step with an order, or raises there, and nothing before or after."""
+
+    def __init__(self, step: int, answer: Any):
+        self.step, self.answer = step, answer
+        self.steps: list[int] = []
+
+    def __call__(self, told: Any) -> Order | None:
+        if told.get("doing") != "training":
+            return None
+        self.steps.append(told["step"])
+        if told["step"] != self.step:
+            return None
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        answer: Order | None = self.answer
+        return answer
+
+
+@pytest.mark.parametrize("arm", [0, 1], ids=["slime", "dpo"])
+@pytest.mark.parametrize("step", [0, 2, 4, 6])
+def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, cache, whole, tmp_path, arm, step):
+    trial = arm_trials(experiment)[arm]
+    folder = tmp_path / "trials" / trial.trial_id
+    with pytest.raises(Paused, match="for now"):
+        run_trial(trial, run=tmp_path, cache=cache, report=Orders(step, Order("pause", "for now")))
+    assert results.finished_trials(tmp_path) == {}
+    assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
+    again = Orders(-1, None)
+    row = run_trial(trial, run=tmp_path, cache=cache, report=again)
+    assert again.steps == [step, *[mark for mark in (2, 4, 6) if mark > step]]
+    assert row["attempts"] == 2
+    for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
+        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert not (folder / "resume").exists()
+
+
+def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, cache, whole, tmp_path):
+    trial = arm_trials(experiment)[0]
+    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    with pytest.raises(KeyboardInterrupt):
+        # Nothing of ours gets to run any more: as if the process had been killed when it reported update 4.
+        run_trial(trial, run=tmp_path, cache=cache, report=Orders(4, KeyboardInterrupt()), hosting=often)
+    again = Orders(-1, None)
+    row = run_trial(trial, run=tmp_path, cache=cache, report=again, hosting=often)
+    assert again.steps[0] == 3
+    assert row["attempts"] == 2
+    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["lost", "finished"]
+    for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
+        assert one == other if isinstance(one, dict) else one.equals(other)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, cache, tmp_path):
+    trial, other = arm_trials(experiment)
+    with pytest.raises(Paused):
+        run_trial(other, run=tmp_path, cache=cache, report=Orders(4, Order("pause", "for now")))
+    (tmp_path / "trials" / other.trial_id).rename(tmp_path / "trials" / trial.trial_id)
+    again = Orders(-1, None)
+    run_trial(trial, run=tmp_path, cache=cache, report=again)
+    assert again.steps == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, cache, tmp_path, measure):
+    trial = arm_trials(experiment)[0]
+    row = run_trial(
+        trial, run=tmp_path, cache=cache, report=Orders(4, Order("stop", "enough is known", measure=measure))
+    )
+    assert (row["status"], row["reason"], row["updates"]) == ("stopped", "enough is known", 4)
+    assert row["preference_accuracy"] is not None
+    answers = computed(tmp_path, trial)[2]
+    assert (len(answers), row["stability"] is not None) == ((16, True) if measure else (0, False))
+
+
+@pytest.mark.parametrize(("ranks", "how"), [(2, "ddp"), (4, "ddp"), (2, "fsdp2")])
+def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, ranks, how):
+    """The stages too are made by all ranks together, in a cache of their own. float32, hence the tolerance."""
+    trial = arm_trials(experiment)[1]
+    # Dropout draws on each rank, so a trial with it depends on how pairs are divided.
+    settings = trial.settings.model_dump()
+    settings["model"]["lora"]["dropout"] = 0.0
+    plain = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    (tmp_path / "trial.json").write_text(plain.model_dump_json())
+    run_trial(plain, run=tmp_path / "alone", cache=tmp_path / "cache-alone", report=nothing)
+    on_ranks(ranks, trial_worker.__file__, tmp_path / "trial.json", tmp_path / "run", tmp_path / "cache", how)
+    row, curves, answers = computed(tmp_path / "run", plain)
+    expected, expected_curves, expected_answers = computed(tmp_path / "alone", plain)
+    assert row.pop("workers") == ranks
+    assert expected.pop("workers") == 1
+    numbers = {name for name, value in expected.items() if isinstance(value, float)}
+    assert {n: row[n] for n in row.keys() - numbers} == {n: expected[n] for n in expected.keys() - numbers}
+    assert {n: row[n] for n in numbers} == pytest.approx({n: expected[n] for n in numbers}, rel=1e-4, abs=1e-5)
+    assert curves["value"].tolist() == pytest.approx(expected_curves["value"].tolist(), rel=1e-4, abs=1e-5)
+    assert curves.drop(columns="value").equals(expected_curves.drop(columns="value"))
+    assert answers["answer"].tolist() == expected_answers["answer"].tolist()
+    saved = tmp_path / "run" / "trials" / plain.trial_id / "checkpoint"
+    assert (saved / "adapter_model.safetensors").stat().st_size == (
+        tmp_path / "alone" / "trials" / plain.trial_id / "checkpoint" / "adapter_model.safetensors"
+    ).stat().st_size
+
+
+def test_a_trial_out_of_memory_has_one_more_try(experiment, cache, tmp_path):
+    trial = arm_trials(experiment)[0]
+    full = Orders(2, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory):
+        run_trial(trial, run=tmp_path, cache=cache, report=full)
+    assert results.finished_trials(tmp_path) == {}
+    row = run_trial(trial, run=tmp_path, cache=cache, report=full)
+    assert row["status"] == "failed"
+    assert "CUDA out of memory" in row["reason"]
+    assert (row["stability"], row["attempts"]) == (0.0, 2)
+
+
+def test_a_trial_that_is_lost_too_often_is_given_up(experiment, cache, tmp_path):
+    trial = arm_trials(experiment)[0]
+    hosting = Hosting(faults=Faults(retries=2))
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(trial, run=tmp_path, cache=cache, report=Orders(2, KeyboardInterrupt()), hosting=hosting)
+    row = run_trial(trial, run=tmp_path, cache=cache, report=nothing, hosting=hosting)
+    assert row["status"] == "failed"
+    assert "3 times" in row["reason"]
+    assert results.finished_trials(tmp_path)[trial.trial_id]["attempts"] == 4
+
+
+def test_a_result_waits_for_a_storage_that_takes_nothing_for_a_while(experiment, cache, whole, tmp_path):
+    """A file stands where the trial's folder belongs until the trial says that it waits."""
+    trial = arm_trials(experiment)[0]
+    folder, waited = tmp_path / "trials" / trial.trial_id, []
+
+    def report(told: Any) -> None:
+        if told.get("doing") == "answering" and folder.is_dir():
+            shutil.move(folder, tmp_path / "aside")
+            folder.write_text("in the way")
+        if str(told.get("doing")).startswith("waiting for storage"):
+            waited.append(told["doing"])
+            folder.unlink()
+            shutil.move(tmp_path / "aside", folder)
+
+    row = run_trial(trial, run=tmp_path, cache=cache, report=report)
+    assert row["status"] == "completed"
+    assert len(waited) == 1
+    assert computed(tmp_path, trial)[0] == computed(whole, trial)[0]
+
+
+def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, cache, tmp_path):
+    """RLIMIT_FSIZE makes every write of more than so many bytes fail, as a full disk does, until it is lifted."""
+    trial = arm_trials(experiment)[0]
+    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    before, waited = resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def report(told: Any) -> None:
+        if told.get("doing") == "training" and told["step"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+        if str(told.get("doing")).startswith("waiting for storage"):
+            waited.append(told["doing"])
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    try:
+        row = run_trial(trial, run=tmp_path, cache=cache, report=report, hosting=often)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (row["status"], row["updates"], len(waited)) == ("completed", 6, 1)
+    assert results.finished_trials(tmp_path)[trial.trial_id] == row
+
+
+def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, cache, tmp_path):
+    trial = arm_trials(experiment)[0]
+    settings = trial.settings.model_dump()
+    settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    settings["model"]["lora"]["alpha"] = 1e30
+    wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    row = run_trial(wild, run=tmp_path, cache=cache, report=nothing)
+    assert row["status"] == "diverged"
+    assert "became" in row["reason"]
+    assert row["updates"] < 200
+    assert row["stability"] == 0
