@@ -14,7 +14,7 @@ endif
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test unit ray-tests test-slow lint types environment clean
+.PHONY: demo test unit ray-tests test-faults test-slow lint types environment clean
 
 demo: $(STAMP)
 	$(BIN)/slime-ray demo
@@ -24,15 +24,21 @@ test: lint types
 	$(MAKE) --no-print-directory ray-tests
 
 # One thread per process: the tensors are small, and two workers share two cores. Nothing may reach for a hub.
-unit ray-tests test-slow: export OMP_NUM_THREADS := 1
-unit ray-tests test-slow: export HF_HUB_OFFLINE := 1
-unit ray-tests test-slow: export TOKENIZERS_PARALLELISM := false
+unit ray-tests test-faults test-slow: export OMP_NUM_THREADS := 1
+unit ray-tests test-faults test-slow: export HF_HUB_OFFLINE := 1
+unit ray-tests test-faults test-slow: export TOKENIZERS_PARALLELISM := false
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not ray and not slow and not faults"
 
 ray-tests: $(STAMP)
-	$(BIN)/python -m pytest -m "ray and not slow"
+	$(BIN)/python -m pytest -m "ray and not slow and not faults"
+
+# Everything that a sweep has to survive, and what it cost, as the table of docs/reliability.md; some fifteen minutes.
+test-faults: $(STAMP)
+	mkdir -p build && rm -f build/faults.jsonl
+	$(BIN)/python -m pytest tests/faults --fault-table build/faults.jsonl
+	$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

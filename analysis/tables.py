@@ -136,6 +136,8 @@ def _row(
     for status, ended in group[group["status"] != FINISHED].groupby("status"):
         reasons = "; ".join(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         remarks.append(f"{status} {len(ended)} of {len(group)}: {reasons or 'no reason was recorded'}")
+    if again := int((group["attempts"].fillna(1) - 1).sum()):
+        remarks.append(f"begun again {again} times" if again > 1 else "begun again once")
     phase = str(group["phase"].iloc[0])
     bounds = statistics.verdict_bounds(outcomes[1]) if outcomes else (math.nan, math.nan)
     if outcomes and np.isnan(outcomes[1]).any():
@@ -323,6 +325,13 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
     )
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')
+    begun = run.trials["attempts"].fillna(1)
+    if (begun > 1).any():
+        notes.append(
+            f"{int((begun > 1).sum())} of {len(begun)} trials were begun again after an interruption, "
+            f"{int((begun - 1).sum())} times in all, and went on from their checkpoints; "
+            f"{run.trials['lost_seconds'].fillna(0).sum():.0f} worker-seconds were computed twice."
+        )
     return notes
 
 

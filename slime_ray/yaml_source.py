@@ -66,7 +66,7 @@ def load_yaml(path: str | Path) -> YamlSource:
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
-            raise InputError(f"{path}: the file is empty. Start from one that `slime-ray spaces` lists.")
+            raise InputError(f"{path}: the file is empty. Start from one that ships with the package.")
         lines: dict[KeyPath, int] = {}
         _collect_lines(node, (), lines, path)
         data = yaml.load(text, Loader=_Loader)

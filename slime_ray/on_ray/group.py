@@ -13,6 +13,7 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from torch.distributed import DistError
 
 from slime_ray import results
 from slime_ray.experiment import Resources, Trial
@@ -122,11 +123,11 @@ def _cause(error: WorkerGroupError) -> Exception:
 
 def is_loss(error: BaseException) -> bool:
     """Whether an error says that a process, a node or a connection was lost, rather than that the work is wrong."""
-    import torch
-    from ray.exceptions import RayError
-
     text = str(error).lower()
     spoken = ("connection closed by peer", "connection reset", "gloo", "nccl", "socket", "broken pipe")
-    return isinstance(error, (RayError, torch.distributed.DistError)) or (
-        isinstance(error, (RuntimeError, ConnectionError)) and any(word in text for word in spoken)
+    # What a worker raised itself arrives as it was; errors of Ray's own are about the worker.
+    return (
+        type(error).__module__.startswith("ray.")
+        or isinstance(error, DistError)
+        or (isinstance(error, (RuntimeError, ConnectionError)) and any(word in text for word in spoken))
     )

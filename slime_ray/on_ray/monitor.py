@@ -86,8 +86,10 @@ class MonitorActor:
 
     def kill(self, trial_id: str) -> None:
         """End a trial's processes, which do not end themselves."""
-        for actor in self.voices[trial_id].actors if trial_id in self.voices else []:
-            ray.kill(actor)
+        voice = self.voices.get(trial_id)
+        while voice and voice.actors:
+            ray.kill(voice.actors.pop())
+            voice.heard = time.monotonic()
 
     def end(self, trial_id: str) -> None:
         """Free whatever a trial that has ended holds."""

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ def taken(run: Path, experiment: Experiment, *, source: Path, seed: int, start: 
     Raises InputError for a name that is taken, a run that cannot be resumed, storage that cannot be written, and a run
     that another sweep is at work on. A new folder is removed again where an InputError ends the sweep before any trial.
     """
-    resume = start == "resume" or (start == "either" and run.is_dir())
+    resume = start == "resume" or (start == "either" and run.exists())
     manifest = _resumed(run, experiment, seed) if resume else _fresh(run, experiment, source, seed)
     lock = FileLock(run / LOCK)
     try:
@@ -52,16 +53,8 @@ def taken(run: Path, experiment: Experiment, *, source: Path, seed: int, start: 
 
 
 def _fresh(run: Path, experiment: Experiment, source: Path, seed: int) -> dict[str, Any]:
-    try:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        run.mkdir()
-    except FileExistsError:
-        raise InputError(
-            f"{run} is already there. Give the run another name with --name, or go on with it with --resume."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{run} cannot be written: {error.strerror}. Give another place with --storage.") from None
-    shutil.copyfile(source, run / "experiment.yaml")
+    if run.exists():
+        raise _there_already(run)
     manifest = {
         "schema": results.RUN_SCHEMA,
         "name": experiment.name,
@@ -81,8 +74,23 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int) -> dict[s
         "stability_version": results.STABILITY_VERSION,
         "failed_trials": [],
     }
-    results.write_manifest(run, manifest)
+    # A folder of this name is a whole run, also where this process is cut off half-way.
+    partial = run.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        shutil.copyfile(source, partial / "experiment.yaml")
+        results.write_manifest(partial, manifest)
+        partial.rename(run)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if run.exists():
+            raise _there_already(run) from None
+        raise InputError(f"{run} cannot be written: {error.strerror}. Give another place with --storage.") from None
     return manifest
+
+
+def _there_already(run: Path) -> InputError:
+    return InputError(f"{run} is already there. Give the run another name with --name, or go on with it with --resume.")
 
 
 def _resumed(run: Path, experiment: Experiment, seed: int) -> dict[str, Any]:

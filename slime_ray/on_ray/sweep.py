@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial
 from slime_ray.on_ray._tmp import alive_nodes, concurrent_trials
+from slime_ray.on_ray.janitor import janitor
 from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.plan import TrialPlan
@@ -136,10 +137,11 @@ def _ray_instance() -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise InputError(f"No Ray cluster answers at {os.environ.get('RAY_ADDRESS')}: {error}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with janitor(os.getpid()) if local else nullcontext():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check_resources(experiment: Experiment) -> None:

@@ -68,8 +68,8 @@ def note(folder: Path, *, saved: bool = False, ended: Ending | None = None) -> N
     if not attempts or attempts[-1].ended:
         return
     last, now = attempts[-1], time.time()
-    # Who ends an attempt from outside does not know when it was last alive.
-    alive = last.alive if ended in ("lost", "hung", "interrupted") else now
+    # A sweep that is gone on with may have been dead for days; the driver notices at once what else was lost.
+    alive = last.alive if ended == "interrupted" else now
     _write(
         folder,
         [*attempts[:-1], dataclasses.replace(last, alive=alive, saved=now if saved else last.saved, ended=ended)],

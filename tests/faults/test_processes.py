@@ -1,0 +1,193 @@
+"""A trial's process, a worker of a group, the driver: killed, stopped, out of memory. Nothing that finished is lost."""
+
+import json
+import os
+import resource
+import signal
+import time
+
+import optuna
+import pytest
+
+from slime_ray.on_ray.search import study_storage
+
+from .conftest import LONG, SHORT, left_behind, same, until, workers
+
+pytestmark = pytest.mark.ray
+TWO = ("--set", "resources.workers=2")
+
+
+def check_whole(sweep, whole, *, endings, kept=None) -> str:
+    """The sweep ended well, with the rows of an undisturbed one, and left nothing behind."""
+    text = sweep.end()
+    assert sweep.process.returncode == 0, text
+    assert sweep.endings() == endings
+    rows = sweep.rows()
+    assert same(rows[SHORT], whole[SHORT])
+    assert same(rows[LONG], whole[LONG])
+    assert rows[LONG]["attempts"] == len(endings)
+    if kept is not None:
+        assert rows[SHORT] == kept
+    assert left_behind(sweep.process.pid) == []
+    return text
+
+
+def recovery(sweep, struck: float) -> tuple[float, float]:
+    """Seconds until the next attempt was at work, and the work that was done twice."""
+    made = sweep.attempts()
+    return made[-1].started - struck, sum(attempt.lost_seconds for attempt in made[:-1])
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(start, whole, table):
+    sweep = start("killed")
+    pid = sweep.until_checkpoint().pid
+    kept = until(lambda: sweep.rows().get(SHORT), 60, "the short trial")
+    struck = time.time()
+    os.kill(pid, signal.SIGKILL)
+    text = check_whole(sweep, whole, endings=["lost", "finished"], kept=kept)
+    seconds, again = recovery(sweep, struck)
+    table("SIGKILL of a trial's process, 1 worker", lost=0, seconds=seconds, again=again)
+    assert "lost" in (sweep.run / "log.txt").read_text()
+    assert "begun again once" in text
+    assert "1 of 2 trials were begun again" in text
+
+
+def test_a_killed_driver_loses_nothing_and_is_gone_on_with(start, whole, table):
+    space = "{objective.hard_margin: {uniform: [0.5, 3.0]}}"
+    search = ("--set", f"search={space}", "--set", "budget.trials=2")
+    sweep = start("driver", *search)
+    sweep.until_checkpoint()
+    until(lambda: sweep.attempts("search-0001"), 120, "the search")
+    kept = sweep.rows()[SHORT]
+    sweep.process.kill()
+    sweep.process.wait(timeout=20)
+    # Ray's own processes notice that their driver is gone, and the janitor ends those that do not.
+    assert left_behind(sweep.process.pid) == []
+    struck = time.time()
+    resumed = start("driver", *search, "--resume")
+    check_whole(resumed, whole, endings=["interrupted", "finished"], kept=kept)
+    seconds, again = recovery(resumed, struck)
+    table("SIGKILL of the driver, then --resume", lost=0, seconds=seconds, again=again)
+    # The search trial that was cut off kept its name and its point, and the study knows how all of them ended.
+    assert resumed.endings("search-0001")[-1] == "finished"
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(sweep.run / "study.journal"))
+    assert "RUNNING" not in [trial.state.name for trial in study.trials]
+    points = {
+        trial.user_attrs["trial_id"]: trial.params["objective.hard_margin"]
+        for trial in study.trials
+        if trial.state.name == "COMPLETE"
+    }
+    settings = {name: json.loads(resumed.rows()[name]["settings"]) for name in ("search-0001", "search-0002")}
+    assert settings == {name: {"objective.hard_margin": value} for name, value in points.items()}
+
+
+@pytest.mark.faults
+def test_a_trial_that_says_nothing_any_more_is_started_again(start, whole, table):
+    sweep = start("hung")
+    pid = sweep.until_checkpoint().pid
+    struck = time.time()
+    os.kill(pid, signal.SIGSTOP)
+    check_whole(sweep, whole, endings=["hung", "finished"])
+    seconds, again = recovery(sweep, struck)
+    table("A hung trial (SIGSTOP), 1 worker, hang_minutes 0.15", lost=0, seconds=seconds, again=again)
+
+
+def test_a_trial_out_of_memory_is_tried_once_more_and_then_recorded(start, whole, table):
+    """RLIMIT_AS makes the process's next allocation fail as a full machine would."""
+    sweep = start("memory")
+    for number in (1, 2):
+        [*_, attempt] = until(lambda n=number: len(made := sweep.attempts()) == n and made, 120, "the attempt")
+        resource.prlimit(attempt.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+    sweep.end()
+    row = sweep.rows()[LONG]
+    assert row["status"] == "failed"
+    assert "memory" in row["reason"]
+    assert same(sweep.rows()[SHORT], whole[SHORT])
+    first, second = sweep.attempts()
+    seconds = second.started - first.alive
+    table("Out of memory (RLIMIT_AS), until it is tried once more", lost=0, seconds=seconds, again=first.lost_seconds)
+    assert left_behind(sweep.process.pid) == []
+
+
+def test_an_interrupt_has_trials_write_a_checkpoint_and_leave(start, whole, table):
+    sweep = start("interrupt", "--set", "faults.checkpoint_minutes=60")
+    until(lambda: sweep.attempts(LONG), 120, "the trial")
+    until(lambda: sweep.rows().get(SHORT), 60, "the short trial")
+    struck = time.time()
+    sweep.process.send_signal(signal.SIGINT)
+    text = sweep.end(60)
+    seconds = time.time() - struck
+    assert sweep.process.returncode == 1
+    assert "--resume" in text
+    assert "Traceback" not in text
+    assert left_behind(sweep.process.pid) == []
+    assert sweep.endings() == ["paused"]
+    check_whole(start("interrupt", "--resume"), whole, endings=["paused", "finished"])
+    table("SIGINT (Ctrl-C): until the sweep has ended, nothing computed twice", lost=0, seconds=seconds, again=0.0)
+
+
+@pytest.mark.faults
+def test_a_spent_time_budget_pauses_the_sweep(start, whole):
+    sweep = start("budget", "--set", "budget.hours=0.0005")
+    text = sweep.end(120)
+    assert sweep.process.returncode == 1
+    assert "budget.hours 0.0005" in text
+    assert set(sweep.endings()) <= {"paused"}
+    check_whole(start("budget", "--resume"), whole, endings=[*sweep.endings(), "finished"])
+
+
+def test_two_sweeps_of_one_name_do_not_meet(start, whole):
+    sweep = start("twice")
+    until(lambda: sweep.attempts(), 120, "the first sweep")
+    second = start("twice", "--resume")
+    assert "Another sweep is at work" in second.end(60)
+    assert second.process.returncode == 2
+    check_whole(sweep, whole, endings=["finished"])
+
+
+@pytest.mark.faults
+def test_a_group_that_loses_a_worker_goes_on_from_its_checkpoint(start, whole, table):
+    sweep = start("worker", *TWO)
+    first = sweep.until_checkpoint()
+    [pid] = set(workers(sweep.process.pid)) - {first.pid}
+    struck = time.time()
+    os.kill(pid, signal.SIGKILL)
+    text = sweep.end()
+    assert sweep.process.returncode == 0, text
+    assert sweep.endings() == ["lost", "finished"]
+    row = sweep.rows()[LONG]
+    assert (row["workers"], row["status"]) == (2, "completed")
+    assert row["chosen_drift"] == pytest.approx(whole[LONG]["chosen_drift"], rel=1e-3, abs=1e-4)
+    seconds, again = recovery(sweep, struck)
+    table("SIGKILL of a worker, 2 workers", lost=0, seconds=seconds, again=again)
+    assert left_behind(sweep.process.pid) == []
+
+
+@pytest.mark.faults
+def test_a_group_with_a_hung_worker_is_started_again(start, whole, table):
+    sweep = start("hung-worker", *TWO)
+    first = sweep.until_checkpoint()
+    [pid] = set(workers(sweep.process.pid)) - {first.pid}
+    struck = time.time()
+    os.kill(pid, signal.SIGSTOP)
+    text = sweep.end()
+    assert sweep.process.returncode == 0, text
+    assert sweep.endings() == ["hung", "finished"]
+    seconds, again = recovery(sweep, struck)
+    table("A hung worker (SIGSTOP), 2 workers, hang_minutes 0.15", lost=0, seconds=seconds, again=again)
+    assert left_behind(sweep.process.pid) == []
+
+
+@pytest.mark.faults
+def test_a_group_pauses_on_an_interrupt(start, whole, table):
+    sweep = start("interrupt-group", *TWO, "--set", "faults.checkpoint_minutes=60")
+    until(lambda: sweep.attempts(LONG), 120, "the trial")
+    sweep.process.send_signal(signal.SIGINT)
+    text = sweep.end(90)
+    assert sweep.process.returncode == 1, text
+    assert sweep.endings() == ["paused"]
+    assert left_behind(sweep.process.pid) == []
+    resumed = start("interrupt-group", *TWO, "--resume")
+    text = resumed.end()
+    assert resumed.process.returncode == 0, text
+    assert resumed.endings() == ["paused", "finished"]
