@@ -37,7 +37,7 @@ ray-tests: $(STAMP)
 # Everything that a sweep has to survive, and what it cost, as the table of docs/reliability.md; some fifteen minutes.
 test-faults: $(STAMP)
 	mkdir -p build && rm -f build/faults.jsonl
-	$(BIN)/python -m pytest tests/faults --fault-table build/faults.jsonl
+	$(BIN)/python -m pytest tests/faults tests/ray/test_launch.py --fault-table build/faults.jsonl
 	$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 test-slow: $(STAMP)

@@ -19,8 +19,10 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
   slime-ray spaces                              the experiments that ship with the package
   slime-ray check  my.yaml                      validate an experiment; nothing is started
+  slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
+  slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
   slime-ray report runs/first                   tables, figures and report.html from the result files
   slime-ray bench step                          measure the training step here, beside other recipes
 
@@ -82,9 +84,23 @@ def _parser() -> argparse.ArgumentParser:
         start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
     sweep.set_defaults(command=_sweep)
 
+    launch = commands.add_parser("launch", help="submit a sweep to a cluster and follow it; again to follow it again")
+    _experiment_options(launch)
+    launch.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
+    launch.add_argument(
+        "--address", default="http://127.0.0.1:8265", help="Ray's dashboard (default %(default)s, where tunnels end)"
+    )
+    launch.add_argument("--no-follow", dest="follow", action="store_false", help="submit, and do not wait")
+    launch.set_defaults(command=_launch)
+
     demo = commands.add_parser("demo", help="run the shipped demo and print its table")
     demo.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all runs (default ./runs)")
     demo.set_defaults(command=_demo)
+
+    doctor = commands.add_parser("doctor", help="look at the cluster, the storage and what an experiment asks of them")
+    _experiment_options(doctor, optional=True)
+    doctor.add_argument("--cluster", type=Path, metavar="FILE", help="check a file for `ray up` or KubeRay, offline")
+    doctor.set_defaults(command=_doctor)
 
     check = commands.add_parser("check", help="validate an experiment; nothing is started")
     _experiment_options(check)
@@ -103,8 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _experiment_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", metavar="SPACE.yaml", help="an experiment file, or the name of one that ships")
+def _experiment_options(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    parser.add_argument(
+        "space", metavar="SPACE.yaml", nargs="?" if optional else None,
+        help="an experiment file, or the name of one that ships",
+    )  # fmt: skip
     parser.add_argument("--name", help="name of the run (default: the file's `name`)")
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all runs (default ./runs)")
     parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
@@ -137,6 +156,16 @@ def _sweep(options: argparse.Namespace) -> None:
     _write_report(run, None)
 
 
+def _launch(options: argparse.Namespace) -> None:
+    experiment, source = _load(options)
+    from slime_ray.on_ray.launch import Submission, launch, sweep_options
+
+    chosen = sweep_options(trials=options.trials, seed=options.seed, overrides=options.overrides)
+    text = source.read_text(encoding="utf-8")
+    submission = Submission(experiment.name, text, str(options.storage), tuple(chosen))
+    launch(experiment, submission, address=options.address, out=sys.stdout, follow=options.follow)
+
+
 def _demo(options: argparse.Namespace) -> None:
     number = 1
     while (options.storage / (name := "demo" if number == 1 else f"demo-{number}")).exists():
@@ -152,6 +181,21 @@ def _check(options: argparse.Namespace) -> None:
         f"{source}: fine. {len(experiment.arms)} arms x {len(experiment.seeds)} seeds, "
         f"{search} searched knobs, {experiment.budget.trials} trials."
     )
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    if options.cluster:
+        from slime_ray.on_ray.cluster_file import check_cluster_file
+
+        for line in check_cluster_file(options.cluster):
+            print(line)
+        return
+    from rich.console import Console
+
+    experiment = _load(options)[0] if options.space else None
+    from slime_ray.on_ray.preflight import doctor
+
+    doctor(experiment, storage=options.storage.resolve(), console=Console())
 
 
 def _report(options: argparse.Namespace) -> None:

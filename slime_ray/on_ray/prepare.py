@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from rich.console import Console
@@ -14,8 +14,9 @@ from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.settings import Settings
 from slime_ray.training.outcome import one_sentence
-from slime_ray.training.stages import Stages, prepare
-from slime_ray.training.worker import reset_process
+
+if TYPE_CHECKING:
+    from slime_ray.training.stages import Stages
 
 STAGES = "stages"
 """What the making of the stages is called where trials are called by their ids."""
@@ -91,7 +92,11 @@ def _stage_worker(config: dict[str, Any]) -> None:
     _make(Settings.model_validate(config["base"]), config["place"])
 
 
-def _make(settings: Settings, place: Place) -> Stages:
+def _make(settings: Settings, place: Place) -> "Stages":
+    # Here, since the driver has no use for what they import.
+    from slime_ray.training.stages import prepare
+    from slime_ray.training.worker import reset_process
+
     reset_process(seed=0, threads=place.hosting.threads)
 
     def report(told: Any) -> None:

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,17 @@ from ray import cloudpickle, tune
 from rich.console import Console
 
 from slime_ray import results
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment, Trial
-from slime_ray.on_ray._tmp import alive_nodes, concurrent_trials
-from slime_ray.on_ray.janitor import janitor
+from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.monitor import Monitor
+from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.plan import TrialPlan
+from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
+from slime_ray.on_ray.resources import concurrent_trials
 from slime_ray.on_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.trial import tune_function
@@ -48,9 +48,11 @@ def run_sweep(
     with (
         taken(run, experiment, source=source, seed=seed, start=start) as manifest,
         log_file(run / "log.txt"),
-        _ray_instance(),
+        connected(),
     ):
-        _check_resources(experiment)
+        findings = examine(experiment, storage=storage)
+        refuse(findings)
+        print_findings([finding for finding in findings if finding.level == "warning"], console)
         monitor = Monitor.start(experiment.early_stopping)
         place = Place(run, storage / ".stages", experiment.resources, experiment.faults, monitor)
         try:
@@ -112,49 +114,6 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
                 }
             )
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ray
-
-
-@contextmanager
-def _ray_instance() -> Iterator[None]:
-    """The Ray instance at RAY_ADDRESS or of this process, else one for this sweep alone."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    # Interrupts have the trials leave with a checkpoint, see `Watch`.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Tune's newer output prints a box of its own even at verbose=0; the older one is silent.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-    except ConnectionError as error:
-        raise InputError(f"No Ray cluster answers at {os.environ.get('RAY_ADDRESS')}: {error}") from None
-    with janitor(os.getpid()) if local else nullcontext():
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _check_resources(experiment: Experiment) -> None:
-    """Refuse a trial that no node could ever hold."""
-    wanted = {"CPU": experiment.resources.cpu_per_worker, "GPU": experiment.resources.gpu_per_worker}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
-        largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in wanted}
-        raise InputError(
-            f"A trial asks for {wanted['CPU']:g} CPU and {wanted['GPU']:g} GPU, but the largest node has "
-            f"{largest['CPU']:g} CPU and {largest['GPU']:g} GPU, so none could ever start. "
-            "Lower resources.cpu_per_worker or resources.gpu_per_worker."
-        )
 
 
 def _plan(experiment: Experiment, run: Path, seed: int) -> TrialPlan:

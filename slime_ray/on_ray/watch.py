@@ -12,10 +12,11 @@ from typing import Any
 from ray import tune
 
 from slime_ray.experiment import Experiment
-from slime_ray.on_ray._tmp import waiting_for
 from slime_ray.on_ray.monitor import Heard, Monitor
+from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
+from slime_ray.on_ray.resources import waiting_for
 from slime_ray.training import attempts
 
 LOOK_SECONDS = 0.3
@@ -103,9 +104,11 @@ class Watch(tune.Callback):
             return
         if now - self.warned > 60:
             self.warned = now
-            self.progress.say(f"Waiting for {now - self.moved:.0f} s: {waiting_for(self.experiment.resources)}")
+            self.progress.say(
+                f"Waiting for {now - self.moved:.0f} s: {waiting_for(self.experiment.resources, free_nodes())}"
+            )
         if now - self.moved > 60 * self.experiment.faults.placement_minutes:
-            raise NoPlace(waiting_for(self.experiment.resources))
+            raise NoPlace(waiting_for(self.experiment.resources, free_nodes()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Free what a trial that ended, in whatever way, still holds."""

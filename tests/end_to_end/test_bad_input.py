@@ -128,8 +128,12 @@ class TestWhatOnlyTheClusterSees:
     @pytest.mark.parametrize(
         ("source", "content", "message"),
         [
-            ("no/such-model", pair(0), "model.source no/such-model: the tokenizer cannot be loaded"),
-            ("/nowhere/model.gguf", pair(0), "there is no such file"),
+            (
+                "no/such-model",
+                pair(0),
+                "model.source no/such-model: there is no such path",
+            ),
+            ("/nowhere/model.gguf", pair(0), "does not have /nowhere/model.gguf"),
             ("templated", None, "pairs.jsonl"),
             ("bare", pair(0), "chat template"),
             ("templated", "", "pairs.jsonl"),

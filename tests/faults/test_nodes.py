@@ -32,9 +32,7 @@ def node_of(pid: int, cluster: Cluster):
     stat = Path(f"/proc/{pid}/stat").read_text()
     parent = int(stat.rsplit(")", 1)[1].split()[1])
     return next(
-        node
-        for node in cluster.worker_nodes
-        if parent in [info.process.pid for info in node.all_processes["raylet"]]
+        node for node in cluster.worker_nodes if parent in [info.process.pid for info in node.all_processes["raylet"]]
     )
 
 
@@ -75,7 +73,7 @@ def test_a_node_about_to_be_taken_away_is_left_with_a_checkpoint(start, whole, t
     )  # fmt: skip
 
 
-def drain(address: str, node_id: str) -> None:
+def drain(address, node_id):
     """What a cloud's notice of preemption becomes in Ray."""
     from ray._raylet import GcsClient
     from ray.core.generated import autoscaler_pb2
@@ -114,4 +112,6 @@ def test_no_process_of_a_cluster_outlives_it(cluster):
     finally:
         ray.shutdown()
     cluster.shutdown()
-    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text()]
+    assert not [
+        pid for pid in pids if os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text()
+    ]

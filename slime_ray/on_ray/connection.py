@@ -1,0 +1,104 @@
+"""The Ray instance that a command works with: the one at RAY_ADDRESS, or one for itself alone."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import ray
+
+from slime_ray.errors import InputError
+from slime_ray.on_ray.janitor import janitor
+
+CONNECT_SECONDS = 5.0
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """The Ray instance at RAY_ADDRESS or of this process, else one for this process alone.
+
+    Raises InputError, within seconds, for an address that cannot be used.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    # Interrupts have the trials leave with a checkpoint, see `Watch`.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Tune's newer output prints a box of its own even at verbose=0; the older one is silent.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    local: dict[str, Any] = {}
+    if address and address != "local":
+        check_address(address)
+    else:
+        # Said outright, or Ray would join whatever was started last on this machine.
+        local = {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise InputError(_refusal(address, error)) from None
+    with janitor(os.getpid()) if local else nullcontext():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that nobody answers, or that a driver cannot use. Ray itself would wait for over a minute."""
+    if address == "auto":
+        return
+    if "://" in address:
+        raise InputError(
+            f"RAY_ADDRESS is {address}: the driver of a sweep has to run inside the cluster. Submit the sweep with "
+            "`slime-ray launch`, or run it on the head with RAY_ADDRESS=auto."
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"RAY_ADDRESS is {address!r}: give it as host:port, such as 10.0.0.1:6379, or auto.")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as stream:
+            speaks = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(stream)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"No Ray cluster answers at {address} (RAY_ADDRESS): {reason}. Start one with `ray start --head`, correct "
+            "the address, or unset RAY_ADDRESS to run on this machine alone."
+        ) from None
+    if not speaks:
+        raise InputError(_refusal(address, "it does not speak gRPC"))
+
+
+def _speaks_grpc(stream: socket.socket) -> bool:
+    """Whether the other side opens an HTTP/2 connection, as gRPC is spoken over (RFC 9113, 3.4)."""
+    settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+    stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    answer = b""
+    while len(answer) < 4 and (more := stream.recv(64)):
+        answer += more
+    return answer[3:4] == settings[3:4]
+
+
+def _refusal(address: str | None, error: object) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    low = text.lower()
+    where = f"The Ray cluster at {address}" if address else "Ray"
+    if "version mismatch" in low:
+        return f"{where} runs other versions than this environment: {text}. Install the same on both."
+    if "token" in low or "unauthenticated" in low or "authentication" in low:
+        return (
+            f"{where} refused this client's token. Give it the cluster's: RAY_AUTH_MODE=token, and the token in "
+            "RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token otherwise)."
+        )
+    if address:
+        return (
+            f"What answers at {address} (RAY_ADDRESS) is no Ray cluster that can be used: {text[:200]}. Give the "
+            "address of the head's GCS, by default port 6379."
+        )
+    return f"Ray cannot be started here: {text[:300]}."

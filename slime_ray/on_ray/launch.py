@@ -1,0 +1,259 @@
+"""Submitting a sweep to the job server of a cluster, and following it: `slime-ray launch`.
+
+The experiment travels as one file. Its driver then runs on the head like any `slime-ray sweep --go-on`, so that the
+same launch, given again, follows a sweep that runs, resumes one that ended early, and leaves one that is done alone.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+import ray
+
+from slime_ray.errors import InputError, RunError
+from slime_ray.experiment import Experiment, with_values
+from slime_ray.settings import Settings
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ANSWER_SECONDS = 10.0
+RECONNECT_SECONDS = 60.0
+STOP_SECONDS = 150
+"""What `ray job stop` gives a sweep to write its checkpoints, before it ends the process."""
+RUN, CONTENT = "slime_ray_run", "slime_ray_content"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A sweep as the cluster is to run it. text: the experiment's YAML; options: of `slime-ray sweep`, after --name."""
+
+    name: str
+    text: str
+    storage: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> str:
+        """The run's folder, which is what two launches of one sweep have in common."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @property
+    def content(self) -> str:
+        """Hash of all that decides what is computed."""
+        return hashlib.sha256("\0".join([self.text, *self.options]).encode()).hexdigest()
+
+    def job(self, attempt: int) -> str:
+        """The id of its nth submission. The server refuses an id that it knows, so two launches start one job."""
+        key = hashlib.sha256(f"{self.run}\0{self.content}".encode()).hexdigest()[:8]
+        return f"slime-ray-{self.name}-{key}" + (f"-{attempt}" if attempt > 1 else "")
+
+    @property
+    def entrypoint(self) -> str:
+        """The command of its driver, run in a folder that holds the experiment."""
+        command = ["slime-ray", "sweep", "experiment.yaml", "--name", self.name, "--storage", self.storage, "--go-on"]
+        return shlex.join([*command, *self.options])
+
+
+def launch(experiment: Experiment, submission: Submission, *, address: str, out: TextIO, follow: bool = True) -> None:
+    """Start the sweep on the cluster unless it runs there or is done, and follow its log until it ends.
+
+    Raises InputError where nothing could be submitted, RunError where the sweep failed or cannot be followed any more.
+    """
+    _refuse_local_paths(experiment)
+    if not PurePosixPath(submission.storage).is_absolute():
+        raise InputError(
+            f"--storage {submission.storage}: give the absolute path of a folder that every node of the cluster shares."
+        )
+    client = job_client(address)
+    job, status = _find(client, submission)
+    if status == "SUCCEEDED":
+        print(f"{submission.name} is done (job {job}). Its results are in {submission.run} on the cluster.", file=out)
+        return
+    if status is None:
+        _submit(client, submission, job)
+        print(f"Submitted {job}.", file=out)
+    else:
+        print(f"{submission.name} is running (job {job}).", file=out)
+    stop = f"ray job stop {job} --address {address}"
+    if not follow:
+        print(f"Follow it with the same command, end it with `{stop}`.", file=out)
+        return
+    try:
+        status, message = asyncio.run(_follow(client, job, out))
+    except KeyboardInterrupt:
+        print(f"\nThe sweep goes on. Follow it with the same command, end it with `{stop}`.", file=out)
+        return
+    if status != "SUCCEEDED":
+        raise RunError(
+            f"Job {job} {status.lower()}: {message} What finished is in {submission.run} on the cluster; the same "
+            "command goes on from there."
+        )
+
+
+def job_client(address: str) -> Any:
+    """A client of the job server at an address of the form http://host:8265. Raises InputError within seconds."""
+    import requests
+
+    try:
+        import aiohttp  # noqa: F401  What `ray[default]` brings and the job client needs.
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise InputError("`slime-ray launch` needs Ray's job client: pip install 'slime-ray[cluster]'.") from None
+    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if not address.startswith(("http://", "https://")):
+        raise InputError(
+            f"--address {address}: give the address of Ray's dashboard, such as {DEFAULT_ADDRESS}; `ray dashboard "
+            "cluster.yaml` opens a tunnel to it."
+        )
+    nobody = (
+        f"No Ray dashboard answers at {address}: %s. Open the tunnel (`ray dashboard cluster.yaml`), or correct "
+        "--address."
+    )
+    stranger = f"What answers at {address} is no Ray dashboard. Correct --address."
+    try:
+        # Ray's client itself would wait for an answer for ever. Whether a token is asked for does not matter yet.
+        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
+        if answer.status_code not in (200, 401, 403):
+            raise InputError(stranger)
+        with _address_as_given():
+            client = JobSubmissionClient(address)
+            # Learned when it connected, and said nowhere else; `get_version` gives that of the interface.
+            version = str(client._server_ray_version)
+    except ray.exceptions.AuthenticationError:
+        raise InputError(
+            f"The Ray cluster at {address} refused this client's token. Give it the cluster's: RAY_AUTH_MODE=token, "
+            "and the token in RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token "
+            "otherwise)."
+        ) from None
+    except (requests.ConnectionError, requests.Timeout, ConnectionError) as error:
+        raise InputError(nobody % _reason(error)) from None
+    except (requests.RequestException, ValueError, LookupError, RuntimeError):
+        raise InputError(stranger) from None
+    if version.split(".")[:2] != ray.__version__.split(".")[:2]:
+        raise InputError(
+            f"The cluster at {address} runs Ray {version}, and this environment has {ray.__version__}. Use the image "
+            "that cluster.yaml names, or install the cluster's version here."
+        )
+    return client
+
+
+@contextmanager
+def _address_as_given() -> Iterator[None]:
+    """Ray's client would prefer an address of the environment to the one that it is given."""
+    names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, which is where the socket's own words are."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _refuse_local_paths(experiment: Experiment) -> None:
+    """Relative paths mean files of this machine, which the cluster does not have."""
+    for changes in ({}, *(arm.set for arm in experiment.arms)):
+        given = with_values(experiment.base, changes)
+        settings = Settings.model_validate(given)
+        for part, key in (("model", "source"), ("model", "tokenizer"), ("model", "chat_template"), ("data", "train")):
+            written = (given.get(part) or {}).get(key)
+            resolved = getattr(getattr(settings, part), key)
+            if written is not None and written != resolved and not Path(written).is_absolute():
+                raise InputError(
+                    f"{part}.{key} is {written}, a path of this machine. Put it on the storage that the nodes share, "
+                    "and give its absolute path there."
+                )
+
+
+def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
+    """The job that is this sweep, with its status; or the id for a new one, with None."""
+    ours = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
+    for job in ours:
+        if not job.status.is_terminal():
+            if job.metadata.get(CONTENT) != submission.content:
+                raise InputError(
+                    f"Job {job.submission_id} is at work on {submission.run} with another experiment or other options. "
+                    "Wait for it or stop it, or give this one another name with --name."
+                )
+            return job.submission_id, str(job.status.value)
+    same = [job for job in ours if job.metadata.get(CONTENT) == submission.content]
+    done = [job for job in same if job.status.value == "SUCCEEDED"]
+    return (done[-1].submission_id, "SUCCEEDED") if done else (submission.job(len(same) + 1), None)
+
+
+def _submit(client: Any, submission: Submission, job: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "experiment.yaml").write_text(submission.text, encoding="utf-8")
+        environment = {
+            "working_dir": folder,
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"},
+        }
+        try:
+            client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=job,
+                runtime_env=environment,
+                metadata={RUN: submission.run, CONTENT: submission.content},
+            )
+        except RuntimeError as error:
+            # Another launch of the same sweep may have been faster by a moment.
+            if "already" not in str(error):
+                raise InputError(f"The cluster refused the job: {_last_line(error)}") from None
+
+
+def _ask(call: Any, *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"The cluster's job server did not answer: {_last_line(error)}") from None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else type(error).__name__
+
+
+async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
+    """Print the job's log until it ends, over broken connections too. The server tells a log from its start."""
+    printed, silent_since = 0, time.monotonic()
+    while True:
+        told = 0
+        try:
+            async for text in client.tail_job_logs(job):
+                new = text[max(0, printed - told) :]
+                told += len(text)
+                printed = max(printed, told)
+                silent_since = time.monotonic()
+                print(new, end="", flush=True, file=out)
+            info = await asyncio.to_thread(client.get_job_info, job)
+            silent_since = time.monotonic()
+            if info.status.is_terminal():
+                return str(info.status.value), " ".join((info.message or "").split())[:300]
+        except (RuntimeError, OSError) as error:
+            if time.monotonic() - silent_since > RECONNECT_SECONDS:
+                raise RunError(
+                    f"The connection broke: {_reason(error)}. The sweep goes on without it; the same command follows "
+                    "it again."
+                ) from None
+        await asyncio.sleep(1)
+
+
+def sweep_options(*, trials: int | None, seed: int, overrides: Sequence[str]) -> list[str]:
+    """The options of a launch that decide what its sweep computes, in one order."""
+    given: Mapping[str, object] = {"--trials": trials, "--seed": seed or None}
+    options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    return options + [word for text in overrides for word in ("--set", text)]

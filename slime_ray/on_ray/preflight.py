@@ -1,0 +1,297 @@
+"""What is looked at before a sweep starts, and by `slime-ray doctor`: every node, the storage, the request.
+
+Each node looks for itself, in a small task that imports nothing heavy unless GPUs are asked for.
+"""
+
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+
+from slime_ray.errors import InputError
+from slime_ray.experiment import Experiment
+from slime_ray.on_ray.connection import connected
+from slime_ray.on_ray.nodes import Look, alive_nodes, existing, installed, look_at_node
+from slime_ray.on_ray.resources import concurrent_trials, why_never
+from slime_ray.settings import EMBEDDED, Settings
+
+NODE_SECONDS = 120.0
+Level = Literal["fine", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. sentence: what was found and, if it is not fine, the way out."""
+
+    level: Level
+    about: str
+    sentence: str
+
+
+def examine(experiment: Experiment | None, *, storage: Path) -> list[Finding]:
+    """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
+    settings = experiment.settings if experiment else None
+    findings = list(_fit(experiment)) if experiment else []
+    token, probe = uuid.uuid4().hex, storage / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        try:
+            probe.mkdir(parents=True)
+            (probe / "driver").write_text(token)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            findings.append(
+                Finding("error", "storage", f"{storage} cannot be written: {reason}. Give another --storage.")
+            )
+            return findings
+        gpus = bool(experiment and experiment.resources.gpu_per_worker)
+        looks, silent = _look(probe, token, local_paths(settings) if settings else [], gpus, storage)
+        findings += silent
+        findings += _storage(looks, probe, token, storage)
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    findings += _versions(looks)
+    findings += _token(looks)
+    if settings:
+        findings += _model_and_data(settings, looks)
+    if experiment:
+        findings += _disk(experiment, storage)
+    if gpus and settings:
+        findings += _gpus(looks, settings)
+    return findings
+
+
+def _look(probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Path) -> tuple[list[Look], list[Finding]]:
+    """Every living node's look, and a finding for each that does not answer."""
+    task: Any = ray.remote(look_at_node)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
+            reference = task.options(**options).remote(
+                node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, str(storage)
+            )
+            asked[reference] = node
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
+    looks, findings = [], []
+    for reference in [*ready, *late]:
+        name = asked[reference]["NodeManagerHostname"]
+        try:
+            if reference in late:
+                raise TimeoutError(f"it did not answer within {NODE_SECONDS:g} s")
+            looks.append(ray.get(reference))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1]
+            findings.append(Finding("error", "nodes", f"Node {name} cannot run a task: {reason}"))
+    return looks, findings
+
+
+def _fit(experiment: Experiment) -> Iterator[Finding]:
+    nodes = alive_nodes()
+    never = why_never(experiment.resources, nodes)
+    if never:
+        yield Finding("error", "resources", never)
+        return
+    fits = concurrent_trials(experiment.resources, nodes)
+    wanted = experiment.resources.concurrent_trials
+    if wanted != "auto" and wanted > fits:
+        yield Finding(
+            "warning", "resources",
+            f"resources.concurrent_trials is {wanted}, but only {fits} trials fit at a time; the others wait.",
+        )  # fmt: skip
+    else:
+        yield Finding("fine", "resources", f"{fits} trials fit side by side.")
+
+
+def _storage(looks: Sequence[Look], probe: Path, token: str, storage: Path) -> Iterator[Finding]:
+    for look in looks:
+        seen = probe / look.node
+        if look.wrote is not None or not look.read:
+            yield Finding(
+                "error", "storage",
+                f"Node {look.name} does not see {storage} as this process does ({look.wrote or 'another disk'}). On "
+                "several nodes the storage has to be shared, such as NFS: give such a path with --storage.",
+            )  # fmt: skip
+        elif not seen.is_file() or seen.read_text() != token:
+            yield Finding(
+                "error", "storage",
+                f"What node {look.name} writes to {storage} does not arrive here: it is another disk of the same path. "
+                "Give a shared path with --storage.",
+            )  # fmt: skip
+    if looks:
+        yield Finding("fine", "storage", f"{storage} was probed from {len(looks)} nodes.")
+
+
+def _versions(looks: Sequence[Look]) -> Iterator[Finding]:
+    own = {"python": platform.python_version(), **installed()}
+    for look in looks:
+        theirs = {"python": look.python, **look.versions}
+        different = [
+            f"{name} {theirs.get(name, 'missing')} instead of {own.get(name, 'none')}"
+            for name in own.keys() | theirs.keys()
+            if own.get(name) != theirs.get(name)
+        ]
+        if different:
+            yield Finding(
+                "error", "versions",
+                f"Node {look.name} has {', '.join(sorted(different))}. Install the same versions on every node.",
+            )  # fmt: skip
+    yield Finding("fine", "versions", ", ".join(f"{name} {number}" for name, number in own.items()))
+
+
+def _token(looks: Sequence[Look]) -> Iterator[Finding]:
+    shared = len(looks) > 1 or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if shared and mode != "token":
+        yield Finding(
+            "warning", "token",
+            "This cluster takes whoever reaches its ports for a friend. Set RAY_AUTH_MODE=token on every node and "
+            "client, see docs/cluster.md.",
+        )  # fmt: skip
+    elif shared:
+        yield Finding("fine", "token", "Clients show a token.")
+
+
+def local_paths(settings: Settings) -> list[str]:
+    """Files and folders of this machine that the trials read; every node needs them."""
+    named = (settings.model.source, settings.model.tokenizer, settings.data.train, settings.model.chat_template)
+    return [path for path in named if path and Path(path).is_absolute()]
+
+
+def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Finding]:
+    for look in looks:
+        if look.missing:
+            yield Finding(
+                "error", "model and data",
+                f"Node {look.name} does not have {', '.join(look.missing)}. Put it on the shared storage, or on every "
+                "node under the same path.",
+            )  # fmt: skip
+    hub = [
+        (kind, f"{key} {source}", source)
+        for kind, key, source in (
+            ("model", "model.source", settings.model.source),
+            ("dataset", "data.train", settings.data.train),
+        )
+        if not source.startswith(EMBEDDED) and not Path(source).is_absolute()
+    ]
+    for kind, name, source in hub:
+        yield _on_hub(kind, name, source, looks)
+    if not hub and not any(look.missing for look in looks):
+        yield Finding("fine", "model and data", "Both are there.")
+
+
+def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(source, repo_type=kind, local_files_only=True)
+        return Finding("fine", "model and data", f"{name} is in this machine's cache.")
+    except HFValidationError:
+        return Finding(
+            "error", "model and data", f"{name} is neither a path that exists nor the name of a {kind}. Correct it."
+        )
+    except LocalEntryNotFoundError:
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            return Finding(
+                "error", "model and data",
+                f"{name}: there is no such path, the cache has no {kind} of that name, and HF_HUB_OFFLINE=1 forbids to "
+                "fetch it. Correct it, download it first, or unset the variable.",
+            )  # fmt: skip
+        often = " once per node; share HF_HOME to fetch it once" if len({look.home for look in looks}) > 1 else ""
+        return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
+
+
+def _disk(experiment: Experiment, storage: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(existing(storage)).free
+    wanted = forecast_bytes(experiment)
+    if wanted is None:
+        yield Finding("fine", "disk", f"{_gib(free)} free; the size of the model is not known here.")
+    elif wanted > free:
+        yield Finding(
+            "error", "disk",
+            f"{storage} has {_gib(free)} free, and the run may take {_gib(wanted)}. Free some, give another --storage, "
+            "or keep fewer models with budget.checkpoints.",
+        )  # fmt: skip
+    else:
+        yield Finding("fine", "disk", f"{_gib(free)} free, at most {_gib(wanted)} wanted.")
+
+
+def forecast_bytes(experiment: Experiment) -> int | None:
+    """The most that a run may write, from the size of a local model's weights; None where that is unknown.
+
+    One SFT checkpoint and one merged copy while it is made; for every model that is kept, and for every trial that runs
+    at a time (a checkpoint and its successor, with two moments of every trained parameter), the weights, or for
+    adapters a twentieth of them.
+    """
+    settings = experiment.settings
+    source = Path(settings.model.source)
+    if settings.model.task or not source.is_absolute() or not source.exists():
+        return None
+    files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
+    weights = sum(file.stat().st_size for file in files)
+    trained = weights // 20 if settings.model.lora else weights
+    confirm = experiment.budget.confirm
+    kept = len(experiment.arms) * len(experiment.seeds) + (confirm.best * confirm.seeds if confirm else 0)
+    search = experiment.budget.trials
+    kept += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
+    side_by_side = max(1, concurrent_trials(experiment.resources, alive_nodes()))
+    return 2 * weights + kept * trained + min(side_by_side, kept) * 6 * trained
+
+
+def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
+    for look in looks:
+        if look.gpus is None:
+            continue
+        if look.gpus == 0:
+            yield Finding(
+                "error", "gpu",
+                f"Node {look.name} offers GPUs to Ray, but torch sees none there: its driver does not fit this build "
+                f"of torch ({look.versions.get('torch')}), or it is a CPU build.",
+            )  # fmt: skip
+        elif settings.model.dtype == "bfloat16" and not look.bf16:
+            yield Finding(
+                "error", "gpu",
+                f"The {look.gpu} of node {look.name} does not compute in bfloat16. Set model.dtype: float32.",
+            )  # fmt: skip
+        else:
+            yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raise InputError with everything that has to be mended, if anything has."""
+    errors = [finding.sentence for finding in findings if finding.level == "error"]
+    if errors:
+        raise InputError("\n".join(errors))
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """A line for each, what has to be mended last."""
+    order: Mapping[Level, int] = {"fine": 0, "warning": 1, "error": 2}
+    for finding in sorted(findings, key=lambda finding: order[finding.level]):
+        console.print(
+            f"{finding.level:<8} {finding.about:<15} {finding.sentence}", highlight=False, soft_wrap=True, markup=False
+        )
+
+
+def doctor(experiment: Experiment | None, *, storage: Path, console: Console) -> None:
+    """Examine and print. Raises InputError where something has to be mended."""
+    started = time.perf_counter()
+    with connected():
+        findings = examine(experiment, storage=storage)
+    print_findings([finding for finding in findings if finding.level != "error"], console)
+    refuse(findings)
+    console.print(f"Nothing stands in the way ({time.perf_counter() - started:.1f} s).", highlight=False)
