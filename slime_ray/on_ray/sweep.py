@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.place import Place
-from slime_ray.on_ray.plan import TrialPlan
+from slime_ray.on_ray.plan import TrialPlan, best_rows
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
@@ -29,7 +30,7 @@ from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, Watch
 from slime_ray.training import attempts
-from slime_ray.training.outcome import record_failure
+from slime_ray.training.outcome import MODEL, record_failure
 
 logger = logging.getLogger("slime_ray.sweep")
 
@@ -74,7 +75,7 @@ def _run(experiment: Experiment, place: Place, manifest: dict[str, Any], seed: i
             watch = Watch(experiment, run=run, monitor=place.monitor, plan=plan, progress=progress)
             try:
                 with watch.interrupts_as_orders():
-                    _fit(experiment, plan, place, [progress, Recorder(experiment, run), watch])
+                    _fit(experiment, plan, place, [progress, Recorder(experiment, run, plan), watch])
             except NoPlace as error:
                 early = f"no trial found a place: {error}"
             finally:
@@ -82,6 +83,7 @@ def _run(experiment: Experiment, place: Place, manifest: dict[str, Any], seed: i
             early = early or watch.leaving
     results.consolidate(run)
     rows = results.finished_trials(run)
+    drop_models(experiment, run, plan.rows)
     manifest["failed_trials"] = failures(rows)
     manifest["interruptions"] = interruptions(run, rows)
     if plan.missing() or early:
@@ -183,17 +185,34 @@ def _driver_resources() -> dict[str, float]:
     return {"cpu": 0, "memory": 1}
 
 
+def drop_models(experiment: Experiment, run: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Delete the trained models of the search that are not among the best that budget.checkpoints keeps."""
+    keep = experiment.budget.checkpoints
+    if keep is None:
+        return
+    found = [row for row in rows.values() if row["phase"] == "search"]
+    best = {row["trial_id"] for row in best_rows(found, experiment.goals)[:keep]}
+    for row in found:
+        if row["trial_id"] not in best:
+            shutil.rmtree(run / "trials" / row["trial_id"] / MODEL, ignore_errors=True)
+
+
 class Recorder(tune.Callback):
     """Keeps the run's result files up to date, and writes the row of a trial whose process died."""
 
     EVERY_SECONDS = 30.0
 
-    def __init__(self, experiment: Experiment, run: Path):
-        self.experiment, self.run = experiment, run
+    def __init__(self, experiment: Experiment, run: Path, plan: TrialPlan):
+        self.experiment, self.run, self.plan = experiment, run, plan
         self.last = time.monotonic()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Rewrite the consolidated files, now and then."""
+        """Keep the models of the best; rewrite the consolidated files, now and then."""
+        drop_models(self.experiment, self.run, self.plan.rows)
         if time.monotonic() - self.last > self.EVERY_SECONDS:
             results.consolidate(self.run)
             self.last = time.monotonic()

@@ -19,6 +19,9 @@ from slime_ray.training.orders import Order, Report
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
 
+MODEL = "checkpoint"
+"""Folder, in a trial's own, of the trained model: its adapter, or all of it."""
+
 
 class RanksDiffer(Exception):
     """The ranks of a trial do not hold the same configuration or the same version of this package."""

@@ -38,6 +38,7 @@ from slime_ray.training import attempts
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
 from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import (
+    MODEL,
     OutOfMemory,
     RanksDiffer,
     blank_row,
@@ -164,7 +165,7 @@ def _train_and_measure(
         return row | {"evaluation_seconds": measure.seconds + time.perf_counter() - clock}, []
     if outcome.stopped and not outcome.stopped.measure:
         return row | {"healthy": True, "evaluation_seconds": measure.seconds + time.perf_counter() - clock}, []
-    _save(policy, folder / "checkpoint", report, hosting)
+    _save(policy, folder / MODEL, report, hosting)
     report({"doing": "answering"})
     answered = _answer(trial, stages, policy, report)
     parts = StabilityParts(

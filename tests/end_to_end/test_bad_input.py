@@ -121,7 +121,7 @@ class TestWhatOnlyTheClusterSees:
     def instance(cls):
         import ray
 
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -58,8 +60,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
     }  # fmt: skip
     port = free_port()
+    # Not under pytest's folders, whose long names are too long for sockets; nor in the default one, where it would
+    # leave its address for other programs to find.
+    temporary = tempfile.mkdtemp(prefix="ray-")
     command = [str(bin_folder / "ray"), "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={port}",
-               "--num-cpus=2"]  # fmt: skip
+               "--num-cpus=2", f"--temp-dir={temporary}"]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, start_new_session=True
     )
@@ -80,6 +85,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             left = left_behind(process.pid)
             if left:
                 os.killpg(process.pid, signal.SIGKILL)
+            shutil.rmtree(temporary, ignore_errors=True)
         assert left == []
 
 

@@ -1,0 +1,98 @@
+"""Many trials stopped early in one sweep: each leaves at once, with a row, and nothing of it stays behind."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+from ray.util import placement_group_table
+from rich.console import Console
+
+from slime_ray import results
+from slime_ray.experiment_file import load_experiment
+from slime_ray.on_ray.janitor import descendants
+from slime_ray.on_ray.plan import best_rows
+from slime_ray.on_ray.search import study_storage
+from slime_ray.on_ray.sweep import run_sweep
+from tests.faults.conftest import until
+
+pytestmark = pytest.mark.ray
+TEXT = """\
+name: stops
+preset: arithmetic
+base:
+  data: {{sft_examples: 200, pairs: 64, held_out_pairs: 24}}
+  sft: {{updates: 5}}
+  training: {{updates: 20, pairs_per_update: 8, evaluations: 10}}
+  evaluation: {{prompts: 8, selection_prompts: 8, kl_prompts: 4, decoding: {{max_new_tokens: 8}}}}
+search:
+  training.learning_rate: {{log_uniform: [1e-6, 1e-3]}}
+early_stopping: {{metric: mean_margin, first: 0.1, reduction: 4}}
+budget: {{trials: {trials}, checkpoints: 2}}
+resources: {{workers: {workers}}}
+"""
+ENDED = ("completed", "stopped", "diverged")
+
+
+@pytest.fixture
+def instance() -> Iterator[None]:
+    before = descendants(os.getpid()).keys()
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+    until(lambda: descendants(os.getpid()).keys() <= before, 20, "Ray's processes to end")
+
+
+def sweep(folder: Path, **values: int) -> tuple[Path, dict]:
+    source = folder / "stops.yaml"
+    source.write_text(TEXT.format(**values))
+    experiment = load_experiment(source)
+    run = run_sweep(
+        experiment, source=source, storage=folder / "runs", seed=0, start="fresh", console=Console(quiet=True)
+    )
+    return run, results.finished_trials(run)
+
+
+def nothing_is_held() -> bool:
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    return ray.available_resources().get("CPU") == 2.0 and not groups
+
+
+def check(run: Path, rows: dict, *, trials: int, stops: int) -> None:
+    stopped = [row for row in rows.values() if row["status"] == "stopped"]
+    assert len(rows) == trials
+    assert len(stopped) >= stops
+    assert {row["status"] for row in rows.values()} <= set(ENDED)
+    for row in stopped:
+        assert row["reason"].startswith("early: mean_margin")
+        assert 0 < row["updates"] < 20
+        # Not measured further: nobody asks how well a stopped model answers.
+        assert row["win_rate"] is None
+        assert not (run / "trials" / row["trial_id"] / "resume").exists()
+    until(nothing_is_held, 20, "every CPU to be free")
+    study = optuna.load_study(study_name=None, storage=study_storage(run / "study.journal"))
+    states = [trial.state for trial in study.trials]
+    assert len(states) == trials
+    assert optuna.trial.TrialState.RUNNING not in states
+    best = best_rows(
+        [row for row in rows.values() if row["phase"] == "search"], {"win_rate": "maximize", "stability": "maximize"}
+    )
+    kept = {path.parent.name for path in (run / "trials").glob("*/checkpoint")}
+    assert kept == {row["trial_id"] for row in best[:2]}
+    assert json.loads((run / "manifest.json").read_text())["finished"]
+
+
+def test_twenty_trials_stopped_early_leave_every_cpu_free_and_no_process(instance, tmp_path):
+    run, rows = sweep(tmp_path, trials=32, workers=1)
+    check(run, rows, trials=32, stops=20)
+
+
+@pytest.mark.faults
+def test_groups_of_workers_that_are_stopped_early_free_their_placement_groups(instance, tmp_path):
+    run, rows = sweep(tmp_path, trials=12, workers=2)
+    check(run, rows, trials=12, stops=4)
