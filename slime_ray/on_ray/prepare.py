@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 STAGES = "stages"
 """What the making of the stages is called where trials are called by their ids."""
 LOOK_SECONDS = 0.2
+RESTARTS = 3
+"""How often the making starts again when its process is lost."""
 logger = logging.getLogger("slime_ray.sweep")
 
 
@@ -33,9 +35,9 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
     wanted = place.resources
     one = wanted.workers == 1
     held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker} if one else {"num_cpus": 0}
-    task: Any = ray.remote(prepare_stages).options(**held)
+    maker: Any = ray.remote(StageMaker).options(**held, max_restarts=RESTARTS, max_task_retries=RESTARTS).remote()
     place.monitor.begin(STAGES)
-    making = task.remote(experiment.base, place)
+    making = maker.make.remote(experiment.base, place)
     said = ""
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
@@ -56,6 +58,7 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
     except ray.exceptions.RayError as error:
         raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
     finally:
+        ray.kill(maker)
         place.monitor.end(STAGES)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
@@ -65,27 +68,34 @@ def _line(told: dict[str, Any]) -> str:
     return " ".join(part for part in (told.get("doing"), steps(told), loss and f"loss {loss:.3f}") if part)
 
 
-def prepare_stages(base: dict[str, Any], place: Place) -> dict[str, Any]:
-    """Ray task: make the stages, on a group of workers where trials are, and return their hashes and counts."""
-    settings = Settings.model_validate(base)
-    if place.resources.workers > 1:
-        from slime_ray.on_ray.group import GroupLost, run_group
+class StageMaker:
+    """Runs as a Ray actor: makes the stages itself, or on a group of workers where trials are run on such."""
 
-        for left in reversed(range(place.faults.retries + 1)):
-            try:
-                run_group(
-                    _stage_worker,
-                    {"base": base, "place": place},
-                    resources=place.resources,
-                    name=STAGES,
-                    storage=place.run / "ray",
-                )
-                break
-            except GroupLost:
-                if not left:
-                    raise
-    stages = _make(settings, place)
-    return {"hashes": stages.hashes, "data": stages.data}
+    def make(self, base: dict[str, Any], place: Place) -> dict[str, Any]:
+        """Make what is missing; returns hashes and counts."""
+        settings = Settings.model_validate(base)
+        if place.resources.workers > 1:
+            _make_on_group(base, place)
+        stages = _make(settings, place)
+        return {"hashes": stages.hashes, "data": stages.data}
+
+
+def _make_on_group(base: dict[str, Any], place: Place) -> None:
+    from slime_ray.on_ray.group import GroupLost, run_group
+
+    for left in reversed(range(place.faults.retries + 1)):
+        try:
+            run_group(
+                _stage_worker,
+                {"base": base, "place": place},
+                resources=place.resources,
+                name=STAGES,
+                storage=place.run / "ray",
+            )
+            return
+        except GroupLost:
+            if not left:
+                raise
 
 
 def _stage_worker(config: dict[str, Any]) -> None:
