@@ -25,10 +25,10 @@ from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import concurrent_trials
-from slime_ray.on_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, Watch
+from slime_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.training import attempts
 from slime_ray.training.outcome import MODEL, record_failure
 
