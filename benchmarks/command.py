@@ -2,8 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_ray.errors import InputError
 
@@ -11,19 +12,20 @@ if TYPE_CHECKING:
     from .options import Options
 
 DESCRIPTION = """\
-Benchmarks of the training step, with random weights and random tokens.
+Benchmarks of the training step, with random weights and random tokens, and of a sweep beside single processes.
 
   slime-ray bench step                      speed, beside the authors' recipe and padded batches; minutes on a laptop
   slime-ray bench memory --vocab 32768      memory of a step
   slime-ray bench exact                     packed rows against every sequence alone, in float64
+  slime-ray bench sweep                     many tiny trials in one sweep against a process for each
 """
 
 
 # The type of what add_subparsers returns has no public name.
 def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `bench` with its subcommands `step`, `memory` and `exact`."""
+    """Register `bench` with its subcommands `step`, `memory`, `exact` and `sweep`."""
     bench = commands.add_parser(
-        "bench", help="measure the training step: speed, memory, exactness", description=DESCRIPTION,
+        "bench", help="measure the training step, and what a sweep adds to it", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -47,6 +49,13 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     exact.add_argument("--seed", type=int, default=0, help="of weights and tokens (default 0)")
     exact.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     exact.set_defaults(command=_exact)
+
+    sweep = kinds.add_parser("sweep", help="tiny trials in one sweep, and each in a process of its own")
+    sweep.add_argument("--trials", type=int, default=16, help="(default 16)")
+    sweep.add_argument("--updates", type=int, default=20, help="of a trial (default 20)")
+    sweep.add_argument("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
+    sweep.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    sweep.set_defaults(command=_sweep)
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -72,27 +81,28 @@ def _measurement_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _step(options: argparse.Namespace) -> None:
-    from .report import check_json, speed_table, write_json
+    from .report import speed_table
     from .step import measure_speed
 
-    wanted = _options(options)
-    check_json(wanted.json)
-    report = measure_speed(wanted, _say)
-    print(speed_table(report))
-    if wanted.json:
-        write_json("step", report, wanted.json)
+    _measure("step", options, measure_speed, speed_table)
 
 
 def _memory(options: argparse.Namespace) -> None:
     from .memory import measure_memory
-    from .report import check_json, memory_table, write_json
+    from .report import memory_table
+
+    _measure("memory", options, measure_memory, memory_table)
+
+
+def _measure(name: str, options: argparse.Namespace, measure: Callable[..., Any], table: Callable[[Any], str]) -> None:
+    from .report import check_json, write_json
 
     wanted = _options(options)
     check_json(wanted.json)
-    report = measure_memory(wanted, _say)
-    print(memory_table(report))
+    report = measure(wanted, _say)
+    print(table(report))
     if wanted.json:
-        write_json("memory", report, wanted.json)
+        write_json(name, report, wanted.json)
 
 
 def _exact(options: argparse.Namespace) -> None:
@@ -105,6 +115,20 @@ def _exact(options: argparse.Namespace) -> None:
     if options.json:
         write_json("exact", report, options.json)
     refuse_misses(report)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .report import check_json, sweep_table, write_json
+    from .sweep import measure_sweep
+
+    for name, least in (("trials", 4), ("updates", 1), ("rounds", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    check_json(options.json)
+    report = measure_sweep(trials=options.trials, updates=options.updates, rounds=options.rounds, say=_say)
+    print(sweep_table(report))
+    if options.json:
+        write_json("sweep", report, options.json)
 
 
 def _options(given: argparse.Namespace) -> "Options":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .exact import ExactReport
     from .memory import MemoryReport
     from .step import SpeedReport
+    from .sweep import SweepReport
 
 SCHEMA = 1
 """Of the JSON files. It rises when a field changes its meaning."""
@@ -106,6 +108,40 @@ def exact_table(report: "ExactReport") -> str:
     )
 
 
+def sweep_table(report: "SweepReport") -> str:
+    """`bench sweep` in text."""
+    machine = report.machine
+    runs = [
+        ("processes one after another", report.cold, f"{report.ratio:.2f}x"),
+        (f"processes, {report.cores} at a time", report.cold_side_by_side, f"{report.ratio_side_by_side:.2f}x"),
+        ("one sweep", report.sweep, ""),
+    ]
+    rows = [(name, *_middle(seconds, 1.0, ".1f"), ratio) for name, seconds, ratio in runs]
+    warm = [
+        ("training and evaluation", report.training),
+        ("everything else", report.beside),
+        ("of it between two trials", report.gaps),
+    ]
+    return "\n\n".join(
+        [
+            f"{report.trials} trials of {report.updates} updates, on {machine.processor}, {machine.cores} cores; torch "
+            f"{machine.torch}, transformers {machine.transformers}, {report.date}; {len(report.sweep)} rounds",
+            table(("", "s", "range", "to one sweep"), rows),
+            table(
+                ("a warm trial, one at a time", "ms", "range"),
+                [(name, *_middle(seconds, 1000.0, ".0f")) for name, seconds in warm],
+            ),
+            "Medians; ranges from least to most. The shared stages were made beforehand. A sweep's time holds Ray's "
+            "start and end and the report.",
+        ]
+    )
+
+
+def _middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
+    values = [unit * value for value in seconds]
+    return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the first is set left, the others right."""
     lines = [list(titles), *map(list, rows)]
@@ -120,7 +156,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(benchmark: str, report: Any) -> dict[str, Any]:
-    """A report as JSON takes it. `benchmark`: step, memory or exact."""
+    """A report as JSON takes it. `benchmark`: step, memory, exact or sweep."""
     values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
     if isinstance(getattr(report, "options", None), Options):
         values["options"] = report.options.as_json()

@@ -22,6 +22,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
+  slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
   slime-ray report runs/first                   tables, figures and report.html from the result files
   slime-ray bench step                          measure the training step here, beside other recipes
@@ -76,13 +77,19 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="run an experiment: its arms, its search, its winners again")
     _experiment_options(sweep)
     sweep.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
-    start = sweep.add_mutually_exclusive_group()
-    for flag, value, text in (
-        ("--resume", "resume", "go on with an interrupted run of this name"),
-        ("--go-on", "either", "go on with the run of this name if there is one, else start it"),
-    ):
-        start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
+    _start_options(sweep)
+    sweep.add_argument(
+        "--study", metavar="URL", default=os.environ.get("SLIME_RAY_STUDY") or None,
+        help="keep the search's study in a database, such as postgresql://user@host/db, instead of the run's folder; "
+        "SLIME_RAY_STUDY says the same, and keeps a password out of process lists",
+    )  # fmt: skip
     sweep.set_defaults(command=_sweep)
+
+    train = commands.add_parser("train", help="run one trial of an experiment in this process, without Ray")
+    _experiment_options(train)
+    train.add_argument("--trial", help="which, such as arm-slime-s0 (default: the only one)")
+    _start_options(train)
+    train.set_defaults(command=_train)
 
     launch = commands.add_parser("launch", help="submit a sweep to a cluster and follow it; again to follow it again")
     _experiment_options(launch)
@@ -133,6 +140,15 @@ def _experiment_options(parser: argparse.ArgumentParser, *, optional: bool = Fal
     )  # fmt: skip
 
 
+def _start_options(parser: argparse.ArgumentParser) -> None:
+    start = parser.add_mutually_exclusive_group()
+    for flag, value, text in (
+        ("--resume", "resume", "go on with an interrupted run of this name"),
+        ("--go-on", "either", "go on with the run of this name if there is one, else start it"),
+    ):
+        start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
+
+
 def _load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     from slime_ray.experiment_file import load_experiment, parse_override
     from slime_ray.search_spaces import find_space
@@ -151,8 +167,20 @@ def _sweep(options: argparse.Namespace) -> None:
     from slime_ray.on_ray.sweep import run_sweep
 
     run = run_sweep(
-        experiment, source=source, storage=options.storage, seed=options.seed, start=options.start, console=Console()
-    )
+        experiment, source=source, storage=options.storage, seed=options.seed, start=options.start, console=Console(),
+        study=options.study,
+    )  # fmt: skip
+    _write_report(run, None)
+
+
+def _train(options: argparse.Namespace) -> None:
+    experiment, source = _load(options)
+    from slime_ray.training.single import find_trial, train_one
+
+    trial = find_trial(experiment, options.trial)
+    if options.name is None:
+        experiment = experiment.model_copy(update={"name": f"{experiment.name}-{trial.trial_id}"})
+    run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=print)
     _write_report(run, None)
 
 

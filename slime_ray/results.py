@@ -283,6 +283,7 @@ _SECRET = re.compile(
 """Of a key in snake_case. `token` must end it and be one: token_ids and max_tokens are no secrets."""
 _NAME = re.compile(r"-*[\w.-]+")
 _ADDRESS_USER = re.compile(r"(?<=://)[^/\s@?#]+:[^/\s@?#]+(?=@)")
+_ADDRESS_SECRET = re.compile(r"(?i)(?<=[?&])([\w-]*(?:password|passwd|token|secret|key)[\w-]*)=[^&\s#]+")
 _MASK = "***"
 
 
@@ -290,7 +291,7 @@ def redact(value: Any) -> Any:
     """`value` with every secret masked.
 
     Secret is what stands under a key that names one (token, password, api_key, ... in any spelling), in a command line
-    as `key=value` or after `--key`, and a user with a password in an address.
+    as `key=value` or after `--key`, and in an address a user with a password or a query that names one.
     """
     if isinstance(value, Mapping):
         return {key: _masked(item) if _is_secret(str(key)) else redact(item) for key, item in value.items()}
@@ -305,7 +306,7 @@ def redact(value: Any) -> Any:
         for place, name in enumerate(names[:-1]):
             if _NAME.fullmatch(name) and _is_secret(name):
                 return "=".join([*names[: place + 1], _MASK])
-        return _ADDRESS_USER.sub(_MASK, value)
+        return _ADDRESS_SECRET.sub(rf"\1={_MASK}", _ADDRESS_USER.sub(_MASK, value))
     return value
 
 

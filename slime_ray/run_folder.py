@@ -21,19 +21,25 @@ from slime_ray.experiment import Experiment
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets", "ray", "optuna", "numpy", "pandas", "tokenizers")
 LOCK = ".sweep.lock"
+STUDY = "slime-ray"
+"""Name of the study in a file of the run's own."""
 Start = Literal["fresh", "resume", "either"]
 """Whether a run of this name has to be new, has to be there, or may be either."""
 
 
 @contextmanager
-def taken(run: Path, experiment: Experiment, *, source: Path, seed: int, start: Start) -> Iterator[dict[str, Any]]:
+def taken(
+    run: Path, experiment: Experiment, *, source: Path, seed: int, start: Start, study: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Hold the run's folder for one sweep and give its manifest, a new one or that of the run that goes on.
+
+    study: address of a database that holds the search's memory, instead of the run's own file.
 
     Raises InputError for a name that is taken, a run that cannot be resumed, storage that cannot be written, and a run
     that another sweep is at work on. A new folder is removed again where an InputError ends the sweep before any trial.
     """
     resume = start == "resume" or (start == "either" and run.exists())
-    manifest = _resumed(run, experiment, seed) if resume else _fresh(run, experiment, source, seed)
+    manifest = _resumed(run, experiment, seed, study) if resume else _fresh(run, experiment, source, seed, study)
     lock = FileLock(run / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -52,7 +58,7 @@ def taken(run: Path, experiment: Experiment, *, source: Path, seed: int, start: 
         lock.release()
 
 
-def _fresh(run: Path, experiment: Experiment, source: Path, seed: int) -> dict[str, Any]:
+def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: str | None) -> dict[str, Any]:
     if run.exists():
         raise _there_already(run)
     manifest = {
@@ -69,6 +75,8 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int) -> dict[s
         "goals": experiment.goals,
         "seeds": experiment.seeds,
         "sweep_seed": seed,
+        # In a database, other runs may have a study of the same name.
+        "study": {"storage": study, "name": f"{run.name}-{uuid.uuid4().hex[:8]}" if study else STUDY},
         "judge": experiment.settings.evaluation.judge.name,
         "decoding": experiment.settings.evaluation.decoding.model_dump(mode="json"),
         "stability_version": results.STABILITY_VERSION,
@@ -93,7 +101,7 @@ def _there_already(run: Path) -> InputError:
     return InputError(f"{run} is already there. Give the run another name with --name, or go on with it with --resume.")
 
 
-def _resumed(run: Path, experiment: Experiment, seed: int) -> dict[str, Any]:
+def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) -> dict[str, Any]:
     if not run.is_dir():
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
@@ -106,7 +114,13 @@ def _resumed(run: Path, experiment: Experiment, seed: int) -> dict[str, Any]:
         raise InputError(
             f"{run} was started with --seed {manifest.get('sweep_seed')}. Give the same seed to resume it."
         )
-    return manifest | {"finished": None}
+    kept = manifest.get("study") or {"storage": None, "name": STUDY}
+    if (kept["storage"] is None) != (study is None):
+        where = "in its own folder" if kept["storage"] is None else f"in {kept['storage']}"
+        raise InputError(
+            f"{run} has its study {where}. " + ("Leave --study out." if study else "Give that database with --study.")
+        )
+    return manifest | {"finished": None, "study": kept}
 
 
 def _versions() -> dict[str, str]:

@@ -226,6 +226,7 @@ def test_secrets_in_a_command_line_and_in_an_address_are_masked():
     ]  # fmt: skip
     assert results.redact("--set=judge.api_key=c2s==") == "--set=judge.api_key=***"
     assert results.redact("postgresql://me:pw@host/db") == "postgresql://***@host/db"
+    assert results.redact("postgresql://host/db?user=me&password=pw") == "postgresql://host/db?user=me&password=***"
     assert results.redact("https://host:8000/v1?a=b@c") == "https://host:8000/v1?a=b@c"
 
 

@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
     "optuna": {"on_ray"},
+    "sqlalchemy": {"on_ray"},
     "torch": {"objectives", "world", "data", "model", "evaluation", "training", "on_ray", "benchmarks"},
     "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
     "datasets": {"data", "model", "evaluation", "training"},

@@ -70,17 +70,22 @@ def examine(experiment: Experiment | None, *, storage: Path) -> list[Finding]:
 
 
 def _look(probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Path) -> tuple[list[Look], list[Finding]]:
-    """Every living node's look, and a finding for each that does not answer."""
+    """Every living node's look, and a finding for each that does not answer.
+
+    A process that has opened a GPU keeps some of its memory, so the driver itself looks only where none is asked for.
+    """
     task: Any = ray.remote(look_at_node)
-    asked = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
-            reference = task.options(**options).remote(
-                node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, str(storage)
-            )
-            asked[reference] = node
+    asked, here = {}, ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if not gpus and [node["NodeID"] for node in alive] == [here]:
+        return [look_at_node(here, str(probe), token, paths, False, str(storage))], []
+    for node in alive:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
+        reference = task.options(**options).remote(
+            node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, str(storage)
+        )
+        asked[reference] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
     looks, findings = [], []
     for reference in [*ready, *late]:

@@ -32,12 +32,16 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
     Raises InputError for a model or data that cannot be used, and RunError where making them fails.
     """
     clock = time.perf_counter()
-    wanted = place.resources
-    one = wanted.workers == 1
-    held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker} if one else {"num_cpus": 0}
-    maker: Any = ray.remote(StageMaker).options(**held, max_restarts=RESTARTS, max_task_retries=RESTARTS).remote()
     place.monitor.begin(STAGES)
-    making = maker.make.remote(experiment.base, place)
+    maker: Any = None
+    if place.resources.workers == 1:
+        held = {"num_cpus": place.resources.cpu_per_worker, "num_gpus": place.resources.gpu_per_worker}
+        task: Any = ray.remote(make_stages)
+        making = task.options(**held, max_retries=RESTARTS).remote(experiment.base, place)
+    else:
+        maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+        maker = maker.remote()
+        making = maker.make.remote(experiment.base, place)
     said = ""
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
@@ -58,7 +62,8 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
     except ray.exceptions.RayError as error:
         raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
     finally:
-        ray.kill(maker)
+        if maker is not None:
+            ray.kill(maker)
         place.monitor.end(STAGES)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
@@ -68,16 +73,19 @@ def _line(told: dict[str, Any]) -> str:
     return " ".join(part for part in (told.get("doing"), steps(told), loss and f"loss {loss:.3f}") if part)
 
 
-class StageMaker:
-    """Runs as a Ray actor: makes the stages itself, or on a group of workers where trials are run on such."""
+def make_stages(base: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Ray task: make what is missing of the stages; returns hashes and counts."""
+    stages = _make(Settings.model_validate(base), place)
+    return {"hashes": stages.hashes, "data": stages.data}
+
+
+class GroupStageMaker:
+    """Runs as a Ray actor: makes the stages on a group of workers, where trials are run on such."""
 
     def make(self, base: dict[str, Any], place: Place) -> dict[str, Any]:
         """Make what is missing; returns hashes and counts."""
-        settings = Settings.model_validate(base)
-        if place.resources.workers > 1:
-            _make_on_group(base, place)
-        stages = _make(settings, place)
-        return {"hashes": stages.hashes, "data": stages.data}
+        _make_on_group(base, place)
+        return make_stages(base, place)
 
 
 def _make_on_group(base: dict[str, Any], place: Place) -> None:

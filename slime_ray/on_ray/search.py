@@ -10,25 +10,41 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Search, point_values
+from slime_ray.results import redact
+from slime_ray.run_folder import STUDY
 from slime_ray.space import Dimension
 
-STUDY = "slime-ray"
 MAX_DRAWS = 1000
 PAUSED = "paused"
 SHORT = {"maximize": "max", "minimize": "min"}
 logger = logging.getLogger(__name__)
 
 
-def study_storage(path: Path) -> JournalStorage:
-    """The journal file that holds the study; `optuna-dashboard` opens it as it is."""
-    return JournalStorage(JournalFileBackend(str(path)))
+def study_storage(run: Path, url: str | None = None) -> BaseStorage:
+    """Where the run's study is: a journal file in its folder, or the database at `url`, as SQLAlchemy writes it.
+
+    `optuna-dashboard` opens either as it is. Raises InputError for a database that cannot be used.
+    """
+    if url is None:
+        return JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    where = redact(url)
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except (ImportError, NoSuchModuleError) as error:
+        reason, way = str(error).splitlines()[0], "Install its driver, such as psycopg2-binary for postgresql://"
+    except ArgumentError:
+        reason, way = "it is no such address", "Write it as postgresql://user:password@host/database"
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason, way = str(error).splitlines()[0], "Start the database or correct the address"
+    raise InputError(f"The study's database {where} cannot be used: {redact(reason)}. {way}.")
 
 
 class StudySearch(OptunaSearch):
@@ -40,7 +56,7 @@ class StudySearch(OptunaSearch):
     and the others FAIL, and their points are queued again under the same names; known points are queued once, however
     often the study is opened.
 
-    rows: of the trials that have finished, by trial id, as in trials.parquet.
+    rows: of the trials that have finished, by trial id, as in trials.parquet. name: of the study in the storage.
 
     seed: makes the draws repeatable when trials run one at a time. Side by side, what a draw knows depends on which
     trials have finished by then.
@@ -56,10 +72,11 @@ class StudySearch(OptunaSearch):
         trials: int,
         seed: int,
         rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        name: str = STUDY,
     ):
         self.search, self.base, self.goals = search, base, dict(goals)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        existing = _existing_study(storage, self.goals, search)
+        existing = _existing_study(storage, name, self.goals, search)
         sampler = optuna.samplers.TPESampler(
             # A resumed search must not draw again what it drew before it was interrupted.
             seed=seed + 7919 * len(existing),
@@ -75,7 +92,7 @@ class StudySearch(OptunaSearch):
                 metric=list(goals),
                 mode=[SHORT[direction] for direction in goals.values()],
                 sampler=sampler,
-                study_name=STUDY,
+                study_name=name,
                 storage=storage,
             )
         self.study: optuna.Study = self._ot_study  # type: ignore[assignment]
@@ -157,11 +174,12 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=dimension.log_uniform is not None)
 
 
-def _existing_study(storage: BaseStorage, goals: Mapping[str, str], search: Search) -> list[FrozenTrial]:
+def _existing_study(storage: BaseStorage, name: str, goals: Mapping[str, str], search: Search) -> list[FrozenTrial]:
     """The trials of the study that the storage already holds. Raises InputError if it was about something else."""
-    if STUDY not in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
         return []
-    study = optuna.load_study(study_name=STUDY, storage=storage)
     before = study.user_attrs.get("goals", dict(goals))
     if list(before.items()) != list(goals.items()):
         raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from optuna.storages import BaseStorage
 from ray import cloudpickle, tune
 from rich.console import Console
 
@@ -36,39 +37,67 @@ logger = logging.getLogger("slime_ray.sweep")
 
 
 def run_sweep(
-    experiment: Experiment, *, source: Path, storage: Path, seed: int, start: Start, console: Console
+    experiment: Experiment,
+    *,
+    source: Path,
+    storage: Path,
+    seed: int,
+    start: Start,
+    console: Console,
+    study: str | None = None,
 ) -> Path:
     """Run everything of `experiment` that has not finished, and return the run's folder.
 
-    source: the YAML it came from, kept beside the results. Raises InputError before anything is started (a name that is
+    source: the YAML it came from, kept beside the results. study: address of a database for the search's memory,
+    instead of a file in the run's folder. Raises InputError before anything is started (a name that is
     taken, a run that cannot be resumed, storage that cannot be written, a model or data that cannot be used), and
     RunError when it ends before all trials have.
     """
     storage = storage.resolve()
     run = storage / experiment.name
     with (
-        taken(run, experiment, source=source, seed=seed, start=start) as manifest,
+        taken(run, experiment, source=source, seed=seed, start=start, study=study) as manifest,
         log_file(run / "log.txt"),
-        connected(),
     ):
-        findings = examine(experiment, storage=storage)
-        refuse(findings)
-        print_findings([finding for finding in findings if finding.level == "warning"], console)
-        monitor = Monitor.start(experiment.early_stopping)
-        place = Place(run, storage / ".stages", experiment.resources, experiment.faults, monitor)
-        try:
-            _run(experiment, place, manifest, seed, console)
-        finally:
-            monitor.stop()
+        memory = study_storage(run, study) if experiment.search else None
+        with connected():
+            _examine_and_run(experiment, run, manifest, memory, seed, console)
     return run
 
 
-def _run(experiment: Experiment, place: Place, manifest: dict[str, Any], seed: int, console: Console) -> None:
+def _examine_and_run(
+    experiment: Experiment,
+    run: Path,
+    manifest: dict[str, Any],
+    memory: BaseStorage | None,
+    seed: int,
+    console: Console,
+) -> None:
+    storage = run.parent
+    findings = examine(experiment, storage=storage)
+    refuse(findings)
+    print_findings([finding for finding in findings if finding.level == "warning"], console)
+    monitor = Monitor.start(experiment.early_stopping)
+    place = Place(run, storage / ".stages", experiment.resources, experiment.faults, monitor)
+    try:
+        _run(experiment, place, manifest, memory, seed, console)
+    finally:
+        monitor.stop()
+
+
+def _run(
+    experiment: Experiment,
+    place: Place,
+    manifest: dict[str, Any],
+    memory: BaseStorage | None,
+    seed: int,
+    console: Console,
+) -> None:
     run = place.run
     manifest |= prepare_on_cluster(experiment, place, console)
     results.write_manifest(run, manifest)
     _close_attempts(run)
-    plan = _plan(experiment, run, seed)
+    plan = _plan(experiment, run, manifest, memory, seed)
     total, early = len(plan.rows) + plan.most_left(), None
     if plan.missing():
         with Progress(console=console, total=total, finished=len(plan.rows)) as progress:
@@ -118,18 +147,21 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
     return found
 
 
-def _plan(experiment: Experiment, run: Path, seed: int) -> TrialPlan:
+def _plan(
+    experiment: Experiment, run: Path, manifest: Mapping[str, Any], memory: BaseStorage | None, seed: int
+) -> TrialPlan:
     rows = {
         trial_id: {**row, "values": json.loads(row["settings"])}
         for trial_id, row in results.finished_trials(run).items()
     }
     study = None
-    if experiment.search is not None:
+    if experiment.search is not None and memory is not None:
         study = StudySearch(
             search=experiment.search,
             base=experiment.base,
             goals=experiment.goals,
-            storage=study_storage(run / "study.journal"),
+            storage=memory,
+            name=manifest["study"]["name"],
             trials=experiment.budget.trials,
             seed=seed,
             rows=rows,

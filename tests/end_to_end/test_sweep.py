@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from slime_ray import results
 from slime_ray.on_ray.search import study_storage
-from tests.end_to_end.conftest import environment
+from tests.end_to_end.conftest import SMALL, environment
 
 pytestmark = pytest.mark.ray
 
@@ -86,7 +87,7 @@ def test_the_reference_is_computed_once_and_shared_by_all_trials_that_need_one(f
 
 
 def test_the_study_has_no_trial_left_running(finished):
-    study = optuna.load_study(study_name="slime-ray", storage=study_storage(finished[0] / "study.journal"))
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(finished[0]))
     states = [trial.state.name for trial in study.trials]
     assert states.count("COMPLETE") == 2
     assert "RUNNING" not in states
@@ -185,3 +186,17 @@ def test_a_report_is_made_from_a_copied_run_alone(finished, slime_ray, tmp_path)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "out" / "report.html").is_file()
     assert len(pd.read_parquet(copy / "trials.parquet")) == 10
+
+
+def test_a_study_in_a_database_is_there_and_nowhere_else(slime_ray, storage, tmp_path):
+    space, database = tmp_path / "space.yaml", f"sqlite:///{tmp_path}/study.db"
+    space.write_text(re.sub(r"arms:.*\n( .*\n)+|, confirm: .*}(?=})", "", SMALL))
+    options = ("sweep", space, "--storage", storage, "--name", "stored")
+    assert slime_ray(*options, "--study", database).returncode == 0
+    run = storage / "stored"
+    name = json.loads((run / "manifest.json").read_text())["study"]["name"]
+    assert len(optuna.load_study(study_name=name, storage=database).trials) == 2
+    assert not (run / "study.journal").exists()
+    refused = slime_ray(*options, "--resume")
+    assert refused.returncode == 2
+    assert "Give that database with --study" in refused.stderr

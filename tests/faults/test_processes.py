@@ -70,7 +70,7 @@ def test_a_killed_driver_loses_nothing_and_is_gone_on_with(start, whole, table):
     table("SIGKILL of the driver, then --resume", lost=0, seconds=seconds, again=again)
     # The search trial that was cut off kept its name and its point, and the study knows how all of them ended.
     assert resumed.endings("search-0001")[-1] == "finished"
-    study = optuna.load_study(study_name="slime-ray", storage=study_storage(sweep.run / "study.journal"))
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(sweep.run))
     assert "RUNNING" not in [trial.state.name for trial in study.trials]
     points = {
         trial.user_attrs["trial_id"]: trial.params["objective.hard_margin"]

@@ -75,7 +75,7 @@ def check(run: Path, rows: dict, *, trials: int, stops: int) -> None:
         assert row["win_rate"] is None
         assert not (run / "trials" / row["trial_id"] / "resume").exists()
     until(nothing_is_held, 20, "every CPU to be free")
-    study = optuna.load_study(study_name=None, storage=study_storage(run / "study.journal"))
+    study = optuna.load_study(study_name=None, storage=study_storage(run))
     states = [trial.state for trial in study.trials]
     assert len(states) == trials
     assert optuna.trial.TrialState.RUNNING not in states

@@ -34,7 +34,7 @@ def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
         search=experiment.search,
         base=experiment.base,
         goals=experiment.goals,
-        storage=study_storage(folder / "study.journal"),
+        storage=study_storage(folder),
         trials=experiment.budget.trials,
         seed=0,
     )

@@ -1,14 +1,17 @@
 """StudySearch: what OptunaSearch gets wrong, and a study that outlives the process. No Ray instance is needed."""
 
 import math
+import sys
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Search
+from slime_ray.on_ray import search as search_module
 from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.presets import preset_base
 
@@ -30,6 +33,17 @@ KNOWN = {
 }
 
 
+@pytest.fixture(autouse=True, params=["file", "database"])
+def backend(request, monkeypatch):
+    """All that is promised of a study holds for both places that it may be in."""
+    if request.param == "database":
+        monkeypatch.setattr(sys.modules[__name__], "study_storage", in_database)
+
+
+def in_database(path: Path) -> BaseStorage:
+    return search_module.study_storage(path, f"sqlite:///{path}/study.db")
+
+
 def search_over(space=SPACE, require=("objective.soft_margin <= objective.hard_margin",), known=(KNOWN,)) -> Search:
     return Search.model_validate({"dimensions": space, "require": list(require), "known_points": list(known)})
 
@@ -39,7 +53,7 @@ def open_search(path: Path, *, search: Search | None = None, goals=GOALS, seed: 
         search=search or search_over(),
         base=BASE,
         goals=goals,
-        storage=study_storage(path / "study.journal"),
+        storage=study_storage(path),
         trials=16,
         seed=seed,
     )
@@ -148,6 +162,7 @@ def test_another_space_or_other_goals_are_refused(tmp_path):
         open_search(tmp_path, search=search_over(wider))
 
 
+@pytest.mark.parametrize("backend", ["file"], indirect=True)
 def test_a_space_that_requirements_almost_empty_is_refused_instead_of_searched_for_ever(tmp_path):
     almost = search_over(require=("objective.hard_margin <= 0.5000000001",), known=())
     with pytest.raises(InputError, match="1000 draws in a row"):
@@ -158,6 +173,32 @@ def test_the_study_is_an_ordinary_optuna_study(tmp_path):
     search = open_search(tmp_path)
     search.suggest("a")
     search.on_trial_complete("a", finished())
-    study = optuna.load_study(study_name="slime-ray", storage=study_storage(tmp_path / "study.journal"))
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(tmp_path))
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     assert study.trials[0].params == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "it is no such address"),
+        ("nosuch://me:secret@host/db", "Install its driver"),
+        ("sqlite:////no/such/folder/study.db", "Start the database or correct the address"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_a_sentence_without_its_password(tmp_path, url, words):
+    with pytest.raises(InputError, match=words) as refused:
+        search_module.study_storage(tmp_path, url)
+    assert "secret" not in str(refused.value)
+
+
+def test_two_runs_share_a_database_and_no_trial(tmp_path):
+    storage = in_database(tmp_path)
+    one, other = (
+        StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, name=name)
+        for name in ("first-1", "first-2")
+    )
+    assert one.suggest("a") == other.suggest("a") == KNOWN
+    one.on_trial_complete("a", finished())
+    assert states(one) == [TrialState.COMPLETE]
+    assert states(other) == [TrialState.RUNNING]

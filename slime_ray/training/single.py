@@ -1,0 +1,102 @@
+"""One trial of an experiment in this process, without Ray: to debug it, to profile it, or under another scheduler.
+
+It computes what the same trial computes in a sweep, and leaves a run of the same files.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from slime_ray import results
+from slime_ray.errors import InputError, RunError
+from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.training.course import Hosting
+from slime_ray.training.orders import Order, Paused
+from slime_ray.training.stages import prepare
+from slime_ray.training.worker import reset_process, run_trial
+
+Say = Callable[[str], object]
+
+
+def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
+    """The arm's trial of this id; without one, the only one. Raises InputError with those that there are."""
+    trials = {trial.trial_id: trial for trial in arm_trials(experiment)}
+    if trial_id is None and len(trials) == 1:
+        return next(iter(trials.values()))
+    if trial_id not in trials:
+        given = f"--trial {trial_id}: there is no such arm" if trial_id else "Name the trial with --trial"
+        some = ", ".join(trials) or "none, since the experiment has no arms"
+        raise InputError(f"{given}. Trials: {some}.")
+    return trials[trial_id]
+
+
+def train_one(experiment: Experiment, trial: Trial, *, source: Path, storage: Path, start: Start, say: Say) -> Path:
+    """Run one trial and return its run's folder, storage/<name of the experiment>.
+
+    source: the YAML it came from. say: told in lines how it gets on. Ctrl-C and SIGTERM have it write a checkpoint and
+    leave. Raises InputError before anything is trained, and RunError where it left early or failed.
+    """
+    storage = storage.resolve()
+    run, cache = storage / experiment.name, storage / ".stages"
+    with taken(run, experiment, source=source, seed=0, start=start) as manifest, log_file(run / "log.txt"):
+        voice = _Voice(say)
+        hosting = Hosting(threads=max(1, int(experiment.resources.cpu_per_worker)), faults=experiment.faults)
+        reset_process(seed=0, threads=hosting.threads)
+        stages = prepare(experiment.settings, cache=cache, report=voice.report)
+        results.write_manifest(run, manifest | {"hashes": stages.hashes, "data": stages.data})
+        if trial.trial_id not in results.finished_trials(run):
+            try:
+                with voice.listening():
+                    run_trial(trial, run=run, cache=cache, report=voice.report, hosting=hosting)
+            except Paused:
+                raise RunError(
+                    f"{trial.trial_id} left with a checkpoint. Give the same command with --resume to go on."
+                ) from None
+        results.consolidate(run)
+        rows = results.finished_trials(run)
+        manifest |= {"hashes": stages.hashes, "data": stages.data, "failed_trials": failures(rows), "finished": now()}
+        results.write_manifest(run, manifest)
+        row = rows[trial.trial_id]
+        if row["status"] == "failed":
+            raise RunError(f"{trial.trial_id} failed: {row['reason']}. Its traceback is in {run / 'trials'}.")
+    return run
+
+
+class _Voice:
+    """Passes on what a trial reports, as lines, and answers it once the process was told to end."""
+
+    def __init__(self, say: Say):
+        self.say = say
+        self.last = ""
+        self.order: Order | None = None
+
+    def report(self, told: Mapping[str, Any]) -> Order | None:
+        step, loss = told.get("step"), told.get("loss")
+        parts = [told.get("doing"), f"{step}/{told.get('updates')}" if step is not None else None]
+        if loss is not None:
+            parts.append(f"loss {loss:.3f}")
+        line = " ".join(str(part) for part in parts if part)
+        if line and line != self.last:
+            self.last = line
+            self.say(line)
+        return self.order
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """The first interrupt is an order to leave with a checkpoint; the second one ends the process."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.order is not None:
+                raise KeyboardInterrupt
+            self.order = Order("pause", "it was interrupted")
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
