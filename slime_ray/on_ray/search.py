@@ -39,12 +39,12 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (ImportError, NoSuchModuleError) as error:
-        reason, way = str(error).splitlines()[0], "Install its driver, such as psycopg2-binary for postgresql://"
+        reason, way = str(error).splitlines()[0], "Install its driver, such as psycopg[binary] for postgresql://"
     except ArgumentError:
         reason, way = "it is no such address", "Write it as postgresql://user:password@host/database"
     except (SQLAlchemyError, RuntimeError) as error:
         reason, way = str(error).splitlines()[0], "Start the database or correct the address"
-    raise InputError(f"The study's database {where} cannot be used: {redact(reason)}. {way}.")
+    raise InputError(f"The study's database {where} cannot be used: {redact(reason).rstrip('.')}. {way}.")
 
 
 class StudySearch(OptunaSearch):

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from ray import cloudpickle, tune
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from slime_ray import results
 from slime_ray.errors import RunError
@@ -31,7 +33,7 @@ from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.training import attempts
-from slime_ray.training.outcome import MODEL, record_failure
+from slime_ray.training.outcome import MODEL, one_sentence, record_failure
 
 logger = logging.getLogger("slime_ray.sweep")
 
@@ -107,6 +109,8 @@ def _run(
                     _fit(experiment, plan, place, [progress, Recorder(experiment, run, plan), watch])
             except NoPlace as error:
                 early = f"no trial found a place: {error}"
+            except (SQLAlchemyError, StorageInternalError) as error:
+                early = f"the study's database failed ({one_sentence(error)})"
             finally:
                 watch.clear()
             early = early or watch.leaving
