@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slime_ray.cli import _parser
 from slime_ray.errors import InputError
 from slime_ray.on_ray.cluster_file import check_cluster_file
 
@@ -110,7 +111,7 @@ MISTAKES = [
     (RAYJOB, '"2.60.0"', '"2.59.0"', "rayVersion is 2.59.0, but here is Ray 2.60.0"),
     (RAYJOB, "ray2.60.0-py311\n                env", "ray2.59.0-py311\n                env", "with Ray 2.59.0"),
     (RAYJOB, ":0.1.0-ray2.60.0-py311\n", "\n", "without a tag"),
-    (RAYJOB, "resume=--resume", "resume=", "spec.entrypoint never resumes"),
+    (RAYJOB, "cpu_per_worker=6 --go-on", "cpu_per_worker=6", "spec.entrypoint never resumes"),
     (RAYJOB, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "nodes outlive the sweep"),
     (RAYJOB, "  shutdownAfterJobFinishes: true\n", "", "nodes outlive the sweep"),
     (RAYJOB, "  ttlSecondsAfterFinished: 600\n", "", "ttlSecondsAfterFinished is missing"),
@@ -245,29 +246,23 @@ def test_only_what_the_package_is_built_from_goes_into_the_image():
     assert all((ROOT / name).exists() for name in kept)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_the_rayjobs_entry_point_resumes_a_run_that_has_begun_and_starts_one_that_has_not(tmp_path, begun):
+def test_the_rayjobs_entry_point_arrives_whole_and_says_what_the_command_line_knows(tmp_path):
     """Through the shells it meets: KubeRay's submitter pastes it behind `ray job submit --`, Ray hands it to `sh -c`."""
-    bin_, runs = tmp_path / "bin", tmp_path / "runs"
-    bin_.mkdir()
-    (bin_ / "submit").write_text(f"#!{sys.executable}\nimport shlex, sys\nprint(shlex.join(sys.argv[1:]))\n")
-    (bin_ / "slime-ray").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
-    for script in bin_.iterdir():
+    (tmp_path / "submit").write_text(f"#!{sys.executable}\nimport shlex, sys\nprint(shlex.join(sys.argv[1:]))\n")
+    (tmp_path / "slime-ray").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    for script in tmp_path.iterdir():
         script.chmod(0o755)
-    entrypoint = load(RAYJOB)["spec"]["entrypoint"].replace("/mnt/slime-ray/runs", str(runs))
-    if begun:
-        (runs / "first").mkdir(parents=True)
-        (runs / "first" / "manifest.json").write_text("{}")
-    environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     def shell(program: str, text: str) -> str:
         done = subprocess.run([program, "-c", text], env=environment, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
+    entrypoint = load(RAYJOB)["spec"]["entrypoint"]
     called = json.loads(shell("sh", shell("bash", f"submit {entrypoint} ;")))
-    assert called[:4] == ["sweep", "anchor_stabilizer_margins", "--name", "first"]
-    assert ("--resume" in called) == begun
-    assert shlex.split(entrypoint)[:2] == ["bash", "-c"]
+    assert called == shlex.split(entrypoint)[1:]
+    options = _parser().parse_args(called)
+    assert (options.name, str(options.storage), options.start) == ("first", "/mnt/slime-ray/runs", "either")
 
 
 def test_a_trial_of_the_rayjob_fits_on_its_workers():
@@ -275,7 +270,7 @@ def test_a_trial_of_the_rayjob_fits_on_its_workers():
 
     from slime_ray.experiment_file import load_experiment, parse_override
 
-    words = shlex.split(shlex.split(load(RAYJOB)["spec"]["entrypoint"])[2])
+    words = shlex.split(load(RAYJOB)["spec"]["entrypoint"])
     space = words[words.index("sweep") + 1]
     overrides = dict(parse_override(words[at + 1]) for at, word in enumerate(words) if word == "--set")
     resources = load_experiment(find_space(space), overrides=overrides).resources
