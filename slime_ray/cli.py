@@ -12,6 +12,7 @@ from slime_ray.errors import SlimeRayError
 
 if TYPE_CHECKING:
     from slime_ray.experiment import Experiment
+    from slime_ray.mirror import Mirror
 
 DESCRIPTION = """\
 Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     launch.set_defaults(command=_launch)
 
     demo = commands.add_parser("demo", help="run the shipped demo and print its table")
-    demo.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all runs (default ./runs)")
+    demo.add_argument("--storage", default="runs", help="folder of all runs (default ./runs)")
     demo.set_defaults(command=_demo)
 
     doctor = commands.add_parser("doctor", help="look at the cluster, the storage and what an experiment asks of them")
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
 
     report = commands.add_parser("report", help="tables, figures and report.html of a run; needs neither torch nor ray")
-    report.add_argument("run", type=Path, help="folder of the run")
+    report.add_argument("run", help="folder of the run, or its address")
     report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
     report.set_defaults(command=_report)
 
@@ -132,7 +133,9 @@ def _experiment_options(parser: argparse.ArgumentParser, *, optional: bool = Fal
         help="an experiment file, or the name of one that ships",
     )  # fmt: skip
     parser.add_argument("--name", help="name of the run (default: the file's `name`)")
-    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all runs (default ./runs)")
+    parser.add_argument(
+        "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
+    )
     parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -164,24 +167,26 @@ def _sweep(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     experiment, source = _load(options)
+    from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 
     run = run_sweep(
         experiment, source=source, storage=options.storage, seed=options.seed, start=options.start, console=Console(),
         study=options.study,
     )  # fmt: skip
-    _write_report(run, None)
+    _write_report(run, None, Mirror.of(options.storage, "driver"))
 
 
 def _train(options: argparse.Namespace) -> None:
     experiment, source = _load(options)
+    from slime_ray.mirror import Mirror
     from slime_ray.training.single import find_trial, train_one
 
     trial = find_trial(experiment, options.trial)
     if options.name is None:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}-{trial.trial_id}"})
     run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=print)
-    _write_report(run, None)
+    _write_report(run, None, Mirror.of(options.storage, "trials"))
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -190,15 +195,15 @@ def _launch(options: argparse.Namespace) -> None:
 
     chosen = sweep_options(trials=options.trials, seed=options.seed, overrides=options.overrides)
     text = source.read_text(encoding="utf-8")
-    submission = Submission(experiment.name, text, str(options.storage), tuple(chosen))
+    submission = Submission(experiment.name, text, options.storage, tuple(chosen))
     launch(experiment, submission, address=options.address, out=sys.stdout, follow=options.follow)
 
 
 def _demo(options: argparse.Namespace) -> None:
     number = 1
-    while (options.storage / (name := "demo" if number == 1 else f"demo-{number}")).exists():
+    while (Path(options.storage) / (name := "demo" if number == 1 else f"demo-{number}")).exists():
         number += 1
-    main_options = ["sweep", "demo", "--name", name, "--storage", str(options.storage)]
+    main_options = ["sweep", "demo", "--name", name, "--storage", options.storage]
     _sweep(_parser().parse_args(main_options))
 
 
@@ -221,21 +226,35 @@ def _doctor(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     experiment = _load(options)[0] if options.space else None
+    from slime_ray.mirror import Mirror
     from slime_ray.on_ray.preflight import doctor
 
-    doctor(experiment, storage=options.storage.resolve(), console=Console())
+    doctor(experiment, storage=Mirror.of(options.storage, "driver"), console=Console())
 
 
 def _report(options: argparse.Namespace) -> None:
-    _write_report(options.run, options.out)
+    if "://" not in options.run:
+        _write_report(Path(options.run), options.out)
+        return
+    from slime_ray.mirror import Mirror
+
+    storage, _, name = options.run.rstrip("/").rpartition("/")
+    mirror = Mirror.of(storage, "reports")
+    mirror.check()
+    mirror.pull(mirror.root / name, skip=("resume", "checkpoint"))
+    _write_report(mirror.root / name, options.out or Path(f"{name}-report"))
 
 
-def _write_report(run: Path, out: Path | None) -> None:
+def _write_report(run: Path, out: Path | None, storage: "Mirror | None" = None) -> None:
+    """storage: of which `run` is a working copy, if it is one; the report then goes there too."""
     from slime_ray.analysis.report import print_table, write_report
 
     files = write_report(run, out)
     print(print_table(run))
     print(f"\nReport: {files.html}")
+    if storage is not None and storage.url is not None:
+        storage.push(files.html.parent)
+        print(f"It is in {storage.shown}/{run.name}, too.")
 
 
 def _spaces(options: argparse.Namespace) -> None:

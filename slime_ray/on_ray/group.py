@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -23,7 +22,7 @@ from slime_ray.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Paused
-from slime_ray.training.outcome import one_sentence, record_failure
+from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
 COLLECTIVE_SECONDS = 6 * 3600
 """How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
@@ -65,7 +64,16 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
 
     Raises Paused where the workers left on an order.
     """
-    folder = place.run / "trials" / trial.trial_id
+    folder, storage = place.trial(trial.trial_id), place.storage
+
+    def look() -> None:
+        storage.pull(folder, skip=(MODEL, CHECKPOINTS))
+
+    def note(ended: attempts.Ending) -> None:
+        attempts.note(folder, ended=ended)
+        storage.push_files(folder)
+
+    look()
     while True:
         try:
             run_group(
@@ -73,22 +81,27 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
                 {"trial": trial.model_dump(mode="json"), "place": place},
                 resources=place.resources,
                 name=trial.trial_id,
-                storage=place.run / "ray",
+                storage=storage.address(place.run / "ray"),
             )
         except GroupLost as lost:
             logger.warning("%s lost its workers: %s", trial.trial_id, lost)
             place.monitor.end(trial.trial_id)
             place.monitor.begin(trial.trial_id)
-            attempts.note(folder, ended="lost")
+            look()
+            note("lost")
             continue
         except Exception as error:
+            look()
             made = attempts.read(folder)
             if made and made[-1].ended == "memory" and not attempts.enough(made, place.faults):
                 continue
-            return record_failure(trial, place.run, one_sentence(error), workers=place.resources.workers)
-        row = results.finished_trials(place.run).get(trial.trial_id)
-        if row is not None:
+            row = record_failure(trial, place.run, one_sentence(error), workers=place.resources.workers)
+            storage.push_files(folder)
             return row
+        look()
+        found = results.finished_trials(place.run)
+        if trial.trial_id in found:
+            return found[trial.trial_id]
         preempted = attempts.read(folder)[-1].ended == "preempted"
         raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
 
@@ -108,7 +121,7 @@ def run_group(
     *,
     resources: Resources,
     name: str,
-    storage: Path,
+    storage: str,
 ) -> None:
     """Call `work` with `config` on every worker of a new group, and wait for it.
 
@@ -126,7 +139,7 @@ def run_group(
             resources_per_worker={"CPU": resources.cpu_per_worker, **({"GPU": gpu} if gpu else {})},
             placement_strategy=resources.placement,
         ),
-        run_config=RunConfig(name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=0)),
     )
     try:
         trainer.fit()

@@ -21,6 +21,7 @@ import ray
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, with_values
+from slime_ray.mirror import is_url
 from slime_ray.settings import Settings
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -68,9 +69,10 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
     Raises InputError where nothing could be submitted, RunError where the sweep failed or cannot be followed any more.
     """
     _refuse_local_paths(experiment)
-    if not PurePosixPath(submission.storage).is_absolute():
+    if not (PurePosixPath(submission.storage).is_absolute() or is_url(submission.storage)):
         raise InputError(
-            f"--storage {submission.storage}: give the absolute path of a folder that every node of the cluster shares."
+            f"--storage {submission.storage}: give the absolute path of a folder that all nodes of the cluster share, "
+            "or an address such as s3://bucket/runs."
         )
     client = job_client(address)
     job, status = _find(client, submission)

@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 
+from slime_ray.errors import InputError
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.resources import Node
 
 PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -60,12 +62,16 @@ def free_nodes() -> list[Node]:
     return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in left.items() if key in names]
 
 
-def look_at_node(node: str, probe: str, token: str, paths: Sequence[str], gpus: bool, disk: str) -> Look:
-    """Ray task: one node looks at itself. probe: a folder in the storage with a file that holds the token."""
+def look_at_node(node: str, probe: str, token: str, paths: Sequence[str], gpus: bool, storage: Mirror) -> Look:
+    """Ray task: one node looks at itself. probe: a folder in a shared storage with a file that holds the token."""
     wrote, read = None, False
     try:
-        read = (Path(probe) / "driver").read_text() == token
-        (Path(probe) / node).write_text(token)
+        storage.check()
+        read = storage.url is not None or (Path(probe) / "driver").read_text() == token
+        if storage.url is None:
+            (Path(probe) / node).write_text(token)
+    except InputError as error:
+        wrote = str(error)
     except OSError as error:
         wrote = error.strerror or str(error)
     seen: dict[str, Any] = {}
@@ -84,7 +90,7 @@ def look_at_node(node: str, probe: str, token: str, paths: Sequence[str], gpus: 
         wrote=wrote,
         read=read,
         memory=_free_memory(),
-        disk=shutil.disk_usage(existing(Path(disk))).free,
+        disk=shutil.disk_usage(existing(storage.root)).free,
         missing=tuple(path for path in paths if not Path(path).exists()),
         home=os.environ.get("HF_HOME"),
         **seen,

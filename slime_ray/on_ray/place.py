@@ -1,10 +1,12 @@
 """Where a trial works, and what each of its processes does there. Nothing heavy is imported before it does."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -12,16 +14,27 @@ if TYPE_CHECKING:
     from slime_ray.training.course import Hosting
     from slime_ray.training.orders import Order
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial works: the run's folder, the shared stages, its resources, and who hears of it."""
+    """Where a trial works: the storage and its run's name in it, its resources, and who hears of it."""
 
-    run: Path
-    cache: Path
+    storage: Mirror
+    name: str
     resources: "Resources"
     faults: "Faults"
     monitor: Monitor
+
+    @property
+    def run(self) -> Path:
+        """The run's folder on this machine."""
+        return self.storage.root / self.name
+
+    def trial(self, trial_id: str) -> Path:
+        """A trial's folder on this machine."""
+        return self.run / "trials" / trial_id
 
     @property
     def hosting(self) -> "Hosting":
@@ -39,13 +52,37 @@ def run_worker(trial: "Trial", place: Place) -> dict[str, Any]:
     """One of the processes that run a trial: it joins the monitor, and does the trial's work."""
     from ray.util import get_current_placement_group
 
+    from slime_ray.training import attempts
+    from slime_ray.training.outcome import MODEL, patiently
     from slime_ray.training.worker import run_trial
+    from slime_ray.world import World
 
-    monitor = place.monitor
+    monitor, storage, folder = place.monitor, place.storage, place.trial(trial.trial_id)
+    main = World.current().main
     # With one worker the placement group is Tune's own, which frees it.
     monitor.join(trial.trial_id, get_current_placement_group() if place.resources.workers > 1 else None)
 
+    sent = None
+
     def report(told: Mapping[str, Any]) -> "Order | None":
+        nonlocal sent
+        # A new checkpoint is noted there when it is whole.
+        noted = attempts.stamp(folder) if storage.url is not None else None
+        if noted != sent:
+            sent = noted
+            try:
+                storage.push(folder, prune=True)
+            except OSError as error:
+                logger.warning("%s is not in the storage yet: %s", trial.trial_id, error)
         return monitor.report(trial.trial_id, told, searched=trial.phase == "search")
 
-    return run_trial(trial, run=place.run, cache=place.cache, report=report, hosting=place.hosting)
+    def say(error: str) -> None:
+        monitor.report(trial.trial_id, {"doing": f"waiting for storage ({error})"}, searched=False)
+
+    if main:
+        storage.pull(folder, skip=(MODEL,))
+    try:
+        return run_trial(trial, run=place.run, storage=storage, report=report, hosting=place.hosting)
+    finally:
+        if main:
+            patiently(lambda: storage.push(folder, prune=True), seconds=60 * place.faults.storage_minutes, say=say)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.nodes import Look, alive_nodes, existing, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
@@ -37,11 +38,11 @@ class Finding:
     sentence: str
 
 
-def examine(experiment: Experiment | None, *, storage: Path) -> list[Finding]:
+def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
     """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
     settings = experiment.settings if experiment else None
     findings = list(_fit(experiment)) if experiment else []
-    token, probe = uuid.uuid4().hex, storage / f".probe-{uuid.uuid4().hex[:8]}"
+    token, probe = uuid.uuid4().hex, storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         try:
             probe.mkdir(parents=True)
@@ -49,7 +50,7 @@ def examine(experiment: Experiment | None, *, storage: Path) -> list[Finding]:
         except OSError as error:
             reason = error.strerror or str(error)
             findings.append(
-                Finding("error", "storage", f"{storage} cannot be written: {reason}. Give another --storage.")
+                Finding("error", "storage", f"{storage.root} cannot be written: {reason}. Give another --storage.")
             )
             return findings
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
@@ -69,7 +70,9 @@ def examine(experiment: Experiment | None, *, storage: Path) -> list[Finding]:
     return findings
 
 
-def _look(probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Path) -> tuple[list[Look], list[Finding]]:
+def _look(
+    probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Mirror
+) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
     A process that has opened a GPU keeps some of its memory, so the driver itself looks only where none is asked for.
@@ -78,12 +81,12 @@ def _look(probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Pa
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [look_at_node(here, str(probe), token, paths, False, str(storage))], []
+        return [look_at_node(here, str(probe), token, paths, False, storage)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
         reference = task.options(**options).remote(
-            node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, str(storage)
+            node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, storage
         )
         asked[reference] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
@@ -117,23 +120,26 @@ def _fit(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("fine", "resources", f"{fits} trials fit side by side.")
 
 
-def _storage(looks: Sequence[Look], probe: Path, token: str, storage: Path) -> Iterator[Finding]:
+def _storage(looks: Sequence[Look], probe: Path, token: str, storage: Mirror) -> Iterator[Finding]:
     for look in looks:
         seen = probe / look.node
-        if look.wrote is not None or not look.read:
+        if storage.url is not None:
+            if look.wrote is not None:
+                yield Finding("error", "storage", f"Node {look.name}: {look.wrote}")
+        elif look.wrote is not None or not look.read:
             yield Finding(
                 "error", "storage",
-                f"Node {look.name} does not see {storage} as this process does ({look.wrote or 'another disk'}). On "
-                "several nodes the storage has to be shared, such as NFS: give such a path with --storage.",
+                f"Node {look.name} does not see {storage.shown} as this process does ({look.wrote or 'another disk'}). "
+                "On several nodes the storage has to be shared, such as NFS: give such a path with --storage.",
             )  # fmt: skip
         elif not seen.is_file() or seen.read_text() != token:
             yield Finding(
                 "error", "storage",
-                f"What node {look.name} writes to {storage} does not arrive here: it is another disk of the same path. "
-                "Give a shared path with --storage.",
+                f"What node {look.name} writes to {storage.shown} does not arrive here: it is another disk of the same "
+                "path. Give a shared path with --storage.",
             )  # fmt: skip
     if looks:
-        yield Finding("fine", "storage", f"{storage} was probed from {len(looks)} nodes.")
+        yield Finding("fine", "storage", f"{storage.shown} was probed from {len(looks)} nodes.")
 
 
 def _versions(looks: Sequence[Look]) -> Iterator[Finding]:
@@ -216,16 +222,16 @@ def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding
         return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
 
 
-def _disk(experiment: Experiment, storage: Path) -> Iterator[Finding]:
-    free = shutil.disk_usage(existing(storage)).free
+def _disk(experiment: Experiment, storage: Mirror) -> Iterator[Finding]:
+    free = shutil.disk_usage(existing(storage.root)).free
     wanted = forecast_bytes(experiment)
     if wanted is None:
         yield Finding("fine", "disk", f"{_gib(free)} free; the size of the model is not known here.")
     elif wanted > free:
         yield Finding(
             "error", "disk",
-            f"{storage} has {_gib(free)} free, and the run may take {_gib(wanted)}. Free some, give another --storage, "
-            "or keep fewer models with budget.checkpoints.",
+            f"{storage.root} has {_gib(free)} free, and the run may take {_gib(wanted)}. Free some, give another "
+            "--storage, or keep fewer models with budget.checkpoints.",
         )  # fmt: skip
     else:
         yield Finding("fine", "disk", f"{_gib(free)} free, at most {_gib(wanted)} wanted.")
@@ -292,9 +298,10 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
         )
 
 
-def doctor(experiment: Experiment | None, *, storage: Path, console: Console) -> None:
+def doctor(experiment: Experiment | None, *, storage: Mirror, console: Console) -> None:
     """Examine and print. Raises InputError where something has to be mended."""
     started = time.perf_counter()
+    storage.check()
     with connected():
         findings = examine(experiment, storage=storage)
     print_findings([finding for finding in findings if finding.level != "error"], console)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -98,7 +97,7 @@ def _make_on_group(base: dict[str, Any], place: Place) -> None:
                 {"base": base, "place": place},
                 resources=place.resources,
                 name=STAGES,
-                storage=place.run / "ray",
+                storage=place.storage.address(place.run / "ray"),
             )
             return
         except GroupLost:
@@ -120,4 +119,4 @@ def _make(settings: Settings, place: Place) -> "Stages":
     def report(told: Any) -> None:
         place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **told}, searched=False)
 
-    return prepare(settings, cache=Path(place.cache), report=report, sharded=place.hosting.sharded)
+    return prepare(settings, storage=place.storage, report=report, sharded=place.hosting.sharded)

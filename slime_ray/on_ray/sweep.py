@@ -2,9 +2,10 @@
 
 import json
 import logging
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from slime_ray import results
 from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment, Trial
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.nodes import alive_nodes
@@ -33,80 +35,100 @@ from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.training import attempts
-from slime_ray.training.outcome import MODEL, one_sentence, record_failure
+from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
+HEAVY = (CHECKPOINTS, MODEL)
+"""Folders of a trial that the driver has no use for."""
 logger = logging.getLogger("slime_ray.sweep")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What its parts have in common. run: its folder in the driver's copy of the storage. memory: of the search."""
+
+    experiment: Experiment
+    storage: Mirror
+    run: Path
+    manifest: dict[str, Any]
+    memory: BaseStorage | None
+    seed: int
+    console: Console
+
+    def save(self) -> None:
+        """Bring what the driver has written to the storage."""
+        self.storage.push_files(self.run)
+
+    def fetch(self, trial_id: str) -> None:
+        """Bring a trial's results here."""
+        self.storage.pull(self.run / "trials" / trial_id, skip=HEAVY)
 
 
 def run_sweep(
     experiment: Experiment,
     *,
     source: Path,
-    storage: Path,
+    storage: str | Path,
     seed: int,
     start: Start,
     console: Console,
     study: str | None = None,
 ) -> Path:
-    """Run everything of `experiment` that has not finished, and return the run's folder.
+    """Run everything of `experiment` that has not finished, and return the run's folder on this machine.
 
-    source: the YAML it came from, kept beside the results. study: address of a database for the search's memory,
-    instead of a file in the run's folder. Raises InputError before anything is started (a name that is
-    taken, a run that cannot be resumed, storage that cannot be written, a model or data that cannot be used), and
-    RunError when it ends before all trials have.
+    source: the YAML it came from, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
+    study: address of a database for the search's memory, instead of a file in the run's folder. Raises InputError
+    before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
+    model or data that cannot be used), and RunError when it ends before all trials have.
     """
-    storage = storage.resolve()
-    run = storage / experiment.name
+    mirror = Mirror.of(str(storage), "driver")
+    mirror.check()
+    run = mirror.root / experiment.name
     with (
+        held_and_fetched(mirror, run),
         taken(run, experiment, source=source, seed=seed, start=start, study=study) as manifest,
         log_file(run / "log.txt"),
     ):
         memory = study_storage(run, study) if experiment.search else None
+        sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
         with connected():
-            _examine_and_run(experiment, run, manifest, memory, seed, console)
+            findings = examine(experiment, storage=mirror)
+            refuse(findings)
+            print_findings([finding for finding in findings if finding.level == "warning"], console)
+            monitor = Monitor.start(experiment.early_stopping)
+            place = Place(Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor)
+            try:
+                _run(sweep, place)
+            finally:
+                monitor.stop()
+                if results.finished_trials(run):
+                    sweep.save()
     return run
 
 
-def _examine_and_run(
-    experiment: Experiment,
-    run: Path,
-    manifest: dict[str, Any],
-    memory: BaseStorage | None,
-    seed: int,
-    console: Console,
-) -> None:
-    storage = run.parent
-    findings = examine(experiment, storage=storage)
-    refuse(findings)
-    print_findings([finding for finding in findings if finding.level == "warning"], console)
-    monitor = Monitor.start(experiment.early_stopping)
-    place = Place(run, storage / ".stages", experiment.resources, experiment.faults, monitor)
-    try:
-        _run(experiment, place, manifest, memory, seed, console)
-    finally:
-        monitor.stop()
+@contextmanager
+def held_and_fetched(mirror: Mirror, run: Path) -> Iterator[None]:
+    """Hold the run in an object store, with the driver's copy of it up to date."""
+    with mirror.held(run):
+        mirror.pull(run, skip=HEAVY)
+        yield
 
 
-def _run(
-    experiment: Experiment,
-    place: Place,
-    manifest: dict[str, Any],
-    memory: BaseStorage | None,
-    seed: int,
-    console: Console,
-) -> None:
-    run = place.run
-    manifest |= prepare_on_cluster(experiment, place, console)
+def _run(sweep: Sweep, place: Place) -> None:
+    experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
+    manifest |= prepare_on_cluster(experiment, place, sweep.console)
     results.write_manifest(run, manifest)
-    _close_attempts(run)
-    plan = _plan(experiment, run, manifest, memory, seed)
+    _close_attempts(sweep)
+    sweep.save()
+    plan = _plan(sweep)
     total, early = len(plan.rows) + plan.most_left(), None
     if plan.missing():
-        with Progress(console=console, total=total, finished=len(plan.rows)) as progress:
-            watch = Watch(experiment, run=run, monitor=place.monitor, plan=plan, progress=progress)
+        with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
+            watch = Watch(
+                experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress
+            )
             try:
                 with watch.interrupts_as_orders():
-                    _fit(experiment, plan, place, [progress, Recorder(experiment, run, plan), watch])
+                    _fit(sweep, plan, place, [progress, Recorder(sweep, plan), watch])
             except NoPlace as error:
                 early = f"no trial found a place: {error}"
             except (SQLAlchemyError, StorageInternalError) as error:
@@ -116,23 +138,24 @@ def _run(
             early = early or watch.leaving
     results.consolidate(run)
     rows = results.finished_trials(run)
-    drop_models(experiment, run, plan.rows)
+    drop_models(sweep, plan.rows)
     manifest["failed_trials"] = failures(rows)
     manifest["interruptions"] = interruptions(run, rows)
     if plan.missing() or early:
         results.write_manifest(run, manifest)
         raise RunError(
             f"The sweep ended with {len(rows)} of {total} trials done{f', since {early}' if early else ''}. "
-            f"They are kept in {run}. Give the same command with --resume to run the rest."
+            f"They are kept in {sweep.storage.shown}/{run.name}. Give the same command with --resume to run the rest."
         )
     results.write_manifest(run, manifest | {"finished": now()})
 
 
-def _close_attempts(run: Path) -> None:
+def _close_attempts(sweep: Sweep) -> None:
     """Attempts that an earlier sweep left open ended with it, through no fault of their trials."""
-    for folder in (run / "trials").glob("*/"):
+    for folder in (sweep.run / "trials").glob("*/"):
         if not (folder / "trial.json").is_file():
             attempts.note(folder, ended="interrupted")
+            sweep.storage.push_files(folder)
 
 
 def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -151,9 +174,8 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
     return found
 
 
-def _plan(
-    experiment: Experiment, run: Path, manifest: Mapping[str, Any], memory: BaseStorage | None, seed: int
-) -> TrialPlan:
+def _plan(sweep: Sweep) -> TrialPlan:
+    experiment, run, memory, seed = sweep.experiment, sweep.run, sweep.memory, sweep.seed
     rows = {
         trial_id: {**row, "values": json.loads(row["settings"])}
         for trial_id, row in results.finished_trials(run).items()
@@ -165,7 +187,7 @@ def _plan(
             base=experiment.base,
             goals=experiment.goals,
             storage=memory,
-            name=manifest["study"]["name"],
+            name=sweep.manifest["study"]["name"],
             trials=experiment.budget.trials,
             seed=seed,
             rows=rows,
@@ -173,7 +195,8 @@ def _plan(
     return TrialPlan(experiment, study=study, rows=rows, seed=seed)
 
 
-def _fit(experiment: Experiment, plan: TrialPlan, place: Place, callbacks: list[tune.Callback]) -> None:
+def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callback]) -> None:
+    experiment = sweep.experiment
     packed = cloudpickle.dumps(place)
 
     def trial(config: dict[str, Any]) -> None:
@@ -196,7 +219,7 @@ def _fit(experiment: Experiment, plan: TrialPlan, place: Place, callbacks: list[
         ),
         run_config=tune.RunConfig(
             name=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(place.run / "ray"),
+            storage_path=sweep.storage.address(sweep.run / "ray"),
             # Whether another attempt is worth it is decided from what is known of the earlier ones, by the trial.
             failure_config=tune.FailureConfig(max_failures=faults.retries + faults.preemptions + 3),
             callbacks=callbacks,
@@ -221,16 +244,16 @@ def _driver_resources() -> dict[str, float]:
     return {"cpu": 0, "memory": 1}
 
 
-def drop_models(experiment: Experiment, run: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Delete the trained models of the search that are not among the best that budget.checkpoints keeps."""
-    keep = experiment.budget.checkpoints
+    keep = sweep.experiment.budget.checkpoints
     if keep is None:
         return
     found = [row for row in rows.values() if row["phase"] == "search"]
-    best = {row["trial_id"] for row in best_rows(found, experiment.goals)[:keep]}
+    best = {row["trial_id"] for row in best_rows(found, sweep.experiment.goals)[:keep]}
     for row in found:
         if row["trial_id"] not in best:
-            shutil.rmtree(run / "trials" / row["trial_id"] / MODEL, ignore_errors=True)
+            sweep.storage.remove(sweep.run / "trials" / row["trial_id"] / MODEL)
 
 
 class Recorder(tune.Callback):
@@ -238,8 +261,8 @@ class Recorder(tune.Callback):
 
     EVERY_SECONDS = 30.0
 
-    def __init__(self, experiment: Experiment, run: Path, plan: TrialPlan):
-        self.experiment, self.run, self.plan = experiment, run, plan
+    def __init__(self, sweep: Sweep, plan: TrialPlan):
+        self.sweep, self.plan = sweep, plan
         self.last = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,14 +271,19 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the models of the best; rewrite the consolidated files, now and then."""
-        drop_models(self.experiment, self.run, self.plan.rows)
+        self.sweep.fetch(trial.config["trial"]["trial_id"])
+        drop_models(self.sweep, self.plan.rows)
         if time.monotonic() - self.last > self.EVERY_SECONDS:
-            results.consolidate(self.run)
+            results.consolidate(self.sweep.run)
+            self.sweep.save()
             self.last = time.monotonic()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that cannot speak for itself any more still has its place in every table."""
         ours = Trial.model_validate(trial.config["trial"])
-        if ours.trial_id not in results.finished_trials(self.run):
+        run = self.sweep.run
+        self.sweep.fetch(ours.trial_id)
+        if ours.trial_id not in results.finished_trials(run):
             reason = str(trial.get_error() or "its process died").strip().splitlines()[-1]
-            record_failure(ours, self.run, reason, workers=self.experiment.resources.workers)
+            record_failure(ours, run, reason, workers=self.sweep.experiment.resources.workers)
+            self.sweep.storage.push_files(run / "trials" / ours.trial_id)

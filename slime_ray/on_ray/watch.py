@@ -12,12 +12,14 @@ from typing import Any
 from ray import tune
 
 from slime_ray.experiment import Experiment
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.monitor import Heard, Monitor
 from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import waiting_for
 from slime_ray.training import attempts
+from slime_ray.training.outcome import CHECKPOINTS, MODEL
 
 LOOK_SECONDS = 0.3
 GRACE_SECONDS = 120.0
@@ -32,8 +34,17 @@ class NoPlace(Exception):
 class Watch(tune.Callback):
     """Follows the running trials through the monitor, and sees to it that whatever ends leaves nothing behind."""
 
-    def __init__(self, experiment: Experiment, *, run: Path, monitor: Monitor, plan: TrialPlan, progress: Progress):
-        self.experiment, self.run, self.monitor = experiment, run, monitor
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        run: Path,
+        storage: Mirror,
+        monitor: Monitor,
+        plan: TrialPlan,
+        progress: Progress,
+    ):
+        self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor
         self.plan, self.progress = plan, progress
         self.leaving: str | None = None
         self.left_at = self.looked = 0.0
@@ -92,7 +103,7 @@ class Watch(tune.Callback):
         for name, voice in heard.items():
             if voice.silent > 60 * self.experiment.faults.hang_minutes and voice.told:
                 logger.warning("%s has said nothing for %.0f s; its processes are ended.", name, voice.silent)
-                attempts.note(self.run / "trials" / name, ended="hung")
+                self._note(name, "hung")
                 self.monitor.kill(name)
 
     def _wait_for_a_place(self, now: float, trials: list[Any], heard: dict[str, Heard]) -> None:
@@ -123,8 +134,14 @@ class Watch(tune.Callback):
         name = trial.config["trial"]["trial_id"]
         self.monitor.end(name)
         memory = "OutOfMemory" in str(trial.get_error())
-        attempts.note(self.run / "trials" / name, ended="memory" if memory else "lost")
+        self._note(name, "memory" if memory else "lost")
         logger.warning("%s lost its process and starts again: %s", name, _last_line(trial.get_error()))
+
+    def _note(self, name: str, ended: attempts.Ending) -> None:
+        folder = self.run / "trials" / name
+        self.storage.pull(folder, skip=(CHECKPOINTS, MODEL))
+        attempts.note(folder, ended=ended)
+        self.storage.push_files(folder)
 
     def clear(self) -> None:
         """Whatever happened: no process and no resource of a trial stays behind."""

@@ -53,6 +53,14 @@ def read(folder: Path) -> list[Attempt]:
         return []
 
 
+def stamp(folder: Path) -> int | None:
+    """Changes whenever something was noted."""
+    try:
+        return (folder / FILE).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def begin(folder: Path, *, workers: int) -> list[Attempt]:
     """Note that an attempt starts, and return it with those before. One that never said goodbye was lost."""
     now = time.time()

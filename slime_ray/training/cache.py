@@ -2,7 +2,7 @@
 
 A folder is named by a hash of everything it depends on. It is built under another name and moved into place when whole,
 behind a lock: a killed run leaves nothing half-made, and two runs do not build the same thing. The ranks of a process
-group make it together.
+group make it together. Where the storage is an object store, a machine that lacks a folder looks there first.
 """
 
 import hashlib
@@ -10,45 +10,70 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from slime_ray.mirror import Mirror
 from slime_ray.training.orders import Report
 from slime_ray.world import World
 
 LOCK_SECONDS = 10.0
+STAGES = ".stages"
+COMPLETE = ".complete"
+"""In an object store's copy, the file that comes last."""
 
 
-def cached(cache: Path, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
-    """The folder of `kind` and `key`; `make` fills it if it is not there.
+def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
+    """The storage's folder of `kind` and `key`; `make` fills it if it is not there.
 
     With several ranks all of them call `make` with the same folder, and only rank 0 may write into it.
     """
     world = World.current()
+    cache = storage.root / STAGES
     folder = cache / f"{kind}-{key}"
-    if world.broadcast(folder.is_dir()):
-        return folder
+    if world.broadcast(_is_whole(storage, folder)):
+        return _brought(storage, folder)
     lock = FileLock(cache / f"{kind}-{key}.lock")
     partial = cache / f".{kind}-{key}.{uuid.uuid4().hex[:8]}"
     try:
         if world.main:
             cache.mkdir(parents=True, exist_ok=True)
             _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
-            if not folder.is_dir():
+            if not _is_whole(storage, _brought(storage, folder, locked=True)):
                 report({"doing": f"making {kind}"})
                 partial.mkdir()
         if world.broadcast(partial.is_dir()):
             make(Path(world.broadcast(str(partial))))
             if world.main:
+                shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
+                if storage.url is not None:
+                    (folder / COMPLETE).touch()
+                    storage.push(folder)
             # Nobody reads it before it stands under its name.
             world.broadcast(None)
     finally:
         if world.main:
             shutil.rmtree(partial, ignore_errors=True)
             lock.release()
+    return _brought(storage, folder)
+
+
+def _is_whole(storage: Mirror, folder: Path) -> bool:
+    return folder.is_dir() if storage.url is None else (folder / COMPLETE).is_file()
+
+
+def _brought(storage: Mirror, folder: Path, *, locked: bool = False) -> Path:
+    """The folder, from the object store if this machine lacks it and it is there."""
+    if storage.url is None or _is_whole(storage, folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if locked else FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not _is_whole(storage, folder) and storage.has(folder / COMPLETE):
+            storage.pull(folder)
     return folder
 
 

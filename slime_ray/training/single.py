@@ -13,6 +13,7 @@ from typing import Any
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused
@@ -34,32 +35,39 @@ def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
     return trials[trial_id]
 
 
-def train_one(experiment: Experiment, trial: Trial, *, source: Path, storage: Path, start: Start, say: Say) -> Path:
-    """Run one trial and return its run's folder, storage/<name of the experiment>.
+def train_one(
+    experiment: Experiment, trial: Trial, *, source: Path, storage: str | Path, start: Start, say: Say
+) -> Path:
+    """Run one trial and return its run's folder on this machine, storage/<name of the experiment>.
 
     source: the YAML it came from. say: told in lines how it gets on. Ctrl-C and SIGTERM have it write a checkpoint and
     leave. Raises InputError before anything is trained, and RunError where it left early or failed.
     """
-    storage = storage.resolve()
-    run, cache = storage / experiment.name, storage / ".stages"
+    mirror = Mirror.of(str(storage), "trials")
+    mirror.check()
+    run = mirror.root / experiment.name
+    mirror.pull(run)
     with taken(run, experiment, source=source, seed=0, start=start) as manifest, log_file(run / "log.txt"):
         voice = _Voice(say)
         hosting = Hosting(threads=max(1, int(experiment.resources.cpu_per_worker)), faults=experiment.faults)
         reset_process(seed=0, threads=hosting.threads)
-        stages = prepare(experiment.settings, cache=cache, report=voice.report)
+        stages = prepare(experiment.settings, storage=mirror, report=voice.report)
         results.write_manifest(run, manifest | {"hashes": stages.hashes, "data": stages.data})
         if trial.trial_id not in results.finished_trials(run):
             try:
                 with voice.listening():
-                    run_trial(trial, run=run, cache=cache, report=voice.report, hosting=hosting)
+                    run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
             except Paused:
                 raise RunError(
                     f"{trial.trial_id} left with a checkpoint. Give the same command with --resume to go on."
                 ) from None
+            finally:
+                mirror.push(run)
         results.consolidate(run)
         rows = results.finished_trials(run)
         manifest |= {"hashes": stages.hashes, "data": stages.data, "failed_trials": failures(rows), "finished": now()}
         results.write_manifest(run, manifest)
+        mirror.push(run)
         row = rows[trial.trial_id]
         if row["status"] == "failed":
             raise RunError(f"{trial.trial_id} failed: {row['reason']}. Its traceback is in {run / 'trials'}.")

@@ -33,6 +33,7 @@ from slime_ray.data.splits import content_hash
 from slime_ray.evaluation.answers import FormatCheck, Prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
@@ -68,21 +69,21 @@ class Stages:
     format_check: FormatCheck | None
 
 
-def prepare(settings: Settings, *, cache: Path, report: Report, sharded: bool = False) -> Stages:
-    """Make what is missing in the cache, and return everything. `report` is told what is being made.
+def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False) -> Stages:
+    """Make what is missing in the storage, and return everything. `report` is told what is being made.
 
     Raises InputError for a model or data that cannot be used.
     """
-    tokens = cached(cache, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
+    tokens = cached(storage, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
     model = settings.model.model_dump(exclude={"chat_template"})
     sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), settings.sft])
     checkpoint = cached(
-        cache, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
+        storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
     )
     step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
     step0 = cached(
-        cache,
+        storage,
         "step0",
         step0_key,
         lambda folder: _make_step0(settings, tokens, checkpoint, folder, report, sharded),
@@ -91,7 +92,7 @@ def prepare(settings: Settings, *, cache: Path, report: Report, sharded: bool = 
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
     answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
     answers = cached(
-        cache,
+        storage,
         "baseline",
         answers_key,
         lambda folder: _make_baseline(settings, tokens, checkpoint, folder, report, sharded),
@@ -101,7 +102,7 @@ def prepare(settings: Settings, *, cache: Path, report: Report, sharded: bool = 
 
 
 def train_pairs(
-    stages: Stages, settings: Settings, *, cache: Path, report: Report, sharded: bool = False
+    stages: Stages, settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False
 ) -> list[TokenPair]:
     """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
 
@@ -112,7 +113,7 @@ def train_pairs(
         return pairs
     key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_ids"]])
     folder = cached(
-        cache, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
+        storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
     )
     with np.load(folder / "reference.npz", allow_pickle=False) as sums:
         chosen, rejected = sums["chosen"].tolist(), sums["rejected"].tolist()

@@ -29,6 +29,7 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.experiment import Trial
+from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -54,7 +55,7 @@ from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
 
 
-def run_trial(trial: Trial, *, run: Path, cache: Path, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:
+def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:
     """Train and measure one trial and write its files under `run`/trials, from its last checkpoint if it has one.
 
     Returns its row of trials.parquet. A trial that fails is a result too: it is written with its reason, stability 0.
@@ -80,7 +81,7 @@ def run_trial(trial: Trial, *, run: Path, cache: Path, report: Report, hosting: 
     answers: list[dict[str, Any]] = []
     try:
         measured, answers = _train_and_measure(
-            trial, folder, cache, report if world.main else say_nothing, curves, hosting
+            trial, folder, storage, report if world.main else say_nothing, curves, hosting
         )
         row |= measured
     except Paused as pause:
@@ -133,11 +134,11 @@ def _spare_the_modules() -> None:
 
 
 def _train_and_measure(
-    trial: Trial, folder: Path, cache: Path, report: Report, curves: Curves, hosting: Hosting
+    trial: Trial, folder: Path, storage: Mirror, report: Report, curves: Curves, hosting: Hosting
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     settings = trial.settings
-    stages = prepare(settings, cache=cache, report=report, sharded=hosting.sharded)
-    pairs = train_pairs(stages, settings, cache=cache, report=report, sharded=hosting.sharded)
+    stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
+    pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
     # Whether this trial had to make a stage first must not change what it draws.
     set_seed(trial.seed)
     lm = load_checkpoint(stages.checkpoint, dtype=settings.model.dtype)

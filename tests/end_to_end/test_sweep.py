@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from slime_ray import results
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.search import study_storage
 from tests.end_to_end.conftest import SMALL, environment
 
@@ -76,7 +77,7 @@ def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
         {key: row[key] for key in ("trial_id", "phase", "label", "seed", "prompt_set")}
         | {"values": json.loads(row["settings"]), "settings": json.loads(row["config"])}
     )
-    alone = run_trial(trial, run=run.parent / "alone", cache=run.parent / ".stages", report=lambda told: None)
+    alone = run_trial(trial, run=run.parent / "alone", storage=Mirror(run.parent), report=lambda told: None)
     for name in ("win_rate", "stability", "chosen_drift", "kl_to_sft", "unlearning", "length_shift"):
         assert alone[name] == row[name], name
 

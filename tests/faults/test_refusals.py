@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
 from slime_ray.on_ray.nodes import look_at_node
 from slime_ray.on_ray.preflight import examine
 from tests.end_to_end.conftest import environment
@@ -81,11 +82,11 @@ def experiment(space: Path) -> Experiment:
 
 
 def sentences(experiment: Experiment, storage: Path, level: str) -> str:
-    return "\n".join(found.sentence for found in examine(experiment, storage=storage) if found.level == level)
+    return "\n".join(found.sentence for found in examine(experiment, storage=Mirror(storage)) if found.level == level)
 
 
 def test_every_node_is_asked_and_nothing_of_the_probe_stays(cluster, experiment, tmp_path):
-    findings = examine(experiment, storage=tmp_path / "runs")
+    findings = examine(experiment, storage=Mirror(tmp_path / "runs"))
     assert [found for found in findings if found.level == "error"] == []
     assert any("probed from 3 nodes" in found.sentence for found in findings)
     assert any("RAY_AUTH_MODE=token" in found.sentence for found in findings if found.level == "warning")
@@ -104,9 +105,9 @@ def test_a_node_with_another_disk_is_noticed(cluster, tmp_path):
     node = next(node["NodeID"] for node in ray.nodes() if node["Alive"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "driver").write_text("token")
-    seen = look_at_node(node, str(tmp_path / "mine"), "token", ["/no/such/model"], False, str(tmp_path))
+    seen = look_at_node(node, str(tmp_path / "mine"), "token", ["/no/such/model"], False, Mirror(tmp_path))
     assert (seen.read, seen.wrote, seen.missing) == (True, None, ("/no/such/model",))
-    elsewhere = look_at_node(node, str(tmp_path / "other"), "token", [], False, str(tmp_path))
+    elsewhere = look_at_node(node, str(tmp_path / "other"), "token", [], False, Mirror(tmp_path))
     assert not elsewhere.read
     assert elsewhere.wrote == "No such file or directory"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from slime_ray.mirror import Mirror
 from slime_ray.training.cache import cached, content_of
 
 
@@ -20,9 +21,9 @@ def test_a_folder_is_made_once_and_found_afterwards(tmp_path):
         made.append(folder)
         (folder / "file").write_text("whole")
 
-    first = cached(tmp_path, "sft", "k1", make, silent)
-    assert cached(tmp_path, "sft", "k1", make, silent) == first
-    assert cached(tmp_path, "sft", "k2", make, silent) != first
+    first = cached(Mirror(tmp_path), "sft", "k1", make, silent)
+    assert cached(Mirror(tmp_path), "sft", "k1", make, silent) == first
+    assert cached(Mirror(tmp_path), "sft", "k2", make, silent) != first
     assert (first / "file").read_text() == "whole"
     assert len(made) == 2
 
@@ -33,9 +34,9 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_again(tmp_path):
         raise RuntimeError("no space")
 
     with pytest.raises(RuntimeError, match="no space"):
-        cached(tmp_path, "sft", "k", fail, silent)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    assert cached(tmp_path, "sft", "k", lambda folder: None, silent).is_dir()
+        cached(Mirror(tmp_path), "sft", "k", fail, silent)
+    assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
+    assert cached(Mirror(tmp_path), "sft", "k", lambda folder: None, silent).is_dir()
 
 
 def test_two_at_once_make_one_folder(tmp_path):
@@ -46,7 +47,7 @@ def test_two_at_once_make_one_folder(tmp_path):
 
     def ask() -> None:
         making.wait()
-        cached(tmp_path, "sft", "k", make, silent)
+        cached(Mirror(tmp_path), "sft", "k", make, silent)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:

@@ -13,6 +13,7 @@ import torch
 from slime_ray import results
 from slime_ray.experiment import Experiment, Faults, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused
@@ -44,8 +45,8 @@ def experiment(tmp_path_factory) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def storage(tmp_path_factory) -> Mirror:
+    return Mirror(tmp_path_factory.mktemp("storage"))
 
 
 def nothing(told: Any) -> None:
@@ -61,11 +62,11 @@ def computed(run: Path, trial: Trial) -> tuple[dict[str, Any], pd.DataFrame, pd.
 
 
 @pytest.fixture(scope="module")
-def whole(experiment, cache, tmp_path_factory) -> Path:
+def whole(experiment, storage, tmp_path_factory) -> Path:
     """Both arms, never interrupted."""
     run = tmp_path_factory.mktemp("whole")
     for trial in arm_trials(experiment):
-        run_trial(trial, run=run, cache=cache, report=nothing)
+        run_trial(trial, run=run, storage=storage, report=nothing)
     return run
 
 
@@ -90,15 +91,15 @@ class Orders:
 
 @pytest.mark.parametrize("arm", [0, 1], ids=["slime", "dpo"])
 @pytest.mark.parametrize("step", [0, 2, 4, 6])
-def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, cache, whole, tmp_path, arm, step):
+def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, storage, whole, tmp_path, arm, step):
     trial = arm_trials(experiment)[arm]
     folder = tmp_path / "trials" / trial.trial_id
     with pytest.raises(Paused, match="for now"):
-        run_trial(trial, run=tmp_path, cache=cache, report=Orders(step, Order("pause", "for now")))
+        run_trial(trial, run=tmp_path, storage=storage, report=Orders(step, Order("pause", "for now")))
     assert results.finished_trials(tmp_path) == {}
     assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
     again = Orders(-1, None)
-    row = run_trial(trial, run=tmp_path, cache=cache, report=again)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=again)
     assert again.steps == [step, *[mark for mark in (2, 4, 6) if mark > step]]
     assert row["attempts"] == 2
     for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
@@ -106,14 +107,14 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, cache, whole, 
     assert not (folder / "resume").exists()
 
 
-def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, cache, whole, tmp_path):
+def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, storage, whole, tmp_path):
     trial = arm_trials(experiment)[0]
     often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
     with pytest.raises(KeyboardInterrupt):
         # Nothing of ours gets to run any more: as if the process had been killed when it reported update 4.
-        run_trial(trial, run=tmp_path, cache=cache, report=Orders(4, KeyboardInterrupt()), hosting=often)
+        run_trial(trial, run=tmp_path, storage=storage, report=Orders(4, KeyboardInterrupt()), hosting=often)
     again = Orders(-1, None)
-    row = run_trial(trial, run=tmp_path, cache=cache, report=again, hosting=often)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=again, hosting=often)
     assert again.steps[0] == 3
     assert row["attempts"] == 2
     assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["lost", "finished"]
@@ -121,21 +122,21 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, c
         assert one == other if isinstance(one, dict) else one.equals(other)
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, cache, tmp_path):
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, storage, tmp_path):
     trial, other = arm_trials(experiment)
     with pytest.raises(Paused):
-        run_trial(other, run=tmp_path, cache=cache, report=Orders(4, Order("pause", "for now")))
+        run_trial(other, run=tmp_path, storage=storage, report=Orders(4, Order("pause", "for now")))
     (tmp_path / "trials" / other.trial_id).rename(tmp_path / "trials" / trial.trial_id)
     again = Orders(-1, None)
-    run_trial(trial, run=tmp_path, cache=cache, report=again)
+    run_trial(trial, run=tmp_path, storage=storage, report=again)
     assert again.steps == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("measure", [False, True])
-def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, cache, tmp_path, measure):
+def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, storage, tmp_path, measure):
     trial = arm_trials(experiment)[0]
     row = run_trial(
-        trial, run=tmp_path, cache=cache, report=Orders(4, Order("stop", "enough is known", measure=measure))
+        trial, run=tmp_path, storage=storage, report=Orders(4, Order("stop", "enough is known", measure=measure))
     )
     assert (row["status"], row["reason"], row["updates"]) == ("stopped", "enough is known", 4)
     assert row["preference_accuracy"] is not None
@@ -145,15 +146,15 @@ def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, cache, tmp
 
 @pytest.mark.parametrize(("ranks", "how"), [(2, "ddp"), (4, "ddp"), (2, "fsdp2")])
 def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, ranks, how):
-    """The stages too are made by all ranks together, in a cache of their own. float32, hence the tolerance."""
+    """The stages too are made by all ranks together, in a storage of their own. float32, hence the tolerance."""
     trial = arm_trials(experiment)[1]
     # Dropout draws on each rank, so a trial with it depends on how pairs are divided.
     settings = trial.settings.model_dump()
     settings["model"]["lora"]["dropout"] = 0.0
     plain = Trial.model_validate(trial.model_dump() | {"settings": settings})
     (tmp_path / "trial.json").write_text(plain.model_dump_json())
-    run_trial(plain, run=tmp_path / "alone", cache=tmp_path / "cache-alone", report=nothing)
-    on_ranks(ranks, trial_worker.__file__, tmp_path / "trial.json", tmp_path / "run", tmp_path / "cache", how)
+    run_trial(plain, run=tmp_path / "alone", storage=Mirror(tmp_path / "alone"), report=nothing)
+    on_ranks(ranks, trial_worker.__file__, tmp_path / "trial.json", tmp_path / "run", tmp_path / "ranks", how)
     row, curves, answers = computed(tmp_path / "run", plain)
     expected, expected_curves, expected_answers = computed(tmp_path / "alone", plain)
     assert row.pop("workers") == ranks
@@ -170,31 +171,31 @@ def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, 
     ).stat().st_size
 
 
-def test_a_trial_out_of_memory_has_one_more_try(experiment, cache, tmp_path):
+def test_a_trial_out_of_memory_has_one_more_try(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
     full = Orders(2, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemory):
-        run_trial(trial, run=tmp_path, cache=cache, report=full)
+        run_trial(trial, run=tmp_path, storage=storage, report=full)
     assert results.finished_trials(tmp_path) == {}
-    row = run_trial(trial, run=tmp_path, cache=cache, report=full)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=full)
     assert row["status"] == "failed"
     assert "CUDA out of memory" in row["reason"]
     assert (row["stability"], row["attempts"]) == (0.0, 2)
 
 
-def test_a_trial_that_is_lost_too_often_is_given_up(experiment, cache, tmp_path):
+def test_a_trial_that_is_lost_too_often_is_given_up(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
     hosting = Hosting(faults=Faults(retries=2))
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            run_trial(trial, run=tmp_path, cache=cache, report=Orders(2, KeyboardInterrupt()), hosting=hosting)
-    row = run_trial(trial, run=tmp_path, cache=cache, report=nothing, hosting=hosting)
+            run_trial(trial, run=tmp_path, storage=storage, report=Orders(2, KeyboardInterrupt()), hosting=hosting)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
     assert row["status"] == "failed"
     assert "3 times" in row["reason"]
     assert results.finished_trials(tmp_path)[trial.trial_id]["attempts"] == 4
 
 
-def test_a_result_waits_for_a_storage_that_takes_nothing_for_a_while(experiment, cache, whole, tmp_path):
+def test_a_result_waits_for_a_storage_that_takes_nothing_for_a_while(experiment, storage, whole, tmp_path):
     """A file stands where the trial's folder belongs until the trial says that it waits."""
     trial = arm_trials(experiment)[0]
     folder, waited = tmp_path / "trials" / trial.trial_id, []
@@ -208,13 +209,13 @@ def test_a_result_waits_for_a_storage_that_takes_nothing_for_a_while(experiment,
             folder.unlink()
             shutil.move(tmp_path / "aside", folder)
 
-    row = run_trial(trial, run=tmp_path, cache=cache, report=report)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=report)
     assert row["status"] == "completed"
     assert len(waited) == 1
     assert computed(tmp_path, trial)[0] == computed(whole, trial)[0]
 
 
-def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, cache, tmp_path):
+def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, storage, tmp_path):
     """RLIMIT_FSIZE makes every write of more than so many bytes fail, as a full disk does, until it is lifted."""
     trial = arm_trials(experiment)[0]
     often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
@@ -228,20 +229,20 @@ def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, cach
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     try:
-        row = run_trial(trial, run=tmp_path, cache=cache, report=report, hosting=often)
+        row = run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=often)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (row["status"], row["updates"], len(waited)) == ("completed", 6, 1)
     assert results.finished_trials(tmp_path)[trial.trial_id] == row
 
 
-def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, cache, tmp_path):
+def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
     settings = trial.settings.model_dump()
     settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
     settings["model"]["lora"]["alpha"] = 1e30
     wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
-    row = run_trial(wild, run=tmp_path, cache=cache, report=nothing)
+    row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
     assert row["status"] == "diverged"
     assert "became" in row["reason"]
     assert row["updates"] < 200

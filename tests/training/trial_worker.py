@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 
 from slime_ray.experiment import Trial
+from slime_ray.mirror import Mirror
 from slime_ray.training.course import Hosting
 from slime_ray.training.worker import run_trial
 
 if __name__ == "__main__":
-    trial_file, run, cache, how = sys.argv[1:]
+    trial_file, run, storage, how = sys.argv[1:]
     torch.distributed.init_process_group("gloo")
     run_trial(
         Trial.model_validate(json.loads(Path(trial_file).read_text())),
         run=Path(run),
-        cache=Path(cache),
+        storage=Mirror(Path(storage)),
         report=lambda told: None,
         hosting=Hosting(sharded=how == "fsdp2"),
     )

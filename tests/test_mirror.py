@@ -1,0 +1,175 @@
+"""Working copies of a storage that is not a folder. `file://` stands for the object stores, which share its interface."""
+
+import json
+import pickle
+import platform
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slime_ray.errors import InputError
+from slime_ray.mirror import Mirror
+from slime_ray.training.cache import cached
+
+
+def two(tmp_path: Path) -> tuple[Mirror, Mirror]:
+    """Two machines with one storage."""
+    url = f"file://{tmp_path}/bucket"
+    return Mirror(tmp_path / "here", url), Mirror(tmp_path / "there", url)
+
+
+def write(mirror: Mirror, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = mirror.root / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+names = st.sampled_from(["a", "b.json", "trial.json", "resume/step-1/state.json", "resume/step-2/x", "checkpoint/m"])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.dictionaries(names, st.binary(max_size=8)), min_size=1, max_size=4))
+def test_the_other_machine_sees_what_was_pushed_and_nothing_that_is_gone(tmp_path_factory, steps):
+    here, there = two(tmp_path_factory.mktemp("storage"))
+    for files in steps:
+        for path in sorted(here.root.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        write(here, files)
+        (here.root / "run").mkdir(parents=True, exist_ok=True)
+        here.push(here.root / "run", prune=True)
+        there.pull(there.root / "run")
+        assert read(there.root / "run") == files
+
+
+def test_what_is_half_written_and_what_nobody_needs_stays_here(tmp_path):
+    here, there = two(tmp_path)
+    write(
+        here, {"scratch/x": b"1", ".step-1.abc/state.json": b"2", "model.partial": b"3", "x.lock": b"4", "kept": b"5"}
+    )
+    here.push(here.root / "run")
+    there.pull(there.root / "run")
+    assert read(there.root / "run") == {"kept": b"5"}
+
+
+def test_skipped_folders_are_neither_fetched_nor_deleted(tmp_path):
+    here, there = two(tmp_path)
+    write(here, {"checkpoint/model": b"1", "row": b"2"})
+    here.push(here.root / "run")
+    write(there, {"checkpoint/mine": b"3", "old": b"4"})
+    there.pull(there.root / "run", skip=("checkpoint",))
+    assert read(there.root / "run") == {"checkpoint/mine": b"3", "row": b"2"}
+
+
+def test_only_what_changed_is_sent_and_fetched_again(tmp_path):
+    here, there = two(tmp_path)
+    write(here, {"a": b"1", "b": b"2"})
+    here.push(here.root / "run")
+    sent = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bucket" / "run").iterdir()}
+    write(here, {"b": b"changed"})
+    here.push(here.root / "run")
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bucket" / "run").iterdir()}
+    assert again["a"] == sent["a"]
+    assert again["b"] > sent["b"]
+    there.pull(there.root / "run")
+    before = (there.root / "run" / "a").stat().st_mtime_ns
+    there.pull(there.root / "run")
+    assert (there.root / "run" / "a").stat().st_mtime_ns == before
+
+
+def test_what_one_machine_wrote_over_is_fetched_though_this_one_has_it(tmp_path):
+    here, there = two(tmp_path)
+    write(here, {"attempts.json": b"1"})
+    here.push(here.root / "run")
+    there.pull(there.root / "run")
+    write(there, {"attempts.json": b"2"})
+    there.push_files(there.root / "run")
+    here.pull(here.root / "run")
+    assert read(here.root / "run") == {"attempts.json": b"2"}
+
+
+def test_another_process_sends_what_this_one_has_sent(tmp_path):
+    """What was sent is known by process: a mirror that travels starts without it."""
+    here, _ = two(tmp_path)
+    write(here, {"a": b"1"})
+    here.push(here.root / "run")
+    assert here.sent
+    assert pickle.loads(pickle.dumps(here)).sent == {}
+
+
+def test_a_stage_is_made_on_one_machine_and_fetched_on_the_other(tmp_path):
+    here, there = two(tmp_path)
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "weights").write_text("w")
+
+    folder = cached(here, "sft", "k", make, lambda told: None)
+    other = cached(there, "sft", "k", make, lambda told: None)
+    assert len(made) == 1
+    assert read(folder) == read(other) == {"weights": b"w", ".complete": b""}
+    # Half of an upload is no stage: the last object is missing.
+    (tmp_path / "bucket" / ".stages" / "sft-k" / ".complete").unlink()
+    third = Mirror(tmp_path / "third", here.url)
+    cached(third, "sft", "k", make, lambda told: None)
+    assert len(made) == 2
+
+
+def test_a_folder_is_its_own_working_copy(tmp_path):
+    mirror = Mirror.of(str(tmp_path), "driver")
+    assert mirror == Mirror.of(str(tmp_path), "trials")
+    write(mirror, {"a": b"1"})
+    mirror.pull(tmp_path / "run")
+    mirror.push(tmp_path / "run", prune=True)
+    assert read(tmp_path) == {"run/a": b"1"}
+    assert mirror.address(tmp_path / "run") == str(tmp_path / "run")
+
+
+def test_ray_is_given_the_address_with_its_query(tmp_path):
+    mirror = Mirror(tmp_path, "s3://bucket/runs/?endpoint_override=host")
+    assert mirror.address(tmp_path / "first" / "ray") == "s3://bucket/runs/first/ray?endpoint_override=host"
+
+
+@pytest.mark.parametrize("url", ["ftp://host/runs", "nonsense://x"])
+def test_an_address_that_nothing_reads_is_refused(url):
+    with pytest.raises(InputError, match="begins with s3:// or gs://"):
+        Mirror.of(url, "driver")
+
+
+def test_a_storage_that_cannot_be_used_is_a_sentence_without_its_secrets(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="it cannot be used") as refused:
+        Mirror(tmp_path / "copy", f"file://{tmp_path}/file/runs?secret_key=abc").check()
+    assert "abc" not in str(refused.value)
+
+
+def test_a_run_in_a_store_is_held_by_one(tmp_path, monkeypatch):
+    here, there = two(tmp_path)
+    with here.held(here.root / "run"):
+        monkeypatch.setattr("slime_ray.mirror.os.getpid", lambda: 1)
+        with pytest.raises(InputError, match="Another sweep"), there.held(there.root / "run"):
+            pass
+        # What says so is no part of the run.
+        there.pull(there.root / "run")
+        assert read(there.root / "run") == {}
+    with there.held(there.root / "run"):
+        pass
+
+
+@pytest.mark.parametrize(("who", "age"), [("elsewhere 1", 1000.0), (f"{platform.node()} 99999999", 1.0)])
+def test_who_held_it_and_is_gone_holds_it_no_more(tmp_path, who, age):
+    here, _ = two(tmp_path)
+    claim = tmp_path / "bucket" / "run" / ".held"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps({"who": who, "time": time.time() - age}))
+    with here.held(here.root / "run"):
+        assert who not in claim.read_text()
+    assert not claim.exists()
