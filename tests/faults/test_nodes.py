@@ -96,7 +96,10 @@ def test_a_group_that_loses_a_node_goes_on_with_others(start, whole, table, clus
     cluster.remove_node(other, allow_graceful=False)
     text = sweep.end()
     assert sweep.process.returncode == 0, text
-    assert sweep.endings() == ["lost", "finished"]
+    row = sweep.rows()[LONG]
+    assert row["status"] == "completed", row["reason"]
+    # Where Ray takes longer than hang_minutes to see that a node is gone, the group is found silent first.
+    assert sweep.endings() in (["lost", "finished"], ["hung", "finished"])
     made = sweep.attempts()
     table(
         "A node lost, 2 workers on 2 nodes, a third joins", lost=0, seconds=made[-1].started - struck,
