@@ -60,9 +60,8 @@ class Mirror:
             return cls(Path(storage).resolve())
         if urlsplit(storage).scheme not in SCHEMES:
             raise InputError(f"--storage {storage}: give a path, or an address that begins with s3:// or gs://.")
-        scratch = os.environ.get("SLIME_RAY_SCRATCH") or f"{tempfile.gettempdir()}/slime-ray-{os.getuid()}"
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
-        return cls(Path(scratch) / key / who, storage)
+        return cls(_scratch() / key / who, storage)
 
     def __getstate__(self) -> dict[str, object]:
         """What another process needs: not what this one has sent."""
@@ -263,6 +262,22 @@ def _is_gone(holder: str) -> bool:
     """Whether the holder was a process of this machine that is no more."""
     node, _, pid = holder.rpartition(" ")
     return node == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()
+
+
+def _scratch() -> Path:
+    """The folder of all working copies. Raises InputError where it belongs to somebody else."""
+    given = os.environ.get("SLIME_RAY_SCRATCH")
+    scratch = Path(given).absolute() if given else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
+    try:
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = scratch.stat().st_uid == os.getuid() and not scratch.is_symlink()
+    except OSError as error:
+        raise InputError(
+            f"{scratch} cannot be made: {error.strerror}. Name another folder in SLIME_RAY_SCRATCH."
+        ) from None
+    if not (ours or given):
+        raise InputError(f"{scratch} belongs to somebody else. Name another folder in SLIME_RAY_SCRATCH.")
+    return scratch
 
 
 def _make_room(store: fs.FileSystem, path: str) -> None:

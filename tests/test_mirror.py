@@ -173,3 +173,17 @@ def test_who_held_it_and_is_gone_holds_it_no_more(tmp_path, who, age):
     with here.held(here.root / "run"):
         assert who not in claim.read_text()
     assert not claim.exists()
+
+
+def test_working_copies_are_not_put_where_somebody_else_could_read_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLIME_RAY_SCRATCH", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    root = Mirror.of("s3://bucket/runs", "driver").root
+    [scratch] = tmp_path.iterdir()
+    assert scratch in root.parents
+    assert scratch.stat().st_mode & 0o077 == 0
+    scratch.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    scratch.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="belongs to somebody else"):
+        Mirror.of("s3://bucket/runs", "driver")
