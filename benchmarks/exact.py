@@ -14,9 +14,8 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.model.logprobs import Policy
 
 from .lengths import BenchPair, Lengths
-from .machine import Machine, describe_machine
+from .machine import Machine, describe_machine, now
 from .recipes import OBJECTIVE
-from .step import now
 
 VOCABULARY = 211
 WINDOW = 8

@@ -1,14 +1,20 @@
-"""The machine and the versions that a measurement belongs to."""
+"""The machine and the versions that a measurement belongs to, and what measurements ask of it."""
 
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from slime_ray.errors import InputError
+
+Say = Callable[[str], None]
+"""Takes a line that tells how far a measurement is."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,28 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return _meminfo("MemAvailable")
+
+
+def now() -> str:
+    """The date and time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many threads for a while."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _meminfo(key: str) -> int:

@@ -21,10 +21,9 @@ from slime_ray.errors import InputError
 from .cases import SHAPES, Shape
 from .flops import Layout
 from .lengths import BenchPair
-from .machine import Machine, available_bytes, describe_machine, find_device
+from .machine import Machine, Say, available_bytes, describe_machine, find_device, now, threads
 from .options import Options
 from .recipes import layout_of
-from .step import Say, now, threads
 from .stepper import cut_into_micros, dtype_of, shrink_of, vocabularies_of, workload_of
 
 LOGITS_ALIVE = {"authors": 4.5, "padded": 3.2, "packed": 0.0}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from .machine import out_of_memory
 from .options import Options
-from .step import out_of_memory
 from .stepper import Step, Stepper, build, workload_of
 
 

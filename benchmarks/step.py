@@ -2,10 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -13,12 +10,9 @@ import torch
 
 from .flops import peak_flops
 from .lengths import Workload
-from .machine import Machine, describe_machine, find_device
+from .machine import Machine, Say, describe_machine, find_device, now, out_of_memory, threads
 from .options import Options
 from .stepper import Step, Stepper, build, dtype_of, shrink_of, vocabularies_of, workload_of
-
-Say = Callable[[str], None]
-"""Takes a line that tells how far the run is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,28 +84,6 @@ def measure_speed(options: Options, say: Say) -> SpeedReport:
             options=options,
             vocabularies=tuple(_at_vocabulary(options, size, device, say) for size in vocabularies_of(options)),
         )
-
-
-def now() -> str:
-    """The date and time, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let torch use this many threads for a while."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on a GPU or on the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> SpeedAtVocabulary:

@@ -8,10 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 
 from slime_ray.errors import RunError
 
-from .machine import Machine, describe_machine
+from .machine import Machine, Say, describe_machine, now
 
 EXPERIMENT = """\
 name: tiny
@@ -67,7 +65,7 @@ class SweepReport:
         return statistics.median(self.cold_side_by_side) / statistics.median(self.sweep)
 
 
-def measure_sweep(*, trials: int, updates: int, rounds: int, say: Callable[[str], None]) -> SweepReport:
+def measure_sweep(*, trials: int, updates: int, rounds: int, say: Say) -> SweepReport:
     """Run everything `rounds` times, interleaved, with the shared stages made beforehand."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cold, side_by_side, sweep = [], [], []
@@ -106,7 +104,7 @@ def measure_sweep(*, trials: int, updates: int, rounds: int, say: Callable[[str]
             training += found["training"]
     return SweepReport(
         machine=describe_machine(torch.device("cpu")),
-        date=datetime.now(UTC).date().isoformat(),
+        date=now(),
         trials=trials,
         updates=updates,
         cores=cores,

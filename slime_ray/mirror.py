@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 import threading
 import time
@@ -219,8 +220,7 @@ class Mirror:
 
     def remove(self, path: Path) -> None:
         """Delete a folder, here and in the storage."""
-        for file in _files(path):
-            file.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
         if self.url is not None:
             store, base = _store(self.url)
             for name, _ in self._remote(path):

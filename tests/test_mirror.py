@@ -187,3 +187,13 @@ def test_working_copies_are_not_put_where_somebody_else_could_read_them(tmp_path
     scratch.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="belongs to somebody else"):
         Mirror.of("s3://bucket/runs", "driver")
+
+
+def test_what_is_removed_is_gone_here_and_there(tmp_path):
+    here, there = two(tmp_path)
+    write(here, {"checkpoint/model": b"1", "row": b"2"})
+    here.push(here.root / "run")
+    here.remove(here.root / "run" / "checkpoint")
+    there.pull(there.root / "run")
+    assert not (here.root / "run" / "checkpoint").exists()
+    assert read(there.root / "run") == {"row": b"2"}

@@ -92,17 +92,27 @@ def test_a_trial_that_says_nothing_any_more_is_started_again(start, whole, table
     table("A hung trial (SIGSTOP), 1 worker, hang_minutes 0.15", lost=0, seconds=seconds, again=again)
 
 
-def test_a_trial_out_of_memory_is_tried_once_more_and_then_recorded(start, whole, table):
-    """RLIMIT_AS makes the process's next allocation fail as a full machine would."""
-    sweep = start("memory")
+def test_a_trial_out_of_memory_is_tried_once_more_and_then_recorded(start, table):
+    """RLIMIT_AS makes the process's next allocation fail as a full machine would.
+
+    What the process has freed it may use again, so the answers at the end ask for more than anything before.
+    """
+    sweep = start("memory", "--set", "evaluation.prompts=512", "--set", "evaluation.decoding.max_new_tokens=64")
+
+    def attempt(number: int):
+        row = sweep.rows().get(LONG)
+        assert row is None, row
+        made = sweep.attempts()
+        return made[-1] if len(made) == number else None
+
     for number in (1, 2):
-        [*_, attempt] = until(lambda n=number: len(made := sweep.attempts()) == n and made, 120, "the attempt")
-        resource.prlimit(attempt.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+        found = until(lambda n=number: attempt(n), 120, "the attempt")
+        resource.prlimit(found.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
     sweep.end()
     row = sweep.rows()[LONG]
     assert row["status"] == "failed"
     assert "memory" in row["reason"]
-    assert same(sweep.rows()[SHORT], whole[SHORT])
+    assert sweep.rows()[SHORT]["status"] == "completed"
     first, second = sweep.attempts()
     seconds = second.started - first.alive
     table("Out of memory (RLIMIT_AS), until it is tried once more", lost=0, seconds=seconds, again=first.lost_seconds)
