@@ -56,11 +56,21 @@ class Sweep:
 
     def save(self) -> None:
         """Bring what the driver has written to the storage."""
-        self.storage.push_files(self.run)
+        with self.forgiving("is not in the storage yet"):
+            self.storage.push_files(self.run)
 
     def fetch(self, trial_id: str) -> None:
         """Bring a trial's results here."""
-        self.storage.pull(self.run / "trials" / trial_id, skip=HEAVY)
+        with self.forgiving(f"has {trial_id}, which cannot be read yet"):
+            self.storage.pull(self.run / "trials" / trial_id, skip=HEAVY)
+
+    @contextmanager
+    def forgiving(self, what: str) -> Iterator[None]:
+        """No trial has to end because a store does not answer for a while; at the end everything is asked for again."""
+        try:
+            yield
+        except OSError as error:
+            logger.warning("%s %s: %s", self.run.name, what, one_sentence(error))
 
 
 def run_sweep(
@@ -102,7 +112,21 @@ def run_sweep(
                 monitor.stop()
                 if results.finished_trials(run):
                     sweep.save()
+        with answering(mirror):
+            mirror.push_files(run)
     return run
+
+
+@contextmanager
+def answering(storage: Mirror) -> Iterator[None]:
+    """What is done here at last has to succeed. Raises RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{storage.shown} does not answer ({one_sentence(error)}). What finished is there; give the same command "
+            "with --resume for the rest and for the report."
+        ) from None
 
 
 @contextmanager
@@ -136,6 +160,8 @@ def _run(sweep: Sweep, place: Place) -> None:
             finally:
                 watch.clear()
             early = early or watch.leaving
+    with answering(sweep.storage):
+        sweep.storage.pull(run / "trials", skip=HEAVY)
     results.consolidate(run)
     rows = results.finished_trials(run)
     drop_models(sweep, plan.rows)

@@ -139,9 +139,12 @@ class Watch(tune.Callback):
 
     def _note(self, name: str, ended: attempts.Ending) -> None:
         folder = self.run / "trials" / name
-        self.storage.pull(folder, skip=(CHECKPOINTS, MODEL))
-        attempts.note(folder, ended=ended)
-        self.storage.push_files(folder)
+        try:
+            self.storage.pull(folder, skip=(CHECKPOINTS, MODEL))
+            attempts.note(folder, ended=ended)
+            self.storage.push_files(folder)
+        except OSError as error:
+            logger.warning("It could not be noted that %s is %s: %s", name, ended, error)
 
     def clear(self) -> None:
         """Whatever happened: no process and no resource of a trial stays behind."""

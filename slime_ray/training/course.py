@@ -158,6 +158,8 @@ class Training:
             self.restore(saved)
         if self.stopped is None and self.updates:
             self.trainer.resume(saved)
+        # Trainer looks into it at its end, on every rank.
+        self.world.broadcast(None)
         if self.world.main:
             shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         if self.stopped and self.stopped.kind != "stop":

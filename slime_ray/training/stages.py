@@ -262,6 +262,8 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
             lm = _gathered(policy, settings.model, seed=seed)
         elif settings.model.lora:
             lm = lm.merge_and_unload()
+    # Trainer looks into it at its end, on every rank.
+    world.broadcast(None)
     if world.main:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         lm.save_pretrained(folder)
