@@ -92,6 +92,7 @@ def test_a_trial_that_says_nothing_any_more_is_started_again(start, whole, table
     table("A hung trial (SIGSTOP), 1 worker, hang_minutes 0.15", lost=0, seconds=seconds, again=again)
 
 
+@pytest.mark.faults
 def test_a_trial_out_of_memory_is_tried_once_more_and_then_recorded(start, table):
     """RLIMIT_AS makes the process's next allocation fail as a full machine would.
 
