@@ -35,10 +35,14 @@ class Voice:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the driver is told of a running trial. silent: seconds since it last said something."""
+    """What the driver is told of a running trial.
+
+    silent: seconds since it last said something. at_work: whether it has its place, and its processes have begun.
+    """
 
     told: dict[str, Any]
     silent: float
+    at_work: bool
 
 
 class MonitorActor:
@@ -82,7 +86,10 @@ class MonitorActor:
     def heard(self) -> dict[str, Heard]:
         """Every trial that has begun and not ended."""
         now = time.monotonic()
-        return {name: Heard(dict(voice.told), now - voice.heard) for name, voice in self.voices.items()}
+        return {
+            name: Heard(dict(voice.told), now - voice.heard, at_work=bool(voice.actors or voice.told))
+            for name, voice in self.voices.items()
+        }
 
     def kill(self, trial_id: str) -> None:
         """End a trial's processes, which do not end themselves."""

@@ -101,7 +101,7 @@ class Watch(tune.Callback):
 
     def _end_the_silent(self, heard: dict[str, Heard]) -> None:
         for name, voice in heard.items():
-            if voice.silent > 60 * self.experiment.faults.hang_minutes and voice.told:
+            if voice.silent > 60 * self.experiment.faults.hang_minutes and voice.at_work:
                 logger.warning("%s has said nothing for %.0f s; its processes are ended.", name, voice.silent)
                 self._note(name, "hung")
                 self.monitor.kill(name)
@@ -109,7 +109,7 @@ class Watch(tune.Callback):
     def _wait_for_a_place(self, now: float, trials: list[Any], heard: dict[str, Heard]) -> None:
         """Complain, and in the end give up, while trials wait and none of them works."""
         waiting = [trial for trial in trials if trial.status == "PENDING"]
-        unplaced = [name for name, voice in heard.items() if not voice.told]
+        unplaced = [name for name, voice in heard.items() if not voice.at_work]
         if (heard and len(unplaced) < len(heard)) or not (waiting or unplaced):
             self.moved = self.warned = now
             return

@@ -1,13 +1,10 @@
 """`slime-ray sweep` from a YAML to the report, for real: Ray, Optuna, training, generation, files."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import optuna
 import pandas as pd
@@ -17,6 +14,7 @@ from slime_ray import results
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.search import study_storage
 from tests.end_to_end.conftest import SMALL, environment
+from tests.processes import left_behind
 
 pytestmark = pytest.mark.ray
 
@@ -147,7 +145,7 @@ def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slim
     assert process.wait(timeout=60) == 1
     assert "Traceback" not in rest
     assert "--resume" in rest
-    assert not _session_processes(process.pid)
+    assert left_behind(process.pid) == []
     kept = results.finished_trials(storage / "cut")
     assert 2 <= len(kept) < 10
     resumed = slime_ray("sweep", small, "--storage", storage, "--name", "cut", "--resume")
@@ -159,23 +157,6 @@ def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slim
     whole = results.finished_trials(finished[0])
     for name in TRIALS:
         assert rows[name]["stability"] == whole[name]["stability"]
-
-
-def _session_processes(session: int) -> list[str]:
-    """Commands of the processes that still live in a session, after a moment to end."""
-    deadline = time.monotonic() + 20
-    while True:
-        alive = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rsplit(")", 1)[1].split()
-                if int(fields[3]) == session and fields[0] != "Z":
-                    alive.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-            except (OSError, IndexError):
-                continue
-        if not alive or time.monotonic() > deadline:
-            return alive
-        os.sched_yield()
 
 
 def test_a_report_is_made_from_a_copied_run_alone(finished, slime_ray, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from slime_ray import results
 from slime_ray.training.attempts import Attempt, read
 from tests.end_to_end.conftest import environment
+from tests.processes import of_session
 
 TEXT = """\
 name: faults
@@ -141,32 +142,7 @@ def same(row: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 def workers(session: int, name: str = "RayTrainWorker") -> list[int]:
     """Processes of a session's Ray workers that run an actor of this name."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == session and name in (stat.parent / "cmdline").read_text():
-                found.append(int(stat.parent.name))
-        except (OSError, IndexError):
-            continue
-    return found
-
-
-def left_behind(session: int, seconds: float = 20) -> list[str]:
-    """Commands of the processes that still live in a session, after a moment to end."""
-    deadline = time.monotonic() + seconds
-    while True:
-        alive = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rsplit(")", 1)[1].split()
-                if int(fields[3]) == session and fields[0] != "Z":
-                    alive.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-            except (OSError, IndexError):
-                continue
-        if not alive or time.monotonic() > deadline:
-            return alive
-        time.sleep(0.05)
+    return [pid for pid, command in of_session(session) if name in command]
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.end_to_end.conftest import environment
+from tests.processes import left_behind
 
-from .conftest import LONG, SHORT, Sweep, left_behind, same, until
+from .conftest import LONG, SHORT, Sweep, same, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 

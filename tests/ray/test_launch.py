@@ -19,7 +19,8 @@ import pytest
 
 from slime_ray import results
 from tests.end_to_end.conftest import environment
-from tests.faults.conftest import left_behind, until
+from tests.faults.conftest import until
+from tests.processes import left_behind
 
 pytestmark = pytest.mark.ray
 TOKEN = "a" * 40
