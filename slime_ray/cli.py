@@ -26,6 +26,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
   slime-ray report runs/first                   tables, figures and report.html from the result files
+  slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
   slime-ray bench step                          measure the training step here, beside other recipes
 
 Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started.
@@ -118,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", help="folder of the run, or its address")
     report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
     report.set_defaults(command=_report)
+
+    export = commands.add_parser("export", help="write a run's answers and verdicts as files of another project")
+    export.add_argument("run", type=Path, help="folder of the run")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten")
+    export.add_argument("--format", choices=["arena-hard"], default="arena-hard", help="whose schema (%(default)s)")
+    export.set_defaults(command=_export)
 
     spaces = commands.add_parser("spaces", help="list the experiments that ship with the package")
     spaces.set_defaults(command=_spaces)
@@ -255,6 +262,13 @@ def _write_report(run: Path, out: Path | None, storage: "Mirror | None" = None) 
     if storage is not None and storage.url is not None:
         storage.push(files.html.parent)
         print(f"It is in {storage.shown}/{run.name}, too.")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from slime_ray import results
+    from slime_ray.evaluation.field_files.export import export_arena_hard
+
+    print(export_arena_hard(results.load(options.run), options.to))
 
 
 def _spaces(options: argparse.Namespace) -> None:

@@ -142,7 +142,7 @@ def write_trial(
     folder.mkdir(parents=True, exist_ok=True)
     _write_table(folder / "answers.parquet", answers, ANSWER_SCHEMA)
     _write_table(folder / "curves.parquet", curves, CURVE_SCHEMA)
-    _write_text(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
+    write_text(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
 
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
@@ -193,7 +193,7 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
 
 def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
     """Write manifest.json; values under keys that look like secrets are masked."""
-    _write_text(run / "manifest.json", json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str))
+    write_text(run / "manifest.json", json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str))
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def _replace_table(path: Path, table: pa.Table) -> None:
     _replace(path, content.getvalue())
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     _replace(path, text.encode())
 
 

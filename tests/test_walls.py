@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mirror": {"errors"},
     "data": {*DESCRIPTION},
     "model": {*DESCRIPTION, "objectives", "data"},
-    "evaluation": {*DESCRIPTION, "objectives", "data", "model", "world"},
+    "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "world"},
     "training": {
         *DESCRIPTION,
         "objectives",
@@ -331,6 +331,11 @@ def test_analysis_and_results_load_neither_torch_nor_ray() -> None:
 
 def test_analysis_and_results_work_where_torch_and_ray_are_not_installed() -> None:
     assert loaded(["slime_ray.analysis", "slime_ray.results"], absent=HEAVY) == "[]"
+
+
+def test_files_of_the_field_are_read_and_written_without_torch_and_ray() -> None:
+    modules = [f"slime_ray.evaluation.field_files{name}" for name in ("", ".scoring", ".export")]
+    assert loaded(modules, absent=[]) == "[]"
 
 
 def test_the_command_starts_without_loading_torch_or_ray() -> None:
