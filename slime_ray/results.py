@@ -36,6 +36,7 @@ TRIAL_SCHEMA = pa.schema(
         "seed": _COUNT,
         "status": _TEXT,  # completed, stopped, diverged or failed
         "reason": _TEXT,  # one sentence for anything but completed
+        "alarm": _TEXT,  # the sentinel's first, with its step; null where there was none
         "objective": _TEXT,
         "settings": _TEXT,  # JSON: what this trial set over base, by path
         "config": _TEXT,  # JSON: its complete settings
@@ -102,13 +103,13 @@ CURVE_SCHEMA = pa.schema(
         "phase": _TEXT,
         "seed": _COUNT,
         "step": _COUNT,
-        "source": _TEXT,  # train or held_out
+        "source": _TEXT,  # train, held_out or sentinel
         "metric": _TEXT,
         "value": _NUMBER,
     }
 )
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA}
-_LATER = {"attempts", "lost_seconds"}
+_LATER = {"attempts", "lost_seconds", "alarm"}
 """Columns that runs of an earlier version lack; they are read as null."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""

@@ -146,6 +146,18 @@ class Decoding(Strict):
     batch: Positive = 64
 
 
+class Sentinel(Strict):
+    """Watches for collapse at every evaluation during training, by the parts of stability-v1 as they stand then.
+
+    action: what an alarm does; `stop` ends the training there and measures the policy as it is, `none` watches nothing.
+    tolerances: how many of its tolerances a part has to be beyond. prompts: selection prompts answered each time.
+    """
+
+    action: Literal["warn", "stop", "none"] = "warn"
+    tolerances: Annotated[float, Field(gt=0)] = 3.0
+    prompts: Positive = 32
+
+
 class Judge(Strict):
     """`exact` scores answers with the embedded task's rubric or with `scorer`, `package.module:function`."""
 
@@ -219,6 +231,7 @@ class Settings(Strict):
     sft: Sft | None = None
     objective: AnyObjective
     training: Training
+    sentinel: Sentinel = Sentinel()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")

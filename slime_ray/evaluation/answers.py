@@ -98,24 +98,16 @@ def judge_answers(
     markers: Sequence[str],
 ) -> Answered:
     """Compare answers with the baseline's. markers: special tokens as text, which no answer may contain."""
-    questions = [question(messages) for messages in prompts.messages]
 
-    def formed(side: Sequence[Answer]) -> list[bool | None]:
-        return [
-            format_check(q, answer.text) if format_check else None for q, answer in zip(questions, side, strict=True)
-        ]
-
-    def reasons(side: Sequence[Answer], well_formed: Sequence[bool | None]) -> list[str | None]:
-        return [
-            broken_reason(answer, markers=markers, format_ok=ok) for answer, ok in zip(side, well_formed, strict=True)
-        ]
+    def reasons(side: Sequence[Answer]) -> list[str | None]:
+        return broken_reasons(prompts.messages, side, format_check=format_check, markers=markers)
 
     def scores(side: Sequence[Answer]) -> list[float | None]:
         if judge is None:
             return [None] * len(side)
         return [judge.score(messages, answer.text) for messages, answer in zip(prompts.messages, side, strict=True)]
 
-    own, others = formed(answers), formed(baseline)
+    own = _well_formed(prompts.messages, answers, format_check)
     comparisons: Sequence[Comparison | None] = [None] * len(answers)
     if judge is not None:
         comparisons = compare(judge, prompts.messages, [a.text for a in answers], [a.text for a in baseline])
@@ -126,7 +118,30 @@ def judge_answers(
         comparisons=comparisons,
         scores=scores(answers),
         baseline_scores=scores(baseline),
-        broken=reasons(answers, own),
-        baseline_broken=reasons(baseline, others),
+        broken=reasons(answers),
+        baseline_broken=reasons(baseline),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
     )
+
+
+def broken_reasons(
+    conversations: Sequence[Messages],
+    answers: Sequence[Answer],
+    *,
+    format_check: FormatCheck | None,
+    markers: Sequence[str],
+) -> list[str | None]:
+    """Why each answer counts as broken, or None; see `broken_reason`."""
+    well_formed = _well_formed(conversations, answers, format_check)
+    return [
+        broken_reason(answer, markers=markers, format_ok=ok) for answer, ok in zip(answers, well_formed, strict=True)
+    ]
+
+
+def _well_formed(
+    conversations: Sequence[Messages], answers: Sequence[Answer], format_check: FormatCheck | None
+) -> list[bool | None]:
+    return [
+        format_check(question(messages), answer.text) if format_check else None
+        for messages, answer in zip(conversations, answers, strict=True)
+    ]

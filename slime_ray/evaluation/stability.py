@@ -19,7 +19,17 @@ def unlearning(before: HeldOut, after: HeldOut) -> float:
 
 def rejected_collapse(before: HeldOut, after: HeldOut) -> float:
     """C, share of rejected tokens whose probability fell more than tenfold."""
-    return float(np.mean(after.rejected - before.rejected < -math.log(10)))
+    return float(np.mean(_collapsed(before, after)))
+
+
+def collapsed_shares(before: HeldOut, after: HeldOut) -> np.ndarray:
+    """(pairs,) the same share in each pair's rejected completion."""
+    starts = np.concatenate([[0], np.cumsum(after.rejected_lengths)[:-1]])
+    return np.add.reduceat(_collapsed(before, after).astype(float), starts) / after.rejected_lengths
+
+
+def _collapsed(before: HeldOut, after: HeldOut) -> np.ndarray:
+    return np.asarray(after.rejected - before.rejected < -math.log(10))
 
 
 def entropy_shift(before: HeldOut, after: HeldOut) -> float:
@@ -37,8 +47,13 @@ def broken_outputs(broken: Sequence[bool], baseline_broken: Sequence[bool]) -> f
 
 def length_shift(tokens: Sequence[int], baseline_tokens: Sequence[int]) -> float:
     """L, abs(mean over prompts of ln(length(theta) / length(0))), lengths in tokens; an empty answer counts as one."""
+    return abs(float(length_log_ratios(tokens, baseline_tokens).mean()))
+
+
+def length_log_ratios(tokens: Sequence[int], baseline_tokens: Sequence[int]) -> np.ndarray:
+    """(prompts,) ln(length(theta) / length(0))."""
     new, old = np.maximum(1, np.asarray(tokens)), np.maximum(1, np.asarray(baseline_tokens))
-    return abs(float(np.mean(np.log(new / old))))
+    return np.asarray(np.log(new / old))
 
 
 def training_spikes(losses: Sequence[float], grad_norms: Sequence[float]) -> float:

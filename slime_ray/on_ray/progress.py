@@ -54,6 +54,8 @@ class Progress(Callback):
         """How the running trials get on, by trial id."""
         for name, news in told.items():
             if name in self.states and not self.states[name].get("finished"):
+                if news.get("alarm") and not self.states[name].get("alarm"):
+                    self.say(f"Sentinel: {name}: {news['alarm']}.")
                 self.states[name].update({key: value for key, value in news.items() if value is not None})
         self.refresh()
 

@@ -15,6 +15,7 @@ from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.outcome import CHECKPOINTS
+from slime_ray.training.sentinel import Sentinel
 from slime_ray.training.stages import Stages
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
@@ -81,6 +82,8 @@ class Measurements:
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
+        self.watching = trial.settings.sentinel.action != "none"
+        self.sentinel = Sentinel(trial, stages, policy, curves.series)
 
     def held_out(self, pairs: int | None = None) -> HeldOut:
         """The policy's log-probabilities on the held-out pairs, or on the first few of them."""
@@ -91,7 +94,7 @@ class Measurements:
         )
 
     def at(self, step: int, updates: int) -> Order | None:
-        """Measure, record and report; returns the order that this was answered with, to rank 0."""
+        """Measure, record and report; returns the order that this was answered with, or the sentinel's, to rank 0."""
         clock = time.perf_counter()
         before = self.stages.step0.first(self.CURVE_PAIRS)
         now = before if step == 0 else self.held_out(self.CURVE_PAIRS)
@@ -105,8 +108,14 @@ class Measurements:
             "top_probability": float(now.top_probability.mean()),
         }
         self.curves.add(step, "held_out", metrics)
+        if self.watching:
+            self.curves.add(step, "sentinel", self.sentinel.look(step, before, now))
         self.seconds += time.perf_counter() - clock
-        return self.report({"doing": "training", "step": step, "updates": updates, **metrics, **self.last})
+        told = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
+        order = self.report({**told, **metrics, **self.last})
+        if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
+            return Order("stop", self.sentinel.alarm, measure=True)
+        return order
 
 
 class Training:
@@ -190,6 +199,7 @@ class Training:
         curves.seconds_before = counters["total_seconds"]
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
+        self.measure.sentinel.alarm = counters["alarm"]
         self.measure.report({"doing": "training", "step": saved.step, "updates": self.updates})
 
     def counters(self) -> dict[str, Any]:
@@ -200,6 +210,7 @@ class Training:
             "curves": [[row["step"], row["source"], row["metric"], row["value"]] for row in curves.rows],
             "train_seconds": self.seconds,
             "measure_seconds": self.measure.seconds,
+            "alarm": self.measure.sentinel.alarm,
             "total_seconds": curves.seconds_before + time.monotonic() - self.clock,
         }
 

@@ -153,6 +153,7 @@ def _train_and_measure(
         "updates": outcome.updates,
         "tokens": outcome.tokens,
         "train_seconds": outcome.seconds,
+        "alarm": measure.sentinel.alarm,
         "status": "stopped" if outcome.stopped else "completed",
         "reason": outcome.stopped.reason if outcome.stopped else None,
     }

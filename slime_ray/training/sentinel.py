@@ -1,0 +1,152 @@
+"""The sentinel: watches a training run for collapse while it can still be stopped.
+
+At every evaluation it takes the parts of stability-v1 as they stand, on the first held-out pairs, on a few answers and
+on the updates so far. An alarm is a part beyond several of its tolerances by two standard errors, so that a handful of
+prompts raises none by chance. The margin of a collapsing run still rises, which is why it is not asked.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from slime_ray.evaluation import stability
+from slime_ray.evaluation.answers import broken_reasons
+from slime_ray.evaluation.broken import sequence_repetition
+from slime_ray.evaluation.generate import Answer, generate_answers
+from slime_ray.evaluation.held_out import HeldOut
+from slime_ray.experiment import Trial
+from slime_ray.model.logprobs import Policy
+from slime_ray.stability_v1 import TOLERANCES
+from slime_ray.training.stages import Stages
+
+STANDARD_ERRORS = 2.0
+WATCHED = "selection"
+"""The prompt set that is answered: what a trial is reported on stays unseen until its end."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One part of stability-v1 during training. error: its standard error. said: the sign in words and figures."""
+
+    value: float
+    error: float
+    said: str
+
+
+def alarm(signs: dict[str, Sign], *, tolerances: float, step: int) -> str | None:
+    """The gravest of the signs that are beyond `tolerances` of their tolerances by two standard errors, as a sentence.
+
+    signs: by the name of their part of stability-v1. None if all is well.
+    """
+    limits = asdict(TOLERANCES)
+    excess = {name: (sign.value - STANDARD_ERRORS * sign.error) / limits[name] for name, sign in signs.items()}
+    gravest = max(excess, key=lambda name: excess[name])
+    return f"{signs[gravest].said} at step {step}" if excess[gravest] > tolerances else None
+
+
+def pair_signs(before: HeldOut, after: HeldOut) -> dict[str, Sign]:
+    """Unlearning, rejected collapse and entropy shift on the same held-out pairs under both policies."""
+    drift = after.chosen_means - before.chosen_means
+    lost = np.maximum(0.0, -drift)
+    shares = stability.collapsed_shares(before, after)
+    ratio = float(after.entropy.mean() / before.entropy.mean()) if before.entropy.any() else math.inf
+    return {
+        "unlearning": Sign(
+            stability.unlearning(before, after),
+            _standard_error(lost),
+            f"unlearning, chosen drift {drift.mean():+.2f} nat/token",
+        ),
+        "rejected_collapse": Sign(
+            collapse := stability.rejected_collapse(before, after),
+            _standard_error(shares),
+            f"rejected collapse, {100 * collapse:.0f} % of rejected tokens more than tenfold less likely",
+        ),
+        "entropy_shift": Sign(
+            stability.entropy_shift(before, after),
+            0.0,
+            f"entropy shift, {ratio:.2f} times the SFT checkpoint's entropy",
+        ),
+    }
+
+
+def answer_signs(
+    answers: Sequence[Answer],
+    baseline: Sequence[Answer],
+    reasons: Sequence[str | None],
+    baseline_reasons: Sequence[str | None],
+) -> dict[str, Sign]:
+    """Broken outputs and length shift of a few answers against the baseline's to the same prompts."""
+    grown = np.array([bool(r) for r in reasons], dtype=float) - np.array([bool(r) for r in baseline_reasons])
+    logs = stability.length_log_ratios(*([len(a.token_ids) for a in side] for side in (answers, baseline)))
+    named = ", ".join(f"{count} {name}" for name, count in Counter(filter(None, reasons)).most_common())
+    broken = len(reasons) - list(reasons).count(None)
+    return {
+        "broken_outputs": Sign(
+            max(0.0, float(grown.mean())),
+            _standard_error(grown),
+            f"broken outputs, {broken} of {len(reasons)} answers ({named or 'none'})",
+        ),
+        "length_shift": Sign(
+            abs(float(logs.mean())),
+            _standard_error(logs),
+            f"length shift, answers {math.exp(logs.mean()):.2f} times as long as the SFT checkpoint's",
+        ),
+    }
+
+
+def spike_sign(losses: Sequence[float], grad_norms: Sequence[float]) -> dict[str, Sign]:
+    """Training spikes so far; counts err by their square root."""
+    share = stability.training_spikes(losses, grad_norms)
+    counted = max(1, len(losses) - stability.SPIKE_SKIPPED)
+    error = math.sqrt(share / counted)
+    return {"training_spikes": Sign(share, error, f"training spikes, {100 * share:.0f} % of the updates")}
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
+
+
+class Sentinel:
+    """Watches one trial. alarm: the first one, with its step; None as long as all is well."""
+
+    def __init__(self, trial: Trial, stages: Stages, policy: Policy, series: Callable[[str], list[float]]):
+        self.settings = trial.settings.sentinel
+        self.trial, self.stages, self.policy, self.series = trial, stages, policy, series
+        self.alarm: str | None = None
+
+    def look(self, step: int, before: HeldOut, after: HeldOut) -> dict[str, float]:
+        """Look at the policy as it is and return what belongs into the curves. Every rank takes part.
+
+        The answers are drawn with random numbers of their own: watching changes nothing about the training.
+        """
+        if not after.finite:
+            # Nothing can be drawn from such a policy.
+            self.alarm = self.alarm or f"log-probabilities that are not finite at step {step}"
+            return {}
+        prompts, count = self.stages.prompts[WATCHED], self.settings.prompts
+        baseline = self.stages.baseline[WATCHED][:count]
+        answers = baseline
+        if step:
+            answers = generate_answers(
+                self.policy,
+                self.stages.tokenizer,
+                prompts.token_ids[:count],
+                decoding=self.trial.settings.evaluation.decoding,
+                stop_tokens=self.stages.stop_tokens,
+                seed=1 + self.trial.seed,
+            )
+        checks = {"format_check": self.stages.format_check, "markers": self.stages.tokenizer.all_special_tokens}
+        reasons, baseline_reasons = (
+            broken_reasons(prompts.messages[:count], side, **checks) for side in (answers, baseline)
+        )
+        signs = pair_signs(before, after) | answer_signs(answers, baseline, reasons, baseline_reasons)
+        signs |= spike_sign(self.series("loss"), self.series("grad_norm"))
+        self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
+        return {name: sign.value for name, sign in signs.items()} | {
+            "end_of_turn": float(np.mean([answer.stopped for answer in answers])),
+            "repetition": float(np.mean([sequence_repetition(answer.token_ids) for answer in answers])),
+            "answer_tokens": float(np.mean([len(answer.token_ids) for answer in answers])),
+        }
