@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.results import Run
-from slime_ray.stability_v1 import StabilityParts, damage
 
-from . import statistics, tables
-from .printing import one_line
+from . import search_table, stability, statistics, tables
+from .printing import Table, one_line
+from .rows import FINISHED, PARTS, is_judged, of_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,14 +71,14 @@ def render(figure: "Figure") -> dict[str, bytes]:
     return files
 
 
-def pareto(run: Run, *, table: tables.Table | None = None) -> "Figure":
+def pareto(run: Run, *, table: Table | None = None) -> "Figure":
     """Win rate (or, where nothing was judged, held-out preference accuracy) against stability.
 
     Filled: rows of the main table on the report prompts, with the interval of the win rate and the range of S over
     seeds. Hollow: search trials on the selection prompts, and their front. table: win_rate_stability(run), if at hand.
     """
     frame = (table or tables.win_rate_stability(run)).frame
-    judged = tables.is_judged(run)
+    judged = is_judged(run)
     column = "win_rate" if judged else "preference_accuracy"
     with _style():
         figure, axes = _figure(7.2, 4.9)
@@ -133,7 +133,7 @@ def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: b
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
-    ranked = (search["status"] == tables.FINISHED).to_numpy()
+    ranked = (search["status"] == FINISHED).to_numpy()
     x, y = x[ranked], y[ranked]
     if not ranked.any():
         return
@@ -210,15 +210,15 @@ def _label(
         taken.append(box)
 
 
-def logprob_curves(run: Run, *, table: tables.Table | None = None) -> "Figure":
+def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     """Held-out chosen and rejected log-probabilities over training: a panel per row of the table, seeds as a band.
 
     Where no winner was confirmed, the best search trial has a panel too.
     """
     curves = run.curves[run.curves["source"] == "held_out"]
-    shown = {label: tables.of_label(run, curves, label) for label in _labels(run, table)}
+    shown = {label: of_label(run, curves, label) for label in _labels(run, table)}
     if not (run.trials["phase"] == "confirm").any():
-        for trial_id in tables.search_trials(run).frame["trial_id"][:1]:
+        for trial_id in search_table.search_trials(run).frame["trial_id"][:1]:
             shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
     shown = {label: own for label, own in shown.items() if len(own)}
     columns = min(4, max(1, len(shown)))
@@ -257,16 +257,16 @@ def logprob_curves(run: Run, *, table: tables.Table | None = None) -> "Figure":
     return figure
 
 
-def stability_parts(run: Run, *, table: tables.Table | None = None) -> "Figure":
+def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
     """What each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2, mean over seeds.
 
     What a bar leaves free is S. A seed that failed or diverged has lost everything to that.
     """
-    letters = list(tables.PARTS.items())
-    colours = dict(zip(tables.PARTS, (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE), strict=True))
-    hatches = dict(zip(tables.PARTS, ("", "///", "", "...", "", "xxx"), strict=True))
+    letters = list(PARTS.items())
+    colours = dict(zip(PARTS, (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE), strict=True))
+    hatches = dict(zip(PARTS, ("", "///", "", "...", "", "xxx"), strict=True))
     labels = _labels(run, table)
-    shares = {label: _lost(tables.of_label(run, run.trials, label)) for label in labels}
+    shares = {label: stability.taken_by_parts(of_label(run, run.trials, label)) for label in labels}
     with _style():
         figure, axes = _figure(7.2, 0.3 * max(3, len(labels)) + 1.2)
         left = np.zeros(len(labels))
@@ -292,32 +292,12 @@ def stability_parts(run: Run, *, table: tables.Table | None = None) -> "Figure":
     return figure
 
 
-def _lost(trials: pd.DataFrame) -> dict[str, float]:
-    """Mean over seeds of what each part took from 1, with S itself; not a number where nothing was measured."""
-    seeds = []
-    for row in trials.to_dict("records"):
-        lost = dict.fromkeys([*tables.PARTS, "failed"], 0.0) | {"stability": 0.0}
-        parts = {name: row[name] for name in tables.PARTS}
-        if row["status"] in tables.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
-            lost["failed"] = 1.0
-        elif pd.isna(list(parts.values())).any():
-            continue
-        else:
-            added = damage(StabilityParts(**parts))
-            lost |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
-            lost["stability"] = row["stability"]
-        seeds.append(lost)
-    if not seeds:
-        return dict.fromkeys([*tables.PARTS, "failed"], 0.0) | {"stability": float("nan")}
-    return {str(name): float(value) for name, value in pd.DataFrame(seeds).mean().items()}
-
-
-def _labels(run: Run, table: tables.Table | None) -> list[str]:
+def _labels(run: Run, table: Table | None) -> list[str]:
     """The rows of the main table in its order; without any, the search trials, the best first."""
     frame = (table or tables.win_rate_stability(run)).frame
     if len(frame):
         return frame["label"].tolist()
-    best = tables.search_trials(run).frame["trial_id"].tolist()[:PANELS]
+    best = search_table.search_trials(run).frame["trial_id"].tolist()[:PANELS]
     return run.trials.set_index("trial_id")["label"].loc[best].tolist()
 
 

@@ -4,6 +4,7 @@ import html
 import re
 import textwrap
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,6 +152,26 @@ class Table:
         for note in self.notes:
             lines += _wrapped(note, width)
         return "\n".join(lines).strip("\n")
+
+
+def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
+    """A number as a cell says it; ABSENT where there is none."""
+    if pd.isna(value):
+        return ABSENT
+    text = f"{scale * value:{'+' if signed else ''}.{digits}f}"
+    # No minus before a rounded zero.
+    return text[1:] if text.startswith("-") and float(text) == 0 else text
+
+
+def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0) -> str:
+    """`value [low, high]` from the columns `name`, `name`_low and `name`_high; the value alone where it has no ends."""
+    value, low, high = (number(row[column], digits, scale=scale) for column in (name, f"{name}_low", f"{name}_high"))
+    return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
+
+
+def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
+    """One text a row."""
+    return tuple(say(row) for _, row in frame.iterrows())
 
 
 def one_line(text: str) -> str:

@@ -5,7 +5,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from slime_ray.errors import InputError
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
-from . import figures, statistics, tables
+from . import failures_table, figures, judging, search_table, stability_table, statistics, tables
 from .printing import Table, one_line
+from .rows import LOST, PARTS, decoding_words, is_judged, judge_of, of_label, version_of
 
 EXAMPLES = 5
 LONGEST_ANSWER = 2000
@@ -34,50 +35,76 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report was written."""
+    """Where a report was written, and its tables as a terminal shows them."""
 
     html: Path
     folder: Path
     files: tuple[Path, ...]
+    text: str
 
 
-def print_table(run_path: str | Path) -> str:
-    """The main table with caption and notes for a terminal; of a run that only searched, its search trials."""
-    run = results.load(run_path)
-    table = tables.win_rate_stability(run)
-    return table.text() if len(table.frame) else tables.search_trials(run).text()
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a run by the name of their files; those without rows are empty, not absent."""
+
+    win_rate_stability: Table
+    judging: Table
+    stability_parts: Table
+    search_trials: Table
+
+    @classmethod
+    def of(cls, run: Run) -> "Tables":
+        """All of them; the main one is computed once."""
+        main = tables.win_rate_stability(run)
+        return cls(
+            win_rate_stability=main,
+            judging=judging.judging(run, main),
+            stability_parts=stability_table.stability_parts(run, main),
+            search_trials=search_table.search_trials(run),
+        )
+
+    @property
+    def written(self) -> dict[str, Table]:
+        """Those that have files: the main one, and every other that has rows."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: table for name, table in named.items() if len(table.frame) or table is self.win_rate_stability}
+
+    def text(self) -> str:
+        """For a terminal; of a run that only searched, its search trials."""
+        if self.win_rate_stability.frame.empty:
+            return self.search_trials.text()
+        return "\n\n\n".join(table.text() for name, table in self.written.items() if name != "search_trials")
 
 
 def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportFiles:
     """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
-    run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, or where `out`
-    cannot be written.
+    run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
+    differ, or where `out` cannot be written.
     """
     run = results.load(run_path)
     folder = Path(run_path) / "report" if out is None else Path(out)
-    main, search = tables.win_rate_stability(run), tables.search_trials(run)
+    found = Tables.of(run)
     drawn = {
-        "pareto": figures.render(figures.pareto(run, table=main)),
-        "logprob_curves": figures.render(figures.logprob_curves(run, table=main)),
-        "stability_parts": figures.render(figures.stability_parts(run, table=main)),
+        "pareto": figures.render(figures.pareto(run, table=found.win_rate_stability)),
+        "logprob_curves": figures.render(figures.logprob_curves(run, table=found.win_rate_stability)),
+        "stability_parts": figures.render(figures.stability_parts(run, table=found.win_rate_stability)),
     }
     files: dict[str, bytes] = {}
-    for name, table in (("win_rate_stability", main), ("search_trials", search)):
-        if len(table.frame) or table is main:
-            for kind, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
-                files[f"{name}.{kind}"] = text.encode()
+    for name, table in found.written.items():
+        for kind, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
+            files[f"{name}.{kind}"] = text.encode()
     for name, kinds in drawn.items():
         files |= {f"{name}.{kind}": content for kind, content in kinds.items()}
-    files["report.html"] = _page(run, main, search, {name: kinds["svg"] for name, kinds in drawn.items()}).encode()
+    files["report.html"] = _page(run, found, {name: kinds["svg"] for name, kinds in drawn.items()}).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             _replace(folder / name, content)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
-    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files))
+    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), found.text())
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -89,7 +116,7 @@ def _replace(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _page(run: Run, main: Table, search: Table, svgs: Mapping[str, bytes]) -> str:
+def _page(run: Run, found: Tables, svgs: Mapping[str, bytes]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -97,6 +124,7 @@ def _page(run: Run, main: Table, search: Table, svgs: Mapping[str, bytes]) -> st
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    main = found.win_rate_stability
     unsettled, settled = answer(run, main)
     return environment.get_template("report.html.jinja").render(
         name=one_line(str(run.manifest.get("name", run.path.name))),
@@ -104,8 +132,10 @@ def _page(run: Run, main: Table, search: Table, svgs: Mapping[str, bytes]) -> st
         unsettled=unsettled,
         settled=settled,
         main=main,
-        search=search,
-        failed=tables.failures(run),
+        judging=found.judging,
+        parts=found.stability_parts,
+        search=found.search_trials,
+        failed=failures_table.failures(run),
         figures=[{"name": name, "svg": _inline(svg, name), "caption": CAPTIONS[name]} for name, svg in svgs.items()],
         examples=_examples(run, main),
         methods=_methods(run),
@@ -138,8 +168,8 @@ def _asked(run: Run) -> list[tuple[str, str]]:
         ("seeds", ", ".join(str(seed) for seed in manifest.get("seeds") or []) or "none recorded"),
         ("search", f"{budget.get('trials')} trials over {', '.join(knobs)}{winners}" if knobs else "none"),
         ("goals", ", ".join(f"{way} {goal}" for goal, way in (manifest.get("goals") or {}).items()) or "none recorded"),
-        ("judge", str(manifest.get("judge") or "none")),
-        ("decoding", tables.decoding_words(manifest)),
+        ("judge", judge_of(run)),
+        ("decoding", decoding_words(manifest)),
     ]
     return [(key, one_line(value)) for key, value in asked]
 
@@ -149,7 +179,7 @@ def answer(run: Run, main: Table) -> tuple[list[str], list[str]]:
     frame = main.frame
     open_: list[str] = []
     said: list[str] = []
-    lost = run.trials["status"].isin(tables.LOST)
+    lost = run.trials["status"].isin(LOST)
     if not run.manifest.get("finished"):
         open_.append("The run has not finished: this is what there is so far.")
     if lost.any():
@@ -157,7 +187,7 @@ def answer(run: Run, main: Table) -> tuple[list[str], list[str]]:
             f"{int(lost.sum())} of {len(run.trials)} trials failed or diverged. They count as stability 0; win rates "
             "are of the seeds that finished."
         )
-    judged = tables.is_judged(run)
+    judged = is_judged(run)
     if not judged:
         open_.append("Which answers are better: nothing was judged, so there is no win rate.")
     lead = "win_rate" if judged else "preference_accuracy"
@@ -221,7 +251,7 @@ def _say_accuracy(known: pd.DataFrame, _open: list[str], said: list[str]) -> Non
 
 
 def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:
-    search = tables.search_trials(run).frame
+    search = search_table.search_trials(run).frame
     confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
     if search.empty:
         return
@@ -243,7 +273,7 @@ def _list(names: list[str]) -> str:
 def _examples(run: Run, main: Table) -> dict[str, Any] | None:
     """Answers of the best row's first seed to the first prompts in the order of their ids: not chosen by content."""
     for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
-        answers = tables.of_label(run, run.answers, label)
+        answers = of_label(run, run.answers, label)
         if answers.empty:
             continue
         seed = answers["seed"].min()
@@ -282,21 +312,23 @@ def _cut(text: Any) -> str:
 
 
 def _methods(run: Run) -> list[str]:
-    limits = ", ".join(f"{tables.PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
-    version = run.manifest.get("stability_version") or run.trials["stability_version"].iloc[0]
+    limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
+    version = version_of(run)
     return [
         "Win rate: mean over prompts and seeds of an answer's outcome against the SFT checkpoint's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
-        "missing verdicts are counted in the note.",
+        "invalid verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
         f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "
         "both orders and all seeds of a prompt kept together.",
-        "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. Rows with the "
-        "same two or more seeds: seeds and prompts resampled independently (crossed bootstrap, Owen "
-        "2007); else prompts alone. "
-        "Every row is compared with the best one; nothing is corrected for the number of comparisons.",
+        "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. With "
+        f"{statistics.FEWEST_SEEDS} or more common seeds it is over seeds and prompts (two-way analysis of variance, "
+        "random effects, Student's t, Satterthwaite's degrees of freedom); with fewer it is of these checkpoints, by "
+        "bootstrap over prompts. Every row is compared with the best one; nothing is corrected for the number of "
+        "comparisons.",
         f"Stability ({version}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a trial that "
-        "failed or diverged, else 1. Mean over all seeds, lowest and highest in parentheses. S is 0.5 when one part is "
-        "at its tolerance.",
+        "failed or diverged, else 1. Mean over all seeds. S is 0.5 when one part is at its tolerance. Its interval, "
+        "where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out pairs, "
+        "prompts and blocks of updates.",
         "K: full-vocabulary KL divergence from the SFT checkpoint per generated token, on the policy's own answers.",
         "σ: standard deviation (n − 1) of the win rate over seeds. Drift: mean log-probability per token of the "
         "held-out chosen completions, minus that of the SFT checkpoint.",

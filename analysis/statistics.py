@@ -4,18 +4,25 @@ Outcomes come as an array of shape (seeds, prompts): 1 win, 0.5 tie, 0 loss of t
 where no valid verdict was given. A prompt and everything said about it is the unit that is resampled.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+FEWEST_SEEDS = 5
+"""With fewer seeds than this nothing is said beyond the checkpoints at hand."""
+POINTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
+"""What A wins by a verdict."""
+VOTES = {"A>>B": 3, "A>B": 1, "A=B": 1, "B>A": 1, "B>>A": 3}
+"""As how many votes a verdict counts in Arena-Hard's score."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % percentile bootstrap interval."""
+    """An estimate with its 95 % interval."""
 
     value: float
     low: float
@@ -27,20 +34,30 @@ class Interval:
 
 
 @lru_cache(maxsize=4)
-def _draws(items: int, seed: int, resamples: int) -> np.ndarray:
+def draws(items: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """(items, resamples) how often each resample draws each item; kept, for all rows of a table share their prompts."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(items, np.full(items, 1 / items), size=resamples).T.astype(np.float32)
+    counts = np.empty((items, resamples), dtype=np.float32)
+    at_once = max(1, 500_000 // items)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn = rng.integers(0, items, (size, items)) + items * np.arange(size)[:, None]
+        counts[:, start : start + size] = np.bincount(drawn.ravel(), minlength=size * items).reshape(size, items).T
+    return counts
+
+
+def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, ...) sums over the last axis of `values`, its items drawn with replacement.
+
+    values: (..., items). All leading axes are resampled together, so that comparisons stay paired. How often the items
+    are drawn is counted first, which makes all resamples one matrix product.
+    """
+    return np.moveaxis(values @ draws(values.shape[-1], seed, resamples), -1, 0)
 
 
 def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, ...) means over the last axis of `values`, its items drawn with replacement.
-
-    values: (..., items). All leading axes are resampled together, so that comparisons stay paired. How often the items
-    are drawn is multinomial, which makes all resamples one matrix product.
-    """
-    items = values.shape[-1]
-    return np.moveaxis(values @ _draws(items, seed, resamples), -1, 0) / items
+    """(resamples, ...) means over the last axis of `values`, its items drawn with replacement."""
+    return resample_sums(values, seed=seed, resamples=resamples) / values.shape[-1]
 
 
 def interval(value: float, resampled: np.ndarray) -> Interval:
@@ -48,6 +65,16 @@ def interval(value: float, resampled: np.ndarray) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
+
+
+def columns(found: Mapping[str, Interval | None]) -> dict[str, float]:
+    """Columns of a frame: each interval's value under its name, its ends under name_low and name_high."""
+    none = Interval(np.nan, np.nan, np.nan)
+    return {
+        column: value
+        for name, one in found.items()
+        for column, value in zip((name, f"{name}_low", f"{name}_high"), astuple(one or none), strict=True)
+    }
 
 
 def prompt_means(outcomes: np.ndarray) -> np.ndarray:
@@ -70,43 +97,73 @@ def win_rate_interval(outcomes: np.ndarray, *, seed: int = 0, resamples: int = R
     return interval(means.mean(), resample_means(means, seed=seed, resamples=resamples))
 
 
-def verdict_bounds(outcomes: np.ndarray) -> tuple[float, float]:
-    """Win rates if every missing verdict were a loss, and if every one were a win."""
-    return float(np.nan_to_num(outcomes, nan=0.0).mean()), float(np.nan_to_num(outcomes, nan=1.0).mean())
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval | None:
+    """sum(numerators) / sum(denominators) with its percentile interval, both resampled together.
+
+    Both (items,), denominators at least 0; items without one are left out, and None is returned where none has one.
+    """
+    known = denominators > 0
+    if not known.any():
+        return None
+    pairs = np.stack([numerators[known], denominators[known]])
+    sums = resample_sums(pairs, seed=seed, resamples=resamples)
+    return interval(pairs[0].sum() / pairs[1].sum(), sums[:, 0] / sums[:, 1])
 
 
-def paired_difference(policy: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Interval | None:
+def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
+    """W_AH of verdicts with the policy as A: the share of votes that it won, `A>>B` counting as 3 of them."""
+    known = [verdict for verdict in verdicts if verdict in POINTS]
+    votes = sum(VOTES[verdict] for verdict in known)
+    return sum(POINTS[verdict] * VOTES[verdict] for verdict in known) / votes if votes else None
+
+
+def paired_difference(
+    policy: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval | None:
     """Win rate of `policy` minus that of `other`, on the same prompts, with its interval.
 
-    Both are (seeds, prompts) with the same prompts in the same order. With two or more seeds in common, seeds and
-    prompts are resampled independently (crossed bootstrap, Owen 2007); else prompts alone. None without common prompts.
+    Both are (seeds, prompts) with the same prompts in the same order; where their shapes agree, so do their seeds. With
+    five or more seeds in common the interval is of a method, over seeds and prompts (`two_way_interval`); with fewer it
+    is of these checkpoints, and prompts alone are resampled. None without common prompts.
     """
-    if policy.shape == other.shape and len(policy) > 1:
+    if policy.shape == other.shape and len(policy) >= FEWEST_SEEDS:
         differences = policy - other
-        kept = ~np.isnan(differences).any(axis=0)
-        if kept.any():
-            return interval(differences[:, kept].mean(), _crossed_means(differences[:, kept], seed=seed))
+        differences = differences[:, ~np.isnan(differences).any(axis=0)]
+        if differences.shape[1] > 1:
+            return two_way_interval(differences)
     differences = prompt_means(policy) - prompt_means(other)
     differences = differences[~np.isnan(differences)]
     if not differences.size:
         return None
-    return interval(differences.mean(), resample_means(differences, seed=seed))
+    return interval(differences.mean(), resample_means(differences, seed=seed, resamples=resamples))
 
 
-def _crossed_means(values: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples,) means of (seeds, prompts) values, both axes resampled independently."""
-    seeds = values.shape[0]
-    by_seed = resample_means(values, seed=seed, resamples=resamples)
-    counts = np.random.default_rng([seed, 1]).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    return (by_seed * counts).sum(axis=1) / seeds
+def two_way_interval(values: np.ndarray) -> Interval:
+    """The mean of (seeds, prompts) values, at least two of each, with its interval over other seeds and prompts.
 
+    Variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts - v_rest; Student's t with
+    Satterthwaite's degrees of freedom (1946). The crossed bootstrap (Owen 2007) counts v_rest three times and draws
+    from as few seeds as there are: docs/evaluation.md has what both cover.
+    """
+    from scipy.special import stdtrit
 
-def arena_hard_score(verdicts: list[str | None]) -> float | None:
-    """W_AH of metrics: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5. The policy is A."""
-    votes = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
-    known = [votes[verdict] for verdict in verdicts if verdict in votes]
-    weight = sum(w for _, w in known)
-    return sum(y * w for y, w in known) / weight if weight else None
+    seeds, prompts = values.shape
+    mean = values.mean()
+    by_seed, by_prompt = values.mean(axis=1) - mean, values.mean(axis=0) - mean
+    rest = values - mean - by_seed[:, None] - by_prompt
+    freedom = np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
+    size = np.array([seeds, prompts, seeds * prompts])
+    variances = np.array([(by_seed**2).sum(), (by_prompt**2).sum(), (rest**2).sum()]) / freedom / size
+    of_seeds, of_prompts, of_rest = variances
+    if of_seeds > of_rest:
+        variance = of_seeds + max(of_prompts - of_rest, 0.0)
+        degrees = variance**2 / (variances**2 / freedom).sum()
+    else:
+        variance, degrees = max(of_prompts, of_rest), prompts - 1
+    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) * np.sqrt(variance))
+    return Interval(float(mean), float(mean) - half, float(mean) + half)
 
 
 def on_front(points: np.ndarray) -> np.ndarray:

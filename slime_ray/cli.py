@@ -254,10 +254,10 @@ def _report(options: argparse.Namespace) -> None:
 
 def _write_report(run: Path, out: Path | None, storage: "Mirror | None" = None) -> None:
     """storage: of which `run` is a working copy, if it is one; the report then goes there too."""
-    from slime_ray.analysis.report import print_table, write_report
+    from slime_ray.analysis.report import write_report
 
     files = write_report(run, out)
-    print(print_table(run))
+    print(files.text)
     print(f"\nReport: {files.html}")
     if storage is not None and storage.url is not None:
         storage.push(files.html.parent)

@@ -1,8 +1,8 @@
 """A run's files: their schema, atomic writing, and reading. Imports neither torch nor ray.
 
-    trials/<trial_id>/trial.json, answers.parquet, curves.parquet    written by the trial; trial.json last
-    trials.parquet, answers.parquet, curves.parquet                  all trials together
-    manifest.json                                                    what was run, with what, on what
+    trials/<trial_id>/trial.json, answers.parquet, curves.parquet, pairs.parquet    by the trial; trial.json last
+    trials.parquet, answers.parquet, curves.parquet, pairs.parquet                  all trials together
+    manifest.json                                                                   what was run, with what, on what
 
 `trial.json` marks a trial as finished: a folder without a whole one is a trial that was interrupted.
 """
@@ -108,7 +108,27 @@ CURVE_SCHEMA = pa.schema(
         "value": _NUMBER,
     }
 )
-SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA}
+PAIR_SCHEMA = pa.schema(
+    {
+        "trial_id": _TEXT,
+        "label": _TEXT,
+        "phase": _TEXT,
+        "seed": _COUNT,
+        "pair": _COUNT,  # place among the held-out pairs, from 0, the same in every trial of a run
+        "chosen_tokens": _COUNT,
+        "rejected_tokens": _COUNT,
+        "chosen_logp0": _NUMBER,  # mean over the completion, nat/token, under the SFT checkpoint
+        "chosen_logp": _NUMBER,  # the same under the trained policy
+        "rejected_logp0": _NUMBER,
+        "rejected_logp": _NUMBER,
+        "rejected_collapsed": _COUNT,  # rejected tokens whose probability fell more than tenfold
+        "entropy0": _NUMBER,  # mean next-token entropy at the chosen positions, nat, under the SFT checkpoint
+        "entropy": _NUMBER,
+    }
+)
+SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
+_LATER_FILES = {"pairs"}
+"""Files that runs of an earlier version lack; they are read as empty."""
 _LATER = {"attempts", "lost_seconds", "alarm"}
 """Columns that runs of an earlier version lack; they are read as null."""
 KNOB = "knob."
@@ -123,6 +143,7 @@ class Run:
     trials: pd.DataFrame
     answers: pd.DataFrame
     curves: pd.DataFrame
+    pairs: pd.DataFrame
     manifest: dict[str, Any]
 
 
@@ -136,13 +157,19 @@ def trial_row(**columns: Any) -> dict[str, Any]:
 
 
 def write_trial(
-    run: Path, *, row: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]]
+    run: Path,
+    *,
+    row: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write one finished trial. Once this returns it counts as finished; before, it does not exist."""
     folder = run / "trials" / str(row["trial_id"])
     folder.mkdir(parents=True, exist_ok=True)
     _write_table(folder / "answers.parquet", answers, ANSWER_SCHEMA)
     _write_table(folder / "curves.parquet", curves, CURVE_SCHEMA)
+    _write_table(folder / "pairs.parquet", pairs, PAIR_SCHEMA)
     write_text(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
 
 
@@ -160,13 +187,13 @@ def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def consolidate(run: Path) -> None:
-    """Rewrite the run's three parquet files from its finished trials. Raises InputError where one is damaged."""
+    """Rewrite the run's parquet files from its finished trials. Raises InputError where one is damaged."""
     for name, table in _together(run, finished_trials(run)).items():
         _replace_table(run / f"{name}.parquet", table)
 
 
 def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
-    """The three tables of a run, from the folders of its finished trials."""
+    """The tables of a run, from the folders of its finished trials."""
     paths = sorted({path for row in rows.values() for path in json.loads(row["settings"] or "{}")})
     knobs = {path: [json.loads(row["settings"] or "{}").get(path) for row in rows.values()] for path in paths}
     schema = TRIAL_SCHEMA
@@ -176,7 +203,7 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
         columns[KNOB + path] = values if numbers else [None if value is None else _json(value) for value in values]
         schema = schema.append(pa.field(KNOB + path, _NUMBER if numbers else _TEXT))
     together = {"trials": pa.table(columns, schema=schema)}
-    for name in ("answers", "curves"):
+    for name in ("answers", "curves", "pairs"):
         tables = []
         for file in (run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows):
             try:
@@ -250,6 +277,8 @@ def load(run: str | Path) -> Run:
 
 def _read_table(run: Path, name: str) -> pa.Table:
     file, schema = run / f"{name}.parquet", SCHEMAS[name]
+    if name in _LATER_FILES and not file.exists():
+        return schema.empty_table()
     try:
         table = pq.read_table(file)
     except FileNotFoundError:

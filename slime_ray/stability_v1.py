@@ -1,9 +1,15 @@
-"""stability-v1: the score and its frozen tolerances. Measured parts come in; the formula stands here alone."""
+"""stability-v1: the score, its frozen tolerances and what is a spike. The formula stands here alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 STABILITY_VERSION = "stability-v1"
+SPIKE_WINDOW = 50
+SPIKE_SKIPPED = 20
+SPIKE_DEVIATIONS = 6 * 1.4826
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,24 @@ def stability_score(parts: StabilityParts, *, healthy: bool) -> float:
     """
     total = sum(damage(parts).values())
     return 1 / (1 + total) if healthy and math.isfinite(total) else 0.0
+
+
+def spike_flags(losses: Sequence[float], grad_norms: Sequence[float]) -> np.ndarray:
+    """(updates - 20,) whether the loss or the log gradient norm lies above trailing median + 6 * 1.4826 * MAD.
+
+    The window holds the 50 updates before; the first 20 updates are not counted. Their share that is true is part T.
+    """
+    log_norms = np.log(np.maximum(np.asarray(grad_norms, dtype=float), 1e-300))
+    series = np.stack([np.asarray(losses, dtype=float), log_norms])
+    early = [_above(series[:, :step], series[:, step]) for step in range(SPIKE_SKIPPED, min(SPIKE_WINDOW, len(losses)))]
+    if len(losses) <= SPIKE_WINDOW:
+        return np.array(early, dtype=bool)
+    windows = np.lib.stride_tricks.sliding_window_view(series, SPIKE_WINDOW, axis=1)[:, :-1]
+    return np.concatenate([early, _above(windows, series[:, SPIKE_WINDOW:])])
+
+
+def _above(windows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Of two series (first axis), whether either value lies above what its window (last axis) allows."""
+    medians = np.median(windows, axis=-1, keepdims=True)
+    deviations = np.median(np.abs(windows - medians), axis=-1)
+    return np.asarray((values > medians[..., 0] + SPIKE_DEVIATIONS * deviations).any(axis=0))

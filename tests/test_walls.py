@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mirror": {"errors"},
     "data": {*DESCRIPTION},
     "model": {*DESCRIPTION, "objectives", "data"},
-    "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "world"},
+    "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "stability_v1", "world"},
     "training": {
         *DESCRIPTION,
         "objectives",
@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"errors", "results", "stability_v1"},
-    "benchmarks": {"errors", "objectives", "data", "model"},
+    "benchmarks": {"errors", "objectives", "data", "model", "analysis", "stability_v1"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
@@ -87,6 +87,7 @@ ONLY_IN: dict[str, set[str]] = {
     "peft": {"model", "training", "evaluation", "benchmarks"},
     "pandas": {"analysis", "results"},
     "matplotlib": {"analysis"},
+    "scipy": {"analysis"},
 }
 
 # What these parts may import beyond slime_ray and the standard library.

@@ -38,6 +38,11 @@ class HeldOut:
         return _means(self.rejected, self.rejected_lengths)
 
     @property
+    def entropy_means(self) -> np.ndarray:
+        """(pairs,) mean next-token entropy at the chosen positions."""
+        return _means(self.entropy, self.chosen_lengths)
+
+    @property
     def margins(self) -> np.ndarray:
         """(pairs,) lbar_w - lbar_l."""
         return self.chosen_means - self.rejected_means

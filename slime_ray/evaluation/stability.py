@@ -1,15 +1,13 @@
 """The measured parts of stability-v1; their tolerances and the score stand in `slime_ray.stability_v1`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from slime_ray.evaluation.held_out import HeldOut
-
-SPIKE_WINDOW = 50
-SPIKE_SKIPPED = 20
-SPIKE_DEVIATIONS = 6 * 1.4826
+from slime_ray.stability_v1 import spike_flags
 
 
 def unlearning(before: HeldOut, after: HeldOut) -> float:
@@ -57,21 +55,25 @@ def length_log_ratios(tokens: Sequence[int], baseline_tokens: Sequence[int]) -> 
 
 
 def training_spikes(losses: Sequence[float], grad_norms: Sequence[float]) -> float:
-    """T, share of updates whose loss or log gradient norm lies above trailing median + 6 * 1.4826 * MAD.
-
-    The window holds the 50 updates before; the first 20 updates are not counted. 0 for a run no longer than that.
-    """
-    counted = range(SPIKE_SKIPPED, len(losses))
-    if not counted:
-        return 0.0
-    log_norms = np.log(np.maximum(np.asarray(grad_norms, dtype=float), 1e-300))
-    series = (np.asarray(losses, dtype=float), log_norms)
-    spikes = sum(any(_spikes(values, step) for values in series) for step in counted)
-    return spikes / len(counted)
+    """T, share of the updates after the first 20 that are spikes (`spike_flags`); 0 for a run no longer than that."""
+    flags = spike_flags(losses, grad_norms)
+    return float(flags.mean()) if flags.size else 0.0
 
 
-def _spikes(values: np.ndarray, step: int) -> bool:
-    window = values[max(0, step - SPIKE_WINDOW) : step]
-    median = np.median(window)
-    deviation = np.median(np.abs(window - median))
-    return bool(values[step] > median + SPIKE_DEVIATIONS * deviation)
+def pair_rows(before: HeldOut, after: HeldOut, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of pairs.parquet: what U, C and H are made of, pair by pair; `about` holds the trial's columns."""
+    starts = np.concatenate([[0], np.cumsum(after.rejected_lengths)[:-1]])
+    collapsed = np.add.reduceat((after.rejected - before.rejected < -math.log(10)).astype(int), starts)
+    columns = {
+        "chosen_tokens": after.chosen_lengths,
+        "rejected_tokens": after.rejected_lengths,
+        "chosen_logp0": before.chosen_means,
+        "chosen_logp": after.chosen_means,
+        "rejected_logp0": before.rejected_means,
+        "rejected_logp": after.rejected_means,
+        "rejected_collapsed": collapsed,
+        "entropy0": before.entropy_means,
+        "entropy": after.entropy_means,
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{**about, "pair": pair, **dict(zip(columns, row, strict=True))} for pair, row in enumerate(values)]

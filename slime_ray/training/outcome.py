@@ -53,7 +53,7 @@ def record_failure(trial: Trial, run: Path, reason: str, *, workers: int = 1) ->
     row = blank_row(trial, datetime.now(UTC)) | {
         "status": "failed", "reason": reason, "healthy": False, "stability": 0.0, "workers": workers
     }  # fmt: skip
-    finish(trial, run, row, [], [], say_nothing, storage_minutes=1.0)
+    finish(trial, run, row, [], [], [], say_nothing, storage_minutes=1.0)
     return row
 
 
@@ -63,6 +63,7 @@ def finish(
     row: dict[str, Any],
     answers: list[dict[str, Any]],
     curves: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
     report: Report,
     *,
     storage_minutes: float,
@@ -75,7 +76,7 @@ def finish(
     made = attempts.read(folder)
     row |= {"attempts": max(1, len(made)), "lost_seconds": sum(attempt.lost_seconds for attempt in made[:-1])}
     patiently(
-        lambda: results.write_trial(run, row=row, answers=answers, curves=curves),
+        lambda: results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pairs),
         seconds=60 * storage_minutes,
         say=waiting_for_storage(report),
     )

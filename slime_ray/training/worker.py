@@ -79,8 +79,9 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
     answers: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     try:
-        measured, answers = _train_and_measure(
+        measured, answers, pairs = _train_and_measure(
             trial, folder, storage, report if world.main else say_nothing, curves, hosting
         )
         row |= measured
@@ -102,7 +103,7 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
         minutes = hosting.faults.storage_minutes
-        finish(trial, run, row, answers, curves.rows, report, storage_minutes=minutes)
+        finish(trial, run, row, answers, curves.rows, pairs, report, storage_minutes=minutes)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
     return row
@@ -135,7 +136,8 @@ def _spare_the_modules() -> None:
 
 def _train_and_measure(
     trial: Trial, folder: Path, storage: Mirror, report: Report, curves: Curves, hosting: Hosting
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The measured columns of the trial's row, and its rows of answers.parquet and pairs.parquet."""
     settings = trial.settings
     stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
     pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
@@ -161,12 +163,15 @@ def _train_and_measure(
     after = measure.held_out()
     healthy = outcome.diverged is None and after.finite
     row |= _held_out_row(stages.step0, after)
+    about = {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
+    pair_rows = stability.pair_rows(stages.step0, after, about)
     if not healthy:
         reason = outcome.diverged or "the trained model gives log-probabilities that are not finite"
         row |= {"status": "diverged", "reason": reason, "healthy": False, "stability": 0.0}
-        return row | {"evaluation_seconds": measure.seconds + time.perf_counter() - clock}, []
+        return row | {"evaluation_seconds": measure.seconds + time.perf_counter() - clock}, [], pair_rows
     if outcome.stopped and not outcome.stopped.measure:
-        return row | {"healthy": True, "evaluation_seconds": measure.seconds + time.perf_counter() - clock}, []
+        row |= {"healthy": True, "evaluation_seconds": measure.seconds + time.perf_counter() - clock}
+        return row, [], pair_rows
     _save(policy, folder / MODEL, report, hosting)
     report({"doing": "answering"})
     answered = _answer(trial, stages, policy, report)
@@ -187,8 +192,7 @@ def _train_and_measure(
         "healthy": True,
         "evaluation_seconds": measure.seconds + time.perf_counter() - clock,
     }
-    about = {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
-    return row, answered.rows({**about, "prompt_set": trial.prompt_set})
+    return row, answered.rows({**about, "prompt_set": trial.prompt_set}), pair_rows
 
 
 def _held_out_row(before: HeldOut, after: HeldOut) -> dict[str, Any]:

@@ -22,6 +22,38 @@ ARMS: dict[str, tuple[str, float, float, int]] = {
 }
 
 
+# The verdicts of an outcome in both orders, the policy's answer shown as A and then as B.
+VERDICTS = {
+    1.0: ("A>B", "B>A"),
+    0.75: ("A>B", "A=B"),
+    0.5: ("A=B", "A=B"),
+    0.25: ("A=B", "A>B"),
+    0.0: ("B>A", "A>B"),
+}
+
+
+def pair_rows(trial: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """`count` pairs of a trial, each a little unlearned, with some collapsed tokens."""
+    rng = np.random.default_rng(count)
+    about = {name: trial[name] for name in ("trial_id", "label", "phase", "seed")}
+    return [
+        {
+            **about,
+            "pair": pair,
+            "chosen_tokens": 10,
+            "rejected_tokens": 8,
+            "chosen_logp0": -1.0,
+            "chosen_logp": -1.0 - 0.1 * rng.random(),
+            "rejected_logp0": -1.5,
+            "rejected_logp": -2.0,
+            "rejected_collapsed": int(rng.random() < 0.3),
+            "entropy0": 1.0,
+            "entropy": 0.8 + 0.1 * rng.random(),
+        }
+        for pair in range(count)
+    ]
+
+
 def outcomes(share: float) -> list[float]:
     """`share` of PROMPTS won, the rest lost."""
     won = round(share * PROMPTS)
@@ -35,9 +67,10 @@ def add_trial(
     won: list[float] | None = None,
     answer: Callable[[int], str] = lambda index: f"answer {index}",
     prompt_id: Callable[[int], str] = lambda index: f"p{index:02}",
+    pairs: int = 0,
     **columns: Any,
 ) -> None:
-    """Write one trial. won: outcome per prompt, or None for a trial without answers."""
+    """Write one trial. won: outcome per prompt, or None for a trial without answers. pairs: how many were recorded."""
     defaults: dict[str, Any] = {
         "phase": "arm",
         "label": trial_id,
@@ -74,7 +107,10 @@ def add_trial(
             "prompt": [{"role": "user", "content": f"question {index}"}],
             "answer": answer(index),
             "baseline_answer": f"baseline {index}",
+            "answer_tokens": 4,
+            "baseline_tokens": 4,
             "outcome": outcome if row["win_rate"] is not None else None,
+            **dict(zip(("verdict_ab", "verdict_ba"), VERDICTS.get(outcome, (None, None)), strict=True)),
             "broken": False,
             "baseline_broken": False,
         }
@@ -86,7 +122,7 @@ def add_trial(
         for step in (range(0, row["updates"] + 1, 5) if won is not None else ())
         for metric, value in (("chosen_logp", -0.1), ("rejected_logp", -0.2))
     ]
-    results.write_trial(run, row=row, answers=answers, curves=curves)
+    results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pair_rows(row, pairs))
 
 
 def finish(run: Path, manifest: Mapping[str, Any] | None = None) -> Path:
@@ -149,6 +185,7 @@ def fill(run: Path, *, judged: bool) -> Path:
                     won=outcomes(share),
                     stability=1 - lost,
                     kl_to_sft=kl,
+                    pairs=40,
                     answer=lambda index: f"<script>alert({index})</script> & http://x.example",
                     **about,
                     **hidden,

@@ -175,9 +175,9 @@ def test_the_default_place_is_inside_the_run(tmp_path):
     assert report.write_report(tmp_path).html == tmp_path / "report" / "report.html"
 
 
-def test_the_terminal_gets_the_table_or_the_search(judged_run, search_only_run):
-    assert "win rate % [95 %]" in report.print_table(judged_run)
-    assert "search-0002" in report.print_table(search_only_run)
+def test_the_terminal_gets_the_tables_or_the_search(judged_run, search_only_run, tmp_path):
+    assert "win rate % [95 %]" in report.write_report(judged_run, tmp_path).text
+    assert "search-0002" in report.write_report(search_only_run, tmp_path).text
 
 
 def test_what_is_no_run_is_refused_and_nothing_is_written(tmp_path):

@@ -18,10 +18,6 @@ def test_a_win_rate_is_the_mean_over_prompts_of_their_mean_votes():
     assert statistics.win_rate_interval(np.full((2, 3), np.nan)) is None
 
 
-def test_missing_verdicts_have_a_worst_and_a_best_case():
-    assert statistics.verdict_bounds(np.array([[1.0, np.nan, 0.0, 0.5]])) == (0.375, 0.625)
-
-
 def test_the_interval_is_seeded_and_shrinks_with_the_root_of_the_prompts():
     rng = np.random.default_rng(0)
     few, many = rng.integers(0, 2, (1, 100)).astype(float), rng.integers(0, 2, (1, 1600)).astype(float)
@@ -38,20 +34,6 @@ def test_repeating_the_votes_of_a_prompt_does_not_make_the_interval_narrower():
     assert repeated == single
 
 
-@pytest.mark.parametrize("clustered", [False, True])
-def test_intervals_cover_the_truth_about_as_often_as_they_say(clustered):
-    # 600 simulated evaluations of 200 prompts. With clusters the four votes of a prompt share its difficulty.
-    rng = np.random.default_rng(2)
-    covered = 0
-    for _ in range(600):
-        difficulty = rng.beta(2, 1, 200) if clustered else np.full(200, 2 / 3)
-        votes = (rng.random((4, 200)) < difficulty).astype(float)
-        estimate = statistics.win_rate_interval(votes, resamples=4000)
-        covered += estimate.covers(2 / 3)
-    # 95 % of 600 is 570; four standard errors are 21.
-    assert 549 <= covered <= 591
-
-
 def test_paired_differences_see_what_separate_intervals_hide():
     # Both methods answer the same prompts; the second wins on 6 % more of them, prompt difficulty being the same.
     rng = np.random.default_rng(3)
@@ -65,14 +47,26 @@ def test_paired_differences_see_what_separate_intervals_hide():
     assert a.low < b.high
 
 
-def test_a_difference_between_seeds_widens_the_crossed_interval():
+def test_a_difference_between_seeds_counts_from_five_seeds_on():
     prompts = np.random.default_rng(4).random(300)
-    steady = np.stack([prompts, prompts])
-    shaken = np.stack([prompts + 0.1, prompts - 0.1])
-    other = np.stack([prompts * 0.9, prompts * 0.9])
+    other = np.stack([prompts * 0.9] * 6)
+    steady, shaken = (np.stack([prompts + shift * (-1) ** seed for seed in range(6)]) for shift in (0.0, 0.1))
     calm, wild = statistics.paired_difference(steady, other), statistics.paired_difference(shaken, other)
     assert calm.value == pytest.approx(wild.value)
-    assert wild.high - wild.low > 3 * (calm.high - calm.low)
+    assert wild.high - wild.low > 10 * (calm.high - calm.low)
+    # With four the interval is of these checkpoints, whose mean is as certain as the prompts allow.
+    calm, wild = (statistics.paired_difference(policy[:4], other[:4]) for policy in (steady, shaken))
+    assert (wild.low, wild.high) == pytest.approx((calm.low, calm.high))
+
+
+def test_the_two_way_interval_is_that_of_the_analysis_of_variance():
+    # Two seeds, two prompts: mean 3, seeds 1.5 apart from it by +-1.5, prompts by +-0.5, nothing left over. Variances of
+    # the mean: seeds (2 * 1.5^2 / 1) / 2 = 2.25, prompts (2 * 0.5^2 / 1) / 2 = 0.25. v = 2.5,
+    # degrees 2.5^2 / (2.25^2 + 0.25^2) = 6.25 / 5.125. Student's t at 0.975 with 1.2195 degrees: 8.389 (scipy 1.17.1).
+    estimate = statistics.two_way_interval(np.array([[1.0, 2.0], [4.0, 5.0]]))
+    assert estimate.value == 3
+    assert estimate.high - 3 == pytest.approx(8.389 * np.sqrt(2.5), rel=1e-3)
+    assert 3 - estimate.low == pytest.approx(estimate.high - 3)
 
 
 def test_arena_hard_counts_strong_verdicts_three_times():

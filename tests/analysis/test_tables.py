@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import tables
+from slime_ray.analysis import failures_table, search_table, tables
 
 from slime_ray import results
 
@@ -98,7 +98,7 @@ def test_no_change_needs_both_little_divergence_and_an_interval_over_one_half(ma
 def test_missing_verdicts_are_counted_with_their_worst_and_best_case(tmp_path):
     table = small(tmp_path, a=[1.0, 1.0, 0.0, float("nan")])
     assert row(table, "a")["win_rate"] == pytest.approx(2 / 3)
-    assert row(table, "a")["note"] == "1 verdicts missing: between 50.0 and 75.0 %"
+    assert row(table, "a")["note"] == "2 invalid verdicts: between 50.0 and 75.0 %"
 
 
 def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run):
@@ -178,12 +178,12 @@ def test_csv_holds_the_numbers_unrounded(main):
 
 def test_the_front_follows_the_goals(judged_run):
     run = results.load(judged_run)
-    frame = tables.search_trials(run).frame.set_index("trial_id")
+    frame = search_table.search_trials(run).frame.set_index("trial_id")
     # 0 to 4 trade win rate for stability; 5 to 7 win as often as 4 and are less stable.
     assert frame["on_front"].sort_index().tolist() == [True] * 5 + [False] * 3
     run.manifest["goals"] = {"stability": "minimize"}
     assert (
-        tables.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
+        search_table.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
         == [False] * 5 + [True] * 3
     )
 
@@ -191,14 +191,14 @@ def test_the_front_follows_the_goals(judged_run):
 def test_failed_search_trials_are_never_on_the_front(tmp_path):
     add_trial(tmp_path, "s1", phase="search", won=[0.0, 0.0], stability=0.1)
     add_trial(tmp_path, "s2", phase="search", status="diverged", reason="nan", won=[1.0, 1.0], stability=0.9)
-    frame = tables.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
+    frame = search_table.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
     assert frame["on_front"].to_dict() == {"s1": True, "s2": False}
 
 
 def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
     run = results.load(judged_run)
     run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
-    assert tables.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
+    assert failures_table.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
 
 
 def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run):
@@ -207,7 +207,7 @@ def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run
     assert failed.frame["stability"].tolist() == [0.0, 0.0]
     assert "failed 2 of 2: no memory" in failed.text()
     searched = results.load(search_only_run)
-    for table in (tables.win_rate_stability(searched), tables.search_trials(searched), tables.failures(searched)):
+    for table in (tables.win_rate_stability(searched), search_table.search_trials(searched), failures_table.failures(searched)):
         assert table.text()
         assert table.markdown()
         assert table.latex()
@@ -266,7 +266,7 @@ def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_
 def test_latex_compiles_in_a_plain_document(main, judged_run, tmp_path):
     if shutil.which("pdflatex") is None:
         pytest.skip("no pdflatex here")
-    searched = tables.search_trials(results.load(judged_run))
+    searched = search_table.search_trials(results.load(judged_run))
     document = [
         r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}",
         main.latex(),

@@ -1,0 +1,143 @@
+"""What verdicts say beyond the win rate: Arena-Hard's score, length control, consistency, invalid ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray import results
+
+from . import rows, statistics
+from .length_control import length_controlled_rate
+from .printing import Column, Table, cells, number, with_interval
+
+EXACT = "exact"
+"""Its verdicts depend on neither order nor strength nor luck: there is nothing to say about its judging."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The verdicts on some answers, the policy's answer shown first and then second.
+
+    points: (answers, 2) 1 win, 0.5 tie, 0 loss of the policy; NaN where the verdict is invalid. weights: (answers, 2)
+    votes that a verdict counts as in Arena-Hard's score, 0 where it is invalid. prompts: (answers,) each one's prompt,
+    from 0. more_tokens: (answers,) the answer's tokens minus the baseline answer's.
+    """
+
+    points: np.ndarray
+    weights: np.ndarray
+    prompts: np.ndarray
+    more_tokens: np.ndarray
+
+    @classmethod
+    def of(cls, answers: pd.DataFrame) -> "Votes":
+        """The votes in rows of answers.parquet."""
+        first, second = answers["verdict_ab"], answers["verdict_ba"]
+        votes = [verdicts.map(statistics.VOTES).fillna(0) for verdicts in (first, second)]
+        return cls(
+            points=np.column_stack([first.map(statistics.POINTS), 1 - second.map(statistics.POINTS)]).astype(float),
+            weights=np.column_stack(votes).astype(float),
+            prompts=pd.factorize(answers["prompt_id"], sort=True)[0],
+            more_tokens=(answers["answer_tokens"] - answers["baseline_tokens"]).to_numpy(dtype=float),
+        )
+
+    @property
+    def invalid(self) -> int:
+        """How many verdicts are missing, of two to every answer."""
+        return int(np.isnan(self.points).sum())
+
+    @property
+    def outcomes(self) -> np.ndarray:
+        """(answers,) mean over the valid orders; NaN where there is none."""
+        return statistics.prompt_means(self.points.T)
+
+    def bounds(self) -> tuple[float, float]:
+        """Win rates if every invalid verdict were a loss, and if every one were a win."""
+        return self._rate(0.0), self._rate(1.0)
+
+    def _rate(self, missing: float) -> float:
+        outcomes = np.nan_to_num(self.points, nan=missing).mean(axis=1)
+        return float((np.bincount(self.prompts, outcomes) / np.bincount(self.prompts)).mean())
+
+    def arena_hard(self) -> statistics.Interval | None:
+        """W_AH with its interval over prompts: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5."""
+        won = np.bincount(self.prompts, (self.weights * np.nan_to_num(self.points)).sum(axis=1))
+        return statistics.ratio_interval(won, np.bincount(self.prompts, self.weights.sum(axis=1)))
+
+    def length_controlled(self) -> statistics.Interval | None:
+        """LC with its interval over prompts."""
+        return length_controlled_rate(self.outcomes, self.more_tokens, self.prompts)
+
+    def consistency(self) -> float | None:
+        """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
+
+        How strongly a verdict prefers its winner does not count. None where no answer has two valid verdicts.
+        """
+        both = self.points[~np.isnan(self.points).any(axis=1)]
+        return float((both[:, 0] == both[:, 1]).mean()) if len(both) else None
+
+
+def votes_by_label(run: results.Run) -> dict[str, Votes]:
+    """The votes of every arm and confirmed winner of which anything was judged."""
+    answers = rows.judged_answers(run)
+    answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"])]
+    return {str(label): Votes.of(own) for label, own in answers.groupby("label")}
+
+
+def judging(run: results.Run, main: Table) -> Table:
+    """A row for each row of the main table that was judged; none where the exact judge did it.
+
+    In `frame` all rates are shares (0..1).
+    """
+    judge = rows.judge_of(run)
+    votes = {} if judge.partition(":")[0] == EXACT else votes_by_label(run)
+    shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
+    if not shown:
+        return Table(frame=pd.DataFrame(columns=["label"]), caption="No judge but the exact one.", notes=[])
+    frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
+    return Table(
+        frame=frame,
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; intervals: 95 % "
+        f"percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples.",
+        notes=[
+            "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
+            "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
+            "baseline answer's: the win rate at equal lengths. longer: mean of d.",
+            "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
+            "orders.",
+            "invalid: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+        ],
+        columns=(
+            Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            *(
+                Column(f"{head} % [95 %]", cells(frame, lambda row, name=name: with_interval(row, name, 1, scale=100)))
+                for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"), ("LC", "length_controlled"))
+            ),
+            Column("longer", cells(frame, lambda row: number(row["more_tokens"], 1, signed=True)), keep=4),
+            Column("consistent %", cells(frame, lambda row: number(row["order_consistency"], 1, scale=100))),
+            Column("invalid", cells(frame, _invalid_cell)),
+        ),
+    )
+
+
+def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
+    low, high = votes.bounds()
+    found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled()}
+    return {
+        "label": label,
+        **{name: main[name] for name in ("win_rate", "win_rate_low", "win_rate_high")},
+        **statistics.columns(found),
+        "more_tokens": float(np.nanmean(votes.more_tokens)) if (~np.isnan(votes.more_tokens)).any() else np.nan,
+        "order_consistency": votes.consistency(),
+        "verdicts": votes.points.size,
+        "invalid_verdicts": votes.invalid,
+        "worst_case": low,
+        "best_case": high,
+    }
+
+
+def _invalid_cell(row: pd.Series) -> str:
+    bounds = f" ({100 * row['worst_case']:.1f}–{100 * row['best_case']:.1f})" if row["invalid_verdicts"] else ""
+    return f"{row['invalid_verdicts']} of {row['verdicts']}{bounds}"

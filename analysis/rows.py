@@ -1,0 +1,98 @@
+"""Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray import results
+from slime_ray.errors import InputError
+
+PARTS = {
+    "unlearning": "U",
+    "rejected_collapse": "C",
+    "entropy_shift": "H",
+    "broken_outputs": "B",
+    "length_shift": "L",
+    "training_spikes": "T",
+}
+"""The scored parts of stability: column in trials.parquet -> letter."""
+FINISHED = "completed"
+MEASURED = (FINISHED, "stopped")
+"""How trials end that have a policy whose answers were judged. To leave out what was stopped would flatter its row."""
+LOST = ("failed", "diverged")
+"""How trials end that count as stability 0 and have no win rate."""
+
+Outcomes = tuple[list[int], np.ndarray]
+"""Seeds, and their (seeds, prompts) outcomes."""
+
+
+def is_judged(run: results.Run) -> bool:
+    """Whether a judge compared answers in this run."""
+    return run.manifest.get("judge") not in (None, "", "none") or bool(run.trials["win_rate"].notna().any())
+
+
+def judged_trials(run: results.Run) -> pd.DataFrame:
+    """The trials whose answers a judge compared, whatever it made of them."""
+    return run.trials[run.trials["status"].isin(MEASURED) & (run.trials["judge"].fillna("none") != "none")]
+
+
+def judge_of(run: results.Run) -> str:
+    """The judge whose verdicts the run holds. Raises InputError where there are several: no table may mix them."""
+    first = judged_trials(run).groupby("judge", sort=True)["trial_id"].first()
+    if len(first) > 1:
+        said = ", ".join(f"{trial_id} by {judge}" for judge, trial_id in first.items())
+        raise InputError(
+            f"{run.path} holds verdicts of {len(first)} judges ({said}): their win rates cannot stand in one table. "
+            "Judge all of its answers with one of them, or run what another judge is to say under another --name."
+        )
+    return str(first.index[0]) if len(first) else str(run.manifest.get("judge") or "none")
+
+
+def of_label(run: results.Run, frame: pd.DataFrame, label: str) -> pd.DataFrame:
+    """The rows of a result frame that a row of the table stands for.
+
+    A confirmed winner has its search trial's label, but not its phase; search trials stand only in a run without both
+    arms and confirmed winners.
+    """
+    shown = frame["phase"].isin(["arm", "confirm"])
+    if not run.trials["phase"].isin(["arm", "confirm"]).any():
+        shown = ~shown
+    return frame[shown & (frame["label"] == label)]
+
+
+def judged_answers(run: results.Run) -> pd.DataFrame:
+    """The answers to the report prompts of every measured arm and confirmed winner."""
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    return run.answers[run.answers["trial_id"].isin(measured["trial_id"]) & (run.answers["prompt_set"] == "report")]
+
+
+def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
+    """The outcomes of every arm and confirmed winner; prompts in the same order for all."""
+    answers = judged_answers(run)
+    if answers.empty:
+        return {}
+    # Several answers to one prompt are averaged: the prompt is what the bootstrap draws.
+    wide = answers.pivot_table(
+        index=["label", "seed"], columns="prompt_id", values="outcome", aggfunc="mean", dropna=False
+    )
+    return {
+        str(label): (rows.index.get_level_values("seed").tolist(), rows.to_numpy(dtype=float))
+        for label, rows in wide.dropna(how="all").groupby(level="label")
+    }
+
+
+def name_of(run: results.Run) -> str:
+    """What the run is called."""
+    return str(run.manifest.get("name", run.path.name))
+
+
+def version_of(run: results.Run) -> str:
+    """By which version of stability the run was scored."""
+    return str(run.manifest.get("stability_version") or run.trials["stability_version"].iloc[0])
+
+
+def decoding_words(manifest: Mapping[str, Any]) -> str:
+    """The decoding settings, in one phrase."""
+    return ", ".join(f"{name} {value}" for name, value in (manifest.get("decoding") or {}).items()) or "not recorded"

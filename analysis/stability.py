@@ -1,0 +1,163 @@
+"""Intervals of stability and its parts, from the pairs, answers and curves of a row's trials."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray import results
+from slime_ray.stability_v1 import StabilityParts, damage, spike_flags
+
+from . import rows, statistics
+
+PAIR_DRAWS, STEP_DRAWS = 1, 2
+"""Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Stability and its parts in every resample of one trial's pairs, prompts and steps. Each (resamples,)."""
+
+    parts: dict[str, np.ndarray]
+
+    @property
+    def stability(self) -> np.ndarray:
+        """S of every resample."""
+        values: dict[str, Any] = self.parts
+        return np.asarray(1 / (1 + sum(damage(StabilityParts(**values)).values())))
+
+
+def intervals(run: results.Run, trials: pd.DataFrame) -> dict[str, statistics.Interval]:
+    """Intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
+
+    Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials of the row
+    share the draws of pairs and of prompts. S is computed in every resample and averaged over seeds as in the table: a
+    trial that failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was
+    measured.
+    """
+    lost = trials["status"].isin(rows.LOST)
+    scored = trials[~lost & trials["stability"].notna()]
+    pairs = run.pairs[run.pairs["trial_id"].isin(scored["trial_id"])]
+    answers = run.answers[run.answers["trial_id"].isin(scored["trial_id"])]
+    if scored.empty or not set(scored["trial_id"]) <= set(pairs["trial_id"]) & set(answers["trial_id"]):
+        return {}
+    by_pairs, by_prompts = _of_pairs(pairs), _of_prompts(answers)
+    found = []
+    for place, trial_id in enumerate(scored["trial_id"]):
+        spikes = {"training_spikes": _spikes(run.curves[run.curves["trial_id"] == trial_id], place)}
+        found.append(Resampled(by_pairs[trial_id] | by_prompts[trial_id] | spikes))
+    score = sum(one.stability for one in found) / (len(found) + int(lost.sum()))
+    values = {"stability": trials["stability"].where(~lost, 0.0).mean()} | {
+        name: scored[name].mean() for name in rows.PARTS
+    }
+    resampled = {name: np.mean([one.parts[name] for one in found], axis=0) for name in rows.PARTS}
+    return {name: statistics.interval(values[name], (resampled | {"stability": score})[name]) for name in values}
+
+
+def _of_pairs(pairs: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Parts U, C and H by trial, each (resamples,)."""
+    columns = pd.DataFrame(
+        {
+            "pairs": 1.0,
+            "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
+            "collapsed": pairs["rejected_collapsed"],
+            "rejected": pairs["rejected_tokens"],
+            "entropy0": pairs["chosen_tokens"] * pairs["entropy0"],
+            "entropy": pairs["chosen_tokens"] * pairs["entropy"],
+        }
+    )
+    found = {}
+    for trial_id, sums in _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS).items():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shift = np.abs(np.log(sums["entropy"]) - np.log(sums["entropy0"]))
+        found[trial_id] = {
+            "unlearning": sums["lost"] / sums["pairs"],
+            "rejected_collapse": sums["collapsed"] / sums["rejected"],
+            # No entropy before and after is no shift.
+            "entropy_shift": np.where(np.isnan(shift), 0.0, shift),
+        }
+    return found
+
+
+def _of_prompts(answers: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Parts B and L by trial, each (resamples,)."""
+    new, old = (answers[name].clip(lower=1) for name in ("answer_tokens", "baseline_tokens"))
+    columns = pd.DataFrame(
+        {
+            "answers": 1.0,
+            "broken": answers["broken"].astype(float) - answers["baseline_broken"].astype(float),
+            "longer": np.log(new / old),
+        }
+    )
+    return {
+        trial_id: {
+            "broken_outputs": np.maximum(0.0, sums["broken"] / sums["answers"]),
+            "length_shift": np.abs(sums["longer"] / sums["answers"]),
+        }
+        for trial_id, sums in _resampled_sums(columns, answers["trial_id"], answers["prompt_id"], seed=0).items()
+    }
+
+
+def _resampled_sums(
+    columns: pd.DataFrame, trials: pd.Series, items: pd.Series, *, seed: int
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """Sums of each column over the resampled items, by trial; an item that a trial lacks counts nothing there."""
+    wide = columns.assign(trial=trials, item=items).pivot_table(
+        index="trial", columns="item", aggfunc="sum", fill_value=0.0
+    )
+    values = np.stack([wide[name].to_numpy(dtype=float) for name in columns])
+    sums = statistics.resample_sums(values, seed=seed)
+    return {
+        str(trial_id): {str(name): sums[:, place, row] for place, name in enumerate(columns)}
+        for row, trial_id in enumerate(wide.index)
+    }
+
+
+def _spikes(curves: pd.DataFrame, place: int) -> np.ndarray:
+    """Part T of every resample, its steps drawn in blocks; `place` tells the trials of a row apart.
+
+    Spikes come in runs, so that single steps are not independent: circular blocks of about the cube root of the number
+    of steps are drawn (Politis and Romano 1992).
+    """
+    curves = curves[(curves["source"] == "train") & curves["metric"].isin(["loss", "grad_norm"])]
+    series = curves.pivot_table(index="step", columns="metric", values="value", dropna=False)
+    flags = spike_flags(series["loss"].tolist(), series["grad_norm"].tolist()) if len(series) else np.zeros(0)
+    if not flags.any():
+        return np.zeros(statistics.RESAMPLES)
+    length = max(1, round(len(flags) ** (1 / 3)))
+    rng = np.random.default_rng([STEP_DRAWS, place])
+    starts = rng.integers(0, len(flags), (statistics.RESAMPLES, round(len(flags) / length)))
+    sums = np.concatenate([[0], np.cumsum(np.concatenate([flags, flags[: length - 1]]))])
+    return np.asarray((sums[starts + length] - sums[starts]).mean(axis=1) / length)
+
+
+def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
+    """Each part's share of what the trials of a row lost to all parts; not a number where they lost nothing."""
+    taken = taken_by_parts(trials)
+    total = sum(taken[name] for name in rows.PARTS)
+    return {name: taken[name] / total if total else float("nan") for name in rows.PARTS}
+
+
+def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
+    """Mean over seeds of what each part took from 1, with S itself; not a number where nothing was measured.
+
+    What a trial that failed or diverged lost is under `failed`.
+    """
+    seeds = []
+    for row in trials.to_dict("records"):
+        taken = dict.fromkeys([*rows.PARTS, "failed"], 0.0) | {"stability": 0.0}
+        parts = {name: row[name] for name in rows.PARTS}
+        if row["status"] in rows.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
+            taken["failed"] = 1.0
+        elif pd.isna(list(parts.values())).any():
+            continue
+        else:
+            added = damage(StabilityParts(**parts))
+            taken |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
+            taken["stability"] = row["stability"]
+        seeds.append(taken)
+    if not seeds:
+        return dict.fromkeys([*rows.PARTS, "failed"], 0.0) | {"stability": float("nan")}
+    return {str(name): float(value) for name, value in pd.DataFrame(seeds).mean().items()}
