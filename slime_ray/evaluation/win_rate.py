@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from slime_ray.evaluation.judges import POINTS_OF_A, Judge, Messages, Verdict
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict
+
+if TYPE_CHECKING:
+    from slime_ray.evaluation.judges import Judge, Messages
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Comparison:
 
 
 def compare(
-    judge: Judge, prompts: Sequence[Messages], answers: Sequence[str], baseline: Sequence[str]
+    judge: "Judge", prompts: "Sequence[Messages]", answers: Sequence[str], baseline: Sequence[str]
 ) -> list[Comparison]:
     """Judge every prompt in both orders."""
     ab, ba = judge(prompts, answers, baseline), judge(prompts, baseline, answers)

@@ -1,15 +1,14 @@
 """What a judge is: prompts and two answers each go in, one verdict each comes out."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict
+
+__all__ = ["POINTS_OF_A", "Judge", "Messages", "Verdict"]
 
 Messages = Sequence[dict[str, Any]]
 """One conversation: mappings with `role` and `content`."""
-
-Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"] | None
-"""Arena-Hard's labels; None is an invalid verdict, which is missing, never a loss."""
-
-POINTS_OF_A: dict[str, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
 
 class Judge(Protocol):
