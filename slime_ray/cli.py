@@ -170,10 +170,19 @@ def _load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     return load_experiment(source, overrides=overrides, name=options.name), source
 
 
+def _checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
+    """The same, with the files that it names read: trials run where this process does, or on the same files."""
+    experiment, source = _load(options)
+    from slime_ray.evaluation.questions import check_questions
+
+    check_questions(experiment)
+    return experiment, source
+
+
 def _sweep(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    experiment, source = _load(options)
+    experiment, source = _checked(options)
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 
@@ -185,7 +194,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    experiment, source = _load(options)
+    experiment, source = _checked(options)
     from slime_ray.mirror import Mirror
     from slime_ray.training.single import find_trial, train_one
 
@@ -215,7 +224,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    experiment, source = _load(options)
+    experiment, source = _checked(options)
     search = len(experiment.search.dimensions) if experiment.search else 0
     print(
         f"{source}: fine. {len(experiment.arms)} arms x {len(experiment.seeds)} seeds, "
@@ -232,7 +241,7 @@ def _doctor(options: argparse.Namespace) -> None:
         return
     from rich.console import Console
 
-    experiment = _load(options)[0] if options.space else None
+    experiment = _checked(options)[0] if options.space else None
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.preflight import doctor
 

@@ -81,7 +81,9 @@ ANSWER_SCHEMA = pa.schema(
         "seed": _COUNT,
         "prompt_set": _TEXT,
         "prompt_id": _TEXT,
-        "prompt": _TEXT,  # JSON: the messages
+        "turn": _COUNT,  # of the conversation, from 1; the turns of a prompt share its prompt_id
+        "category": _TEXT,  # of the question, where it came from a file that has any
+        "prompt": _TEXT,  # JSON: the messages, with the policy's own answers to earlier turns
         "answer": _TEXT,
         "answer_tokens": _COUNT,
         "baseline_answer": _TEXT,
@@ -129,8 +131,8 @@ PAIR_SCHEMA = pa.schema(
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
 _LATER_FILES = {"pairs"}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm"}
-"""Columns that runs of an earlier version lack; they are read as null."""
+_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category"}
+"""Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 
@@ -270,6 +272,7 @@ def load(run: str | Path) -> Run:
         if not rows.keys() <= set(tables["trials"]["trial_id"].to_pylist()):
             tables = _together(run, rows)
     frames = {name: _frame(table) for name, table in tables.items()}
+    frames["answers"] = frames["answers"].fillna({"turn": 1})
     if frames["trials"].empty:
         raise InputError(f"{run}: no trial has finished yet, so there is nothing to report.")
     return Run(path=run, manifest=manifest, **frames)

@@ -38,6 +38,7 @@ def _located_template(value: str) -> str:
 Located = Annotated[str, AfterValidator(_located)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=0)]
 
 
 class Lora(Strict):
@@ -138,12 +139,20 @@ class Training(Schedule):
 
 
 class Decoding(Strict):
-    """How answers are drawn. One decoding configuration serves every cell of a table."""
+    """How answers are drawn. One decoding configuration serves every cell of a table.
 
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: 0 takes the likeliest token. temperatures: instead of it, for the categories that are named.
+    """
+
+    temperature: Temperature = 1.0
+    temperatures: dict[str, Temperature] = {}
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 512
     batch: Positive = 64
+
+    def temperature_of(self, category: str | None) -> float:
+        """The temperature of answers to questions of one category; None is that of questions without any."""
+        return self.temperature if category is None else self.temperatures.get(category, self.temperature)
 
 
 class Sentinel(Strict):
@@ -166,9 +175,14 @@ class Judge(Strict):
 
 
 class Evaluation(Strict):
-    """Win rate against the SFT checkpoint's answers, and stability-v1."""
+    """Win rate against the SFT checkpoint's answers, and stability-v1.
+
+    questions: a file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of
+    `prompts` ones from the data.
+    """
 
     judge: Judge = Judge()
+    questions: Located | None = None
     prompts: Positive = 512
     selection_prompts: Positive = 256
     kl_prompts: Positive = 64

@@ -36,6 +36,7 @@ __all__ = [
     "TruncationReport",
     "render_pair",
     "render_prompt",
+    "render_prompts",
     "resolve_chat_template",
     "stop_token_ids",
     "template_hash",
@@ -140,11 +141,20 @@ class TokenizedPrompts:
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> list[int]:
     """Token ids of a conversation up to the answer. Raises InputError where it cannot be rendered."""
+    return render_prompts(tokenizer, [messages])[0]
+
+
+def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Messages]) -> list[list[int]]:
+    """Token ids of conversations up to the answer. Raises InputError where one cannot be rendered."""
     renderer = ChatRenderer(tokenizer)
-    text = renderer.prompt_texts([messages])[0]
-    if isinstance(text, Refusal):
-        raise InputError(f"This prompt cannot be rendered: {text.reason}. Change it or the chat template.")
-    return renderer.encode([text])[0]
+    texts = renderer.prompt_texts(prompts)
+    for prompt, text in zip(prompts, texts, strict=True):
+        if isinstance(text, Refusal):
+            raise InputError(
+                f"The prompt that ends with {prompt[-1]['content'][-60:]!r} cannot be rendered: {text.reason}. Change "
+                "it or the chat template."
+            )
+    return renderer.encode([text for text in texts if isinstance(text, str)])
 
 
 def render_pair(

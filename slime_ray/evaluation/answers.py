@@ -6,6 +6,7 @@ from typing import Any
 
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.broken import broken_reason
+from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import ExactJudge, Messages, question
 from slime_ray.evaluation.win_rate import Comparison, compare, win_rate
@@ -15,17 +16,8 @@ FormatCheck = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Prompts to answer. ids: stable names. messages: conversations. token_ids: as rendered for generation."""
-
-    ids: list[str]
-    messages: list[Messages]
-    token_ids: list[list[int]]
-
-
-@dataclass(frozen=True)
 class Answered:
-    """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt.
+    """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt and turn.
 
     comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None.
     """
@@ -42,13 +34,14 @@ class Answered:
 
     @property
     def win_rate(self) -> float | None:
-        """Mean outcome over the judged prompts."""
+        """Mean outcome over the judged answers."""
         return win_rate([comparison for comparison in self.comparisons if comparison])
 
     @property
     def judged(self) -> int:
         """Prompts with at least one valid verdict."""
-        return sum(comparison is not None and comparison.outcome is not None for comparison in self.comparisons)
+        valid = zip(self.prompts.ids, self.comparisons, strict=True)
+        return len({name for name, comparison in valid if comparison and comparison.outcome is not None})
 
     @property
     def broken_outputs(self) -> float:
@@ -70,6 +63,8 @@ class Answered:
                 {
                     **about,
                     "prompt_id": self.prompts.ids[i],
+                    "turn": self.prompts.turns[i],
+                    "category": self.prompts.categories[i],
                     "prompt": self.prompts.messages[i],
                     "answer": answer.text,
                     "answer_tokens": len(answer.token_ids),
@@ -97,27 +92,35 @@ def judge_answers(
     format_check: FormatCheck | None,
     markers: Sequence[str],
 ) -> Answered:
-    """Compare answers with the baseline's. markers: special tokens as text, which no answer may contain."""
+    """Compare answers with the baseline's to the same turns. markers: special tokens as text, which none may hold."""
+    several = any(turn > 1 for turn in prompts.turns)
+    baseline_prompts = as_asked(prompts, baseline) if several else prompts.messages
 
     def reasons(side: Sequence[Answer]) -> list[str | None]:
         return broken_reasons(prompts.messages, side, format_check=format_check, markers=markers)
 
-    def scores(side: Sequence[Answer]) -> list[float | None]:
+    def scores(asked: Sequence[Messages], side: Sequence[Answer]) -> list[float | None]:
         if judge is None:
             return [None] * len(side)
-        return [judge.score(messages, answer.text) for messages, answer in zip(prompts.messages, side, strict=True)]
+        return [judge.score(messages, answer.text) for messages, answer in zip(asked, side, strict=True)]
 
     own = _well_formed(prompts.messages, answers, format_check)
     comparisons: Sequence[Comparison | None] = [None] * len(answers)
     if judge is not None:
-        comparisons = compare(judge, prompts.messages, [a.text for a in answers], [a.text for a in baseline])
+        comparisons = compare(
+            judge,
+            prompts.messages,
+            [a.text for a in answers],
+            [a.text for a in baseline],
+            baseline_prompts=baseline_prompts if several else None,
+        )
     return Answered(
         prompts=prompts,
         answers=answers,
         baseline=baseline,
         comparisons=comparisons,
-        scores=scores(answers),
-        baseline_scores=scores(baseline),
+        scores=scores(prompts.messages, answers),
+        baseline_scores=scores(baseline_prompts, baseline),
         broken=reasons(answers),
         baseline_broken=reasons(baseline),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,

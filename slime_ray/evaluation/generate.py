@@ -1,9 +1,12 @@
 """Answers to prompts, drawn from a policy in batches sorted by length."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
@@ -34,28 +37,23 @@ def generate_answers(
     decoding: Decoding,
     stop_tokens: Sequence[int],
     seed: int,
+    categories: Sequence[str | None] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Answer]:
     """One answer for each prompt (token ids), in the order given.
 
     policy: a Policy or a causal language model. The same prompts, decoding and seed give the same answers: the random
     state is set for each batch from `seed` and put back afterwards. The ranks of a process group divide the batches
-    among themselves, and all get all answers. progress: told how many batches this rank has done, of how many.
+    among themselves, and all get all answers. categories: of the prompts, which `decoding` may give temperatures of
+    their own. progress: told how many batches this rank has done, of how many.
     """
-    sampling = {"do_sample": False}
-    if decoding.temperature > 0:
-        sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}  # type: ignore[dict-item]
-    config = GenerationConfig(
-        **sampling,
-        max_new_tokens=decoding.max_new_tokens,
-        eos_token_id=list(stop_tokens),
-        pad_token_id=tokenizer.pad_token_id,
-        repetition_penalty=1.0,
-        use_cache=True,
-    )
+    temperatures = [decoding.temperature_of(category) for category in categories or [None] * len(prompts)]
+    order = sorted(range(len(prompts)), key=lambda index: (temperatures[index], len(prompts[index]), index))
+    alike = [list(group) for _, group in itertools.groupby(order, key=temperatures.__getitem__)]
+    batches = [
+        group[start : start + decoding.batch] for group in alike for start in range(0, len(group), decoding.batch)
+    ]
     device = next(policy.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    batches = [order[start : start + decoding.batch] for start in range(0, len(order), decoding.batch)]
     world = World.current()
     done = 0
 
@@ -69,11 +67,11 @@ def generate_answers(
             ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
         with torch.random.fork_rng():
-            torch.manual_seed((seed << 20) + number)
+            torch.manual_seed(_mixed(seed, number))
             output = policy.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                generation_config=config,
+                generation_config=_config(decoding, temperatures[members[0]], tokenizer, stop_tokens),
                 # Ranks that share a model's parts have to make equally many steps.
                 synced_gpus=world.size > 1 and is_sharded(policy),
             )
@@ -83,13 +81,46 @@ def generate_answers(
 
     was_training = policy.training
     policy.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _nothing_but_ours(policy):
         found = world.share(range(len(batches)), answer)
     policy.train(was_training)
     answers: dict[int, Answer] = {}
     for members, some in zip(batches, found, strict=True):
         answers |= zip(members, some, strict=True)
     return [answers[index] for index in range(len(prompts))]
+
+
+@contextmanager
+def _nothing_but_ours(policy: Any) -> Iterator[None]:
+    """transformers takes what a configuration leaves open from the model's own, as it came with its weights.
+
+    A ban on words, a penalty or a least probability from there would make other answers than the policy's.
+    """
+    lm = getattr(policy, "causal_lm", policy)
+    kept, lm.generation_config = lm.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        lm.generation_config = kept
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A batch's own seed. All its bits follow from all of both, for a CPU's generator looks at the lower 32 alone."""
+    return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)[0])
+
+
+def _config(decoding: Decoding, temperature: float, tokenizer: Any, stop_tokens: Sequence[int]) -> GenerationConfig:
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": decoding.top_p, "top_k": 0}
+    return GenerationConfig(
+        **sampling,
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_id=list(stop_tokens),
+        pad_token_id=tokenizer.pad_token_id,
+        repetition_penalty=1.0,
+        use_cache=True,
+    )
 
 
 def _answer(ids: list[int], tokenizer: Any, stop_tokens: set[int]) -> Answer:

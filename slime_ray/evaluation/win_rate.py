@@ -26,10 +26,19 @@ class Comparison:
 
 
 def compare(
-    judge: "Judge", prompts: "Sequence[Messages]", answers: Sequence[str], baseline: Sequence[str]
+    judge: "Judge",
+    prompts: "Sequence[Messages]",
+    answers: Sequence[str],
+    baseline: Sequence[str],
+    *,
+    baseline_prompts: "Sequence[Messages] | None" = None,
 ) -> list[Comparison]:
-    """Judge every prompt in both orders."""
-    ab, ba = judge(prompts, answers, baseline), judge(prompts, baseline, answers)
+    """Judge every prompt in both orders. baseline_prompts: the baseline's conversations, where it had others."""
+    if baseline_prompts is None:
+        ab, ba = judge(prompts, answers, baseline), judge(prompts, baseline, answers)
+    else:
+        ab = judge(prompts, answers, baseline, baseline_prompts)
+        ba = judge(baseline_prompts, baseline, answers, prompts)
     return [Comparison(*verdicts) for verdicts in zip(ab, ba, strict=True)]
 
 

@@ -171,7 +171,13 @@ def _refuse_local_paths(experiment: Experiment) -> None:
     for changes in ({}, *(arm.set for arm in experiment.arms)):
         given = with_values(experiment.base, changes)
         settings = Settings.model_validate(given)
-        for part, key in (("model", "source"), ("model", "tokenizer"), ("model", "chat_template"), ("data", "train")):
+        for part, key in (
+            ("model", "source"),
+            ("model", "tokenizer"),
+            ("model", "chat_template"),
+            ("data", "train"),
+            ("evaluation", "questions"),
+        ):
             written = (given.get(part) or {}).get(key)
             resolved = getattr(getattr(settings, part), key)
             if written is not None and written != resolved and not Path(written).is_absolute():

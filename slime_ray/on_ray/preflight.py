@@ -174,7 +174,8 @@ def _token(looks: Sequence[Look]) -> Iterator[Finding]:
 
 def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
-    named = (settings.model.source, settings.model.tokenizer, settings.data.train, settings.model.chat_template)
+    model, evaluation = settings.model, settings.evaluation
+    named = (model.source, model.tokenizer, settings.data.train, model.chat_template, evaluation.questions)
     return [path for path in named if path and Path(path).is_absolute()]
 
 

@@ -25,13 +25,13 @@ from slime_ray.data.rendering import (
     stop_token_ids,
     template_hash,
     tokenize_pairs,
-    tokenize_prompts,
     tokenize_sft,
     tokenized_hash,
 )
 from slime_ray.data.splits import content_hash
-from slime_ray.evaluation.answers import FormatCheck, Prompts
-from slime_ray.evaluation.generate import Answer, generate_answers
+from slime_ray.evaluation.answers import FormatCheck
+from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
@@ -43,12 +43,12 @@ from slime_ray.objectives import SftObjective
 from slime_ray.settings import Data, Model, Settings, fingerprint
 from slime_ray.training.cache import cached, content_of
 from slime_ray.training.orders import Report
+from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
 
-PROMPT_SETS = ("selection", "report")
 BASELINE_SEED = 0
-FORMAT = 3
+FORMAT = 4
 """Raised when what a stage writes changes, so that older caches are not read."""
 
 
@@ -134,6 +134,7 @@ def _tokens_key(settings: Settings) -> str:
             [model.chat_template, content_of(model.chat_template)],
             [settings.data, _source_content(settings.data)],
             [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
+            [evaluation.questions, content_of(evaluation.questions)],
         ]
     )
 
@@ -158,7 +159,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
         tokenizer=AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True),
         stop_tokens=tuple(info["stop_tokens"]),
         held_out=_read_pairs(tokens / "held_out.parquet"),
-        prompts={name: _read_prompts(tokens / f"prompts-{name}.parquet") for name in PROMPT_SETS},
+        prompts={name: read_prompts(tokens / f"prompts-{name}.parquet") for name in PROMPT_SETS},
         step0=HeldOut.load(step0 / "held_out.npz"),
         baseline={name: _read_answers(answers / f"{name}.parquet") for name in PROMPT_SETS},
         tokens=tokens,
@@ -195,16 +196,10 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         tokenized.dataset.to_parquet(folder / f"{name}.parquet")
         truncated[name] = tokenized.truncation.as_dict()
         content[name] = tokenized_hash(tokenized.dataset)
-    for name in PROMPT_SETS:
-        prompts = list(corpus.prompts[name])
-        asked = tokenize_prompts(prompts, tokenizer, **limits)
-        content[f"prompts-{name}"] = fingerprint(asked.prompt_ids)
-        _write(
-            folder / f"prompts-{name}.parquet",
-            id=list(asked.prompt_hashes),
-            messages=[json.dumps(prompts[index], ensure_ascii=False) for index in asked.kept],
-            token_ids=list(asked.prompt_ids),
-        )
+    prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
+    for name, asked in prompts.items():
+        content[f"prompts-{name}"] = fingerprint([asked.token_ids, asked.categories, asked.later])
+        write_prompts(folder / f"prompts-{name}.parquet", asked)
     stop_tokens = list(stop_token_ids(tokenizer))
     content["stop_tokens"] = fingerprint(stop_tokens)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -214,8 +209,7 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         "hashes": {
             "train_data": content_hash(corpus.train),
             "held_out": content_hash(corpus.held_out),
-            "prompts_selection": fingerprint(corpus.prompts["selection"]),
-            "prompts_report": fingerprint(corpus.prompts["report"]),
+            **{f"prompts_{name}": fingerprint([*asked.messages, *asked.later]) for name, asked in prompts.items()},
             "chat_template": template_hash(tokenizer),
         },
         "data": {
@@ -301,10 +295,10 @@ def _make_baseline(
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in PROMPT_SETS:
-        answers = generate_answers(
+        _, answers = ask(
             policy,
             tokenizer,
-            _read_prompts(tokens / f"prompts-{name}.parquet").token_ids,
+            read_prompts(tokens / f"prompts-{name}.parquet"),
             decoding=settings.evaluation.decoding,
             stop_tokens=info["stop_tokens"],
             seed=BASELINE_SEED,
@@ -365,11 +359,6 @@ def _write(path: Path, **columns: list[Any]) -> None:
 def _read_pairs(path: Path) -> list[TokenPair]:
     rows = pq.read_table(path).to_pylist()
     return [TokenPair(row["prompt_ids"], row["chosen_ids"], row.get("rejected_ids") or ()) for row in rows]
-
-
-def _read_prompts(path: Path) -> Prompts:
-    columns = pq.read_table(path).to_pydict()
-    return Prompts(columns["id"], [json.loads(text) for text in columns["messages"]], columns["token_ids"])
 
 
 def _read_answers(path: Path) -> list[Answer]:

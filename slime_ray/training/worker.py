@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from slime_ray import __version__
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
-from slime_ray.evaluation.generate import generate_answers
+from slime_ray.evaluation.conversations import ask
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.kl import kl_to_reference
@@ -207,11 +207,11 @@ def _held_out_row(before: HeldOut, after: HeldOut) -> dict[str, Any]:
 
 def _answer(trial: Trial, stages: Stages, policy: Policy, report: Report) -> Answered:
     """The policy's answers to the trial's prompts, judged."""
-    settings, prompts = trial.settings, stages.prompts[trial.prompt_set]
-    answers = generate_answers(
+    settings = trial.settings
+    prompts, answers = ask(
         policy,
         stages.tokenizer,
-        prompts.token_ids,
+        stages.prompts[trial.prompt_set],
         decoding=settings.evaluation.decoding,
         stop_tokens=stages.stop_tokens,
         # The baseline's answers were drawn with seed 0: equal policies must still answer independently.

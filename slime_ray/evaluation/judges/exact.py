@@ -18,9 +18,13 @@ class ExactJudge:
         self.name = name
 
     def __call__(
-        self, prompts: Sequence[Messages], answers_a: Sequence[str], answers_b: Sequence[str]
+        self,
+        prompts: Sequence[Messages],
+        answers_a: Sequence[str],
+        answers_b: Sequence[str],
+        prompts_b: Sequence[Messages] | None = None,
     ) -> list[Verdict]:
-        """One verdict a prompt."""
+        """One verdict a prompt, whatever was said before its last user message."""
         verdicts: list[Verdict] = []
         for messages, a, b in zip(prompts, answers_a, answers_b, strict=True):
             score_a, score_b = self.score(messages, a), self.score(messages, b)

@@ -1,0 +1,75 @@
+"""The prompts that trials answer: of the data or of a file of questions, as they are rendered, and kept in files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from slime_ray.data.forms import Messages
+from slime_ray.data.rendering import render_prompts, tokenize_prompts
+from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.field_files import Question
+from slime_ray.evaluation.questions import load_questions
+from slime_ray.settings import Data, Settings
+
+PROMPT_SETS = ("selection", "report")
+
+
+def prompts_to_answer(
+    settings: Settings, of_the_data: Mapping[str, Sequence[Messages]], tokenizer: Any
+) -> dict[str, Prompts]:
+    """Both sets by name. A file of questions makes the report's. Raises InputError for what cannot be rendered."""
+    questions = load_questions(settings)
+    return {
+        name: _of_questions(questions, tokenizer)
+        if questions and name == "report"
+        else _of_the_data(of_the_data[name], tokenizer, settings.data)
+        for name in PROMPT_SETS
+    }
+
+
+def _of_the_data(prompts: Sequence[Messages], tokenizer: Any, data: Data) -> Prompts:
+    """Named by their hashes, cut and refused as training's are."""
+    asked = tokenize_prompts(prompts, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
+    return Prompts(asked.prompt_hashes, [prompts[index] for index in asked.kept], asked.prompt_ids)
+
+
+def _of_questions(questions: Sequence[Question], tokenizer: Any) -> Prompts:
+    """Whole, for a benchmark without some of its questions, or with parts of them, is another one."""
+    # All turns with answers in between, so that the template refuses none of them once trials have been trained.
+    render_prompts(tokenizer, [question.messages(["?"] * (len(question.turns) - 1)) for question in questions])
+    first = [question.messages() for question in questions]
+    return Prompts(
+        ids=[question.id for question in questions],
+        messages=first,
+        token_ids=render_prompts(tokenizer, first),
+        categories=[question.category for question in questions],
+        later=[question.turns[1:] for question in questions],
+    )
+
+
+def write_prompts(path: Path, prompts: Prompts) -> None:
+    """Write prompts that have not been asked yet."""
+    columns = {
+        "id": prompts.ids,
+        "messages": [json.dumps(messages, ensure_ascii=False) for messages in prompts.messages],
+        "token_ids": prompts.token_ids,
+        "category": prompts.categories,
+        "later": prompts.later,
+    }
+    pq.write_table(pa.table({name: list(column) for name, column in columns.items()}), path)
+
+
+def read_prompts(path: Path) -> Prompts:
+    """What `write_prompts` wrote."""
+    columns = pq.read_table(path).to_pydict()
+    return Prompts(
+        ids=columns["id"],
+        messages=[json.loads(text) for text in columns["messages"]],
+        token_ids=columns["token_ids"],
+        categories=columns["category"],
+        later=columns["later"],
+    )

@@ -1,0 +1,122 @@
+"""Conversations of several turns: each asked after the policy's own answer, the baseline's after the baseline's."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from slime_ray.data.rendering import render_prompt
+from slime_ray.data.tasks import load_task
+from slime_ray.evaluation.answers import judge_answers
+from slime_ray.evaluation.conversations import Prompts, as_asked, ask
+from slime_ray.evaluation.generate import Answer, generate_answers
+from slime_ray.evaluation.judges import ExactJudge
+from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from slime_ray.settings import Decoding
+
+TASK = load_task("arithmetic")
+TOKENIZER = tiny_tokenizer(TASK)
+STOP = (TOKENIZER.eos_token_id,)
+ASKED = [row[0]["content"] for row in TASK.prompts(6, purpose="selection", seed=0)["prompt"]]
+DECODING = Decoding(temperature=1.0, max_new_tokens=12, batch=4)
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def prompts(*later: tuple[str, ...]) -> Prompts:
+    messages = [said(text) for text in ASKED[: len(later)]]
+    return Prompts(
+        ids=[f"q{n}" for n in range(len(later))],
+        messages=messages,
+        token_ids=[render_prompt(TOKENIZER, each) for each in messages],
+        categories=[None, "math", None][: len(later)],
+        later=list(later),
+    )
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_model(TASK, seed=0)
+
+
+def asked(lm: Any, given: Prompts, *, seed: int = 0) -> tuple[Prompts, list[Answer]]:
+    return ask(lm, TOKENIZER, given, decoding=DECODING, stop_tokens=STOP, seed=seed)
+
+
+def test_a_later_turn_holds_the_policys_own_answers_to_those_before(lm):
+    given = prompts((), (ASKED[3], ASKED[4]), (ASKED[5],))
+    found, answers = asked(lm, given)
+    assert list(zip(found.ids, found.turns, strict=True)) == [
+        ("q0", 1), ("q1", 1), ("q1", 2), ("q1", 3), ("q2", 1), ("q2", 2)
+    ]  # fmt: skip
+    assert found.categories == [None, "math", "math", "math", None, None]
+    one, two, three = found.messages[1:4]
+    assert one == said(ASKED[1])
+    assert two == [*one, {"role": "assistant", "content": answers[1].text}, *said(ASKED[3])]
+    assert three == [*two, {"role": "assistant", "content": answers[2].text}, *said(ASKED[4])]
+    assert answers[1].text != answers[2].text
+    for messages, ids in zip(found.messages, found.token_ids, strict=True):
+        assert ids == render_prompt(TOKENIZER, messages)
+
+
+def test_single_turns_are_answered_as_without_conversations(lm):
+    given = prompts((), (), ())
+    found, answers = asked(lm, given)
+    assert found == given
+    assert answers == generate_answers(
+        lm, TOKENIZER, given.token_ids, decoding=DECODING, categories=given.categories, stop_tokens=STOP, seed=0
+    )
+
+
+def test_the_first_turns_answers_do_not_depend_on_later_ones_and_a_seed_repeats_all(lm):
+    alone, several = asked(lm, prompts((), ())), asked(lm, prompts((), (ASKED[3],)))
+    assert several[1][:2] == alone[1]
+    assert several == asked(lm, prompts((), (ASKED[3],)))
+    assert several[1][2] != asked(lm, prompts((), (ASKED[3],)), seed=1)[1][2]
+
+
+def test_another_turn_or_seed_draws_other_random_numbers():
+    """All tokens are equally likely whatever was said, so only the random numbers can tell turns and seeds apart."""
+    blank = tiny_model(TASK, seed=0)
+    with torch.no_grad():
+        blank.get_output_embeddings().weight[:] = 0
+    drawn = [answer.token_ids for seed in (0, 1, 4096) for answer in asked(blank, prompts((ASKED[0],)), seed=seed)[1]]
+    assert len(set(drawn)) == 6
+
+
+def words(text: str) -> Answer:
+    return Answer(tuple(range(len(text.split()))), text, True, False)
+
+
+class Watching(ExactJudge):
+    """Notes what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda question, answer: len(answer))
+        self.shown: list[tuple[Any, ...]] = []
+
+    def __call__(self, *given: Any) -> Any:
+        self.shown.append(given)
+        return super().__call__(*given)
+
+
+def test_each_side_is_judged_on_its_own_conversation():
+    own = [said("a?"), [*said("a?"), {"role": "assistant", "content": "mine"}, *said("b?")]]
+    theirs = [said("a?"), [*said("a?"), {"role": "assistant", "content": "theirs"}, *said("b?")]]
+    turns = Prompts(["q", "q"], own, [[1], [1]], turns=[1, 2])
+    answers, baseline = [words("mine"), words("longer one")], [words("theirs"), words("short")]
+    assert as_asked(turns, baseline) == theirs
+    assert as_asked(turns, answers) == own
+    judge = Watching()
+    judged = judge_answers(turns, answers, baseline, judge=judge, format_check=None, markers=())
+    first, second = judge.shown
+    assert first == (own, ["mine", "longer one"], ["theirs", "short"], theirs)
+    assert second == (theirs, ["theirs", "short"], ["mine", "longer one"], own)
+    assert [comparison.outcome for comparison in judged.comparisons if comparison] == [0.0, 1.0]
+    # Two answers, but one prompt: its turns are not told apart as two would be.
+    assert (judged.win_rate, judged.judged) == (0.5, 1)
+    assert [(row["prompt_id"], row["turn"], row["prompt"]) for row in judged.rows({})] == [
+        ("q", 1, own[0]), ("q", 2, own[1])
+    ]  # fmt: skip

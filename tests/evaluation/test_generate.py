@@ -1,0 +1,125 @@
+"""Answers are what a plain loop over the model would give, whatever the batches, caches and configurations."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from slime_ray.data.rendering import render_prompt
+from slime_ray.data.tasks import load_task
+from slime_ray.evaluation.generate import Answer, generate_answers
+from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import add_lora
+from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from slime_ray.settings import Decoding, Lora
+from slime_ray.world import World
+from tests.model.conftest import CONFIGS, double_model
+
+TASK = load_task("arithmetic")
+TOKENIZER = tiny_tokenizer(TASK)
+STOP = (TOKENIZER.eos_token_id,)
+PROMPTS = [render_prompt(TOKENIZER, row) for row in TASK.prompts(9, purpose="selection", seed=0)["prompt"]]
+SAMPLING = Decoding(temperature=1.0, max_new_tokens=12, batch=4)
+GREEDY = Decoding(temperature=0.0, max_new_tokens=12, batch=4)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_model(TASK, seed=0)
+
+
+def generate(lm: Any, decoding: Decoding = SAMPLING, *, seed: int = 0, **more: Any) -> list[Answer]:
+    return generate_answers(
+        lm, TOKENIZER, more.pop("prompts", PROMPTS), decoding=decoding, stop_tokens=STOP, seed=seed, **more
+    )
+
+
+@torch.no_grad()
+def loop(lm: Any, prompt: list[int], *, stop: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """The likeliest token, again and again: one prompt, no padding, no cache, no library."""
+    ids: list[int] = []
+    while len(ids) < limit:
+        logits = lm(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
+        if (token := int(logits.argmax())) in stop:
+            break
+        ids.append(token)
+    return tuple(ids)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "lora"])
+def test_greedy_answers_are_those_of_a_plain_loop(name, adapted):
+    """Prompts of 1 to 9 tokens in batches of 4, so most are padded; in float64, where no two tokens tie."""
+    lm = double_model(CONFIGS[name])
+    if adapted:
+        lm = add_lora(lm, Lora(rank=2, alpha=4, targets=["q_proj", "v_proj"])).double()
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(5, 61, (1 + n % 9,), generator=generator).tolist() for n in range(11)]
+    # Ids that the plain loop reaches, so that some answers stop and some do not.
+    stop = tuple({loop(lm, prompts[n], stop=(), limit=4)[-1] for n in (0, 4)})
+    expected = [loop(lm, prompt, stop=stop, limit=14) for prompt in prompts]
+    assert {len(ids) < 14 for ids in expected} == {True, False}
+    decoding = Decoding(temperature=0.0, max_new_tokens=14, batch=4)
+    found = generate_answers(Policy(lm), TOKENIZER, prompts, decoding=decoding, stop_tokens=stop, seed=0)
+    assert [answer.token_ids for answer in found] == expected
+    assert [answer.stopped for answer in found] == [len(ids) < 14 for ids in expected]
+
+
+def test_tokens_are_drawn_with_the_probabilities_that_temperature_and_top_p_leave(lm):
+    """4,000 first tokens after one prompt, against the softmax cut by hand to its likeliest 80 %."""
+    with torch.no_grad():
+        logits = lm(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
+    probabilities, tokens = (logits / 0.1).softmax(0).sort(descending=True)
+    kept = int((probabilities.cumsum(0) < 0.8).sum()) + 1
+    assert 2 <= kept < len(tokens) / 2
+    expected = torch.zeros(len(tokens)).index_copy_(0, tokens[:kept], probabilities[:kept] / probabilities[:kept].sum())
+    draws = 4000
+    decoding = Decoding(temperature=0.1, top_p=0.8, max_new_tokens=1, batch=draws)
+    answers = generate(lm, decoding, prompts=[PROMPTS[0]] * draws)
+    first = torch.tensor([answer.token_ids[0] if answer.token_ids else STOP[0] for answer in answers])
+    found = first.bincount(minlength=len(tokens)) / draws
+    assert not found[expected == 0].any()
+    # Five standard errors of each share.
+    assert ((found - expected).abs() <= 5 * (expected * (1 - expected) / draws).sqrt()).all()
+
+
+def test_what_came_with_the_weights_has_no_say(lm):
+    greedy, sampled = generate(lm, GREEDY), generate(lm)
+    kept = lm.generation_config
+    own = {"no_repeat_ngram_size": 2, "min_p": 0.9, "suppress_tokens": [greedy[0].token_ids[0]], "top_k": 1}
+    lm.generation_config = type(kept)(**own, do_sample=True)
+    try:
+        assert generate(lm, GREEDY) == greedy
+        assert generate(lm) == sampled
+        assert lm.generation_config.no_repeat_ngram_size == 2
+    finally:
+        lm.generation_config = kept
+
+
+def test_the_order_in_which_batches_are_answered_changes_nothing(lm, monkeypatch):
+    first = generate(lm)
+
+    def backwards(self: World, items: Any, work: Any) -> list[Any]:
+        return [work(item) for item in reversed(items)][::-1]
+
+    monkeypatch.setattr(World, "share", backwards)
+    assert generate(lm) == first
+    assert generate(lm, seed=1) != first
+
+
+def test_each_category_has_its_own_temperature_and_zero_is_greedy(lm):
+    categories = [("math", "writing", None)[n % 3] for n in range(len(PROMPTS))]
+    decoding = SAMPLING.model_copy(update={"temperatures": {"math": 0.0, "writing": 1e-6}})
+    mixed = generate(lm, decoding, categories=categories)
+    assert mixed == generate(lm, decoding, categories=categories)
+    greedy = generate(lm, GREEDY)
+    for n, category in enumerate(categories):
+        # So cold that sampling takes the likeliest token, too; at 1, all of twelve tokens never agree.
+        assert (mixed[n] == greedy[n]) == (category is not None)
+
+
+def test_no_prompts_have_no_answers(lm):
+    assert generate(lm, prompts=[]) == []
