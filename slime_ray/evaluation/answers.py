@@ -7,8 +7,9 @@ from typing import Any
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.broken import broken_reason
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import ExactJudge, Messages, question
-from slime_ray.evaluation.win_rate import Comparison, compare, win_rate
+from slime_ray.evaluation.judges import Judge, Messages, Summary, question
+from slime_ray.evaluation.win_rate import Comparison, Judged, compare, win_rate
+from slime_ray.world import World
 
 FormatCheck = Callable[[str, str], bool]
 """The task's own check of an answer's form: (last user message, answer) -> well-formed."""
@@ -27,7 +28,8 @@ class Prompts:
 class Answered:
     """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt.
 
-    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None.
+    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None. judging: what the
+    judge took, if there was one.
     """
 
     prompts: Prompts
@@ -39,6 +41,7 @@ class Answered:
     broken: Sequence[str | None]
     baseline_broken: Sequence[str | None]
     format_valid: float | None
+    judging: Summary | None = None
 
     @property
     def win_rate(self) -> float | None:
@@ -93,11 +96,14 @@ def judge_answers(
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
     *,
-    judge: ExactJudge | None,
+    judge: Judge | None,
     format_check: FormatCheck | None,
     markers: Sequence[str],
 ) -> Answered:
-    """Compare answers with the baseline's. markers: special tokens as text, which no answer may contain."""
+    """Compare answers with the baseline's. markers: special tokens as text, which no answer may contain.
+
+    Of the ranks of a process group the first one judges, for all of them. Raises RunError where the judge cannot go on.
+    """
     questions = [question(messages) for messages in prompts.messages]
 
     def formed(side: Sequence[Answer]) -> list[bool | None]:
@@ -110,23 +116,21 @@ def judge_answers(
             broken_reason(answer, markers=markers, format_ok=ok) for answer, ok in zip(side, well_formed, strict=True)
         ]
 
-    def scores(side: Sequence[Answer]) -> list[float | None]:
-        if judge is None:
-            return [None] * len(side)
-        return [judge.score(messages, answer.text) for messages, answer in zip(prompts.messages, side, strict=True)]
-
     own, others = formed(answers), formed(baseline)
-    comparisons: Sequence[Comparison | None] = [None] * len(answers)
+    nothing: list[None] = [None] * len(answers)
+    judged = Judged(nothing, nothing, nothing)
     if judge is not None:
-        comparisons = compare(judge, prompts.messages, [a.text for a in answers], [a.text for a in baseline])
+        texts = [answer.text for answer in answers], [answer.text for answer in baseline]
+        judged = World.current().from_main(lambda: compare(judge, prompts.messages, *texts))
     return Answered(
         prompts=prompts,
         answers=answers,
         baseline=baseline,
-        comparisons=comparisons,
-        scores=scores(answers),
-        baseline_scores=scores(baseline),
+        comparisons=judged.comparisons,
+        scores=judged.scores,
+        baseline_scores=judged.baseline_scores,
         broken=reasons(answers, own),
         baseline_broken=reasons(baseline, others),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
+        judging=judged.summary,
     )

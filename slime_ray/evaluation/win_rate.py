@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slime_ray.evaluation.judges import POINTS_OF_A, Judge, Messages, Verdict
+from slime_ray.evaluation.judges import POINTS_OF_A, Judge, Messages, ScoringJudge, Summary, Verdict
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,32 @@ class Comparison:
         return sum(points) / len(points) if points else None
 
 
-def compare(
-    judge: Judge, prompts: Sequence[Messages], answers: Sequence[str], baseline: Sequence[str]
-) -> list[Comparison]:
-    """Judge every prompt in both orders."""
-    ab, ba = judge(prompts, answers, baseline), judge(prompts, baseline, answers)
-    return [Comparison(*verdicts) for verdicts in zip(ab, ba, strict=True)]
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of the policy's answers and the baseline's, one item a prompt.
+
+    scores, baseline_scores: None where the judge gives none. summary: what it took; None where nothing was judged.
+    """
+
+    comparisons: Sequence[Comparison | None]
+    scores: Sequence[float | None]
+    baseline_scores: Sequence[float | None]
+    summary: Summary | None = None
+
+
+def compare(judge: Judge, prompts: Sequence[Messages], answers: Sequence[str], baseline: Sequence[str]) -> Judged:
+    """Judge every prompt in both orders, in one call; a judge that scores gives both from the same scores."""
+    count = len(answers)
+    twice, own_first, own_last = [*prompts, *prompts], [*answers, *baseline], [*baseline, *answers]
+    scores: list[float | None] = [None] * (2 * count)
+    if isinstance(judge, ScoringJudge):
+        scores = judge.scores(twice, own_first)
+        others = [*scores[count:], *scores[:count]]
+        verdicts = [judge.verdict(a, b) for a, b in zip(scores, others, strict=True)]
+    else:
+        verdicts = judge(twice, own_first, own_last)
+    comparisons = [Comparison(*both) for both in zip(verdicts[:count], verdicts[count:], strict=True)]
+    return Judged(comparisons, scores[:count], scores[count:], judge.summary)
 
 
 def win_rate(comparisons: Sequence[Comparison]) -> float | None:
