@@ -42,9 +42,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why there is no verdict; without a reason, judgments came but were invalid."""
+    """Why there is no verdict."""
 
-    reason: str | None = None
+    reason: str
+
+
+INVALID = Missing("no valid verdict")
+STOPPED = Missing("the judge was stopped")
 
 
 class Asker:
@@ -78,13 +82,13 @@ class Asker:
                 f"{self.verdicts.folder}, and offline nothing is asked for. Judge online first."
             )
         found, models = self._all(list(left.values())) if left else ({}, set())
-        reasons = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one.reason)
+        reasons = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one != INVALID)
         values = known | {key: one for key, one in found.items() if isinstance(one, str)}
         spent = self.verdicts.spent(self.judge.identity)
         summary = Summary(
             new=len(values) - len(known),
             cached=len(known),
-            invalid=sum(one == Missing() for one in found.values()),
+            invalid=sum(one == INVALID for one in found.values()),
             missing=dict(sorted(reasons.items())),
             requests=spent.requests,
             input_tokens=spent.input_tokens,
@@ -106,9 +110,7 @@ class Asker:
                 while waiting:
                     done, _ = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
                     for future in done:
-                        found[waiting.pop(future).key] = one = future.result()
-                        if isinstance(one, Missing) and one.reason and self.judge.on_failure == "stop":
-                            raise self._stopped(one.reason)
+                        found[waiting.pop(future).key] = future.result()
                     self.progress(len(found), len(questions))
             except Failure as failure:
                 raise self._stopped(failure.reason) from None
@@ -119,12 +121,22 @@ class Asker:
         return found, models
 
     def _one(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:
-        """Raises Failure where no request would do better."""
+        """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
+        try:
+            found = self._try(question, stop, models)
+            if isinstance(found, Missing) and found not in (INVALID, STOPPED) and self.judge.on_failure == "stop":
+                raise Failure(found.reason, "endpoint")
+        except BaseException:
+            stop.set()
+            raise
+        return found
+
+    def _try(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:
         assert self.endpoint is not None
         for time in range(self.judge.asks):
             for retry in range(self.judge.retries + 1):
                 if stop.is_set():
-                    return Missing("the judge was stopped")
+                    return STOPPED
                 try:
                     request = self.verdicts.begin(
                         self.judge.identity, question.key, budget=self.judge.budget, prices=self.judge.prices
@@ -148,7 +160,7 @@ class Asker:
                 if value is not None:
                     return value
                 break
-        return Missing()
+        return INVALID
 
     def _pause(self, retry: int, wanted: float | None) -> float:
         own = min(LONGEST_WAIT, self.first_wait * 2.0**retry) * self.chance.uniform(0.5, 1.0)
