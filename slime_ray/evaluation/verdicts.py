@@ -101,15 +101,16 @@ class Verdicts:
         found: dict[str, tuple[float, str]] = {}
 
         def look(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
-            rows = []
+            rows: list[tuple[str, float, str]] = []
             for start in range(0, len(keys), AT_ONCE):
                 some = keys[start : start + AT_ONCE]
                 marks = ",".join("?" * len(some))
                 rows += connection.execute(f"SELECT key, time, value FROM verdicts WHERE key IN ({marks})", some)
             return rows
 
+        nothing: list[tuple[str, float, str]] = []
         for path in self._files():
-            for key, when, value in self._read(path, look, []):
+            for key, when, value in self._read(path, look, nothing):
                 when = float("-inf") if path == self.own else when
                 if key not in found or when < found[key][0]:
                     found[key] = (when, value)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from slime_ray.evaluation.judges.asking import Asker, Chat, Question
 from slime_ray.evaluation.judges.base import Judge, Messages, ScoringJudge, Verdict
@@ -27,7 +27,7 @@ class PairwiseLlmJudge(Judge):
         ]
         found, self.summary = self.asker.ask(questions)
         labels = iter(found)
-        return [next(labels) if a != b else "A=B" for _, a, b in trios]  # type: ignore[misc]
+        return [cast(Verdict, next(labels)) if a != b else "A=B" for _, a, b in trios]
 
 
 class RatingLlmJudge(ScoringJudge):

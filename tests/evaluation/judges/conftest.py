@@ -55,8 +55,9 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, num_labels=1, initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, initializer_range=0.3,
     )  # fmt: skip
+    config.num_labels = 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         LlamaForSequenceClassification(config).save_pretrained(folder)

@@ -90,6 +90,6 @@ def test_what_an_answer_demands_is_no_verdict(judge, demand):
 @hypothesis_settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_answer_is_scored_once(answers):
     seen: list[str] = []
-    judge = ExactJudge(lambda prompt, answer: (seen.append(answer), answer.count("good"))[1])  # type: ignore[func-returns-value]
+    judge = ExactJudge(lambda prompt, answer: (seen.append(answer), answer.count("good"))[1])
     judge([PROMPTS[0]] * len(answers), answers, answers[::-1])
     assert sorted(seen) == sorted(set(answers))

@@ -127,7 +127,7 @@ def verdict_first(judgment: str) -> str:
 
 def test_shipped_templates_ask_for_labels_that_can_be_read():
     for name in ("arena-hard", "mt-bench-single"):
-        template = Llm(model="m", template=name).template  # type: ignore[arg-type]
+        template = Llm(model="m", template=name).template
         read = read_label if template.pairwise else read_rating
         assert read(template.system) is not None
         assert read(template.user) is not None
