@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from slime_ray.judge_settings import lasting
 from slime_ray.presets import merge
 from slime_ray.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.space import Dimension, Requirement, Scalar
@@ -129,7 +130,8 @@ class Experiment(Strict):
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
-        return fingerprint(self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget"}))
+        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget"})
+        return fingerprint({**said, "base": lasting(said["base"])})
 
 
 class Trial(Strict):
@@ -146,7 +148,7 @@ class Trial(Strict):
     @property
     def config_hash(self) -> str:
         """Equal for two trials that would compute the same thing."""
-        return fingerprint([self.settings, self.seed, self.prompt_set])
+        return fingerprint([lasting(self.settings.model_dump(mode="json")), self.seed, self.prompt_set])
 
 
 def arm_trials(experiment: Experiment) -> list[Trial]:

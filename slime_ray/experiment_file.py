@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from slime_ray.experiment import (
     value_at,
     with_values,
 )
+from slime_ray.judge_settings import JUDGE_SETTINGS
 from slime_ray.presets import merge, preset_base
 from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
 from slime_ray.space import Dimension, Requirement, Scalar
@@ -229,11 +230,7 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
     # An unknown key is what most often makes the other complaints: a misspelt key leaves the right one missing.
     complaints = sorted(error.errors(), key=lambda item: item["type"] not in ("extra_forbidden", "union_tag_invalid"))
     complaint = complaints[0]
-    keys = tuple(key for key in complaint["loc"] if key not in _NOISE)
-    if len(keys) > 1 and keys[0] == "objective" and keys[1] in OBJECTIVE_SETTINGS:
-        keys = (keys[0], *keys[2:])
-    elif len(keys) > 2 and keys[1] == "objective" and keys[2] in OBJECTIVE_SETTINGS:
-        keys = (*keys[:2], *keys[3:])
+    keys = _without_tags(key for key in complaint["loc"] if key not in _NOISE)
     path = ".".join(map(str, keys)) or "the file"
     given = complaint.get("input")
     kind, context = complaint["type"], complaint.get("ctx", {})
@@ -243,9 +240,9 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
     if kind == "missing":
         return keys[:-1], f"{path} is missing. Add it, or a preset that has it"
     if kind == "union_tag_invalid":
-        return keys, f"objective.name is {context['tag']!r}{_near(context['tag'], list(OBJECTIVE_SETTINGS))}"
+        return keys, f"{path}.name is {context['tag']!r}{_near(context['tag'], _TAGGED[str(keys[-1])])}"
     if kind == "union_tag_not_found":
-        return keys, f"objective.name is missing. Give one of: {', '.join(OBJECTIVE_SETTINGS)}"
+        return keys, f"{path}.name is missing. Give one of: {', '.join(_TAGGED[str(keys[-1])])}"
     if kind == "value_error":
         message = str(context["error"])
         field = message.split(" ", 1)[0].rstrip(":")
@@ -260,6 +257,20 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
 _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constrained-int")
 
 
+_TAGGED: Mapping[str, Mapping[str, Any]] = {"objective": OBJECTIVE_SETTINGS, "judge": JUDGE_SETTINGS}
+"""Keys whose value is one of several models, by its name, which pydantic puts behind the key."""
+
+
+def _without_tags(keys: Iterable[str | int]) -> KeyPath:
+    kept: list[str | int] = []
+    last: str | int = ""
+    for key in keys:
+        if key not in _TAGGED.get(str(last), ()):
+            kept.append(key)
+        last = key
+    return tuple(kept)
+
+
 def _near(word: str, options: Any) -> str:
     options = list(options)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
@@ -269,9 +280,9 @@ def _near(word: str, options: Any) -> str:
 
 def _keys_beside(model: Any, loc: tuple[Any, ...]) -> list[str]:
     """The keys that are allowed where the last key of `loc` stands."""
-    for key in loc[:-1]:
-        if key in OBJECTIVE_SETTINGS:
-            model = OBJECTIVE_SETTINGS[str(key)]
+    for before, key in zip(("", *loc), loc[:-1], strict=False):
+        if key in _TAGGED.get(str(before), ()):
+            model = _TAGGED[str(before)][str(key)]
             continue
         field = getattr(model, "model_fields", {}).get(key)
         if field is None:

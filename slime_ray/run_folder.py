@@ -77,7 +77,7 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: st
         "sweep_seed": seed,
         # In a database, other runs may have a study of the same name.
         "study": {"storage": study, "name": f"{run.name}-{uuid.uuid4().hex[:8]}" if study else STUDY},
-        "judge": experiment.settings.evaluation.judge.name,
+        "judge": experiment.settings.judge_identity,
         "decoding": experiment.settings.evaluation.decoding.model_dump(mode="json"),
         "stability_version": results.STABILITY_VERSION,
         "failed_trials": [],
@@ -109,6 +109,12 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(
             f"{run} was started with other settings than this file and these --set give now. Resume it with the "
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
+        )
+    if manifest.get("judge") != experiment.settings.judge_identity:
+        # What the fingerprint cannot see: the content of a judge's template.
+        raise InputError(
+            f"{run} was started with the judge {manifest.get('judge')}, which is {experiment.settings.judge_identity} "
+            "now. Give its template back the content it had, or give the run another name with --name."
         )
     if manifest.get("sweep_seed") != seed:
         raise InputError(

@@ -4,40 +4,23 @@ Fixed and searched values share this schema: a searched knob is a path into it, 
 """
 
 import dataclasses
-import hashlib
-import json
 import typing
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model, model_validator
 
+from slime_ray.judge_settings import AnyJudge, Exact, NoJudge, judge_by_name
 from slime_ray.objectives import OBJECTIVES, Objective
+from slime_ray.strict import EMBEDDED, Fraction, Located, Positive, Strict, fingerprint, located
 
-EMBEDDED = "embedded/"
-"""Prefix of `model.source` and `data.train` that names an embedded task, as in `embedded/arithmetic`."""
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys and does not turn text into numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-def _located(value: str) -> str:
-    """A local file or folder by its absolute path, since trials run in other folders; anything else as it was given."""
-    path = Path(value).expanduser()
-    return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
+__all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
 
 
 def _located_template(value: str) -> str:
-    """The same for a chat template, which may also be the name of a shipped one."""
-    return _located(value) if value.endswith(".jinja") else value
+    """A chat template's file by its absolute path; it may also be the name of a shipped one."""
+    return located(value) if value.endswith(".jinja") else value
 
 
-Located = Annotated[str, AfterValidator(_located)]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0)]
 
 
@@ -167,13 +150,6 @@ class Sentinel(Strict):
     prompts: Positive = 32
 
 
-class Judge(Strict):
-    """`exact` scores answers with the embedded task's rubric or with `scorer`, `package.module:function`."""
-
-    name: Literal["exact", "none"] = "none"
-    scorer: str | None = None
-
-
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1.
 
@@ -181,19 +157,12 @@ class Evaluation(Strict):
     `prompts` ones from the data.
     """
 
-    judge: Judge = Judge()
+    judge: Annotated[AnyJudge, BeforeValidator(judge_by_name)] = NoJudge()
     questions: Located | None = None
     prompts: Positive = 512
     selection_prompts: Positive = 256
     kl_prompts: Positive = 64
     decoding: Decoding = Decoding()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _judge_by_name(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("judge"), str):
-            return {**value, "judge": {"name": value["judge"]}}
-        return value
 
 
 def _objective_schema(name: str, objective: type) -> type[BaseModel]:
@@ -255,19 +224,16 @@ class Settings(Strict):
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
                 f"data.train is {self.data.train!r}. Give both the same embedded task, or a real model"
             )
-        if self.evaluation.judge.name == "exact" and not (self.data.task or self.evaluation.judge.scorer):
+        judge = self.evaluation.judge
+        if isinstance(judge, Exact) and not (self.data.task or judge.scorer):
             raise ValueError(
                 "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
             )
         return self
 
-
-def fingerprint(value: Any) -> str:
-    """16 hexadecimal digits that change with any part of `value` (pydantic models and plain JSON values)."""
-
-    def plain(item: Any) -> Any:
-        return item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item)
-
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    @property
+    def judge_identity(self) -> str:
+        """The judge as the results name it, with all that its verdicts follow from."""
+        judge = self.evaluation.judge
+        return f"exact:{self.data.task}" if judge.identity == "exact" else judge.identity

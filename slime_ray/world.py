@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from slime_ray.errors import SlimeRayError
+
 T = TypeVar("T")
 
 
@@ -39,6 +41,19 @@ class World:
         box = [value if self.main else None]
         distributed.broadcast_object_list(box, src=0, device=_device())
         return box[0]  # type: ignore[return-value]
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank. A SlimeRayError that it raises there is raised everywhere."""
+        made: T | SlimeRayError | None = None
+        if self.main:
+            try:
+                made = work()
+            except SlimeRayError as error:
+                made = error
+        made = self.broadcast(made)
+        if isinstance(made, SlimeRayError):
+            raise made
+        return made  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in order of rank, on every rank."""

@@ -13,19 +13,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # The parts that read and describe an experiment. They start nothing, so all that runs one may import them.
-DESCRIPTION = {"errors", "experiment", "presets", "settings", "space", "yaml_source"}
+DESCRIPTION = {"errors", "experiment", "judge_settings", "presets", "settings", "space", "strict", "yaml_source"}
 
 # Part of slime_ray -> the other parts it may import.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "yaml_source": {"errors"},
     "presets": {"errors", "yaml_source"},
-    "settings": {"errors", "objectives"},
+    "strict": set(),
+    "judge_settings": {"errors", "strict", "yaml_source"},
+    "settings": {"errors", "judge_settings", "objectives", "strict"},
     "space": {"errors", "settings", "yaml_source"},
     "experiment": {*DESCRIPTION, "objectives"},
     "experiment_file": {*DESCRIPTION, "objectives"},
     "objectives": set(),
-    "world": set(),
+    "world": {"errors"},
     "mirror": {"errors"},
     "data": {*DESCRIPTION},
     "model": {*DESCRIPTION, "objectives", "data"},
@@ -84,6 +86,7 @@ ONLY_IN: dict[str, set[str]] = {
     "torch": {"objectives", "world", "data", "model", "evaluation", "training", "on_ray", "benchmarks"},
     "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
     "datasets": {"data", "model", "evaluation", "training"},
+    "openai": {"evaluation"},
     "peft": {"model", "training", "evaluation", "benchmarks"},
     "pandas": {"analysis", "results"},
     "matplotlib": {"analysis"},

@@ -215,6 +215,10 @@ class ChatRenderer:
             texts.append(text[len(start) : len(text) - len(self._tail)] + self._closing)
         return texts
 
+    def conversation_texts(self, conversations: Sequence[Messages]) -> list[str | Refusal]:
+        """Each whole conversation, with all that the template writes after its last turn."""
+        return self._rendered([self._marked(conversation) for conversation in conversations], False)
+
     def has_special_text(self, messages: Messages) -> bool:
         """Whether a message spells out one of the tokenizer's special tokens."""
         return any(self._literal.search(message["content"]) for message in messages)

@@ -8,8 +8,9 @@ from slime_ray.evaluation import stability
 from slime_ray.evaluation.broken import broken_reason
 from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import ExactJudge, Messages, question
-from slime_ray.evaluation.win_rate import Comparison, compare, win_rate
+from slime_ray.evaluation.judges import Judge, Messages, Summary, question
+from slime_ray.evaluation.win_rate import Comparison, Judged, compare, win_rate
+from slime_ray.world import World
 
 FormatCheck = Callable[[str, str], bool]
 """The task's own check of an answer's form: (last user message, answer) -> well-formed."""
@@ -19,7 +20,8 @@ FormatCheck = Callable[[str, str], bool]
 class Answered:
     """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt and turn.
 
-    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None.
+    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None. judging: what the
+    judge took, if there was one.
     """
 
     prompts: Prompts
@@ -31,6 +33,7 @@ class Answered:
     broken: Sequence[str | None]
     baseline_broken: Sequence[str | None]
     format_valid: float | None
+    judging: Summary | None = None
 
     @property
     def win_rate(self) -> float | None:
@@ -88,42 +91,39 @@ def judge_answers(
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
     *,
-    judge: ExactJudge | None,
+    judge: Judge | None,
     format_check: FormatCheck | None,
     markers: Sequence[str],
 ) -> Answered:
-    """Compare answers with the baseline's to the same turns. markers: special tokens as text, which none may hold."""
+    """Compare answers with the baseline's to the same turns. markers: special tokens as text, which none may hold.
+
+    Of the ranks of a process group the first one judges, for all of them. Raises RunError where the judge cannot go on.
+    """
     several = any(turn > 1 for turn in prompts.turns)
     baseline_prompts = as_asked(prompts, baseline) if several else prompts.messages
 
     def reasons(side: Sequence[Answer]) -> list[str | None]:
         return broken_reasons(prompts.messages, side, format_check=format_check, markers=markers)
 
-    def scores(asked: Sequence[Messages], side: Sequence[Answer]) -> list[float | None]:
-        if judge is None:
-            return [None] * len(side)
-        return [judge.score(messages, answer.text) for messages, answer in zip(asked, side, strict=True)]
-
     own = _well_formed(prompts.messages, answers, format_check)
-    comparisons: Sequence[Comparison | None] = [None] * len(answers)
+    nothing: list[None] = [None] * len(answers)
+    judged = Judged(nothing, nothing, nothing)
     if judge is not None:
-        comparisons = compare(
-            judge,
-            prompts.messages,
-            [a.text for a in answers],
-            [a.text for a in baseline],
-            baseline_prompts=baseline_prompts if several else None,
+        texts = [answer.text for answer in answers], [answer.text for answer in baseline]
+        judged = World.current().from_main(
+            lambda: compare(judge, prompts.messages, *texts, baseline_prompts=baseline_prompts)
         )
     return Answered(
         prompts=prompts,
         answers=answers,
         baseline=baseline,
-        comparisons=comparisons,
-        scores=scores(prompts.messages, answers),
-        baseline_scores=scores(baseline_prompts, baseline),
+        comparisons=judged.comparisons,
+        scores=judged.scores,
+        baseline_scores=judged.baseline_scores,
         broken=reasons(answers),
         baseline_broken=reasons(baseline),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
+        judging=judged.summary,
     )
 
 

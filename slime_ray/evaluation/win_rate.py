@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict
 
 if TYPE_CHECKING:
-    from slime_ray.evaluation.judges import Judge, Messages
+    from slime_ray.evaluation.judges import Judge, Messages, Summary
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,19 @@ class Comparison:
         return sum(points) / len(points) if points else None
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of the policy's answers and the baseline's, one item a prompt.
+
+    scores, baseline_scores: None where the judge gives none. summary: what it took; None where nothing was judged.
+    """
+
+    comparisons: Sequence[Comparison | None]
+    scores: Sequence[float | None]
+    baseline_scores: Sequence[float | None]
+    summary: "Summary | None" = None
+
+
 def compare(
     judge: "Judge",
     prompts: "Sequence[Messages]",
@@ -32,14 +45,24 @@ def compare(
     baseline: Sequence[str],
     *,
     baseline_prompts: "Sequence[Messages] | None" = None,
-) -> list[Comparison]:
-    """Judge every prompt in both orders. baseline_prompts: the baseline's conversations, where it had others."""
-    if baseline_prompts is None:
-        ab, ba = judge(prompts, answers, baseline), judge(prompts, baseline, answers)
+) -> Judged:
+    """Judge every prompt in both orders, in one call; a judge that scores gives both from the same scores.
+
+    baseline_prompts: the baseline's conversations, where its own earlier answers make them others than `prompts`.
+    """
+    from slime_ray.evaluation.judges import ScoringJudge
+
+    count = len(answers)
+    asked, others = list(prompts), list(baseline_prompts or prompts)
+    scores: list[float | None] = [None] * (2 * count)
+    if isinstance(judge, ScoringJudge):
+        scores = judge.scores([*asked, *others], [*answers, *baseline])
+        swapped = [*scores[count:], *scores[:count]]
+        verdicts = [judge.verdict(a, b) for a, b in zip(scores, swapped, strict=True)]
     else:
-        ab = judge(prompts, answers, baseline, baseline_prompts)
-        ba = judge(baseline_prompts, baseline, answers, prompts)
-    return [Comparison(*verdicts) for verdicts in zip(ab, ba, strict=True)]
+        verdicts = judge([*asked, *others], [*answers, *baseline], [*baseline, *answers], [*others, *asked])
+    comparisons = [Comparison(*both) for both in zip(verdicts[:count], verdicts[count:], strict=True)]
+    return Judged(comparisons, scores[:count], scores[count:], judge.summary)
 
 
 def win_rate(comparisons: Sequence[Comparison]) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from slime_ray.errors import InputError
+from slime_ray.judge_settings import JudgeSettings
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.resources import Node
 
@@ -20,7 +21,8 @@ PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "
 
 @dataclass(frozen=True)
 class Look:
-    """What a node says of itself. memory, disk: free bytes. missing: local paths of the request that are not there."""
+    """What a node says of itself. memory, disk: free bytes. missing: local paths of the request that are not there.
+    lack: what it lacks to judge."""
 
     node: str
     name: str
@@ -31,6 +33,7 @@ class Look:
     memory: int
     disk: int
     missing: tuple[str, ...] = ()
+    lack: str | None = None
     gpus: int | None = None
     gpu: str | None = None
     driver: str | None = None
@@ -62,7 +65,9 @@ def free_nodes() -> list[Node]:
     return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in left.items() if key in names]
 
 
-def look_at_node(node: str, probe: str, token: str, paths: Sequence[str], gpus: bool, storage: Mirror) -> Look:
+def look_at_node(
+    node: str, probe: str, token: str, paths: Sequence[str], gpus: bool, storage: Mirror, judge: JudgeSettings
+) -> Look:
     """Ray task: one node looks at itself. probe: a folder in a shared storage with a file that holds the token."""
     wrote, read = None, False
     try:
@@ -92,6 +97,7 @@ def look_at_node(node: str, probe: str, token: str, paths: Sequence[str], gpus: 
         memory=_free_memory(),
         disk=shutil.disk_usage(existing(storage.root)).free,
         missing=tuple(path for path in paths if not Path(path).exists()),
+        lack=judge.lacks(),
         home=os.environ.get("HF_HOME"),
         **seen,
     )

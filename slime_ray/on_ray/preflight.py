@@ -19,6 +19,7 @@ from rich.console import Console
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
+from slime_ray.judge_settings import JudgeSettings, NoJudge, RewardModel
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.nodes import Look, alive_nodes, existing, installed, look_at_node
@@ -54,7 +55,8 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
             )
             return findings
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
-        looks, silent = _look(probe, token, local_paths(settings) if settings else [], gpus, storage)
+        paths, judge = (local_paths(settings), settings.evaluation.judge) if settings else ([], NoJudge())
+        looks, silent = _look(probe, token, paths, gpus, storage, judge)
         findings += silent
         findings += _storage(looks, probe, token, storage)
     finally:
@@ -63,6 +65,7 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
     findings += _token(looks)
     if settings:
         findings += _model_and_data(settings, looks)
+        findings += _judge(looks)
     if experiment:
         findings += _disk(experiment, storage)
     if gpus and settings:
@@ -71,7 +74,7 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
 
 
 def _look(
-    probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Mirror
+    probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Mirror, judge: JudgeSettings
 ) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
@@ -81,12 +84,12 @@ def _look(
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [look_at_node(here, str(probe), token, paths, False, storage)], []
+        return [look_at_node(here, str(probe), token, paths, False, storage, judge)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
         reference = task.options(**options).remote(
-            node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, storage
+            node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, storage, judge
         )
         asked[reference] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
@@ -175,7 +178,8 @@ def _token(looks: Sequence[Look]) -> Iterator[Finding]:
 def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
-    named = (model.source, model.tokenizer, settings.data.train, model.chat_template, evaluation.questions)
+    named = [model.source, model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
+    named += [evaluation.judge.model] if isinstance(evaluation.judge, RewardModel) else []
     return [path for path in named if path and Path(path).is_absolute()]
 
 
@@ -187,11 +191,13 @@ def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Findi
                 f"Node {look.name} does not have {', '.join(look.missing)}. Put it on the shared storage, or on every "
                 "node under the same path.",
             )  # fmt: skip
+    judge = settings.evaluation.judge
     hub = [
         (kind, f"{key} {source}", source)
         for kind, key, source in (
             ("model", "model.source", settings.model.source),
             ("dataset", "data.train", settings.data.train),
+            *((("model", "evaluation.judge.model", judge.model),) if isinstance(judge, RewardModel) else ()),
         )
         if not source.startswith(EMBEDDED) and not Path(source).is_absolute()
     ]
@@ -199,6 +205,12 @@ def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Findi
         yield _on_hub(kind, name, source, looks)
     if not hub and not any(look.missing for look in looks):
         yield Finding("fine", "model and data", "Both are there.")
+
+
+def _judge(looks: Sequence[Look]) -> Iterator[Finding]:
+    for look in looks:
+        if look.lack:
+            yield Finding("error", "judge", f"Node {look.name}: {look.lack}" if len(looks) > 1 else look.lack)
 
 
 def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding:

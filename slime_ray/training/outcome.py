@@ -19,6 +19,9 @@ from slime_ray.training.orders import Order, Report
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
 
+JUDGING = "judging.json"
+"""File, in a trial's own, of what its judge took."""
+
 MODEL = "checkpoint"
 """Folder, in a trial's own, of the trained model: its adapter, or all of it."""
 
@@ -42,7 +45,7 @@ def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
         config=trial.settings.model_dump(mode="json"),
         config_hash=trial.config_hash,
         prompt_set=trial.prompt_set,
-        judge=trial.settings.evaluation.judge.name,
+        judge=trial.settings.judge_identity,
         started=started.isoformat(timespec="seconds"),
         host=platform.node(),
     )

@@ -43,6 +43,8 @@ def train_one(
     source: the YAML it came from. say: told in lines how it gets on. Ctrl-C and SIGTERM have it write a checkpoint and
     leave. Raises InputError before anything is trained, and RunError where it left early or failed.
     """
+    if lack := trial.settings.evaluation.judge.lacks():
+        raise InputError(lack)
     mirror = Mirror.of(str(storage), "trials")
     mirror.check()
     run = mirror.root / experiment.name
@@ -57,9 +59,10 @@ def train_one(
             try:
                 with voice.listening():
                     run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
-            except Paused:
+            except Paused as pause:
                 raise RunError(
-                    f"{trial.trial_id} left with a checkpoint. Give the same command with --resume to go on."
+                    f"{trial.trial_id} left with a checkpoint: {pause.order.reason.rstrip('.')}. Give the same command "
+                    "with --resume to go on."
                 ) from None
             finally:
                 mirror.push(run)

@@ -5,6 +5,7 @@ The ranks of a process group run a trial together: every one of them calls `run_
 
 import functools
 import gc
+import json
 import os
 import shutil
 import time
@@ -22,12 +23,14 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from slime_ray import __version__
+from slime_ray.errors import RunError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import ask
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import build_judge
+from slime_ray.evaluation.judges import Judge, Summary, build_judge
 from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -37,8 +40,9 @@ from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.stability_v1 import StabilityParts, stability_score
 from slime_ray.training import attempts
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
-from slime_ray.training.orders import Paused, Report
+from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.outcome import (
+    JUDGING,
     MODEL,
     OutOfMemory,
     RanksDiffer,
@@ -53,6 +57,9 @@ from slime_ray.training.outcome import (
 from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
 from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
+
+VERDICTS = ".verdicts"
+"""Folder, in a storage, of the verdicts that are kept, beside its runs."""
 
 
 def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:
@@ -139,6 +146,11 @@ def _train_and_measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The measured columns of the trial's row, and its rows of answers.parquet and pairs.parquet."""
     settings = trial.settings
+    judge = build_judge(
+        settings,
+        verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
+        progress=answering(report, "judging"),
+    )
     stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
     pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
     # Whether this trial had to make a stage first must not change what it draws.
@@ -174,7 +186,8 @@ def _train_and_measure(
         return row, [], pair_rows
     _save(policy, folder / MODEL, report, hosting)
     report({"doing": "answering"})
-    answered = _answer(trial, stages, policy, report)
+    answered = _answer(trial, stages, policy, judge, report)
+    _write_judging(answered.judging, folder / JUDGING, report, hosting)
     parts = StabilityParts(
         unlearning=stability.unlearning(stages.step0, after),
         rejected_collapse=stability.rejected_collapse(stages.step0, after),
@@ -205,8 +218,11 @@ def _held_out_row(before: HeldOut, after: HeldOut) -> dict[str, Any]:
     }
 
 
-def _answer(trial: Trial, stages: Stages, policy: Policy, report: Report) -> Answered:
-    """The policy's answers to the trial's prompts, judged."""
+def _answer(trial: Trial, stages: Stages, policy: Policy, judge: Judge | None, report: Report) -> Answered:
+    """The policy's answers to the trial's prompts, judged.
+
+    Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
+    """
     settings = trial.settings
     prompts, answers = ask(
         policy,
@@ -218,14 +234,29 @@ def _answer(trial: Trial, stages: Stages, policy: Policy, report: Report) -> Ans
         seed=1 + trial.seed,
         progress=answering(report, "answering"),
     )
-    return judge_answers(
-        prompts,
-        answers,
-        stages.baseline[trial.prompt_set],
-        judge=build_judge(settings),
-        format_check=stages.format_check,
-        markers=stages.tokenizer.all_special_tokens,
-    )
+    try:
+        return judge_answers(
+            prompts,
+            answers,
+            stages.baseline[trial.prompt_set],
+            judge=judge,
+            format_check=stages.format_check,
+            markers=stages.tokenizer.all_special_tokens,
+        )
+    except RunError as error:
+        raise Paused(Order("pause", str(error))) from None
+
+
+def _write_judging(summary: Summary | None, path: Path, report: Report, hosting: Hosting) -> None:
+    """What the judge took, beside the trial's other files."""
+    if summary is None or not World.current().main:
+        return
+    text = json.dumps(asdict(summary), indent=1)
+
+    def write() -> None:
+        path.write_text(text, encoding="utf-8")
+
+    patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

@@ -4,36 +4,24 @@ import importlib
 from collections.abc import Callable, Sequence
 
 from slime_ray.errors import InputError
-from slime_ray.evaluation.judges.base import Messages, Verdict
+from slime_ray.evaluation.judges.base import Messages, ScoringJudge, Summary
 
 Scorer = Callable[[str, str], float]
 """Takes the last user message and an answer; returns a score, higher is better."""
 
 
-class ExactJudge:
+class ExactJudge(ScoringJudge):
     """Compares the scores that `scorer` gives to the two answers. Deterministic and free of order effects."""
 
     def __init__(self, scorer: Scorer, *, name: str = "exact"):
         self.scorer = scorer
         self.name = name
 
-    def __call__(
-        self,
-        prompts: Sequence[Messages],
-        answers_a: Sequence[str],
-        answers_b: Sequence[str],
-        prompts_b: Sequence[Messages] | None = None,
-    ) -> list[Verdict]:
-        """One verdict a prompt, whatever was said before its last user message."""
-        verdicts: list[Verdict] = []
-        for messages, a, b in zip(prompts, answers_a, answers_b, strict=True):
-            score_a, score_b = self.score(messages, a), self.score(messages, b)
-            verdicts.append("A>B" if score_a > score_b else "B>A" if score_b > score_a else "A=B")
-        return verdicts
-
-    def score(self, messages: Messages, answer: str) -> float:
-        """The score of one answer."""
-        return float(self.scorer(question(messages), answer))
+    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+        """One score an answer."""
+        found = [float(self.scorer(question(messages), a)) for messages, a in zip(prompts, answers, strict=True)]
+        self.summary = Summary(new=len(found))
+        return list(found)
 
 
 def question(messages: Messages) -> str:

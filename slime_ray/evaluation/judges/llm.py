@@ -1,0 +1,76 @@
+"""Judges that ask a language model: one compares two answers in the order given, one rates every answer by itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from slime_ray.evaluation.judges.asking import Asker, Chat, Question
+from slime_ray.evaluation.judges.base import Judge, Messages, ScoringJudge, Verdict
+from slime_ray.evaluation.judges.prompting import read_label, read_rating, render
+from slime_ray.judge_settings import Llm
+
+
+class PairwiseLlmJudge(Judge):
+    """Arena-Hard's way: the model compares A and B and ends in one of five labels. Which is A may matter to it."""
+
+    def __init__(self, settings: Llm, asker: Asker):
+        self.settings, self.asker, self.name = settings, asker, settings.identity
+
+    def __call__(
+        self,
+        prompts: Sequence[Messages],
+        answers_a: Sequence[str],
+        answers_b: Sequence[str],
+        prompts_b: Sequence[Messages] | None = None,
+    ) -> list[Verdict]:
+        """One verdict a prompt, all asked for together. Equal answers tie without being shown."""
+        sides = list(zip(prompts, answers_a, prompts_b or prompts, answers_b, strict=True))
+        equal = [list(prompt) == list(other) and a == b for prompt, a, other, b in sides]
+        questions = [self._compared(*side) for side, same in zip(sides, equal, strict=True) if not same]
+        found, self.summary = self.asker.ask(questions)
+        labels = iter(found)
+        return ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
+
+    def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> Question:
+        if list(prompt) == list(other):
+            return _question(self.settings, prompt, {"answer_a": a, "answer_b": b})
+        # What both were asked is the question; each side's own earlier answers are part of its answer.
+        asked = [message for message in prompt if message["role"] != "assistant"]
+        return _question(self.settings, asked, {"answer_a": _all_turns(prompt, a), "answer_b": _all_turns(other, b)})
+
+
+class RatingLlmJudge(ScoringJudge):
+    """MT-Bench's single grading: the model rates each answer from 1 to 10, and the higher rating wins."""
+
+    def __init__(self, settings: Llm, asker: Asker):
+        self.settings, self.asker, self.name = settings, asker, settings.identity
+
+    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+        """One rating an answer, all asked for together."""
+        questions = [
+            _question(self.settings, prompt, {"answer": answer})
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        found, self.summary = self.asker.ask(questions)
+        return [None if rating is None else float(rating) for rating in found]
+
+
+def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str]) -> Question:
+    key = _hash([settings.identity, [[turn["role"], turn["content"]] for turn in prompt], sorted(answers.items())])
+
+    def chat(time: int) -> Chat:
+        # Another nonce each time: a model that decodes greedily would repeat an invalid judgment word for word.
+        nonce = _hash([key, time])[:16]
+        return render(settings.template, question=prompt, answers=answers, nonce=nonce)
+
+    return Question(key, chat, read_label if settings.template.pairwise else read_rating)
+
+
+def _all_turns(prompt: Messages, answer: str) -> str:
+    earlier = [str(message["content"]) for message in prompt if message["role"] == "assistant"]
+    return "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate([*earlier, answer], 1))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,159 @@
+"""A reward model as judge: a sequence classifier of one label scores every answer, on a GPU if there is one."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from slime_ray.data.chat_template import ChatRenderer, Refusal
+from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, Summary
+from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.judge_settings import RewardModel
+
+
+class RewardModelJudge(ScoringJudge):
+    """Scores conversations as the reward model's own chat template renders them. Scores are kept.
+
+    The model is loaded for as long as a call lasts, and only where a score is not known yet. offline: never.
+    """
+
+    def __init__(
+        self,
+        settings: RewardModel,
+        *,
+        verdicts: Verdicts,
+        offline: bool = False,
+        progress: Progress = lambda done, of: None,
+    ):
+        """Raises InputError for what is no reward model, before its weights are read."""
+        self.settings, self.verdicts, self.offline, self.progress = settings, verdicts, offline, progress
+        self.name, self.tie_band = settings.identity, settings.tie_band
+        self.config = self._load(AutoConfig)
+        if self.config.num_labels != 1:
+            raise self._unusable(f"it has {self.config.num_labels} labels, and a reward model has one")
+        self.key = f"{settings.scoring} {self._weights()}"
+
+    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+        """One score an answer. Raises InputError for a model that cannot be used."""
+        pairs = list(zip(prompts, answers, strict=True))
+        keys = [self._key(prompt, answer) for prompt, answer in pairs]
+        known = self.verdicts.find(sorted(set(keys)))
+        left = [place for place, key in enumerate(keys) if key not in known]
+        if left and self.offline:
+            raise RunError(
+                f"{len(left)} of {len(keys)} scores of {self.name} are not in {self.verdicts.folder}, and offline the "
+                "model is not asked. Judge online first."
+            )
+        missing: dict[str, int] = {}
+        new, shortened = 0, 0
+        if left:
+            tokenizer = self._load(AutoTokenizer)
+            conversations, shortened = self._encode(tokenizer, [pairs[place] for place in left])
+            rendered = [index for index, ids in enumerate(conversations) if ids]
+            scores = self._score(tokenizer, [conversations[index] for index in rendered])
+            found = {keys[left[index]]: repr(score) for index, score in zip(rendered, scores, strict=True)}
+            self.verdicts.keep(self.name, found)
+            known |= found
+            new = len(found)
+            if refused := len(left) - new:
+                missing = {"the reward model's chat template refuses the conversation": refused}
+        self.summary = Summary(new=new, cached=len(keys) - len(left), missing=missing, shortened=shortened)
+        return [float(known[key]) if key in known else None for key in keys]
+
+    def _encode(self, tokenizer: Any, pairs: Sequence[tuple[Messages, str]]) -> tuple[list[list[int]], int]:
+        """Token ids of each conversation, none where the template refuses it, and how many lost their start."""
+        if tokenizer.chat_template is None:
+            raise self._unusable("its tokenizer has no chat template")
+        renderer = ChatRenderer(tokenizer)
+        texts = renderer.conversation_texts(
+            [[*prompt, {"role": "assistant", "content": answer}] for prompt, answer in pairs]
+        )
+        sound = [index for index, text in enumerate(texts) if not isinstance(text, Refusal)]
+        ids: list[list[int]] = [[] for _ in texts]
+        for index, encoded in zip(sound, renderer.encode([str(texts[index]) for index in sound]), strict=True):
+            ids[index] = encoded
+        limits = (self.settings.max_tokens, getattr(self.config, "max_position_embeddings", None))
+        limit = min((limit for limit in limits if limit), default=None)
+        if limit is None:
+            return ids, 0
+        return [some[-limit:] for some in ids], sum(len(some) > limit for some in ids)
+
+    def _score(self, tokenizer: Any, conversations: Sequence[list[int]]) -> list[float]:
+        if not conversations:
+            return []
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = self._model().to(device).eval()
+        padding = _padding(model.config, tokenizer, conversations)
+        order = sorted(range(len(conversations)), key=lambda index: len(conversations[index]))
+        scores = [0.0] * len(conversations)
+        batches = [order[start : start + self.settings.batch] for start in range(0, len(order), self.settings.batch)]
+        for done, members in enumerate(batches, 1):
+            width = len(conversations[members[-1]])
+            ids = torch.full((len(members), width), padding, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(members):
+                ids[row, : len(conversations[index])] = torch.tensor(conversations[index])
+                mask[row, : len(conversations[index])] = 1
+            with torch.inference_mode():
+                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            for index, score in zip(members, logits[:, 0].double().tolist(), strict=True):
+                scores[index] = score
+            self.progress(done, len(batches))
+        if not all(map(_is_finite, scores)):
+            raise self._unusable(f"in {self.settings.dtype} it gives scores that are not finite")
+        return scores
+
+    def _model(self) -> Any:
+        dtype = getattr(torch, self.settings.dtype)
+        model, found = self._load(
+            AutoModelForSequenceClassification, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        if found["missing_keys"]:
+            raise self._unusable(f"its files lack weights, among them {sorted(found['missing_keys'])[0]}")
+        return model
+
+    def _load(self, kind: Any, **options: Any) -> Any:
+        settings = self.settings
+        try:
+            return kind.from_pretrained(
+                settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **options
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise self._unusable(lines[0].rstrip(".") if lines else type(error).__name__) from None
+
+    def _unusable(self, reason: str) -> InputError:
+        return InputError(
+            f"evaluation.judge.model {self.settings.model} cannot be used as a reward model: {reason}. Give a folder "
+            "or hub id of a sequence classifier of one label, with safetensors and a chat template."
+        )
+
+    def _weights(self) -> str:
+        """Changes with the weights: the hub's commit, or sizes and times of a folder's files."""
+        commit: str | None = getattr(self.config, "_commit_hash", None)
+        files = sorted(Path(self.settings.model).glob("*")) if commit is None else []
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        return commit or hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+    def _key(self, prompt: Messages, answer: str) -> str:
+        turns = [[turn["role"], turn["content"]] for turn in prompt]
+        return hashlib.sha256(json.dumps([self.key, turns, answer]).encode()).hexdigest()
+
+
+def _padding(config: Any, tokenizer: Any, conversations: Sequence[list[int]]) -> int:
+    """The token to pad with. Classifiers read the score at the last token that is not the configuration's own."""
+    text = config.get_text_config()
+    if text.pad_token_id is None:
+        # The model was made for single rows, scored at their very last token.
+        last = {ids[-1] for ids in conversations}
+        text.pad_token_id = next(token for token in range(len(tokenizer)) if token not in last)
+    return int(text.pad_token_id)
+
+
+def _is_finite(score: float) -> bool:
+    return score - score == 0

@@ -1,0 +1,240 @@
+"""Verdicts that were paid for or took long, kept in SQLite so that none is paid for twice, and what they cost.
+
+The folder holds one file for each host, which alone writes to it; all files are looked through. A paid judgment is
+written when it arrives, whether it holds a valid verdict or not; only valid ones are ever found again.
+
+    verdicts    key -> value: a label, or a number as text; request: the judgment that said so, if there was one
+    requests    every request that was or may have been paid for, with the judgment's text, for one run and judge
+"""
+
+import hashlib
+import logging
+import platform
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from slime_ray.errors import RunError
+from slime_ray.judge_settings import JudgeBudget, Prices
+
+T = TypeVar("T")
+BUSY_SECONDS = 60.0
+ELSEWHERE_SECONDS = 10.0
+"""How old the known spending of other hosts may be."""
+AT_ONCE = 500
+_TABLES = """
+CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, judge TEXT, value TEXT NOT NULL, request INTEGER, time REAL);
+CREATE TABLE IF NOT EXISTS requests (
+    id INTEGER PRIMARY KEY, judge TEXT, run TEXT, key TEXT, time REAL, judgment TEXT, value TEXT, model TEXT,
+    input_tokens INTEGER, output_tokens INTEGER
+);
+CREATE INDEX IF NOT EXISTS spending ON requests (judge, run, input_tokens, output_tokens);
+"""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A judgment. model: as the endpoint calls it. Tokens are None where the endpoint does not say."""
+
+    text: str
+    model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What one judge has taken in one run."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: "Spending") -> "Spending":
+        return Spending(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+    def cost(self, prices: Prices | None) -> float | None:
+        """In the prices' currency; None without prices."""
+        if prices is None:
+            return None
+        return (self.input_tokens * prices.input + self.output_tokens * prices.output) / 1e6
+
+    def spends(self, budget: JudgeBudget, prices: Prices | None) -> str | None:
+        """Which part of the budget is spent, as words; None while there is some left."""
+        for name, limit, spent in (
+            ("requests", budget.requests, self.requests),
+            ("tokens", budget.tokens, self.input_tokens + self.output_tokens),
+            ("cost", budget.cost, self.cost(prices)),
+        ):
+            if limit is not None and spent is not None and spent >= limit:
+                return f"budget.{name} {limit:g} is spent"
+        return None
+
+
+class BudgetSpent(Exception):
+    """No further request may be made."""
+
+
+class Verdicts:
+    """The cache of one storage, used for one run. Threads and processes of a host may use it at the same time."""
+
+    def __init__(self, folder: Path, *, run: str):
+        self.folder, self.run = folder, run
+        self.own = folder / f"{_host()}.sqlite"
+        self._lock = threading.Lock()
+        self._warned: set[Path] = set()
+        self._elsewhere: dict[str, tuple[float, Spending]] = {}
+
+    def find(self, keys: Sequence[str]) -> dict[str, str]:
+        """The values of those keys that are known. This host's own come first, then the oldest."""
+        found: dict[str, tuple[float, str]] = {}
+
+        def look(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
+            rows: list[tuple[str, float, str]] = []
+            for start in range(0, len(keys), AT_ONCE):
+                some = keys[start : start + AT_ONCE]
+                marks = ",".join("?" * len(some))
+                rows += connection.execute(f"SELECT key, time, value FROM verdicts WHERE key IN ({marks})", some)
+            return rows
+
+        nothing: list[tuple[str, float, str]] = []
+        for path in self._files():
+            for key, when, value in self._read(path, look, nothing):
+                when = float("-inf") if path == self.own else when
+                if key not in found or when < found[key][0]:
+                    found[key] = (when, value)
+        return {key: value for key, (_, value) in found.items()}
+
+    def keep(self, judge: str, values: Mapping[str, str]) -> None:
+        """Keep verdicts that cost no request."""
+        with self._writing() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, NULL, ?)",
+                [(key, judge, value, time.time()) for key, value in values.items()],
+            )
+
+    def begin(self, judge: str, key: str, *, budget: JudgeBudget, prices: Prices | None) -> int:
+        """Note a request before it is made, so that no process makes one too many. Raises BudgetSpent."""
+        elsewhere = self._spent_elsewhere(judge)
+        with self._writing() as connection:
+            spent = self._spending(connection, judge) + elsewhere
+            if reason := spent.spends(budget, prices):
+                raise BudgetSpent(reason)
+            made = connection.execute(
+                "INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", (judge, self.run, key, time.time())
+            )
+            return int(made.lastrowid or 0)
+
+    def finish(self, request: int, reply: Reply, value: str | None) -> str | None:
+        """Keep a judgment with its verdict, if it is valid. Returns the verdict that counts: the first one kept."""
+        with self._writing() as connection:
+            connection.execute(
+                "UPDATE requests SET judgment = ?, value = ?, model = ?, input_tokens = ?, output_tokens = ? "
+                "WHERE id = ?",
+                (reply.text, value, reply.model, reply.input_tokens, reply.output_tokens, request),
+            )
+            if value is None:
+                return None
+            connection.execute(
+                "INSERT OR IGNORE INTO verdicts SELECT key, judge, value, id, ? FROM requests WHERE id = ?",
+                (time.time(), request),
+            )
+            (kept,) = connection.execute(
+                "SELECT value FROM verdicts WHERE key = (SELECT key FROM requests WHERE id = ?)", (request,)
+            ).fetchone()
+            return str(kept)
+
+    def abandon(self, request: int) -> None:
+        """Forget a request that was refused, and so was not paid for."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM requests WHERE id = ?", (request,))
+
+    def spent(self, judge: str) -> Spending:
+        """What the judge has taken in this run, on all hosts."""
+        own = Spending()
+        if self.own.exists():
+            own = self._read(self.own, lambda connection: self._spending(connection, judge), own)
+        return own + self._spent_elsewhere(judge)
+
+    def _spent_elsewhere(self, judge: str) -> Spending:
+        with self._lock:
+            looked, spent = self._elsewhere.get(judge, (float("-inf"), Spending()))
+        if time.monotonic() - looked < ELSEWHERE_SECONDS:
+            return spent
+        spent = Spending()
+        for path in self._files():
+            if path != self.own:
+                spent += self._read(path, lambda connection: self._spending(connection, judge), Spending())
+        with self._lock:
+            self._elsewhere[judge] = (time.monotonic(), spent)
+        return spent
+
+    def _spending(self, connection: sqlite3.Connection, judge: str) -> Spending:
+        row = connection.execute(
+            "SELECT COUNT(*), COALESCE(SUM(input_tokens), 0), COALESCE(SUM(output_tokens), 0) FROM requests "
+            "WHERE judge = ? AND run = ?",
+            (judge, self.run),
+        ).fetchone()
+        return Spending(*row)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.sqlite"))
+
+    def _read(self, path: Path, look: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        """What `look` sees in a file. One of another host that cannot be read counts as absent."""
+        own = path == self.own
+        # Another host's file may be in use there, and is not worth waiting for.
+        address, seconds = f"{path.absolute().as_uri()}?mode={'rw' if own else 'ro'}", BUSY_SECONDS if own else 1.0
+        try:
+            with closing(sqlite3.connect(address, uri=True, timeout=seconds)) as connection:
+                return look(connection)
+        except sqlite3.Error as error:
+            if own:
+                raise self._damaged(error) from None
+            if path not in self._warned:
+                self._warned.add(path)
+                logger.warning("%s cannot be read and counts as absent: %s", path, error)
+            return otherwise
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """This host's file, in one transaction. A rollback journal, as a write-ahead log wants a disk of its own."""
+        try:
+            with self._lock:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with closing(sqlite3.connect(self.own, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    for statement in filter(str.strip, _TABLES.split(";")):
+                        connection.execute(statement)
+                    # Whatever is raised in between closes the connection, which takes everything back.
+                    yield connection
+                    connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.own}, which keeps verdicts, cannot be used: {error}. Make room or correct the rights; if it is "
+            "damaged, move it away: the other files there are still used."
+        )
+
+
+def _host() -> str:
+    """A name that no other machine has at the same time, even where host names repeat: locks hold within one kernel."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        kernel = f"{uuid.getnode():x}"
+    name = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in platform.node()).lstrip(".")
+    return f"{name}-{hashlib.sha256(kernel.encode()).hexdigest()[:8]}"

@@ -1,0 +1,38 @@
+"""What the parts of an experiment's schema are made of."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+EMBEDDED = "embedded/"
+"""Prefix of `model.source` and `data.train` that names an embedded task, as in `embedded/arithmetic`."""
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys and does not turn text into numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def located(value: str) -> str:
+    """A local file or folder by its absolute path, since trials run in other folders; anything else as it was given."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
+
+
+Located = Annotated[str, AfterValidator(located)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits that change with any part of `value` (pydantic models and plain JSON values)."""
+
+    def plain(item: Any) -> Any:
+        return item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item)
+
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

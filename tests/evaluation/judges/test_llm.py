@@ -1,0 +1,322 @@
+"""The judges that ask a language model, against a server that really answers."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.judges.base import POINTS_OF_A
+from slime_ray.evaluation.judges.endpoint import Endpoint
+from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.win_rate import compare
+
+from .judge_server import KEY, VARIABLE, Response, completion, serving, settings
+
+COUNT = 8
+PROMPTS = [[{"role": "user", "content": f"question {n}"}] for n in range(COUNT)]
+OURS = [f"{n} " + "good " * (n % 3) for n in range(COUNT)]
+THEIRS = [f"{n} plain good" for n in range(COUNT)]
+# By the server's rule: 0, 1 or 2 times good against 1.
+AB = [("B>A", "A=B", "A>B")[n % 3] for n in range(COUNT)]
+BA = [("A>B", "A=B", "B>A")[n % 3] for n in range(COUNT)]
+
+
+def labels(judged):
+    return [one.ab for one in judged.comparisons], [one.ba for one in judged.comparisons]
+
+
+def test_both_orders_of_all_prompts_are_asked_and_judged(server, llm):
+    judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+    assert labels(judged) == (AB, BA)
+    assert len(server.requests) == 2 * COUNT
+    assert {request["temperature"] for request in server.requests} == {0.0}
+    assert judged.summary.new == 2 * COUNT
+    assert (judged.summary.input_tokens, judged.summary.output_tokens) == (1600, 160)
+    assert judged.summary.models == ("rule-2026-01-01",)
+
+
+def test_single_grading_rates_each_answer_once_and_both_orders_follow(server, llm):
+    judged = compare(llm(server, template="mt-bench-single"), PROMPTS, OURS, THEIRS)
+    assert labels(judged) == (AB, BA)
+    assert judged.scores == [1.0 + n % 3 for n in range(COUNT)]
+    assert judged.baseline_scores == [2.0] * COUNT
+    assert len(server.requests) == 2 * COUNT
+
+
+def test_all_requests_of_an_evaluation_are_on_their_way_together(llm):
+    """Nobody is answered before all 16 are there: with fewer at a time the barrier would break."""
+    barrier = threading.Barrier(2 * COUNT)
+
+    def together(number, judgment):
+        barrier.wait(timeout=20)
+
+    with serving(together) as server:
+        assert labels(compare(llm(server, concurrency=2 * COUNT), PROMPTS, OURS, THEIRS)) == (AB, BA)
+        assert server.at_once == 2 * COUNT
+
+
+def test_no_more_requests_than_allowed_are_on_their_way(server, llm):
+    compare(llm(server, concurrency=3), PROMPTS, OURS, THEIRS)
+    assert server.at_once <= 3
+
+
+def test_a_finished_evaluation_repeats_offline_without_a_key(server, llm, monkeypatch):
+    online = compare(llm(server), PROMPTS, OURS, THEIRS)
+    monkeypatch.delenv(VARIABLE)
+    offline = compare(llm("http://127.0.0.1:9/v1", offline=True), PROMPTS, OURS, THEIRS)
+    assert offline.comparisons == online.comparisons
+    assert (offline.summary.new, offline.summary.cached) == (0, 2 * COUNT)
+    assert len(server.requests) == 2 * COUNT
+
+
+def test_offline_says_how_many_verdicts_are_missing(server, llm):
+    compare(llm(server), PROMPTS[:5], OURS[:5], THEIRS[:5])
+    with pytest.raises(RunError, match="6 of 16 verdicts"):
+        compare(llm(server, offline=True), PROMPTS, OURS, THEIRS)
+
+
+def test_rate_limits_and_failing_servers_are_asked_again(llm):
+    troubles = [
+        Response(429, {"error": {"message": "slow down"}}, {"retry-after": "0"}),
+        Response(500, {"error": {"message": "oh"}}),
+        Response(503, "<html>", {"content-type": "text/html"}),
+        Response(200, '{"id": "1", "choi'),
+        Response(200, {"id": "1", "object": "chat.completion", "choices": []}),
+        Response(200, "<html>hello</html>", {"content-type": "text/html"}),
+        Response(200, '{"id": ', length=1000),
+    ]
+
+    def behave(number, judgment):
+        return troubles[number] if number < len(troubles) else None
+
+    with serving(behave) as server:
+        judged = compare(llm(server, retries=len(troubles)), PROMPTS, OURS, THEIRS)
+        assert labels(judged) == (AB, BA)
+        assert len(server.requests) == 2 * COUNT + len(troubles)
+    # Refused requests are not paid for; those that were answered in whatever way may have been.
+    assert judged.summary.requests == 2 * COUNT + 4
+
+
+def test_an_endpoint_that_wants_to_be_left_alone_for_long_has_failed(llm):
+    with (
+        serving(lambda *_: Response(429, {}, {"retry-after": "86400"})) as server,
+        pytest.raises(RunError, match=r"rate limit \(429\)"),
+    ):
+        compare(llm(server, retries=100), PROMPTS, OURS, THEIRS)
+
+
+def test_a_slow_endpoint_is_a_time_out_that_may_have_been_paid_for(llm):
+    release = threading.Event()
+    with serving(lambda *_: release.wait(20) and None) as server:
+        with pytest.raises(RunError, match=r"no answer within 0.2 s.*with --resume"):
+            compare(llm(server, timeout_seconds=0.2, retries=0, concurrency=1), PROMPTS, OURS, THEIRS)
+        release.set()
+    judge = llm(server, offline=True)
+    assert judge.asker.verdicts.spent(judge.name).requests == 1
+
+
+def test_where_nobody_listens_the_trial_stops_or_goes_on_as_it_was_told(llm):
+    with pytest.raises(RunError, match="no connection"):
+        compare(llm("http://127.0.0.1:9/v1", retries=1), PROMPTS, OURS, THEIRS)
+    judged = compare(llm("http://127.0.0.1:9/v1", retries=1, on_failure="go_on"), PROMPTS, OURS, THEIRS)
+    assert labels(judged) == ([None] * COUNT, [None] * COUNT)
+    ((reason, count),) = judged.summary.missing.items()
+    assert (reason.startswith("no connection"), count) == (True, 2 * COUNT)
+    assert judged.summary.requests == 0
+
+
+@pytest.mark.parametrize("policy", ["stop", "go_on"])
+def test_a_refused_key_stops_at_once_names_its_variable_and_is_not_shown(server, llm, monkeypatch, caplog, policy):
+    monkeypatch.setenv(VARIABLE, "sk-wrong-9999")
+    with pytest.raises(RunError, match=VARIABLE) as stopped:
+        compare(llm(server, on_failure=policy, concurrency=1), PROMPTS, OURS, THEIRS)
+    assert "sk-wrong" not in str(stopped.value) + caplog.text
+    assert len(server.requests) <= 2
+
+
+def test_an_unknown_model_stops_at_once_with_what_the_endpoint_says(llm):
+    with serving(lambda *_: Response(404, {"error": {"message": "The model `rule` does not exist"}})) as server:
+        with pytest.raises(RunError, match=r"does not know the model rule.*does not exist.*base_url"):
+            compare(llm(server, on_failure="go_on", concurrency=1), PROMPTS, OURS, THEIRS)
+        assert len(server.requests) <= 2
+
+
+def test_an_endpoint_that_wants_max_completion_tokens_gets_them(llm):
+    def behave(number, judgment):
+        if "max_tokens" in server.requests[number]:
+            return Response(400, {"error": {"message": "Unsupported: 'max_tokens'. Use 'max_completion_tokens'."}})
+        return None
+
+    with serving(behave) as server:
+        assert labels(compare(llm(server, concurrency=1), PROMPTS, OURS, THEIRS)) == (AB, BA)
+        assert len(server.requests) == 2 * COUNT + 1
+
+
+@pytest.mark.parametrize(
+    "judgment",
+    ["I cannot say.", "", "[[A<>B]]", "[[A]]", None],
+    ids=["none", "empty", "unknown label", "half a label", "null"],
+)
+def test_an_invalid_judgment_is_asked_again_twice_and_then_missing(llm, verdicts, judgment):
+    with serving(lambda *_: Response(body=completion(judgment))) as server:
+        judged = compare(llm(server), PROMPTS[:2], OURS[:2], THEIRS[:2])
+        assert labels(judged) == ([None, None], [None, None])
+        assert len(server.requests) == 3 * 4
+        assert len({json.dumps(request["messages"]) for request in server.requests}) == 3 * 4
+        assert (judged.summary.invalid, judged.summary.new, judged.summary.missing) == (4, 0, {})
+        # They were paid for, and are asked for again another time.
+        assert judged.summary.input_tokens == 1200
+        server.behave = lambda *_: None
+        assert labels(compare(llm(server), PROMPTS[:2], OURS[:2], THEIRS[:2])) == (AB[:2], BA[:2])
+    with sqlite3.connect(verdicts.own) as database:
+        assert database.execute("SELECT COUNT(*) FROM requests WHERE judgment = ?", (judgment or "",)).fetchone() == (
+            12,
+        )
+
+
+def test_a_judge_that_dies_half_way_loses_nothing(llm):
+    def behave(number, judgment):
+        return Response(500, {}) if number >= 9 else None
+
+    with serving(behave) as server:
+        with pytest.raises(RunError, match="9 requests"):
+            compare(llm(server, retries=0, concurrency=1), PROMPTS, OURS, THEIRS)
+        server.behave = lambda *_: None
+        asked = len(server.requests)
+        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+        assert labels(judged) == (AB, BA)
+        assert (judged.summary.cached, len(server.requests) - asked) == (9, 2 * COUNT - 9)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from slime_ray.evaluation.judges.asking import Asker
+from slime_ray.evaluation.judges.endpoint import Endpoint
+from slime_ray.evaluation.judges.llm import PairwiseLlmJudge
+from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.win_rate import compare
+from tests.evaluation.judges.judge_server import settings
+from tests.evaluation.judges.test_llm import OURS, PROMPTS, THEIRS, labels
+url, folder, run, concurrency, budget = sys.argv[1:]
+chosen = settings(url, concurrency=int(concurrency), budget={"requests": int(budget)}, on_failure="go_on", retries=0)
+asker = Asker(chosen, verdicts=Verdicts(Path(folder), run=run), endpoint=Endpoint(chosen))
+print(labels(compare(PairwiseLlmJudge(chosen, asker), PROMPTS, OURS, THEIRS)))
+"""
+
+
+def child(server, verdicts, *, run="first", concurrency=4, budget=1000):
+    root = Path(__file__).resolve().parents[3]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, server.url, verdicts.folder, run, str(concurrency), str(budget)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_judge_whose_process_is_killed_has_kept_what_had_arrived(llm, verdicts):
+    """The sixth request is not answered before the process is dead, and with one at a time five are through."""
+    reached, release = threading.Event(), threading.Event()
+
+    def behave(number, judgment):
+        if number == 5:
+            reached.set()
+            release.wait(30)
+
+    with serving(behave) as server:
+        process = child(server, verdicts, concurrency=1)
+        assert reached.wait(60)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        release.set()
+        asked = len(server.requests)
+        assert labels(compare(llm(server), PROMPTS, OURS, THEIRS)) == (AB, BA)
+        assert len(server.requests) - asked == 2 * COUNT - 5
+
+
+def test_two_processes_share_a_cache_and_keep_one_budget(verdicts):
+    with serving() as server:
+        processes = [child(server, verdicts, budget=10) for _ in range(2)]
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0]
+        assert len(server.requests) == 10
+    assert verdicts.spent(settings("http://x").identity).requests == 10
+    for output in outputs:
+        valid = [label for side in eval(output) for label in side if label]
+        assert 0 < len(valid) <= 10
+
+
+def test_a_budget_holds_over_all_evaluations_of_a_run_and_not_over_another(server, llm, tmp_path):
+    limited = {"budget": {"requests": 20}}
+    compare(llm(server, **limited), PROMPTS, OURS, THEIRS)
+    others = [answer + " good" for answer in OURS]
+    with pytest.raises(RunError, match=r"budget.requests 20 is spent.*pays for nothing twice"):
+        compare(llm(server, **limited), PROMPTS, others, THEIRS)
+    assert len(server.requests) == 20
+    other_run = Verdicts(tmp_path / ".verdicts", run="second")
+    compare(llm(server, kept=other_run, **limited), PROMPTS, others, THEIRS)
+    # Four of the sixteen had been paid for by the first run.
+    assert len(server.requests) == 20 + 12
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 550}, {"cost": 0.00055}])
+def test_tokens_and_cost_end_a_budget_too(server, llm, budget):
+    """110 tokens a judgment, at a price of 1 for each million: five judgments take all of both budgets."""
+    judge = llm(server, budget=budget, prices={"input": 1, "output": 1}, concurrency=1, on_failure="go_on", retries=0)
+    judged = compare(judge, PROMPTS, OURS, THEIRS)
+    assert len(server.requests) == 5
+    (name,) = budget
+    assert judged.summary.missing == {f"budget.{name} {budget[name]:g} is spent": 11}
+    assert judged.summary.cost == pytest.approx(0.00055)
+    assert "11 verdicts are missing" in judged.summary.sentence
+
+
+def test_a_budget_of_tokens_needs_an_endpoint_that_counts_them(llm):
+    with serving(lambda number, judgment: Response(body=completion(judgment, usage=None))) as server:
+        with pytest.raises(RunError, match=r"does not say how many tokens.*budget.requests"):
+            compare(llm(server, budget={"tokens": 10**6}, concurrency=1), PROMPTS, OURS, THEIRS)
+        assert labels(compare(llm(server), PROMPTS, OURS, THEIRS)) == (AB, BA)
+
+
+def test_the_key_is_neither_in_the_cache_nor_in_the_settings(server, llm, verdicts):
+    judge = llm(server)
+    compare(judge, PROMPTS, OURS, THEIRS)
+    assert KEY.encode() not in verdicts.own.read_bytes()
+    assert KEY not in judge.settings.model_dump_json()
+
+
+def test_a_missing_key_or_package_is_a_sentence(server, monkeypatch):
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(InputError, match=rf"{VARIABLE} holds no key.*api_key_env"):
+        Endpoint(settings(server))
+    assert settings(server, api_key_env=None).lacks() is None
+    monkeypatch.setattr("slime_ray.judge_settings.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"slime-ray\[llm\]"):
+        Endpoint(settings(server))
+
+
+def test_a_users_own_template_is_asked(server, llm, tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("user: 'Q {question} first {answer_a} second {answer_b}, please {not_a_place}'\n")
+    judge = llm(server, template=str(own))
+    assert labels(compare(judge, PROMPTS, OURS, THEIRS)) == (AB, BA)
+    assert "please {not_a_place}" in server.requests[0]["messages"][1]["content"]
+    own.write_text("user: 'Q {question} first {answer_a} second {answer_b}!'\n")
+    assert judge.name.startswith("llm:rule:mine#")
+    assert settings(server, template=str(own)).identity != judge.name
+
+
+def test_labels_count_as_points(server, llm):
+    """Every label that the parser lets through has points."""
+    judged = compare(llm(server), PROMPTS, ["good good good " + a for a in OURS], THEIRS)
+    assert {one.ab for one in judged.comparisons} <= POINTS_OF_A.keys()
+    assert judged.comparisons[0].ab == "A>>B"

@@ -1,0 +1,129 @@
+"""A trial whose answers are judged by a language model: what is kept when the judge stops, and what going on costs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slime_ray import results
+from slime_ray.cli import main
+from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.training import attempts
+from slime_ray.training.orders import Paused
+from slime_ray.training.worker import run_trial
+from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
+
+TEXT = """\
+name: judged
+preset: arithmetic
+base:
+  data: {{sft_examples: 100, pairs: 20, held_out_pairs: 8}}
+  sft: {{updates: 4}}
+  training: {{updates: 2, pairs_per_update: 8, evaluations: 1, learning_rate: 1e-3}}
+  evaluation:
+    prompts: 10
+    selection_prompts: 4
+    kl_prompts: 2
+    decoding: {{max_new_tokens: 8}}
+    judge: {{name: llm, model: rule, template: arena-hard, base_url: '{url}', api_key_env: {variable}, retries: 0,
+            concurrency: 1, budget: {{requests: {budget}}}}}
+arms: {{slime: {{}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
+    return Mirror(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture
+def storage(stages: Mirror) -> Mirror:
+    """The stages are made once; verdicts are those of one test."""
+    shutil.rmtree(stages.root / ".verdicts", ignore_errors=True)
+    return stages
+
+
+def written(folder: Path, server: JudgeServer, *, budget: int = 100) -> Path:
+    path = folder / "judged.yaml"
+    path.write_text(TEXT.format(url=server.url, variable=VARIABLE, budget=budget))
+    return path
+
+
+def experiment(folder: Path, server: JudgeServer, *, budget: int = 100) -> Experiment:
+    return load_experiment(written(folder, server, budget=budget))
+
+
+def quiet(told: Any) -> None:
+    return None
+
+
+def test_a_trial_whose_judge_stops_keeps_its_model_and_goes_on_without_paying_twice(storage, tmp_path):
+    with serving(lambda number, _: Response(500, {}) if number >= 5 else None) as server:
+        (trial,) = arm_trials(experiment(tmp_path, server))
+        run, folder = storage.root / "stopped", storage.root / "stopped" / "trials" / trial.trial_id
+        with pytest.raises(Paused, match=r"error of the server \(500\).*5 requests.*--resume"):
+            run_trial(trial, run=run, storage=storage, report=quiet)
+        assert results.finished_trials(run) == {}
+        assert (folder / "checkpoint" / "model.safetensors").exists()
+        assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
+        asked = len(server.requests)
+        server.behave = lambda *_: None
+        told: list[Any] = []
+        row = run_trial(trial, run=run, storage=storage, report=lambda news: told.append(dict(news)))
+        new = len(server.requests) - asked
+    assert row["status"] == "completed"
+    assert row["judge"] == trial.settings.judge_identity
+    judging = json.loads((folder / "judging.json").read_text())
+    assert (judging["new"], judging["cached"], judging["requests"]) == (new, 5, new + 5)
+    assert KEY not in (folder / "trial.json").read_text() + (folder / "judging.json").read_text()
+    assert any(news.get("doing") == "judging" for news in told)
+
+
+def test_a_budget_holds_over_the_trials_of_a_run_and_can_be_raised(storage, tmp_path):
+    with serving() as server:
+        (trial,) = arm_trials(experiment(tmp_path, server, budget=3))
+        run = storage.root / "budget"
+        with pytest.raises(Paused, match=r"budget.requests 3 is spent"):
+            run_trial(trial, run=run, storage=storage, report=quiet)
+        assert len(server.requests) == 3
+        (richer,) = arm_trials(experiment(tmp_path, server, budget=300))
+        row = run_trial(richer, run=run, storage=storage, report=quiet)
+        assert row["status"] == "completed"
+        assert row["win_rate"] is not None
+        asked = len(server.requests)
+        # Another trial of the same answers pays for nothing.
+        other = Trial.model_validate(richer.model_dump() | {"trial_id": "arm-twin-s0"})
+        run_trial(other, run=run, storage=storage, report=quiet)
+        assert len(server.requests) == asked
+
+
+def test_train_says_why_the_judge_stopped_and_resumes(storage, tmp_path, capsys):
+    with serving(lambda number, _: Response(500, {}) if number >= 2 else None) as server:
+        command = ["train", str(written(tmp_path, server)), "--storage", str(storage.root), "--name", "alone"]
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert "error of the server (500)" in said
+        assert "--resume" in said
+        server.behave = lambda *_: None
+        assert main([*command, "--resume"]) == 0
+    assert results.read_manifest(storage.root / "alone")["judge"].startswith("llm:rule:arena-hard#")
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_missing_key_is_a_sentence_before_anything_starts(storage, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.delenv(VARIABLE)
+    with serving() as server:
+        path = str(written(tmp_path, server))
+        assert main([command, path, "--storage", str(tmp_path / "runs")]) == 2
+        assert server.requests == []
+    assert f"{VARIABLE} holds no key" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
