@@ -24,6 +24,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
   slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
+  slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
   slime-ray report runs/first                   tables, figures and report.html from the result files
   slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
@@ -92,6 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--trial", help="which, such as arm-slime-s0 (default: the only one)")
     _start_options(train)
     train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure checkpoints, trials or files of answers, without a sweep")
+    _experiment_options(evaluate)
+    evaluate.add_argument(
+        "policies", type=Path, nargs="+", metavar="POLICY",
+        help="a folder with a checkpoint, a trial's folder in a run, or a .jsonl file of answers; each makes a row",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--baseline", type=Path, help="the same for what they are compared with (default: the SFT checkpoint)"
+    )
+    evaluate.add_argument("--offline", action="store_true", help="ask no judge that costs; kept verdicts answer alone")
+    _start_options(evaluate)
+    evaluate.set_defaults(command=_evaluate)
 
     launch = commands.add_parser("launch", help="submit a sweep to a cluster and follow it; again to follow it again")
     _experiment_options(launch)
@@ -202,6 +216,20 @@ def _train(options: argparse.Namespace) -> None:
     if options.name is None:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}-{trial.trial_id}"})
     run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=print)
+    _write_report(run, None, Mirror.of(options.storage, "trials"))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    experiment, source = _checked(options)
+    from slime_ray.mirror import Mirror
+    from slime_ray.training.evaluate import evaluate
+
+    if options.name is None:
+        experiment = experiment.model_copy(update={"name": f"{experiment.name}-evaluation"})
+    run = evaluate(
+        experiment, options.policies, baseline=options.baseline, source=source, storage=options.storage,
+        start=options.start, offline=options.offline, say=print,
+    )  # fmt: skip
     _write_report(run, None, Mirror.of(options.storage, "trials"))
 
 

@@ -19,7 +19,7 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.experiment import Trial
 from slime_ray.model.logprobs import Policy
-from slime_ray.stability_v1 import TOLERANCES
+from slime_ray.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.training.stages import Stages
 
 STANDARD_ERRORS = 2.0
@@ -100,8 +100,7 @@ def answer_signs(
 def spike_sign(losses: Sequence[float], grad_norms: Sequence[float]) -> dict[str, Sign]:
     """Training spikes so far; counts err by their square root."""
     share = stability.training_spikes(losses, grad_norms)
-    counted = max(1, len(losses) - stability.SPIKE_SKIPPED)
-    error = math.sqrt(share / counted)
+    error = math.sqrt(share / max(1, spike_flags(losses, grad_norms).size))
     return {"training_spikes": Sign(share, error, f"training spikes, {100 * share:.0f} % of the updates")}
 
 

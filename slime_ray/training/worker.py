@@ -23,13 +23,8 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from slime_ray import __version__
-from slime_ray.errors import RunError
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.answers import Answered, judge_answers
-from slime_ray.evaluation.conversations import ask
-from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, Summary, build_judge
-from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.judges import Summary, build_judge
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
@@ -37,10 +32,16 @@ from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
-from slime_ray.stability_v1 import StabilityParts, stability_score
 from slime_ray.training import attempts
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
-from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.measuring import (
+    Measured,
+    answer_prompts,
+    judge_prompts,
+    measure_log_probabilities,
+    measure_policy,
+)
+from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import (
     JUDGING,
     MODEL,
@@ -54,8 +55,7 @@ from slime_ray.training.outcome import (
     say_nothing,
     waiting_for_storage,
 )
-from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
-from slime_ray.training.trainer import TokenPair
+from slime_ray.training.stages import answering, place, prepare, train_pairs
 from slime_ray.world import World
 
 VERDICTS = ".verdicts"
@@ -85,13 +85,10 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
         return record_failure(trial, run, f"given up: {enough}", workers=world.size) if world.main else {}
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
-    answers: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
+    measured = Measured({})
     try:
-        measured, answers, pairs = _train_and_measure(
-            trial, folder, storage, report if world.main else say_nothing, curves, hosting
-        )
-        row |= measured
+        measured = _train_and_measure(trial, folder, storage, report if world.main else say_nothing, curves, hosting)
+        row |= measured.row
     except Paused as pause:
         if world.main:
             attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
@@ -110,7 +107,7 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
         minutes = hosting.faults.storage_minutes
-        finish(trial, run, row, answers, curves.rows, pairs, report, storage_minutes=minutes)
+        finish(trial, run, row, measured.answers, curves.rows, measured.pairs, report, storage_minutes=minutes)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
     return row
@@ -143,8 +140,7 @@ def _spare_the_modules() -> None:
 
 def _train_and_measure(
     trial: Trial, folder: Path, storage: Mirror, report: Report, curves: Curves, hosting: Hosting
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The measured columns of the trial's row, and its rows of answers.parquet and pairs.parquet."""
+) -> Measured:
     settings = trial.settings
     judge = build_judge(
         settings,
@@ -172,79 +168,24 @@ def _train_and_measure(
         "reason": outcome.stopped.reason if outcome.stopped else None,
     }
     clock = time.perf_counter()
+
+    def evaluation_seconds() -> dict[str, float]:
+        return {"evaluation_seconds": measure.seconds + time.perf_counter() - clock}
+
     after = measure.held_out()
-    healthy = outcome.diverged is None and after.finite
-    row |= _held_out_row(stages.step0, after)
-    about = {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
-    pair_rows = stability.pair_rows(stages.step0, after, about)
-    if not healthy:
+    held_out = measure_log_probabilities(trial, stages.step0, after)
+    if outcome.diverged is not None or not after.finite:
         reason = outcome.diverged or "the trained model gives log-probabilities that are not finite"
         row |= {"status": "diverged", "reason": reason, "healthy": False, "stability": 0.0}
-        return row | {"evaluation_seconds": measure.seconds + time.perf_counter() - clock}, [], pair_rows
+        return Measured(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
     if outcome.stopped and not outcome.stopped.measure:
-        row |= {"healthy": True, "evaluation_seconds": measure.seconds + time.perf_counter() - clock}
-        return row, [], pair_rows
+        return Measured(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
     _save(policy, folder / MODEL, report, hosting)
-    report({"doing": "answering"})
-    answered = _answer(trial, stages, policy, judge, report)
+    answered = judge_prompts(trial, stages, answer_prompts(trial, stages, policy, report), judge)
     _write_judging(answered.judging, folder / JUDGING, report, hosting)
-    parts = StabilityParts(
-        unlearning=stability.unlearning(stages.step0, after),
-        rejected_collapse=stability.rejected_collapse(stages.step0, after),
-        entropy_shift=stability.entropy_shift(stages.step0, after),
-        broken_outputs=answered.broken_outputs,
-        length_shift=answered.length_shift,
-        training_spikes=stability.training_spikes(curves.series("loss"), curves.series("grad_norm")),
-    )
-    row |= asdict(parts) | {
-        "win_rate": answered.win_rate,
-        "prompts": answered.judged,
-        "format_valid": answered.format_valid,
-        "kl_to_sft": _kl(trial, stages, policy, answered),
-        "stability": stability_score(parts, healthy=True),
-        "healthy": True,
-        "evaluation_seconds": measure.seconds + time.perf_counter() - clock,
-    }
-    return row, answered.rows({**about, "prompt_set": trial.prompt_set}), pair_rows
-
-
-def _held_out_row(before: HeldOut, after: HeldOut) -> dict[str, Any]:
-    return {
-        "pairs": len(after.chosen_lengths),
-        "chosen_drift": float((after.chosen_means - before.chosen_means).mean()),
-        "rejected_drift": float((after.rejected_means - before.rejected_means).mean()),
-        "preference_accuracy": after.accuracy,
-        "mean_margin": float(after.margins.mean()),
-    }
-
-
-def _answer(trial: Trial, stages: Stages, policy: Policy, judge: Judge | None, report: Report) -> Answered:
-    """The policy's answers to the trial's prompts, judged.
-
-    Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
-    """
-    settings = trial.settings
-    prompts, answers = ask(
-        policy,
-        stages.tokenizer,
-        stages.prompts[trial.prompt_set],
-        decoding=settings.evaluation.decoding,
-        stop_tokens=stages.stop_tokens,
-        # The baseline's answers were drawn with seed 0: equal policies must still answer independently.
-        seed=1 + trial.seed,
-        progress=answering(report, "answering"),
-    )
-    try:
-        return judge_answers(
-            prompts,
-            answers,
-            stages.baseline[trial.prompt_set],
-            judge=judge,
-            format_check=stages.format_check,
-            markers=stages.tokenizer.all_special_tokens,
-        )
-    except RunError as error:
-        raise Paused(Order("pause", str(error))) from None
+    spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
+    measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
+    return Measured(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
 
 
 def _write_judging(summary: Summary | None, path: Path, report: Report, hosting: Hosting) -> None:
@@ -257,23 +198,6 @@ def _write_judging(summary: Summary | None, path: Path, report: Report, hosting:
         path.write_text(text, encoding="utf-8")
 
     patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))
-
-
-def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:
-    """K on the policy's own answers; None if all of them are empty."""
-    settings = trial.settings
-    samples = [
-        TokenPair(prompt, answer.token_ids)
-        for prompt, answer in zip(answered.prompts.token_ids, answered.answers, strict=True)
-        if answer.token_ids
-    ][: settings.evaluation.kl_prompts]
-    if not samples:
-        return None
-    reference = None
-    if settings.model.lora is None:
-        lm = load_checkpoint(stages.checkpoint, dtype=settings.model.dtype).to(policy.device)
-        reference = make_policy(lm, settings.model).eval()
-    return kl_to_reference(policy, reference, samples, row_tokens=settings.data.row_budget)
 
 
 def _save(policy: Policy, folder: Path, report: Report, hosting: Hosting) -> None:

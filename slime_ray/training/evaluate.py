@@ -1,0 +1,276 @@
+"""Policies that are there already, measured like a trial's: checkpoints, trials of other runs, files of answers.
+
+What is left is a run like any other, one arm a policy, so that tables, reports and exports are those of a sweep.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from slime_ray import results
+from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.answers import judge_answers
+from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
+from slime_ray.evaluation.generate import Answer
+from slime_ray.evaluation.held_out import measure_held_out
+from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.questions import load_questions
+from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
+from slime_ray.mirror import Mirror
+from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.logprobs import Policy
+from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.settings import Settings
+from slime_ray.training.measuring import (
+    Measured,
+    answer_prompts,
+    judge_prompts,
+    measure_answers,
+    measure_policy,
+)
+from slime_ray.training.orders import Paused, Report
+from slime_ray.training.outcome import MODEL, blank_row, finish, say_nothing
+from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
+from slime_ray.training.worker import VERDICTS, reset_process
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A policy that a user names: a folder with a checkpoint, or a file of answers. label: its row of the table."""
+
+    label: str
+    path: Path
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its answers are given, rather than it itself."""
+        return self.path.is_file()
+
+
+def find_policy(path: Path) -> Given:
+    """What `path` holds. Raises InputError where that is no policy.
+
+    A trial's folder stands for its checkpoint, and a trial is called by its id; other folders and files by their names.
+    """
+    path = path.absolute()
+    if path.is_file():
+        return Given(_label(path.stem), path)
+    named = path.parent if path.name == MODEL and (path.parent / "trial.json").is_file() else path
+    checkpoint = path / MODEL if (path / "trial.json").is_file() else path
+    if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise InputError(
+            f"{path} is no policy: neither a file of answers nor a folder with config.json or adapter_config.json. Give "
+            "a checkpoint, a trial's folder in a run, or a .jsonl file."
+        )
+    return Given(_label(named.name), checkpoint)
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".-_") or "policy"
+
+
+def evaluate(
+    experiment: Experiment,
+    policies: Sequence[Path],
+    *,
+    baseline: Path | None,
+    source: Path,
+    storage: str,
+    start: Start,
+    offline: bool,
+    say: Say,
+) -> Path:
+    """Measure policies against a baseline and return the run's folder on this machine.
+
+    experiment: its `base` says how prompts, model and evaluation are; its arms and search are passed over. baseline:
+    None is the SFT checkpoint of `base`, which is made if it is not there. offline: nothing that costs is asked for,
+    kept verdicts answer alone. Raises InputError before anything is measured, and RunError where a judge stopped.
+    """
+    given = [find_policy(path) for path in policies]
+    against = find_policy(baseline) if baseline else None
+    if len({one.label for one in given}) < len(given):
+        raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
+    settings = experiment.settings
+    measured = experiment.model_copy(
+        update={"arms": [Arm(label=one.label, set={}) for one in given], "seeds": [0], "search": None}
+    )
+    mirror = Mirror.of(storage, "trials")
+    mirror.check()
+    run = mirror.root / experiment.name
+    mirror.pull(run)
+    with taken(run, measured, source=source, seed=0, start=start) as manifest, log_file(run / "log.txt"):
+        report = _report_to(say)
+        reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
+        judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
+        files_only = against is not None and against.is_file and all(one.is_file for one in given)
+        bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, report)
+        bench.compare_with(against)
+        manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": str(baseline or "the SFT checkpoint")}
+        results.write_manifest(run, manifest)
+        done = results.finished_trials(run)
+        try:
+            for one, trial in zip(given, arm_trials(measured), strict=True):
+                if trial.trial_id not in done:
+                    say(f"measuring {one.label}")
+                    _record(bench, one, trial, run)
+        except Paused as pause:
+            raise RunError(str(pause)) from None
+        finally:
+            mirror.push(run)
+        results.consolidate(run)
+        manifest |= {"failed_trials": failures(results.finished_trials(run)), "finished": now()}
+        results.write_manifest(run, manifest)
+        mirror.push(run)
+    return run
+
+
+def _record(bench: "_Files", one: Given, trial: Trial, run: Path) -> None:
+    clock = time.perf_counter()
+    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
+    found = bench.measure(one, trial)
+    seconds = time.perf_counter() - clock
+    row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
+    finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
+
+
+def _report_to(say: Say) -> Report:
+    last = ""
+
+    def report(told: Any) -> None:
+        nonlocal last
+        step = told.get("step")
+        line = f"{told.get('doing', '')} {f'{step}/' + str(told.get('updates')) if step is not None else ''}".strip()
+        if line and line != last:
+            last = line
+            say(line)
+
+    return report
+
+
+class _Files:
+    """Answers on both sides are given: no model is loaded, and a token is a word."""
+
+    hashes: dict[str, str]
+    data: dict[str, Any]
+
+    def __init__(self, settings: Settings, judge: Judge | None):
+        """Raises InputError where nothing says what was asked."""
+        self.settings, self.judge = settings, judge
+        self.hashes, self.data = {}, {}
+        self.words: dict[str, int] = {}
+        self.baseline: list[Answer] = []
+        if judge is None:
+            raise InputError(
+                "evaluation.judge is none, and of files of answers nothing but verdicts can be told. Name a judge: "
+                "--set 'evaluation.judge={name: exact, scorer: package.module:function}', or reward_model or llm."
+            )
+        self.questions: list[Question] = load_questions(settings)
+        if not self.questions:
+            raise InputError(
+                "Files of answers need the questions that they answer: --set evaluation.questions=FILE, of Arena-Hard, "
+                "of MT-Bench, or one with `prompt` and `id`."
+            )
+
+    def compare_with(self, baseline: Given | None) -> None:
+        """Take the baseline's answers."""
+        if baseline is not None:
+            self.baseline = self.read(baseline)[1]
+
+    def measure(self, one: Given, trial: Trial) -> Measured:
+        """Everything that answers alone tell."""
+        prompts, answers = self.read(one)
+        answered = judge_answers(prompts, answers, self.baseline, judge=self.judge, format_check=None, markers=())
+        return measure_answers(trial, answered)
+
+    def read(self, one: Given) -> tuple[Prompts, list[Answer]]:
+        """A file's answers, an item a turn, with the conversations that they end."""
+        given: list[ModelAnswer] = answers_to(self.questions, read_answers(one.path))
+        turns = [
+            (question, turn, answer) for question, answer in zip(self.questions, given, strict=True)
+            for turn in range(len(question.turns))
+        ]  # fmt: skip
+        prompts = Prompts(
+            ids=[question.id for question, _, _ in turns],
+            messages=[question.messages(answer.turns[:turn]) for question, turn, answer in turns],
+            token_ids=[()] * len(turns),
+            categories=[question.category for question, _, _ in turns],
+            turns=[turn + 1 for _, turn, _ in turns],
+        )
+        return prompts, [self.answer(answer.turns[turn]) for _, turn, answer in turns]
+
+    def answer(self, text: str) -> Answer:
+        """A given text as an answer that ended by itself."""
+        return Answer(tuple(self.encode(text)), text, stopped=True, leaked=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Numbers for its words."""
+        return [self.words.setdefault(word, len(self.words)) for word in text.split()]
+
+
+class _Models(_Files):
+    """Some side is a checkpoint: prompts, tokenizer, held-out pairs and the SFT checkpoint are those of a sweep."""
+
+    def __init__(self, settings: Settings, storage: Mirror, judge: Judge | None, report: Report):
+        self.settings, self.judge, self.report = settings, judge, report
+        self.stages: Stages = prepare(settings, storage=storage, report=report)
+        self.hashes, self.data = self.stages.hashes, self.stages.data
+        asked = self.stages.prompts["report"]
+        self.questions = [
+            Question(name, category, (messages[-1]["content"], *later), tuple(messages[:-1]), place="the prompts:0")
+            for name, category, messages, later in zip(
+                asked.ids, asked.categories, asked.messages, asked.later, strict=True
+            )
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.stages.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def compare_with(self, baseline: Given | None) -> None:
+        if baseline is None:
+            return
+        if baseline.is_file:
+            answers = self.read(baseline)[1]
+        else:
+            answers = ask(
+                self.load(baseline),
+                self.stages.tokenizer,
+                self.stages.prompts["report"],
+                decoding=self.settings.evaluation.decoding,
+                stop_tokens=self.stages.stop_tokens,
+                seed=BASELINE_SEED,
+            )[1]
+        self.stages = dataclasses.replace(self.stages, baseline={**self.stages.baseline, "report": answers})
+
+    def measure(self, one: Given, trial: Trial) -> Measured:
+        if one.is_file:
+            return measure_answers(trial, judge_prompts(trial, self.stages, self.read(one), self.judge))
+        policy = self.load(one)
+        after = measure_held_out(policy, self.stages.held_out, row_tokens=self.settings.data.row_budget)
+        asked = answer_prompts(trial, self.stages, policy, self.report)
+        answered = judge_prompts(trial, self.stages, asked, self.judge)
+        return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
+
+    def load(self, one: Given) -> Policy:
+        """A whole model, or an adapter on the SFT checkpoint. Raises InputError where it cannot be loaded."""
+        from peft import PeftModel
+
+        dtype = self.settings.model.dtype
+        try:
+            if (one.path / "adapter_config.json").is_file():
+                lm: Any = load_checkpoint(self.stages.checkpoint, dtype=dtype)
+                lm = PeftModel.from_pretrained(lm, str(one.path), local_files_only=True)
+            else:
+                lm = load_checkpoint(one.path, dtype=dtype)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{one.path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        return place(make_policy(lm, self.settings.model), sharded=False).eval()

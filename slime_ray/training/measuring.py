@@ -1,0 +1,134 @@
+"""What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from slime_ray.errors import RunError
+from slime_ray.evaluation import stability
+from slime_ray.evaluation.answers import Answered, judge_answers
+from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.evaluation.generate import Answer
+from slime_ray.evaluation.held_out import HeldOut
+from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.experiment import Trial
+from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.logprobs import Policy
+from slime_ray.stability_v1 import StabilityParts, stability_score
+from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.stages import Stages, answering
+from slime_ray.training.trainer import TokenPair
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Columns of trials.parquet, and rows of answers.parquet and pairs.parquet."""
+
+    row: dict[str, Any]
+    answers: Rows = field(default_factory=list)
+    pairs: Rows = field(default_factory=list)
+
+
+def about(trial: Trial) -> dict[str, Any]:
+    """The columns that name a trial in every file."""
+    return {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
+
+
+def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> Measured:
+    """What the held-out pairs alone tell."""
+    row = {
+        "pairs": len(after.chosen_lengths),
+        "chosen_drift": float((after.chosen_means - before.chosen_means).mean()),
+        "rejected_drift": float((after.rejected_means - before.rejected_means).mean()),
+        "preference_accuracy": after.accuracy,
+        "mean_margin": float(after.margins.mean()),
+    }
+    return Measured(row, pairs=stability.pair_rows(before, after, about(trial)))
+
+
+def answer_prompts(trial: Trial, stages: Stages, policy: Policy, report: Report) -> tuple[Prompts, list[Answer]]:
+    """What the policy was asked, turn by turn, and its answers."""
+    report({"doing": "answering"})
+    decoding = trial.settings.evaluation.decoding
+    return ask(
+        policy,
+        stages.tokenizer,
+        stages.prompts[trial.prompt_set],
+        decoding=decoding,
+        stop_tokens=stages.stop_tokens,
+        # The baseline's answers were drawn with seed 0: equal policies must still answer independently.
+        seed=1 + trial.seed,
+        progress=answering(report, "answering"),
+    )
+
+
+def judge_prompts(trial: Trial, stages: Stages, asked: tuple[Prompts, list[Answer]], judge: Judge | None) -> Answered:
+    """The answers beside the baseline's.
+
+    Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
+    """
+    prompts, answers = asked
+    try:
+        return judge_answers(
+            prompts,
+            answers,
+            stages.baseline[trial.prompt_set],
+            judge=judge,
+            format_check=stages.format_check,
+            markers=stages.tokenizer.all_special_tokens,
+        )
+    except RunError as error:
+        raise Paused(Order("pause", str(error))) from None
+
+
+def measure_answers(trial: Trial, answered: Answered) -> Measured:
+    """What the answers alone tell."""
+    row = {
+        "win_rate": answered.win_rate,
+        "prompts": answered.judged,
+        "format_valid": answered.format_valid,
+        "broken_outputs": answered.broken_outputs,
+        "length_shift": answered.length_shift,
+    }
+    return Measured(row, answered.rows({**about(trial), "prompt_set": trial.prompt_set}))
+
+
+def measure_policy(
+    trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
+) -> Measured:
+    """Everything, with stability-v1. training_spikes: T; None where no training was seen, which then costs nothing."""
+    told, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
+    parts = StabilityParts(
+        unlearning=stability.unlearning(stages.step0, after),
+        rejected_collapse=stability.rejected_collapse(stages.step0, after),
+        entropy_shift=stability.entropy_shift(stages.step0, after),
+        broken_outputs=answered.broken_outputs,
+        length_shift=answered.length_shift,
+        training_spikes=training_spikes or 0.0,
+    )
+    row = asdict(parts) | {
+        "training_spikes": training_spikes,
+        "kl_to_sft": _kl(trial, stages, policy, answered),
+        "stability": stability_score(parts, healthy=True),
+        "healthy": True,
+    }
+    return Measured(told.row | answers.row | row, answers.answers, told.pairs)
+
+
+def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:
+    """K on the policy's own answers; None if all of them are empty."""
+    settings = trial.settings
+    samples = [
+        TokenPair(prompt, answer.token_ids)
+        for prompt, answer in zip(answered.prompts.token_ids, answered.answers, strict=True)
+        if answer.token_ids
+    ][: settings.evaluation.kl_prompts]
+    if not samples:
+        return None
+    reference = None
+    if not hasattr(policy.lm, "peft_config"):
+        lm = load_checkpoint(stages.checkpoint, dtype=settings.model.dtype).to(policy.device)
+        reference = make_policy(lm, settings.model).eval()
+    return kl_to_reference(policy, reference, samples, row_tokens=settings.data.row_budget)
