@@ -124,6 +124,10 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Free what a trial that ended, in whatever way, still holds."""
         self.monitor.end(trial.config["trial"]["trial_id"])
+        told = trial.last_result or {}
+        if self.leaving is None and told.get("status") == "paused":
+            # It could not be judged, and neither could the others.
+            self.leave(str(told.get("reason")).rstrip("."))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The same for one that cannot go on."""

@@ -10,7 +10,7 @@ from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, as_asked, ask
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.evaluation.judges import ExactJudge
+from slime_ray.evaluation.judges import Judge
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Decoding
 
@@ -90,16 +90,17 @@ def words(text: str) -> Answer:
     return Answer(tuple(range(len(text.split()))), text, True, False)
 
 
-class Watching(ExactJudge):
-    """Notes what it is shown."""
+class Watching(Judge):
+    """Prefers the longer answer, and notes what it is shown."""
+
+    name = "longer"
 
     def __init__(self) -> None:
-        super().__init__(lambda question, answer: len(answer))
         self.shown: list[tuple[Any, ...]] = []
 
-    def __call__(self, *given: Any) -> Any:
-        self.shown.append(given)
-        return super().__call__(*given)
+    def __call__(self, prompts: Any, answers_a: Any, answers_b: Any, prompts_b: Any = None) -> Any:
+        self.shown += zip(prompts, answers_a, prompts_b, answers_b, strict=True)
+        return ["A>B" if len(a) > len(b) else "B>A" for a, b in zip(answers_a, answers_b, strict=True)]
 
 
 def test_each_side_is_judged_on_its_own_conversation():
@@ -111,9 +112,8 @@ def test_each_side_is_judged_on_its_own_conversation():
     assert as_asked(turns, answers) == own
     judge = Watching()
     judged = judge_answers(turns, answers, baseline, judge=judge, format_check=None, markers=())
-    first, second = judge.shown
-    assert first == (own, ["mine", "longer one"], ["theirs", "short"], theirs)
-    assert second == (theirs, ["theirs", "short"], ["mine", "longer one"], own)
+    mine, others = list(zip(own, ["mine", "longer one"], strict=True)), list(zip(theirs, ["theirs", "short"], strict=True))
+    assert judge.shown == [(*a, *b) for a, b in zip([*mine, *others], [*others, *mine], strict=True)]
     assert [comparison.outcome for comparison in judged.comparisons if comparison] == [0.0, 1.0]
     # Two answers, but one prompt: its turns are not told apart as two would be.
     assert (judged.win_rate, judged.judged) == (0.5, 1)
