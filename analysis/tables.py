@@ -271,7 +271,11 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
 
 def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
-    return ", ".join(f"{name} {value}" for name, value in (manifest.get("decoding") or {}).items()) or "not recorded"
+    decoding = dict(manifest.get("decoding") or {})
+    by_category = decoding.pop("temperatures", {})
+    words = [f"{name} {value}" for name, value in decoding.items()]
+    words += [f"temperature {value} for {category}" for category, value in by_category.items()]
+    return ", ".join(words) or "not recorded"
 
 
 def _caption(run: results.Run, trials: pd.DataFrame, *, judged: bool) -> str:

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"errors", "results", "stability_v1"},
-    "benchmarks": {"errors", "objectives", "data", "model"},
+    "benchmarks": {"errors", "settings", "presets", "objectives", "data", "model", "evaluation"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
