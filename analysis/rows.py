@@ -95,4 +95,8 @@ def version_of(run: results.Run) -> str:
 
 def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
-    return ", ".join(f"{name} {value}" for name, value in (manifest.get("decoding") or {}).items()) or "not recorded"
+    decoding = dict(manifest.get("decoding") or {})
+    by_category = decoding.pop("temperatures", {})
+    words = [f"{name} {value}" for name, value in decoding.items()]
+    words += [f"temperature {value} for {category}" for category, value in by_category.items()]
+    return ", ".join(words) or "not recorded"

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from .options import Options
 
 DESCRIPTION = """\
-Benchmarks of the training step, with random weights and random tokens, and of a sweep beside single processes.
+Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, and of
+answering.
 
   slime-ray bench step                      speed, beside the authors' recipe and padded batches; minutes on a laptop
   slime-ray bench memory --vocab 32768      memory of a step
   slime-ray bench exact                     packed rows against every sequence alone, in float64
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
+  slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
 """
 
 
 # The type of what add_subparsers returns has no public name.
 def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `bench` with its subcommands `step`, `memory`, `exact` and `sweep`."""
+    """Register `bench` with its subcommands `step`, `memory`, `exact`, `sweep` and `generate`."""
     bench = commands.add_parser(
         "bench", help="measure the training step, and what a sweep adds to it", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,6 +58,12 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     sweep.add_argument("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
     sweep.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     sweep.set_defaults(command=_sweep)
+
+    generate = kinds.add_parser("generate", help="answers to the embedded tasks' prompts, in batches and one by one")
+    generate.add_argument("--prompts", type=int, default=256, help="of each task (default 256)")
+    generate.add_argument("--rounds", type=int, default=5, help="repetitions, of which medians are taken (default 5)")
+    generate.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    generate.set_defaults(command=_generate)
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +137,20 @@ def _sweep(options: argparse.Namespace) -> None:
     print(sweep_table(report))
     if options.json:
         write_json("sweep", report, options.json)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .generate import measure_answering
+    from .report import check_json, generate_table, write_json
+
+    for name in ("prompts", "rounds"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
+    check_json(options.json)
+    report = measure_answering(prompts=options.prompts, rounds=options.rounds, say=_say)
+    print(generate_table(report))
+    if options.json:
+        write_json("generate", report, options.json)
 
 
 def _options(given: argparse.Namespace) -> "Options":

@@ -13,6 +13,7 @@ from .options import Options
 
 if TYPE_CHECKING:
     from .exact import ExactReport
+    from .generate import GenerateReport
     from .memory import MemoryReport
     from .step import SpeedReport
     from .sweep import SweepReport
@@ -137,6 +138,30 @@ def sweep_table(report: "SweepReport") -> str:
     )
 
 
+def generate_table(report: "GenerateReport") -> str:
+    """`bench generate` in text."""
+    machine = report.machine
+    rows = [
+        (
+            f"{times.task}, {f'batches of {times.batch}' if times.batch > 1 else 'one at a time'}",
+            f"{times.prompts}",
+            f"{times.tokens:,}",
+            *_middle(times.seconds, 1.0, ".2f"),
+            f"{times.prompts / times.median:,.1f}",
+        )
+        for times in report.times
+    ]
+    return "\n\n".join(
+        [
+            f"Answers of the embedded tasks' models on {machine.processor}, {report.threads} thread of {machine.cores} "
+            f"cores; torch {machine.torch}, transformers {machine.transformers}, {report.date}; {report.rounds} rounds",
+            table(("", "answers", "tokens", "s", "range", "answers/s"), rows),
+            "Medians of interleaved rounds; ranges from least to most. Random weights and no stop token: every answer "
+            "has as many tokens as its preset allows.",
+        ]
+    )
+
+
 def _middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
     values = [unit * value for value in seconds]
     return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"
@@ -156,7 +181,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(benchmark: str, report: Any) -> dict[str, Any]:
-    """A report as JSON takes it. `benchmark`: step, memory, exact or sweep."""
+    """A report as JSON takes it. `benchmark`: step, memory, exact, sweep or generate."""
     values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
     if isinstance(getattr(report, "options", None), Options):
         values["options"] = report.options.as_json()

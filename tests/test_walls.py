@@ -61,7 +61,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"errors", "results", "stability_v1"},
-    "benchmarks": {"errors", "objectives", "data", "model", "analysis", "stability_v1"},
+    "benchmarks": {
+        "errors",
+        "settings",
+        "presets",
+        "objectives",
+        "data",
+        "model",
+        "evaluation",
+        "analysis",
+        "stability_v1",
+    },
     "cli": {
         *DESCRIPTION,
         "experiment_file",

@@ -37,8 +37,8 @@ class Answered:
 
     @property
     def win_rate(self) -> float | None:
-        """Mean outcome over the judged answers."""
-        return win_rate([comparison for comparison in self.comparisons if comparison])
+        """Mean outcome over the judged prompts."""
+        return win_rate(self.comparisons, self.prompts.ids)
 
     @property
     def judged(self) -> int:

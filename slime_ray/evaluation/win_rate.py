@@ -65,7 +65,13 @@ def compare(
     return Judged(comparisons, scores[:count], scores[count:], judge.summary)
 
 
-def win_rate(comparisons: Sequence[Comparison]) -> float | None:
-    """Mean outcome over the prompts that have one; None where nothing was judged."""
-    outcomes = [comparison.outcome for comparison in comparisons if comparison.outcome is not None]
-    return sum(outcomes) / len(outcomes) if outcomes else None
+def win_rate(comparisons: Sequence[Comparison | None], ids: Sequence[str] | None = None) -> float | None:
+    """Mean outcome over the prompts that have one; None where nothing was judged.
+
+    ids: of the prompts, where one has several turns: those count as much as another prompt's only one.
+    """
+    outcomes: dict[object, list[float]] = {}
+    for key, comparison in zip(ids or range(len(comparisons)), comparisons, strict=True):
+        if comparison is not None and comparison.outcome is not None:
+            outcomes.setdefault(key, []).append(comparison.outcome)
+    return sum(sum(turns) / len(turns) for turns in outcomes.values()) / len(outcomes) if outcomes else None

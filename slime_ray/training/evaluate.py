@@ -68,8 +68,8 @@ def find_policy(path: Path) -> Given:
     checkpoint = path / MODEL if (path / "trial.json").is_file() else path
     if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(
-            f"{path} is no policy: neither a file of answers nor a folder with config.json or adapter_config.json. Give "
-            "a checkpoint, a trial's folder in a run, or a .jsonl file."
+            f"{path} is no policy: neither a file of answers nor a folder with config.json or adapter_config.json. "
+            "Give a checkpoint, a trial's folder in a run, or a .jsonl file."
         )
     return Given(_label(named.name), checkpoint)
 

@@ -112,7 +112,10 @@ def test_each_side_is_judged_on_its_own_conversation():
     assert as_asked(turns, answers) == own
     judge = Watching()
     judged = judge_answers(turns, answers, baseline, judge=judge, format_check=None, markers=())
-    mine, others = list(zip(own, ["mine", "longer one"], strict=True)), list(zip(theirs, ["theirs", "short"], strict=True))
+    mine, others = (
+        list(zip(own, ["mine", "longer one"], strict=True)),
+        list(zip(theirs, ["theirs", "short"], strict=True)),
+    )
     assert judge.shown == [(*a, *b) for a, b in zip([*mine, *others], [*others, *mine], strict=True)]
     assert [comparison.outcome for comparison in judged.comparisons if comparison] == [0.0, 1.0]
     # Two answers, but one prompt: its turns are not told apart as two would be.
