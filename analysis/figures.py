@@ -11,7 +11,7 @@ from slime_ray.results import Run
 
 from . import search_table, stability, statistics, tables
 from .printing import Table, one_line
-from .rows import FINISHED, PARTS, is_judged, of_label
+from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +90,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         axes.set_xlim(0, 1.02)
         version = str(run.manifest.get("stability_version") or "stability-v1")
         axes.set_xlabel(f"stability S ({_plain(version)}; square-root scale), more is better")
-        axes.set_ylabel("win rate against the SFT checkpoint, %" if judged else "held-out preference accuracy, %")
+        axes.set_ylabel(f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %")
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])

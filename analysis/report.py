@@ -17,7 +17,7 @@ from slime_ray.errors import InputError
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
-from . import failures_table, figures, judging, search_table, stability_table, statistics, tables
+from . import alarms_table, failures_table, figures, judging, search_table, stability_table, statistics, tables
 from .printing import Table, one_line
 from .rows import LOST, PARTS, decoding_words, is_judged, judge_of, of_label, version_of
 
@@ -50,6 +50,7 @@ class Tables:
     win_rate_stability: Table
     judging: Table
     stability_parts: Table
+    alarms: Table
     search_trials: Table
 
     @classmethod
@@ -60,6 +61,7 @@ class Tables:
             win_rate_stability=main,
             judging=judging.judging(run, main),
             stability_parts=stability_table.stability_parts(run, main),
+            alarms=alarms_table.alarms(run),
             search_trials=search_table.search_trials(run),
         )
 
@@ -134,6 +136,7 @@ def _page(run: Run, found: Tables, svgs: Mapping[str, bytes]) -> str:
         main=main,
         judging=found.judging,
         parts=found.stability_parts,
+        alarms=found.alarms,
         search=found.search_trials,
         failed=failures_table.failures(run),
         figures=[{"name": name, "svg": _inline(svg, name), "caption": CAPTIONS[name]} for name, svg in svgs.items()],
@@ -237,7 +240,7 @@ def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> No
         )
     worse = known[known["win_rate_high"] < 0.5]["label"].tolist()
     if worse:
-        said.append(f"Worse than the SFT checkpoint on these prompts: {_list(worse)}.")
+        said.append(f"Worse than the baseline on these prompts: {_list(worse)}.")
     if not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
         said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
 
@@ -315,7 +318,7 @@ def _methods(run: Run) -> list[str]:
     limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
     version = version_of(run)
     return [
-        "Win rate: mean over prompts and seeds of an answer's outcome against the SFT checkpoint's answer, itself the "
+        "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
         "invalid verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
         f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "

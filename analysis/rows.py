@@ -93,6 +93,11 @@ def version_of(run: results.Run) -> str:
     return str(run.manifest.get("stability_version") or run.trials["stability_version"].iloc[0])
 
 
+def baseline_of(run: results.Run) -> str:
+    """Whose answers the policies' are compared with."""
+    return str(run.manifest.get("baseline") or "the SFT checkpoint")
+
+
 def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
     decoding = dict(manifest.get("decoding") or {})

@@ -18,6 +18,7 @@ from .rows import (
     MEASURED,
     PARTS,
     Outcomes,
+    baseline_of,
     decoding_words,
     is_judged,
     judge_of,
@@ -231,7 +232,7 @@ def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> st
     pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
     seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
     versus = (
-        f"Win rate against the SFT checkpoint's answers (50 % is no change) on {prompts} report prompts, judge "
+        f"Win rate against {baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
         f"{judge}; 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples, both orders and all "
         "seeds of a prompt together."
         if judge

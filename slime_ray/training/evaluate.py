@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.answers import judge_answers
@@ -114,7 +116,7 @@ def evaluate(
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, report)
         bench.compare_with(against)
-        manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": str(baseline or "the SFT checkpoint")}
+        manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)
         try:
@@ -271,6 +273,6 @@ class _Models(_Files):
                 lm = PeftModel.from_pretrained(lm, str(one.path), local_files_only=True)
             else:
                 lm = load_checkpoint(one.path, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{one.path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         return place(make_policy(lm, self.settings.model), sharded=False).eval()

@@ -116,7 +116,7 @@ def test_the_answer_is_what_the_numbers_say(judged_run):
     assert unclear.startswith("Whether dpo_tuned, slime-paper and 100% & <b>$x$</b> are better or worse")
     assert said[0] == "nll has the highest win rate: 75.0 % [58.3, 91.7], at stability 0.70."
     assert "Of the rows that cannot be told apart, nll is the most stable (0.70)." in said
-    assert "Worse than the SFT checkpoint on these prompts: dpo and simpo." in said
+    assert "Worse than the baseline on these prompts: dpo and simpo." in said
     assert any(sentence.startswith("Search: 5 of 8 trials on the front") for sentence in said)
 
 

@@ -18,10 +18,18 @@ class ExactJudge(ScoringJudge):
         self.name = name
 
     def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
-        """One score an answer."""
-        found = [float(self.scorer(question(messages), a)) for messages, a in zip(prompts, answers, strict=True)]
-        self.summary = Summary(new=len(found))
-        return list(found)
+        """One score an answer. Raises InputError where the scorer fails or gives no number."""
+        scores: list[float | None] = []
+        for messages, answer in zip(prompts, answers, strict=True):
+            try:
+                scores.append(float(self.scorer(question(messages), answer)))
+            except Exception as error:
+                raise InputError(
+                    f"The scorer of the judge {self.name} fails on the answer {answer[:60]!r}: "
+                    f"{type(error).__name__}: {error}. It takes a prompt and an answer and returns a number."
+                ) from error
+        self.summary = Summary(new=len(scores))
+        return scores
 
 
 def question(messages: Messages) -> str:
