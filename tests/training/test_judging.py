@@ -17,6 +17,8 @@ from slime_ray.training.orders import Paused
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
+from .test_ranks import on_ranks
+
 TEXT = """\
 name: judged
 preset: arithmetic
@@ -127,3 +129,34 @@ def test_a_missing_key_is_a_sentence_before_anything_starts(storage, tmp_path, c
         assert server.requests == []
     assert f"{VARIABLE} holds no key" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+ASKING = """
+import torch
+from slime_ray.errors import RunError
+from slime_ray.world import World
+
+torch.distributed.init_process_group("gloo")
+world, asked = World.current(), []
+assert world.from_main(lambda: asked.append("once") or 7) == 7
+assert len(asked) == world.main
+
+
+def refuse():
+    raise RunError("the budget is spent")
+
+
+try:
+    world.from_main(refuse)
+except RunError as error:
+    assert str(error) == "the budget is spent"
+else:
+    raise AssertionError("nothing was raised")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_the_ranks_of_a_trial_ask_once_and_stop_together(tmp_path):
+    script = tmp_path / "asking.py"
+    script.write_text(ASKING)
+    on_ranks(2, script)

@@ -102,6 +102,7 @@ class Asker:
         found: dict[str, str | Missing] = {}
         models: set[str] = set()
         stop = threading.Event()
+        failed: Failure | None = None
         with ThreadPoolExecutor(min(self.judge.concurrency, len(questions))) as pool:
             waiting: dict[Future[str | Missing], Question] = {
                 pool.submit(self._one, question, stop, models): question for question in questions
@@ -113,11 +114,13 @@ class Asker:
                         found[waiting.pop(future).key] = future.result()
                     self.progress(len(found), len(questions))
             except Failure as failure:
-                raise self._stopped(failure.reason) from None
+                failed = failure
             finally:
                 # What is on its way arrives, and is kept; nothing else is sent.
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+        if failed is not None:
+            raise self._stopped(failed.reason)
         return found, models
 
     def _one(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:

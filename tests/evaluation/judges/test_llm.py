@@ -187,8 +187,8 @@ def test_a_judge_that_dies_half_way_loses_nothing(llm):
         return Response(500, {}) if number >= 9 else None
 
     with serving(behave) as server:
-        with pytest.raises(RunError, match="9 requests"):
-            compare(llm(server, retries=0, concurrency=1), PROMPTS, OURS, THEIRS)
+        with pytest.raises(RunError, match=" 9 requests"):
+            compare(llm(server, retries=0, concurrency=4), PROMPTS, OURS, THEIRS)
         server.behave = lambda *_: None
         asked = len(server.requests)
         judged = compare(llm(server), PROMPTS, OURS, THEIRS)
