@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"errors", "results", "stability_v1"},
-    "benchmarks": {"errors", "objectives", "data", "model", "analysis", "stability_v1"},
+    "benchmarks": {"errors", "objectives", "data", "model", "analysis", "results", "stability_v1"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
@@ -85,7 +85,7 @@ ONLY_IN: dict[str, set[str]] = {
     "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
     "datasets": {"data", "model", "evaluation", "training"},
     "peft": {"model", "training", "evaluation", "benchmarks"},
-    "pandas": {"analysis", "results"},
+    "pandas": {"analysis", "benchmarks", "results"},
     "matplotlib": {"analysis"},
     "scipy": {"analysis"},
 }

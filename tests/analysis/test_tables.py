@@ -207,7 +207,11 @@ def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run
     assert failed.frame["stability"].tolist() == [0.0, 0.0]
     assert "failed 2 of 2: no memory" in failed.text()
     searched = results.load(search_only_run)
-    for table in (tables.win_rate_stability(searched), search_table.search_trials(searched), failures_table.failures(searched)):
+    for table in (
+        tables.win_rate_stability(searched),
+        search_table.search_trials(searched),
+        failures_table.failures(searched),
+    ):
         assert table.text()
         assert table.markdown()
         assert table.latex()
