@@ -61,14 +61,15 @@ class Votes:
         outcomes = np.nan_to_num(self.points, nan=missing).mean(axis=1)
         return float((np.bincount(self.prompts, outcomes) / np.bincount(self.prompts)).mean())
 
-    def arena_hard(self) -> statistics.Interval | None:
+    def arena_hard(self, *, resamples: int = statistics.RESAMPLES) -> statistics.Interval | None:
         """W_AH with its interval over prompts: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5."""
         won = np.bincount(self.prompts, (self.weights * np.nan_to_num(self.points)).sum(axis=1))
-        return statistics.ratio_interval(won, np.bincount(self.prompts, self.weights.sum(axis=1)))
+        cast = np.bincount(self.prompts, self.weights.sum(axis=1))
+        return statistics.ratio_interval(won, cast, resamples=resamples)
 
-    def length_controlled(self) -> statistics.Interval | None:
+    def length_controlled(self, *, resamples: int = statistics.RESAMPLES) -> statistics.Interval | None:
         """LC with its interval over prompts."""
-        return length_controlled_rate(self.outcomes, self.more_tokens, self.prompts)
+        return length_controlled_rate(self.outcomes, self.more_tokens, self.prompts, resamples=resamples)
 
     def consistency(self) -> float | None:
         """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.

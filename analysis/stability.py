@@ -29,7 +29,9 @@ class Resampled:
         return np.asarray(1 / (1 + sum(damage(StabilityParts(**values)).values())))
 
 
-def intervals(run: results.Run, trials: pd.DataFrame) -> dict[str, statistics.Interval]:
+def intervals(
+    run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
+) -> dict[str, statistics.Interval]:
     """Intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
 
     Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials of the row
@@ -43,10 +45,10 @@ def intervals(run: results.Run, trials: pd.DataFrame) -> dict[str, statistics.In
     answers = run.answers[run.answers["trial_id"].isin(scored["trial_id"])]
     if scored.empty or not set(scored["trial_id"]) <= set(pairs["trial_id"]) & set(answers["trial_id"]):
         return {}
-    by_pairs, by_prompts = _of_pairs(pairs), _of_prompts(answers)
+    by_pairs, by_prompts = _of_pairs(pairs, resamples), _of_prompts(answers, resamples)
     found = []
     for place, trial_id in enumerate(scored["trial_id"]):
-        spikes = {"training_spikes": _spikes(run.curves[run.curves["trial_id"] == trial_id], place)}
+        spikes = {"training_spikes": _spikes(run.curves[run.curves["trial_id"] == trial_id], place, resamples)}
         found.append(Resampled(by_pairs[trial_id] | by_prompts[trial_id] | spikes))
     score = sum(one.stability for one in found) / (len(found) + int(lost.sum()))
     values = {"stability": trials["stability"].where(~lost, 0.0).mean()} | {
@@ -56,20 +58,19 @@ def intervals(run: results.Run, trials: pd.DataFrame) -> dict[str, statistics.In
     return {name: statistics.interval(values[name], (resampled | {"stability": score})[name]) for name in values}
 
 
-def _of_pairs(pairs: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
     """Parts U, C and H by trial, each (resamples,)."""
-    columns = pd.DataFrame(
-        {
-            "pairs": 1.0,
-            "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
-            "collapsed": pairs["rejected_collapsed"],
-            "rejected": pairs["rejected_tokens"],
-            "entropy0": pairs["chosen_tokens"] * pairs["entropy0"],
-            "entropy": pairs["chosen_tokens"] * pairs["entropy"],
-        }
-    )
+    columns = {
+        "pairs": np.ones(len(pairs)),
+        "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
+        "collapsed": pairs["rejected_collapsed"],
+        "rejected": pairs["rejected_tokens"],
+        "entropy0": pairs["chosen_tokens"] * pairs["entropy0"],
+        "entropy": pairs["chosen_tokens"] * pairs["entropy"],
+    }
+    drawn = _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS, resamples=resamples)
     found = {}
-    for trial_id, sums in _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS).items():
+    for trial_id, sums in drawn.items():
         with np.errstate(divide="ignore", invalid="ignore"):
             shift = np.abs(np.log(sums["entropy"]) - np.log(sums["entropy0"]))
         found[trial_id] = {
@@ -81,54 +82,53 @@ def _of_pairs(pairs: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def _of_prompts(answers: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+def _of_prompts(answers: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
     """Parts B and L by trial, each (resamples,)."""
     new, old = (answers[name].clip(lower=1) for name in ("answer_tokens", "baseline_tokens"))
-    columns = pd.DataFrame(
-        {
-            "answers": 1.0,
-            "broken": answers["broken"].astype(float) - answers["baseline_broken"].astype(float),
-            "longer": np.log(new / old),
-        }
-    )
+    columns = {
+        "answers": np.ones(len(answers)),
+        "broken": answers["broken"].astype(float) - answers["baseline_broken"].astype(float),
+        "longer": np.log(new / old),
+    }
+    drawn = _resampled_sums(columns, answers["trial_id"], answers["prompt_id"], seed=0, resamples=resamples)
     return {
         trial_id: {
             "broken_outputs": np.maximum(0.0, sums["broken"] / sums["answers"]),
             "length_shift": np.abs(sums["longer"] / sums["answers"]),
         }
-        for trial_id, sums in _resampled_sums(columns, answers["trial_id"], answers["prompt_id"], seed=0).items()
+        for trial_id, sums in drawn.items()
     }
 
 
 def _resampled_sums(
-    columns: pd.DataFrame, trials: pd.Series, items: pd.Series, *, seed: int
-) -> dict[str, Mapping[str, np.ndarray]]:
+    columns: Mapping[str, "np.ndarray | pd.Series"], trials: pd.Series, items: pd.Series, *, seed: int, resamples: int
+) -> dict[str, dict[str, np.ndarray]]:
     """Sums of each column over the resampled items, by trial; an item that a trial lacks counts nothing there."""
-    wide = columns.assign(trial=trials, item=items).pivot_table(
-        index="trial", columns="item", aggfunc="sum", fill_value=0.0
-    )
-    values = np.stack([wide[name].to_numpy(dtype=float) for name in columns])
-    sums = statistics.resample_sums(values, seed=seed)
+    (of_trial, ids), (of_item, names) = pd.factorize(trials), pd.factorize(items, sort=True)
+    cell, cells = of_trial * len(names) + of_item, len(ids) * len(names)
+    values = np.stack([np.bincount(cell, column, cells) for column in columns.values()])
+    values = values.reshape(len(columns), len(ids), len(names))
+    sums = statistics.resample_sums(values, seed=seed, resamples=resamples)
     return {
-        str(trial_id): {str(name): sums[:, place, row] for place, name in enumerate(columns)}
-        for row, trial_id in enumerate(wide.index)
+        str(trial_id): {name: sums[:, place, row] for place, name in enumerate(columns)}
+        for row, trial_id in enumerate(ids)
     }
 
 
-def _spikes(curves: pd.DataFrame, place: int) -> np.ndarray:
+def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> np.ndarray:
     """Part T of every resample, its steps drawn in blocks; `place` tells the trials of a row apart.
 
     Spikes come in runs, so that single steps are not independent: circular blocks of about the cube root of the number
     of steps are drawn (Politis and Romano 1992).
     """
-    curves = curves[(curves["source"] == "train") & curves["metric"].isin(["loss", "grad_norm"])]
-    series = curves.pivot_table(index="step", columns="metric", values="value", dropna=False)
-    flags = spike_flags(series["loss"].tolist(), series["grad_norm"].tolist()) if len(series) else np.zeros(0)
+    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
+    losses, norms = (curves["value"][curves["metric"] == name].tolist() for name in ("loss", "grad_norm"))
+    flags = spike_flags(losses, norms)
     if not flags.any():
-        return np.zeros(statistics.RESAMPLES)
+        return np.zeros(resamples)
     length = max(1, round(len(flags) ** (1 / 3)))
     rng = np.random.default_rng([STEP_DRAWS, place])
-    starts = rng.integers(0, len(flags), (statistics.RESAMPLES, round(len(flags) / length)))
+    starts = rng.integers(0, len(flags), (resamples, round(len(flags) / length)))
     sums = np.concatenate([[0], np.cumsum(np.concatenate([flags, flags[: length - 1]]))])
     return np.asarray((sums[starts + length] - sums[starts]).mean(axis=1) / length)
 

@@ -12,23 +12,24 @@ if TYPE_CHECKING:
     from .options import Options
 
 DESCRIPTION = """\
-Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, and of
-answering.
+Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, of
+answering, and of the intervals in the tables.
 
   slime-ray bench step                      speed, beside the authors' recipe and padded batches; minutes on a laptop
   slime-ray bench memory --vocab 32768      memory of a step
   slime-ray bench exact                     packed rows against every sequence alone, in float64
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
+  slime-ray bench statistics                how often the intervals of the tables cover a known truth; minutes
 """
 
 
 # The type of what add_subparsers returns has no public name.
 def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `bench` with its subcommands `step`, `memory`, `exact`, `sweep` and `generate`."""
+    """Register `bench` with its subcommands."""
     bench = commands.add_parser(
-        "bench", help="measure the training step, and what a sweep adds to it", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "bench", help="measure the training step, what a sweep adds to it, and how intervals cover",
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
 
@@ -64,6 +65,14 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     generate.add_argument("--rounds", type=int, default=5, help="repetitions, of which medians are taken (default 5)")
     generate.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     generate.set_defaults(command=_generate)
+
+    statistics = kinds.add_parser("statistics", help="how often intervals cover a known truth, and what they take")
+    add = statistics.add_argument
+    add("--evaluations", type=int, default=2000, help="simulated evaluations of each kind (default 2000)")
+    add("--resamples", type=int, default=2000, help="of an interval in the simulations (default 2000)")
+    add("--rounds", type=int, default=5, help="repetitions of the timing, of which medians are taken (default 5)")
+    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    statistics.set_defaults(command=_statistics)
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +160,23 @@ def _generate(options: argparse.Namespace) -> None:
     print(generate_table(report))
     if options.json:
         write_json("generate", report, options.json)
+
+
+def _statistics(options: argparse.Namespace) -> None:
+    from .coverage import measure_statistics, refuse_misses
+    from .report import check_json, statistics_table, write_json
+
+    for name, least in (("evaluations", 1), ("resamples", 40), ("rounds", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    check_json(options.json)
+    report = measure_statistics(
+        evaluations=options.evaluations, resamples=options.resamples, rounds=options.rounds, say=_say
+    )
+    print(statistics_table(report))
+    if options.json:
+        write_json("statistics", report, options.json)
+    refuse_misses(report)
 
 
 def _options(given: argparse.Namespace) -> "Options":

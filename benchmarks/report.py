@@ -12,6 +12,7 @@ from slime_ray.errors import InputError
 from .options import Options
 
 if TYPE_CHECKING:
+    from .coverage import StatisticsReport
     from .exact import ExactReport
     from .generate import GenerateReport
     from .memory import MemoryReport
@@ -162,6 +163,36 @@ def generate_table(report: "GenerateReport") -> str:
     )
 
 
+def statistics_table(report: "StatisticsReport") -> str:
+    """`bench statistics` in text."""
+    machine = report.machine
+    rows = [
+        (
+            at.name,
+            at.size,
+            f"{at.evaluations:,}",
+            f"{at.covered:.1%}",
+            f"{at.width:.3f}",
+            "" if not at.promised else "pass" if at.kept else "FAIL",
+        )
+        for at in report.coverages
+    ]
+    together = [sum(one) for one in zip(*report.seconds.values(), strict=True)]
+    timed = [*report.seconds.items(), ("together", together)]
+    return "\n\n".join(
+        [
+            f"95 % intervals on simulated evaluations, {report.resamples:,} resamples each; {machine.processor}, "
+            f"{machine.cores} cores; Python {machine.python}, {report.date}",
+            table(("interval", "size", "evaluations", "covered", "mean width", ""), rows),
+            table(
+                ("1,000 prompts, 10,000 resamples", "ms", "range"),
+                [(name, *_middle(seconds, 1000.0, ".0f")) for name, seconds in timed],
+            ),
+            f"Medians of {len(together)} rounds, ranges from least to most.",
+        ]
+    )
+
+
 def _middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
     values = [unit * value for value in seconds]
     return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"
@@ -181,7 +212,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(benchmark: str, report: Any) -> dict[str, Any]:
-    """A report as JSON takes it. `benchmark`: step, memory, exact, sweep or generate."""
+    """A report as JSON takes it. `benchmark`: the name of its subcommand."""
     values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
     if isinstance(getattr(report, "options", None), Options):
         values["options"] = report.options.as_json()

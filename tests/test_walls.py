@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "analysis",
+        "results",
         "stability_v1",
     },
     "cli": {
@@ -98,7 +99,7 @@ ONLY_IN: dict[str, set[str]] = {
     "datasets": {"data", "model", "evaluation", "training"},
     "openai": {"evaluation"},
     "peft": {"model", "training", "evaluation", "benchmarks"},
-    "pandas": {"analysis", "results"},
+    "pandas": {"analysis", "benchmarks", "results"},
     "matplotlib": {"analysis"},
     "scipy": {"analysis"},
 }

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from slime_ray.analysis import figures, tables
+from slime_ray.analysis import figures, stability, tables
 
 from slime_ray import results
 
@@ -112,15 +112,17 @@ def test_a_confirmed_winner_is_not_mixed_with_its_search_trial(judged_run):
 def test_bars_and_stability_make_up_one(judged_run):
     run = results.load(judged_run)
     # One part at its tolerance: (x/h)^2 = 1, S = 1/2, so this part took 1/2.
-    lost = figures._lost(run.trials[run.trials["trial_id"] == "search-0004"].assign(entropy_shift=0.35, stability=0.5))
+    lost = stability.taken_by_parts(
+        run.trials[run.trials["trial_id"] == "search-0004"].assign(entropy_shift=0.35, stability=0.5)
+    )
     assert lost["entropy_shift"] == pytest.approx(0.5)
     assert sum(lost.values()) == pytest.approx(1)
 
 
 def test_a_lost_seed_counts_as_wholly_lost(judged_run):
     run = results.load(judged_run)
-    assert figures._lost(run.trials[run.trials["label"] == "dpo"])["failed"] == 0.5
-    assert figures._lost(run.trials[run.trials["label"] == "simpo"])["failed"] == 0.5
+    assert stability.taken_by_parts(run.trials[run.trials["label"] == "dpo"])["failed"] == 0.5
+    assert stability.taken_by_parts(run.trials[run.trials["label"] == "simpo"])["failed"] == 0.5
 
 
 def test_trials_that_did_not_complete_are_drawn_but_never_make_the_front(tmp_path):

@@ -60,19 +60,41 @@ def test_a_difference_between_seeds_counts_from_five_seeds_on():
 
 
 def test_the_two_way_interval_is_that_of_the_analysis_of_variance():
-    # Two seeds, two prompts: mean 3, seeds 1.5 apart from it by +-1.5, prompts by +-0.5, nothing left over. Variances of
-    # the mean: seeds (2 * 1.5^2 / 1) / 2 = 2.25, prompts (2 * 0.5^2 / 1) / 2 = 0.25. v = 2.5,
-    # degrees 2.5^2 / (2.25^2 + 0.25^2) = 6.25 / 5.125. Student's t at 0.975 with 1.2195 degrees: 8.389 (scipy 1.17.1).
-    estimate = statistics.two_way_interval(np.array([[1.0, 2.0], [4.0, 5.0]]))
-    assert estimate.value == 3
-    assert estimate.high - 3 == pytest.approx(8.389 * np.sqrt(2.5), rel=1e-3)
-    assert 3 - estimate.low == pytest.approx(estimate.high - 3)
+    # Two seeds 1.5 away from the mean on either side, nothing else: variance of the mean (2 * 1.5^2 / 1) / 2 = 2.25, one
+    # degree of freedom, for which every table of Student's t has 12.706 at 0.975.
+    by_seeds = statistics.two_way_interval(np.array([[1.0, 1.0], [4.0, 4.0]]))
+    assert (by_seeds.low, by_seeds.high) == pytest.approx((2.5 - 12.706 * 1.5, 2.5 + 12.706 * 1.5), rel=1e-4)
+    # The same between three prompts: (1 + 0 + 1) / 2 / 3, two degrees, 4.3027.
+    by_prompts = statistics.two_way_interval(np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
+    assert (by_prompts.low, by_prompts.high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-4)
+    # What is left over counts once: e = +-0.5 in all four cells, (4 * 0.25 / 1) / 4 = 0.25, as much as each of seeds and
+    # prompts would seem to vary by it alone.
+    left_over = statistics.two_way_interval(np.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert left_over.high - left_over.value == pytest.approx(12.706 * 0.5, rel=1e-4)
 
 
 def test_arena_hard_counts_strong_verdicts_three_times():
     # (3 * 1 + 1 * 1 + 0.5 + 0 + 3 * 0) / (3 + 1 + 1 + 1 + 3)
     assert statistics.arena_hard_score(["A>>B", "A>B", "A=B", "B>A", "B>>A", None]) == pytest.approx(4.5 / 9)
     assert statistics.arena_hard_score([None]) is None
+
+
+def test_a_ratio_is_resampled_as_a_whole():
+    # Where numerator and denominator rise together the ratio is known; its parts, resampled apart, would scatter.
+    counts = np.array([1.0, 5.0, 2.0, 0.0, 9.0])
+    estimate = statistics.ratio_interval(3 * counts, counts)
+    assert (estimate.value, estimate.low, estimate.high) == (3, 3, 3)
+    assert statistics.ratio_interval(np.zeros(3), np.zeros(3)) is None
+
+
+def test_every_resample_draws_as_many_items_as_there_are_and_the_seed_decides_which():
+    counts = statistics.draws(7, 3, 1000)
+    assert counts.shape == (7, 1000)
+    assert (counts.sum(axis=0) == 7).all()
+    # Each item is drawn 1000 times in 7000 draws, give or take four standard deviations of sqrt(7000 * 6 / 49).
+    assert np.abs(counts.sum(axis=1) - 1000).max() < 4 * np.sqrt(7000 * 6 / 49)
+    assert (counts == statistics.draws.__wrapped__(7, 3, 1000)).all()
+    assert (counts != statistics.draws(7, 4, 1000)).any()
 
 
 def test_the_front_keeps_what_nothing_dominates():

@@ -1,0 +1,216 @@
+"""How often 95 % intervals cover a known truth, over many simulated evaluations, and how long they take."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from slime_ray.analysis import stability
+from slime_ray.analysis.statistics import (
+    FEWEST_SEEDS,
+    Interval,
+    draws,
+    interval,
+    paired_difference,
+    resample_means,
+    win_rate_interval,
+)
+
+from slime_ray.errors import RunError
+
+from .machine import Machine, Say, describe_machine, now
+from .simulated import Lengths, Paired, Trained, Verdicts
+
+PROMISED = (0.93, 0.97)
+"""What a 95 % interval that this package prints has to keep."""
+Draw = Callable[[np.random.Generator], tuple[float, Interval | None]]
+"""Makes one evaluation; returns the truth and the interval that was computed from it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of interval on one kind of evaluation. promised: whether it has to cover within PROMISED."""
+
+    name: str
+    size: str
+    draw: Draw
+    promised: bool = True
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often a case's intervals covered the truth, and how wide they were on average, of `evaluations`."""
+
+    name: str
+    size: str
+    promised: bool
+    evaluations: int
+    covered: float
+    width: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was promised was kept."""
+        return not self.promised or PROMISED[0] <= self.covered <= PROMISED[1]
+
+
+@dataclass(frozen=True)
+class StatisticsReport:
+    """resamples: of the simulations. seconds: of each interval by its name, on 1,000 prompts with 10,000 resamples."""
+
+    machine: Machine
+    date: str
+    resamples: int
+    coverages: list[Coverage]
+    seconds: dict[str, list[float]]
+
+
+def measure(case: Case, *, evaluations: int) -> Coverage:
+    """Draw evaluations with seeds 0, 1, ... and count."""
+    covered, width, known = 0, 0.0, 0
+    for seed in range(evaluations):
+        truth, found = case.draw(np.random.default_rng(seed))
+        if found is not None:
+            known += 1
+            covered += found.covers(truth)
+            width += found.high - found.low
+    return Coverage(case.name, case.size, case.promised, known, covered / known, width / known)
+
+
+def verdict_cases(prompts: int, seeds: int, *, resamples: int) -> list[Case]:
+    """Win rate, W_AH, and what resampling single votes would give."""
+    world = Verdicts(prompts, seeds)
+
+    def win_rate(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        return world.win_rate, win_rate_interval(world.outcomes(world.draw(rng)), resamples=resamples)
+
+    def arena_hard(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        return world.arena_hard, world.draw(rng).arena_hard(resamples=resamples)
+
+    def naive(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        points = world.draw(rng).points.ravel()
+        points = points[~np.isnan(points)]
+        return world.win_rate, interval(points.mean(), resample_means(points, resamples=resamples))
+
+    size = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)}"
+    return [
+        Case("win rate", size, win_rate),
+        Case("W_AH", size, arena_hard),
+        Case("single votes (not used)", size, naive, promised=False),
+    ]
+
+
+def length_case(prompts: int, *, resamples: int) -> Case:
+    """The length-controlled rate."""
+    world = Lengths(prompts)
+
+    def draw(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        return world.length_controlled, world.draw(rng).length_controlled(resamples=resamples)
+
+    return Case("LC", f"{prompts} prompts, 1 seed", draw)
+
+
+def paired_cases(prompts: int, seeds: int, spread: float, *, resamples: int) -> list[Case]:
+    """The paired difference as printed, and, from two seeds on, the crossed bootstrap (Owen 2007)."""
+    world = Paired(prompts, seeds, spread)
+    of_method = world.of_method()
+
+    def printed(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        shifts = world.shifts(rng)
+        # Below five seeds the interval is of these checkpoints: their own difference is what it has to cover.
+        truth = of_method if seeds >= FEWEST_SEEDS else world.of_checkpoints(shifts)
+        return truth, paired_difference(*world.draw(rng, shifts), resamples=resamples)
+
+    def crossed(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        policy, other = world.draw(rng, world.shifts(rng))
+        values = (policy - other)[:, ~np.isnan(policy - other).any(axis=0)]
+        by_seed = resample_means(values, resamples=resamples)
+        drawn = np.random.default_rng(1).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+        return of_method, interval(values.mean(), (by_seed * drawn).sum(axis=1) / seeds)
+
+    size = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)} that differ by {spread:.2f}"
+    cases = [Case("paired difference, " + ("method" if seeds >= FEWEST_SEEDS else "checkpoints"), size, printed)]
+    if seeds > 1:
+        cases.append(Case("crossed bootstrap (not used), method", size, crossed, promised=False))
+    return cases
+
+
+def stability_case(name: str, world: Trained, *, resamples: int, promised: bool = True) -> Case:
+    """S of one trial."""
+    truth = world.stability()
+
+    def draw(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        run = world.draw(rng)
+        return truth, stability.intervals(run, run.trials, resamples=resamples)["stability"]
+
+    return Case(f"S, {name}", f"{world.pairs} pairs, {world.prompts} prompts, {world.updates} updates", draw, promised)
+
+
+def all_cases(*, resamples: int) -> list[Case]:
+    """Every kind of interval that the tables print, at several sizes."""
+    cases = []
+    for prompts, seeds in ((64, 1), (256, 1), (256, 3), (1000, 1)):
+        cases += verdict_cases(prompts, seeds, resamples=resamples)
+    cases += [length_case(prompts, resamples=resamples) for prompts in (64, 256)]
+    for prompts in (64, 256, 1000):
+        cases += paired_cases(prompts, 1, 0.15, resamples=resamples)
+    for seeds, spread in ((3, 0.15), (5, 0.0), (5, 0.15), (5, 0.4), (10, 0.15)):
+        cases += paired_cases(256, seeds, spread, resamples=resamples)
+    little = {"drift": (0.0, 0.03), "rejected": 0.004, "entropy": 0.95, "broken": (0.03, 0.02), "longer": 0.05}
+    none = {"drift": (0.0, 0.0), "rejected": 0.0, "entropy": 1.0, "broken": (0.02, 0.02), "longer": 0.0}
+    size = {"pairs": 256, "prompts": 256, "updates": 200}
+    for name, drifted, promised in (
+        ("drifted", Trained(**size, spikes=0.0), True),
+        ("drifted a little", Trained(**size, spikes=0.0, **little), True),
+        ("drifted, 1 % spikes", Trained(**size), False),
+        ("unchanged", Trained(**size, spikes=0.0, **none), False),
+    ):
+        truth = f"{name}, true S {drifted.stability():.2f}"
+        cases.append(stability_case(truth, drifted, resamples=resamples, promised=promised))
+    return cases
+
+
+def measure_statistics(*, evaluations: int, resamples: int, rounds: int, say: Say) -> StatisticsReport:
+    """Measure the coverage of every case, and the seconds of the intervals of one row."""
+    coverages = []
+    for case in all_cases(resamples=resamples):
+        say(f"{case.name}, {case.size}")
+        coverages.append(measure(case, evaluations=evaluations))
+    return StatisticsReport(
+        machine=describe_machine(torch.device("cpu")),
+        date=now(),
+        resamples=resamples,
+        coverages=coverages,
+        seconds=measure_seconds(rounds),
+    )
+
+
+def measure_seconds(rounds: int) -> dict[str, list[float]]:
+    """Seconds of the intervals of a row of 1,000 prompts, every round with resamples drawn afresh."""
+    rng = np.random.default_rng(0)
+    verdicts, lengths = Verdicts(1000, 1), Lengths(1000).draw(rng)
+    votes = verdicts.draw(rng)
+    one, other = (verdicts.outcomes(verdicts.draw(rng)) for _ in range(2))
+    works: dict[str, Callable[[], object]] = {
+        "drawing the resamples, once a table": lambda: draws(1000),
+        "win rate": lambda: win_rate_interval(one),
+        "W_AH": votes.arena_hard,
+        "LC": lengths.length_controlled,
+        "paired difference": lambda: paired_difference(one, other),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        draws.cache_clear()
+        for name, work in works.items():
+            clock = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - clock)
+    return seconds
+
+
+def refuse_misses(report: StatisticsReport) -> None:
+    """Raise RunError where an interval does not cover as promised."""
+    missed = [f"{case.name} ({case.size}): {case.covered:.1%}" for case in report.coverages if not case.kept]
+    if missed:
+        raise RunError(f"Not within {PROMISED[0]:.0%} to {PROMISED[1]:.0%}: {'; '.join(missed)}.")

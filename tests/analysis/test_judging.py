@@ -1,0 +1,123 @@
+"""What verdicts say beyond the win rate, on verdicts that can be counted by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from slime_ray.analysis import judging, search_table, tables
+from slime_ray.analysis.statistics import arena_hard_score
+
+from slime_ray import results
+from slime_ray.errors import InputError
+
+from .conftest import add_trial, finish
+
+JUDGE = "llm:gpt-4.1:arena-hard#1a2b"
+
+
+def votes(*verdicts, prompts=None):
+    """Votes of answers with these verdicts in both orders: policy as A, policy as B."""
+    first, second = zip(*verdicts, strict=True)
+    return judging.Votes.of(
+        pd.DataFrame(
+            {
+                "prompt_id": prompts or [f"p{place}" for place in range(len(verdicts))],
+                "verdict_ab": pd.Series(first, dtype=object),
+                "verdict_ba": pd.Series(second, dtype=object),
+                "answer_tokens": 10.0,
+                "baseline_tokens": 8.0,
+            }
+        )
+    )
+
+
+def test_the_score_of_arena_hard_counts_votes_of_both_orders():
+    # Votes for the policy: 3 of 3, and as B lost by B>A = won, 1 of 1; a tie 0.5 of 1, and lost 0 of 3. 4.5 of 8.
+    found = votes(("A>>B", "B>A"), ("A=B", "A>>B"))
+    assert found.arena_hard().value == pytest.approx(4.5 / 8)
+    assert arena_hard_score(["A>>B", "A>B", "A=B", "B>>A"]) == pytest.approx(4.5 / 8)
+
+
+def test_an_invalid_verdict_has_no_vote():
+    assert votes(("A>B", None), (None, "A>B")).arena_hard().value == pytest.approx(0.5)
+    assert votes((None, None)).arena_hard() is None
+
+
+def test_a_prompt_and_all_its_votes_are_drawn_together():
+    # One prompt, however often it was answered, leaves nothing to draw.
+    found = votes(("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B"), prompts=["p"] * 3).arena_hard()
+    assert found.low == found.value == found.high
+
+
+def test_two_orders_agree_when_they_name_the_same_winner_however_strongly():
+    # Agree: win and win (A>>B, B>A); tie and tie. Not: first place wins both times; a tie and a win. One is invalid.
+    found = votes(("A>>B", "B>A"), ("A=B", "A=B"), ("A>B", "A>B"), ("A=B", "B>A"), ("A>B", None))
+    assert found.consistency() == pytest.approx(2 / 4)
+    assert votes(("A>B", None)).consistency() is None
+
+
+def test_every_invalid_verdict_widens_what_may_be():
+    # Prompt means if all missing are losses: (1 + 0) / 2, 0, 1; if wins: 1, 1, 1.
+    found = votes(("A>B", None), (None, None), ("A>B", "B>A"))
+    assert found.invalid == 3
+    assert found.bounds() == pytest.approx((0.5, 1.0))
+
+
+def judged(tmp_path, **columns):
+    add_trial(tmp_path, "a", label="a", won=[1.0, 0.5, 0.0, 1.0], judge=JUDGE)
+    add_trial(tmp_path, "b", label="b", won=[0.0, 0.75, float("nan"), 1.0], **({"judge": JUDGE} | columns))
+    return results.load(finish(tmp_path, {"judge": JUDGE}))
+
+
+def test_a_judge_that_may_err_has_a_table_of_its_own(tmp_path):
+    run = judged(tmp_path)
+    table = judging.judging(run, tables.win_rate_stability(run))
+    frame = table.frame.set_index("label")
+    assert table.frame["label"].tolist() == ["a", "b"]
+    # The outcome 0.75 is a win and a tie; all verdicts of a agree.
+    assert frame.loc["a", "order_consistency"] == 1
+    assert frame.loc["b", "order_consistency"] == pytest.approx(2 / 3)
+    assert frame["invalid_verdicts"].tolist() == [0, 2]
+    # No verdict is strong, so the score is the mean over votes: 3.5 of 6 for b.
+    assert frame.loc["b", "arena_hard"] == pytest.approx(3.5 / 6)
+    assert frame.loc["a", "arena_hard"] == pytest.approx(frame.loc["a", "win_rate"])
+    assert frame.loc["a", "arena_hard_low"] < frame.loc["a", "arena_hard"] < frame.loc["a", "arena_hard_high"]
+    # Lengths are all the same: LC is the win rate.
+    assert frame.loc["b", "length_controlled"] == pytest.approx(frame.loc["b", "win_rate"], abs=1e-6)
+    assert JUDGE in table.caption
+    assert max(map(len, table.text().splitlines())) <= 140
+    assert "2 of 8 (43.8–68.8)" in table.text()
+
+
+def test_a_row_of_which_every_verdict_is_invalid_says_so(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[float("nan")] * 2, judge=JUDGE)
+    run = results.load(finish(tmp_path, {"judge": JUDGE}))
+    main = tables.win_rate_stability(run)
+    assert main.remarks == ("4 invalid verdicts: between 0.0 and 100.0 %",)
+    frame = judging.judging(run, main).frame
+    assert np.isnan(frame["arena_hard"][0])
+    assert frame["invalid_verdicts"].tolist() == [4]
+
+
+@pytest.mark.parametrize("judge", ["exact", "exact:arithmetic", "none"])
+def test_the_exact_judge_and_no_judge_have_none(tmp_path, judge):
+    add_trial(tmp_path, "a", label="a", won=[1.0, 0.0], judge=judge)
+    run = results.load(finish(tmp_path, {"judge": judge}))
+    assert judging.judging(run, tables.win_rate_stability(run)).frame.empty
+
+
+def test_verdicts_of_two_judges_never_stand_in_one_table(tmp_path):
+    run = judged(tmp_path, judge="exact:arithmetic")
+    with pytest.raises(InputError, match=rf"2 judges \(b by exact:arithmetic, a by {JUDGE}\).*--name"):
+        tables.win_rate_stability(run)
+
+
+def test_a_search_that_another_judge_ranked_is_refused_too(tmp_path):
+    add_trial(tmp_path, "s", phase="search", label="s", won=[1.0, 0.0], judge="exact")
+    run = judged(tmp_path)
+    with pytest.raises(InputError, match="2 judges"):
+        search_table.search_trials(run)
+
+
+def test_a_failed_trial_mixes_nothing(tmp_path):
+    run = judged(tmp_path, judge="exact", status="failed", reason="x")
+    assert len(tables.win_rate_stability(run).frame) == 2
