@@ -111,6 +111,10 @@ CURVE_SCHEMA = pa.schema(
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA}
 _LATER = {"attempts", "lost_seconds", "alarm"}
 """Columns that runs of an earlier version lack; they are read as null."""
+CHECKPOINTS = "resume"
+"""Folder, in a trial's own, of what it goes on from after an interruption."""
+MODEL = "checkpoint"
+"""Folder, in a trial's own, of the trained model: its adapter, or all of it."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 

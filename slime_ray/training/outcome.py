@@ -16,11 +16,7 @@ from slime_ray.experiment import Trial
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Report
 
-CHECKPOINTS = "resume"
-"""Folder, in a trial's own, of what it goes on from after an interruption."""
-
-MODEL = "checkpoint"
-"""Folder, in a trial's own, of the trained model: its adapter, or all of it."""
+CHECKPOINTS, MODEL = results.CHECKPOINTS, results.MODEL
 
 
 class RanksDiffer(Exception):
