@@ -34,7 +34,7 @@ unit: $(STAMP)
 ray-tests: $(STAMP)
 	$(BIN)/python -m pytest -m "ray and not slow and not faults"
 
-# Everything that a sweep has to survive, and what it cost, as the table of docs/reliability.md; some fifteen minutes.
+# Everything that a sweep has to survive, and what it cost, as the table of docs/reliability.md; half an hour.
 test-faults: $(STAMP)
 	mkdir -p build && rm -f build/faults.jsonl
 	$(BIN)/python -m pytest tests/faults tests/ray/test_launch.py --fault-table build/faults.jsonl

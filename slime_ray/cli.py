@@ -110,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     launch = commands.add_parser("launch", help="submit a sweep to a cluster and follow it; again to follow it again")
     _experiment_options(launch)
     launch.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
-    launch.add_argument(
-        "--address", default="http://127.0.0.1:8265", help="Ray's dashboard (default %(default)s, where tunnels end)"
-    )
+    launch.add_argument("--address", help="Ray's dashboard (default: port 8265 of this machine, where tunnels end)")
     launch.add_argument("--no-follow", dest="follow", action="store_false", help="submit, and do not wait")
     launch.set_defaults(command=_launch)
 
@@ -134,10 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
     report.set_defaults(command=_report)
 
-    export = commands.add_parser("export", help="write a run's answers and verdicts as files of another project")
+    export = commands.add_parser("export", help="write a run's answers and verdicts as files of Arena-Hard")
     export.add_argument("run", type=Path, help="folder of the run")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten")
-    export.add_argument("--format", choices=["arena-hard"], default="arena-hard", help="whose schema (%(default)s)")
     export.set_defaults(command=_export)
 
     spaces = commands.add_parser("spaces", help="list the experiments that ship with the package")
@@ -235,12 +232,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _launch(options: argparse.Namespace) -> None:
     experiment, source = _load(options)
-    from slime_ray.on_ray.launch import Submission, launch, sweep_options
+    from slime_ray.on_ray.launch import DEFAULT_ADDRESS, Submission, launch, sweep_options
 
     chosen = sweep_options(trials=options.trials, seed=options.seed, overrides=options.overrides)
     text = source.read_text(encoding="utf-8")
     submission = Submission(experiment.name, text, options.storage, tuple(chosen))
-    launch(experiment, submission, address=options.address, out=sys.stdout, follow=options.follow)
+    launch(experiment, submission, address=options.address or DEFAULT_ADDRESS, out=sys.stdout, follow=options.follow)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -280,12 +277,14 @@ def _report(options: argparse.Namespace) -> None:
     if "://" not in options.run:
         _write_report(Path(options.run), options.out)
         return
-    from slime_ray.mirror import Mirror
+    from slime_ray.mirror import Mirror, parted
+    from slime_ray.results import CHECKPOINTS, MODEL
 
-    storage, _, name = options.run.rstrip("/").rpartition("/")
+    storage, name = parted(options.run)
     mirror = Mirror.of(storage, "reports")
-    mirror.check()
-    mirror.pull(mirror.root / name, skip=("resume", "checkpoint"))
+    mirror.check(write=False)
+    with mirror.answering():
+        mirror.pull(mirror.root / name, skip=(CHECKPOINTS, MODEL))
     _write_report(mirror.root / name, options.out or Path(f"{name}-report"))
 
 
@@ -297,7 +296,8 @@ def _write_report(run: Path, out: Path | None, storage: "Mirror | None" = None) 
     print(files.text)
     print(f"\nReport: {files.html}")
     if storage is not None and storage.url is not None:
-        storage.push(files.html.parent)
+        with storage.answering():
+            storage.push(files.html.parent)
         print(f"It is in {storage.shown}/{run.name}, too.")
 
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, RunError
 
 LAST = ("state.json", "trial.json", "manifest.json", ".complete")
 """Files that say that what stands beside them is whole."""
@@ -40,6 +40,34 @@ AT_ONCE = 8
 def is_url(storage: str) -> bool:
     """Whether a storage is an address, such as s3://bucket/runs, and not a path."""
     return "://" in storage
+
+
+def joined(storage: str, name: str) -> str:
+    """Where a storage has what stands under `name` in it; the query of an address stays its end."""
+    start, mark, query = storage.partition("?") if is_url(storage) else (storage, "", "")
+    return f"{start.rstrip('/')}/{name}{mark}{query}"
+
+
+def parted(address: str) -> tuple[str, str]:
+    """The storage and the name of the run at an address, the reverse of `joined`. Raises InputError."""
+    start, mark, query = address.partition("?")
+    storage, _, name = start.rstrip("/").rpartition("/")
+    if not is_url(storage):
+        raise InputError(f"{without_secrets(address)}: give a run's address, such as s3://bucket/runs/first.")
+    return f"{storage}{mark}{query}", name
+
+
+def without_secrets(address: str) -> str:
+    """An address without its user, its password and its query."""
+    scheme, mark, rest = address.partition("://")
+    place, _, query = rest.partition("?")
+    # An @ behind a ? may end a password as well as stand in a query.
+    return scheme + mark + ("..." if "@" in query else place.rpartition("@")[2])
+
+
+def has_password(address: str) -> bool:
+    """Whether a user and a password stand in an address."""
+    return ":" in address.partition("://")[2].rpartition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -60,7 +88,9 @@ class Mirror:
         if not is_url(storage):
             return cls(Path(storage).resolve())
         if urlsplit(storage).scheme not in SCHEMES:
-            raise InputError(f"--storage {storage}: give a path, or an address that begins with s3:// or gs://.")
+            raise InputError(
+                f"--storage {without_secrets(storage)}: give a path, or an address that begins with s3:// or gs://."
+            )
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
         return cls(_scratch() / key / who, storage)
 
@@ -68,13 +98,16 @@ class Mirror:
         """What another process needs: not what this one has sent."""
         return {"root": self.root, "url": self.url, "sent": {}}
 
-    def check(self) -> None:
-        """Raise InputError where the storage cannot be reached, written or read."""
+    def check(self, *, write: bool = True) -> None:
+        """Raise InputError where the storage cannot be reached, listed or, with `write`, written and read."""
         if self.url is None:
             return
         probe = f".probe-{uuid.uuid4().hex[:8]}"
         try:
             store, base = _store(self.url)
+            store.get_file_info(fs.FileSelector(base, allow_not_found=True))
+            if not write:
+                return
             _make_room(store, f"{base}/{probe}")
             with store.open_output_stream(f"{base}/{probe}") as stream:
                 stream.write(probe.encode())
@@ -92,13 +125,26 @@ class Mirror:
     @property
     def shown(self) -> str:
         """The storage without what may be secret in its address."""
-        return str(self.root) if self.url is None else self.url.split("?")[0].split("@")[-1]
+        return str(self.root) if self.url is None else without_secrets(self.url)
 
     @contextmanager
-    def held(self, folder: Path) -> Iterator[None]:
-        """Hold a folder of an object store, so that no other machine works on it; on a disk that is a lock file's job.
+    def answering(self) -> Iterator[None]:
+        """What is done here has to succeed. Raises RunError where the storage does not do its part."""
+        try:
+            yield
+        except OSError as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise RunError(
+                f"{self.shown} could not be used ({type(error).__name__}: {lines[0]}). What it has is kept; give "
+                "the same command again, with --resume where a run had begun."
+            ) from None
 
-        Raises InputError where another process said within the last minutes that it holds it.
+    @contextmanager
+    def held(self, folder: Path, *, skip: Container[str] = ()) -> Iterator[None]:
+        """Hold a folder of an object store, so that no other machine works on it, with the copy of it up to date.
+
+        skip: as in `pull`. On a disk, holding is a lock file's job. Raises InputError where another process said within
+        the last minutes that it holds the folder, and RunError where the store cannot be used.
         """
         if self.url is None:
             yield
@@ -124,11 +170,14 @@ class Mirror:
                 with suppress(OSError):
                     say()
 
-        _make_room(store, name)
-        say()
+        with self.answering():
+            _make_room(store, name)
+            say()
         speaker = threading.Thread(target=go_on_saying, daemon=True)
         speaker.start()
         try:
+            with self.answering():
+                self.pull(folder, skip=skip)
             yield
         finally:
             ended.set()
@@ -140,8 +189,7 @@ class Mirror:
         """Where the storage has what the working copy has at `path`, in the words of Ray."""
         if self.url is None:
             return str(path)
-        start, mark, query = self.url.partition("?")
-        return f"{start.rstrip('/')}/{path.relative_to(self.root).as_posix()}{mark}{query}"
+        return joined(self.url, path.relative_to(self.root).as_posix())
 
     def pull(self, folder: Path, *, skip: Container[str] = ()) -> None:
         """Bring the copy of a folder up to date, and delete there what the storage does not have.
@@ -320,5 +368,6 @@ def _store(url: str) -> tuple[fs.FileSystem, str]:
         try:
             store, base = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"--storage {url.split('?')[0]}: {str(error).splitlines()[0]}.") from None
+            shown = without_secrets(url)
+            raise InputError(f"--storage {shown}: {str(error).splitlines()[0].replace(url, shown)}.") from None
     return store, base.rstrip("/")

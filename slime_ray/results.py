@@ -133,6 +133,10 @@ _LATER_FILES = {"pairs"}
 """Files that runs of an earlier version lack; they are read as empty."""
 _LATER = {"attempts", "lost_seconds", "alarm", "turn", "category"}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
+CHECKPOINTS = "resume"
+"""Folder, in a trial's own, of what it goes on from after an interruption."""
+MODEL = "checkpoint"
+"""Folder, in a trial's own, of the trained model: its adapter, or all of it."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_ray.errors import InputError
-from slime_ray.mirror import Mirror
+from slime_ray import mirror
+from slime_ray.errors import InputError, RunError
+from slime_ray.mirror import Mirror, has_password, joined, parted, without_secrets
 from slime_ray.training.cache import cached
 
 
@@ -197,3 +198,90 @@ def test_what_is_removed_is_gone_here_and_there(tmp_path):
     there.pull(there.root / "run")
     assert not (here.root / "run" / "checkpoint").exists()
     assert read(there.root / "run") == {"row": b"2"}
+
+
+@given(
+    st.sampled_from(["s3://bucket", "gs://bucket/runs/", "s3://bucket/a/b"]),
+    st.from_regex(r"[a-z0-9-]+", fullmatch=True),
+    st.sampled_from(["", "?region=eu", "?endpoint_override=host/path&scheme=http"]),
+)
+def test_a_runs_address_is_its_storage_and_its_name(storage, name, query):
+    assert parted(joined(storage + query, name)) == (storage.rstrip("/") + query, name)
+    assert joined("/a folder?/", name) == f"/a folder?/{name}"
+
+
+@pytest.mark.parametrize("address", ["s3://bucket", "s3://bucket/", "s3://k:v@bucket?region=eu"])
+def test_a_storage_is_no_runs_address(address):
+    with pytest.raises(InputError, match=r"give a run's address") as refused:
+        parted(address)
+    assert "k:v" not in str(refused.value)
+
+
+SECRETIVE = [
+    "s3://KEY:SECRET@bucket/runs?bad_option=1", "s3://KEY:SE CRET@bucket/runs", "s3://KEY:SEC/RET@bucket/runs",
+    "s3://KEY:SEC?RET@bucket/runs", "s3://KEY:SEC@RET@bucket/runs", "s3://bucket/runs?secret_key=SECRET",
+    "ftp://KEY:SECRET@host/runs", "gs://KEY:SECRET@bucket/runs",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", SECRETIVE)
+def test_no_refusal_of_an_address_tells_its_secrets(address):
+    with pytest.raises(InputError) as refused:
+        Mirror.of(address, "driver").check()
+    assert not [part for part in ("KEY", "SEC", "RET", "CRET") if part in str(refused.value)]
+
+
+def test_an_address_is_shown_as_far_as_it_is_no_secret():
+    assert without_secrets("s3://bucket/runs") == "s3://bucket/runs"
+    assert without_secrets("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
+    assert has_password("s3://KEY:SEC/RET@bucket/runs")
+    assert not has_password("hdfs://user@host:8020/runs")
+    assert not has_password("s3://bucket/runs?endpoint_override=host:9000")
+
+
+def test_a_storage_that_is_only_read_is_not_written(tmp_path):
+    here, _ = two(tmp_path)
+    here.check(write=False)
+    assert not (tmp_path / "bucket").exists()
+    (tmp_path / "bucket").write_text("in the way")
+    with pytest.raises(InputError, match="it cannot be used"):
+        here.check(write=False)
+
+
+def test_a_storage_that_may_not_be_listed_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    here, _ = two(tmp_path)
+    (tmp_path / "bucket").mkdir()
+    store, base = mirror._store(here.url)
+    monkeypatch.setattr(mirror, "_store", lambda url: (NoListing(store), base))
+    with pytest.raises(InputError, match=r"it cannot be used: ACCESS_DENIED during ListObjectsV2"):
+        here.check()
+
+
+class NoListing:
+    """A store whose credentials lack ListBucket."""
+
+    def __init__(self, store: object):
+        self.store = store
+
+    def get_file_info(self, asked: object) -> None:
+        raise OSError("ACCESS_DENIED during ListObjectsV2")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.store, name)
+
+
+def test_a_store_that_fails_while_a_run_is_taken_or_fetched_is_a_sentence(tmp_path):
+    here, _ = two(tmp_path)
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "run").write_text("in the way")
+    with pytest.raises(RunError, match="could not be used"), here.held(here.root / "run"):
+        pass
+    (tmp_path / "bucket" / "run").unlink()
+    write(here, {"x": b""})
+    here.push(here.root / "run")
+    # A folder stands where the copy's file belongs.
+    (tmp_path / "there" / "run" / "x").mkdir(parents=True)
+    there = Mirror(tmp_path / "there", here.url)
+    with pytest.raises(RunError, match="could not be used"), there.held(there.root / "run"):
+        pass
+    assert not (tmp_path / "bucket" / "run" / ".held").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from slime_ray.errors import InputError
-from slime_ray.on_ray.janitor import janitor
+from slime_ray.on_ray.janitor import descendants, janitor
 
 CONNECT_SECONDS = 5.0
 
@@ -39,11 +39,13 @@ def connected() -> Iterator[None]:
     else:
         # Said outright, or Ray would join whatever was started last on this machine.
         local = {"address": "local", "include_dashboard": False}
+    # Children of this process that are not Ray's.
+    others = descendants(os.getpid())
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(_refusal(address, error)) from None
-    with janitor(os.getpid()) if local else nullcontext():
+    with janitor(os.getpid(), spare=others) if local else nullcontext():
         try:
             yield
         finally:

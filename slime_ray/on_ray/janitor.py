@@ -1,4 +1,4 @@
-"""Ends what a local Ray instance leaves behind when its driver is killed.
+"""Ends what a local Ray instance leaves behind, above all when its driver is killed.
 
 Ray's own servers end with the driver that started them, but two of their helpers (the agents of the dashboard and of
 runtime environments) go on for ever when it was killed by SIGKILL, as the kernel does when memory runs out.
@@ -6,16 +6,19 @@ runtime environments) go on for ever when it was killed by SIGKILL, as the kerne
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Waits for the end of its input, which is the end of the driver, however it came about. A process is known by its
-# number and the time it was started, since numbers are given again.
+GRACE_SECONDS = 5.0
+"""How long processes may take to end by themselves."""
+
+# Waits for the end of its input, which the driver closes, or its death does. A process is known by its number and the
+# time it was started, since numbers are given again.
 WATCH = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-known = dict(pair.split(":") for pair in sys.argv[1:])
+known = dict(pair.split(":") for pair in sys.argv[2:])
 sys.stdin.read()
 def started(pid):
     try:
@@ -24,7 +27,7 @@ def started(pid):
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
-deadline = time.monotonic() + 5
+deadline = time.monotonic() + float(sys.argv[1])
 while any(started(pid) == when for pid, when in known.items()) and time.monotonic() < deadline:
     time.sleep(0.1)
 for pid, when in known.items():
@@ -37,19 +40,24 @@ for pid, when in known.items():
 
 
 @contextmanager
-def janitor(pid: int) -> Iterator[None]:
-    """Have a small process end the descendants that process `pid` has now, once this process is gone. Linux only."""
-    found = descendants(pid)
+def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
+    """Have a small process end the descendants that process `pid` has now, those to spare aside; Linux only.
+
+    It does once the context is left, or this process gone.
+    """
+    found = {child: started for child, started in descendants(pid).items() if child not in spare}
     if not found:
         yield
         return
     pairs = [f"{child}:{started}" for child, started in found.items()]
-    watcher = subprocess.Popen([sys.executable, "-I", "-S", "-c", WATCH, *pairs], stdin=subprocess.PIPE)
+    command = [sys.executable, "-I", "-S", "-c", WATCH, str(GRACE_SECONDS), *pairs]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
         yield
     finally:
         assert watcher.stdin is not None
         watcher.stdin.close()
+        watcher.wait()
 
 
 def descendants(pid: int) -> dict[int, str]:

@@ -21,7 +21,7 @@ import ray
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, with_values
-from slime_ray.mirror import is_url
+from slime_ray.mirror import has_password, is_url, joined, without_secrets
 from slime_ray.settings import Settings
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -44,7 +44,12 @@ class Submission:
     @property
     def run(self) -> str:
         """The run's folder, which is what two launches of one sweep have in common."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        return joined(self.storage, self.name)
+
+    @property
+    def shown(self) -> str:
+        """The same for people, without what may be secret."""
+        return without_secrets(self.run) if is_url(self.storage) else self.run
 
     @property
     def content(self) -> str:
@@ -74,10 +79,15 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
             f"--storage {submission.storage}: give the absolute path of a folder that all nodes of the cluster share, "
             "or an address such as s3://bucket/runs."
         )
+    if has_password(submission.storage):
+        raise InputError(
+            f"--storage {without_secrets(submission.storage)}: whoever sees the cluster's dashboard would see the "
+            "password in this address. Give it without, and what it grants to the nodes' own environment."
+        )
     client = job_client(address)
     job, status = _find(client, submission)
     if status == "SUCCEEDED":
-        print(f"{submission.name} is done (job {job}). Its results are in {submission.run} on the cluster.", file=out)
+        print(f"{submission.name} is done (job {job}). Its results are in {submission.shown} on the cluster.", file=out)
         return
     if status is None:
         _submit(client, submission, job)
@@ -95,7 +105,7 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
         return
     if status != "SUCCEEDED":
         raise RunError(
-            f"Job {job} {status.lower()}: {message} What finished is in {submission.run} on the cluster; the same "
+            f"Job {job} {status.lower()}: {message} What finished is in {submission.shown} on the cluster; the same "
             "command goes on from there."
         )
 
@@ -194,8 +204,8 @@ def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
         if not job.status.is_terminal():
             if job.metadata.get(CONTENT) != submission.content:
                 raise InputError(
-                    f"Job {job.submission_id} is at work on {submission.run} with another experiment or other options. "
-                    "Wait for it or stop it, or give this one another name with --name."
+                    f"Job {job.submission_id} is at work on {submission.shown} with another experiment or other "
+                    "options. Wait for it or stop it, or give this one another name with --name."
                 )
             return job.submission_id, str(job.status.value)
     same = [job for job in ours if job.metadata.get(CONTENT) == submission.content]

@@ -3,7 +3,8 @@
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,11 +19,15 @@ from slime_ray.on_ray.resources import Node
 
 PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "datasets")
 
+GROUP = "ray.io/node-group"
+"""The label under which a node that an autoscaler started has its group."""
+MANY = 1000
+
 
 @dataclass(frozen=True)
 class Look:
-    """What a node says of itself. memory, disk: free bytes. missing: local paths of the request that are not there.
-    lack: what it lacks to judge."""
+    """What a node says of itself. disk: free bytes. missing: local paths of the request that are not there. lack: what
+    it lacks to judge."""
 
     node: str
     name: str
@@ -30,7 +35,6 @@ class Look:
     versions: dict[str, str]
     wrote: str | None
     read: bool
-    memory: int
     disk: int
     missing: tuple[str, ...] = ()
     lack: str | None = None
@@ -43,17 +47,26 @@ class Look:
 
 def alive_nodes() -> list[Node]:
     """What the nodes have in all, and those that an autoscaler may add."""
+    config = ray._private.state.state.get_cluster_config()
+    living = [node for node in ray.nodes() if node["Alive"]]
+    return with_those_to_come(living, config.node_group_configs if config is not None else ())
+
+
+def with_those_to_come(living: Sequence[Mapping[str, Any]], groups: Iterable[Any]) -> list[Node]:
+    """The living nodes, and those by which each of an autoscaler's groups may still grow.
+
+    living: as `ray.nodes` gives them. groups: of `ClusterConfig` in Ray's autoscaler.proto; max_count includes the
+    living, and -1 is no limit.
+    """
     nodes = [
         Node(node["NodeManagerHostname"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
+        for node in living
     ]
-    config = ray._private.state.state.get_cluster_config()
-    for group in config.node_group_configs if config is not None else ():
-        if group.max_count != 0:
-            offered = dict(group.resources)
-            # No limit (-1) is as good as many.
-            count = group.max_count if group.max_count > 0 else 1000
+    there = Counter(node["Labels"].get(GROUP) for node in living)
+    for group in groups:
+        count = MANY if group.max_count < 0 else group.max_count - there[group.name]
+        if count > 0:
+            offered = group.resources
             nodes.append(Node(group.name or "a node to be added", offered.get("CPU", 0), offered.get("GPU", 0), count))
     return nodes
 
@@ -94,7 +107,6 @@ def look_at_node(
         versions=installed(),
         wrote=wrote,
         read=read,
-        memory=_free_memory(),
         disk=shutil.disk_usage(existing(storage.root)).free,
         missing=tuple(path for path in paths if not Path(path).exists()),
         lack=judge.lacks(),
@@ -119,14 +131,6 @@ def _driver() -> str | None:
         return Path("/proc/driver/nvidia/version").read_text().split("Module", 1)[1].split()[0]
     except (OSError, IndexError):
         return None
-
-
-def _free_memory() -> int:
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 0
 
 
 def existing(path: Path) -> Path:

@@ -22,7 +22,7 @@ from slime_ray.experiment import Experiment
 from slime_ray.judge_settings import JudgeSettings, NoJudge, RewardModel
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
-from slime_ray.on_ray.nodes import Look, alive_nodes, existing, installed, look_at_node
+from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.settings import EMBEDDED, Settings
 
@@ -67,7 +67,7 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
         findings += _model_and_data(settings, looks)
         findings += _judge(looks)
     if experiment:
-        findings += _disk(experiment, storage)
+        findings += _disk(looks, experiment, storage)
     if gpus and settings:
         findings += _gpus(looks, settings)
     return findings
@@ -235,19 +235,21 @@ def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding
         return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
 
 
-def _disk(experiment: Experiment, storage: Mirror) -> Iterator[Finding]:
-    free = shutil.disk_usage(existing(storage.root)).free
-    wanted = forecast_bytes(experiment)
+def _disk(looks: Sequence[Look], experiment: Experiment, storage: Mirror) -> Iterator[Finding]:
+    if not looks:
+        return
+    least = min(looks, key=lambda look: look.disk)
+    free, wanted = _gib(least.disk), forecast_bytes(experiment)
     if wanted is None:
-        yield Finding("fine", "disk", f"{_gib(free)} free; the size of the model is not known here.")
-    elif wanted > free:
+        yield Finding("fine", "disk", f"{free} free; the size of the model is not known here.")
+    elif wanted > least.disk:
         yield Finding(
             "error", "disk",
-            f"{storage.root} has {_gib(free)} free, and the run may take {_gib(wanted)}. Free some, give another "
-            "--storage, or keep fewer models with budget.checkpoints.",
+            f"Node {least.name} has {free} free at {storage.root}, and the run may take {_gib(wanted)}. Free some, "
+            "give another --storage, or keep fewer models with budget.checkpoints.",
         )  # fmt: skip
     else:
-        yield Finding("fine", "disk", f"{_gib(free)} free, at most {_gib(wanted)} wanted.")
+        yield Finding("fine", "disk", f"{free} free, at most {_gib(wanted)} wanted.")
 
 
 def forecast_bytes(experiment: Experiment) -> int | None:

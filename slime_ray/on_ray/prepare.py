@@ -11,7 +11,9 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
+from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
+from slime_ray.training.orders import interrupts
 from slime_ray.training.outcome import one_sentence
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ STAGES = "stages"
 LOOK_SECONDS = 0.2
 RESTARTS = 3
 """How often the making starts again when its process is lost."""
+AGAIN = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
 
@@ -41,19 +44,12 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         maker = maker.remote()
         making = maker.make.remote(experiment.base, place)
-    said = ""
-    with console.status(STAGES) as status:
-        while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
-            voice = place.monitor.heard().get(STAGES)
-            line = _line(voice.told if voice else {})
-            if line and line != said:
-                said = line
-                status.update(line)
-                logger.info(line)
-                if not console.is_terminal and voice and voice.told.get("step") is None:
-                    console.print(line, highlight=False)
     try:
+        with interrupts(_stop):
+            _follow(making, place, console)
         made = ray.get(making)
+    except NoPlace as error:
+        raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from None
@@ -61,10 +57,46 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
     except ray.exceptions.RayError as error:
         raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
     finally:
-        if maker is not None:
+        if maker is None:
+            ray.cancel(making, force=True)
+        else:
             ray.kill(maker)
         place.monitor.end(STAGES)
     return {**made, "stage_seconds": time.perf_counter() - clock}
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
+def _follow(making: Any, place: Place, console: Console) -> None:
+    """Say how it goes until it has ended. Raises NoPlace where it never begins, RunError where it falls silent."""
+
+    def say(line: str) -> None:
+        logger.info(line)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    wait, said = Wait(place.resources, place.faults, say), ""
+    with console.status(STAGES) as status:
+        while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
+            voice = place.monitor.heard().get(STAGES)
+            if voice is None or not voice.at_work:
+                wait.go_on()
+                continue
+            wait.over()
+            if voice.silent > 60 * place.faults.hang_minutes:
+                raise RunError(
+                    f"The making of the shared stages has said nothing for {voice.silent:.0f} s "
+                    f"(faults.hang_minutes is {place.faults.hang_minutes:g}) and was ended. {AGAIN}"
+                )
+            line = _line(voice.told)
+            if line and line != said:
+                said = line
+                status.update(line)
+                if console.is_terminal or voice.told.get("step") is not None:
+                    logger.info(line)
+                else:
+                    say(line)
 
 
 def _line(told: dict[str, Any]) -> str:

@@ -49,6 +49,11 @@ def why_never(wanted: Resources, nodes: Sequence[Node]) -> str | None:
             f"resources.gpu_per_worker is {share:g}: more than one GPU has to be a whole number of them. "
             f"Give {math.floor(share)} or {math.ceil(share)}."
         )
+    if wanted.workers > 1 and 0 < share < 1:
+        return (
+            f"resources.gpu_per_worker is {share:g} and resources.workers {wanted.workers}: workers of one trial need "
+            "a GPU each, since NCCL refuses two of a group on the same. Give gpu_per_worker: 1, or workers: 1."
+        )
     if concurrent_trials(wanted, nodes) > 0:
         return None
     best = max((node.slots(wanted) for node in nodes), default=0)

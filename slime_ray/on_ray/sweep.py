@@ -32,7 +32,7 @@ from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import concurrent_trials
 from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.trial import tune_function
-from slime_ray.on_ray.watch import NoPlace, Watch
+from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
@@ -94,7 +94,7 @@ def run_sweep(
     mirror.check()
     run = mirror.root / experiment.name
     with (
-        held_and_fetched(mirror, run),
+        mirror.held(run, skip=HEAVY),
         taken(run, experiment, source=source, seed=seed, start=start, study=study) as manifest,
         log_file(run / "log.txt"),
     ):
@@ -112,36 +112,17 @@ def run_sweep(
                 monitor.stop()
                 if results.finished_trials(run):
                     sweep.save()
-        with answering(mirror):
+        with mirror.answering():
             mirror.push_files(run)
     return run
-
-
-@contextmanager
-def answering(storage: Mirror) -> Iterator[None]:
-    """What is done here at last has to succeed. Raises RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{storage.shown} does not answer ({one_sentence(error)}). What finished is there; give the same command "
-            "with --resume for the rest and for the report."
-        ) from None
-
-
-@contextmanager
-def held_and_fetched(mirror: Mirror, run: Path) -> Iterator[None]:
-    """Hold the run in an object store, with the driver's copy of it up to date."""
-    with mirror.held(run):
-        mirror.pull(run, skip=HEAVY)
-        yield
 
 
 def _run(sweep: Sweep, place: Place) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     manifest |= prepare_on_cluster(experiment, place, sweep.console)
-    results.write_manifest(run, manifest)
-    _close_attempts(sweep)
+    with sweep.storage.answering():
+        results.write_manifest(run, manifest)
+        _close_attempts(sweep)
     sweep.save()
     plan = _plan(sweep)
     total, early = len(plan.rows) + plan.most_left(), None
@@ -154,26 +135,29 @@ def _run(sweep: Sweep, place: Place) -> None:
                 with watch.interrupts_as_orders():
                     _fit(sweep, plan, place, [progress, Recorder(sweep, plan), watch])
             except NoPlace as error:
-                early = f"no trial found a place: {error}"
+                early = f"no trial found a place for {error}"
+            except TimeUp:
+                logger.warning("Some trials did not leave in time; they were ended and go on from their checkpoints.")
             except (SQLAlchemyError, StorageInternalError) as error:
                 early = f"the study's database failed ({one_sentence(error)})"
             finally:
                 watch.clear()
             early = early or watch.leaving
-    with answering(sweep.storage):
+    with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)
-    results.consolidate(run)
-    rows = results.finished_trials(run)
-    drop_models(sweep, plan.rows)
-    manifest["failed_trials"] = failures(rows)
-    manifest["interruptions"] = interruptions(run, rows)
-    if plan.missing() or early:
-        results.write_manifest(run, manifest)
+        results.consolidate(run)
+        rows = results.finished_trials(run)
+        drop_models(sweep, plan.rows)
+        # What Ray Tune keeps for a restore of its own.
+        sweep.storage.remove(run / "ray")
+        missing = plan.missing()
+        ended = {"failed_trials": failures(rows), "interruptions": interruptions(run, rows)}
+        results.write_manifest(run, manifest | ended | {"finished": None if missing else now()})
+    if missing:
         raise RunError(
             f"The sweep ended with {len(rows)} of {total} trials done{f', since {early}' if early else ''}. "
             f"They are kept in {sweep.storage.shown}/{run.name}. Give the same command with --resume to run the rest."
         )
-    results.write_manifest(run, manifest | {"finished": now()})
 
 
 def _close_attempts(sweep: Sweep) -> None:

@@ -1,17 +1,15 @@
 """What the driver watches while trials run: progress, silence, resources left behind, a spent budget, interrupts."""
 
 import logging
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import tune
 
-from slime_ray.experiment import Experiment
+from slime_ray.experiment import Experiment, Faults, Resources
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.monitor import Heard, Monitor
 from slime_ray.on_ray.nodes import free_nodes
@@ -19,6 +17,7 @@ from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import waiting_for
 from slime_ray.training import attempts
+from slime_ray.training.orders import interrupts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL
 
 LOOK_SECONDS = 0.3
@@ -28,7 +27,35 @@ logger = logging.getLogger("slime_ray.sweep")
 
 
 class NoPlace(Exception):
-    """No trial could be placed for as long as one may wait."""
+    """Nothing could be placed for as long as one may wait."""
+
+
+class TimeUp(Exception):
+    """Trials that were told to leave have not left for as long as they may take."""
+
+
+class Wait:
+    """Watches over waiting for a place: complains every minute, and in the end gives up."""
+
+    def __init__(self, resources: Resources, faults: Faults, say: Callable[[str], object]):
+        self.resources, self.faults, self.say = resources, faults, say
+        self.over()
+
+    def over(self) -> None:
+        """Something is at work, or nothing is wanted."""
+        self.since = self.said = time.monotonic()
+
+    def go_on(self) -> None:
+        """Something wants a place, and nothing is at work. Raises NoPlace after faults.placement_minutes of that."""
+        now = time.monotonic()
+        if now - self.since > 60 * self.faults.placement_minutes:
+            raise NoPlace(f"{self._sentence(now)} (faults.placement_minutes is {self.faults.placement_minutes:g})")
+        if now - self.said > 60:
+            self.said = now
+            self.say(f"Waiting for {self._sentence(now)}")
+
+    def _sentence(self, now: float) -> str:
+        return f"{now - self.since:.0f} s: {waiting_for(self.resources, free_nodes())}"
 
 
 class Watch(tune.Callback):
@@ -48,7 +75,8 @@ class Watch(tune.Callback):
         self.plan, self.progress = plan, progress
         self.leaving: str | None = None
         self.left_at = self.looked = 0.0
-        self.started = self.moved = self.warned = time.monotonic()
+        self.started = time.monotonic()
+        self.wait = Wait(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,17 +87,13 @@ class Watch(tune.Callback):
     def interrupts_as_orders(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM have the trials leave with a checkpoint; the second one ends everything at once."""
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle() -> None:
             self.interrupts += 1
             if self.interrupts > 1:
                 raise KeyboardInterrupt
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with interrupts(handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune again and again, several times a second."""
@@ -81,7 +105,7 @@ class Watch(tune.Callback):
         self.progress.hear({name: voice.told for name, voice in heard.items()})
         self._leave_in_time(now)
         self._end_the_silent(heard)
-        self._wait_for_a_place(now, trials, heard)
+        self._wait_for_a_place(trials, heard)
 
     def _leave_in_time(self, now: float) -> None:
         hours = self.experiment.budget.hours
@@ -90,7 +114,7 @@ class Watch(tune.Callback):
         elif self.leaving is None and hours is not None and now - self.started > 3600 * hours:
             self.leave(f"its time, budget.hours {hours:g}, is spent")
         elif self.leaving is not None and now - self.left_at > GRACE_SECONDS:
-            raise KeyboardInterrupt
+            raise TimeUp
 
     def leave(self, reason: str) -> None:
         """Start no further trial, and have those that run write a checkpoint and leave."""
@@ -106,20 +130,13 @@ class Watch(tune.Callback):
                 self._note(name, "hung")
                 self.monitor.kill(name)
 
-    def _wait_for_a_place(self, now: float, trials: list[Any], heard: dict[str, Heard]) -> None:
-        """Complain, and in the end give up, while trials wait and none of them works."""
+    def _wait_for_a_place(self, trials: list[Any], heard: dict[str, Heard]) -> None:
         waiting = [trial for trial in trials if trial.status == "PENDING"]
         unplaced = [name for name, voice in heard.items() if not voice.at_work]
         if (heard and len(unplaced) < len(heard)) or not (waiting or unplaced):
-            self.moved = self.warned = now
-            return
-        if now - self.warned > 60:
-            self.warned = now
-            self.progress.say(
-                f"Waiting for {now - self.moved:.0f} s: {waiting_for(self.experiment.resources, free_nodes())}"
-            )
-        if now - self.moved > 60 * self.experiment.faults.placement_minutes:
-            raise NoPlace(waiting_for(self.experiment.resources, free_nodes()))
+            self.wait.over()
+        else:
+            self.wait.go_on()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Free what a trial that ended, in whatever way, still holds."""

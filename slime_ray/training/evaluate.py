@@ -6,7 +6,7 @@ What is left is a run like any other, one arm a policy, so that tables, reports 
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,11 +38,10 @@ from slime_ray.training.measuring import (
     measure_policy,
 )
 from slime_ray.training.orders import Paused, Report
-from slime_ray.training.outcome import MODEL, blank_row, finish, say_nothing
+from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing
+from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
-from slime_ray.training.worker import VERDICTS, reset_process
-
-Say = Callable[[str], object]
+from slime_ray.training.worker import VERDICTS, is_memory_error, reset_process
 
 
 @dataclass(frozen=True)
@@ -105,16 +104,21 @@ def evaluate(
     measured = experiment.model_copy(
         update={"arms": [Arm(label=one.label, set={}) for one in given], "seeds": [0], "search": None}
     )
+    if not offline and (lack := settings.evaluation.judge.lacks()):
+        raise InputError(lack)
     mirror = Mirror.of(storage, "trials")
     mirror.check()
     run = mirror.root / experiment.name
-    mirror.pull(run)
-    with taken(run, measured, source=source, seed=0, start=start) as manifest, log_file(run / "log.txt"):
-        report = _report_to(say)
+    with (
+        mirror.held(run),
+        taken(run, measured, source=source, seed=0, start=start) as manifest,
+        log_file(run / "log.txt"),
+        mirror.answering(),
+    ):
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
-        bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, report)
+        bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
         bench.compare_with(against)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
@@ -125,12 +129,19 @@ def evaluate(
                     say(f"measuring {one.label}")
                     _record(bench, one, trial, run)
         except Paused as pause:
-            raise RunError(str(pause)) from None
+            raise RunError(pause.order.reason) from None
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+            raise RunError(
+                f"{one.label} ran out of memory ({one_sentence(error)}). Set a smaller evaluation.decoding.batch or "
+                "data.row_tokens and give the same command with --resume."
+            ) from None
         finally:
             mirror.push(run)
         results.consolidate(run)
-        manifest |= {"failed_trials": failures(results.finished_trials(run)), "finished": now()}
-        results.write_manifest(run, manifest)
+        rows = results.finished_trials(run)
+        results.write_manifest(run, manifest | {"failed_trials": failures(rows), "finished": now()})
         mirror.push(run)
     return run
 
@@ -142,20 +153,6 @@ def _record(bench: "_Files", one: Given, trial: Trial, run: Path) -> None:
     seconds = time.perf_counter() - clock
     row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
-
-
-def _report_to(say: Say) -> Report:
-    last = ""
-
-    def report(told: Any) -> None:
-        nonlocal last
-        step = told.get("step")
-        line = f"{told.get('doing', '')} {f'{step}/' + str(told.get('updates')) if step is not None else ''}".strip()
-        if line and line != last:
-            last = line
-            say(line)
-
-    return report
 
 
 class _Files:

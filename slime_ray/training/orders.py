@@ -1,7 +1,10 @@
 """What a trial and the one who runs it say to each other."""
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 
@@ -29,3 +32,18 @@ class Paused(Exception):
     def __init__(self, order: Order):
         super().__init__(order.reason)
         self.order = order
+
+
+@contextmanager
+def interrupts(handle: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `handle`, in the main thread, instead of ending the process."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        handle()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -16,14 +16,9 @@ from slime_ray.experiment import Trial
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Report
 
-CHECKPOINTS = "resume"
-"""Folder, in a trial's own, of what it goes on from after an interruption."""
-
+CHECKPOINTS, MODEL = results.CHECKPOINTS, results.MODEL
 JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
-
-MODEL = "checkpoint"
-"""Folder, in a trial's own, of the trained model: its adapter, or all of it."""
 
 
 class RanksDiffer(Exception):

@@ -3,11 +3,9 @@
 It computes what the same trial computes in a sweep, and leaves a run of the same files.
 """
 
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from slime_ray import results
@@ -16,7 +14,8 @@ from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, failures, log_file, now, taken
 from slime_ray.training.course import Hosting
-from slime_ray.training.orders import Order, Paused
+from slime_ray.training.orders import Order, Paused, interrupts
+from slime_ray.training.outcome import OutOfMemory, one_sentence
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
@@ -48,36 +47,48 @@ def train_one(
     mirror = Mirror.of(str(storage), "trials")
     mirror.check()
     run = mirror.root / experiment.name
-    mirror.pull(run)
-    with taken(run, experiment, source=source, seed=0, start=start) as manifest, log_file(run / "log.txt"):
-        voice = _Voice(say)
+    with (
+        mirror.held(run),
+        taken(run, experiment, source=source, seed=0, start=start) as manifest,
+        log_file(run / "log.txt"),
+    ):
+        voice = Voice(say)
         hosting = Hosting(threads=max(1, int(experiment.resources.cpu_per_worker)), faults=experiment.faults)
         reset_process(seed=0, threads=hosting.threads)
-        stages = prepare(experiment.settings, storage=mirror, report=voice.report)
-        results.write_manifest(run, manifest | {"hashes": stages.hashes, "data": stages.data})
-        if trial.trial_id not in results.finished_trials(run):
-            try:
-                with voice.listening():
-                    run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
-            except Paused as pause:
-                raise RunError(
-                    f"{trial.trial_id} left with a checkpoint: {pause.order.reason.rstrip('.')}. Give the same command "
-                    "with --resume to go on."
-                ) from None
-            finally:
-                mirror.push(run)
-        results.consolidate(run)
-        rows = results.finished_trials(run)
-        manifest |= {"hashes": stages.hashes, "data": stages.data, "failed_trials": failures(rows), "finished": now()}
-        results.write_manifest(run, manifest)
-        mirror.push(run)
+        try:
+            stages = prepare(experiment.settings, storage=mirror, report=voice.report)
+        except OSError as error:
+            raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
+        manifest |= {"hashes": stages.hashes, "data": stages.data}
+        with mirror.answering():
+            results.write_manifest(run, manifest)
+            if trial.trial_id not in results.finished_trials(run):
+                try:
+                    with voice.listening():
+                        run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
+                except Paused as pause:
+                    raise RunError(
+                        f"{trial.trial_id} left with a checkpoint: {pause.order.reason.rstrip('.')}. Give the same "
+                        "command with --resume to go on."
+                    ) from None
+                except OutOfMemory as error:
+                    raise RunError(
+                        f"{trial.trial_id} ran out of memory ({error}). Give the same command with --resume to try "
+                        "once more, where there is more memory."
+                    ) from None
+                finally:
+                    mirror.push(run)
+            results.consolidate(run)
+            rows = results.finished_trials(run)
+            results.write_manifest(run, manifest | {"failed_trials": failures(rows), "finished": now()})
+            mirror.push(run)
         row = rows[trial.trial_id]
         if row["status"] == "failed":
             raise RunError(f"{trial.trial_id} failed: {row['reason']}. Its traceback is in {run / 'trials'}.")
     return run
 
 
-class _Voice:
+class Voice:
     """Passes on what a trial reports, as lines, and answers it once the process was told to end."""
 
     def __init__(self, say: Say):
@@ -100,14 +111,10 @@ class _Voice:
     def listening(self) -> Iterator[None]:
         """The first interrupt is an order to leave with a checkpoint; the second one ends the process."""
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle() -> None:
             if self.order is not None:
                 raise KeyboardInterrupt
             self.order = Order("pause", "it was interrupted")
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with interrupts(handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -334,3 +334,22 @@ class TestTheFallback:
 
     def test_a_spot_node_that_never_came_up_makes_way_for_on_demand(self):
         assert self.asked(2, happened="ALLOCATION_TIMEOUT") == {"gpu_on_demand": 2}
+
+
+def test_the_slurm_script_gives_the_sweep_the_cluster_that_it_starts(tmp_path):
+    """Run with stand-ins: `srun` runs one node, and `ray symmetric-run` what stands behind `--`, as Ray's does."""
+    [script] = re.findall(r"```\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs/cluster.md").read_text(), re.S)
+    programs = {
+        "scontrol": "echo node-7; echo node-8",
+        "srun": 'exec "$@"',
+        "ray": 'until [ "$1" = -- ]; do shift; done; shift; exec "$@"',
+        "slime-ray": 'echo "$RAY_ADDRESS $RAY_AUTH_MODE $*"',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_NNODES": "2"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    address, mode, *command = done.stdout.split()
+    assert (address, mode) == ("node-7:6379", "token")
+    assert _parser().parse_args(command).start == "either"

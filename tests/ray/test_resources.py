@@ -57,6 +57,7 @@ def test_a_share_of_a_gpu_is_of_a_single_one(share, gpus, fit):
         ({"workers": 3, "placement": "STRICT_PACK"}, [Node("n", 2), Node("m", 2)], "more than 2"),
         ({"workers": 3, "placement": "STRICT_SPREAD"}, [Node("n", 2), Node("m", 2)], "only 2 nodes"),
         ({}, [], "0 CPU"),
+        ({"workers": 2, "gpu_per_worker": 0.5}, [Node("n", 8, 2)], "gpu_per_worker: 1, or workers: 1"),
     ],
 )
 def test_a_shape_that_can_never_be_placed_is_told_with_the_arithmetic(wanted, nodes, words):

@@ -1,0 +1,144 @@
+"""What is found wrong before a sweep starts, from what nodes say of themselves; and which nodes there are."""
+
+import dataclasses
+import platform
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime_ray.experiment import Experiment, Resources
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.on_ray import preflight
+from slime_ray.on_ray.nodes import GROUP, Look, installed, with_those_to_come
+from slime_ray.on_ray.preflight import Finding
+from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
+
+TOKEN = "token"
+FINE = Look(
+    node="id-1", name="one", python=platform.python_version(), versions=installed(), wrote=None, read=True, disk=1 << 40
+)  # fmt: skip
+
+
+def look(**changes: Any) -> Look:
+    return dataclasses.replace(FINE, **changes)
+
+
+def errors(findings: Iterable[Finding]) -> list[str]:
+    return [finding.sentence for finding in findings if finding.level == "error"]
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """A shared folder in which node `id-1` has written its probe."""
+    folder = tmp_path / "probe"
+    folder.mkdir()
+    (folder / "id-1").write_text(TOKEN)
+    return folder
+
+
+def storage(looks: list[Look], probe: Path, url: str | None = None) -> list[Finding]:
+    return list(preflight._storage(looks, probe, TOKEN, Mirror(probe.parent, url)))
+
+
+def test_a_shared_folder_is_fine(probe):
+    [found] = storage([FINE], probe)
+    assert found.level == "fine"
+    assert "probed from 1 nodes" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        # The other node has a folder of the same path, in which the driver's probe is not.
+        ({"read": False}, "Node two does not see .* as this process does .another disk.*has to be shared"),
+        ({"read": False, "wrote": "No such file or directory"}, "as this process does .No such file or directory"),
+        ({"read": True, "wrote": "Read-only file system"}, "as this process does .Read-only file system"),
+        # It reads what the driver wrote, and what it writes stays where it is.
+        ({}, "What node two writes to .* does not arrive here"),
+    ],
+)
+def test_a_local_path_on_several_nodes_is_refused(probe, other, words):
+    [found] = errors(storage([FINE, look(node="id-2", name="two", **other)], probe))
+    assert re.search(words, found)
+
+
+def test_what_another_run_left_of_a_probe_is_not_taken_for_ones_own(probe):
+    (probe / "id-1").write_text("another token")
+    assert len(errors(storage([FINE], probe))) == 1
+
+
+def test_a_node_that_cannot_use_the_object_store_is_named(probe):
+    looks = [FINE, look(node="id-2", name="two", wrote="--storage s3://bucket: it cannot be used: ACCESS_DENIED.")]
+    assert errors(storage(looks, probe, "s3://bucket")) == [
+        "Node two: --storage s3://bucket: it cannot be used: ACCESS_DENIED."
+    ]
+
+
+def test_other_versions_on_a_node_are_told_with_what_is_here():
+    theirs = {**FINE.versions, "torch": "1.0"}
+    del theirs["ray"]
+    [found] = errors(preflight._versions([FINE, look(name="two", python="3.9.0", versions=theirs)]))
+    assert found.startswith("Node two has ")
+    for part in ("python 3.9.0 instead of", f"torch 1.0 instead of {FINE.versions['torch']}", "ray missing instead of"):
+        assert part in found
+    assert errors(preflight._versions([FINE])) == []
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    path = tmp_path / "looked.yaml"
+    path.write_text("name: looked\npreset: arithmetic\narms: {slime: {}}\n")
+    return load_experiment(path)
+
+
+@pytest.mark.parametrize(("wanted", "refused"), [(3 << 30, 1), (2 << 30, 0), (None, 0)])
+def test_the_node_with_the_least_disk_has_to_hold_the_run(experiment, tmp_path, monkeypatch, wanted, refused):
+    monkeypatch.setattr(preflight, "forecast_bytes", lambda experiment: wanted)
+    looks = [look(disk=9 << 30), look(name="two", disk=2 << 30)]
+    found = errors(preflight._disk(looks, experiment, Mirror(tmp_path)))
+    assert len(found) == refused
+    for sentence in found:
+        assert sentence.startswith(f"Node two has 2.0 GiB free at {tmp_path}, and the run may take 3.0 GiB.")
+
+
+def test_a_gpu_that_torch_does_not_see_or_that_lacks_bfloat16_is_refused(experiment):
+    settings = experiment.settings.model_copy(
+        update={"model": experiment.settings.model.model_copy(update={"dtype": "bfloat16"})}
+    )
+    old = {"gpus": 1, "gpu": "Old GPU", "driver": "1.0"}
+    looks = [look(gpus=None), look(name="two", gpus=0), look(name="three", bf16=False, **old)]
+    blind, weak = errors(preflight._gpus(looks, settings))
+    assert blind.startswith("Node two offers GPUs to Ray, but torch sees none there")
+    assert weak == "The Old GPU of node three does not compute in bfloat16. Set model.dtype: float32."
+    [fine] = preflight._gpus([look(bf16=True, **old)], settings)
+    assert fine.sentence == "Node one: 1 x Old GPU, driver 1.0."
+    assert errors(preflight._gpus([look(bf16=False, **old)], experiment.settings)) == []
+
+
+def living(name: str, group: str | None = None, **resources: float) -> dict[str, Any]:
+    """A node as `ray.nodes` gives it."""
+    return {"NodeManagerHostname": name, "Resources": resources, "Labels": {GROUP: group} if group else {}}
+
+
+def growing(name: str, most: int, **resources: float) -> Any:
+    return SimpleNamespace(name=name, max_count=most, resources=resources)
+
+
+def test_nodes_of_a_group_that_are_there_already_are_not_to_come_again():
+    head, spot = living("head", CPU=0), [living(f"spot-{n}", "spot", CPU=8, GPU=1) for n in range(2)]
+    nodes = with_those_to_come([head, *spot], [growing("head", 0, CPU=0), growing("spot", 4, CPU=8, GPU=1)])
+    assert nodes == [Node("head", 0), Node("spot-0", 8, 1), Node("spot-1", 8, 1), Node("spot", 8, 1, count=2)]
+    apart = Resources(workers=6, gpu_per_worker=1.0, placement="STRICT_SPREAD")
+    assert "only 4 nodes" in str(why_never(apart, nodes))
+    assert concurrent_trials(Resources(workers=2, gpu_per_worker=1.0), nodes) == 2
+
+
+def test_a_group_that_is_full_brings_no_more_and_one_without_limit_many():
+    spot = [living("spot-0", "spot", CPU=8)]
+    assert with_those_to_come(spot, [growing("spot", 1, CPU=8)]) == [Node("spot-0", 8)]
+    assert why_never(Resources(workers=500), with_those_to_come(spot, [growing("spot", -1, CPU=8)])) is None

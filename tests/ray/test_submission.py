@@ -1,0 +1,75 @@
+"""What `slime-ray launch` submits, and what it says of it, without a cluster."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime_ray.errors import InputError, RunError
+from slime_ray.experiment import Experiment
+from slime_ray.experiment_file import load_experiment
+from slime_ray.on_ray import launch as launching
+from slime_ray.on_ray.launch import CONTENT, RUN, Submission, launch
+
+QUERY = "s3://bucket/runs?region=eu&secret_key=SECRET"
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    path = tmp_path / "far.yaml"
+    path.write_text("name: far\npreset: arithmetic\narms: {slime: {}}\n")
+    return load_experiment(path)
+
+
+def test_the_query_of_an_address_stays_at_its_end():
+    submission = Submission("first", "", QUERY)
+    assert submission.run == "s3://bucket/runs/first?region=eu&secret_key=SECRET"
+    assert submission.shown == "s3://bucket/runs/first"
+    assert Submission("first", "", "/shared/runs/").run == "/shared/runs/first"
+
+
+def test_a_password_in_an_address_never_reaches_the_cluster(experiment, monkeypatch):
+    monkeypatch.setattr(launching, "job_client", lambda address: pytest.fail("the cluster was asked"))
+    with pytest.raises(InputError, match="the password in this address") as refused:
+        launch(experiment, Submission("far", "", "s3://KEY:SECRET@bucket/runs"), address="", out=io.StringIO())
+    assert "SECRET" not in str(refused.value)
+
+
+class Status(str):
+    """A job's status, as the client gives it."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+    def is_terminal(self) -> bool:
+        return self in ("SUCCEEDED", "FAILED")
+
+
+def jobs(submission: Submission, status: str, content: str | None = None) -> Any:
+    metadata = {RUN: submission.run, CONTENT: content or submission.content}
+    return SimpleNamespace(
+        list_jobs=lambda: [SimpleNamespace(metadata=metadata, status=Status(status), submission_id="job-1")]
+    )
+
+
+def test_what_is_said_of_a_run_tells_no_secret(experiment, monkeypatch):
+    submission, out = Submission("far", "", QUERY), io.StringIO()
+    monkeypatch.setattr(launching, "job_client", lambda address: jobs(submission, "SUCCEEDED"))
+    launch(experiment, submission, address="", out=out)
+    assert "far is done (job job-1). Its results are in s3://bucket/runs/far on the cluster." in out.getvalue()
+
+    monkeypatch.setattr(launching, "job_client", lambda address: jobs(submission, "RUNNING", "other"))
+    with pytest.raises(InputError, match="at work on s3://bucket/runs/far with another") as refused:
+        launch(experiment, submission, address="", out=out)
+
+    async def failed(*arguments: Any) -> tuple[str, str]:
+        return "FAILED", "it broke."
+
+    monkeypatch.setattr(launching, "job_client", lambda address: jobs(submission, "RUNNING"))
+    monkeypatch.setattr(launching, "_follow", failed)
+    with pytest.raises(RunError, match="What finished is in s3://bucket/runs/far on the cluster") as ended:
+        launch(experiment, submission, address="", out=out)
+    assert "SECRET" not in out.getvalue() + str(refused.value) + str(ended.value)

@@ -1,0 +1,202 @@
+"""The driver's watch over running trials, by a clock of the test's own: interrupts, a spent budget, waiting, silence."""
+
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime_ray.errors import RunError
+from slime_ray.experiment import Experiment
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.on_ray import prepare, watch
+from slime_ray.on_ray.monitor import Heard
+from slime_ray.on_ray.resources import Node
+from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
+from slime_ray.training import attempts
+
+TEXT = """\
+name: watched
+preset: arithmetic
+arms: {slime: {}}
+budget: {hours: 1}
+faults: {placement_minutes: 10, hang_minutes: 30}
+"""
+AT_WORK = {"arm-slime-s0": Heard({}, 0.0, at_work=True)}
+PENDING = SimpleNamespace(status="PENDING")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"time.{name} is not asked for here")
+
+
+class FakeMonitor:
+    """What the driver is told of the trials, and what it told them."""
+
+    def __init__(self) -> None:
+        self.trials: dict[str, Heard] = {}
+        self.orders: list[str] = []
+        self.killed: list[str] = []
+
+    def heard(self) -> dict[str, Heard]:
+        return self.trials
+
+    def leave(self, reason: str) -> None:
+        self.orders.append(reason)
+
+    def kill(self, name: str) -> None:
+        self.killed.append(name)
+
+    def end(self, name: str) -> None:
+        del self.trials[name]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(watch, "time", made)
+    monkeypatch.setattr(watch, "free_nodes", lambda: [Node("head", 0)])
+    return made
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    path = tmp_path / "watched.yaml"
+    path.write_text(TEXT)
+    return load_experiment(path)
+
+
+@pytest.fixture
+def monitor() -> FakeMonitor:
+    return FakeMonitor()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
+    plan: Any = SimpleNamespace(ending=False)
+    progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None)
+    teller: Any = monitor
+    return Watch(experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress)
+
+
+def step(watching: Watch, clock: Clock, seconds: float, *trials: Any) -> None:
+    clock.now += seconds
+    watching.on_step_begin(0, list(trials))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interrupt_is_an_order_and_the_second_ends_everything(watching, clock, monitor, number):
+    before = signal.getsignal(number)
+    monitor.trials = AT_WORK
+    with watching.interrupts_as_orders():
+        signal.raise_signal(number)
+        step(watching, clock, 1)
+        assert monitor.orders == ["the sweep ended: it was interrupted"]
+        assert watching.plan.ending
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+
+
+def test_trials_that_were_told_to_leave_have_their_time_and_no_more(watching, clock, monitor):
+    monitor.trials = AT_WORK
+    step(watching, clock, 3599)
+    assert monitor.orders == []
+    step(watching, clock, 2)
+    assert monitor.orders == ["the sweep ended: its time, budget.hours 1, is spent"]
+    step(watching, clock, GRACE_SECONDS - 1)
+    with pytest.raises(TimeUp):
+        step(watching, clock, 2)
+    assert len(monitor.orders) == 1
+
+
+def test_waiting_is_told_every_minute_and_given_up_in_the_end(watching, clock, said):
+    for _ in range(9):
+        step(watching, clock, 61, PENDING)
+    assert len(said) == 9
+    assert said[1] == "Waiting for 122 s: A trial asks for 1 CPU and 0 GPU; free now: 0 CPU on head"
+    with pytest.raises(NoPlace, match=r"610 s: A trial asks for 1 CPU .*faults.placement_minutes is 10"):
+        step(watching, clock, 61, PENDING)
+
+
+def test_waiting_counts_only_while_nothing_is_at_work(watching, clock, monitor, said):
+    for _ in range(3):
+        monitor.trials = {}
+        step(watching, clock, 599, PENDING)
+        monitor.trials = AT_WORK
+        step(watching, clock, 1, PENDING)
+    assert len(said) == 3
+    # A group has begun, and its workers have no place yet.
+    monitor.trials = {"arm-slime-s0": Heard({}, 0.0, at_work=False)}
+    step(watching, clock, 1)
+    with pytest.raises(NoPlace):
+        step(watching, clock, 601)
+
+
+def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
+    folder = tmp_path / "trials" / "arm-slime-s0"
+    attempts.begin(folder, workers=1)
+    monitor.trials = {"arm-slime-s0": Heard({}, 1799.0, at_work=True)}
+    step(watching, clock, 1)
+    monitor.trials = {"arm-slime-s0": Heard({}, 1801.0, at_work=True)}
+    step(watching, clock, 1)
+    assert monitor.killed == ["arm-slime-s0"]
+    assert [attempt.ended for attempt in attempts.read(folder)] == ["hung"]
+
+
+def test_a_wait_that_is_over_begins_anew(clock, experiment):
+    wait = Wait(experiment.resources, experiment.faults, lambda line: None)
+    clock.now += 500
+    wait.go_on()
+    wait.over()
+    clock.now += 500
+    wait.go_on()
+    clock.now += 500
+    with pytest.raises(NoPlace):
+        wait.go_on()
+
+
+@pytest.fixture
+def making(clock: Clock, experiment: Experiment, monitor: FakeMonitor, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Follows the making of stages that never ends; each look takes 200 s."""
+
+    def look(*arguments: Any, **options: Any) -> tuple[list[Any], list[Any]]:
+        clock.now += 200
+        return [], []
+
+    place: Any = SimpleNamespace(resources=experiment.resources, faults=experiment.faults, monitor=monitor)
+    monkeypatch.setattr(prepare.ray, "wait", look)
+    lines: list[str] = []
+    console: Any = prepare.Console(quiet=True)
+    monkeypatch.setattr(console, "print", lambda line, **options: lines.append(line))
+    return SimpleNamespace(follow=lambda: prepare._follow(None, place, console), lines=lines)
+
+
+def test_stages_that_find_no_place_are_told_and_given_up(making):
+    with pytest.raises(NoPlace, match="A trial asks for 1 CPU"):
+        making.follow()
+    assert [line.split(":")[0] for line in making.lines] == [
+        "Waiting for 200 s",
+        "Waiting for 400 s",
+        "Waiting for 600 s",
+    ]
+
+
+def test_stages_whose_making_falls_silent_are_given_up(making, monitor):
+    monitor.trials = {"stages": Heard({"doing": "making sft"}, 1801.0, at_work=True)}
+    with pytest.raises(RunError, match=r"said nothing for 1801 s \(faults.hang_minutes is 30\)"):
+        making.follow()
