@@ -172,6 +172,18 @@ def test_numbers_and_flags_keep_their_types_whatever_is_unknown(run):
     assert loaded.trials["win_rate"].dtype == float
 
 
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_answers_of_an_earlier_version_are_first_turns_without_a_category(run, consolidated):
+    results.consolidate(run)
+    for file in (run / "answers.parquet", run / "trials" / "a" / "answers.parquet"):
+        pd.read_parquet(file).drop(columns=["turn", "category"]).to_parquet(file)
+    if not consolidated:
+        (run / "trials.parquet").unlink()
+    answers = results.load(run).answers
+    assert answers["turn"].tolist() == [1]
+    assert answers["category"].isna().all()
+
+
 def test_columns_of_another_type_are_a_sentence(run):
     results.consolidate(run)
     frame = pd.read_parquet(run / "trials.parquet").assign(win_rate="much")

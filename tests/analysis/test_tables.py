@@ -110,6 +110,14 @@ def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run)
     assert "bootstrap" not in table.caption
 
 
+def test_temperatures_of_categories_are_named_with_them_and_nothing_is_said_where_there_are_none():
+    decoding = {"temperature": 0.0, "temperatures": {"writing": 0.7, "stem": 0.1}, "batch": 4}
+    words = "temperature 0.0, batch 4, temperature 0.7 for writing, temperature 0.1 for stem"
+    assert tables.decoding_words({"decoding": decoding}) == words
+    assert tables.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
+    assert tables.decoding_words({}) == "not recorded"
+
+
 def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
     for words in (
         "percentile bootstrap over prompts",

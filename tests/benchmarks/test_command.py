@@ -147,9 +147,23 @@ def test_exact_passes_and_a_missed_bound_is_an_error(tmp_path, capsys, monkeypat
         exact.refuse_misses(report)
 
 
+def test_generate_answers_to_the_limit_in_every_round(tmp_path, capsys):
+    out = tmp_path / "generate.json"
+    bench("generate", "--prompts", "3", "--rounds", "2", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert (found["benchmark"], found["threads"], found["rounds"]) == ("generate", 1, 2)
+    assert found["limit"] == {"arithmetic": 64, "notes": 48}
+    assert [(times["task"], times["batch"], times["tokens"]) for times in found["times"]] == [
+        ("arithmetic", 256, 3 * 64), ("arithmetic", 1, 3 * 64), ("notes", 256, 3 * 48), ("notes", 1, 3 * 48)
+    ]  # fmt: skip
+    assert all(len(times["seconds"]) == 2 for times in found["times"])
+    assert "\nnotes, one at a time " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["generate", "--prompts", "0"], "--prompts 0: must be at least 1"),
         (["step", "--vocab", "7"], "--vocab 7: must be at least 8"),
         (["step", "--vocab", "4096,x"], "--vocab 4096,x: must be whole numbers"),
         (["step", "--rounds", "0"], "--rounds 0: must be at least 1"),

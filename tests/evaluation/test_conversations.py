@@ -11,6 +11,7 @@ from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, as_asked, ask
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.win_rate import Comparison, win_rate
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Decoding
 
@@ -123,3 +124,10 @@ def test_each_side_is_judged_on_its_own_conversation():
     assert [(row["prompt_id"], row["turn"], row["prompt"]) for row in judged.rows({})] == [
         ("q", 1, own[0]), ("q", 2, own[1])
     ]  # fmt: skip
+
+
+def test_a_prompt_of_several_turns_counts_once_in_the_win_rate():
+    # Prompt a: a win and a loss, 0.5; prompt b: a win, 1.0. Over answers it would be 2/3.
+    win, loss = Comparison("A>B", "B>A"), Comparison("B>A", "A>B")
+    assert win_rate([win, loss, win], ["a", "a", "b"]) == 0.75
+    assert win_rate([win, None, Comparison(None, None)], ["a", "a", "b"]) == 1.0

@@ -113,7 +113,10 @@ def test_the_order_in_which_batches_are_answered_changes_nothing(lm, monkeypatch
 def test_each_category_has_its_own_temperature_and_zero_is_greedy(lm):
     categories = [("math", "writing", None)[n % 3] for n in range(len(PROMPTS))]
     decoding = SAMPLING.model_copy(update={"temperatures": {"math": 0.0, "writing": 1e-6}})
-    mixed = generate(lm, decoding, categories=categories)
+    batches: list[int] = []
+    mixed = generate(lm, decoding, categories=categories, progress=lambda done, of: batches.append(of))
+    # Three prompts of each temperature, in a batch of their own.
+    assert batches == [3, 3, 3]
     assert mixed == generate(lm, decoding, categories=categories)
     greedy = generate(lm, GREEDY)
     for n, category in enumerate(categories):
