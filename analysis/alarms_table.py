@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Any
 
 import pandas as pd
 
@@ -72,7 +73,7 @@ def _sign(alarm: str) -> str:
     return re.split(r", | at step ", alarm, maxsplit=1)[0]
 
 
-def _span(first: object, last: object) -> str:
+def _span(first: Any, last: Any) -> str:
     if pd.isna(first):
         return ABSENT
     return str(first) if first == last else f"{first}–{last}"

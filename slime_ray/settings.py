@@ -153,6 +153,8 @@ class Sentinel(Strict):
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1.
 
+    judge_first: selection prompts on which a trial of the search is judged first; on the others only where it can still
+    be on the front. None judges all of them.
     questions: a file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of
     `prompts` ones from the data.
     """
@@ -161,6 +163,7 @@ class Evaluation(Strict):
     questions: Located | None = None
     prompts: Positive = 512
     selection_prompts: Positive = 256
+    judge_first: Positive | None = None
     kl_prompts: Positive = 64
     decoding: Decoding = Decoding()
 

@@ -94,9 +94,11 @@ def judge_answers(
     judge: Judge | None,
     format_check: FormatCheck | None,
     markers: Sequence[str],
+    first: int | None = None,
 ) -> Answered:
     """Compare answers with the baseline's to the same turns. markers: special tokens as text, which none may hold.
 
+    first: judge only so many of them; the others have no verdict. None judges all.
     Of the ranks of a process group the first one judges, for all of them. Raises RunError where the judge cannot go on.
     """
     several = any(turn > 1 for turn in prompts.turns)
@@ -109,17 +111,18 @@ def judge_answers(
     nothing: list[None] = [None] * len(answers)
     judged = Judged(nothing, nothing, nothing)
     if judge is not None:
-        texts = [answer.text for answer in answers], [answer.text for answer in baseline]
+        texts = [answer.text for answer in answers[:first]], [answer.text for answer in baseline[:first]]
         judged = World.current().from_main(
-            lambda: compare(judge, prompts.messages, *texts, baseline_prompts=baseline_prompts)
+            lambda: compare(judge, prompts.messages[:first], *texts, baseline_prompts=baseline_prompts[:first])
         )
+    unjudged = nothing[len(judged.comparisons) :]
     return Answered(
         prompts=prompts,
         answers=answers,
         baseline=baseline,
-        comparisons=judged.comparisons,
-        scores=judged.scores,
-        baseline_scores=judged.baseline_scores,
+        comparisons=[*judged.comparisons, *unjudged],
+        scores=[*judged.scores, *unjudged],
+        baseline_scores=[*judged.baseline_scores, *unjudged],
         broken=reasons(answers),
         baseline_broken=reasons(baseline),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,

@@ -67,7 +67,9 @@ def ask(
         going = [index for index in going if turn < len(prompts.later[index])]
         for index in going:
             messages[index] = _continued(messages[index], asked[index][-1][2], prompts.later[index][turn])
-        for index, ids in zip(going, render_prompts(tokenizer, [messages[index] for index in going]), strict=True):
+        for index, ids in zip(
+            going, render_prompts(tokenizer, [list(messages[index]) for index in going]), strict=True
+        ):
             token_ids[index] = ids
         turn += 1
     flat = [(index, number, *item) for index, items in enumerate(asked) for number, item in enumerate(items, start=1)]

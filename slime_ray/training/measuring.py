@@ -64,8 +64,10 @@ def answer_prompts(trial: Trial, stages: Stages, policy: Policy, report: Report)
     )
 
 
-def judge_prompts(trial: Trial, stages: Stages, asked: tuple[Prompts, list[Answer]], judge: Judge | None) -> Answered:
-    """The answers beside the baseline's.
+def judge_prompts(
+    trial: Trial, stages: Stages, asked: tuple[Prompts, list[Answer]], judge: Judge | None, *, first: int | None = None
+) -> Answered:
+    """The answers beside the baseline's. first: how many of them are judged; None is all.
 
     Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
     """
@@ -78,6 +80,7 @@ def judge_prompts(trial: Trial, stages: Stages, asked: tuple[Prompts, list[Answe
             judge=judge,
             format_check=stages.format_check,
             markers=stages.tokenizer.all_special_tokens,
+            first=first,
         )
     except RunError as error:
         raise Paused(Order("pause", str(error))) from None
@@ -95,12 +98,11 @@ def measure_answers(trial: Trial, answered: Answered) -> Measured:
     return Measured(row, answered.rows({**about(trial), "prompt_set": trial.prompt_set}))
 
 
-def measure_policy(
-    trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
-) -> Measured:
-    """Everything, with stability-v1. training_spikes: T; None where no training was seen, which then costs nothing."""
-    told, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
-    parts = StabilityParts(
+def stability_parts(
+    stages: Stages, after: HeldOut, answered: Answered, *, training_spikes: float | None
+) -> StabilityParts:
+    """The parts of stability-v1. training_spikes: T; None where no training was seen, which then costs nothing."""
+    return StabilityParts(
         unlearning=stability.unlearning(stages.step0, after),
         rejected_collapse=stability.rejected_collapse(stages.step0, after),
         entropy_shift=stability.entropy_shift(stages.step0, after),
@@ -108,6 +110,14 @@ def measure_policy(
         length_shift=answered.length_shift,
         training_spikes=training_spikes or 0.0,
     )
+
+
+def measure_policy(
+    trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
+) -> Measured:
+    """Everything, with stability-v1; see `stability_parts`."""
+    told, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
+    parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
         "training_spikes": training_spikes,
         "kl_to_sft": _kl(trial, stages, policy, answered),

@@ -6,6 +6,7 @@ The ranks of a process group run a trial together: every one of them calls `run_
 import functools
 import gc
 import json
+import logging
 import os
 import shutil
 import time
@@ -22,9 +23,13 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from slime_ray import __version__
+from slime_ray import __version__, results
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.judges import Summary, build_judge
+from slime_ray.evaluation.answers import Answered
+from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.generate import Answer
+from slime_ray.evaluation.held_out import HeldOut
+from slime_ray.evaluation.judges import Judge, Summary, build_judge
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
@@ -32,14 +37,17 @@ from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.stability_v1 import stability_score
 from slime_ray.training import attempts
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
+from slime_ray.training.front import beaten_by
 from slime_ray.training.measuring import (
     Measured,
     answer_prompts,
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
+    stability_parts,
 )
 from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import (
@@ -55,9 +63,10 @@ from slime_ray.training.outcome import (
     say_nothing,
     waiting_for_storage,
 )
-from slime_ray.training.stages import answering, place, prepare, train_pairs
+from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
 from slime_ray.world import World
 
+logger = logging.getLogger(__name__)
 VERDICTS = ".verdicts"
 """Folder, in a storage, of the verdicts that are kept, beside its runs."""
 
@@ -181,11 +190,35 @@ def _train_and_measure(
     if outcome.stopped and not outcome.stopped.measure:
         return Measured(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
     _save(policy, folder / MODEL, report, hosting)
-    answered = judge_prompts(trial, stages, answer_prompts(trial, stages, policy, report), judge)
-    _write_judging(answered.judging, folder / JUDGING, report, hosting)
+    asked = answer_prompts(trial, stages, policy, report)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
+    answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
+    _write_judging(answered.judging, folder / JUDGING, report, hosting)
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
     return Measured(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
+
+
+def _judged(
+    trial: Trial,
+    stages: Stages,
+    asked: tuple[Prompts, list[Answer]],
+    after: HeldOut,
+    judge: Judge | None,
+    *,
+    training_spikes: float,
+    run: Path,
+) -> Answered:
+    """The answers, judged; where `judge_first` says so, not all of them if another search trial beats this one."""
+    first = trial.settings.evaluation.judge_first
+    if trial.phase == "search" and first is not None and judge is not None:
+        some = judge_prompts(trial, stages, asked, judge, first=first)
+        parts = stability_parts(stages, after, some, training_spikes=training_spikes)
+        others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
+        own = stability_score(parts, healthy=True)
+        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, own, others)):
+            logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
+            return some
+    return judge_prompts(trial, stages, asked, judge)
 
 
 def _write_judging(summary: Summary | None, path: Path, report: Report, hosting: Hosting) -> None:

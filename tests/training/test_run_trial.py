@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from slime_ray.mirror import Mirror
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused
-from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.outcome import OutOfMemory, blank_row
 from slime_ray.training.worker import run_trial
 
 from . import trial_worker
@@ -247,3 +248,26 @@ def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storag
     assert "became" in row["reason"]
     assert row["updates"] < 200
     assert row["stability"] == 0
+
+
+@pytest.mark.parametrize(("win_rate", "judged"), [(0.99, 12), (0.5, 16)])
+def test_a_search_trial_is_judged_to_the_end_only_where_it_can_still_be_on_the_front(
+    experiment, storage, tmp_path, win_rate, judged
+):
+    """An untrained policy against a made-up trial that wins nearly always, or as often as not."""
+    settings = arm_trials(experiment)[0].settings.model_dump()
+    settings["training"]["updates"] = 0
+    settings["evaluation"] |= {"judge_first": 12, "selection_prompts": 16}
+    other, trial = (
+        Trial.model_validate(
+            arm_trials(experiment)[0].model_dump()
+            | {"trial_id": name, "label": name, "phase": "search", "prompt_set": "selection", "settings": settings}
+        )
+        for name in ("search-0001", "search-0002")
+    )
+    done = {"status": "completed", "win_rate": win_rate, "prompts": 1000, "stability": 1.0, "healthy": True}
+    results.write_trial(tmp_path, row=blank_row(other, datetime.now(UTC)) | done, answers=[], curves=[], pairs=[])
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    assert row["prompts"] == judged
+    answers = computed(tmp_path, trial)[2]
+    assert (len(answers), answers["outcome"].notna().sum()) == (16, judged)
