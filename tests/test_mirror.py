@@ -95,8 +95,9 @@ def test_what_one_machine_wrote_over_is_fetched_though_this_one_has_it(tmp_path)
     assert read(here.root / "run") == {"attempts.json": b"2"}
 
 
-def test_another_process_sends_what_this_one_has_sent(tmp_path):
+def test_another_process_sends_what_this_one_has_sent(tmp_path, monkeypatch):
     """What was sent is known by process: a mirror that travels starts without it."""
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "scratch"))
     here, _ = two(tmp_path)
     write(here, {"a": b"1"})
     here.push(here.root / "run")
@@ -197,3 +198,25 @@ def test_what_is_removed_is_gone_here_and_there(tmp_path):
     there.pull(there.root / "run")
     assert not (here.root / "run" / "checkpoint").exists()
     assert read(there.root / "run") == {"row": b"2"}
+
+
+def test_there_is_no_copy_of_what_the_storage_has_nothing_of(tmp_path):
+    """Neither what was never sent, nor what was deleted there; a claim alone is nothing."""
+    here, _ = two(tmp_path)
+    write(here, {"manifest.json": b"1", ".sweep.lock": b"", "trials/a/scratch/x": b"2"})
+    with here.held(here.root / "run"):
+        here.pull(here.root / "run")
+        assert not (here.root / "run").exists()
+
+
+def test_each_machine_has_its_own_place_for_its_copies(tmp_path, monkeypatch):
+    """What SLIME_RAY_SCRATCH says there counts, not what it says where the sweep was started."""
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "driver"))
+    mirror = Mirror.of("s3://bucket/runs", "trials")
+    travels = pickle.dumps(mirror)
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "node"))
+    arrived = pickle.loads(travels)
+    assert arrived.root == tmp_path / "node" / mirror.root.relative_to(tmp_path / "driver")
+    assert arrived.url == mirror.url
+    # A folder that all machines share is the same everywhere.
+    assert pickle.loads(pickle.dumps(Mirror(tmp_path))).root == tmp_path
