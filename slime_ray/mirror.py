@@ -94,9 +94,9 @@ class Mirror:
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
         return cls(_scratch() / key / who, storage)
 
-    def __getstate__(self) -> dict[str, object]:
-        """What another process needs: not what this one has sent."""
-        return {"root": self.root, "url": self.url, "sent": {}}
+    def __reduce__(self) -> tuple[object, ...]:
+        """The storage travels, what this process has sent does not; each machine has its own place for a copy."""
+        return (Mirror, (self.root,)) if self.url is None else (Mirror.of, (self.url, self.root.name))
 
     def check(self, *, write: bool = True) -> None:
         """Raise InputError where the storage cannot be reached, listed or, with `write`, written and read."""
@@ -194,16 +194,17 @@ class Mirror:
     def pull(self, folder: Path, *, skip: Container[str] = ()) -> None:
         """Bring the copy of a folder up to date, and delete there what the storage does not have.
 
-        skip: names of folders to leave out, wherever they are. Raises OSError.
+        Where that has nothing of the folder, there is no copy of it. skip: names of folders to leave out, wherever they
+        are. Raises OSError.
         """
         if self.url is None:
             return
         store, base = _store(self.url)
-        remote = {
-            name: info
-            for name, info in self._remote(folder)
-            if not (_skipped(name, skip) or _partial(PurePosixPath(name).name))
-        }
+        found = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
+        if not found:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        remote = {name: info for name, info in found if not _skipped(name, skip)}
         for path in _files(folder):
             if (name := path.relative_to(self.root).as_posix()) not in remote and not _skipped(name, skip):
                 path.unlink(missing_ok=True)

@@ -181,15 +181,18 @@ def write_trial(
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
     """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
-    rows = {}
-    for file in sorted((run / "trials").glob("*/trial.json")):
-        try:
-            row = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("trial_id") == file.parent.name:
-            rows[file.parent.name] = row
-    return rows
+    files = sorted((run / "trials").glob("*/trial.json"))
+    found = {file.parent.name: finished_trial(file.parent) for file in files}
+    return {trial_id: row for trial_id, row in found.items() if row is not None}
+
+
+def finished_trial(folder: Path) -> dict[str, Any] | None:
+    """The row of the trial whose folder this is, if it has finished."""
+    try:
+        row = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return row if isinstance(row, dict) and row.get("trial_id") == folder.name else None
 
 
 def consolidate(run: Path) -> None:

@@ -6,8 +6,8 @@ import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,11 +29,19 @@ Start = Literal["fresh", "resume", "either"]
 
 @contextmanager
 def taken(
-    run: Path, experiment: Experiment, *, source: Path, seed: int, start: Start, study: str | None = None
+    run: Path,
+    experiment: Experiment,
+    *,
+    source: Path,
+    seed: int,
+    start: Start,
+    study: str | None = None,
+    remove: Callable[[Path], object] = shutil.rmtree,
 ) -> Iterator[dict[str, Any]]:
     """Hold the run's folder for one sweep and give its manifest, a new one or that of the run that goes on.
 
-    study: address of a database that holds the search's memory, instead of the run's own file.
+    study: address of a database that holds the search's memory, instead of the run's own file. remove: deletes a run,
+    wherever it is kept.
 
     Raises InputError for a name that is taken, a run that cannot be resumed, storage that cannot be written, and a run
     that another sweep is at work on. A new folder is removed again where an InputError ends the sweep before any trial.
@@ -52,7 +60,8 @@ def taken(
     except InputError:
         # Nothing was started, so the name must stay free.
         if not resume and not results.finished_trials(run):
-            shutil.rmtree(run)
+            with suppress(OSError):
+                remove(run)
         raise
     finally:
         lock.release()

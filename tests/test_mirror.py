@@ -96,8 +96,9 @@ def test_what_one_machine_wrote_over_is_fetched_though_this_one_has_it(tmp_path)
     assert read(here.root / "run") == {"attempts.json": b"2"}
 
 
-def test_another_process_sends_what_this_one_has_sent(tmp_path):
+def test_another_process_sends_what_this_one_has_sent(tmp_path, monkeypatch):
     """What was sent is known by process: a mirror that travels starts without it."""
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "scratch"))
     here, _ = two(tmp_path)
     write(here, {"a": b"1"})
     here.push(here.root / "run")
@@ -285,3 +286,25 @@ def test_a_store_that_fails_while_a_run_is_taken_or_fetched_is_a_sentence(tmp_pa
     with pytest.raises(RunError, match="could not be used"), there.held(there.root / "run"):
         pass
     assert not (tmp_path / "bucket" / "run" / ".held").exists()
+
+
+def test_there_is_no_copy_of_what_the_storage_has_nothing_of(tmp_path):
+    """Neither what was never sent, nor what was deleted there; a claim alone is nothing."""
+    here, _ = two(tmp_path)
+    write(here, {"manifest.json": b"1", ".sweep.lock": b"", "trials/a/scratch/x": b"2"})
+    with here.held(here.root / "run"):
+        here.pull(here.root / "run")
+        assert not (here.root / "run").exists()
+
+
+def test_each_machine_has_its_own_place_for_its_copies(tmp_path, monkeypatch):
+    """What SLIME_RAY_SCRATCH says there counts, not what it says where the sweep was started."""
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "driver"))
+    mirror = Mirror.of("s3://bucket/runs", "trials")
+    travels = pickle.dumps(mirror)
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "node"))
+    arrived = pickle.loads(travels)
+    assert arrived.root == tmp_path / "node" / mirror.root.relative_to(tmp_path / "driver")
+    assert arrived.url == mirror.url
+    # A folder that all machines share is the same everywhere.
+    assert pickle.loads(pickle.dumps(Mirror(tmp_path))).root == tmp_path

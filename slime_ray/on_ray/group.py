@@ -22,7 +22,7 @@ from slime_ray.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Paused
-from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
+from slime_ray.training.outcome import CHECKPOINTS, MODEL, OutOfMemory, one_sentence, record_failure
 
 COLLECTIVE_SECONDS = 6 * 3600
 """How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
@@ -66,15 +66,18 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
     """
     folder, storage = place.trial(trial.trial_id), place.storage
 
-    def look() -> None:
-        storage.pull(folder, skip=(MODEL, CHECKPOINTS))
+    def look() -> list[attempts.Attempt]:
+        place.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
+        return attempts.read(folder)
 
-    def note(ended: attempts.Ending) -> None:
-        attempts.note(folder, ended=ended)
-        storage.push_files(folder)
+    def failed(reason: str) -> dict[str, Any]:
+        row = record_failure(trial, place.run, reason, workers=place.resources.workers)
+        place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        return row
 
-    look()
-    while True:
+    made = look()
+    while not (row := results.finished_trial(folder)):
+        broken: Exception | None = None
         try:
             run_group(
                 _trial_worker,
@@ -83,27 +86,28 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
                 name=trial.trial_id,
                 storage=storage.address(place.run / "ray"),
             )
-        except GroupLost as lost:
-            logger.warning("%s lost its workers: %s", trial.trial_id, lost)
-            place.monitor.end(trial.trial_id)
-            place.monitor.begin(trial.trial_id)
-            look()
-            note("lost")
-            continue
         except Exception as error:
-            look()
-            made = attempts.read(folder)
-            if made and made[-1].ended == "memory" and not attempts.enough(made, place.faults):
-                continue
-            row = record_failure(trial, place.run, one_sentence(error), workers=place.resources.workers)
-            storage.push_files(folder)
-            return row
-        look()
-        found = results.finished_trials(place.run)
-        if trial.trial_id in found:
-            return found[trial.trial_id]
-        preempted = attempts.read(folder)[-1].ended == "preempted"
-        raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
+            broken = error
+        before, made = len(made), look()
+        if results.finished_trial(folder):
+            continue
+        if broken is None:
+            preempted = bool(made) and made[-1].ended == "preempted"
+            raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
+        if not isinstance(broken, (GroupLost, OutOfMemory)):
+            return failed(one_sentence(broken))
+        logger.warning("%s lost its workers: %s", trial.trial_id, broken)
+        place.monitor.end(trial.trial_id)
+        place.monitor.begin(trial.trial_id)
+        if len(made) == before:
+            # It was lost before rank 0 could note that it had begun.
+            attempts.begin(folder, workers=place.resources.workers)
+        attempts.note(folder, ended="memory" if isinstance(broken, OutOfMemory) else "lost")
+        made = attempts.read(folder)
+        if enough := attempts.enough(made, place.faults):
+            return failed(f"given up: {enough}")
+        place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+    return row
 
 
 def _trial_worker(config: dict[str, Any]) -> None:
@@ -153,6 +157,8 @@ def _cause(error: WorkerGroupError) -> Exception:
     """What broke a group. When one worker is lost the others fail too, with broken connections."""
     failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
     own = [failure for failure in failures if not is_loss(failure)]
+    if memory := [failure for failure in own if isinstance(failure, OutOfMemory)]:
+        return memory[0]
     if own and len(own) == len(failures):
         return own[0]
     return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))

@@ -1,7 +1,8 @@
 """Where a trial works, and what each of its processes does there. Nothing heavy is imported before it does."""
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,15 @@ class Place:
         """A trial's folder on this machine."""
         return self.run / "trials" / trial_id
 
+    def patiently(self, trial_id: str, work: Callable[[], None]) -> None:
+        """Do what the storage may refuse for a while. Raises OSError when it has for `faults.storage_minutes`."""
+        from slime_ray.training.outcome import patiently
+
+        def say(error: str) -> None:
+            self.monitor.report(trial_id, {"doing": f"waiting for storage ({error})"}, searched=False)
+
+        patiently(work, seconds=60 * self.faults.storage_minutes, say=say)
+
     @property
     def hosting(self) -> "Hosting":
         """How each of the trial's processes is set up."""
@@ -49,16 +59,18 @@ class Place:
 
 
 def run_worker(trial: "Trial", place: Place) -> dict[str, Any]:
-    """One of the processes that run a trial: it joins the monitor, and does the trial's work."""
+    """One of the processes that run a trial: it joins the monitor, and does the trial's work, unless that is done."""
+    import ray
     from ray.util import get_current_placement_group
 
+    from slime_ray import results
     from slime_ray.training import attempts
-    from slime_ray.training.outcome import MODEL, patiently
+    from slime_ray.training.outcome import MODEL
     from slime_ray.training.worker import run_trial
     from slime_ray.world import World
 
     monitor, storage, folder = place.monitor, place.storage, place.trial(trial.trial_id)
-    main = World.current().main
+    world, node = World.current(), ray.get_runtime_context().get_node_id()
     # With one worker the placement group is Tune's own, which frees it.
     monitor.join(trial.trial_id, get_current_placement_group() if place.resources.workers > 1 else None)
 
@@ -76,13 +88,16 @@ def run_worker(trial: "Trial", place: Place) -> dict[str, Any]:
                 logger.warning("%s is not in the storage yet: %s", trial.trial_id, error)
         return monitor.report(trial.trial_id, told, searched=trial.phase == "search")
 
-    def say(error: str) -> None:
-        monitor.report(trial.trial_id, {"doing": f"waiting for storage ({error})"}, searched=False)
-
-    if main:
-        storage.pull(folder, skip=(MODEL,))
+    # All ranks read the checkpoint that rank 0 goes on from; one on each node fetches it.
+    if world.gather(node).index(node) == world.rank:
+        place.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
+    done: dict[str, Any] | None = world.broadcast(results.finished_trial(folder) if world.main else None)
+    if done:
+        return done
     try:
         return run_trial(trial, run=place.run, storage=storage, report=report, hosting=place.hosting)
     finally:
-        if main:
-            patiently(lambda: storage.push(folder, prune=True), seconds=60 * place.faults.storage_minutes, say=say)
+        if world.main:
+            place.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))
+            if storage.url is not None:
+                shutil.rmtree(folder / MODEL, ignore_errors=True)

@@ -6,7 +6,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment, Trial, arm_trials
-from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.settings import fingerprint
 
 SEARCH_SEED = 1000
@@ -33,6 +33,7 @@ class TrialPlan(Searcher):
         self.search_ids = self._unused_ids()
         self.confirmed = False
         self.ending = False
+        self.failed: StudyFailed | None = None
         self.paused: set[str] = set()
 
     def _unused_ids(self) -> list[str]:
@@ -88,10 +89,17 @@ class TrialPlan(Searcher):
         """Nothing is learnt from unfinished trials here."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep the row; tell the study, if the trial was a search trial. A paused one has no row yet."""
+        """Keep the row; tell the study, if the trial was a search trial. A paused one has no row yet.
+
+        Tune would take an error raised here for one of the trial's, and train it again. Where the study cannot be told,
+        that is kept in `failed`, and the study hears of the row when the run is gone on with.
+        """
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and self.study is not None:
-            self.study.on_trial_complete(trial_id, result, error)
+            try:
+                self.study.on_trial_complete(trial_id, result, error)
+            except StudyFailed as failure:
+                self.failed = failure
         if (result or {}).get("status") == "paused":
             self.paused.add(trial_id)
             return

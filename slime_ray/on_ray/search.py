@@ -2,30 +2,61 @@
 
 import logging
 import math
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Search, point_values
 from slime_ray.results import redact
 from slime_ray.run_folder import STUDY
 from slime_ray.space import Dimension
+from slime_ray.training.outcome import one_sentence
 
 MAX_DRAWS = 1000
 PAUSED = "paused"
 SHORT = {"maximize": "max", "minimize": "min"}
 logger = logging.getLogger(__name__)
+
+
+def _drop_unfinished_line(journal: Path) -> None:
+    """What a full disk has cut off would join the next entry to something that cannot be read."""
+    content = journal.read_bytes() if journal.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        os.truncate(journal, content.rfind(b"\n") + 1)
+
+
+class StudyFailed(RunError):
+    """The study could not be read or written. reason: without a full stop."""
+
+    def __init__(self, error: Exception):
+        failed = f"study's database failed ({redact(one_sentence(error))})"
+        self.reason = f"the {failed}"
+        super().__init__(
+            f"The {failed}. What finished is kept; give the same command with --resume once it can be used again."
+        )
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around whatever needs the study. Raises StudyFailed."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        raise StudyFailed(error) from error
 
 
 def study_storage(run: Path, url: str | None = None) -> BaseStorage:
@@ -34,7 +65,9 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
     `optuna-dashboard` opens either as it is. Raises InputError for a database that cannot be used.
     """
     if url is None:
-        return JournalStorage(JournalFileBackend(str(run / "study.journal")))
+        journal = run / "study.journal"
+        _drop_unfinished_line(journal)
+        return JournalStorage(JournalFileBackend(str(journal)))
     where = redact(url)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
@@ -121,39 +154,48 @@ class StudySearch(OptunaSearch):
             self.study.enqueue_trial(dict(point), skip_if_exists=True)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next point that meets every requirement, as {path: value}. Raises InputError when none can be drawn."""
+        """The next point that meets every requirement, as {path: value}.
+
+        Raises InputError when none can be drawn, and StudyFailed.
+        """
         for _ in range(MAX_DRAWS):
-            trial = self.study.ask(fixed_distributions=self.distributions)
-            values = point_values(self.search, self.base, trial.params)
-            if all(requirement.excess(values) <= 0 for requirement in self.search.requirements):
-                self._ot_trials[trial_id] = trial
-                return dict(trial.params)
-            trial.set_user_attr("refused", "breaks a requirement")
-            self.study.tell(trial, state=TrialState.FAIL)
+            with asking():
+                trial = self.study.ask(fixed_distributions=self.distributions)
+                values = point_values(self.search, self.base, trial.params)
+                if all(requirement.excess(values) <= 0 for requirement in self.search.requirements):
+                    self._ot_trials[trial_id] = trial
+                    return dict(trial.params)
+                trial.set_user_attr("refused", "breaks a requirement")
+                self.study.tell(trial, state=TrialState.FAIL)
         raise InputError(
             f"{MAX_DRAWS} draws in a row broke {' or '.join(map(repr, self.search.require))}: "
             "the requirements leave almost nothing of the space. Narrow the ranges to where they hold."
         )
 
     def name(self, trial_id: str, free: Sequence[str]) -> str:
-        """Which of our trials a point becomes: the one that it was before an interruption, else a free one."""
+        """Which of our trials a point becomes: the one that it was before an interruption, else a free one.
+
+        Raises StudyFailed.
+        """
         trial = self._ot_trials[trial_id]
         name: str = trial.user_attrs.get("trial_id", "")
         if name not in free:
             name = next((other for other in free if other not in self.reserved), free[0])
         self.reserved.discard(name)
-        trial.set_user_attr("trial_id", name)
+        with asking():
+            trial.set_user_attr("trial_id", name)
         return name
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended."""
+        """Tell the study how a trial ended, once. Raises StudyFailed."""
         if trial_id in self._completed_trials:
             return
-        self._completed_trials.add(trial_id)
         trial, result = self._ot_trials[trial_id], result or {}
-        if error or result.get("status") != "completed":
-            trial.set_user_attr("status", str(result.get("status", "died")))
-        self._tell(trial.number, {} if error else result)
+        with asking():
+            if error or result.get("status") != "completed":
+                trial.set_user_attr("status", str(result.get("status", "died")))
+            self._tell(trial.number, {} if error else result)
+        self._completed_trials.add(trial_id)
 
     def _tell(self, number: int, result: Mapping[str, Any]) -> None:
         values = [result.get(goal) for goal in self.goals]

@@ -5,20 +5,19 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import ray
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from ray import cloudpickle, tune
+from ray.tune.error import TuneError
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 from slime_ray import results
-from slime_ray.errors import RunError
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
@@ -30,7 +29,7 @@ from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import concurrent_trials
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken
@@ -44,7 +43,11 @@ logger = logging.getLogger("slime_ray.sweep")
 
 @dataclass(frozen=True)
 class Sweep:
-    """What its parts have in common. run: its folder in the driver's copy of the storage. memory: of the search."""
+    """What its parts have in common.
+
+    run: its folder in the driver's copy of the storage. memory: of the search. dropped: trials whose models are
+    deleted.
+    """
 
     experiment: Experiment
     storage: Mirror
@@ -53,6 +56,7 @@ class Sweep:
     memory: BaseStorage | None
     seed: int
     console: Console
+    dropped: set[str] = field(default_factory=set)
 
     def save(self) -> None:
         """Bring what the driver has written to the storage."""
@@ -66,10 +70,13 @@ class Sweep:
 
     @contextmanager
     def forgiving(self, what: str) -> Iterator[None]:
-        """No trial has to end because a store does not answer for a while; at the end everything is asked for again."""
+        """No trial has to end because a store does not answer for a while; at the end everything is asked for again.
+
+        Tune would take an error of its callbacks for one of the trial's, and train a finished trial again.
+        """
         try:
             yield
-        except OSError as error:
+        except (OSError, InputError) as error:
             logger.warning("%s %s: %s", self.run.name, what, one_sentence(error))
 
 
@@ -95,7 +102,7 @@ def run_sweep(
     run = mirror.root / experiment.name
     with (
         mirror.held(run, skip=HEAVY),
-        taken(run, experiment, source=source, seed=seed, start=start, study=study) as manifest,
+        taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=mirror.remove) as manifest,
         log_file(run / "log.txt"),
     ):
         memory = study_storage(run, study) if experiment.search else None
@@ -119,6 +126,8 @@ def run_sweep(
 
 def _run(sweep: Sweep, place: Place) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
+    # What is cut off while the stages are made is gone on with as well.
+    sweep.save()
     manifest |= prepare_on_cluster(experiment, place, sweep.console)
     with sweep.storage.answering():
         results.write_manifest(run, manifest)
@@ -138,8 +147,11 @@ def _run(sweep: Sweep, place: Place) -> None:
                 early = f"no trial found a place for {error}"
             except TimeUp:
                 logger.warning("Some trials did not leave in time; they were ended and go on from their checkpoints.")
-            except (SQLAlchemyError, StorageInternalError) as error:
-                early = f"the study's database failed ({one_sentence(error)})"
+            except StudyFailed as error:
+                early = error.reason
+            except (TuneError, OSError) as error:
+                logger.exception("Ray Tune gave up.")
+                early = f"Ray Tune gave up ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
             finally:
                 watch.clear()
             early = early or watch.leaving
@@ -150,7 +162,8 @@ def _run(sweep: Sweep, place: Place) -> None:
         drop_models(sweep, plan.rows)
         # What Ray Tune keeps for a restore of its own.
         sweep.storage.remove(run / "ray")
-        missing = plan.missing()
+        # A trial that ended may have no row: where it could not speak for itself, and nothing could be written for it.
+        missing = bool(plan.missing() or plan.rows.keys() - rows.keys())
         ended = {"failed_trials": failures(rows), "interruptions": interruptions(run, rows)}
         results.write_manifest(run, manifest | ended | {"finished": None if missing else now()})
     if missing:
@@ -192,16 +205,17 @@ def _plan(sweep: Sweep) -> TrialPlan:
     }
     study = None
     if experiment.search is not None and memory is not None:
-        study = StudySearch(
-            search=experiment.search,
-            base=experiment.base,
-            goals=experiment.goals,
-            storage=memory,
-            name=sweep.manifest["study"]["name"],
-            trials=experiment.budget.trials,
-            seed=seed,
-            rows=rows,
-        )
+        with asking():
+            study = StudySearch(
+                search=experiment.search,
+                base=experiment.base,
+                goals=experiment.goals,
+                storage=memory,
+                name=sweep.manifest["study"]["name"],
+                trials=experiment.budget.trials,
+                seed=seed,
+                rows=rows,
+            )
     return TrialPlan(experiment, study=study, rows=rows, seed=seed)
 
 
@@ -261,9 +275,9 @@ def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
         return
     found = [row for row in rows.values() if row["phase"] == "search"]
     best = {row["trial_id"] for row in best_rows(found, sweep.experiment.goals)[:keep]}
-    for row in found:
-        if row["trial_id"] not in best:
-            sweep.storage.remove(sweep.run / "trials" / row["trial_id"] / MODEL)
+    for trial_id in {row["trial_id"] for row in found} - best - sweep.dropped:
+        sweep.storage.remove(sweep.run / "trials" / trial_id / MODEL)
+        sweep.dropped.add(trial_id)
 
 
 class Recorder(tune.Callback):
@@ -282,18 +296,26 @@ class Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the models of the best; rewrite the consolidated files, now and then."""
         self.sweep.fetch(trial.config["trial"]["trial_id"])
-        drop_models(self.sweep, self.plan.rows)
-        if time.monotonic() - self.last > self.EVERY_SECONDS:
-            results.consolidate(self.sweep.run)
-            self.sweep.save()
-            self.last = time.monotonic()
+        with self.sweep.forgiving("has models and tables that are not up to date"):
+            drop_models(self.sweep, self.plan.rows)
+            if time.monotonic() - self.last > self.EVERY_SECONDS:
+                results.consolidate(self.sweep.run)
+                self.sweep.save()
+                self.last = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Without the study's memory the search cannot go on; from here an error ends the sweep, and no trial."""
+        if self.plan.failed is not None:
+            raise self.plan.failed
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that cannot speak for itself any more still has its place in every table."""
         ours = Trial.model_validate(trial.config["trial"])
         run = self.sweep.run
+        folder = run / "trials" / ours.trial_id
         self.sweep.fetch(ours.trial_id)
-        if ours.trial_id not in results.finished_trials(run):
-            reason = str(trial.get_error() or "its process died").strip().splitlines()[-1]
-            record_failure(ours, run, reason, workers=self.sweep.experiment.resources.workers)
-            self.sweep.storage.push_files(run / "trials" / ours.trial_id)
+        with self.sweep.forgiving(f"has no row of {ours.trial_id} yet"):
+            if results.finished_trial(folder) is None:
+                reason = str(trial.get_error() or "its process died").strip().splitlines()[-1]
+                record_failure(ours, run, reason, workers=self.sweep.experiment.resources.workers)
+                self.sweep.storage.push_files(folder)

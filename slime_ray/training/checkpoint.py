@@ -55,8 +55,8 @@ def save_checkpoint(
 ) -> bool:
     """Write a checkpoint into `folder` and delete older ones; every rank has to call it, rank 0 writes.
 
-    counters: JSON values to give back with `latest`. Returns False, after a warning, where the storage does not take
-    it: training goes on, and what could be lost grows until one succeeds.
+    counters: JSON values to give back with `latest`. Returns False on rank 0, after a warning, where the storage does
+    not take it: training goes on, and what could be lost grows until one succeeds.
     """
     world = World.current()
     weights: Any = get_model_state_dict(model, options=OPTIONS)

@@ -135,7 +135,7 @@ class Training:
         self.schedule = trial.settings.training
         self.diverged: str | None = None
         self.stopped: Order | None = None
-        self.clock = self.told = self.saved = time.monotonic()
+        self.clock = self.told = self.tried = time.monotonic()
         self.seconds_before = self.measured_before = 0.0
         self.trainer = PreferenceTrainer(
             policy=policy,
@@ -150,6 +150,7 @@ class Training:
             urgent=self.urgent,
             checkpoints=folder / CHECKPOINTS,
             counters=self.counters,
+            after_save=self.after_save,
             bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
         )
@@ -222,7 +223,7 @@ class Training:
 
     def checkpoint_due(self, share: float) -> bool:
         """Whether the last checkpoint is so old, as a share of the time between two."""
-        return time.monotonic() - self.saved > share * 60 * self.hosting.faults.checkpoint_minutes
+        return time.monotonic() - self.tried > share * 60 * self.hosting.faults.checkpoint_minutes
 
     def after_update(self, step: int, metrics: Metrics) -> Next:
         """Record an update; measure, report, save and stop when it is time. Every rank comes to the same decision."""
@@ -249,10 +250,15 @@ class Training:
         leaving = order is not None and order.kind != "stop"
         save = leaving or (due and order is None)
         if save:
-            self.saved = time.monotonic()
+            self.tried = time.monotonic()
         if self.world.main:
-            attempts.note(self.folder, saved=save)
+            attempts.note(self.folder)
         return Next(save=save, stop=order is not None)
+
+    def after_save(self) -> None:
+        """Note a checkpoint that is whole."""
+        if self.world.main:
+            attempts.note(self.folder, saved=True)
 
     def obey(self, order: Order | None) -> None:
         """Take note of an order; the first one counts."""

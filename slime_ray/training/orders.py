@@ -27,7 +27,7 @@ Report = Callable[[Mapping[str, Any]], Order | None]
 
 
 class Paused(Exception):
-    """A trial left because it was told to. Its checkpoint is written."""
+    """A trial left because it was told to, with a checkpoint where the disk took one."""
 
     def __init__(self, order: Order):
         super().__init__(order.reason)

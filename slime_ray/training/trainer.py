@@ -160,7 +160,8 @@ class PreferenceTrainer(Trainer):
     after_update: called on every rank with (update, metrics) after every update, and says what follows. metrics are
     sums over the ranks: loss, grad_norm, learning_rate, each term's value, the mean margin and the mean chosen and
     rejected log-probabilities (nats per token) of the update's pairs; and `urgent`, how many ranks' `urgent` said so.
-    checkpoints: where they go, with what `counters` gives; without it none is written.
+    checkpoints: where they go, with what `counters` gives; without it none is written. after_save: called on every rank
+    when one is written.
 
     Every rank holds the whole model (DDP), or a part of each parameter if the policy was sharded.
     """
@@ -180,12 +181,13 @@ class PreferenceTrainer(Trainer):
         urgent: Callable[[], bool] = lambda: False,
         checkpoints: Path | None = None,
         counters: Callable[[], Mapping[str, Any]] = dict,
+        after_save: Callable[[], None] = lambda: None,
         bf16: bool = False,
         gradient_checkpointing: bool = False,
     ):
         self.objective: Objective = objective
         self.after_update, self.urgent = after_update, urgent
-        self.checkpoints, self.counters = checkpoints, counters
+        self.checkpoints, self.counters, self.after_save = checkpoints, counters, after_save
         self.pairs_seen = 0
         self.tokens_seen = 0
         self._sums: dict[str, torch.Tensor] = {}
@@ -333,15 +335,15 @@ class PreferenceTrainer(Trainer):
     # Trainer's own checkpoints are pickled in part, and know nothing of our counters.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.checkpoints is not None:
-            save_checkpoint(
-                self.checkpoints,
-                state=self.state,
-                model=self.model_wrapped,
-                optimizer=self._bare_optimizer,
-                scheduler=self.lr_scheduler,
-                counters={"pairs_seen": self.pairs_seen, "tokens_seen": self.tokens_seen, **self.counters()},
-            )
+        if self.checkpoints is not None and save_checkpoint(
+            self.checkpoints,
+            state=self.state,
+            model=self.model_wrapped,
+            optimizer=self._bare_optimizer,
+            scheduler=self.lr_scheduler,
+            counters={"pairs_seen": self.pairs_seen, "tokens_seen": self.tokens_seen, **self.counters()},
+        ):
+            self.after_save()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(Path(resume_from_checkpoint), model or self.model)

@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 
 TEXT = """\
 name: plan
@@ -107,6 +107,17 @@ def test_a_finished_sweep_is_extended_and_a_new_winner_is_confirmed_beside_the_o
     longer = experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": 4})})
     confirmed = [f"confirm-search-0004-s{seed}" for seed in range(3)]
     assert run(plan_for(longer, tmp_path, rows=first.rows)) == ["search-0004", *confirmed]
+
+
+def test_a_study_that_cannot_be_told_keeps_no_trial_from_ending(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    names = run(plan, stop_after=4)
+    plan.suggest("tune-4")
+    (tmp_path / "study.journal").unlink()
+    (tmp_path / "study.journal").mkdir()
+    plan.on_trial_complete("tune-4", result(1))
+    assert isinstance(plan.failed, StudyFailed)
+    assert list(plan.rows) == [*names, "search-0001"]
 
 
 def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):

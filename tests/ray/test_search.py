@@ -1,6 +1,7 @@
 """StudySearch: what OptunaSearch gets wrong, and a study that outlives the process. No Ray instance is needed."""
 
 import math
+import resource
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from slime_ray.errors import InputError
 from slime_ray.experiment import Search
 from slime_ray.on_ray import search as search_module
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 from slime_ray.presets import preset_base
 
 BASE = preset_base("arithmetic")
@@ -202,3 +203,41 @@ def test_two_runs_share_a_database_and_no_trial(tmp_path):
     one.on_trial_complete("a", finished())
     assert states(one) == [TrialState.COMPLETE]
     assert states(other) == [TrialState.RUNNING]
+
+
+def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
+    """The file of the database is overwritten, and put back."""
+    file = tmp_path / "study.db"
+    search = StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=in_database(tmp_path), trials=16, seed=0)
+    search.suggest("a")
+    kept = file.read_bytes()
+    file.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(StudyFailed, match=r"The study's database failed \(.*--resume"):
+        search.on_trial_complete("a", finished())
+    with pytest.raises(StudyFailed):
+        search.suggest("b")
+    file.write_bytes(kept)
+    search.on_trial_complete("a", finished())
+    assert states(search) == [TrialState.COMPLETE]
+
+
+def in_journal(path: Path, **known: object) -> StudySearch:
+    storage = search_module.study_storage(path)
+    return StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, **known)
+
+
+def test_a_journal_that_a_full_disk_has_cut_off_is_gone_on_with(tmp_path):
+    """RLIMIT_FSIZE lets the next entry be written in part, as a full disk does."""
+    search = in_journal(tmp_path)
+    search.suggest("a")
+    search.name("a", ["search-0001"])
+    journal, before = tmp_path / "study.journal", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(StudyFailed, match="File too large"):
+            search.on_trial_complete("a", finished())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not journal.read_bytes().endswith(b"\n")
+    in_journal(tmp_path, rows={"search-0001": finished()}).suggest("b")
+    assert states(in_journal(tmp_path))[0] == TrialState.COMPLETE

@@ -216,6 +216,24 @@ def test_a_result_waits_for_a_storage_that_takes_nothing_for_a_while(experiment,
     assert computed(tmp_path, trial)[0] == computed(whole, trial)[0]
 
 
+def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes(experiment, storage, tmp_path):
+    """A folder stands where trial.json belongs, and nothing takes it away."""
+    trial = arm_trials(experiment)[0]
+    (tmp_path / "trials" / trial.trial_id / "trial.json").mkdir(parents=True)
+    waited = []
+
+    def report(told: Any) -> None:
+        if str(told.get("doing")).startswith("waiting for storage"):
+            waited.append(told["doing"])
+
+    hosting = Hosting(faults=Faults(storage_minutes=0.02))
+    with pytest.raises(OSError, match=r"trial\.json"):
+        run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=hosting)
+    assert waited
+    # The attempt did not end by a fault of the trial's: it may be made again.
+    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == [None]
+
+
 def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, storage, tmp_path):
     """RLIMIT_FSIZE makes every write of more than so many bytes fail, as a full disk does, until it is lifted."""
     trial = arm_trials(experiment)[0]
@@ -235,6 +253,29 @@ def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, stor
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (row["status"], row["updates"], len(waited)) == ("completed", 6, 1)
     assert results.finished_trials(tmp_path)[trial.trial_id] == row
+
+
+def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, tmp_path):
+    """A file stands where the folder of checkpoints belongs from update 2 on; the process is gone at update 6."""
+    trial = arm_trials(experiment)[0]
+    folder = tmp_path / "trials" / trial.trial_id
+    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    seen: list[attempts.Attempt] = []
+
+    def report(told: Any) -> None:
+        if told.get("doing") == "training" and told["step"] in (2, 6):
+            seen.append(attempts.read(folder)[-1])
+            if told["step"] == 6:
+                raise KeyboardInterrupt
+            shutil.rmtree(folder / "resume")
+            (folder / "resume").write_text("in the way")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=often)
+    after_two, after_six = seen
+    assert after_two.started < after_two.saved == after_six.saved < after_six.alive
+    # All since then would be computed again.
+    assert after_six.lost_seconds > 0
 
 
 def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path):

@@ -1,0 +1,189 @@
+"""What becomes of a trial whose group of workers broke. The groups are played; `tests/faults` really breaks some."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from slime_ray import results
+from slime_ray.experiment import Faults, Resources, Trial, arm_trials
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.on_ray import group
+from slime_ray.on_ray.group import GroupLost, run_group_trial
+from slime_ray.on_ray.place import Place
+from slime_ray.training import attempts
+from slime_ray.training.orders import Paused
+from slime_ray.training.outcome import OutOfMemory, blank_row
+
+Fate = Callable[[], None]
+
+
+class Silent:
+    """A monitor that listens to what trials wait for."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def begin(self, trial_id: str) -> None:
+        return None
+
+    end = begin
+
+    def report(self, trial_id: str, told: Any, *, searched: bool) -> None:
+        self.told.append(told["doing"])
+
+
+@pytest.fixture
+def trial(tmp_path) -> Trial:
+    path = tmp_path / "group.yaml"
+    path.write_text("name: group\npreset: arithmetic\narms: {slime: {}}\n")
+    return arm_trials(load_experiment(path))[0]
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return place_in(Mirror(tmp_path / "runs"))
+
+
+def place_in(storage: Mirror, **faults: Any) -> Place:
+    monitor: Any = Silent()
+    return Place(storage, "group", Resources(workers=2), Faults(**faults), monitor)
+
+
+def groups(monkeypatch: pytest.MonkeyPatch, *fates: Fate) -> list[int]:
+    """Have one group after another meet its fate; returns the list of those that were started."""
+    started: list[int] = []
+
+    def run_group(work: Any, config: Any, **how: Any) -> None:
+        started.append(len(started))
+        fates[len(started) - 1]()
+
+    monkeypatch.setattr(group, "run_group", run_group)
+    return started
+
+
+def raises(error: Exception) -> Fate:
+    def fate() -> None:
+        raise error
+
+    return fate
+
+
+def finishes(trial: Trial, place: Place) -> Fate:
+    def fate() -> None:
+        row = blank_row(trial, datetime.now(UTC)) | {"status": "completed"}
+        results.write_trial(place.run, row=row, answers=[], curves=[])
+        place.storage.push(place.trial(trial.trial_id))
+
+    return fate
+
+
+def endings(trial: Trial, place: Place) -> list[Any]:
+    return [attempt.ended for attempt in attempts.read(place.trial(trial.trial_id))]
+
+
+def test_a_group_that_is_lost_before_it_begins_counts_as_lost(trial, place, monkeypatch):
+    """Nothing of it has noted an attempt: as when the first exchange between the ranks fails."""
+    started = groups(monkeypatch, *[raises(GroupLost("NCCL error"))] * 9)
+    row = run_group_trial(trial, place)
+    assert len(started) == place.faults.retries + 1
+    assert (row["status"], row["stability"]) == ("failed", 0.0)
+    assert "lost a process, a node or its voice 4 times" in row["reason"]
+    assert endings(trial, place) == ["lost"] * 4
+
+
+def test_a_group_that_began_and_was_lost_counts_once(trial, place, monkeypatch):
+    def begins() -> None:
+        attempts.begin(place.trial(trial.trial_id), workers=2)
+        raise GroupLost("connection closed by peer")
+
+    groups(monkeypatch, begins, finishes(trial, place))
+    assert run_group_trial(trial, place)["status"] == "completed"
+    assert endings(trial, place) == ["lost"]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_memory_that_runs_out_on_another_machine_is_tried_once_more(trial, place, tmp_path, monkeypatch, stored):
+    """The rank that says so has no attempts.json to note it in."""
+    if stored:
+        place = place_in(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+    full = raises(OutOfMemory("OutOfMemoryError: CUDA out of memory"))
+    groups(monkeypatch, full, finishes(trial, place))
+    assert run_group_trial(trial, place)["status"] == "completed"
+    assert endings(trial, place) == ["memory"]
+
+
+def test_memory_that_runs_out_twice_is_recorded(trial, place, monkeypatch):
+    started = groups(monkeypatch, *[raises(OutOfMemory("CUDA out of memory"))] * 3)
+    row = run_group_trial(trial, place)
+    assert (row["status"], len(started)) == ("failed", 2)
+    assert "out of memory twice" in row["reason"]
+
+
+def test_the_rank_whose_memory_ran_out_is_heard_over_the_connections_that_broke():
+    full, broken = OutOfMemory("CUDA out of memory"), RuntimeError("gloo: connection closed by peer")
+    assert group._cause(WorkerGroupError("", {0: broken, 1: full})) is full
+    assert isinstance(group._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
+
+
+def test_a_trial_that_has_its_row_starts_no_group(trial, place, monkeypatch):
+    finishes(trial, place)()
+    started = groups(monkeypatch)
+    assert run_group_trial(trial, place)["status"] == "completed"
+    assert started == []
+
+
+def test_a_row_that_was_written_before_the_group_broke_stays(trial, place, monkeypatch):
+    def breaks() -> None:
+        finishes(trial, place)()
+        raise ValueError("a rank failed on its way out")
+
+    groups(monkeypatch, breaks)
+    assert run_group_trial(trial, place)["status"] == "completed"
+
+
+def test_an_error_of_the_trials_own_is_its_result(trial, place, monkeypatch):
+    started = groups(monkeypatch, raises(ValueError("no such layer")))
+    assert run_group_trial(trial, place)["reason"] == "ValueError: no such layer"
+    assert len(started) == 1
+
+
+def test_workers_that_leave_without_a_row_were_told_to(trial, place, monkeypatch):
+    def leaves() -> None:
+        attempts.begin(place.trial(trial.trial_id), workers=2)
+        attempts.note(place.trial(trial.trial_id), ended="preempted")
+
+    groups(monkeypatch, leaves)
+    with pytest.raises(Paused) as paused:
+        run_group_trial(trial, place)
+    assert paused.value.order.kind == "preempt"
+
+
+def test_a_store_that_is_away_when_a_group_trial_starts_is_waited_for(trial, tmp_path, monkeypatch):
+    place = place_in(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+    blocked = block(tmp_path / "bucket" / "group" / "trials" / trial.trial_id)
+    monitor: Any = place.monitor
+    monkeypatch.setattr(monitor, "report", lambda *told, **how: blocked.unlink())
+    groups(monkeypatch, finishes(trial, place))
+    assert run_group_trial(trial, place)["status"] == "completed"
+
+
+def block(folder: Path) -> Path:
+    """A file where a trial's folder belongs: the store can neither list nor take anything there."""
+    folder.parent.mkdir(parents=True)
+    folder.write_text("in the way")
+    return folder
+
+
+def test_a_store_that_stays_away_is_given_up_after_storage_minutes(tmp_path):
+    place = place_in(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"), storage_minutes=0.02)
+    block(tmp_path / "bucket" / "group" / "trials" / "a")
+    monitor: Any = place.monitor
+    with pytest.raises(OSError, match="bucket"):
+        place.patiently("a", lambda: place.storage.pull(place.trial("a")))
+    assert monitor.told
+    assert all(said.startswith("waiting for storage (") for said in monitor.told)

@@ -1,0 +1,81 @@
+"""What a trial's process fetches before it works and leaves behind afterwards, in a store and on its own disk."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from slime_ray import results
+from slime_ray.experiment import Faults, Resources, Trial, arm_trials
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.on_ray.place import Place, run_worker
+from slime_ray.training import worker
+from slime_ray.training.outcome import blank_row
+
+
+@pytest.fixture
+def trial(tmp_path) -> Trial:
+    path = tmp_path / "place.yaml"
+    path.write_text("name: place\npreset: arithmetic\narms: {slime: {}}\n")
+    return arm_trials(load_experiment(path))[0]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Place:
+    """In a store, without Ray: nobody listens, and there is one node."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monitor: Any = SimpleNamespace(join=lambda *who: None, report=lambda *told, **how: None)
+    return Place(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"), "place", Resources(), Faults(), monitor)
+
+
+def trains(place: Place) -> Any:
+    """In the place of a training: leaves a model and a row."""
+
+    def run_trial(trial: Trial, *, run: Path, **how: Any) -> dict[str, Any]:
+        folder = place.trial(trial.trial_id) / "checkpoint"
+        folder.mkdir(parents=True)
+        (folder / "adapter").write_text("weights")
+        row = blank_row(trial, datetime.now(UTC)) | {"status": "completed"}
+        results.write_trial(run, row=row, answers=[], curves=[])
+        return row
+
+    return run_trial
+
+
+def test_a_trained_model_is_in_the_store_and_not_on_the_nodes_disk(trial, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", trains(place))
+    run_worker(trial, place)
+    stored = tmp_path / "bucket" / "place" / "trials" / trial.trial_id
+    assert (stored / "checkpoint" / "adapter").read_text() == "weights"
+    assert sorted(path.name for path in place.trial(trial.trial_id).iterdir()) == [
+        "answers.parquet", "curves.parquet", "trial.json",
+    ]  # fmt: skip
+
+
+def test_a_trial_that_has_finished_is_not_trained_again_and_keeps_its_model(trial, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", trains(place))
+    row = run_worker(trial, place)
+    monkeypatch.setattr(worker, "run_trial", lambda *given, **how: pytest.fail("it was trained again"))
+    assert run_worker(trial, place)["started"] == row["started"]
+    assert (tmp_path / "bucket" / "place" / "trials" / trial.trial_id / "checkpoint" / "adapter").is_file()
+
+
+def test_a_store_that_is_away_when_a_trial_starts_is_waited_for(trial, place, tmp_path, monkeypatch):
+    """A file stands where the trial's folder belongs, until the trial says that it waits."""
+    blocked = tmp_path / "bucket" / "place" / "trials" / trial.trial_id
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way")
+    waited = []
+
+    def report(trial_id: str, told: Any, **how: Any) -> None:
+        waited.append(told["doing"])
+        blocked.unlink()
+
+    monkeypatch.setattr(place.monitor, "report", report)
+    monkeypatch.setattr(worker, "run_trial", trains(place))
+    assert run_worker(trial, place)["status"] == "completed"
+    assert len(waited) == 1
