@@ -43,7 +43,8 @@ def connected() -> Iterator[None]:
     others = descendants(os.getpid())
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:
+        # Ray raises bare ones, too, such as for a raylet that does not register in time.
         raise InputError(_refusal(address, error)) from None
     with janitor(os.getpid(), spare=others) if local else nullcontext():
         try:

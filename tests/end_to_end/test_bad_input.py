@@ -82,6 +82,15 @@ def test_a_folder_that_is_no_run_is_refused_by_report(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_that_a_store_does_not_have_is_refused_by_report_which_writes_nothing_there(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "scratch"))
+    assert "first" in refused(capsys, "report", f"file://{tmp_path}/bucket/first")
+    assert not (tmp_path / "bucket").exists()
+    assert "give a run's address" in refused(capsys, "report", "s3://bucket")
+
+
 def test_resuming_what_was_never_started_is_refused(capsys, tmp_path):
     message = refused(capsys, "sweep", "demo", "--storage", tmp_path, "--resume")
     assert "there is no such run to resume" in message
