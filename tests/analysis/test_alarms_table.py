@@ -11,7 +11,12 @@ from slime_ray.results import Run
 def run(*trials):
     columns = ("label", "phase", "status", "stability", "alarm")
     return Run(
-        Path("watched"), pd.DataFrame(trials, columns=columns), pd.DataFrame(), pd.DataFrame(), {"name": "watched"}
+        Path("watched"),
+        pd.DataFrame(trials, columns=columns),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        {"name": "watched"},
     )
 
 

@@ -52,7 +52,7 @@ def test_a_trained_model_is_in_the_store_and_not_on_the_nodes_disk(trial, place,
     stored = tmp_path / "bucket" / "place" / "trials" / trial.trial_id
     assert (stored / "checkpoint" / "adapter").read_text() == "weights"
     assert sorted(path.name for path in place.trial(trial.trial_id).iterdir()) == [
-        "answers.parquet", "curves.parquet", "trial.json",
+        "answers.parquet", "curves.parquet", "pairs.parquet", "trial.json",
     ]  # fmt: skip
 
 
