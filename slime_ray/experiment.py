@@ -72,7 +72,7 @@ class Faults(Strict):
     out of memory (that only once). preemptions: the same for nodes that were taken away with notice. lost_hours:
     worker-hours of a trial that may be computed twice before it is given up. checkpoint_minutes: time between
     checkpoints. hang_minutes: silence after which a trial counts as hung. placement_minutes: how long a trial may wait
-    for its resources. storage_minutes: how long a result waits for a storage that does not take it.
+    for its resources. storage_minutes: how long a trial's start, and its result, wait for a storage.
     """
 
     retries: Annotated[int, Field(ge=0)] = 3

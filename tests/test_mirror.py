@@ -3,8 +3,10 @@
 import json
 import pickle
 import platform
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -123,6 +125,34 @@ def test_a_stage_is_made_on_one_machine_and_fetched_on_the_other(tmp_path):
     third = Mirror(tmp_path / "third", here.url)
     cached(third, "sft", "k", make, lambda told: None)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_store_that_refuses_a_stage_for_a_while_is_waited_for(tmp_path, where):
+    """Where it is made, a file stands in the way in the store; where it is fetched, a folder in that of an object."""
+    here, there = two(tmp_path)
+    stage, waited = tmp_path / "bucket" / ".stages" / "sft-k", []
+
+    def make(folder: Path) -> None:
+        (folder / "weights").write_text("w")
+
+    def report(told: Any) -> None:
+        if told["doing"].startswith("waiting for storage"):
+            waited.append(told)
+            if where == "here":
+                stage.unlink()
+            else:
+                shutil.rmtree(there.root / ".stages" / "sft-k")
+
+    if where == "here":
+        stage.parent.mkdir(parents=True)
+        stage.write_text("in the way")
+        assert read(cached(here, "sft", "k", make, report)) == {"weights": b"w", ".complete": b""}
+    else:
+        cached(here, "sft", "k", make, report)
+        (there.root / ".stages" / "sft-k" / "weights").mkdir(parents=True)
+        assert read(cached(there, "sft", "k", make, report)) == {"weights": b"w", ".complete": b""}
+    assert len(waited) == 1
 
 
 def test_a_folder_is_its_own_working_copy(tmp_path):

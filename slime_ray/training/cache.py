@@ -18,9 +18,12 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from slime_ray.mirror import Mirror
 from slime_ray.training.orders import Report
+from slime_ray.training.outcome import patiently, waiting_for_storage
 from slime_ray.world import World
 
 LOCK_SECONDS = 10.0
+STORAGE_SECONDS = 900.0
+"""How long an object store may refuse a folder before that counts as an error."""
 STAGES = ".stages"
 COMPLETE = ".complete"
 """In an object store's copy, the file that comes last."""
@@ -35,14 +38,14 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
     cache = storage.root / STAGES
     folder = cache / f"{kind}-{key}"
     if world.broadcast(_is_whole(storage, folder)):
-        return _brought(storage, folder)
+        return _brought(storage, folder, report)
     lock = FileLock(cache / f"{kind}-{key}.lock")
     partial = cache / f".{kind}-{key}.{uuid.uuid4().hex[:8]}"
     try:
         if world.main:
             cache.mkdir(parents=True, exist_ok=True)
             _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
-            if not _is_whole(storage, _brought(storage, folder, locked=True)):
+            if not _is_whole(storage, _brought(storage, folder, report, locked=True)):
                 report({"doing": f"making {kind}"})
                 partial.mkdir()
         if world.broadcast(partial.is_dir()):
@@ -52,29 +55,37 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
                 os.replace(partial, folder)
                 if storage.url is not None:
                     (folder / COMPLETE).touch()
-                    storage.push(folder)
+                    _patiently(lambda: storage.push(folder), report)
             # Nobody reads it before it stands under its name.
             world.broadcast(None)
     finally:
         if world.main:
             shutil.rmtree(partial, ignore_errors=True)
             lock.release()
-    return _brought(storage, folder)
+    return _brought(storage, folder, report)
 
 
 def _is_whole(storage: Mirror, folder: Path) -> bool:
     return folder.is_dir() if storage.url is None else (folder / COMPLETE).is_file()
 
 
-def _brought(storage: Mirror, folder: Path, *, locked: bool = False) -> Path:
+def _brought(storage: Mirror, folder: Path, report: Report, *, locked: bool = False) -> Path:
     """The folder, from the object store if this machine lacks it and it is there."""
     if storage.url is None or _is_whole(storage, folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if locked else FileLock(folder.with_name(f"{folder.name}.lock")):
+
+    def bring() -> None:
         if not _is_whole(storage, folder) and storage.has(folder / COMPLETE):
             storage.pull(folder)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if locked else FileLock(folder.with_name(f"{folder.name}.lock")):
+        _patiently(bring, report)
     return folder
+
+
+def _patiently(work: Callable[[], None], report: Report) -> None:
+    patiently(work, seconds=STORAGE_SECONDS, say=waiting_for_storage(report))
 
 
 def _acquire(lock: BaseFileLock, say: Callable[[], object]) -> None:

@@ -1,6 +1,8 @@
 """A cluster of three nodes on this machine: one dies, one is about to be taken away, and what is refused on it."""
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from .conftest import LONG, same, until
+from tests.end_to_end.conftest import environment
+
+from .conftest import LONG, Sweep, same, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -105,6 +109,41 @@ def test_a_group_that_loses_a_node_goes_on_with_others(start, whole, table, clus
         "A node lost, 2 workers on 2 nodes, a third joins", lost=0, seconds=made[-1].started - struck,
         again=made[0].lost_seconds,
     )  # fmt: skip
+
+
+def test_a_group_whose_nodes_have_disks_of_their_own_goes_on_from_its_checkpoint(space, tmp_path):
+    """Each node keeps its copies where it says itself; what rank 0 had saved is brought to the other rank's node too."""
+
+    def disk(name: object) -> dict[str, str]:
+        return {"SLIME_RAY_SCRATCH": str(tmp_path / f"disk-{name}")}
+
+    head = {"num_cpus": 0, "resources": {"trial_drivers": 4}, "env_vars": disk("head")}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    for number in range(2):
+        made.add_node(num_cpus=1, env_vars=disk(number))
+    made.wait_for_nodes()
+    command = [
+        sys.executable, "-m", "slime_ray", "sweep", str(space), "--name", "disks",
+        "--storage", f"file://{tmp_path}/bucket", "--set", "resources.workers=2",
+    ]  # fmt: skip
+    env = environment() | disk("driver") | {"RAY_ADDRESS": made.address}
+    sweep = Sweep(tmp_path / "bucket" / "disks", command, env)
+    try:
+        first = until(sweep.has_checkpoint, 240, "a checkpoint")
+        until(lambda: list((sweep.run / "trials" / LONG / "resume").glob("step-*/state.json")), 60, "the checkpoint")
+        os.kill(first.pid, signal.SIGKILL)
+        text = sweep.end()
+        assert sweep.process.returncode == 0, text
+        row = sweep.rows()[LONG]
+        assert (row["status"], row["workers"]) == ("completed", 2), row["reason"]
+        assert sweep.endings() == ["lost", "finished"]
+        for number in range(2):
+            assert list((tmp_path / f"disk-{number}").glob(f"*/trials/disks/trials/{LONG}"))
+        assert list(tmp_path.glob("disk-*/*/trials/disks/trials/*/checkpoint")) == []
+        assert (sweep.run / "trials" / LONG / "checkpoint" / "config.json").is_file()
+    finally:
+        sweep.kill()
+        made.shutdown()
 
 
 def test_no_process_of_a_cluster_outlives_it(cluster):

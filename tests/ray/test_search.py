@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -221,7 +222,7 @@ def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
     assert states(search) == [TrialState.COMPLETE]
 
 
-def in_journal(path: Path, **known: object) -> StudySearch:
+def in_journal(path: Path, **known: Any) -> StudySearch:
     storage = search_module.study_storage(path)
     return StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, **known)
 
