@@ -11,7 +11,7 @@ from slime_ray import results
 
 from . import rows, statistics
 from .length_control import length_controlled_rate
-from .printing import Column, Table, cells, number, with_interval
+from .printing import Column, Table, cells, interval_cells, number
 
 EXACT = "exact"
 """Its verdicts depend on neither order nor strength nor luck: there is nothing to say about its judging."""
@@ -113,7 +113,7 @@ def judging(run: results.Run, main: Table) -> Table:
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             *(
-                Column(f"{head} % [95 %]", cells(frame, lambda row, name=name: with_interval(row, name, 1, scale=100)))
+                Column(f"{head} % [95 %]", interval_cells(frame, name, 1, scale=100))
                 for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"), ("LC", "length_controlled"))
             ),
             Column("longer", cells(frame, lambda row: number(row["more_tokens"], 1, signed=True)), keep=4),

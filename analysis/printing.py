@@ -169,6 +169,11 @@ def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 
     return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
 
 
+def interval_cells(frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0) -> tuple[str, ...]:
+    """One `with_interval` a row."""
+    return tuple(with_interval(row, name, digits, scale=scale) for _, row in frame.iterrows())
+
+
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
     """One text a row."""
     return tuple(say(row) for _, row in frame.iterrows())

@@ -60,7 +60,7 @@ def intervals(
 
 def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
     """Parts U, C and H by trial, each (resamples,)."""
-    columns = {
+    columns: dict[str, np.ndarray | pd.Series] = {
         "pairs": np.ones(len(pairs)),
         "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
         "collapsed": pairs["rejected_collapsed"],
@@ -85,7 +85,7 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.nda
 def _of_prompts(answers: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
     """Parts B and L by trial, each (resamples,)."""
     new, old = (answers[name].clip(lower=1) for name in ("answer_tokens", "baseline_tokens"))
-    columns = {
+    columns: dict[str, np.ndarray | pd.Series] = {
         "answers": np.ones(len(answers)),
         "broken": answers["broken"].astype(float) - answers["baseline_broken"].astype(float),
         "longer": np.log(new / old),
@@ -101,7 +101,7 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> dict[str, dict[str, np
 
 
 def _resampled_sums(
-    columns: Mapping[str, "np.ndarray | pd.Series"], trials: pd.Series, items: pd.Series, *, seed: int, resamples: int
+    columns: Mapping[str, np.ndarray | pd.Series], trials: pd.Series, items: pd.Series, *, seed: int, resamples: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Sums of each column over the resampled items, by trial; an item that a trial lacks counts nothing there."""
     (of_trial, ids), (of_item, names) = pd.factorize(trials), pd.factorize(items, sort=True)

@@ -8,7 +8,7 @@ from slime_ray import results
 from slime_ray.stability_v1 import TOLERANCES
 
 from . import statistics
-from .printing import Column, Table, cells, number, with_interval
+from .printing import Column, Table, cells, interval_cells, number
 from .rows import PARTS, name_of, version_of
 from .tables import DIGITS, stability_cell
 
@@ -19,9 +19,9 @@ def stability_parts(run: results.Run, main: Table) -> Table:
     """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
     if main.frame.empty:
         return Table(frame=pd.DataFrame(columns=["label"]), caption="This run has no arms and no winner.", notes=[])
-    names = ["stability", *PARTS]
-    kept = [column for column in main.frame if column.removesuffix("_mark") == column and column.startswith((*names,))]
-    frame = main.frame[[*TITLES, *kept]].copy()
+    ends = [f"{name}{end}" for name in ("stability", *PARTS) for end in ("", "_low", "_high")]
+    shares = [f"{name}_share" for name in PARTS]
+    frame = main.frame[[*TITLES, "stability_min", "stability_max", *ends, *shares]].copy()
     tolerances = asdict(TOLERANCES)
     return Table(
         frame=frame,
@@ -43,20 +43,14 @@ def stability_parts(run: results.Run, main: Table) -> Table:
                 column
                 for name, letter in PARTS.items()
                 for column in (
-                    Column(letter, cells(frame, lambda row, name=name: _part_cell(row, name)), keep=8),
-                    Column(f"{letter} %", cells(frame, lambda row, name=name: _share_cell(row, name)), keep=1),
+                    Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8),
+                    Column(
+                        f"{letter} %", tuple(number(share, 0, scale=100) for share in frame[f"{name}_share"]), keep=1
+                    ),
                 )
             ),
         ),
     )
-
-
-def _part_cell(row: pd.Series, name: str) -> str:
-    return with_interval(row, name, DIGITS.get(name, 2))
-
-
-def _share_cell(row: pd.Series, name: str) -> str:
-    return number(row[f"{name}_share"], 0, scale=100)
 
 
 def _seeds_cell(row: pd.Series) -> str:

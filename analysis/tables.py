@@ -11,7 +11,7 @@ from slime_ray import results
 
 from . import stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, number, with_interval
+from .printing import Column, Mark, Table, cells, interval_cells, number, with_interval
 from .rows import (
     FINISHED,
     LOST,
@@ -198,7 +198,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
     win_rate = (
         Column(
             "win rate % [95 %]",
-            cells(frame, lambda row: with_interval(row, "win_rate", 1, scale=100)),
+            interval_cells(frame, "win_rate", 1, scale=100),
             tuple(frame["win_rate_mark"]),
             keep=9,
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -157,17 +157,17 @@ def all_cases(*, resamples: int) -> list[Case]:
         cases += paired_cases(prompts, 1, 0.15, resamples=resamples)
     for seeds, spread in ((3, 0.15), (5, 0.0), (5, 0.15), (5, 0.4), (10, 0.15)):
         cases += paired_cases(256, seeds, spread, resamples=resamples)
-    little = {"drift": (0.0, 0.03), "rejected": 0.004, "entropy": 0.95, "broken": (0.03, 0.02), "longer": 0.05}
-    none = {"drift": (0.0, 0.0), "rejected": 0.0, "entropy": 1.0, "broken": (0.02, 0.02), "longer": 0.0}
-    size = {"pairs": 256, "prompts": 256, "updates": 200}
-    for name, drifted, promised in (
-        ("drifted", Trained(**size, spikes=0.0), True),
-        ("drifted a little", Trained(**size, spikes=0.0, **little), True),
-        ("drifted, 1 % spikes", Trained(**size), False),
-        ("unchanged", Trained(**size, spikes=0.0, **none), False),
+    drifted = Trained(256, 256, 200, spikes=0.0)
+    little = replace(drifted, drift=(0.0, 0.03), rejected=0.004, entropy=0.95, broken=(0.03, 0.02), longer=0.05)
+    none = replace(drifted, drift=(0.0, 0.0), rejected=0.0, entropy=1.0, broken=(0.02, 0.02), longer=0.0)
+    for name, world, promised in (
+        ("drifted", drifted, True),
+        ("drifted a little", little, True),
+        ("drifted, 1 % spikes", replace(drifted, spikes=0.01), False),
+        ("unchanged", none, False),
     ):
-        truth = f"{name}, true S {drifted.stability():.2f}"
-        cases.append(stability_case(truth, drifted, resamples=resamples, promised=promised))
+        truth = f"{name}, true S {world.stability():.2f}"
+        cases.append(stability_case(truth, world, resamples=resamples, promised=promised))
     return cases
 
 

@@ -26,11 +26,20 @@ def answer(trial_id: str) -> dict:
     return columns | {"trial_id": trial_id, "prompt_id": "p", "prompt": prompt, "answer": "hé\n\x00", "outcome": 0.5}
 
 
+def pair(trial_id: str) -> dict:
+    about = {"trial_id": trial_id, "label": "full", "phase": "arm", "seed": 0}
+    return dict.fromkeys(results.PAIR_SCHEMA.names, 1) | about | {"entropy": 0.25}
+
+
 @pytest.fixture
 def run(tmp_path):
     results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA, "name": "r"})
     results.write_trial(
-        tmp_path, row=row("a", settings={"objective.anchor_weight": 0.3}), answers=[answer("a")], curves=[curve("a")]
+        tmp_path,
+        row=row("a", settings={"objective.anchor_weight": 0.3}),
+        answers=[answer("a")],
+        curves=[curve("a")],
+        pairs=[pair("a")],
     )
     results.write_trial(tmp_path, row=row("b", status="failed", stability=0.0), answers=[], curves=[])
     return tmp_path
@@ -45,6 +54,22 @@ def test_what_was_written_is_read_back(run):
     assert json.loads(loaded.answers["prompt"][0])[0]["content"] == 'say "hé"'
     assert loaded.answers["answer"][0] == "hé\n\x00"
     assert loaded.curves["value"].tolist() == [0.5]
+    assert loaded.pairs[["trial_id", "rejected_collapsed", "entropy"]].values.tolist() == [["a", 1, 0.25]]
+
+
+@pytest.mark.parametrize("kept", ["trials", "together"])
+def test_a_run_of_an_earlier_version_has_no_pairs_and_is_read(run, kept):
+    results.consolidate(run)
+    for file in run.rglob("pairs.parquet"):
+        file.unlink()
+    if kept == "together":
+        shutil.rmtree(run / "trials")
+    else:
+        (run / "trials.parquet").unlink()
+    loaded = results.load(run)
+    assert loaded.pairs.empty
+    assert loaded.pairs.columns.tolist() == results.PAIR_SCHEMA.names
+    assert loaded.trials["trial_id"].tolist() == ["a", "b"]
 
 
 def test_a_trial_counts_only_once_its_last_file_is_written(run):

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_ray.stability_v1 import TOLERANCES, StabilityParts, damage, stability_score
+from slime_ray.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags, stability_score
 
 NOTHING = StabilityParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -32,6 +33,25 @@ def test_a_run_that_is_not_healthy_scores_nothing():
     assert stability_score(NOTHING, healthy=False) == 0
     assert stability_score(replace(NOTHING, entropy_shift=float("inf")), healthy=True) == 0
     assert stability_score(replace(NOTHING, entropy_shift=float("nan")), healthy=True) == 0
+
+
+def test_windows_that_are_still_growing_and_whole_ones_follow_the_same_rule():
+    # Seven kinds of noise: each flag must be what its own window of at most 50 updates says.
+    for seed in range(7):
+        losses, norms = np.random.default_rng(seed).standard_t(2, (2, 120))
+        norms = np.exp(norms)
+        expected = []
+        for step in range(20, 120):
+            above = []
+            for values in (losses, np.log(norms)):
+                window = values[max(0, step - 50) : step]
+                median = np.median(window)
+                above.append(values[step] > median + 6 * 1.4826 * np.median(np.abs(window - median)))
+            expected.append(any(above))
+        assert spike_flags(losses.tolist(), norms.tolist()).tolist() == expected
+        assert 0 < sum(expected) < 100
+    assert spike_flags([1.0] * 20, [1.0] * 20).tolist() == []
+    assert spike_flags([], []).tolist() == []
 
 
 sizes = st.floats(0, 10)

@@ -3,8 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from slime_ray.analysis import figures, stability, tables
-from slime_ray.analysis.rows import of_label
+from slime_ray.analysis import figures, rows, stability, tables
 
 from slime_ray import results
 
@@ -103,7 +102,7 @@ def test_curves_show_mean_and_range_over_seeds_per_row(judged_run):
 
 def test_a_confirmed_winner_is_not_mixed_with_its_search_trial(judged_run):
     run = results.load(judged_run)
-    own = of_label(run, run.trials, "search-0004")
+    own = rows.of_label(run, run.trials, "search-0004")
     assert own["trial_id"].tolist() == ["confirm-search-0004-s0", "confirm-search-0004-s1"]
     run.curves.loc[run.curves["phase"] == "search", "value"] = -9.0
     panels = {axes.get_title(): axes for axes in figures.logprob_curves(run).axes}

@@ -72,6 +72,19 @@ def test_a_spike_is_seen_in_the_loss_and_in_the_gradient_norm_after_the_first_tw
     assert stability.training_spikes(steady[:20], steady[:20]) == 0
 
 
+def test_pairs_hold_what_unlearning_collapse_and_entropy_shift_are_made_of():
+    after = held_out([[-2.0, -3.0], [-0.1]], [[-3.31, -3.30, -1.0], [-2.0]], 0.5)
+    rows = stability.pair_rows(BEFORE, after, {"trial_id": "t", "seed": 3})
+    assert [(row["trial_id"], row["seed"], row["pair"]) for row in rows] == [("t", 3, 0), ("t", 3, 1)]
+    assert [(row["chosen_tokens"], row["rejected_tokens"], row["rejected_collapsed"]) for row in rows] == [
+        (2, 3, 1),
+        (1, 1, 0),
+    ]
+    assert [(row["chosen_logp0"], row["chosen_logp"]) for row in rows] == [(-2.0, -2.5), (-1.0, -0.1)]
+    assert [row["rejected_logp"] for row in rows] == pytest.approx([-7.61 / 3, -2.0])
+    assert [(row["entropy0"], row["entropy"]) for row in rows] == [(1.0, 0.5), (1.0, 0.5)]
+
+
 @given(st.lists(st.integers(-50, 50), min_size=21, max_size=80), st.integers(-3, 3), st.integers(-100, 100))
 def test_spikes_do_not_depend_on_the_scale_or_offset_of_the_loss(losses, power, offset):
     # Powers of two and whole numbers keep the arithmetic exact, so that equality is what is tested.

@@ -3,10 +3,12 @@
 import json
 import resource
 import shutil
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +17,7 @@ from slime_ray import results
 from slime_ray.experiment import Experiment, Faults, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
+from slime_ray.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused
@@ -54,12 +57,12 @@ def nothing(told: Any) -> None:
     return None
 
 
-def computed(run: Path, trial: Trial) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """What does not depend on clocks: the row, the curves and the answers."""
+def computed(run: Path, trial: Trial) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What does not depend on clocks: the row, the curves, the answers and the pairs."""
     folder = run / "trials" / trial.trial_id
     row = json.loads((folder / "trial.json").read_text())
-    frames = [pd.read_parquet(folder / f"{name}.parquet") for name in ("curves", "answers")]
-    return {name: value for name, value in row.items() if name not in CLOCKS}, frames[0], frames[1]
+    curves, answers, pairs = (pd.read_parquet(folder / f"{name}.parquet") for name in ("curves", "answers", "pairs"))
+    return {name: value for name, value in row.items() if name not in CLOCKS}, curves, answers, pairs
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,30 @@ def whole(experiment, storage, tmp_path_factory) -> Path:
     for trial in arm_trials(experiment):
         run_trial(trial, run=run, storage=storage, report=nothing)
     return run
+
+
+@pytest.mark.parametrize("arm", [0, 1], ids=["slime", "dpo"])
+def test_the_parts_of_the_row_are_what_its_pairs_answers_and_curves_come_to(experiment, whole, arm):
+    row, curves, answers, pairs = computed(whole, arm_trials(experiment)[arm])
+    entropies = [(pairs[name] * pairs["chosen_tokens"]).sum() for name in ("entropy", "entropy0")]
+    lengths = answers["answer_tokens"].clip(lower=1) / answers["baseline_tokens"].clip(lower=1)
+    series = [curves["value"][curves["metric"] == name].tolist() for name in ("loss", "grad_norm")]
+    flags = spike_flags(*series)
+    assert {name: row[name] for name in asdict(TOLERANCES)} == pytest.approx(
+        {
+            "unlearning": (pairs["chosen_logp0"] - pairs["chosen_logp"]).clip(lower=0).mean(),
+            "rejected_collapse": pairs["rejected_collapsed"].sum() / pairs["rejected_tokens"].sum(),
+            "entropy_shift": abs(np.log(entropies[0] / entropies[1])),
+            "broken_outputs": max(0.0, answers["broken"].mean() - answers["baseline_broken"].mean()),
+            "length_shift": abs(np.log(lengths).mean()),
+            "training_spikes": flags.mean() if len(flags) else 0.0,
+        },
+        abs=1e-12,
+    )
+    assert row["entropy_shift"] > 0
+    assert row["pairs"] == len(pairs) == 24
+    margins = (pairs["chosen_logp"] - pairs["rejected_logp"]).mean()
+    assert row["mean_margin"] == pytest.approx(margins, abs=1e-12)
 
 
 class Orders:
@@ -156,8 +183,8 @@ def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, 
     (tmp_path / "trial.json").write_text(plain.model_dump_json())
     run_trial(plain, run=tmp_path / "alone", storage=Mirror(tmp_path / "alone"), report=nothing)
     on_ranks(ranks, trial_worker.__file__, tmp_path / "trial.json", tmp_path / "run", tmp_path / "ranks", how)
-    row, curves, answers = computed(tmp_path / "run", plain)
-    expected, expected_curves, expected_answers = computed(tmp_path / "alone", plain)
+    row, curves, answers, pairs = computed(tmp_path / "run", plain)
+    expected, expected_curves, expected_answers, expected_pairs = computed(tmp_path / "alone", plain)
     assert row.pop("workers") == ranks
     assert expected.pop("workers") == 1
     numbers = {name for name, value in expected.items() if isinstance(value, float)}
@@ -166,6 +193,7 @@ def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, 
     assert curves["value"].tolist() == pytest.approx(expected_curves["value"].tolist(), rel=1e-4, abs=1e-5)
     assert curves.drop(columns="value").equals(expected_curves.drop(columns="value"))
     assert answers["answer"].tolist() == expected_answers["answer"].tolist()
+    assert pairs["chosen_logp"].tolist() == pytest.approx(expected_pairs["chosen_logp"].tolist(), rel=1e-4, abs=1e-5)
     saved = tmp_path / "run" / "trials" / plain.trial_id / "checkpoint"
     assert (saved / "adapter_model.safetensors").stat().st_size == (
         tmp_path / "alone" / "trials" / plain.trial_id / "checkpoint" / "adapter_model.safetensors"
