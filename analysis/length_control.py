@@ -35,8 +35,9 @@ def length_controlled_rate(
     known = ~(np.isnan(outcomes) | np.isnan(more_tokens))
     if not known.any():
         return None
-    y, d = outcomes[known], more_tokens[known]
-    names, places = np.unique(prompts[known], return_inverse=True)
+    order = np.argsort(prompts[known], kind="stable")
+    y, d = outcomes[known][order], more_tokens[known][order]
+    names, places = np.unique(prompts[known][order], return_inverse=True)
     if (y == 0).all() or (y == 1).all():
         return statistics.Interval(float(y[0]), float(y[0]), float(y[0]))
     spread = d.std()
@@ -50,6 +51,7 @@ def length_controlled_rate(
     size = max(1, AT_ONCE // len(y))
     for place in range(0, resamples, size):
         block = counts[:, place : place + size]
+        # One answer to each prompt: they are in the order of the draws already.
         block = block if len(names) == len(y) else block[places]
         intercepts[place : place + size] = _fit(y, x, block, np.repeat(start, block.shape[1], axis=1))[0]
     return statistics.interval(float(_sigmoid(fitted[0, 0])), _sigmoid(intercepts))

@@ -26,6 +26,14 @@ def test_each_resample_is_fitted_as_if_it_were_alone():
     assert (many.value, many.low, many.high) == pytest.approx((one.value, one.low, one.high), abs=1e-4)
 
 
+def test_the_order_of_the_answers_does_not_matter():
+    # The same draws for the same prompts, so that rows of a table stay paired.
+    order = np.random.default_rng(3).permutation(12)
+    shuffled = length_controlled_rate(OUTCOMES[order], MORE_TOKENS[order], PROMPTS[order])
+    one = length_controlled_rate(OUTCOMES, MORE_TOKENS, PROMPTS)
+    assert (shuffled.low, shuffled.high) == pytest.approx((one.low, one.high), abs=1e-5)
+
+
 def test_longer_answers_that_win_by_length_alone_are_not_better():
     rng = np.random.default_rng(0)
     more = rng.normal(60, 60, 4000)

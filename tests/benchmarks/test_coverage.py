@@ -20,7 +20,7 @@ def cases():
         coverage.verdict_cases(64, 1, resamples=RESAMPLES)[:2] + coverage.verdict_cases(100, 3, resamples=RESAMPLES)[:2]
     )
     every.append(coverage.length_case(100, resamples=RESAMPLES))
-    for seeds, spread in ((1, 0.0), (3, 0.3), (5, 0.0), (6, 0.3)):
+    for seeds, spread in ((1, 0.0), (3, 0.3), (5, 0.15), (6, 0.4)):
         every += coverage.paired_cases(100, seeds, spread, resamples=RESAMPLES)[:1]
     every.append(coverage.stability_case("drifted", Trained(128, 128, 30, spikes=0.0), resamples=RESAMPLES))
     return every
