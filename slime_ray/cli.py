@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_ray import __version__
-from slime_ray.errors import SlimeRayError
+from slime_ray.errors import InputError, SlimeRayError
 
 if TYPE_CHECKING:
     from slime_ray.experiment import Experiment
@@ -250,6 +250,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     experiment, source = _checked(options)
+    if lack := experiment.settings.evaluation.judge.lacks():
+        raise InputError(lack)
     search = len(experiment.search.dimensions) if experiment.search else 0
     print(
         f"{source}: fine. {len(experiment.arms)} arms x {len(experiment.seeds)} seeds, "
