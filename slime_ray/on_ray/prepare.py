@@ -57,10 +57,11 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
     except ray.exceptions.RayError as error:
         raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
     finally:
-        if maker is None:
-            ray.cancel(making, force=True)
-        else:
+        if maker is not None:
             ray.kill(maker)
+        # Ray 2.60 takes the whole process down where a task is cancelled that has just ended.
+        elif not ray.wait([making], timeout=0)[0]:
+            ray.cancel(making, force=True)
         place.monitor.end(STAGES)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
