@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
+from slime_ray.judge_settings import NoJudge
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.nodes import look_at_node
 from slime_ray.on_ray.preflight import examine
@@ -107,9 +108,9 @@ def test_a_node_with_another_disk_is_noticed(cluster, tmp_path):
     node = next(node["NodeID"] for node in ray.nodes() if node["Alive"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "driver").write_text("token")
-    seen = look_at_node(node, str(tmp_path / "mine"), "token", ["/no/such/model"], False, Mirror(tmp_path))
+    seen = look_at_node(node, str(tmp_path / "mine"), "token", ["/no/such/model"], False, Mirror(tmp_path), NoJudge())
     assert (seen.read, seen.wrote, seen.missing) == (True, None, ("/no/such/model",))
-    elsewhere = look_at_node(node, str(tmp_path / "other"), "token", [], False, Mirror(tmp_path))
+    elsewhere = look_at_node(node, str(tmp_path / "other"), "token", [], False, Mirror(tmp_path), NoJudge())
     assert not elsewhere.read
     assert elsewhere.wrote == "No such file or directory"
 
