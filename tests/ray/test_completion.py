@@ -134,6 +134,7 @@ def test_models_are_deleted_once(experiment, tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_sweep_that_loses_its_database_and_its_disk_repeats_no_trial(tmp_path, monkeypatch):
     """Both break when the first trial of the search completes, and are mended before the sweep is gone on with."""
     source = tmp_path / "completion.yaml"

@@ -21,7 +21,7 @@ from slime_ray.run_folder import Start
 from slime_ray.training import attempts
 from tests.faults.conftest import until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 TEXT = """\
 name: ends
 preset: arithmetic
