@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from slime_ray.design import Design
 from slime_ray.judge_settings import lasting
 from slime_ray.presets import merge
 from slime_ray.settings import Positive, Settings, Strict, fingerprint
@@ -117,6 +118,7 @@ class Experiment(Strict):
     resources: Resources
     faults: Faults = Faults()
     early_stopping: EarlyStopping | None = None
+    design: Design | None = None
 
     @property
     def settings(self) -> Settings:
@@ -130,7 +132,8 @@ class Experiment(Strict):
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
-        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget"})
+        # The design says how the arms are compared; what they are stands in `arms`.
+        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design"})
         return fingerprint({**said, "base": lasting(said["base"])})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from slime_ray.cli import _parser
+from slime_ray.cli import make_parser
 from slime_ray.errors import InputError
 from slime_ray.on_ray.cluster_file import check_cluster_file
 
@@ -261,7 +261,7 @@ def test_the_rayjobs_entry_point_arrives_whole_and_says_what_the_command_line_kn
     entrypoint = load(RAYJOB)["spec"]["entrypoint"]
     called = json.loads(shell("sh", shell("bash", f"submit {entrypoint} ;")))
     assert called == shlex.split(entrypoint)[1:]
-    options = _parser().parse_args(called)
+    options = make_parser().parse_args(called)
     assert (options.name, str(options.storage), options.start) == ("first", "/mnt/slime-ray/runs", "either")
 
 
@@ -352,4 +352,4 @@ def test_the_slurm_script_gives_the_sweep_the_cluster_that_it_starts(tmp_path):
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     address, mode, *command = done.stdout.split()
     assert (address, mode) == ("node-7:6379", "token")
-    assert _parser().parse_args(command).start == "either"
+    assert make_parser().parse_args(command).start == "either"

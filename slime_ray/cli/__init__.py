@@ -1,0 +1,78 @@
+"""The command line: parses, calls, prints. It holds no logic, and imports what a command needs only when it runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from slime_ray import __version__
+from slime_ray.cli import catalogue, experiments, runs
+from slime_ray.errors import SlimeRayError
+
+DESCRIPTION = """\
+Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
+
+  slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
+  slime-ray spaces                              the experiments that ship with the package
+  slime-ray check  my.yaml                      validate an experiment; nothing is started
+  slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
+  slime-ray sweep  my.yaml --name first         run it
+  slime-ray sweep  my.yaml --name first --resume   go on after any interruption
+  slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
+  slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
+  slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
+  slime-ray report runs/first                   tables, figures and report.html from the result files
+  slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
+  slime-ray bench step                          measure the training step here, beside other recipes
+
+Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = make_parser().parse_args(arguments)
+    # An error message is for a person; a traceback is for whoever asks for it.
+    debug = bool(os.environ.get("SLIME_RAY_DEBUG"))
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except SlimeRayError as error:
+        if debug:
+            raise
+        print(f"slime-ray: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if debug or not error.name or error.name.startswith("slime_ray"):
+            raise
+        print(
+            f"slime-ray: this command needs the package {error.name}, which is not installed here. "
+            "Only `slime-ray report` works without the whole installation: pip install slime-ray.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "slime-ray: interrupted. What had finished is kept; give the same command with --resume to go on.",
+            file=sys.stderr,
+        )
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each command is under `command` of what it parses."""
+    from slime_ray.benchmarks.command import add_bench_parser
+
+    parser = argparse.ArgumentParser(
+        prog="slime-ray", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for part in (experiments, runs, catalogue):
+        part.add_commands(commands)
+    add_bench_parser(commands)
+    return parser

@@ -1,0 +1,67 @@
+"""What several commands share: their options, the experiment that these name, and the report at the end."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slime_ray.experiment import Experiment
+    from slime_ray.mirror import Mirror
+
+
+def experiment_options(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    parser.add_argument(
+        "space", metavar="SPACE.yaml", nargs="?" if optional else None,
+        help="an experiment file, or the name of one that ships",
+    )  # fmt: skip
+    parser.add_argument("--name", help="name of the run (default: the file's `name`)")
+    parser.add_argument(
+        "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
+    )
+    parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
+    )  # fmt: skip
+
+
+def start_options(parser: argparse.ArgumentParser) -> None:
+    start = parser.add_mutually_exclusive_group()
+    for flag, value, text in (
+        ("--resume", "resume", "go on with an interrupted run of this name"),
+        ("--go-on", "either", "go on with the run of this name if there is one, else start it"),
+    ):
+        start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
+
+
+def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
+    from slime_ray.experiment_file import load_experiment, parse_override
+    from slime_ray.search_spaces import find_space
+
+    source = find_space(options.space)
+    overrides = dict(parse_override(text) for text in options.overrides)
+    if options.trials is not None:
+        overrides["budget.trials"] = options.trials
+    return load_experiment(source, overrides=overrides, name=options.name), source
+
+
+def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
+    """The same, with the files that it names read: trials run where this process does, or on the same files."""
+    experiment, source = load(options)
+    from slime_ray.evaluation.questions import check_questions
+
+    check_questions(experiment)
+    return experiment, source
+
+
+def show_report(run: Path, out: Path | None, storage: "Mirror | None" = None) -> None:
+    """storage: of which `run` is a working copy, if it is one; the report then goes there too."""
+    from slime_ray.analysis.report import write_report
+
+    files = write_report(run, out)
+    print(files.text)
+    print(f"\nReport: {files.html}")
+    if storage is not None and storage.url is not None:
+        with storage.answering():
+            storage.push(files.html.parent)
+        print(f"It is in {storage.shown}/{run.name}, too.")
