@@ -197,6 +197,26 @@ class StudySearch(OptunaSearch):
             self._tell(trial.number, {} if error else result)
         self._completed_trials.add(trial_id)
 
+    def know(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Tell the study of a trial that it did not draw, once, where that lies in its space. Raises StudyFailed."""
+        goals = [result.get(goal) for goal in self.goals]
+        inside = values.keys() == self.search.dimensions.keys() and all(
+            dimension.contains(values[path]) for path, dimension in self.search.dimensions.items()
+        )
+        if not inside or result.get("status") != "completed" or any(goal is None for goal in goals):
+            return
+        with asking():
+            if any(known.user_attrs.get("trial_id") == trial_id for known in self.study.get_trials(deepcopy=False)):
+                return
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(values),
+                    distributions=self.distributions,
+                    values=[float(goal) for goal in goals if goal is not None],
+                    user_attrs={"trial_id": trial_id},
+                )
+            )
+
     def _tell(self, number: int, result: Mapping[str, Any]) -> None:
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
