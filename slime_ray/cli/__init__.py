@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, experiments, going_on, runs
+from slime_ray.cli import catalogue, completion, experiments, going_on, runs
 from slime_ray.errors import SlimeRayError
 
 DESCRIPTION = """\
@@ -76,4 +76,5 @@ def make_parser() -> argparse.ArgumentParser:
     for part in (experiments, going_on, runs, catalogue):
         part.add_commands(commands)
     add_bench_parser(commands)
+    completion.add_commands(commands, make_parser)
     return parser
