@@ -75,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
+    "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
     "analysis": {"design", "errors", "results", "stability_v1"},
     "benchmarks": {
         "errors",
@@ -101,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_folder",
         "run_status",
         "instructions",
+        "reproduction",
         "on_ray",
     }
     | {"analysis", "benchmarks", "search_spaces"},

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, completion, experiments, going_on, runs
+from slime_ray.cli import catalogue, completion, experiments, going_on, reproduce, runs
 from slime_ray.errors import SlimeRayError
 
 DESCRIPTION = """\
@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, going_on, runs, catalogue):
+    for part in (experiments, reproduce, going_on, runs, catalogue):
         part.add_commands(commands)
     add_bench_parser(commands)
     completion.add_commands(commands, make_parser)
