@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from slime_ray.design import FEWEST_SEEDS as FEWEST_SEEDS
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-FEWEST_SEEDS = 5
-"""With fewer seeds than this nothing is said beyond the checkpoints at hand."""
 POINTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 """What A wins by a verdict."""
 VOTES = {"A>>B": 3, "A>B": 1, "A=B": 1, "B>A": 1, "B>>A": 3}

@@ -1,6 +1,5 @@
 """Reading an experiment's YAML: resolving presets, arms and paths, and saying what is wrong where."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +8,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_ray.errors import InputError
+from slime_ray.ablation import DESIGNS, Ablation, AnyAblation, Unfit, Values, idle_knobs, removed
+from slime_ray.design import Design
+from slime_ray.errors import InputError, near
+from slime_ray.expansion import expand
 from slime_ray.experiment import (
     GOALS,
     Arm,
@@ -28,18 +30,20 @@ from slime_ray.judge_settings import JUDGE_SETTINGS
 from slime_ray.presets import merge, preset_base
 from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
 from slime_ray.space import Dimension, Requirement, Scalar
+from slime_ray.strict import Label
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
 
 class _File(Strict):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Label
     summary: str | None = None
     preset: str | None = None
     base: dict[str, Any] = {}
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = {}
+    arms: dict[Label, dict[str, Any]] = {}
     grid: dict[str, list[Scalar]] = {}
+    ablate: AnyAblation | None = None
     search: dict[str, Dimension] = {}
     require: list[str] = []
     start_from: list[str | dict[str, Scalar]] = []
@@ -82,10 +86,14 @@ class _Resolver:
         file: _File = self.check(_File, self.source.data, ())
         base = merge(preset_base(file.preset) if file.preset else {}, file.base)
         settings = self.check(Settings, base, ("base",))
-        arms = self._arms(file, base)
+        design = None
+        if file.ablate is not None:
+            arms, design = self._ablation(file, file.ablate, base, settings)
+        else:
+            arms = self._arms(file, base)
         search = self._search(file, base)
         if not arms and search is None:
-            raise self.error((), "nothing to run. Give `arms`, or `search` with `budget: {trials: N}`")
+            raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
         self._check_goals(file, settings)
         if search is not None and file.budget.trials == 0:
             raise self.error(("budget",), "there is a search but `budget.trials` is 0. Give the number of trials")
@@ -98,6 +106,7 @@ class _Resolver:
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
             budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=file.early_stopping,
+            design=design,
         )  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> InputError:
@@ -129,6 +138,29 @@ class _Resolver:
             raise self.error(("grid",), "a grid multiplies the arms, and there are none. Add `arms: {full: {}}`")
         return arms
 
+    def _ablation(
+        self, file: _File, ablation: Ablation, base: dict[str, Any], settings: Settings
+    ) -> tuple[list[Arm], Design]:
+        for key in ("arms", "grid"):
+            if getattr(file, key):
+                raise self.error((key,), f"`ablate` makes the arms of its design itself. Remove `{key}`, or `ablate`")
+        if ablation.metric == "win_rate" and settings.evaluation.judge.name == "none":
+            raise self.error(
+                ("ablate", "metric"),
+                "the design compares cells by win_rate, which needs a judge, and evaluation.judge is none. Set a "
+                "judge, or another `metric`, such as preference_accuracy",
+            )
+
+        def check(values: Values, keys: KeyPath, what: str) -> Settings:
+            checked: Settings = self.check(Settings, with_values(base, values), ("ablate", *keys), where=f"{what}: ")
+            return checked
+
+        try:
+            expansion = expand(ablation, settings, check)
+        except Unfit as error:
+            raise self.error(("ablate", *error.keys), str(error)) from None
+        return expansion.arms, expansion.design
+
     def _search(self, file: _File, base: dict[str, Any]) -> Search | None:
         if not file.search:
             for key in ("require", "start_from"):
@@ -139,6 +171,7 @@ class _Resolver:
             at: KeyPath = ("search", path)
             for end in dimension.ends:
                 self.check(Settings, with_values(base, {path: end}), at, where=f"{path} = {end}: ")
+        self._check_searched(file, Settings.model_validate(base))
         for index, text in enumerate(file.require):
             try:
                 requirement = Requirement.parse(text)
@@ -153,6 +186,24 @@ class _Resolver:
         if file.require and not has_feasible_point(search, base):
             raise self.error(("require",), "no point of the space meets every requirement: they contradict each other")
         return search
+
+    def _check_searched(self, file: _File, settings: Settings) -> None:
+        """A knob whose component is taken away has no effect, and a search that moves it has no sense beside."""
+        idle = idle_knobs(removed(settings))
+        compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
+        for path in file.search:
+            if path in idle:
+                raise self.error(
+                    ("search", path),
+                    f"{path} is searched but has no effect: objective.remove takes {idle[path]} away. Search it with "
+                    "the component, or leave it out",
+                )
+            if path in compared:
+                raise self.error(
+                    ("search", path),
+                    f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
+                    "Search in a file of its own first, or leave the component out of `ablate.components`",
+                )
 
     def _numbers(self, base: dict[str, Any], file: _File, requirement: Requirement, at: KeyPath) -> None:
         for path in requirement.paths:
@@ -194,7 +245,7 @@ class _Resolver:
     def _check_goals(self, file: _File, settings: Settings) -> None:
         for goal in file.goals:
             if goal not in GOALS:
-                raise self.error(("goals", goal), f"goals.{goal}: there is no such metric{_near(goal, GOALS)}")
+                raise self.error(("goals", goal), f"goals.{goal}: there is no such metric{near(goal, GOALS)}")
             if goal == "win_rate" and settings.evaluation.judge.name == "none":
                 raise self.error(
                     ("goals", goal),
@@ -236,13 +287,16 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
     kind, context = complaint["type"], complaint.get("ctx", {})
     if kind == "extra_forbidden":
         allowed = _keys_beside(model, complaint["loc"])
-        return keys, f"{path}: unknown key{_near(str(keys[-1]), allowed)}"
+        return keys, f"{path}: unknown key{near(str(keys[-1]), allowed)}"
     if kind == "missing":
         return keys[:-1], f"{path} is missing. Add it, or a preset that has it"
-    if kind == "union_tag_invalid":
-        return keys, f"{path}.name is {context['tag']!r}{_near(context['tag'], _TAGGED[str(keys[-1])])}"
-    if kind == "union_tag_not_found":
-        return keys, f"{path}.name is missing. Give one of: {', '.join(_TAGGED[str(keys[-1])])}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag, options = context["discriminator"].strip("'"), _TAGGED[str(keys[-1])]
+        if kind == "union_tag_not_found":
+            return keys, f"{path}.{tag} is missing. Give one of: {', '.join(options)}"
+        return (*keys, tag), f"{path}.{tag} is {context['tag']!r}{near(context['tag'], options)}"
+    if kind == "literal_error" and isinstance(given, str):
+        return keys, f"{path} is {given!r}{near(given, re.findall(QUOTED, context['expected']))}"
     if kind == "value_error":
         message = str(context["error"])
         field = message.split(" ", 1)[0].rstrip(":")
@@ -254,11 +308,16 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
     return keys, f"{path} is {given!r}: {complaint['msg'][0].lower()}{complaint['msg'][1:]}"
 
 
+QUOTED = r"'([^']*)'"
 _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constrained-int")
 
 
-_TAGGED: Mapping[str, Mapping[str, Any]] = {"objective": OBJECTIVE_SETTINGS, "judge": JUDGE_SETTINGS}
-"""Keys whose value is one of several models, by its name, which pydantic puts behind the key."""
+_TAGGED: Mapping[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVE_SETTINGS,
+    "judge": JUDGE_SETTINGS,
+    "ablate": DESIGNS,
+}
+"""Keys whose value is one of several models, by a word in it, which pydantic puts behind the key."""
 
 
 def _without_tags(keys: Iterable[str | int]) -> KeyPath:
@@ -269,13 +328,6 @@ def _without_tags(keys: Iterable[str | int]) -> KeyPath:
             kept.append(key)
         last = key
     return tuple(kept)
-
-
-def _near(word: str, options: Any) -> str:
-    options = list(options)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    hint = f". Did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Allowed: {', '.join(sorted(options))}"
 
 
 def _keys_beside(model: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -301,3 +353,12 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), read_value(value)
     except yaml.YAMLError:
         raise InputError(f"--set {text}: the value is not valid YAML.") from None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read `--seeds`: how many, from 0 on, or a list of them. Raises InputError."""
+    if not re.fullmatch(r"[1-9]\d*|\d+(,\d+)+|\d+,", text):
+        raise InputError(
+            f"--seeds {text}: give how many, such as 8, or a list, such as 0,1,5; a comma ends a list of one."
+        )
+    return [int(word) for word in text.split(",") if word] if "," in text else list(range(int(text)))

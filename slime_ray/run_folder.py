@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from slime_ray import __version__, results
+from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 
@@ -128,10 +129,22 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
     if not run.is_dir():
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
-    if manifest.get("fingerprint") != experiment.fingerprint:
+    seeds = manifest.get("seeds") or []
+    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds}).fingerprint:
         raise InputError(
             f"{run} was started with other settings than this file and these --set give now. Resume it with the "
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
+        )
+    if not set(seeds) <= set(experiment.seeds):
+        had, given, both = map(_listed, (seeds, experiment.seeds, {*seeds, *experiment.seeds}))
+        raise InputError(
+            f"{run} has the seeds {had}, and those that are given now, {given}, leave some of them out. A run may be "
+            f"given more seeds, never fewer: --seeds {both}"
+        )
+    if Design.of(manifest) != experiment.design:
+        raise InputError(
+            f"{run} was started with another design of the same cells, or another metric, and what cells are compared "
+            "by is settled before they are run. Give it back, or give the run another name with --name."
         )
     if manifest.get("judge") != experiment.settings.judge_identity:
         # What the fingerprint cannot see: the content of a judge's template.
@@ -149,7 +162,15 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(
             f"{run} has its study {where}. " + ("Leave --study out." if study else "Give that database with --study.")
         )
-    return manifest | {"finished": None, "study": kept}
+    # More seeds, or trials, make it another run from here on; the rest is as it was.
+    said = {"experiment": experiment.model_dump(mode="json"), "seeds": experiment.seeds}
+    return manifest | said | {"fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    """Seeds as --seeds takes them, where a comma ends a list of one."""
+    words = [str(seed) for seed in sorted(seeds)]
+    return ",".join(words) if len(words) > 1 else f"{words[0]},"
 
 
 def _versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
+  slime-ray ablate leave_one_out --seeds 8      run a design: cells by seeds, which --resume and more --seeds extend
   slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
   slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again

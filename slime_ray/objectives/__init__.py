@@ -13,6 +13,7 @@ from slime_ray.objectives.base import (
     pair_sums,
 )
 from slime_ray.objectives.dpo import DpoObjective
+from slime_ray.objectives.matching import margin_push, matched_margin_weight, matched_strength
 from slime_ray.objectives.sft import SftObjective
 from slime_ray.objectives.simpo import SimpoObjective
 from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
@@ -54,6 +55,9 @@ __all__ = [
     "Term",
     "Unit",
     "build_objective",
+    "margin_push",
+    "matched_margin_weight",
+    "matched_strength",
     "pair_means",
     "pair_sums",
 ]

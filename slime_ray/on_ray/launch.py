@@ -270,8 +270,8 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
         await asyncio.sleep(1)
 
 
-def sweep_options(*, trials: int | None, seed: int, overrides: Sequence[str]) -> list[str]:
+def sweep_options(*, trials: int | None, seeds: str | None, seed: int, overrides: Sequence[str]) -> list[str]:
     """The options of a launch that decide what its sweep computes, in one order."""
-    given: Mapping[str, object] = {"--trials": trials, "--seed": seed or None}
+    given: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
     options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     return options + [word for text in overrides for word in ("--set", text)]
