@@ -20,7 +20,7 @@ answering, and of the intervals in the tables.
   slime-ray bench exact                     packed rows against every sequence alone, in float64
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
-  slime-ray bench statistics                how often the intervals of the tables cover a known truth; minutes
+  slime-ray bench statistics                how often the tables' intervals and claims are true; minutes
 """
 
 
@@ -70,6 +70,7 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add = statistics.add_argument
     add("--evaluations", type=int, default=2000, help="simulated evaluations of each kind (default 2000)")
     add("--resamples", type=int, default=2000, help="of an interval in the simulations (default 2000)")
+    add("--studies", type=int, default=2000, help="simulated ablations of each kind (default 2000)")
     add("--rounds", type=int, default=5, help="repetitions of the timing, of which medians are taken (default 5)")
     add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     statistics.set_defaults(command=_statistics)
@@ -166,12 +167,16 @@ def _statistics(options: argparse.Namespace) -> None:
     from .coverage import measure_statistics, refuse_misses
     from .report import check_json, statistics_table, write_json
 
-    for name, least in (("evaluations", 1), ("resamples", 40), ("rounds", 1)):
+    for name, least in (("evaluations", 1), ("resamples", 40), ("studies", 1), ("rounds", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
     check_json(options.json)
     report = measure_statistics(
-        evaluations=options.evaluations, resamples=options.resamples, rounds=options.rounds, say=_say
+        evaluations=options.evaluations,
+        resamples=options.resamples,
+        studies=options.studies,
+        rounds=options.rounds,
+        say=_say,
     )
     print(statistics_table(report))
     if options.json:

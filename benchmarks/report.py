@@ -12,6 +12,7 @@ from slime_ray.errors import InputError
 from .options import Options
 
 if TYPE_CHECKING:
+    from .ablation_cases import AblationsReport
     from .coverage import StatisticsReport
     from .exact import ExactReport
     from .generate import GenerateReport
@@ -189,6 +190,51 @@ def statistics_table(report: "StatisticsReport") -> str:
                 [(name, *_middle(seconds, 1000.0, ".0f")) for name, seconds in timed],
             ),
             f"Medians of {len(together)} rounds, ranges from least to most.",
+            ablations_table(report.ablations),
+        ]
+    )
+
+
+def ablations_table(report: "AblationsReport") -> str:
+    """What simulated ablations claim and cover, in text."""
+    claims = [
+        (
+            one.name,
+            one.size,
+            f"{one.studies:,}",
+            f"{one.claimed:.1%}",
+            f"{one.upper:.1%}",
+            f"{one.two_tests:.1%}",
+            *(f"{share:.1%}" for share in one.by_test.values()),
+            "-" if one.found is None else f"{one.found:.1%}",
+            "pass" if one.kept else "FAIL",
+        )
+        for one in report.claims
+    ]
+    titles = ("truth", "size", "designs", "false", "bound", "t, flips", *report.claims[0].by_test, "found", "")
+    coverings = [
+        (
+            one.name,
+            one.size,
+            f"{one.intervals:,}",
+            f"{one.covered:.1%}",
+            f"{one.width:.3f}",
+            "" if not one.promised else "pass" if one.kept else "FAIL",
+        )
+        for one in report.coverings
+    ]
+    settled = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in report.settled]
+    return "\n\n".join(
+        [
+            table(titles, claims),
+            "false: designs that claim a difference where there is none, by the rule of the tables; bound: upper end "
+            "of its 95 % confidence interval. t, flips: if those two tests were enough; seeds, prompts, both: if one "
+            "were. found: planted differences that are claimed.",
+            table(("interval", "size", "intervals", "covered", "mean width", ""), coverings),
+            table(("true difference", "foretold", "studies of that size", "claimed"), settled),
+            f"Shapley values and the total effect were at most {report.shapley:.1e} apart. The effects of 16 cells, 8 "
+            f"seeds and 500 prompts took {_middle(report.seconds, 1.0, '.2f')[0]} s "
+            f"({_middle(report.seconds, 1.0, '.2f')[1]}).",
         ]
     )
 
