@@ -10,6 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from optuna.storages import InMemoryStorage
+
+from slime_ray.experiment import Experiment
+from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import Rule
 from slime_ray.space import Scalar
 
@@ -54,6 +58,20 @@ class Searcher(Protocol):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """How a trial ended."""
+
+
+def forgetful_search(experiment: Experiment, *, trials: int, seed: int) -> StudySearch:
+    """The searcher that a sweep of this experiment would have, with a study that is gone with it."""
+    if experiment.search is None:
+        raise ValueError(f"{experiment.name} has no search")
+    return StudySearch(
+        search=experiment.search,
+        base=experiment.base,
+        goals=experiment.goals,
+        storage=InMemoryStorage(),
+        trials=trials,
+        seed=seed,
+    )
 
 
 def simulate(
