@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .options import Options
 
 DESCRIPTION = """\
-Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, of
-answering, and of the intervals in the tables.
+Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, of a
+search and what it stops early, of answering, and of the intervals in the tables.
 
   slime-ray bench step                      speed, beside the authors' recipe and padded batches; minutes on a laptop
   slime-ray bench memory --vocab 32768      memory of a step
   slime-ray bench exact                     packed rows against every sequence alone, in float64
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
+  slime-ray bench search                    how well searches find, over recorded trials that are played again
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
   slime-ray bench statistics                how often the tables' intervals and claims are true; minutes
 """
@@ -28,7 +29,7 @@ answering, and of the intervals in the tables.
 def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `bench` with its subcommands."""
     bench = commands.add_parser(
-        "bench", help="measure the training step, what a sweep adds to it, and how intervals cover",
+        "bench", help="measure the training step, what a sweep adds to it, how searches find and intervals cover",
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -59,6 +60,18 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     sweep.add_argument("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
     sweep.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     sweep.set_defaults(command=_sweep)
+
+    search = kinds.add_parser("search", help="how well searches and early stopping find, over recorded trials")
+    add = search.add_argument
+    add("--seeds", type=int, default=10, help="searches of each kind (default 10)")
+    add("--trials", type=int, default=32, help="of a search in the comparison with random search (default 32)")
+    add("--train", type=int, default=0, metavar="SEEDS", help="compare over so many seeds of trials that are really "
+        "trained, too; half a minute to a minute of CPU for each four trials (default 0)")  # fmt: skip
+    add("--record", action="store_true", help="train the trials of the table, those that --folder lacks, and write it")
+    add("--folder", type=Path, default=Path("runs/recorded"), help="of trials that are trained (default runs/recorded)")
+    add("--table", type=Path, help="of recorded trials (default: the one that ships)")
+    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    search.set_defaults(command=_search)
 
     generate = kinds.add_parser("generate", help="answers to the embedded tasks' prompts, in batches and one by one")
     generate.add_argument("--prompts", type=int, default=256, help="of each task (default 256)")
@@ -147,6 +160,27 @@ def _sweep(options: argparse.Namespace) -> None:
     print(sweep_table(report))
     if options.json:
         write_json("sweep", report, options.json)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from .recording import TABLE, condense, record
+    from .report import check_json, search_tables, write_json
+    from .search import measure_search
+
+    for name, least in (("seeds", 1), ("trials", 1), ("train", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    check_json(options.json)
+    table = options.table or TABLE
+    if options.record:
+        record(options.folder, _say)
+        condense(options.folder, table)
+    report = measure_search(
+        table=table, folder=options.folder, seeds=options.seeds, trials=options.trials, trained=options.train, say=_say
+    )
+    print(search_tables(report))
+    if options.json:
+        write_json("search", report, options.json)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .exact import ExactReport
     from .generate import GenerateReport
     from .memory import MemoryReport
+    from .search import SearchReport
     from .step import SpeedReport
     from .sweep import SweepReport
 
@@ -136,6 +137,58 @@ def sweep_table(report: "SweepReport") -> str:
             ),
             "Medians; ranges from least to most. The shared stages were made beforehand. A sweep's time holds Ray's "
             "start and end and the report.",
+        ]
+    )
+
+
+def search_tables(report: "SearchReport") -> str:
+    """`bench search` in text."""
+    machine, best = report.machine, report.truth[:5]
+    cells = [
+        (
+            f"{cell.place}",
+            ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in cell.values.items()),
+            f"{100 * cell.win_rate:.1f}",
+            f"{cell.stability:.2f}",
+        )
+        for cell in best
+    ]
+    found = [
+        (
+            one.rule,
+            f"{one.workers}",
+            f"{one.best}/{one.seeds}",
+            f"{one.top}/{one.seeds}",
+            f"{one.share:.1%}",
+            f"{one.most:.1%}",
+            f"{one.stopped:.1f}",
+        )
+        for one in report.found
+    ]
+    volumes = [
+        (
+            f"{one.searcher}, {one.on}",
+            f"{one.trials}",
+            f"{statistics.fmean(one.volumes):.3f}",
+            f"{statistics.fmean(one.random):.3f}",
+            f"{one.above}/{len(one.volumes)}",
+            f"{one.tokens:.0%}",
+        )
+        for one in report.volumes
+    ]
+    return "\n\n".join(
+        [
+            f"Searches over {report.recorded} recorded trials of the embedded task arithmetic, played on "
+            f"{machine.processor}, {machine.cores} cores; {report.date}",
+            f"The best of {len(report.truth)} cells, in the order in which a sweep would confirm them.",
+            table(("", "cell", "win %", "S"), cells),
+            "The grid in random order, each cell trained with one seed. Found: what the search would confirm first is "
+            "truly the best cell, or one of the two best.",
+            table(("early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), found),
+            "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
+            table(("searcher", "trials", "volume", "random", "above", "tokens"), volumes),
+            "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
+            "the most.",
         ]
     )
 

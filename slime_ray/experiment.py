@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from slime_ray.design import Design
 from slime_ray.judge_settings import lasting
@@ -14,6 +14,9 @@ from slime_ray.space import Dimension, Requirement, Scalar
 GOALS = ("win_rate", "stability", "preference_accuracy", "mean_margin")
 Phase = Literal["arm", "search", "confirm"]
 PromptSet = Literal["selection", "report"]
+Way = Literal["maximize", "minimize"]
+Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"]
+"""What a trial tells of itself at every evaluation, the first two as the sentinel sees them."""
 
 
 class Confirm(Strict):
@@ -38,15 +41,36 @@ class Budget(Strict):
 
 
 class EarlyStopping(Strict):
-    """Asynchronous successive halving over the search's trials, by a metric of the held-out pairs (higher is better).
+    """Which trials of the search are stopped during training, by what their evaluations tell.
 
-    first: share of a trial's updates before which none is stopped; the next rungs are `reduction` times as far each,
-    and about one in `reduction` of the trials at a rung goes on.
+    rule: `pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
+    (higher is better): about one in `reduction` of the trials at a rung goes on. `median` stops a trial whose best
+    value so far is below the median of the others' means. `none` stops nothing. goals: None is those of the search, the
+    win rate as it can be told during training. first: share of a trial's updates before which none is stopped, and the
+    first rung; the next ones are `reduction` times as far each.
     """
 
-    metric: Literal["preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"] = "preference_accuracy"
+    rule: Literal["pareto", "asha", "median", "none"] = "pareto"
+    goals: dict[Estimate, Way] | None = None
+    metric: Estimate | None = None
     reduction: Annotated[int, Field(ge=2)] = 3
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _fits_the_rule(self) -> "EarlyStopping":
+        if self.goals is not None and self.rule != "pareto":
+            raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
+        if self.metric is not None and self.rule not in ("asha", "median"):
+            raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
+        if self.goals is not None and not self.goals:
+            raise ValueError("goals is empty: name what trials are ranked by, or leave it out for those of the search")
+        return self
+
+    @property
+    def ranked_by(self) -> tuple[str, ...]:
+        """The names of what it looks at."""
+        by_rule = {"pareto": tuple(self.goals or ()), "none": ()}
+        return by_rule.get(self.rule, (self.metric or "preference_accuracy",))
 
 
 class Resources(Strict):
@@ -113,7 +137,7 @@ class Experiment(Strict):
     arms: list[Arm]
     search: Search | None
     seeds: list[Annotated[int, Field(ge=0)]]
-    goals: dict[str, Literal["maximize", "minimize"]]
+    goals: dict[str, Way]
     budget: Budget
     resources: Resources
     faults: Faults = Faults()

@@ -99,13 +99,12 @@ class _Resolver:
             raise self.error(("budget",), "there is a search but `budget.trials` is 0. Give the number of trials")
         if search is None and file.budget.trials:
             raise self.error(("budget", "trials"), "there are trials to spend but no `search` says on what")
-        if search is None and file.early_stopping is not None:
-            raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
         if len(set(file.seeds)) < len(file.seeds):
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=file.early_stopping,
+            budget=file.budget, resources=file.resources, faults=file.faults,
+            early_stopping=self._early_stopping(file, settings),
             design=design,
         )  # fmt: skip
 
@@ -241,6 +240,32 @@ class _Resolver:
             if Requirement.parse(text).excess(full) > 0:
                 raise self.error(at, f"{name} breaks the requirement {text!r}")
         return point
+
+    def _early_stopping(self, file: _File, settings: Settings) -> EarlyStopping | None:
+        """With the goals that trials are ranked by as they can be told during training."""
+        early = file.early_stopping
+        if early is None or early.rule == "none":
+            return early
+        if not file.search:
+            raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
+        judged, evaluations = settings.judged_on_the_way, settings.training.evaluations
+        if early.rule == "pareto" and early.goals is None:
+            told = {"preference_accuracy" if goal == "win_rate" and not judged else goal: goal for goal in file.goals}
+            goals = {name: file.goals[goal] for name, goal in told.items()}
+            early = EarlyStopping.model_validate({**early.model_dump(), "goals": goals})
+        if "win_rate" in early.ranked_by and not judged:
+            raise self.error(
+                ("early_stopping",),
+                "early_stopping ranks by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "
+                "(sentinel.action warn or stop, and a judge), or rank by preference_accuracy",
+            )
+        if (evaluations - 1) / evaluations < early.first:
+            raise self.error(
+                ("early_stopping",),
+                f"no trial would be stopped: training.evaluations is {evaluations}, and none of them lies between "
+                f"early_stopping.first, {early.first:g} of the updates, and the end. Set more evaluations",
+            )
+        return early
 
     def _check_goals(self, file: _File, settings: Settings) -> None:
         for goal in file.goals:

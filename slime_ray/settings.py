@@ -143,11 +143,14 @@ class Sentinel(Strict):
 
     action: what an alarm does; `stop` ends the training there and measures the policy as it is, `none` watches nothing.
     tolerances: how many of its tolerances a part has to be beyond. prompts: selection prompts answered each time.
+    judge: whether these answers are judged as well, which early stopping by the win rate needs; null is where that
+    costs nothing, which is the exact judge.
     """
 
     action: Literal["warn", "stop", "none"] = "warn"
     tolerances: Annotated[float, Field(gt=0)] = 3.0
     prompts: Positive = 32
+    judge: bool | None = None
 
 
 class Evaluation(Strict):
@@ -234,6 +237,13 @@ class Settings(Strict):
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
             )
         return self
+
+    @property
+    def judged_on_the_way(self) -> bool:
+        """Whether the sentinel's answers are judged during training."""
+        judge = self.evaluation.judge
+        wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
+        return wanted and self.sentinel.action != "none" and judge.name != "none"
 
     @property
     def judge_identity(self) -> str:

@@ -28,6 +28,7 @@ from slime_ray.training.outcome import one_sentence
 
 MAX_DRAWS = 1000
 PAUSED = "paused"
+STOPPED = "stopped"
 SHORT = {"maximize": "max", "minimize": "min"}
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,11 @@ class StudySearch(OptunaSearch):
     """Multi-objective TPE over the experiment's search, in a persistent study.
 
     What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out; a trial
-    that errored, has no finite goal or did not complete is told FAIL instead of COMPLETE or nothing; a reopened study
-    must have the same goals and space; of its unfinished trials, those that have a row by now are told how they ended,
-    and the others FAIL, and their points are queued again under the same names; known points are queued once, however
-    often the study is opened.
+    that errored, has no finite goal or did not complete is told FAIL instead of COMPLETE or nothing, and one that was
+    stopped PRUNED with what it reached, so that the sampler knows where not to look and no front holds it; a reopened
+    study must have the same goals and space; of its unfinished trials, those that have a row by now are told how they
+    ended, and the others FAIL, and their points are queued again under the same names; known points are queued once,
+    however often the study is opened.
 
     rows: of the trials that have finished, by trial id, as in trials.parquet. name: of the study in the storage.
 
@@ -139,7 +141,7 @@ class StudySearch(OptunaSearch):
             name = str(frozen.user_attrs.get("trial_id", ""))
             if frozen.state == TrialState.RUNNING and name in rows:
                 # It finished, and the sweep died before the study heard of it.
-                self._tell(frozen.number, rows[name])
+                self._tell(optuna.Trial(self.study, frozen._trial_id), rows[name])
                 continue
             if frozen.state == TrialState.RUNNING:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
@@ -194,7 +196,7 @@ class StudySearch(OptunaSearch):
         with asking():
             if error or result.get("status") != "completed":
                 trial.set_user_attr("status", str(result.get("status", "died")))
-            self._tell(trial.number, {} if error else result)
+            self._tell(trial, {} if error else result)
         self._completed_trials.add(trial_id)
 
     def know(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -217,13 +219,18 @@ class StudySearch(OptunaSearch):
                 )
             )
 
-    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
+    def _tell(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         if result.get("status") == "completed" and len(finite) == len(values):
-            self.study.tell(number, finite)
+            self.study.tell(trial, finite)
+        elif result.get("status") == STOPPED:
+            reached = {"updates": result.get("updates", result.get("step")), "tokens": result.get("tokens")}
+            for name, value in {"reason": result.get("reason"), **reached}.items():
+                trial.set_user_attr(name, value)
+            self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(number, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

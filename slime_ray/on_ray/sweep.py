@@ -29,6 +29,7 @@ from slime_ray.on_ray.plan import TrialPlan, best_rows
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
+from slime_ray.on_ray.recall import past_reports
 from slime_ray.on_ray.resources import concurrent_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
@@ -110,10 +111,10 @@ def run_sweep(
         memory = study_storage(run, study) if experiment.search else None
         sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
         with connected():
-            findings = examine(experiment, storage=mirror)
+            findings, early = examine(experiment, storage=mirror), experiment.early_stopping
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
-            monitor = Monitor.start(experiment.early_stopping)
+            monitor = Monitor.start(early, past_reports(run) if early else ())
             place = Place(Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor)
             try:
                 _run(sweep, place)

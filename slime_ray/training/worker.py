@@ -164,12 +164,13 @@ def _train_and_measure(
     if settings.model.lora:
         lm = add_lora(lm, settings.model.lora)
     policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
-    measure = Measurements(trial, stages, policy, curves, report)
+    measure = Measurements(trial, stages, policy, curves, report, judge)
 
     training = Training(trial, folder, pairs, policy, measure, hosting)
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
+        "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
         "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,

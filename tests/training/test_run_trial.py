@@ -17,6 +17,8 @@ from slime_ray import results
 from slime_ray.experiment import Experiment, Faults, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
+from slime_ray.on_ray.ranking import ByMetric
+from slime_ray.on_ray.stopping import Halving
 from slime_ray.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
@@ -152,7 +154,8 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, storage, whole
     assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
     again = Orders(-1, None)
     row = run_trial(trial, run=tmp_path, storage=storage, report=again)
-    assert again.steps == [step, *[mark for mark in (2, 4, 6) if mark > step]]
+    # What it told before is told again, for whoever has not heard it, and then it goes on.
+    assert again.steps == [0, 2, 4, 6]
     assert row["attempts"] == 2
     for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
         assert one == other if isinstance(one, dict) else one.equals(other)
@@ -167,11 +170,46 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, s
         run_trial(trial, run=tmp_path, storage=storage, report=Orders(4, KeyboardInterrupt()), hosting=often)
     again = Orders(-1, None)
     row = run_trial(trial, run=tmp_path, storage=storage, report=again, hosting=often)
-    assert again.steps[0] == 3
+    # From update 3, where its checkpoint is.
+    assert again.steps[:3] == [0, 2, 3]
     assert row["attempts"] == 2
     assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["lost", "finished"]
     for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
         assert one == other if isinstance(one, dict) else one.equals(other)
+
+
+def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_path):
+    trial = arm_trials(experiment)[0]
+    before, after = (Told(Order("pause", "for now"), at=4), Told(None))
+    with pytest.raises(Paused):
+        run_trial(trial, run=tmp_path, storage=storage, report=before)
+    run_trial(trial, run=tmp_path, storage=storage, report=after)
+    goals = ("win_rate", "stability", "preference_accuracy", "mean_margin")
+    assert [set(told) & set(goals) for told in after.evaluations[1:]] == [set(goals)] * 3
+    # Whoever listens from the start hears every evaluation once, with the same values; whoever came later, too.
+    assert [{name: told.get(name) for name in ("step", *goals)} for told in before.evaluations] == [
+        {name: told.get(name) for name in ("step", *goals)} for told in after.evaluations[:3]
+    ]
+    assert [told["step"] for told in after.evaluations] == [0, 2, 4, 6]
+    rule = Halving(ByMetric("mean_margin"), first=0.3, reduction=2)
+    for told in (*before.evaluations, *after.evaluations):
+        assert rule.decide(trial.trial_id, told) is None
+    margins = {told["step"]: told["mean_margin"] for told in after.evaluations}
+    assert rule.reached == [{trial.trial_id: (margins[2],)}, {trial.trial_id: (margins[4],)}]
+
+
+class Told:
+    """Keeps what an evaluation tells, and answers that of one step with an order."""
+
+    def __init__(self, order: Order | None, at: int = -1):
+        self.order, self.at = order, at
+        self.evaluations: list[dict[str, Any]] = []
+
+    def __call__(self, told: Any) -> Order | None:
+        if "mean_margin" not in told or told.get("doing") != "training":
+            return None
+        self.evaluations.append(dict(told))
+        return self.order if told["step"] == self.at else None
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, storage, tmp_path):
