@@ -62,7 +62,7 @@ class Data(Strict):
     """Where pairs come from, how they are split and how long they may be. Limits of None mean all there are.
 
     row_tokens: the budget of one packed row, which is one micro-batch; a pair has to fit. None: 8192, or twice
-    max_tokens where that is more, so that every pair does.
+    max_tokens where that is more, so that every pair does. The objective slime-released makes its own micro-batches.
     """
 
     train: Located

@@ -29,7 +29,7 @@ DESCRIPTION = {
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "yaml_source": {"errors"},
-    "presets": {"errors", "yaml_source"},
+    "presets": {"errors", "objectives", "yaml_source"},
     "strict": set(),
     "design": {"strict"},
     "ablation": {*DESCRIPTION, "objectives"},

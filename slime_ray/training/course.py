@@ -13,6 +13,7 @@ from slime_ray.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
+from slime_ray.training.measuring import measure_activity
 from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.sentinel import Sentinel
@@ -79,6 +80,7 @@ class Measurements:
 
     def __init__(self, trial: Trial, stages: Stages, policy: Policy, curves: Curves, report: Report):
         self.trial, self.stages, self.policy = trial, stages, policy
+        self.objective = trial.settings.objective.build()
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
@@ -107,7 +109,7 @@ class Measurements:
             "entropy": float(now.entropy.mean()),
             "top_probability": float(now.top_probability.mean()),
         }
-        self.curves.add(step, "held_out", metrics)
+        self.curves.add(step, "held_out", metrics | measure_activity(self.objective, before, now))
         if self.watching:
             self.curves.add(step, "sentinel", self.sentinel.look(step, before, now))
         self.seconds += time.perf_counter() - clock

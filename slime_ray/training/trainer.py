@@ -62,9 +62,10 @@ class Updates:
 
     Which pairs make an update depends neither on the number of ranks nor on `row_tokens`: every rank draws the same
     order, takes its share of each update and packs that into rows. Iterating gives `Update`s; the last one of an epoch
-    holds what is left of the pairs. done: updates to leave out, because they were made before an interruption. even:
-    give all ranks equally many micro-batches, some of which do not count: a pass through a sharded model is an exchange
-    between all ranks.
+    holds what is left of the pairs. together: how many pairs, in that order, make one row, whatever its tokens, for an
+    objective that is another one over other micro-batches; None fills rows up to `row_tokens`. done: updates to leave
+    out, because they were made before an interruption. even: give all ranks equally many micro-batches, some of which
+    do not count: a pass through a sharded model is an exchange between all ranks.
     """
 
     dataset: Sequence[TokenPair]
@@ -76,6 +77,7 @@ class Updates:
     rank: int
     ranks: int
     total: int
+    together: int | None = None
     done: int = 0
     even: bool = False
 
@@ -94,9 +96,11 @@ class Updates:
             yield self._update([self.dataset[index] for index in order[start : start + self.pairs_per_update]])
 
     def _update(self, pairs: Sequence[TokenPair]) -> Update:
-        given = shares([row_length(pair) for pair in pairs], self.ranks)
-        own = [self._batch(row) for row in self._rows(pairs, given[self.rank])]
-        wanted = max(len(self._rows(pairs, mine)) for mine in given) if self.even else 1
+        size = self.together or 1
+        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        given = shares([sum(map(row_length, group)) for group in groups], self.ranks)
+        own = [self._batch(row) for row in self._rows(groups, given[self.rank])]
+        wanted = max(len(self._rows(groups, mine)) for mine in given) if self.even else 1
         idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
         return Update(
             batches=(*own, *idle),
@@ -107,9 +111,11 @@ class Updates:
             },
         )
 
-    def _rows(self, pairs: Sequence[TokenPair], mine: Sequence[int]) -> list[list[TokenPair]]:
-        """One rank's pairs as rows."""
-        share = [pairs[index] for index in mine]
+    def _rows(self, groups: Sequence[Sequence[TokenPair]], mine: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
+        """One rank's pairs as rows: its groups where they stay together, else as many pairs to a row as it takes."""
+        if self.together:
+            return [groups[index] for index in mine]
+        share = [pair for index in mine for pair in groups[index]]
         rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt) if share else []
         return [[share[index] for index in members] for members in rows]
 
@@ -124,10 +130,10 @@ class Updates:
 
 
 def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide the pairs of an update among ranks so that all have about as many tokens.
+    """Divide the pairs of an update, or groups of them, among ranks so that all have about as many tokens.
 
-    lengths: tokens of each pair. Returns the indices of each rank's pairs: the longest first, each to the rank that has
-    the fewest tokens so far. With fewer pairs than ranks some ranks get none.
+    lengths: tokens of each. Returns the indices of what each rank gets: the longest first, each to the rank that has
+    the fewest tokens so far. With fewer than there are ranks some get none.
     """
     given: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
@@ -152,7 +158,8 @@ GO_ON = Next()
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
-    An update's pairs are packed into rows of at most `row_tokens` tokens, one row a micro-batch. Every term of the
+    An update's pairs are packed into rows of at most `row_tokens` tokens, one row a micro-batch; an objective with
+    `pairs_together` gets rows of just so many pairs, the update's last one of what is left. Every term of the
     objective is divided by its count over the whole update (micro-batches and ranks together), so neither the loss nor
     its gradient depends on how an update is cut. The loss of each update is exact, not a mean of micro-batch means. The
     pre-clip gradient norm is logged whether clipping is on or off.
@@ -238,6 +245,7 @@ class PreferenceTrainer(Trainer):
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
             total=self.updates,
+            together=objective.pairs_together,
             even=isinstance(policy, FSDPModule),
         )
 

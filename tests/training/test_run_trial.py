@@ -98,6 +98,30 @@ def test_the_parts_of_the_row_are_what_its_pairs_answers_and_curves_come_to(expe
     assert row["mean_margin"] == pytest.approx(margins, abs=1e-12)
 
 
+def test_component_activity_stands_in_the_curves_from_first_to_last_step(experiment, whole):
+    slime, dpo = (computed(whole, trial) for trial in arm_trials(experiment))
+    for _, curves, _, _ in (slime, dpo):
+        held_out = curves[curves["source"] == "held_out"]
+        shares = held_out[held_out["metric"].str.startswith("gradient_share.")]
+        assert shares.groupby("step")["value"].sum().tolist() == pytest.approx([1.0] * 4)
+        assert sorted(set(held_out["step"])) == [0, 2, 4, 6]
+    assert "past_hard_margin" not in set(dpo[1]["metric"])
+    # The last measurement is of the policy whose pairs are kept: the ratio of two norms and the share by hand.
+    last = slime[1].query("source == 'held_out' and step == 6").set_index("metric")["value"]
+    pairs = slime[3]
+    margin = pairs["chosen_logp"] - pairs["rejected_logp"]
+    gate = 1 / (1 + np.exp(2.5 * (margin - 1.0)))
+    push = (gate + 2.5 * (1.5 - margin) * gate * (1 - gate)).where(margin < 1.5, 0.0)
+    norms = [
+        np.sqrt((0.1**2 / pairs["chosen_tokens"]).sum()),
+        np.sqrt((push**2 * (1 / pairs["chosen_tokens"] + 1 / pairs["rejected_tokens"])).sum()),
+    ]
+    found = last["gradient_share.anchor"] / last["gradient_share.margin"]
+    assert found == pytest.approx(norms[0] / norms[1], rel=1e-9)
+    assert last["past_hard_margin"] == (margin >= 1.5).mean()
+    assert 0 < last["gradient_share.stabilizer"] < 1
+
+
 class Orders:
     """Answers the report of one step with an order, or raises there, and nothing before or after."""
 
