@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces": {"errors", "yaml_source"},
     "analysis": {"design", "errors", "results", "stability_v1"},
     "benchmarks": {
+        "design",
         "errors",
         "settings",
         "presets",
