@@ -32,6 +32,8 @@ CALM = Study(shifts=(0.0,) * 5, seeds=8, prompts=500, seeds_differ=0.09, own=0.3
 """A reference and four variants that are all the same, one seed of which is about 1.5 points from the next."""
 RESTLESS = replace(CALM, seeds_differ=0.15)
 """2.5 points."""
+POWER_CALM = 0.78
+"""Share of planted effects of 5 points that are found with 8 calm seeds and 500 prompts, as docs/ablation.md has it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def claim_cases() -> Iterator[tuple[str, str, DrawDifferences, frozenset[str]]]:
             sized = replace(study, seeds=seeds)
             yield "no effect", f"{seeds} seeds that differ by {spread}", leave_one_out(replace(sized, own=0.0)), nothing
             yield "none on average", f"{seeds} seeds that differ by {spread}", leave_one_out(sized), nothing
+    alike = replace(CALM, alike=0.9)
+    yield "no effect, answers mostly the same", "8 seeds that differ by 1.5", leave_one_out(alike), nothing
     unlike = replace(CALM, own=1.0)
     yield "none on average, prompts very unlike", "8 seeds that differ by 1.5", leave_one_out(unlike), nothing
     yield "no main effect", "8 seeds that differ by 1.5", main_effects(replace(CALM, shifts=(0.0,) * 16)), nothing

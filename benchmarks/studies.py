@@ -15,7 +15,8 @@ class Study:
 
     shifts: (cells,) what each cell adds, the reference first. seeds_differ: what a seed adds in one cell. together:
     what it adds in all cells, by the order of its data for one. hardness: of prompts. own: what a prompt adds in one
-    cell, that is, how differently prompts answer to it; 0 on average. ties: share of the outcomes.
+    cell, that is, how differently prompts answer to it; 0 on average. ties: share of the outcomes. alike: share of the
+    answers for which all cells draw the same random numbers, as policies do that are sampled with one seed.
     """
 
     shifts: tuple[float, ...]
@@ -26,6 +27,7 @@ class Study:
     together: float = 0.0
     hardness: float = 1.0
     ties: float = 0.2
+    alike: float = 0.0
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """(cells, seeds, prompts) outcomes: 1 win, 0.5 tie, 0 loss."""
@@ -37,9 +39,11 @@ class Study:
             + rng.normal(0, self.together, (1, self.seeds, 1))
             + rng.normal(0, self.seeds_differ, (cells, self.seeds, 1))
         ).astype(np.float32)
-        shape = odds.shape
-        won = rng.random(shape, dtype=np.float32) * (1 + np.exp(-odds)) < 1
-        return np.where(rng.random(shape, dtype=np.float32) < self.ties, 0.5, won)
+        of_outcome, of_tie = rng.random((2, *odds.shape), dtype=np.float32)
+        if self.alike:
+            same = rng.random(odds.shape[1:]) < self.alike
+            of_outcome[:, same], of_tie[:, same] = of_outcome[0, same], of_tie[0, same]
+        return np.where(of_tie < self.ties, 0.5, of_outcome * (1 + np.exp(-odds)) < 1)
 
     def rates(self) -> np.ndarray:
         """(cells,) win rates over all seeds and prompts, by Gauss-Hermite quadrature."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from slime_ray import results
 from slime_ray.design import COMPONENTS, Cell, Design
@@ -84,7 +85,7 @@ def run_of(
                 continue
             rows = pd.DataFrame({"prompt_id": [f"p{place:04}" for place in range(len(of_seed))], "outcome": of_seed})
             if judged:
-                votes = [[VERDICTS[value][order] for value in of_seed] for order in (0, 1)]
+                votes = [[VERDICTS.get(value, (None, None))[order] for value in of_seed] for order in (0, 1)]
                 answers.append(rows.assign(**about, prompt_set="report", verdict_ab=votes[0], verdict_ba=votes[1]))
             margins = of_seed - 0.5
             pairs.append(
@@ -104,17 +105,20 @@ def run_of(
     }
     return results.Run(
         path=Path("made-up"),
-        trials=_frame(trials, results.TRIAL_SCHEMA.names),
-        answers=_frame(pd.concat(answers) if answers else [], results.ANSWER_SCHEMA.names),
-        curves=_frame(curves, results.CURVE_SCHEMA.names),
-        pairs=_frame(pd.concat(pairs) if pairs else [], results.PAIR_SCHEMA.names),
+        trials=_frame(trials, results.TRIAL_SCHEMA),
+        answers=_frame(pd.concat(answers) if answers else [], results.ANSWER_SCHEMA),
+        curves=_frame(curves, results.CURVE_SCHEMA),
+        pairs=_frame(pd.concat(pairs) if pairs else [], results.PAIR_SCHEMA),
         manifest=manifest,
     )
 
 
-def _frame(rows: Any, columns: list[str]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows).reindex(columns=columns)
-    return frame.astype({"stability": float, "win_rate": float}) if "stability" in columns else frame
+def _frame(rows: Any, schema: pa.Schema) -> pd.DataFrame:
+    """As `results.load` gives it: texts as texts, numbers as numbers, also where there are none."""
+    frame = pd.DataFrame(rows).reindex(columns=schema.names)
+    kinds = {field.name: "str" if field.type == pa.string() else "float64" for field in schema}
+    keys = {name: "int64" for name in ("seed", "step", "pair") if name in frame}
+    return frame.astype(kinds | keys).astype({field.name: "boolean" for field in schema if field.type == pa.bool_()})
 
 
 def outcomes(rng: np.random.Generator, rate: float, *, seeds: int = 6, prompts: int = 60) -> np.ndarray:
