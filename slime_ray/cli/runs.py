@@ -28,9 +28,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     verify.add_argument("--json", action="store_true", help="print differences and rows as JSON instead")
     verify.set_defaults(command=_verify)
 
-    export = commands.add_parser("export", help="write a run's answers and verdicts as files of Arena-Hard")
+    export = commands.add_parser("export", help="write a run's answers and verdicts as files of Arena-Hard or MT-Bench")
     export.add_argument("run", type=Path, help="folder of the run")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten")
+    export.add_argument(
+        "--form", choices=("arena-hard", "mt-bench"), default="arena-hard",
+        help="whose files; answers of several turns have room in MT-Bench's alone (default arena-hard)",
+    )  # fmt: skip
     export.set_defaults(command=_export)
 
 
@@ -71,6 +75,8 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from slime_ray import results
-    from slime_ray.evaluation.field_files.export import export_arena_hard
+    from slime_ray.evaluation.field_files.export_arena_hard import export_arena_hard
+    from slime_ray.evaluation.field_files.export_mt_bench import export_mt_bench
 
-    print(export_arena_hard(results.load(options.run), options.to))
+    export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
+    print(export(results.load(options.run), options.to))
