@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_designs
 
@@ -222,6 +222,7 @@ def test_designs_are_crossed_with_seeds_and_every_shipped_one_has_five(tmp_path)
 SUBSETS = st.lists(st.sampled_from(sorted(KNOBS)), min_size=1, max_size=5, unique=True)
 
 
+@settings(deadline=None, max_examples=30)
 @given(SUBSETS, st.integers(1, 3), st.booleans(), st.sampled_from(["leave_one_out", "factorial"]))
 def test_every_cell_stands_once_around_each_center_with_one_reference(
     tmp_path_factory, components, centers, controls, design
@@ -257,6 +258,7 @@ WHOLE = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(PATHS, WHOLE, PATHS)
 def test_what_is_laid_on_a_center_means_the_same_as_one_after_the_other(under, objective, over):
     over = objective | {path: value for path, value in over.items() if not objective or not path.startswith("obj")}
