@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from slime_ray.analysis import figures, rows, stability, tables
+from slime_ray.analysis import drawing, figures, rows, stability, tables
 
 from slime_ray import results
 
@@ -19,7 +19,7 @@ def texts(figure):
 @pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
 @pytest.mark.parametrize("kind", ["unjudged_run", "failed_run", "one_trial_run", "search_only_run"])
 def test_every_kind_of_run_has_every_figure(draw, kind, request):
-    files = figures.render(draw(results.load(request.getfixturevalue(kind))))
+    files = drawing.render(draw(results.load(request.getfixturevalue(kind))))
     assert files["png"].startswith(b"\x89PNG")
     assert files["pdf"].startswith(b"%PDF")
     assert b"<svg" in files["svg"]
@@ -28,14 +28,14 @@ def test_every_kind_of_run_has_every_figure(draw, kind, request):
 @pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
 def test_figures_repeat_bit_for_bit_whatever_the_users_style_is(draw, judged_run):
     run = results.load(judged_run)
-    once = figures.render(draw(run))
+    once = drawing.render(draw(run))
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "svg.fonttype": "none"}):
-        assert figures.render(draw(run)) == once
+        assert drawing.render(draw(run)) == once
 
 
 def test_drawing_leaves_the_users_style_alone_and_needs_no_pyplot(judged_run):
     before = dict(matplotlib.rcParams)
-    figures.render(figures.pareto(results.load(judged_run)))
+    drawing.render(figures.pareto(results.load(judged_run)))
     assert dict(matplotlib.rcParams) == before
 
 
