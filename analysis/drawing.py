@@ -57,6 +57,9 @@ def render(figure: "Figure") -> dict[str, bytes]:
     files = {}
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # Where everything stands is worked out once, not twice for each kind of file.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
         for kind, metadata in undated.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)

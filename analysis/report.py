@@ -38,6 +38,8 @@ from .design_cells import Cells
 from .drawing import render
 from .printing import Table, one_line
 from .rows import PARTS, decoding_words, judge_of, of_label, version_of
+from .search_report import CAPTIONS as SEARCH_CAPTIONS
+from .search_report import Understanding
 
 EXAMPLES = 5
 LONGEST_ANSWER = 2000
@@ -118,6 +120,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     design = Design.of(run.manifest)
     measured = None if design is None else Cells.of(run, design)
     found = Tables.of(run, measured)
+    search = Understanding.of(run)
     drawn = {
         "pareto": render(figures.pareto(run, table=found.win_rate_stability)),
         "logprob_curves": render(figures.logprob_curves(run, table=found.win_rate_stability)),
@@ -125,20 +128,25 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     }
     if measured is not None and measured.design.kind in ("sensitivity", "exponent"):
         drawn["sensitivity"] = render(sensitivity_figure.sensitivity(measured, found.ablation))
+    if search is not None:
+        drawn |= {name: render(figure) for name, figure in search.figures().items()}
     files: dict[str, bytes] = {}
-    for name, table in found.written.items():
+    for name, table in {**found.written, **(search.tables if search else {})}.items():
         for kind, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             files[f"{name}.{kind}"] = text.encode()
     for name, kinds in drawn.items():
         files |= {f"{name}.{kind}": content for kind, content in kinds.items()}
-    files["report.html"] = _page(run, found, measured, {name: kinds["svg"] for name, kinds in drawn.items()}).encode()
+    files["report.html"] = _page(
+        run, found, measured, search, {name: kinds["svg"] for name, kinds in drawn.items()}
+    ).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             _replace(folder / name, content)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
-    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), found.text())
+    text = "\n\n\n".join(part for part in (found.text(), search.text() if search else "") if part)
+    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), text)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -150,7 +158,9 @@ def _replace(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _page(run: Run, found: Tables, measured: Cells | None, svgs: Mapping[str, bytes]) -> str:
+def _page(
+    run: Run, found: Tables, measured: Cells | None, search: Understanding | None, svgs: Mapping[str, bytes]
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -160,6 +170,8 @@ def _page(run: Run, found: Tables, measured: Cells | None, svgs: Mapping[str, by
     )
     main = found.win_rate_stability
     unsettled, settled = answer(run, main, of_design=_of_design(measured, found))
+    settled += [_unbroken(sentence) for sentence in search.sentences()] if search else []
+    captions = {**CAPTIONS, **SEARCH_CAPTIONS}
     return environment.get_template("report.html.jinja").render(
         name=one_line(str(run.manifest.get("name", run.path.name))),
         asked=_asked(run),
@@ -173,8 +185,9 @@ def _page(run: Run, found: Tables, measured: Cells | None, svgs: Mapping[str, by
         parts=found.stability_parts,
         alarms=found.alarms,
         search=found.search_trials,
+        understanding=list(search.tables.values()) if search else [],
         failed=failures_table.failures(run),
-        figures=[{"name": name, "svg": _inline(svg, name), "caption": CAPTIONS[name]} for name, svg in svgs.items()],
+        figures=[{"name": name, "svg": _inline(svg, name), "caption": captions[name]} for name, svg in svgs.items()],
         examples=_examples(run, main),
         methods=[*_methods(run), *(_ablation_methods() if measured else [])],
         facts=_facts(run),

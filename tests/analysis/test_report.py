@@ -59,8 +59,8 @@ def elements(page):
 
 
 def test_all_files_are_written_and_no_partial_ones_stay(written):
-    tables_ = ["win_rate_stability", "stability_parts", "search_trials"]
-    drawings = ["pareto", "logprob_curves", "stability_parts"]
+    tables_ = ["win_rate_stability", "stability_parts", "search_trials", "search_front", "search_budget"]
+    drawings = ["pareto", "logprob_curves", "stability_parts", "search_slices", "search_parallel", "search_budget"]
     names = [f"{name}.{kind}" for name in tables_ for kind in ("md", "csv", "tex")]
     names += [f"{name}.{kind}" for name in drawings for kind in ("svg", "png", "pdf")]
     assert sorted(path.name for path in written.folder.iterdir()) == sorted([*names, "report.html"])
@@ -210,6 +210,14 @@ def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         report.write_report(tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == older
+
+
+def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_path):
+    assert "The front of the search" in page
+    assert "reference point win rate 0, stability 0" in page
+    written = report.write_report(one_trial_run, tmp_path)
+    assert not [path.name for path in written.files if path.name.startswith("search_")]
+    assert "The front of the search" not in written.html.read_text(encoding="utf-8")
 
 
 def test_run_and_place_may_be_given_as_text(tmp_path):
