@@ -41,10 +41,10 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
     open_ += of_design[0]
     said += of_design[1]
     _say_search(run, frame, judged, open_, said)
-    return [_unbroken(sentence) for sentence in open_], [_unbroken(sentence) for sentence in said]
+    return [unbroken(sentence) for sentence in open_], [unbroken(sentence) for sentence in said]
 
 
-def _unbroken(sentence: str) -> str:
+def unbroken(sentence: str) -> str:
     """No line break before a percent sign."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 

@@ -33,7 +33,7 @@ from . import (
     statistics,
     tables,
 )
-from .answer import Sentences, answer
+from .answer import Sentences, answer, unbroken
 from .design_cells import Cells
 from .drawing import render
 from .printing import Table, one_line
@@ -170,7 +170,7 @@ def _page(
     )
     main = found.win_rate_stability
     unsettled, settled = answer(run, main, of_design=_of_design(measured, found))
-    settled += [_unbroken(sentence) for sentence in search.sentences()] if search else []
+    settled += [unbroken(sentence) for sentence in search.sentences()] if search else []
     captions = {**CAPTIONS, **SEARCH_CAPTIONS}
     return environment.get_template("report.html.jinja").render(
         name=one_line(str(run.manifest.get("name", run.path.name))),
