@@ -14,6 +14,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
 
   slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
   slime-ray spaces                              the experiments that ship with the package
+  slime-ray presets diff paper released-exact   how two recipes differ
   slime-ray check  my.yaml                      validate an experiment; nothing is started
   slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
   slime-ray sweep  my.yaml --name first         run it
