@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Lengths
 from slime_ray.settings import Data, Model, Settings
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
@@ -231,7 +228,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         "strict": data.strict,
     }
 
-    def tokenized(part: "Dataset", tokenize: Any) -> tuple[Part, list[tuple[list[int], ...]]]:
+    def tokenized(part: Any, tokenize: Any) -> tuple[Part, list[tuple[list[int], ...]]]:
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
         columns = tokenize(some, tokenizer, **limits).dataset.to_dict()
         rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])

@@ -137,8 +137,9 @@ class Plan:
 
     def _figures(self) -> str:
         cluster = self.cluster
+        at_a_time = "one trial at a time" if cluster.trials == 1 else f"{cluster.trials} trials side by side"
         lines = [
-            ("time", f"{_time(self.time)} on {cluster.where}, {cluster.trials} trials side by side"
+            ("time", f"{_time(self.time)} on {cluster.where}, {at_a_time}"
              if self.time else NO_TIME),
             ("speed", self.basis or ""),
             ("GPU-hours", _figure(self.gpu_hours, ".3g")),
@@ -156,10 +157,10 @@ class Plan:
         if self.cost is None or self.gpu is None:
             return ""
         whole = "" if self.cluster_cost is None else (
-            f"; {_figure(self.cluster_cost, ',.0f')} USD for {self.cluster.gpus:g} GPUs over all that time"
+            f"; {_money(self.cluster_cost)} USD for {self.cluster.gpus:g} GPUs over all that time"
         )  # fmt: skip
         return (
-            f"{_figure(self.cost, ',.0f')} USD at {self.gpu.usd_per_hour:g} an hour of {self.gpu.name} "
+            f"{_money(self.cost)} USD at {self.gpu.usd_per_hour:g} an hour of {self.gpu.name} "
             f"({self.gpu.place}, prices of {self.prices.date}, examples to edit){whole}"
         )
 
@@ -180,7 +181,7 @@ class Plan:
         judging = self.judging
         if not judging.requests.high:
             return f"{judging.judge}, which asks nobody"
-        cost = f", cost {_figure(judging.cost, ',.2f')}" if judging.cost else ", without prices in evaluation.judge"
+        cost = f", cost {_money(judging.cost)}" if judging.cost else ", without prices in evaluation.judge"
         return (
             f"{judging.judge}: {_figure(judging.requests, ',.0f')} requests, about "
             f"{judging.input_tokens.expected:,.0f} tokens in and {judging.output_tokens.expected:,.0f} out{cost}"
@@ -256,6 +257,10 @@ def _figure(value: Range | None, form: str) -> str:
         return ""
     low, expected, high = (f"{number:{form}}" for number in (value.low, value.expected, value.high))
     return f"{expected} ({low} to {high})" if low != high else expected
+
+
+def _money(value: Range) -> str:
+    return _figure(value, ",.0f" if value.expected >= 100 else ",.2f")
 
 
 def _size(size: float) -> str:
