@@ -21,6 +21,7 @@ search and what it stops early, of answering, and of the intervals in the tables
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
   slime-ray bench search                    how well searches find, over recorded trials that are played again
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
+  slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
   slime-ray bench statistics                how often the tables' intervals and claims are true; minutes
 """
 
@@ -78,6 +79,12 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     generate.add_argument("--rounds", type=int, default=5, help="repetitions, of which medians are taken (default 5)")
     generate.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     generate.set_defaults(command=_generate)
+
+    plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
+    plan.add_argument("--cases", default="", metavar="A,B", help="only these sweeps (default all)")
+    plan.add_argument("--rounds", type=int, default=2, help="repetitions, a probe before each sweep (default 2)")
+    plan.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    plan.set_defaults(command=_plan)
 
     statistics = kinds.add_parser("statistics", help="how often intervals cover a known truth, and what they take")
     add = statistics.add_argument
@@ -195,6 +202,22 @@ def _generate(options: argparse.Namespace) -> None:
     print(generate_table(report))
     if options.json:
         write_json("generate", report, options.json)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .plan import CASES, measure_plans
+    from .report import check_json, plan_table, write_json
+
+    if options.rounds < 1:
+        raise InputError(f"--rounds {options.rounds}: must be at least 1.")
+    cases = [name.strip() for name in options.cases.split(",")] if options.cases else list(CASES)
+    if unknown := [name for name in cases if name not in CASES]:
+        raise InputError(f"--cases {unknown[0]}: must be among {', '.join(CASES)}.")
+    check_json(options.json)
+    report = measure_plans(cases=cases, rounds=options.rounds, say=_say)
+    print(plan_table(report))
+    if options.json:
+        write_json("plan", report, options.json)
 
 
 def _statistics(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_ray.errors import InputError
+from slime_ray.planning.tables import table
 
 from .options import Options
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .exact import ExactReport
     from .generate import GenerateReport
     from .memory import MemoryReport
+    from .plan import PlanReport
     from .search import SearchReport
     from .step import SpeedReport
     from .sweep import SweepReport
@@ -297,17 +299,53 @@ def _middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]
     return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first is set left, the others right."""
-    lines = [list(titles), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def plan_table(report: "PlanReport") -> str:
+    """`bench plan` in text."""
+    machine = report.machine
+    rows = [
+        (
+            run.case,
+            f"{run.load:.1f}, {run.load_after:.1f}",
+            *(_error(run.planned[name], run.ran[name], form) for name, form in FIGURES.items()),
+        )
+        for run in report.runs
+    ]
+    errors = [
+        (name, _percent(statistics.median(found)), f"{_percent(min(found))} to {_percent(max(found))}",
+         f"{sum(abs(error) <= 0.25 for error in found)} of {len(found)}")
+        for name in FIGURES
+        for found in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            f"Plans after a probe, and the sweeps that were then run, on {machine.processor}, {machine.cores} cores; "
+            f"torch {machine.torch}, transformers {machine.transformers}, {report.date}",
+            table(("sweep", "load before, after", *FIGURES), rows),
+            table(("planned to run", "median error", "range", "within 25 %"), errors),
+            "Planned / run. Time is that of the whole command, trial seconds those of all trials together, processor "
+            "seconds those of the processes that make stages and train. Load: processes that wanted a core, over the "
+            "minute before; with more of them than cores, what a probe saw and what a sweep saw differ.",
+        ]
+    )
 
-    def set_line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
 
-    set_lines = [set_line(line).rstrip() for line in lines]
-    return "\n".join([set_lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *set_lines[1:]]).rstrip()
+FIGURES = {
+    "time": ".0f",
+    "trial seconds": ".0f",
+    "processor seconds": ".0f",
+    "tokens": ",.0f",
+    "peak MiB": ",.0f",
+    "disk MiB": ",.1f",
+}
+"""What is planned and then measured, and how it is written."""
+
+
+def _error(planned: float, ran: float, form: str) -> str:
+    return f"{planned:{form}} / {ran:{form}} ({_percent(planned / ran - 1)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.0f} %"
 
 
 def as_json(benchmark: str, report: Any) -> dict[str, Any]:

@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stability_v1",
         "world",
     },
+    "planning": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "world"},
     "stability_v1": set(),
     "results": {"errors", "stability_v1"},
     "run_folder": {*DESCRIPTION, "results"},
@@ -69,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "training",
+        "planning",
         "mirror",
         "results",
         "run_folder",
@@ -88,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "training",
+        "planning",
         "mirror",
         "on_ray",
         "analysis",
@@ -103,6 +106,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "training",
+        "planning",
         "mirror",
         "results",
         "run_folder",
@@ -120,7 +124,7 @@ ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
     "optuna": {"on_ray"},
     "sqlalchemy": {"on_ray"},
-    "torch": {"objectives", "world", "data", "model", "evaluation", "training", "on_ray", "benchmarks"},
+    "torch": {"objectives", "world", "data", "model", "evaluation", "training", "planning", "on_ray", "benchmarks"},
     "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
     "datasets": {"data", "model", "evaluation", "training"},
     "openai": {"evaluation"},
@@ -134,7 +138,7 @@ ONLY_IN: dict[str, set[str]] = {
 NOTHING_BUT: dict[str, set[str]] = {"objectives": {"torch"}, "errors": set(), "search_spaces": set()}
 
 # Parts that a command needs only when it runs.
-LAZY_IN_CLI = {"on_ray", "analysis", "benchmarks"}
+LAZY_IN_CLI = {"on_ray", "planning", "analysis", "benchmarks"}
 
 # Names that exist only in a checkout, or mean another project.
 FOREIGN = {"slime", "analysis", "benchmarks", "search_spaces"}
@@ -375,8 +379,40 @@ def test_analysis_and_results_work_where_torch_and_ray_are_not_installed() -> No
 
 
 def test_files_of_the_field_are_read_and_written_without_torch_and_ray() -> None:
-    modules = [f"slime_ray.evaluation.field_files{name}" for name in ("", ".scoring", ".export_arena_hard", ".export_mt_bench")]
+    modules = [
+        f"slime_ray.evaluation.field_files{name}" for name in ("", ".scoring", ".export_arena_hard", ".export_mt_bench")
+    ]
     assert loaded(modules, absent=[]) == "[]"
+
+
+def test_a_plan_by_the_formula_loads_neither_ray_nor_transformers() -> None:
+    # The objectives, whose knobs are part of the settings, are torch's.
+    heavy = [name for name in HEAVY if name != "torch"]
+    names = (
+        "planner",
+        "estimate",
+        "flops",
+        "material",
+        "memory",
+        "plan",
+        "prices",
+        "shapes",
+        "speed",
+        "trials",
+        "work",
+    )
+    script = "import sys\n" + "\n".join(f"import slime_ray.planning.{name}" for name in names)
+    script += f"\nprint(sorted(set({heavy!r}) & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_the_command_starts_without_loading_torch_or_ray() -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, completion, experiments, going_on, reproduce, runs
+from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
 from slime_ray.errors import SlimeRayError
 
 DESCRIPTION = """\
@@ -16,6 +16,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray spaces                              the experiments that ship with the package
   slime-ray presets diff paper released-exact   how two recipes differ
   slime-ray check  my.yaml                      validate an experiment; nothing is started
+  slime-ray plan   my.yaml --probe              what it will take: time, memory, disk, cost
   slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
@@ -75,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, reproduce, going_on, runs, catalogue):
+    for part in (experiments, planning, reproduce, going_on, runs, catalogue):
         part.add_commands(commands)
     add_bench_parser(commands)
     completion.add_commands(commands, make_parser)

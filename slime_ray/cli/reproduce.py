@@ -23,7 +23,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "  slime-ray launch table4.yaml --storage s3://bucket/runs                   on a cluster",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    reproduce.add_argument("--table", type=int, required=True, metavar="3|4|5")
+    reproduce.add_argument("--table", type=int, required=True, metavar="3|4|5", help="which of the paper's tables")
     reproduce.add_argument("--model", metavar="FAMILY", help="llama3.2-3b, qwen3-4b or gemma3-4b")
     reproduce.add_argument(
         "--scale", choices=("paper", "demo"), default="paper", help="`demo` is the same design on the embedded task"

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from slime_ray.data.order import examples_by_update, updates_of
 from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
@@ -85,15 +86,10 @@ class Updates:
         return self.total
 
     def __iter__(self) -> Iterator[Update]:
-        per_epoch = math.ceil(len(self.dataset) / self.pairs_per_update)
-        epoch, order = -1, list[int]()
-        for number in range(self.done, self.total):
-            if number // per_epoch != epoch:
-                epoch = number // per_epoch
-                generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-                order = torch.randperm(len(self.dataset), generator=generator).tolist()
-            start = number % per_epoch * self.pairs_per_update
-            yield self._update([self.dataset[index] for index in order[start : start + self.pairs_per_update]])
+        for members in examples_by_update(
+            len(self.dataset), self.pairs_per_update, seed=self.seed, updates=self.total, done=self.done
+        ):
+            yield self._update([self.dataset[index] for index in members])
 
     def _update(self, pairs: Sequence[TokenPair]) -> Update:
         size = self.together or 1
@@ -199,10 +195,7 @@ class PreferenceTrainer(Trainer):
         self.tokens_seen = 0
         self._sums: dict[str, torch.Tensor] = {}
         transformers_logging.set_verbosity_error()
-        updates_per_epoch = math.ceil(len(pairs) / pairs_per_update)
-        self.updates = (
-            schedule.updates if schedule.updates is not None else max(1, round(schedule.epochs * updates_per_epoch))
-        )
+        self.updates = updates_of(schedule, len(pairs), pairs_per_update)
         if gradient_checkpointing:
             policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             policy.lm.enable_input_require_grads()
