@@ -14,7 +14,7 @@ endif
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test unit ray-tests test-faults test-slow test-statistics lint types environment clean
+.PHONY: demo test unit ray-tests test-faults test-slow test-statistics release-check lint types environment clean
 
 demo: $(STAMP)
 	$(BIN)/slime-ray demo
@@ -48,6 +48,10 @@ test-slow: $(STAMP)
 # Whether 95 % intervals cover a known truth in 93 to 97 of 100 simulated evaluations; the table of docs/evaluation.md.
 test-statistics: $(STAMP)
 	$(BIN)/slime-ray bench statistics
+
+# The wheel, installed alone into an empty environment, runs the demo.
+release-check: $(STAMP)
+	.ci/release
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

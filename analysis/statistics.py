@@ -60,9 +60,9 @@ def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMP
     return resample_sums(values, seed=seed, resamples=resamples) / values.shape[-1]
 
 
-def interval(value: float, resampled: np.ndarray) -> Interval:
+def interval(value: float, resampled: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """The percentile interval of a resampled estimate."""
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
@@ -120,7 +120,12 @@ def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
 
 
 def paired_difference(
-    policy: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    policy: np.ndarray,
+    other: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
 ) -> Interval | None:
     """Win rate of `policy` minus that of `other`, on the same prompts, with its interval.
 
@@ -132,15 +137,16 @@ def paired_difference(
         differences = policy - other
         differences = differences[:, ~np.isnan(differences).any(axis=0)]
         if differences.shape[1] > 1:
-            return two_way_interval(differences)
+            return two_way_interval(differences, confidence=confidence)
     differences = prompt_means(policy) - prompt_means(other)
     differences = differences[~np.isnan(differences)]
     if not differences.size:
         return None
-    return interval(differences.mean(), resample_means(differences, seed=seed, resamples=resamples))
+    resampled = resample_means(differences, seed=seed, resamples=resamples)
+    return interval(differences.mean(), resampled, confidence=confidence)
 
 
-def two_way_interval(values: np.ndarray) -> Interval:
+def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """The mean of (seeds, prompts) values, at least two of each, with its interval over other seeds and prompts.
 
     Variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts - v_rest; Student's t with
@@ -162,7 +168,7 @@ def two_way_interval(values: np.ndarray) -> Interval:
         degrees = variance**2 / (variances**2 / freedom).sum()
     else:
         variance, degrees = max(of_prompts, of_rest), prompts - 1
-    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) * np.sqrt(variance))
+    half = float(stdtrit(degrees, (1 + confidence) / 2) * np.sqrt(variance))
     return Interval(float(mean), float(mean) - half, float(mean) + half)
 
 

@@ -91,6 +91,20 @@ class Search(Strict):
         self.walk(pick)
         return found
 
+    def locate(self, values: Mapping[str, Any]) -> Point | None:
+        """The point with just these values; None where the space has none."""
+
+        def pick(name: str, dimension: Dimension) -> Scalar:
+            if not dimension.contains(value := values.get(path_of(name))):
+                raise LookupError
+            return dimension.snap(value)
+
+        try:
+            point = self.walk(pick)
+        except LookupError:
+            return None
+        return point if point.keys() == values.keys() else None
+
     def at(self, quantiles: Iterable[float]) -> Point:
         """The point at these quantiles, one for each dimension, also for those that it turns out not to have."""
         by_name = dict(zip(self.dimensions, quantiles, strict=True))

@@ -352,7 +352,8 @@ def redact(value: Any) -> Any:
 
 def _is_secret(key: str) -> bool:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", key).lower().strip("_")
-    return _SECRET.search(words) is not None
+    # What ends in env names a variable that holds a secret.
+    return _SECRET.search(words) is not None and not words.endswith("_env")
 
 
 def _masked(value: Any) -> Any:

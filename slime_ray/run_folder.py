@@ -1,5 +1,6 @@
 """A run's folder: taken by one sweep at a time, with its manifest and its log."""
 
+import json
 import logging
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from slime_ray import __version__, results
 from slime_ray.errors import InputError
@@ -65,6 +67,18 @@ def taken(
         raise
     finally:
         lock.release()
+
+
+def reopened(run: Path) -> Experiment:
+    """The experiment that a run was started with, from its manifest. Raises InputError where that does not hold one."""
+    manifest = results.read_manifest(run)
+    try:
+        return Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
+    except ValidationError:
+        raise InputError(
+            f"{run} was written by another version of slime_ray ({manifest.get('slime_ray')}): its manifest holds no "
+            f"experiment that this one can read. Give the file: slime-ray sweep {run / 'experiment.yaml'} --resume."
+        ) from None
 
 
 def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: str | None) -> dict[str, Any]:

@@ -58,6 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stability_v1": set(),
     "results": {"errors", "stability_v1"},
     "run_folder": {*DESCRIPTION, "results"},
+    "run_status": {"results"},
+    "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
         "objectives",
@@ -68,6 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mirror",
         "results",
         "run_folder",
+        "run_status",
+        "instructions",
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
@@ -94,6 +98,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
         "mirror",
         "results",
+        "run_folder",
+        "run_status",
+        "instructions",
         "on_ray",
     }
     | {"analysis", "benchmarks", "search_spaces"},

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, experiments, runs
+from slime_ray.cli import catalogue, completion, experiments, going_on, runs
 from slime_ray.errors import SlimeRayError
 
 DESCRIPTION = """\
@@ -21,6 +21,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
   slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
+  slime-ray status runs/first                   how it stands; `extend` goes on, `stop` and `clone` act on its trials
   slime-ray report runs/first                   tables, figures and report.html from the result files
   slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
   slime-ray bench step                          measure the training step here, beside other recipes
@@ -72,7 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, runs, catalogue):
+    for part in (experiments, going_on, runs, catalogue):
         part.add_commands(commands)
     add_bench_parser(commands)
+    completion.add_commands(commands, make_parser)
     return parser

@@ -51,6 +51,7 @@ class MonitorActor:
     def __init__(self, early_stopping: dict[str, Any] | None):
         self.voices: dict[str, Voice] = {}
         self.leaving: Order | None = None
+        self.stopped: dict[str, Order] = {}
         self.asha = Asha(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
         self.draining: dict[str, int] = {}
         self.looked = 0.0
@@ -75,6 +76,8 @@ class MonitorActor:
         voice.told.update(told)
         if self.leaving is not None:
             return self.leaving
+        if trial_id in self.stopped:
+            return self.stopped[trial_id]
         if taken := voice.nodes & self._draining_nodes():
             return Order("preempt", f"its node {min(taken)[:8]} is about to be taken away")
         return self.asha.decide(trial_id, told) if self.asha and searched else None
@@ -82,6 +85,10 @@ class MonitorActor:
     def leave(self, reason: str) -> None:
         """Have all trials write a checkpoint and leave."""
         self.leaving = Order("pause", reason)
+
+    def stop(self, trial_id: str, reason: str) -> None:
+        """Have one trial end where it is."""
+        self.stopped[trial_id] = Order("stop", reason)
 
     def heard(self) -> dict[str, Heard]:
         """Every trial that has begun and not ended."""
@@ -148,6 +155,10 @@ class Monitor:
     def leave(self, reason: str) -> None:
         """See MonitorActor.leave."""
         self.actor.leave.remote(reason)
+
+    def stop_trial(self, trial_id: str, reason: str) -> None:
+        """See MonitorActor.stop."""
+        self.actor.stop.remote(trial_id, reason)
 
     def heard(self) -> dict[str, Heard]:
         """See MonitorActor.heard; empty where the monitor does not answer."""

@@ -6,6 +6,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.instructions import Clone
 from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.settings import fingerprint
@@ -32,10 +33,19 @@ class TrialPlan(Searcher):
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
         self.search_ids = self._unused_ids()
+        self.clones: dict[str, Clone] = {}
         self.confirmed = False
         self.ending = False
         self.failed: StudyFailed | None = None
         self.paused: set[str] = set()
+
+    def add(self, clone: Clone) -> bool:
+        """Run a clone before whatever else waits; False where it is known already."""
+        if clone.trial_id in self.clones or clone.trial_id in self.rows:
+            return False
+        self.clones[clone.trial_id] = clone
+        self.waiting.insert(0, search_trial(self.experiment, clone.trial_id, clone.values, SEARCH_SEED + self.seed))
+        return True
 
     def _unused_ids(self) -> list[str]:
         trials = self.experiment.budget.trials if self.study else 0
@@ -45,7 +55,7 @@ class TrialPlan(Searcher):
         """Ids of the trials that have yet to finish; confirmations are known once the search has."""
         ids = [trial.trial_id for trial in arm_trials(self.experiment)]
         ids += [search_id(number) for number in range(1, self.experiment.budget.trials + 1)] if self.study else []
-        left = [name for name in ids if name not in self.rows]
+        left = [name for name in [*ids, *self.clones] if name not in self.rows]
         if left or not self.study:
             return left
         confirm = confirm_trials(self.experiment, list(self.rows.values()))
@@ -100,7 +110,10 @@ class TrialPlan(Searcher):
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and self.study is not None:
             try:
-                self.study.on_trial_complete(trial_id, result, error)
+                if trial.trial_id in self.clones:
+                    self.study.know(trial.trial_id, trial.values, {} if error else result or {})
+                else:
+                    self.study.on_trial_complete(trial_id, result, error)
             except StudyFailed as failure:
                 self.failed = failure
         if (result or {}).get("status") == "paused":

@@ -6,7 +6,7 @@ is remembered. So a search that is gone on with draws what it would have drawn, 
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import optuna
@@ -24,6 +24,8 @@ BEST, NEWEST, AGAIN_EVERY = 50, 200, 50
 """What TPE and GP are shown of the results, once there are more: the least dominated and the newest others, chosen
 again every so many results. Their cost grows with what they are shown; TPE takes at most 25 results for good, and gives
 the oldest others next to no weight."""
+Outcome = Sequence[float] | Literal["stopped"] | None
+"""What came of a trial: its values of the goals, nothing, or that it was stopped early, which speaks against it."""
 
 
 class Sampler(Protocol):
@@ -35,8 +37,8 @@ class Sampler(Protocol):
     def begin(self, number: int, point: Point) -> None:
         """A point is tried, wherever it came from."""
 
-    def end(self, number: int, values: Sequence[float] | None) -> None:
-        """It reached these values of the goals, or none."""
+    def end(self, number: int, outcome: Outcome) -> None:
+        """It has ended."""
 
 
 def make_sampler(search: Search, rules: Rules, directions: Sequence[str], *, trials: int, seed: int) -> Sampler:
@@ -64,7 +66,7 @@ class Drawn:
     def begin(self, number: int, point: Point) -> None:
         """Changes nothing."""
 
-    def end(self, number: int, values: Sequence[float] | None) -> None:
+    def end(self, number: int, outcome: Outcome) -> None:
         """Changes nothing."""
 
 
@@ -143,23 +145,25 @@ class Learner:
         self._suggested(trial)
         self.running[number] = trial, point
 
-    def end(self, number: int, values: Sequence[float] | None) -> None:
+    def end(self, number: int, outcome: Outcome) -> None:
         """A result, or none; from time to time, what the sampler is shown of them is chosen anew."""
         trial, _ = self.running.pop(number)
-        if values is None:
+        if outcome is None:
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        self.finished.append(self.study.tell(trial, list(values)))
-        if (
-            self.search.sampler != "nsga2"
-            and len(self.finished) > BEST + NEWEST
-            and len(self.finished) % AGAIN_EVERY == 0
-        ):
+        if outcome == "stopped":
+            self.finished.append(self.study.tell(trial, state=TrialState.PRUNED))
+        else:
+            self.finished.append(self.study.tell(trial, list(outcome)))
+        many = len(self.finished) > BEST + NEWEST and len(self.finished) % AGAIN_EVERY == 0
+        # The generations of NSGA-II are all of its results, and cost it little.
+        if many and self.search.sampler != "nsga2":
             self._choose()
 
     def _choose(self) -> None:
-        points = signed([trial.values for trial in self.finished], self.directions)
-        best = set(np.argsort(dominators(points), kind="stable")[:BEST].tolist())
+        complete = [place for place, trial in enumerate(self.finished) if trial.state == TrialState.COMPLETE]
+        points = signed([self.finished[place].values for place in complete], self.directions)
+        best = {complete[place] for place in np.argsort(dominators(points), kind="stable")[:BEST]}
         others = [place for place in range(len(self.finished)) if place not in best]
         self.study = self._empty()
         self.study.add_trials(self.finished[place] for place in sorted(best | set(others[-NEWEST:])))

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from slime_ray.errors import InputError, RunError
-from slime_ray.on_ray.samplers import chance, distribution, make_sampler, suggest
+from slime_ray.on_ray.samplers import Outcome, chance, distribution, make_sampler, suggest
 from slime_ray.points import Point, Rules, Search, exists, path_of
 from slime_ray.results import redact
 from slime_ray.run_folder import STUDY
@@ -96,9 +96,11 @@ class StudySearch(OptunaSearch):
 
     What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out, and no
     point is handed out twice; a trial that errored, has no finite goal or did not complete is told FAIL instead of
-    COMPLETE or nothing; a reopened study must have the same goals and space; of its unfinished trials, those that have
-    a row by now are told how they ended, and the others FAIL, and their points are queued again under the same names;
-    known points are queued once, however often the study is opened, and what was observed elsewhere is added once.
+    COMPLETE or nothing, and one that was stopped PRUNED with what it reached, so that the sampler knows where not to
+    look and no front holds it; a reopened study must have the same goals and space; of its unfinished trials, those
+    that have a row by now are told how they ended, and the others FAIL, and their points are queued again under the
+    same names; known points are queued once, however often the study is opened, and what was observed elsewhere is
+    added once.
 
     rows: of the trials that have finished, by trial id, as in trials.parquet. name: of the study in the storage.
 
@@ -140,14 +142,19 @@ class StudySearch(OptunaSearch):
         self.running: dict[str, FrozenTrial] = {}
         self.reserved: set[str] = set()
         self.study.set_user_attr("goals", self.goals)
+        # A trial that was paused is done with once another stands for it.
+        told = {frozen.user_attrs.get("trial_id") for frozen in existing if frozen.state == TrialState.COMPLETE}
         queued = {frozen.user_attrs.get("again") for frozen in existing}
         for frozen in existing:
-            self._reopen(frozen, rows, is_queued=frozen.number in queued)
-        self._add(observed, existing)
+            self._reopen(frozen, rows, done=frozen.number in queued or frozen.user_attrs.get("trial_id") in told)
+        known = {frozen.user_attrs.get("source") for frozen in existing}
+        for one in observed:
+            if one.source not in known:
+                self._add(one.point, one.values, source=one.source)
         for point in search.known_points:
             self.study.enqueue_trial(search.named(point), skip_if_exists=True)
 
-    def _reopen(self, frozen: FrozenTrial, rows: Mapping[str, Mapping[str, Any]], *, is_queued: bool) -> None:
+    def _reopen(self, frozen: FrozenTrial, rows: Mapping[str, Mapping[str, Any]], *, done: bool) -> None:
         """Learn what came of an earlier trial, and have it run again where nothing did."""
         name, point = str(frozen.user_attrs.get("trial_id", "")), _point(frozen.params)
         if frozen.state == TrialState.WAITING:
@@ -155,20 +162,21 @@ class StudySearch(OptunaSearch):
             return
         if point:
             self.tried.add(_key(point))
-        if frozen.state == TrialState.COMPLETE:
-            self._learn(frozen.number, point, frozen.values)
+        if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            self._learn(frozen.number, point, frozen.values if frozen.state == TrialState.COMPLETE else "stopped")
             return
         if frozen.state == TrialState.RUNNING:
             # It may have finished, and the sweep died before the study heard of it.
-            values = self._tell(frozen.number, rows.get(name, {}))
+            outcome = self._tell(frozen, rows.get(name, {}))
             if name in rows:
-                self._learn(frozen.number, point, values)
+                self._learn(frozen.number, point, outcome)
                 return
-        elif frozen.user_attrs.get("status") != PAUSED or is_queued:
+        elif frozen.user_attrs.get("status") != PAUSED or done:
             return
-        elif name in rows and (values := self._values(rows[name])):
+        elif name in rows:
             # It was taken for one that has yet to run.
-            self._add([Observation(f"trial {frozen.number}", point, tuple(values))], [], trial_id=name)
+            if (outcome := self._outcome(rows[name])) and outcome != "stopped":
+                self._add(point, outcome, trial_id=name)
             return
         # A queued trial takes its parameters one by one, and may have been cut off in between.
         if params := frozen.system_attrs.get("fixed_params", frozen.params):
@@ -176,20 +184,15 @@ class StudySearch(OptunaSearch):
             self.study.enqueue_trial(params, user_attrs={"again": frozen.number, **named})
             self.reserved.update(named.values())
 
-    def _learn(self, number: int, point: Point, values: Sequence[float] | None) -> None:
+    def _learn(self, number: int, point: Point, outcome: Outcome) -> None:
         self.sampler.begin(number, point)
-        self.sampler.end(number, values)
+        self.sampler.end(number, outcome)
 
-    def _add(self, observed: Iterable[Observation], existing: Iterable[FrozenTrial], **attrs: str) -> None:
-        """Record what was observed elsewhere, unless it is there."""
-        known = {frozen.user_attrs.get("source") for frozen in existing}
-        for one in observed:
-            if one.source in known:
-                continue
-            params, said = self.search.named(one.point), {"source": one.source, **attrs}
-            self._record(params, state=TrialState.COMPLETE, values=one.values, user_attrs=said)
-            self.tried.add(_key(one.point))
-            self._learn(self._last().number, one.point, one.values)
+    def _add(self, point: Point, values: Sequence[float], **attrs: str) -> None:
+        """Record a trial that has ended already."""
+        self._record(self.search.named(point), state=TrialState.COMPLETE, values=list(values), user_attrs=attrs)
+        self.tried.add(_key(point))
+        self._learn(self._last().number, point, values)
 
     def _record(self, params: Mapping[str, Scalar], **columns: Any) -> None:
         """Add a trial in one step: each step is a write that waits for the disk."""
@@ -265,7 +268,7 @@ class StudySearch(OptunaSearch):
         self.reserved.discard(name)
         return name
 
-    def _set(self, frozen: FrozenTrial, key: str, value: str) -> None:
+    def _set(self, frozen: FrozenTrial, key: str, value: Any) -> None:
         # Optuna has a public way only for trials that it drew itself.
         self.storage.set_trial_user_attr(frozen._trial_id, key, value)
 
@@ -277,20 +280,37 @@ class StudySearch(OptunaSearch):
         with asking():
             if error or result.get("status") != "completed":
                 self._set(frozen, "status", str(result.get("status", "died")))
-            values = self._tell(frozen.number, {} if error else result)
+            outcome = self._tell(frozen, {} if error else result)
         self._completed_trials.add(trial_id)
-        self.sampler.end(frozen.number, values)
+        self.sampler.end(frozen.number, outcome)
 
-    def _tell(self, number: int, result: Mapping[str, Any]) -> list[float] | None:
-        """Returns the values that count, if it has any."""
-        values = self._values(result)
-        if values is None:
-            self.study.tell(number, state=TrialState.FAIL)
+    def know(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Tell the study of a trial that it did not draw, once, where that lies in its space. Raises StudyFailed."""
+        outcome, point = self._outcome(result), self.search.locate(values)
+        if point is None or outcome is None or outcome == "stopped":
+            return
+        with asking():
+            existing = self.study.get_trials(deepcopy=False)
+            if all(known.user_attrs.get("trial_id") != trial_id for known in existing):
+                self._add(point, outcome, trial_id=trial_id)
+
+    def _tell(self, frozen: FrozenTrial, result: Mapping[str, Any]) -> Outcome:
+        """Tell the study what came of a trial, and return it."""
+        outcome = self._outcome(result)
+        if outcome == "stopped":
+            reached = {"updates": result.get("updates", result.get("step")), "tokens": result.get("tokens")}
+            for key, value in {"reason": result.get("reason"), **reached}.items():
+                self._set(frozen, key, value)
+            self.study.tell(frozen.number, state=TrialState.PRUNED)
+        elif outcome is None:
+            self.study.tell(frozen.number, state=TrialState.FAIL)
         else:
-            self.study.tell(number, values)
-        return values
+            self.study.tell(frozen.number, outcome)
+        return outcome
 
-    def _values(self, result: Mapping[str, Any]) -> list[float] | None:
+    def _outcome(self, result: Mapping[str, Any]) -> Outcome:
+        if result.get("status") == "stopped":
+            return "stopped"
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None

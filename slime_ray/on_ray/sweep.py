@@ -19,6 +19,7 @@ from rich.console import Console
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial
+from slime_ray.instructions import Instructions
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.monitor import Monitor
@@ -33,6 +34,7 @@ from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_stor
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.run_status import write_status
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -154,6 +156,7 @@ def _run(sweep: Sweep, place: Place) -> None:
                 early = f"Ray Tune gave up ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
             finally:
                 watch.clear()
+                write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
             early = early or watch.leaving
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)
@@ -216,7 +219,10 @@ def _plan(sweep: Sweep) -> TrialPlan:
                 seed=seed,
                 rows=rows,
             )
-    return TrialPlan(experiment, study=study, rows=rows, seed=seed)
+    plan = TrialPlan(experiment, study=study, rows=rows, seed=seed)
+    for clone in Instructions.read(run).clones:
+        plan.add(clone)
+    return plan
 
 
 def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callback]) -> None:
@@ -234,7 +240,8 @@ def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callb
         ),
         tune_config=tune.TuneConfig(
             search_alg=plan,
-            num_samples=plan.most_left(),
+            # The plan says when it is done: people may ask for clones while it runs.
+            num_samples=-1,
             max_concurrent_trials=_side_by_side(experiment),
             # Trials end themselves, also where they are stopped, so an actor is always free for the next one.
             reuse_actors=True,

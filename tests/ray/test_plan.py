@@ -8,6 +8,7 @@ from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
+from slime_ray.instructions import Clone
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 
@@ -152,3 +153,33 @@ def test_the_best_are_undominated_then_stable_enough_then_highest_in_the_first_g
     order = [r["trial_id"] for r in best_rows(rows, {"win_rate": "maximize", "stability": "maximize"})]
     # best, calm and wild are the front; wild has lost most of its stability, and dominated stands behind.
     assert order == ["best", "calm", "wild", "dominated"]
+
+
+def test_a_clone_runs_before_what_waits_and_the_study_learns_of_it(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    names = run(plan, stop_after=5)
+    clone = Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.5})
+    assert plan.add(clone)
+    assert not plan.add(clone)
+    assert "search-0001-clone-1" in plan.missing()
+    given: Any = plan.suggest("tune-5")
+    assert given["trial"]["trial_id"] == "search-0001-clone-1"
+    assert given["trial"]["values"] == {"objective.hard_margin": 2.5}
+    assert given["trial"]["prompt_set"] == "selection"
+    plan.on_trial_complete("tune-5", result(9))
+    assert plan.study is not None
+    told = {trial.user_attrs["trial_id"]: trial.values for trial in plan.study.study.get_trials()}
+    assert told["search-0001-clone-1"] == [0.59, 0.9]
+    # A plan over the rows so far runs neither it nor the others again.
+    resumed = plan_for(experiment, tmp_path, rows=plan.rows)
+    assert not resumed.add(clone)
+    assert [*names, *run(resumed)][:7] == EXPECTED[:7]
+
+
+def test_a_clone_outside_the_space_runs_and_is_no_point_of_the_study(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    plan.add(Clone("arm-full-s0-clone-1", "arm-full-s0", {"objective.hard_margin": 9.0}))
+    assert run(plan)[0] == "arm-full-s0-clone-1"
+    assert plan.study is not None
+    assert "arm-full-s0-clone-1" not in {trial.user_attrs.get("trial_id") for trial in plan.study.study.get_trials()}
+    assert plan.missing() == []

@@ -10,11 +10,13 @@ import pytest
 from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
+from slime_ray.instructions import ask_for_clone, ask_to_stop
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray.monitor import Heard
 from slime_ray.on_ray.resources import Node
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
+from slime_ray.run_status import read_status
 from slime_ray.training import attempts
 
 TEXT = """\
@@ -53,6 +55,9 @@ class FakeMonitor:
     def leave(self, reason: str) -> None:
         self.orders.append(reason)
 
+    def stop_trial(self, name: str, reason: str) -> None:
+        self.orders.append(f"{name}: {reason}")
+
     def kill(self, name: str) -> None:
         self.killed.append(name)
 
@@ -87,8 +92,9 @@ def said() -> list[str]:
 
 @pytest.fixture
 def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
-    plan: Any = SimpleNamespace(ending=False)
-    progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None)
+    plan: Any = SimpleNamespace(ending=False, by_tune_id={}, added=[])
+    plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
+    progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None, finished=0, total=1)
     teller: Any = monitor
     return Watch(experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress)
 
@@ -145,6 +151,23 @@ def test_waiting_counts_only_while_nothing_is_at_work(watching, clock, monitor, 
     step(watching, clock, 1)
     with pytest.raises(NoPlace):
         step(watching, clock, 601)
+
+
+def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monitor, said, tmp_path, experiment):
+    monitor.trials = AT_WORK
+    step(watching, clock, 3)
+    assert read_status(tmp_path).trials == {"arm-slime-s0": {"values": {}}}
+    ask_to_stop(tmp_path, "arm-slime-s0", known=set(AT_WORK))
+    clone = ask_for_clone(tmp_path, experiment, "arm-slime-s0", {"objective.hard_margin": 2.0})
+    step(watching, clock, 1)
+    step(watching, clock, 1)
+    assert monitor.orders == ["arm-slime-s0: stopped by hand"]
+    assert watching.plan.added == [clone]
+    assert watching.progress.total == 2
+    assert said == [
+        "arm-slime-s0 is stopped by hand.",
+        "arm-slime-s0-clone-1 runs next: arm-slime-s0 with other knobs.",
+    ]
 
 
 def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
