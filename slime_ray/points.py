@@ -95,7 +95,8 @@ class Search(Strict):
         """The point with just these values; None where the space has none."""
 
         def pick(name: str, dimension: Dimension) -> Scalar:
-            if not dimension.contains(value := values.get(path_of(name))):
+            value = values.get(path_of(name))
+            if value is None or not dimension.contains(value):
                 raise LookupError
             return dimension.snap(value)
 
@@ -183,16 +184,20 @@ class Rules:
                 continue
         return found
 
+    def excesses(self, point: Mapping[str, Scalar]) -> dict[str, float]:
+        """By how much each requirement that says something of a point is broken, at most 0 where it holds."""
+        if not self.requirements:
+            return {}
+        values = self.values(point)
+        return {
+            str(requirement): requirement.excess(values)
+            for requirement in self.requirements
+            if all(path in values for path in requirement.paths)
+        }
+
     def broken(self, point: Mapping[str, Scalar]) -> list[str]:
         """The requirements that a point breaks."""
-        if not self.requirements:
-            return []
-        values = self.values(point)
-        return [
-            str(requirement)
-            for requirement in self.requirements
-            if all(path in values for path in requirement.paths) and requirement.excess(values) > 0
-        ]
+        return [requirement for requirement, excess in self.excesses(point).items() if excess > 0]
 
 
 def has_feasible_point(search: Search, base: Mapping[str, Any], *, tries: int = 4096) -> bool:

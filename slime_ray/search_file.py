@@ -245,7 +245,7 @@ class SearchReader:
             if isinstance(given, dict) and "run" in given:
                 if search.sampler not in LEARNING:
                     raise self.error(
-                        at, f"sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING)}"
+                        at, f"the sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING)}"
                     )
                 runs.append(self.check(EarlierRun, given, at, where=f"start_from.{index}: "))
                 continue

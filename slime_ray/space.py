@@ -119,10 +119,10 @@ class Dimension(Strict):
             return any(type(value) is type(option) and value == option for option in self.choice)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
+        if self.size is not None:
+            return math.isclose(value, float(self.snap(value)), rel_tol=1e-9, abs_tol=1e-12)
         low, high = self.bounds
-        if not low <= value <= high:
-            return False
-        return self.size is None or math.isclose(value, float(self.snap(value)), rel_tol=1e-9, abs_tol=1e-12)
+        return low <= value <= high
 
     def snap(self, value: Scalar) -> Scalar:
         """The nearest value that it has: what samplers add up in floating point is then one and the same."""

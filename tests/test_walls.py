@@ -18,6 +18,7 @@ DESCRIPTION = {
     "errors",
     "experiment",
     "judge_settings",
+    "points",
     "presets",
     "settings",
     "space",
@@ -35,8 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge_settings": {"errors", "strict", "yaml_source"},
     "settings": {"errors", "judge_settings", "objectives", "strict"},
     "space": {"errors", "settings", "yaml_source"},
+    "points": {"presets", "settings", "space", "strict"},
+    "search_file": {*DESCRIPTION, "objectives"},
     "experiment": {*DESCRIPTION, "objectives"},
-    "experiment_file": {*DESCRIPTION, "objectives"},
+    "experiment_file": {*DESCRIPTION, "objectives", "search_file"},
     "objectives": set(),
     "world": {"errors"},
     "mirror": {"errors"},
@@ -72,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_folder",
         "run_status",
         "instructions",
+        "stability_v1",
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
@@ -119,7 +123,7 @@ ONLY_IN: dict[str, set[str]] = {
     "peft": {"model", "training", "evaluation", "benchmarks"},
     "pandas": {"analysis", "benchmarks", "results"},
     "matplotlib": {"analysis"},
-    "scipy": {"analysis"},
+    "scipy": {"analysis", "on_ray"},
 }
 
 # What these parts may import beyond slime_ray and the standard library.

@@ -127,6 +127,11 @@ def _check(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
     if lack := experiment.settings.evaluation.judge.lacks():
         raise InputError(lack)
+    if experiment.search and experiment.search.earlier_runs:
+        from slime_ray.on_ray.earlier import earlier_runs
+
+        for one in earlier_runs(experiment):
+            print(one)
     search = len(experiment.search.dimensions) if experiment.search else 0
     print(
         f"{source}: fine. {len(experiment.arms)} arms x {len(experiment.seeds)} seeds, "

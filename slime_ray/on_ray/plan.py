@@ -126,10 +126,10 @@ class TrialPlan(Searcher):
             "values": trial.values,
         }
 
-    def close(self) -> None:
-        """Nothing is at work any more, and no trial is left running in the study."""
+    def close(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Nothing is at work any more, and no trial is left running in the study. rows: of all that has finished."""
         if self.study is not None:
-            self.study.close()
+            self.study.close(rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""

@@ -6,18 +6,19 @@ is remembered. So a search that is gone on with draws what it would have drawn, 
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
 from slime_ray.on_ray.fronts import dominators, signed
-from slime_ray.points import Point, Rules, Search
+from slime_ray.points import Point, Rules, Search, path_of
 from slime_ray.space import Dimension, Scalar
 
 BEST, NEWEST, AGAIN_EVERY = 50, 200, 50
@@ -29,7 +30,12 @@ Outcome = Sequence[float] | Literal["stopped"] | None
 
 
 class Sampler(Protocol):
-    """Draws points, which need not keep the requirements, and hears of all that are tried, by the study's numbers."""
+    """Draws points, which need not keep the requirements, and hears of all that are tried, by the study's numbers.
+
+    patience: so many draws in a row may lead to no trial, before chance is asked instead; None is as many as it takes.
+    """
+
+    patience: int | None
 
     def draw(self, position: int) -> Point | None:
         """The draw at a position, from 0; None where there is no further one."""
@@ -49,7 +55,7 @@ def make_sampler(search: Search, rules: Rules, directions: Sequence[str], *, tri
         return Drawn(QuasiRandom(search, seed))
     if search.sampler == "grid":
         return Drawn(Grid(search, rules, seed))
-    return Learner(search, directions, trials=trials, seed=seed)
+    return Learner(search, rules, directions, trials=trials, seed=seed)
 
 
 def chance(search: Search, seed: int) -> "Drawn":
@@ -59,6 +65,8 @@ def chance(search: Search, seed: int) -> "Drawn":
 
 class Drawn:
     """A sampler that learns nothing. at: the point at a position, None behind the last."""
+
+    patience: int | None = None
 
     def __init__(self, at: Callable[[int], Point | None]):
         self.draw = at
@@ -103,15 +111,18 @@ class Learner:
     the drawing, and draws that break a requirement are nobody's business.
     """
 
-    def __init__(self, search: Search, directions: Sequence[str], *, trials: int, seed: int):
-        self.search, self.directions, self.seed = search, list(directions), seed
-        self.trials = trials
+    def __init__(self, search: Search, rules: Rules, directions: Sequence[str], *, trials: int, seed: int):
+        self.search, self.rules, self.seed, self.trials = search, rules, seed, trials
+        self.directions = list(directions)
+        # What GP takes for the best point may break a requirement, and is the same again and again.
+        self.patience: int | None = 3 if search.sampler == "gp" else 20
         self.study = self._empty()
         self.running: dict[int, tuple[Trial, Point]] = {}
         self.finished: list[FrozenTrial] = []
 
     def _empty(self) -> optuna.Study:
-        return optuna.create_study(directions=self.directions, sampler=self._sampler(0))
+        directions = [StudyDirection[direction.upper()] for direction in self.directions]
+        return optuna.create_study(directions=directions, sampler=self._sampler(0))
 
     def _sampler(self, position: int) -> BaseSampler:
         seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
@@ -123,9 +134,10 @@ class Learner:
             return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, group=conditional, constant_liar=True
-            )
+            return WithinRules(
+                self.search, self.rules, seed=seed, n_startup_trials=startup, multivariate=True, group=conditional,
+                constant_liar=True,
+            )  # fmt: skip
 
     def draw(self, position: int) -> Point:
         """A point of the sampler's; in the first trials, one by chance."""
@@ -147,10 +159,14 @@ class Learner:
 
     def end(self, number: int, outcome: Outcome) -> None:
         """A result, or none; from time to time, what the sampler is shown of them is chosen anew."""
-        trial, _ = self.running.pop(number)
+        trial, point = self.running.pop(number)
         if outcome is None:
             self.study.tell(trial, state=TrialState.FAIL)
             return
+        if self.search.sampler == "gp":
+            # By how much requirements hold or not is one more thing that it learns.
+            for requirement, excess in self.rules.excesses(point).items():
+                trial.set_constraint(requirement, excess)
         if outcome == "stopped":
             self.finished.append(self.study.tell(trial, state=TrialState.PRUNED))
         else:
@@ -175,6 +191,33 @@ class Learner:
         return self.search.walk(lambda name, dimension: dimension.snap(suggest(trial, name, dimension)))
 
 
+class WithinRules(TPESampler):
+    """TPE that takes the best of its candidates that keep the requirements, as far as the candidates tell.
+
+    Without that it would draw again and again where good points lie next to what is not allowed, for TPE knows nothing
+    of requirements. It hooks into a method that is not public: where that is gone, points are drawn again.
+    """
+
+    def __init__(self, search: Search, rules: Rules, **settings: Any):
+        super().__init__(**settings)
+        self.numbers = {name: path_of(name) for name, one in search.dimensions.items() if one.choice is None}
+        self.requirements = rules.requirements
+        searched, self.fixed = set(map(path_of, search.dimensions)), {}
+        if rules.requirements and not search.switches:
+            # What is not searched is the same in every trial, where all have the same knobs.
+            values = rules.values(search.at([0.0] * len(search.dimensions)))
+            self.fixed = {path: value for path, value in values.items() if path not in searched}
+
+    def _compute_acquisition_func(self, samples: dict[str, Any], *models: Any) -> Any:
+        values = super()._compute_acquisition_func(samples, *models)
+        known = self.fixed | {path: samples[name] for name, path in self.numbers.items() if name in samples}
+        for requirement in self.requirements:
+            if all(path in known for path in requirement.paths):
+                larger = known[requirement.larger] if isinstance(requirement.larger, str) else requirement.larger
+                values = np.where(known[requirement.smaller] <= larger, values, -np.inf)
+        return values
+
+
 def distribution(dimension: Dimension) -> BaseDistribution:
     """Optuna's form of a dimension."""
     if dimension.choice is not None:
@@ -188,8 +231,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 def suggest(trial: Trial, name: str, dimension: Dimension) -> Scalar:
     """Have a trial of Optuna's take a value."""
     if dimension.choice is not None:
-        value: Scalar = trial.suggest_categorical(name, dimension.choice)
-        return value
+        return cast(Scalar, trial.suggest_categorical(name, dimension.choice))
     low, high = dimension.bounds
     if dimension.is_integer:
         return trial.suggest_int(name, int(low), int(high), step=int(dimension.step or 1), log=dimension.is_log)

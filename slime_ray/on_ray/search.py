@@ -27,8 +27,6 @@ from slime_ray.space import Scalar
 from slime_ray.training.outcome import one_sentence
 
 MAX_DRAWS = 1000
-MAX_REPEATS = 20
-"""Draws of points that were tried already, after which a search asks chance instead of its sampler."""
 PAUSED = "paused"
 SHORT = {"maximize": "max", "minimize": "min"}
 logger = logging.getLogger(__name__)
@@ -224,18 +222,16 @@ class StudySearch(OptunaSearch):
         return point
 
     def _drawn(self, trial_id: str, free: Sequence[str]) -> Point | None:
-        broken, repeats = "", 0
-        for _ in range(MAX_DRAWS):
-            source = self.sampler if repeats < MAX_REPEATS else self.chance
-            point = source.draw(self.position)
+        broken = ""
+        for misses in range(MAX_DRAWS):
+            tired = self.sampler.patience is not None and misses >= self.sampler.patience
+            point = (self.chance if tired else self.sampler).draw(self.position)
             if point is None:
                 return None
             position, self.position = self.position, self.position + 1
             if because := self.rules.broken(point):
                 broken = because[0]
-            elif _key(point) in self.tried:
-                repeats += 1
-            else:
+            elif _key(point) not in self.tried:
                 name = self._free(free)
                 attrs = {"draw": position} | ({"trial_id": name} if name else {})
                 try:
@@ -315,11 +311,12 @@ class StudySearch(OptunaSearch):
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None
 
-    def close(self) -> None:
-        """Nothing is at work any more: what has not ended is failed; its point is queued when the study is reopened."""
+    def close(self, rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+        """Nothing is at work any more: what has no row is failed, and its point queued when the study is reopened."""
         for trial_id in self.running.keys() - self._completed_trials:
+            name = self.running[trial_id].user_attrs.get("trial_id", "")
             with suppress(StudyFailed):
-                self.on_trial_complete(trial_id, {"status": PAUSED})
+                self.on_trial_complete(trial_id, dict(rows.get(name, {"status": PAUSED})))
 
 
 def _point(params: Mapping[str, Scalar]) -> Point:
