@@ -20,21 +20,18 @@ from slime_ray.experiment import (
     Experiment,
     Faults,
     Resources,
-    Search,
-    has_feasible_point,
-    point_values,
-    value_at,
     with_values,
 )
-from slime_ray.judge_settings import JUDGE_SETTINGS
+from slime_ray.judge_settings import JUDGE_SETTINGS, Llm
 from slime_ray.presets import merge, preset_base
-from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
-from slime_ray.space import Dimension, Requirement, Scalar
+from slime_ray.search_file import SearchKeys, SearchReader
+from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, fingerprint
+from slime_ray.space import Dimension, Scalar
 from slime_ray.strict import Label
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
 
-class _File(Strict):
+class _File(SearchKeys):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
     name: Label
@@ -44,9 +41,6 @@ class _File(Strict):
     arms: dict[Label, dict[str, Any]] = {}
     grid: dict[str, list[Scalar]] = {}
     ablate: AnyAblation | None = None
-    search: dict[str, Dimension] = {}
-    require: list[str] = []
-    start_from: list[str | dict[str, Scalar]] = []
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
     budget: Budget = Budget()
@@ -91,10 +85,12 @@ class _Resolver:
             arms, design = self._ablation(file, file.ablate, base, settings)
         else:
             arms = self._arms(file, base)
-        search = self._search(file, base)
+        search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
+        self._check_searched(file, settings)
         if not arms and search is None:
             raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
         self._check_goals(file, settings)
+        self._check_budget(file, settings)
         if search is not None and file.budget.trials == 0:
             raise self.error(("budget",), "there is a search but `budget.trials` is 0. Give the number of trials")
         if search is None and file.budget.trials:
@@ -160,32 +156,6 @@ class _Resolver:
             raise self.error(("ablate", *error.keys), str(error)) from None
         return expansion.arms, expansion.design
 
-    def _search(self, file: _File, base: dict[str, Any]) -> Search | None:
-        if not file.search:
-            for key in ("require", "start_from"):
-                if getattr(file, key):
-                    raise self.error((key,), f"`{key}` has no effect without a `search`")
-            return None
-        for path, dimension in file.search.items():
-            at: KeyPath = ("search", path)
-            for end in dimension.ends:
-                self.check(Settings, with_values(base, {path: end}), at, where=f"{path} = {end}: ")
-        self._check_searched(file, Settings.model_validate(base))
-        for index, text in enumerate(file.require):
-            try:
-                requirement = Requirement.parse(text)
-            except ValueError as error:
-                raise self.error(("require", index), str(error)) from None
-            if not any(path in file.search for path in requirement.paths):
-                raise self.error(("require", index), f"{text!r}: none of its paths is searched")
-            self._numbers(base, file, requirement, ("require", index))
-        points = [self._point(file, base, index) for index in range(len(file.start_from))]
-        unique = [point for index, point in enumerate(points) if point not in points[:index]]
-        search = Search(dimensions=file.search, require=file.require, known_points=unique)
-        if file.require and not has_feasible_point(search, base):
-            raise self.error(("require",), "no point of the space meets every requirement: they contradict each other")
-        return search
-
     def _check_searched(self, file: _File, settings: Settings) -> None:
         """A knob whose component is taken away has no effect, and a search that moves it has no sense beside."""
         idle = idle_knobs(removed(settings))
@@ -203,43 +173,6 @@ class _Resolver:
                     f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
                     "Search in a file of its own first, or leave the component out of `ablate.components`",
                 )
-
-    def _numbers(self, base: dict[str, Any], file: _File, requirement: Requirement, at: KeyPath) -> None:
-        for path in requirement.paths:
-            value = file.search[path].ends[0] if path in file.search else value_at(Settings.model_validate(base), path)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise self.error(at, f"{path} is not a number, so it cannot be compared")
-
-    def _point(self, file: _File, base: dict[str, Any], index: int) -> dict[str, Scalar]:
-        given = file.start_from[index]
-        at: KeyPath = ("start_from", index)
-        if isinstance(given, str):
-            # A recipe's objective is what makes it that recipe. Its learning rate belongs to its model and data.
-            objective = preset_base(given).get("objective", {})
-            values = {f"objective.{knob}": value for knob, value in objective.items()}
-            name = given
-            own = Settings.model_validate(base)
-            for path, value in values.items():
-                if path not in file.search and value_at(own, path) != value:
-                    raise self.error(
-                        at,
-                        f"{name} sets {path} = {value}, which is not searched and is {value_at(own, path)} in base. "
-                        "Search it too, or leave the point out",
-                    )
-        else:
-            values, name = dict(given), f"point {index + 1}"
-            if unknown := set(values) - set(file.search):
-                raise self.error(at, f"{sorted(unknown)[0]} is not searched. Searched: {', '.join(file.search)}")
-        settings = self.check(Settings, with_values(base, values), at)
-        point = {path: value_at(settings, path) for path in file.search}
-        for path, value in point.items():
-            if not file.search[path].contains(value):
-                raise self.error(at, f"{name}: {path} = {value} lies outside {file.search[path].ends}. Widen the range")
-        full = point_values(Search(dimensions=file.search, require=file.require), base, point)
-        for text in file.require:
-            if Requirement.parse(text).excess(full) > 0:
-                raise self.error(at, f"{name} breaks the requirement {text!r}")
-        return point
 
     def _early_stopping(self, file: _File, settings: Settings) -> EarlyStopping | None:
         """With the goals that trials are ranked by as they can be told during training."""
@@ -283,6 +216,28 @@ class _Resolver:
             raise self.error(
                 ("goals",),
                 "accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them",
+            )
+
+    def _check_budget(self, file: _File, settings: Settings) -> None:
+        """What can never be spent ends nothing, and whoever relies on it would learn so from the bill."""
+        budget, judge = file.budget, settings.evaluation.judge
+        gpus = file.resources.gpu_per_worker > 0
+        if budget.gpu_hours is not None and not gpus:
+            raise self.error(
+                ("budget", "gpu_hours"), "trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead"
+            )
+        if budget.judge_calls is not None and not isinstance(judge, Llm):
+            raise self.error(
+                ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
+            )
+        priced = (gpus and budget.price_per_gpu_hour is not None) or (
+            isinstance(judge, Llm) and judge.prices is not None
+        )
+        if budget.cost is not None and not priced:
+            raise self.error(
+                ("budget", "cost"),
+                "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "
+                "evaluation.judge.prices for a judge that is paid",
             )
 
 

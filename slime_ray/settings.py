@@ -107,10 +107,14 @@ class Schedule(Strict):
 
 
 class Sft(Schedule):
-    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split."""
+    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split.
+
+    lora: its adapters, which are merged at its end; `same` as model.lora, or null to train every weight.
+    """
 
     examples_per_update: Positive = 64
     seed: Annotated[int, Field(ge=0)] = 0
+    lora: Literal["same"] | Lora | None = "same"
 
 
 class Training(Schedule):
@@ -244,6 +248,13 @@ class Settings(Strict):
         judge = self.evaluation.judge
         wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
         return wanted and self.sentinel.action != "none" and judge.name != "none"
+
+    @property
+    def sft_model(self) -> Model:
+        """The model with the adapters of stage 1; without any where there is no such stage."""
+        if self.sft is not None and self.sft.lora == "same":
+            return self.model
+        return self.model.model_copy(update={"lora": self.sft.lora if self.sft else None})
 
     @property
     def judge_identity(self) -> str:

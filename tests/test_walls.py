@@ -18,6 +18,7 @@ DESCRIPTION = {
     "errors",
     "experiment",
     "judge_settings",
+    "points",
     "presets",
     "settings",
     "space",
@@ -37,8 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge_settings": {"errors", "strict", "yaml_source"},
     "settings": {"errors", "judge_settings", "objectives", "strict"},
     "space": {"errors", "settings", "yaml_source"},
+    "points": {"presets", "settings", "space", "strict"},
+    "search_file": {*DESCRIPTION, "objectives"},
     "experiment": {*DESCRIPTION, "objectives"},
-    "experiment_file": {*DESCRIPTION, "ablation", "expansion", "objectives"},
+    "experiment_file": {*DESCRIPTION, "ablation", "expansion", "objectives", "search_file"},
     "objectives": set(),
     "world": {"errors"},
     "mirror": {"errors"},
@@ -76,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_folder",
         "run_status",
         "instructions",
+        "stability_v1",
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
@@ -131,7 +135,7 @@ ONLY_IN: dict[str, set[str]] = {
     "peft": {"model", "training", "evaluation", "benchmarks"},
     "pandas": {"analysis", "benchmarks", "results"},
     "matplotlib": {"analysis"},
-    "scipy": {"analysis", "benchmarks"},
+    "scipy": {"analysis", "benchmarks", "on_ray"},
 }
 
 # What these parts may import beyond slime_ray and the standard library.

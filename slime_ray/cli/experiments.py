@@ -167,6 +167,11 @@ def _check(options: argparse.Namespace) -> None:
     trials = search and f" {len(search.dimensions)} searched knobs, {experiment.budget.trials} trials."
     print(f"{source}: fine.{arms or ''}{trials or ''}")
     _describe_design(experiment)
+    if experiment.search and experiment.search.earlier_runs:
+        from slime_ray.on_ray.earlier import earlier_runs
+
+        for one in earlier_runs(experiment):
+            print(one)
 
 
 def _doctor(options: argparse.Namespace) -> None:

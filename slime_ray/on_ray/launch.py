@@ -196,6 +196,13 @@ def _refuse_local_paths(experiment: Experiment) -> None:
                     "and give its absolute path there."
                 )
 
+    for run in experiment.search.earlier_runs if experiment.search else []:
+        if not (Path(run.run).is_absolute() or is_url(run.run)):
+            raise InputError(
+                f"start_from: {run.run} is a path of this machine. Give the run's address, or its absolute path on the "
+                "storage that the nodes share."
+            )
+
 
 def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
     """The job that is this sweep, with its status; or the id for a new one, with None."""

@@ -17,6 +17,7 @@ from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import waiting_for
+from slime_ray.on_ray.spending import Meter
 from slime_ray.run_status import STATUS, write_status
 from slime_ray.training import attempts
 from slime_ray.training.orders import interrupts
@@ -75,13 +76,14 @@ class Watch(tune.Callback):
         monitor: Monitor,
         plan: TrialPlan,
         progress: Progress,
+        meter: Meter,
     ):
         self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor
-        self.plan, self.progress = plan, progress
+        self.plan, self.progress, self.meter = plan, progress, meter
         self.leaving: str | None = None
+        self.spent: str | None = None
         self.left_at = self.looked = self.said = self.asked = 0.0
         self.stopping: set[str] = set()
-        self.started = time.monotonic()
         self.wait = Wait(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
 
@@ -111,6 +113,7 @@ class Watch(tune.Callback):
         self.progress.hear({name: voice.told for name, voice in heard.items()})
         self._say_how_it_stands(now, heard)
         self._follow_instructions(now, heard)
+        self.meter.look([name for name, voice in heard.items() if voice.at_work], now)
         self._leave_in_time(now)
         self._end_the_silent(heard)
         self._wait_for_a_place(trials, heard)
@@ -147,11 +150,11 @@ class Watch(tune.Callback):
                 self.progress.say(f"{clone.trial_id} runs next: {clone.of} with other knobs.")
 
     def _leave_in_time(self, now: float) -> None:
-        hours = self.experiment.budget.hours
         if self.leaving is None and self.interrupts:
             self.leave("it was interrupted")
-        elif self.leaving is None and hours is not None and now - self.started > 3600 * hours:
-            self.leave(f"its time, budget.hours {hours:g}, is spent")
+        elif self.leaving is None and (spent := self.meter.over()):
+            self.spent = spent
+            self.leave(self.meter.sentence(spent))
         elif self.leaving is not None and now - self.left_at > GRACE_SECONDS:
             raise TimeUp
 

@@ -23,7 +23,7 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
-from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -41,7 +41,7 @@ from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
-from slime_ray.training.worker import VERDICTS, is_memory_error, reset_process
+from slime_ray.training.worker import is_memory_error, reset_process
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, Summary, build_judge
-from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -67,8 +67,6 @@ from slime_ray.training.stages import Stages, answering, place, prepare, train_p
 from slime_ray.world import World
 
 logger = logging.getLogger(__name__)
-VERDICTS = ".verdicts"
-"""Folder, in a storage, of the verdicts that are kept, beside its runs."""
 
 
 def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:

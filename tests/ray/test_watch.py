@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from slime_ray.errors import RunError
+from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.instructions import ask_for_clone, ask_to_stop
@@ -15,6 +16,7 @@ from slime_ray.mirror import Mirror
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray.monitor import Heard
 from slime_ray.on_ray.resources import Node
+from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
 from slime_ray.run_status import read_status
 from slime_ray.training import attempts
@@ -96,7 +98,10 @@ def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: l
     plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
     progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None, finished=0, total=1)
     teller: Any = monitor
-    return Watch(experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress)
+    meter = Meter(experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now)
+    return Watch(
+        experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress, meter=meter
+    )
 
 
 def step(watching: Watch, clock: Clock, seconds: float, *trials: Any) -> None:
