@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from slime_ray import results
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Search, Trial
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
@@ -33,17 +33,18 @@ name: recorded
 preset: arithmetic
 base:
   training: {evaluations: 10}
-  evaluation: {kl_prompts: 4}
+  sentinel: {prompts: 128}
+  evaluation: {prompts: 640, selection_prompts: 320, kl_prompts: 4}
 search:
-  objective.anchor_weight: {log_uniform: [0.02, 2.0]}
-  objective.stabilizer_strength: {log_uniform: [5e-4, 0.3]}
-  training.learning_rate: {log_uniform: [5e-5, 1.5e-3]}
+  objective.anchor_weight: {log_uniform: [0.02, 3.0]}
+  objective.stabilizer_strength: {log_uniform: [0.005, 0.5]}
+  objective.hard_margin: {uniform: [1.0, 3.0]}
 budget: {trials: 32}
 """
 GRID: dict[str, tuple[Scalar, ...]] = {
-    "objective.anchor_weight": (0.05, 0.3, 1.5),
-    "objective.stabilizer_strength": (0.001, 0.02, 0.2),
-    "training.learning_rate": (1e-4, 3e-4, 1e-3),
+    "objective.anchor_weight": (0.05, 0.3, 2.0),
+    "objective.stabilizer_strength": (0.01, 0.06, 0.3),
+    "objective.hard_margin": (1.0, 1.7, 3.0),
 }
 TRUTH_SEEDS = (0, 1, 2)
 """Of the trials that tell how good a cell is, on the report prompts, which no search sees."""
@@ -111,11 +112,14 @@ def wanted(experiment: Experiment) -> Iterator[Trial]:
 
 
 def train(trial: Trial, folder: Path, say: Say) -> None:
-    """Train a trial that `folder` does not hold yet."""
-    run = folder / "run"
-    if results.finished_trial(run / "trials" / trial.trial_id) is None:
-        row = run_trial(trial, run=run, storage=Mirror(folder), report=say_nothing)
-        say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")
+    """Train a trial that `folder` does not hold yet. Raises RunError where it fails; one that diverges is a result."""
+    own = folder / "run" / "trials" / trial.trial_id
+    if results.finished_trial(own) is not None:
+        return
+    row = run_trial(trial, run=folder / "run", storage=Mirror(folder), report=say_nothing)
+    if row["status"] == "failed":
+        raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {own} and record again.")
+    say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")
 
 
 def record(folder: Path, say: Say) -> None:

@@ -88,7 +88,7 @@ def epsilon_net(points: np.ndarray) -> np.ndarray:
 
 def _front_of(mine: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of all in earlier fronts than the one point's, and of those in its own. points: different ones."""
-    beats = (points[:, None, :] >= points[None, :, :]).all(axis=2)
+    beats = np.all(points[:, None, :] >= points[None, :, :], axis=2)
     np.fill_diagonal(beats, False)
     left = np.ones(len(points), dtype=bool)
     dominators = beats.sum(axis=0)
