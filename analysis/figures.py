@@ -64,6 +64,9 @@ def render(figure: "Figure") -> dict[str, bytes]:
     files = {}
     with _style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # Laid out once, for all forms alike; each would do it anew.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         for kind, metadata in undated.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)
