@@ -138,6 +138,8 @@ CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
 MODEL = "checkpoint"
 """Folder, in a trial's own, of the trained model: its adapter, or all of it."""
+JUDGING = "judging.json"
+"""File, in a trial's own, of what its judge took."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 

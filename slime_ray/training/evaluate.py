@@ -38,7 +38,7 @@ from slime_ray.training.measuring import (
     measure_policy,
 )
 from slime_ray.training.orders import Paused, Report
-from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing
+from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
 from slime_ray.training.worker import is_memory_error, reset_process
@@ -119,6 +119,10 @@ def evaluate(
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
+        # A mistake in the last file is told before the answers of the first are judged.
+        for one in given:
+            if one.is_file:
+                bench.read(one)
         bench.compare_with(against)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
@@ -127,7 +131,7 @@ def evaluate(
             for one, trial in zip(given, arm_trials(measured), strict=True):
                 if trial.trial_id not in done:
                     say(f"measuring {one.label}")
-                    _record(bench, one, trial, run)
+                    _record(bench, one, trial, run, say)
         except Paused as pause:
             raise RunError(pause.order.reason) from None
         except Exception as error:
@@ -146,12 +150,15 @@ def evaluate(
     return run
 
 
-def _record(bench: "_Files", one: Given, trial: Trial, run: Path) -> None:
+def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
     found = bench.measure(one, trial)
     seconds = time.perf_counter() - clock
     row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
+    folder = run / "trials" / trial.trial_id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_judging(found.judging, folder, seconds=60.0, say=say)
     finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
 
 

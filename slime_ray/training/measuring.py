@@ -11,7 +11,7 @@ from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.judges import Judge, Summary
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.experiment import Trial
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -27,11 +27,12 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Columns of trials.parquet, and rows of answers.parquet and pairs.parquet."""
+    """Columns of trials.parquet, rows of answers.parquet and pairs.parquet, and what a judge took."""
 
     row: dict[str, Any]
     answers: Rows = field(default_factory=list)
     pairs: Rows = field(default_factory=list)
+    judging: Summary | None = None
 
 
 def about(trial: Trial) -> dict[str, Any]:
@@ -110,7 +111,8 @@ def measure_answers(trial: Trial, answered: Answered) -> Measured:
         "broken_outputs": answered.broken_outputs,
         "length_shift": answered.length_shift,
     }
-    return Measured(row, answered.rows({**about(trial), "prompt_set": trial.prompt_set}))
+    rows = answered.rows({**about(trial), "prompt_set": trial.prompt_set})
+    return Measured(row, rows, judging=answered.judging)
 
 
 def stability_parts(
@@ -139,7 +141,7 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return Measured(told.row | answers.row | row, answers.answers, told.pairs)
+    return Measured(told.row | answers.row | row, answers.answers, told.pairs, answers.judging)
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

@@ -5,14 +5,12 @@ The ranks of a process group run a trial together: every one of them calls `run_
 
 import functools
 import gc
-import json
 import logging
 import os
 import shutil
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, Summary, build_judge
+from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
@@ -51,7 +49,6 @@ from slime_ray.training.measuring import (
 )
 from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import (
-    JUDGING,
     MODEL,
     OutOfMemory,
     RanksDiffer,
@@ -62,6 +59,7 @@ from slime_ray.training.outcome import (
     record_failure,
     say_nothing,
     waiting_for_storage,
+    write_judging,
 )
 from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
 from slime_ray.world import World
@@ -192,7 +190,9 @@ def _train_and_measure(
     asked = answer_prompts(trial, stages, policy, report)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
-    _write_judging(answered.judging, folder / JUDGING, report, hosting)
+    if World.current().main:
+        minutes = hosting.faults.storage_minutes
+        write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
     return Measured(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
 
@@ -218,18 +218,6 @@ def _judged(
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)
-
-
-def _write_judging(summary: Summary | None, path: Path, report: Report, hosting: Hosting) -> None:
-    """What the judge took, beside the trial's other files."""
-    if summary is None or not World.current().main:
-        return
-    text = json.dumps(asdict(summary), indent=1)
-
-    def write() -> None:
-        path.write_text(text, encoding="utf-8")
-
-    patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))
 
 
 def _save(policy: Policy, folder: Path, report: Report, hosting: Hosting) -> None:

@@ -17,6 +17,7 @@ from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
+from tests.evaluation.judges.judge_server import KEY, VARIABLE, serving
 
 TEXT = """\
 name: given
@@ -29,6 +30,7 @@ base:
   evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 24}}
 arms: {slime: {}}
 """
+pytestmark = pytest.mark.usefixtures("sketched")
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 GREEDY = ["--set", "evaluation.decoding.temperature=0"]
 WAY = [("q1", "Say hello."), ("q2", "Count to three."), ("q3", "Name a colour.")]
@@ -184,7 +186,7 @@ def test_the_program_for_vllm_writes_a_file_that_is_read(elsewhere, tmp_path, mo
 
 
 def write(path, answers):
-    rows = [{"id": name, "prompt": text, "answer": answer} for (name, text), answer in zip(WAY, answers, strict=True)]
+    rows = [{"id": name, "prompt": text, "answer": answer} for (name, text), answer in zip(WAY, answers, strict=False)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -213,6 +215,24 @@ def test_files_of_answers_are_compared_without_a_model(tmp_path, monkeypatch):
     assert "mine" in (tmp_path / "runs" / "files" / "report" / "win_rate_stability.md").read_text()
 
 
+def test_a_judge_that_runs_out_says_so_and_what_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, KEY)
+    with serving() as server:
+        llm = (
+            f"name: llm, model: rule, template: arena-hard, base_url: '{server.url}', api_key_env: {VARIABLE}, "
+            "concurrency: 1, on_failure: go_on, budget: {requests: 3}, prices: {input: 100, output: 1000}"
+        )
+        command = [*files(tmp_path)[:-1], f"evaluation.judge={{{llm}}}"]
+        run = evaluated(*command, storage=tmp_path / "runs", name="poor")
+        asked = len(server.requests)
+    printed = " ".join(capsys.readouterr().out.split())
+    # The third answers are equal, and tie unseen; of the four other verdicts one is missing. 110 tokens each.
+    assert run.trials["prompts"].tolist() == [3]
+    assert asked == 3
+    assert "Missing verdicts of all trials: 1 since budget.requests 3 is spent." in printed
+    assert "The judge took 3 requests and 330 tokens in this run so far, cost 0.06." in printed
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -223,8 +243,16 @@ def test_files_of_answers_are_compared_without_a_model(tmp_path, monkeypatch):
             "same name",
         ),
         (lambda arguments, tmp: [arguments[0], tmp / "nowhere", *arguments[2:]], "is no policy"),
+        (
+            lambda arguments, tmp: [*arguments[:2], write(tmp / "short.jsonl", ["a", "b"]), *arguments[2:]],
+            "short.jsonl has no answer to 1 of 3 questions, the first 'q3'",
+        ),
+        (
+            lambda arguments, tmp: [*arguments[:3], write(tmp / "short.jsonl", ["a", "b"]), *arguments[4:]],
+            "short.jsonl has no answer to 1 of 3 questions, the first 'q3'",
+        ),
     ],
-    ids=["no-judge", "no-questions", "one-name", "nothing-there"],
+    ids=["no-judge", "no-questions", "one-name", "nothing-there", "second-file-lacks-one", "baseline-lacks-one"],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, change, said):
     (tmp_path / "sub").mkdir()
