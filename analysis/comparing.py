@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -151,8 +152,8 @@ def _row(
     confidence: float,
 ) -> dict[str, object]:
     absent = pd.Series(dtype=object)
-    one = left.loc[label] if label in left.index else absent
-    other = right.loc[label] if label in right.index else absent
+    one: Any = left.loc[label] if label in left.index else absent
+    other: Any = right.loc[label] if label in right.index else absent
     numbers = ("win_rate", "win_rate_low", "win_rate_high", "stability", "stability_low", "stability_high")
     row: dict[str, object] = {f"{name}_1": one.get(name, math.nan) for name in numbers}
     row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}

@@ -22,7 +22,7 @@ from slime_ray.on_ray.stopping import build_rule
 from .machine import Machine, Say, describe_machine, now
 from .recording import SEARCH_SEEDS, experiment_in, from_run, load_table, recorded_trial, train
 
-GOALS = {"win_rate": "maximize", "stability": "maximize"}
+GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
 RULES: dict[str, EarlyStopping] = {
     "none": EarlyStopping(rule="none"),
     "pareto": EarlyStopping(goals=GOALS),

@@ -111,7 +111,7 @@ def shrink_of(options: Options) -> int:
     return shape_of(options).shrink if options.shrink is None else options.shrink
 
 
-def dtype_of(options: Options) -> str:
+def dtype_of(options: Options) -> Any:
     """Name of the dtype that runs."""
     return options.dtype or shape_of(options).dtype
 

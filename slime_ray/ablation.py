@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from slime_ray.design import COMPONENTS, Kind, Level, Metric
 from slime_ray.errors import InputError, near
-from slime_ray.experiment import value_at
 from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
+from slime_ray.points import value_at
 from slime_ray.presets import preset_base
 from slime_ray.settings import Settings
 from slime_ray.space import Scalar

@@ -54,9 +54,10 @@ class MonitorActor:
         self.leaving: Order | None = None
         self.stopped: dict[str, Order] = {}
         self.rule = build_rule(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
-        for trial_id, told in past if self.rule else ():
-            # What was decided then does not change; it counts for those that come.
-            self.rule.decide(trial_id, told)
+        for trial_id, told in past:
+            if self.rule:
+                # What was decided then does not change; it counts for those that come.
+                self.rule.decide(trial_id, told)
         self.draining: dict[str, int] = {}
         self.looked = 0.0
 

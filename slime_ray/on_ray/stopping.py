@@ -30,7 +30,11 @@ def build_rule(settings: EarlyStopping) -> Rule | None:
     if settings.rule == "none":
         return None
     if settings.rule == "pareto":
-        return Halving(ByFront(settings.goals or {}), first=settings.first, reduction=settings.reduction)
+        return Halving(
+            ByFront({str(goal): way for goal, way in (settings.goals or {}).items()}),
+            first=settings.first,
+            reduction=settings.reduction,
+        )
     (metric,) = settings.ranked_by
     if settings.rule == "median":
         return Median(metric, first=settings.first)

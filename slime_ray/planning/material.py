@@ -90,8 +90,8 @@ class Sample:
     """Token ids of some of the data, for a probe: (prompt, chosen, rejected) of demonstrations and pairs, and prompts
     with their messages, which are empty where the tokens are made up."""
 
-    sft: list[tuple[list[int], ...]]
-    train: list[tuple[list[int], ...]]
+    sft: list[tuple[list[int], list[int], list[int]]]
+    train: list[tuple[list[int], list[int], list[int]]]
     prompts: list[list[int]]
     messages: list[Any]
 
@@ -228,11 +228,13 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         "strict": data.strict,
     }
 
-    def tokenized(part: Any, tokenize: Any) -> tuple[Part, list[tuple[list[int], ...]]]:
+    def tokenized(part: Any, tokenize: Any) -> tuple[Part, list[tuple[list[int], list[int], list[int]]]]:
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
         columns = tokenize(some, tokenizer, **limits).dataset.to_dict()
         rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])
-        ids = list(zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True))
+        ids: list[tuple[list[int], list[int], list[int]]] = list(
+            zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True)
+        )
         lengths = tuple(Lengths(*map(len, each)) for each in ids)
         # Some are dropped, such as those without room for a completion.
         count = len(ids) if len(some) == len(part) else round(len(part) * len(ids) / len(some))
@@ -282,7 +284,7 @@ def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:
     def ids(length: float) -> list[int]:
         return [chance.randrange(vocabulary) for _ in range(max(1, round(length)))]
 
-    def some(part: Part) -> list[tuple[list[int], ...]]:
+    def some(part: Part) -> list[tuple[list[int], list[int], list[int]]]:
         wanted = min(PROBED, part.count)
         lengths = [part.lengths[index % len(part.lengths)] for index in range(wanted)] if part.lengths else []
         return [(ids(each.prompt), ids(each.chosen), ids(each.rejected) if each.rejected else []) for each in lengths]

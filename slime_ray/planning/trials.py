@@ -104,8 +104,12 @@ def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> S
     at every rung as at the first; those that reach a rung first always pass it. high: none is stopped, as where each
     trial is better than all before it.
     """
-    if rule is None or not trials:
+    if rule is None or rule.rule == "none" or not trials:
         return WHOLE
+    if rule.rule == "median":
+        # About half of the trials lie below the median where they are first compared.
+        first = math.ceil(rule.first * evaluations - 1e-9) / evaluations
+        return Shortened(Range(first, (1 + first) / 2, 1.0), Range(0.0, 0.5, 1.0))
     rungs: list[float] = []
     while (rung := rule.first * rule.reduction ** len(rungs)) < 1:
         rungs.append(rung)

@@ -83,16 +83,15 @@ def run_of(
             trials.append(row)
             if ended:
                 continue
-            rows = pd.DataFrame({"prompt_id": [f"p{place:04}" for place in range(len(of_seed))], "outcome": of_seed})
+            rows: Any = pd.DataFrame(
+                {"prompt_id": [f"p{place:04}" for place in range(len(of_seed))], "outcome": of_seed}
+            )
             if judged:
                 votes = [[VERDICTS.get(value, (None, None))[order] for value in of_seed] for order in (0, 1)]
                 answers.append(rows.assign(**about, prompt_set="report", verdict_ab=votes[0], verdict_ba=votes[1]))
             margins = of_seed - 0.5
-            pairs.append(
-                pd.DataFrame({"pair": range(len(margins)), "chosen_logp": margins, "rejected_logp": 0.0}).assign(
-                    **about
-                )
-            )
+            measured: Any = pd.DataFrame({"pair": range(len(margins)), "chosen_logp": margins, "rejected_logp": 0.0})
+            pairs.append(measured.assign(**about))
             for metric, value in (activity or {}).items():
                 for step, at_step in ((0, 0.0), (10, value)):
                     curves.append({**about, "step": step, "source": "held_out", "metric": metric, "value": at_step})

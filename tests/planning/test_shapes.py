@@ -1,6 +1,7 @@
 """Shapes against real models of transformers and peft, and the table of known ones."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from slime_ray.settings import Lora, Model
 from slime_ray.training.trainer import TokenPair
 
 LORA = Lora(rank=4, alpha=8.0)
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip

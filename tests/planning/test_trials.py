@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_ray.experiment import EarlyStopping
-from slime_ray.on_ray.stopping import Asha
+from slime_ray.on_ray.stopping import build_rule
 from slime_ray.planning.estimate import _schedule
 from slime_ray.planning.ranges import Range, total
 from slime_ray.planning.trials import WHOLE, groups_of, shortened
@@ -48,8 +48,10 @@ class Reports:
     """Trials of random quality that report to the real rule, one after another."""
 
     def __init__(self, rule: EarlyStopping, evaluations: int, chance: random.Random):
-        self.rule, self.evaluations, self.chance = Asha(rule), evaluations, chance
-        self.name = rule.metric
+        built = build_rule(rule)
+        assert built is not None
+        self.rule, self.evaluations, self.chance = built, evaluations, chance
+        (self.name,) = rule.ranked_by
 
     def run(self, trials: int) -> tuple[float, float]:
         """Mean share of updates, and of trials that were not stopped before their end."""
@@ -69,7 +71,7 @@ class Reports:
     [(27, 0.25, 3, 4), (8, 0.25, 3, 8), (64, 0.125, 2, 8), (20, 0.25, 4, 4), (30, 0.25, 3, 2)],
 )
 def test_early_stopping_leaves_what_the_rule_itself_leaves(trials, first, reduction, evaluations):
-    rule, chance = EarlyStopping(reduction=reduction, first=first), random.Random(1)
+    rule, chance = EarlyStopping(rule="asha", reduction=reduction, first=first), random.Random(1)
     runs = [Reports(rule, evaluations, chance).run(trials) for _ in range(200)]
     short = shortened(rule, trials=trials, evaluations=evaluations)
     assert short.updates.expected == pytest.approx(mean(updates for updates, _ in runs), abs=0.02)

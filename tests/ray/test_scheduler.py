@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -35,7 +36,7 @@ def test_a_tuner_stops_what_the_ranking_puts_behind(instance, tmp_path: Path):
     # One after another: the first goes on, the second is dominated, the third is the other end of the front, but of
     # three one goes on; of four two do, and the fourth is a new end.
     points = [(0.7, 0.2), (0.6, 0.1), (0.5, 0.8), (0.4, 0.9)]
-    found = tune.Tuner(
+    found: Any = tune.Tuner(
         tune.with_resources(curve, {"cpu": 2}),
         param_space={"case": tune.grid_search([{"win": win, "stable": stable} for win, stable in points])},
         tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=1),
