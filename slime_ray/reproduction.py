@@ -20,6 +20,11 @@ SPACES = {3: "table3", 4: "table4", 5: "table5"}
 Scale = Literal["paper", "demo"]
 GPUS = 8
 """Of the paper's runs, each with 8 pairs a device and 2 accumulation steps."""
+GPU = "h100"
+PAIRS = 63_000
+"""Of binarized UltraFeedback, as the paper has it."""
+LENGTHS = (180.0, 250.0, 250.0)
+"""Mean tokens of prompt, chosen and rejected that a plan assumes of it; the data itself decides."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from slime_ray.cli.options import show_report, start_options
 
 if TYPE_CHECKING:
     from slime_ray.experiment import Experiment
+    from slime_ray.reproduction import Reproduction
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -62,10 +63,26 @@ def _reproduce(options: argparse.Namespace) -> None:
             overrides=overrides, name=options.name,
         )  # fmt: skip
         print(found.text())
+        print(_cost(found, options.storage))
         if options.write:
             print(f"\nWritten to {options.write}: run it with `slime-ray ablate` or `slime-ray launch`.")
         elif not options.plan:
             _run(found.experiment, found.source, options)
+
+
+def _cost(found: "Reproduction", storage: str) -> str:
+    """What it will take: of the paper's scale on its GPUs, of the miniature here."""
+    from slime_ray.mirror import Mirror
+    from slime_ray.on_ray.plan_cluster import given_cluster, this_machine
+    from slime_ray.planning.material import Given
+    from slime_ray.planning.planner import plan_experiment
+    from slime_ray.reproduction import GPU, GPUS, LENGTHS, PAIRS
+
+    if found.scale == "demo":
+        cluster, given = this_machine(found.experiment, storage=Mirror.of(storage, "driver")), Given()
+    else:
+        cluster, given = given_cluster(found.experiment, gpus=GPUS, gpu=GPU), Given(PAIRS, LENGTHS)
+    return "\n" + plan_experiment(found.experiment, cluster=cluster, given=given).text()
 
 
 def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
