@@ -126,4 +126,4 @@ def _date(source: YamlSource) -> str | None:
 def peak_flops(gpu: str | None, dtype: Literal["float32", "bfloat16"]) -> float | None:
     """Peak FLOP/s, by the shipped table, of a GPU by its driver's name; None for any other and for a CPU."""
     found = load_prices().find(gpu) if gpu else None
-    return found and found.peak(dtype)
+    return found.peak(dtype) if found else None
