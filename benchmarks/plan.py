@@ -93,23 +93,31 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All sweeps, round by round."""
+    """All sweeps, round by round. failed: of those that did not come to their end, why."""
 
     machine: Machine
     date: str
     runs: list[PlannedRun]
+    failed: list[str]
 
 
 def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
-    """Plan and run each case in turn, and all of them again."""
-    runs = []
-    for turn in range(rounds):
-        for case in cases:
-            # Each in a storage of its own, so that stages are made again.
-            with tempfile.TemporaryDirectory() as folder:
-                runs.append(_run_case(case, Path(folder), lambda line: say(f"{turn + 1} of {rounds}: {line}")))  # noqa: B023
-            say(f"{case}: {json.dumps({'planned': runs[-1].planned, 'ran': runs[-1].ran})}")
-    return PlanReport(machine=describe_machine(torch.device("cpu")), date=now(), runs=runs)
+    """Plan and run each case in turn, and all of them again. Raises RunError where none came to its end."""
+    runs, failed = [], []
+    for number, case in enumerate([*cases] * rounds, 1):
+        # Each in a storage of its own, so that stages are made again.
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                run = _run_case(case, Path(folder), say)
+            except RunError as error:
+                failed.append(f"{case}: {error}")
+                say(failed[-1])
+                continue
+        runs.append(run)
+        say(f"{number} of {rounds * len(cases)}: {case}, {json.dumps({'planned': run.planned, 'ran': run.ran})}")
+    if not runs:
+        raise RunError(f"No sweep came to its end. {failed[0]}")
+    return PlanReport(machine=describe_machine(torch.device("cpu")), date=now(), runs=runs, failed=failed)
 
 
 def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:

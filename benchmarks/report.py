@@ -322,6 +322,11 @@ def plan_table(report: "PlanReport") -> str:
             f"torch {machine.torch}, transformers {machine.transformers}, {report.date}",
             table(("sweep", "load before, after", *FIGURES), rows),
             table(("planned to run", "median error", "range", "within 25 %"), errors),
+            *(
+                [f"{len(report.failed)} sweeps did not come to their end, the first {report.failed[0]}"]
+                if report.failed
+                else []
+            ),
             "Planned / run. Time is that of the whole command, trial seconds those of all trials together, processor "
             "seconds those of the processes that make stages and train. Load: processes that wanted a core, over the "
             "minute before; with more of them than cores, what a probe saw and what a sweep saw differ.",

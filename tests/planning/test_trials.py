@@ -4,14 +4,19 @@ import random
 from statistics import mean
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from slime_ray.experiment import EarlyStopping
-from slime_ray.on_ray.stopping import build_rule
+from slime_ray.model.logprobs import CHUNK_LOGITS, EXACT_ARCHITECTURES
+from slime_ray.on_ray import plan
 from slime_ray.planning.estimate import _schedule
+from slime_ray.planning.memory import TILE_LOGITS
 from slime_ray.planning.ranges import Range, total
-from slime_ray.planning.trials import WHOLE, groups_of, shortened
+from slime_ray.planning.trials import SEARCH_SEED, WHOLE, groups_of, shortened
+from slime_ray.planning.work import CURVE_PAIRS, PACKED
+from slime_ray.training.course import Measurements
 
 from .conftest import TINY
 
@@ -44,38 +49,45 @@ def test_knobs_that_change_the_cost_are_drawn(load):
     assert {settings.training.pairs_per_update for settings in search.settings} == {4, 8, 16}
 
 
-class Reports:
-    """Trials of random quality that report to the real rule, one after another."""
+def halved(trials: int, *, first: float, reduction: int, evaluations: int, chance: random.Random) -> list[float]:
+    """Where each of the trials ends that report one after another, each as good at every rung as at the first.
 
-    def __init__(self, rule: EarlyStopping, evaluations: int, chance: random.Random):
-        built = build_rule(rule)
-        assert built is not None
-        self.rule, self.evaluations, self.chance = built, evaluations, chance
-        (self.name,) = rule.ranked_by
-
-    def run(self, trials: int) -> tuple[float, float]:
-        """Mean share of updates, and of trials that were not stopped before their end."""
-        ends = [self._one(f"{number}") for number in range(trials)]
-        return mean(ends), mean(end == 1 for end in ends)
-
-    def _one(self, name: str) -> float:
-        quality = self.chance.random()
-        for mark in range(1, self.evaluations + 1):
-            if self.rule.decide(name, {"step": mark, "updates": self.evaluations, self.name: quality}):
-                return mark / self.evaluations
-        return 1.0
+    A trial that reaches a rung is stopped unless it is among the best 1/reduction of those that have reached it, itself
+    included; the first `reduction` - 1 of them go on whatever they are.
+    """
+    rungs = [first * reduction**k for k in range(64) if first * reduction**k < 1]
+    reached: dict[float, list[float]] = {rung: [] for rung in rungs}
+    ends = []
+    for _ in range(trials):
+        quality, end = chance.random(), 1.0
+        for mark in range(1, evaluations + 1):
+            at, before = mark / evaluations, (mark - 1) / evaluations
+            verdicts = []
+            for rung in rungs:
+                if before < rung <= at:
+                    reached[rung].append(quality)
+                    place = sorted(reached[rung], reverse=True).index(quality)
+                    kept = max(1, len(reached[rung]) // reduction)
+                    verdicts.append(len(reached[rung]) >= reduction and place >= kept)
+            if any(verdicts):
+                end = at
+                break
+        ends.append(end)
+    return ends
 
 
 @pytest.mark.parametrize(
     ("trials", "first", "reduction", "evaluations"),
     [(27, 0.25, 3, 4), (8, 0.25, 3, 8), (64, 0.125, 2, 8), (20, 0.25, 4, 4), (30, 0.25, 3, 2)],
 )
-def test_early_stopping_leaves_what_the_rule_itself_leaves(trials, first, reduction, evaluations):
-    rule, chance = EarlyStopping(rule="asha", reduction=reduction, first=first), random.Random(1)
-    runs = [Reports(rule, evaluations, chance).run(trials) for _ in range(200)]
+def test_early_stopping_leaves_what_a_simulation_leaves(trials, first, reduction, evaluations):
+    chance = random.Random(1)
+    how = {"first": first, "reduction": reduction, "evaluations": evaluations}
+    ends = [end for _ in range(200) for end in halved(trials, **how, chance=chance)]
+    rule = EarlyStopping(reduction=reduction, first=first)
     short = shortened(rule, trials=trials, evaluations=evaluations)
-    assert short.updates.expected == pytest.approx(mean(updates for updates, _ in runs), abs=0.02)
-    assert short.finished.expected == pytest.approx(mean(finished for _, finished in runs), abs=0.03)
+    assert short.updates.expected == pytest.approx(mean(ends), abs=0.02)
+    assert short.finished.expected == pytest.approx(mean(end == 1 for end in ends), abs=0.03)
     assert short.updates.low <= short.updates.expected < short.updates.high == short.finished.high == 1
 
 
@@ -96,6 +108,7 @@ def test_ideal_halving_by_hand():
 ranges = st.tuples(*[st.integers(0, 1000)] * 3).map(sorted).map(lambda ends: Range(*ends))
 
 
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ranges, max_size=9), st.integers(1, 8))
 def test_a_schedule_takes_between_its_share_and_all_of_it(jobs, slots):
     span, every = _schedule(jobs, slots), total(jobs)
@@ -106,11 +119,19 @@ def test_a_schedule_takes_between_its_share_and_all_of_it(jobs, slots):
         assert getattr(span, end) <= whole * (1 + 1e-9) + 1e-9
 
 
+def test_what_is_repeated_to_load_neither_torch_nor_ray_is_what_it_is_there():
+    assert SEARCH_SEED == plan.SEARCH_SEED
+    assert Measurements.CURVE_PAIRS == CURVE_PAIRS
+    assert PACKED == EXACT_ARCHITECTURES
+    assert TILE_LOGITS == CHUNK_LOGITS
+
+
 def test_a_schedule_by_hand():
     """On two: 3 and 2 at once, then 2 after the second, then 1 after the first: done after 4."""
     assert _schedule([Range.exactly(seconds) for seconds in (3, 2, 2, 1)], 2) == Range.exactly(4)
 
 
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ranges, ranges)
 def test_ranges_stay_in_order(one, other):
     assert one + other == other + one
