@@ -74,7 +74,7 @@ def _row(
         **statistics.columns(intervals),
         "p": np.nan if claim is None else claim.p,
         **{f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan) for test in effects.TESTS},
-        "d_z": np.nan if claim is None else claim.effect.d_z,
+        "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,

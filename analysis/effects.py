@@ -56,7 +56,8 @@ def effect(d: np.ndarray, *, flips: int = FLIPS) -> Effect:
     if prompts:
         p_values["prompts"] = float(sign_flip_p(d.mean(axis=0)[:, None], flips=flips)[0])
     if prompts > 1 and seeds >= FEWEST_SEEDS:
-        p_values["both"] = t_test_p(d.mean(), *statistics.TwoWay.of(d).error())
+        error, freedom = statistics.TwoWay.of(d).error()
+        p_values["both"] = t_test_p(d.mean(), error, statistics.degrees_of_test(freedom, seeds))
     spread = of_seeds.std(ddof=1) if seeds > 1 else 0.0
     return Effect(interval(d), seeds, prompts, p_values, float(of_seeds.mean() / spread) if spread > 0 else np.nan)
 
@@ -82,13 +83,13 @@ def interval(d: np.ndarray) -> Interval:
     return statistics.interval(of_prompts.mean(), statistics.resample_means(of_prompts.astype(np.float32)))
 
 
-def t_test_p(mean: float, error: float, degrees: float) -> float:
+def t_test_p(mean: float, error: float, freedom: float) -> float:
     """Two-sided p of a mean with this standard error by Student's t; 1 where mean and error are both 0."""
     from scipy.special import stdtr
 
     if error == 0:
         return float(mean == 0)
-    return float(2 * stdtr(degrees, -abs(mean) / error))
+    return float(2 * stdtr(freedom, -abs(mean) / error))
 
 
 @lru_cache(maxsize=2)

@@ -16,7 +16,9 @@ from .design_cells import METRICS, Cells, common
 from .effects import Claim
 from .printing import ABSENT, Column, Table, cells, interval_cells
 from .rows import name_of
+from .statistics import FEWEST_SEEDS
 
+ALL = "all components"
 MARGINS = {"soft_margin", "hard_margin"}
 
 
@@ -107,12 +109,12 @@ class _Grid:
         shapley = factorial.shapley_weights(self.components)
         every = [
             *factorial.effect_weights(self.components).items(),
-            (("all",), factorial.total_weights(self.components)),
+            ((ALL,), factorial.total_weights(self.components)),
         ]
         rows = []
         for names, weights in every:
             name = " x ".join(names)
-            kind = "total" if names == ("all",) else "main" if len(names) == 1 else "interaction"
+            kind = "total" if names == (ALL,) else "main" if len(names) == 1 else "interaction"
             share = shapley.get(name, weights if kind == "total" else None)
             intervals = {
                 "effect": self._interval(weights, found.rate),
@@ -121,7 +123,7 @@ class _Grid:
                 "stability_shapley": None if share is None else self._interval(share, "stability"),
             }
             claim = claims.get(f"{center}/{name}") if kind == "main" else None
-            rates = self.values[found.rate]
+            tested = self.values[found.metric or found.rate]
             rows.append(
                 {
                     "center": center,
@@ -133,9 +135,7 @@ class _Grid:
                         f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan)
                         for test in effects.TESTS
                     },
-                    "d_z": np.nan if claim is None else claim.effect.d_z,
-                    "seeds": 0 if rates is None else rates.shape[1],
-                    "items": 0 if rates is None else rates.shape[2],
+                    "seeds": 0 if tested is None else tested.shape[1],
                     "verdict": "" if kind != "main" else "not measured" if claim is None else claim.verdict,
                 }
             )
@@ -163,13 +163,14 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
             f"Missing: {'; '.join(missing)}. Nothing is averaged over that: effects are of the seeds and items that "
             "all cells have, and where a cell has none there are no effects."
         )
-    count = int((frame["kind"] == "main").sum())
+    if (frame["seeds"] >= FEWEST_SEEDS).any():
+        count = int((frame["kind"] == "main").sum())
+        notes.append(
+            f'"matters": as in the ablation table, by {METRICS[found.design.metric]}, after Holm\'s correction over '
+            f"the {count} main effects. Interactions and Shapley values are not tested, nor their intervals corrected."
+        )
     notes.append(
-        f'"matters": as in the ablation table, by {METRICS[found.design.metric]}, after Holm\'s correction over the '
-        f"{count} main effects. Interactions and Shapley values are not tested; their intervals are not corrected."
-    )
-    notes.append(
-        "all: all components minus none. The Shapley values add up to it: each is the mean, over all orders of adding "
+        f"{ALL}: minus none. The Shapley values add up to it: each is the mean, over all orders of adding "
         "components, of what its component adds. Without any component nothing is trained. Every number is linear in "
         "the cells; its interval is that of the same sum for each seed and prompt."
     )

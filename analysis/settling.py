@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .statistics import FEWEST_SEEDS, TwoWay, degrees, standard_error
+from .statistics import FEWEST_SEEDS, TwoWay, degrees, degrees_of_test, standard_error
 
 POWER = 0.8
 MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
@@ -76,7 +76,8 @@ def _power_of(found: TwoWay, seeds: int, prompts: int, level: float) -> float:
     """The smaller power of the two t tests with so many seeds and prompts."""
     of_seeds, of_prompts, rest = found.components
     each = np.array([of_seeds / seeds, of_prompts / prompts, 0.0]) + rest / (seeds * prompts)
-    both = _power(found.mean, *standard_error(each, seeds, prompts), level)
+    error, freedom = standard_error(each, seeds, prompts)
+    both = _power(found.mean, error, degrees_of_test(freedom, seeds), level)
     return min(both, _power(found.mean, float(np.sqrt(each[0])), degrees(seeds, prompts)[0], level))
 
 

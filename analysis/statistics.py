@@ -197,6 +197,15 @@ def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple
     return float(np.sqrt(max(of_prompts, of_rest))), prompts - 1
 
 
+def degrees_of_test(freedom: float, seeds: float) -> float:
+    """Degrees of freedom with which a mean's t over seeds and prompts is tested: at most three to each of the seeds'.
+
+    Where a few seeds happen to look alike, Satterthwaite's are too many just where the error is too small. Out in the
+    tail, where corrected tests are made, that shows: docs/ablation.md.
+    """
+    return min(freedom, 3 * (seeds - 1))
+
+
 def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """The mean of (seeds, prompts) values, at least two of each, with its interval over other seeds and prompts.
 

@@ -22,7 +22,8 @@ search and what it stops early, of answering, and of the intervals in the tables
   slime-ray bench search                    how well searches find, over recorded trials that are played again
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
   slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
-  slime-ray bench statistics                how often the tables' intervals and claims are true; minutes
+  slime-ray bench statistics                how often the intervals of the tables cover a known truth; minutes
+  slime-ray bench ablations                 how often tables of ablations claim what is true; minutes
 """
 
 
@@ -90,10 +91,15 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add = statistics.add_argument
     add("--evaluations", type=int, default=2000, help="simulated evaluations of each kind (default 2000)")
     add("--resamples", type=int, default=2000, help="of an interval in the simulations (default 2000)")
-    add("--studies", type=int, default=2000, help="simulated ablations of each kind (default 2000)")
     add("--rounds", type=int, default=5, help="repetitions of the timing, of which medians are taken (default 5)")
     add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     statistics.set_defaults(command=_statistics)
+
+    ablations = kinds.add_parser("ablations", help="what tables of simulated ablations claim, and what they cover")
+    ablations.add_argument("--studies", type=int, default=2000, help="simulated ablations of each kind (default 2000)")
+    ablations.add_argument("--rounds", type=int, default=5, help="repetitions of the timing (default 5)")
+    ablations.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    ablations.set_defaults(command=_ablations)
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -224,21 +230,32 @@ def _statistics(options: argparse.Namespace) -> None:
     from .coverage import measure_statistics, refuse_misses
     from .report import check_json, statistics_table, write_json
 
-    for name, least in (("evaluations", 1), ("resamples", 40), ("studies", 1), ("rounds", 1)):
+    for name, least in (("evaluations", 1), ("resamples", 40), ("rounds", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
     check_json(options.json)
     report = measure_statistics(
-        evaluations=options.evaluations,
-        resamples=options.resamples,
-        studies=options.studies,
-        rounds=options.rounds,
-        say=_say,
+        evaluations=options.evaluations, resamples=options.resamples, rounds=options.rounds, say=_say
     )
     print(statistics_table(report))
     if options.json:
         write_json("statistics", report, options.json)
     refuse_misses(report)
+
+
+def _ablations(options: argparse.Namespace) -> None:
+    from .ablation_cases import measure_ablations
+    from .report import ablations_table, check_json, write_json
+
+    for name in ("studies", "rounds"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
+    check_json(options.json)
+    report = measure_ablations(studies=options.studies, rounds=options.rounds, say=_say)
+    print(ablations_table(report))
+    if options.json:
+        write_json("ablations", report, options.json)
+    report.refuse_misses()
 
 
 def _options(given: argparse.Namespace) -> "Options":

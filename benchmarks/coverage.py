@@ -19,7 +19,6 @@ from slime_ray.analysis.statistics import (
 
 from slime_ray.errors import RunError
 
-from .ablation_cases import AblationsReport, measure_ablations
 from .machine import Machine, Say, describe_machine, now
 from .simulated import Lengths, Paired, Trained, Verdicts
 
@@ -58,17 +57,13 @@ class Coverage:
 
 @dataclass(frozen=True)
 class StatisticsReport:
-    """resamples: of the simulations. seconds: of each interval by its name, on 1,000 prompts with 10,000 resamples.
-
-    ablations: of the tables that compare cells.
-    """
+    """resamples: of the simulations. seconds: of each interval by its name, on 1,000 prompts with 10,000 resamples."""
 
     machine: Machine
     date: str
     resamples: int
     coverages: list[Coverage]
     seconds: dict[str, list[float]]
-    ablations: AblationsReport
 
 
 def measure(case: Case, *, evaluations: int) -> Coverage:
@@ -178,8 +173,8 @@ def all_cases(*, resamples: int) -> list[Case]:
     return cases
 
 
-def measure_statistics(*, evaluations: int, resamples: int, studies: int, rounds: int, say: Say) -> StatisticsReport:
-    """Measure the coverage of every case, the seconds of the intervals of one row, and what ablations claim."""
+def measure_statistics(*, evaluations: int, resamples: int, rounds: int, say: Say) -> StatisticsReport:
+    """Measure the coverage of every case, and the seconds of the intervals of one row."""
     coverages = []
     for case in all_cases(resamples=resamples):
         say(f"{case.name}, {case.size}")
@@ -190,7 +185,6 @@ def measure_statistics(*, evaluations: int, resamples: int, studies: int, rounds
         resamples=resamples,
         coverages=coverages,
         seconds=measure_seconds(rounds),
-        ablations=measure_ablations(studies=studies, rounds=rounds, say=say),
     )
 
 
@@ -218,9 +212,7 @@ def measure_seconds(rounds: int) -> dict[str, list[float]]:
 
 
 def refuse_misses(report: StatisticsReport) -> None:
-    """Raise RunError where an interval does not cover as promised, or ablations claim too much."""
+    """Raise RunError where an interval does not cover as promised."""
     missed = [f"{case.name} ({case.size}): {case.covered:.1%}" for case in report.coverages if not case.kept]
     if missed:
         raise RunError(f"Not within {PROMISED[0]:.0%} to {PROMISED[1]:.0%}: {'; '.join(missed)}.")
-    if report.ablations.missed:
-        raise RunError(f"Not as promised of ablations: {'; '.join(report.ablations.missed)}.")

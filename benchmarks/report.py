@@ -245,13 +245,13 @@ def statistics_table(report: "StatisticsReport") -> str:
                 [(name, *_middle(seconds, 1000.0, ".0f")) for name, seconds in timed],
             ),
             f"Medians of {len(together)} rounds, ranges from least to most.",
-            ablations_table(report.ablations),
         ]
     )
 
 
 def ablations_table(report: "AblationsReport") -> str:
-    """What simulated ablations claim and cover, in text."""
+    """`bench ablations` in text."""
+    machine = report.machine
     claims = [
         (
             one.name,
@@ -281,6 +281,8 @@ def ablations_table(report: "AblationsReport") -> str:
     settled = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in report.settled]
     return "\n\n".join(
         [
+            f"Simulated ablations, {report.flips:,} sign flips each; {machine.processor}, {machine.cores} cores; "
+            f"Python {machine.python}, {report.date}",
             table(titles, claims),
             "false: designs that claim a difference where there is none, by the rule of the tables; bound: upper end "
             "of its 95 % confidence interval. t, flips: if those two tests were enough; seeds, prompts, both: if one "

@@ -74,7 +74,7 @@ def run_of(
     for label, outcomes in won.items():
         for seed, of_seed in enumerate(outcomes):
             ended = lost.get((label, seed))
-            about = {"trial_id": f"arm-{label}-s{seed}", "label": label, "phase": "arm", "seed": seed}
+            about: dict[str, Any] = {"trial_id": f"arm-{label}-s{seed}", "label": label, "phase": "arm", "seed": seed}
             score = 0.0 if ended else float(stability[label][seed]) if label in stability else 0.5
             row = dict.fromkeys(results.TRIAL_SCHEMA.names) | about
             row |= {"status": ended or "completed", "judge": "exact" if judged else "none", "stability": score}
@@ -83,15 +83,13 @@ def run_of(
             trials.append(row)
             if ended:
                 continue
-            rows: Any = pd.DataFrame(
-                {"prompt_id": [f"p{place:04}" for place in range(len(of_seed))], "outcome": of_seed}
-            )
             if judged:
+                ids = [f"p{place:04}" for place in range(len(of_seed))]
                 votes = [[VERDICTS.get(value, (None, None))[order] for value in of_seed] for order in (0, 1)]
-                answers.append(rows.assign(**about, prompt_set="report", verdict_ab=votes[0], verdict_ba=votes[1]))
-            margins = of_seed - 0.5
-            measured: Any = pd.DataFrame({"pair": range(len(margins)), "chosen_logp": margins, "rejected_logp": 0.0})
-            pairs.append(measured.assign(**about))
+                told = {"prompt_set": "report", "verdict_ab": votes[0], "verdict_ba": votes[1]}
+                answers.append(pd.DataFrame({**about, "prompt_id": ids, "outcome": of_seed, **told}))
+            margins = {"chosen_logp": of_seed - 0.5, "rejected_logp": 0.0}
+            pairs.append(pd.DataFrame({**about, "pair": range(len(of_seed)), **margins}))
             for metric, value in (activity or {}).items():
                 for step, at_step in ((0, 0.0), (10, value)):
                     curves.append({**about, "step": step, "source": "held_out", "metric": metric, "value": at_step})

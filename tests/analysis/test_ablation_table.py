@@ -189,10 +189,10 @@ def test_main_effects_shapley_values_and_the_total_add_up_in_the_table():
         row(ablation, "full")["win_rate"],
         row(ablation, "without-anchor-stabilizer-soft-margin-hard-margin")["win_rate"],
     )
-    assert frame.loc["all", "effect"] == pytest.approx(full - none)
+    assert frame.loc["all components", "effect"] == pytest.approx(full - none)
     assert frame.loc[list(COMPONENTS), "shapley"].sum() == pytest.approx(full - none, abs=1e-9)
     assert frame.loc[list(COMPONENTS), "stability_shapley"].sum() == pytest.approx(
-        frame.loc["all", "stability_effect"], abs=1e-9
+        frame.loc["all components", "stability_effect"], abs=1e-9
     )
     present = ablation.frame["label"].map(lambda label: "anchor" not in label)
     rates = ablation.frame["win_rate"]

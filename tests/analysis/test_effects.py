@@ -58,10 +58,17 @@ def test_the_paired_t_is_that_of_scipy():
     assert (found.seeds, found.prompts) == (8, 200)
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.01, 0.03, 0.05])
-def test_the_t_over_seeds_and_prompts_agrees_with_its_interval(mean):
+@pytest.mark.parametrize("mean", [0.0, 0.02, 0.04, 0.05])
+def test_what_the_t_over_seeds_and_prompts_sees_its_interval_leaves_out(mean):
     found = effects.effect(grid(mean, between_seeds=0.03, between_prompts=0.2))
-    assert (found.p_values["both"] < 0.05) == (not found.difference.covers(0.0))
+    assert (found.p_values["both"] < 0.05) == (not found.difference.covers(0.0)) == (mean >= 0.04)
+
+
+def test_the_t_over_seeds_and_prompts_has_at_most_three_degrees_to_each_of_the_seeds():
+    # Nothing but prompts: Satterthwaite's would be their 199, and are 3 * 4.
+    d = np.tile(np.random.default_rng(0).normal(0.1, 1.0, 200), (5, 1))
+    error = d[0].std(ddof=1) / np.sqrt(200)
+    assert effects.effect(d).p_values["both"] == pytest.approx(2 * stats.t.sf(d.mean() / error, 12))
 
 
 def test_a_scalar_per_seed_has_the_paired_t_alone_with_its_interval():
