@@ -38,6 +38,7 @@ def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
         storage=study_storage(folder),
         trials=experiment.budget.trials,
         seed=0,
+        rows=rows or {},
     )
     return TrialPlan(experiment, study=study, rows=rows or {}, seed=0)
 
@@ -183,3 +184,38 @@ def test_a_clone_outside_the_space_runs_and_is_no_point_of_the_study(experiment,
     assert plan.study is not None
     assert "arm-full-s0-clone-1" not in {trial.user_attrs.get("trial_id") for trial in plan.study.study.get_trials()}
     assert plan.missing() == []
+
+
+def test_a_plan_that_is_closed_leaves_no_trial_running_in_the_study(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    run(plan, stop_after=4)
+    points = {}
+    for number in range(3):
+        given: Any = plan.suggest(f"tune-{number + 4}")
+        points[given["trial"]["trial_id"]] = given["trial"]["values"]
+    # The second one finished, and its end was never told; the others were ended with the sweep.
+    plan.close({"search-0002": result(2)})
+    assert plan.study is not None
+    kept = [(trial.user_attrs["trial_id"], trial.state.name) for trial in plan.study.study.get_trials()]
+    assert kept == [("search-0001", "FAIL"), ("search-0002", "COMPLETE"), ("search-0003", "FAIL")]
+    resumed = plan_for(experiment, tmp_path, rows={**plan.rows, "search-0002": {**result(2), "phase": "search"}})
+    for name in ("search-0001", "search-0003"):
+        again: Any = resumed.suggest(f"tune-{name}")
+        assert (again["trial"]["trial_id"], again["trial"]["values"]) == (name, points[name])
+
+
+def test_a_finished_trial_that_was_taken_for_lost_counts_and_is_not_run_again(experiment, tmp_path):
+    """A bucket may show its row only after the sweep that ran it was closed."""
+    plan = plan_for(experiment, tmp_path)
+    run(plan, stop_after=4)
+    given: Any = plan.suggest("tune-4")
+    plan.close({})
+    rows = {**plan.rows, "search-0001": {**result(1), "phase": "search", "values": given["trial"]["values"]}}
+    for _ in range(2):
+        resumed = plan_for(experiment, tmp_path, rows=rows)
+        assert resumed.study is not None
+        states = [trial.state.name for trial in resumed.study.study.get_trials()]
+        assert states == ["FAIL", "COMPLETE"]
+    again: Any = resumed.suggest("next")
+    assert again["trial"]["trial_id"] == "search-0002"
+    assert again["trial"]["values"] != given["trial"]["values"]

@@ -228,3 +228,18 @@ def test_stages_whose_making_falls_silent_are_given_up(making, monitor):
     monitor.trials = {"stages": Heard({"doing": "making sft"}, 1801.0, at_work=True)}
     with pytest.raises(RunError, match=r"said nothing for 1801 s \(faults.hang_minutes is 30\)"):
         making.follow()
+
+
+def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, monitor):
+    watching.meter.budget = watching.meter.budget.model_copy(update={"gpu_hours": 0.5})
+    watching.meter.resources = watching.meter.resources.model_copy(update={"gpu_per_worker": 1.0})
+    # A trial that has no place yet holds no GPU.
+    monitor.trials = {"arm-slime-s0": Heard({}, 0.0, at_work=False)}
+    step(watching, clock, 500)
+    monitor.trials = AT_WORK
+    step(watching, clock, 1799)
+    assert monitor.orders == []
+    step(watching, clock, 2)
+    assert monitor.orders == ["the sweep ended: budget.gpu_hours 0.5 is spent (0.5003)"]
+    assert watching.spent == "gpu_hours"
+    assert watching.plan.ending
