@@ -85,8 +85,8 @@ class _Resolver:
             arms, design = self._ablation(file, file.ablate, base, settings)
         else:
             arms = self._arms(file, base)
-        search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
         self._check_searched(file, settings)
+        search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
         if not arms and search is None:
             raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
         self._check_goals(file, settings)

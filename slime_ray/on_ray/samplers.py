@@ -202,11 +202,18 @@ class WithinRules(TPESampler):
         super().__init__(**settings)
         self.numbers = {name: path_of(name) for name, one in search.dimensions.items() if one.choice is None}
         self.requirements = rules.requirements
+        self.space = (
+            {} if search.is_conditional else {name: distribution(one) for name, one in search.dimensions.items()}
+        )
         searched, self.fixed = set(map(path_of, search.dimensions)), {}
         if rules.requirements and not search.switches:
             # What is not searched is the same in every trial, where all have the same knobs.
             values = rules.values(search.at([0.0] * len(search.dimensions)))
             self.fixed = {path: value for path, value in values.items() if path not in searched}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All dimensions, where all trials have them: Optuna would look through all trials to learn that."""
+        return self.space or super().infer_relative_search_space(study, trial)
 
     def _compute_acquisition_func(self, samples: dict[str, Any], *models: Any) -> Any:
         values = super()._compute_acquisition_func(samples, *models)
