@@ -226,8 +226,8 @@ def ablations_table(report: "AblationsReport") -> str:
     settled = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in report.settled]
     return "\n\n".join(
         [
-            f"Simulated ablations, {report.flips:,} sign flips each; {machine.processor}, {machine.cores} cores; Python "
-            f"{machine.python}, {report.date}",
+            f"Simulated ablations, {report.flips:,} sign flips each; {machine.processor}, {machine.cores} cores; "
+            f"Python {machine.python}, {report.date}",
             table(titles, claims),
             "false: designs that claim a difference where there is none, by the rule of the tables; bound: upper end "
             "of its 95 % confidence interval. t, flips: if those two tests were enough; seeds, prompts, both: if one "
