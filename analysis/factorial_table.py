@@ -164,10 +164,10 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
             "all cells have, and where a cell has none there are no effects."
         )
     if (frame["seeds"] >= FEWEST_SEEDS).any():
-        count = int((frame["kind"] == "main").sum())
+        count, metric = int((frame["kind"] == "main").sum()), METRICS[found.design.metric]
         notes.append(
-            f'"matters": as in the ablation table, by {METRICS[found.design.metric]}, after Holm\'s correction over '
-            f"the {count} main effects. Interactions and Shapley values are not tested, nor their intervals corrected."
+            f'"matters": as in the ablation table, by {metric}, after Holm\'s correction over the '
+            f"{count} main effects. Interactions and Shapley values are not tested; their intervals are not corrected."
         )
     notes.append(
         f"{ALL}: minus none. The Shapley values add up to it: each is the mean, over all orders of adding "

@@ -238,7 +238,7 @@ def try_foretold(name: str, study: Study, *, comparisons: int, studies: int) -> 
 
     comparisons: of the table, of which this one is the first to be settled.
     """
-    large = statistics.TwoWay.of(_difference(replace(study, seeds=200, prompts=4_000), seed=0))
+    large = statistics.TwoWay.of(_difference(replace(study, seeds=200, prompts=1_000), seed=0))
     of_seeds, of_prompts, rest = large.components
     rates = study.rates()
     known = statistics.TwoWay(

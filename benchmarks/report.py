@@ -216,8 +216,8 @@ def search_cost_table(report: "SearchCostReport") -> str:
             f"{machine.cores} cores; Optuna {report.optuna}, {report.date}; {report.rounds} rounds",
             table(titles, rows),
             f"Milliseconds a trial, means over the {report.stretch} trials up to that number: by the wall, by the CPU, "
-            "and of the wall's in the sampler and in the study's file, where each entry waits for the disk; the longest "
-            "single trial; draws for each trial, those that broke the requirement included.",
+            "and of the wall's in the sampler and in the study's file, where each entry waits for the disk; the "
+            "longest single trial; draws for each trial, those that broke the requirement included.",
         ]
     )
 

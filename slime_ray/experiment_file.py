@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_ray.ablation import DESIGNS, Ablation, AnyAblation, Unfit, Values, idle_knobs, removed
+from slime_ray.ablation import DESIGNS, Ablation, AnyAblation, Unfit, Values, idle_knobs
 from slime_ray.design import Design
 from slime_ray.errors import InputError, near
 from slime_ray.expansion import expand
@@ -85,8 +85,8 @@ class _Resolver:
             arms, design = self._ablation(file, file.ablate, base, settings)
         else:
             arms = self._arms(file, base)
-        self._check_searched(file, settings)
         search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
+        self._check_compared(file)
         if not arms and search is None:
             raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
         self._check_goals(file, settings)
@@ -156,17 +156,10 @@ class _Resolver:
             raise self.error(("ablate", *error.keys), str(error)) from None
         return expansion.arms, expansion.design
 
-    def _check_searched(self, file: _File, settings: Settings) -> None:
-        """A knob whose component is taken away has no effect, and a search that moves it has no sense beside."""
-        idle = idle_knobs(removed(settings))
+    def _check_compared(self, file: _File) -> None:
+        """What a design takes away it compares at the values of its centers, and a search would move these."""
         compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
         for path in file.search:
-            if path in idle:
-                raise self.error(
-                    ("search", path),
-                    f"{path} is searched but has no effect: objective.remove takes {idle[path]} away. Search it with "
-                    "the component, or leave it out",
-                )
             if path in compared:
                 raise self.error(
                     ("search", path),

@@ -1,4 +1,4 @@
-"""What ablation tables claim is true as often as they say; the short form of `slime-ray bench statistics`."""
+"""What ablation tables claim is true as often as they say; the short form of `slime-ray bench ablations`."""
 
 import argparse
 import json
