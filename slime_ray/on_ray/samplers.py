@@ -21,7 +21,7 @@ from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.points import Point, Rules, Search, path_of
 from slime_ray.space import Dimension, Scalar
 
-BEST, NEWEST, AGAIN_EVERY = 50, 200, 50
+BEST, NEWEST, AGAIN_EVERY = 50, 150, 100
 """What TPE and GP are shown of the results, once there are more: the least dominated and the newest others, chosen
 again every so many results. Their cost grows with what they are shown; TPE takes at most 25 results for good, and gives
 the oldest others next to no weight."""
