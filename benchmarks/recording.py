@@ -63,6 +63,15 @@ def experiment_in(folder: Path) -> Experiment:
     return load_experiment(source)
 
 
+def cells_in(folder: Path) -> Experiment:
+    """The experiment that searches over the cells of the grid alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    knobs = "".join(f"  {path}: {{choice: {list(values)}}}\n" for path, values in GRID.items())
+    source = folder / "cells.yaml"
+    source.write_text(SPACE.partition("search:")[0] + f"search:\n{knobs}budget: {{trials: {len(cells())}}}\n")
+    return load_experiment(source)
+
+
 def cells() -> list[dict[str, Scalar]]:
     """The cells of the grid."""
     points: list[dict[str, Scalar]] = [{}]

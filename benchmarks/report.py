@@ -158,12 +158,14 @@ def search_tables(report: "SearchReport") -> str:
     ]
     found = [
         (
+            one.searcher,
             one.rule,
             f"{one.workers}",
             f"{one.best}/{one.seeds}",
             f"{one.top}/{one.seeds}",
             f"{one.share:.1%}",
             f"{one.most:.1%}",
+            f"{one.trials:.1f}",
             f"{one.stopped:.1f}",
         )
         for one in report.found
@@ -185,9 +187,11 @@ def search_tables(report: "SearchReport") -> str:
             f"{machine.processor}, {machine.cores} cores; {report.date}",
             f"The best of {len(report.truth)} cells, in the order in which a sweep would confirm them.",
             table(("", "cell", "win %", "S"), cells),
-            "The grid in random order, each cell trained with one seed. Found: what the search would confirm first is "
-            "truly the best cell, or one of the two best.",
-            table(("early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), found),
+            "The grid searched, each cell trained with one seed. Found: what the search would confirm first is truly "
+            "the best cell, or one of the two best.",
+            table(
+                ("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "trials", "stopped"), found
+            ),
             "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
             table(("searcher", "trials", "volume", "random", "above", "tokens"), volumes),
             "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "

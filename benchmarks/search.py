@@ -20,12 +20,13 @@ from slime_ray.on_ray.simulate import Played, Recorded, Searcher, forgetful_sear
 from slime_ray.on_ray.stopping import build_rule
 
 from .machine import Machine, Say, describe_machine, now
-from .recording import SEARCH_SEEDS, experiment_in, from_run, load_table, recorded_trial, train
+from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, from_run, load_table, recorded_trial, train
 
 GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
 RULES: dict[str, EarlyStopping] = {
     "none": EarlyStopping(rule="none"),
     "pareto": EarlyStopping(goals=GOALS),
+    "pareto, spread": EarlyStopping(goals=GOALS, tie_break="spread"),
     "asha, win_rate": EarlyStopping(rule="asha", metric="win_rate"),
     "asha, stability": EarlyStopping(rule="asha", metric="stability"),
     "asha, preference_accuracy": EarlyStopping(rule="asha"),
@@ -33,17 +34,21 @@ RULES: dict[str, EarlyStopping] = {
 }
 TOP = 2
 """How many of the truly best cells count as found."""
+QUARTER = 0.25
+"""Of the grid's tokens, that a search which chooses its cells may take."""
+EVERY, CHOSEN = "every cell, random order", f"TPE, to {QUARTER:.0%} of the tokens"
 
 
 @dataclass(frozen=True)
 class Found:
     """One way to search the grid, over all seeds.
 
-    workers: side by side. best, top: in how many searches what it would confirm first is the truly best cell, and one
-    of the TOP best. share: tokens, of the grid's, on average and in the search that took the most. stopped: trials, on
-    average.
+    searcher: EVERY or CHOSEN. workers: side by side. best, top: in how many searches what it would confirm first is the
+    truly best cell, and one of the TOP best. share: tokens, of the grid's, on average and in the search that took the
+    most. stopped: trials, on average. trials: that were begun, on average.
     """
 
+    searcher: str
     rule: str
     workers: int
     seeds: int
@@ -52,6 +57,7 @@ class Found:
     share: float
     most: float
     stopped: float
+    trials: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,30 @@ class Given:
         """Nothing is learnt."""
 
 
+class Within:
+    """Hands out a searcher's points while a whole trial fits in what is left of so many tokens.
+
+    each: tokens of a whole trial.
+    """
+
+    def __init__(self, searcher: Searcher, tokens: float, *, each: int):
+        self.searcher, self.left, self.each, self.running = searcher, tokens, each, 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The searcher's next point, if it can be paid for."""
+        if self.each * (self.running + 1) > self.left:
+            return None
+        point = self.searcher.suggest(trial_id)
+        self.running += point is not None
+        return point
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """What was not trained is left for others."""
+        self.running -= 1
+        self.left -= (result or {}).get("tokens", self.each)
+        self.searcher.on_trial_complete(trial_id, result, error)
+
+
 def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]:
     """Points drawn at random, each by itself."""
     draw = random.Random(seed)
@@ -124,7 +154,8 @@ def measure_search(*, table: Path, folder: Path, seeds: int, trials: int, traine
     truth = true_cells(recorded)
     grid = {seed: _grid(recorded, seed) for seed in SEARCH_SEEDS}
     found = [
-        search_grid(name, rule, truth, grid, workers=workers, seeds=seeds)
+        search_grid(searcher, name, rule, truth, grid, cells_in(folder), workers=workers, seeds=seeds)
+        for searcher in (EVERY, CHOSEN)
         for name, rule in RULES.items()
         for workers in (1, 4)
     ]
@@ -132,7 +163,7 @@ def measure_search(*, table: Path, folder: Path, seeds: int, trials: int, traine
     nearest = Nearest(known, experiment)
     volumes = [
         volume("recorded trials", experiment, nearest, rule=rule, trials=trials, seeds=range(seeds))
-        for rule in ("none", "pareto")
+        for rule in ("none", "pareto", "pareto, spread")
     ]
     if trained:
         training = Trained(experiment, folder, say)
@@ -163,33 +194,40 @@ def _grid(recorded: Sequence[Recorded], seed: int) -> dict[str, Recorded]:
 
 
 def search_grid(
+    searcher: str,
     name: str,
     rule: EarlyStopping,
     truth: Sequence[Cell],
     grid: Mapping[int, Mapping[str, Recorded]],
+    space: Experiment,
     *,
     workers: int,
     seeds: int,
 ) -> Found:
-    """Search the whole grid in random order, `seeds` times. grid: the recorded trials by training seed and cell."""
+    """Search the grid `seeds` times, by EVERY or CHOSEN. grid: the recorded trials by training seed and cell.
+
+    space: of the cells.
+    """
     places = {cell.name: cell.place for cell in truth}
-    winners, shares, stopped = [], [], []
+    winners, shares, stopped, begun = [], [], [], []
     for seed in range(seeds):
         trials = grid[SEARCH_SEEDS[seed % len(SEARCH_SEEDS)]]
-        order = sorted(trials)
-        random.Random(seed).shuffle(order)
+        by_values = {_key(trial.values): trial for trial in trials.values()}
+        whole = sum(trial.tokens for trial in trials.values())
         played = simulate(
-            Given([{"cell": label} for label in order]),
+            _of_cells(searcher, space, seed, tokens=QUARTER * whole, each=max(one.tokens for one in trials.values())),
             build_rule(rule),
-            lambda point: trials[point["cell"]],  # noqa: B023
-            trials=len(order),
+            lambda point: by_values[_key(point)],  # noqa: B023
+            trials=len(trials),
             workers=workers,
         )
         best = best_rows([one.row for one in played], GOALS)[0]
         winners.append(places[best["label"]])
-        shares.append(sum(one.tokens for one in played) / sum(trial.tokens for trial in trials.values()))
+        shares.append(sum(one.tokens for one in played) / whole)
         stopped.append(sum(one.row["status"] == "stopped" for one in played))
+        begun.append(len(played))
     return Found(
+        searcher=searcher,
         rule=name,
         workers=workers,
         seeds=seeds,
@@ -198,7 +236,20 @@ def search_grid(
         share=statistics.fmean(shares),
         most=max(shares),
         stopped=statistics.fmean(stopped),
+        trials=statistics.fmean(begun),
     )
+
+
+def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, each: int) -> Searcher:
+    if searcher == CHOSEN:
+        return Within(forgetful_search(space, trials=len(cells()), seed=seed), tokens, each=each)
+    order = cells()
+    random.Random(seed).shuffle(order)
+    return Given(order)
+
+
+def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(values[path] for path in GRID)
 
 
 class Nearest:

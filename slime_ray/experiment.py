@@ -52,12 +52,15 @@ class EarlyStopping(Strict):
     rule: `pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
     (higher is better): about one in `reduction` of the trials at a rung goes on. `median` stops a trial whose best
     value so far is below the median of the others' means. `none` stops nothing. goals: None is those of the search, the
-    win rate as it can be told during training. first: share of a trial's updates before which none is stopped, and the
-    first rung; the next ones are `reduction` times as far each.
+    win rate as it can be told during training. tie_break: who goes on of a front that is larger than its share;
+    `winner` ranks as winners are chosen at the end, trials of a stability within tolerance first and then by the first
+    goal, and `spread` keeps trials from all over the front. first: share of a trial's updates before which none is
+    stopped, and the first rung; the next ones are `reduction` times as far each.
     """
 
     rule: Literal["pareto", "asha", "median", "none"] = "pareto"
     goals: dict[Estimate, Way] | None = None
+    tie_break: Literal["winner", "spread"] = "winner"
     metric: Estimate | None = None
     reduction: Annotated[int, Field(ge=2)] = 3
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -66,6 +69,8 @@ class EarlyStopping(Strict):
     def _fits_the_rule(self) -> "EarlyStopping":
         if self.goals is not None and self.rule != "pareto":
             raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
+        if "tie_break" in self.model_fields_set and self.rule != "pareto":
+            raise ValueError(f"tie_break has no effect with rule {self.rule}: set rule pareto, or leave it out")
         if self.metric is not None and self.rule not in ("asha", "median"):
             raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
         if self.goals is not None and not self.goals:

@@ -6,9 +6,11 @@ equal places.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+
+from slime_ray.on_ray.fronts import WITHIN_TOLERANCE
 
 Point = tuple[float, ...]
 """A trial's value of every metric of a ranking, in the ranking's order."""
@@ -45,13 +47,16 @@ class ByFront:
     """By non-dominated sorting (Deb et al. 2002), as in multi-objective ASHA (Schmucker et al. 2021).
 
     First stand those that no other dominates (is at least as good in every goal and better in one), then those that
-    only they dominate, and so on. Within such a front an epsilon-net decides, so that what goes on is spread over it
-    (Clarkson 2006): first the best by the first goal, then again and again the one farthest from all before it.
-    Distances are taken with each goal scaled to its range in the front; of equally far ones the better by the first
-    goal comes first, then by the second. goals: metric -> maximize or minimize.
+    only they dominate, and so on. Within such a front `tie_break` decides. `winner`: as winners are chosen at the end,
+    trials of a stability within tolerance before others, then the better by the first goal, then by the second.
+    `spread`: an epsilon-net, so that what goes on is spread over the front (Clarkson 2006): first the best by the first
+    goal, then again and again the one farthest from all before it. Distances are taken with each goal scaled to its
+    range in the front; of equally far ones the better by the first goal comes first, then by the second. goals: metric
+    -> maximize or minimize.
     """
 
     goals: Mapping[str, str]
+    tie_break: Literal["winner", "spread"] = "winner"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -65,9 +70,15 @@ class ByFront:
         points, counts = points[::-1], counts[::-1]
         mine = int(np.flatnonzero((points == values[0]).all(axis=1))[0])
         earlier, front = _front_of(mine, points)
-        order = front[epsilon_net(points[front])]
+        order = front[epsilon_net(points[front]) if self.tie_break == "spread" else self._as_chosen(points[front])]
         ahead = order[: int(np.flatnonzero(order == mine)[0])]
         return int(counts[earlier].sum() + counts[ahead].sum())
+
+    def _as_chosen(self, points: np.ndarray) -> np.ndarray:
+        """Order of a front's points, as indices, where the best by the first goal come first already."""
+        if self.goals.get("stability") != "maximize":
+            return np.arange(len(points))
+        return np.argsort(points[:, list(self.goals).index("stability")] < WITHIN_TOLERANCE, kind="stable")
 
 
 def epsilon_net(points: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ def build_rule(settings: EarlyStopping) -> Rule | None:
         return None
     if settings.rule == "pareto":
         return Halving(
-            ByFront({str(goal): way for goal, way in (settings.goals or {}).items()}),
+            ByFront({str(goal): way for goal, way in (settings.goals or {}).items()}, settings.tie_break),
             first=settings.first,
             reduction=settings.reduction,
         )

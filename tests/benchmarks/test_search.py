@@ -54,8 +54,8 @@ def test_the_truth_is_the_mean_over_seeds_on_the_report_prompts():
     assert (truth[1].win_rate, truth[1].stability) == pytest.approx((0.5, 0.5))
 
 
-def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens():
-    trials = grid_of(27)
+def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens(tmp_path):
+    space, trials = recording.cells_in(tmp_path), grid_of(27)
     truth = bench.true_cells(trials)
     grid = {
         seed: {one.row["label"]: one for one in trials if one.row["phase"] == "search" and one.row["seed"] == seed}
@@ -63,14 +63,36 @@ def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens():
     }
     goals: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
     rule = EarlyStopping(rule="pareto", goals=goals, first=0.1, reduction=3)
-    found = bench.search_grid("pareto", rule, truth, grid, workers=1, seeds=20)
-    whole = bench.search_grid("none", EarlyStopping(rule="none"), truth, grid, workers=1, seeds=3)
+    found = bench.search_grid(bench.EVERY, "pareto", rule, truth, grid, space, workers=1, seeds=20)
+    none = EarlyStopping(rule="none")
+    whole = bench.search_grid(bench.EVERY, "none", none, truth, grid, space, workers=1, seeds=3)
     assert (whole.best, whole.top, whole.share, whole.stopped) == (3, 3, 1.0, 0.0)
     # The best cell is at no rung behind any other, so it always comes to its end.
     assert (found.best, found.top) == (20, 20)
     assert 0.1 < found.share < 0.5
     assert found.most >= found.share
     assert found.stopped > 13
+    assert found.trials == 27
+    # A sampler that may take a quarter of the tokens takes no more, with any number of workers; here, six whole trials.
+    for workers in (1, 4):
+        some = bench.search_grid(bench.CHOSEN, "none", none, truth, grid, space, workers=workers, seeds=3)
+        assert (some.trials, some.most) == (6, pytest.approx(6 / 27))
+        more = bench.search_grid(bench.CHOSEN, "pareto", rule, truth, grid, space, workers=workers, seeds=3)
+        assert more.trials > 6
+        assert more.most <= bench.QUARTER
+
+
+def test_what_was_not_trained_of_a_trial_is_left_for_others():
+    within = bench.Within(bench.Given([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}]), 250, each=100)
+    assert [within.suggest("a"), within.suggest("b"), within.suggest("c")] == [{"n": 1}, {"n": 2}, None]
+    within.on_trial_complete("a", {"tokens": 40})
+    # 210 are left, of which 100 are held.
+    assert within.suggest("c") == {"n": 3}
+    assert within.suggest("d") is None
+    within.on_trial_complete("b", {"tokens": 100})
+    within.on_trial_complete("c", {"tokens": 20})
+    assert within.left == 90
+    assert within.suggest("d") is None
 
 
 def test_the_hypervolume_is_the_area_that_the_completed_trials_dominate():
@@ -121,8 +143,9 @@ def test_everything_is_measured_from_a_table_in_one_go(tmp_path, monkeypatch, ex
     )
     assert len(report.truth) == 27
     assert {(found.rule, found.workers) for found in report.found} == {(n, w) for n in bench.RULES for w in (1, 4)}
-    assert all(found.top == found.seeds for found in report.found if found.rule in ("none", "pareto"))
-    plain, stopping = report.volumes
+    every = [found for found in report.found if found.searcher == bench.EVERY]
+    assert all(found.top == found.seeds for found in every if found.rule in ("none", "pareto"))
+    plain, stopping, _ = report.volumes
     assert len(plain.volumes) == len(plain.random) == 2
     assert all(0 < volume <= 1 for volume in [*plain.volumes, *plain.random, *stopping.volumes])
     assert plain.tokens == 1.0

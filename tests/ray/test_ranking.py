@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import permutations
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,10 @@ BOTH = {"win_rate": "maximize", "stability": "maximize"}
 POINTS = {"a": (0.7, 0.1), "b": (0.6, 0.4), "c": (0.5, 0.9), "d": (0.55, 0.35), "e": (0.5, 0.1), "f": (0.4, 0.3)}
 
 
-def places(points: dict[str, tuple], goals: dict[str, str] = BOTH) -> dict[str, int]:
-    rule = ByFront(goals)
+def places(
+    points: dict[str, tuple], goals: dict[str, str] = BOTH, tie_break: Literal["winner", "spread"] = "spread"
+) -> dict[str, int]:
+    rule = ByFront(goals, tie_break)
     return {
         name: rule.before(own, [other for title, other in points.items() if title != name])
         for name, own in points.items()
@@ -37,6 +40,17 @@ def test_the_farthest_from_all_before_it_comes_next():
 def test_of_equally_far_ones_the_better_by_the_first_goal_comes_first():
     front = {"first": (1.0, 0.0), "last": (0.0, 1.0), "less": (0.25, 0.75), "more": (0.75, 0.25)}
     assert places(front) == {"first": 0, "last": 1, "more": 2, "less": 3}
+
+
+def test_winners_stand_first_who_are_within_tolerance_and_then_by_the_first_goal():
+    # a, b and c are one front, of which only c and h have a stability of a half or more.
+    assert places({**POINTS, "h": (0.52, 0.6)}, tie_break="winner") == {
+        "h": 0, "c": 1, "a": 2, "b": 3, "d": 4, "e": 5, "f": 6
+    }  # fmt: skip
+    assert places({"half": (0.4, 0.5), "below": (0.6, 0.49)}, tie_break="winner") == {"half": 0, "below": 1}
+    # Goals without stability, or another sense of it, know no tolerance.
+    front = {"a": (0.9, 0.1), "b": (0.4, 0.9), "c": (0.6, 0.6)}
+    assert places(front, {"one": "maximize", "two": "maximize"}, "winner") == {"a": 0, "c": 1, "b": 2}
 
 
 def test_equal_trials_have_equal_places_and_both_stand_before_the_next():
@@ -64,36 +78,42 @@ def test_one_metric_counts_what_is_higher():
 
 # Few values, so that ties and dominance are common.
 points = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])] * 3), min_size=1, max_size=12)
-THREE = {"one": "maximize", "two": "maximize", "three": "maximize"}
+THREE = {"one": "maximize", "stability": "maximize", "three": "maximize"}
+TIES = pytest.mark.parametrize("tie_break", ["winner", "spread"])
 
 
-def all_places(given: list[tuple]) -> list[int]:
-    rule = ByFront(THREE)
+def all_places(given: list[tuple], tie_break: Literal["winner", "spread"]) -> list[int]:
+    rule = ByFront(THREE, tie_break)
     return [rule.before(own, [*given[:index], *given[index + 1 :]]) for index, own in enumerate(given)]
 
 
+@TIES
 @settings(deadline=None)
-@given(points)
-def test_a_dominated_trial_never_outranks_its_dominator(found):
-    ranks = all_places(found)
+@given(found=points)
+def test_a_dominated_trial_never_outranks_its_dominator(tie_break, found):
+    ranks = all_places(found, tie_break)
     for own, rank in zip(found, ranks, strict=True):
         for other, better in zip(found, ranks, strict=True):
             if other != own and all(a >= b for a, b in zip(other, own, strict=True)):
                 assert better < rank
 
 
+@TIES
 @settings(deadline=None)
-@given(points, st.integers(0, 1000))
-def test_the_order_of_arrival_does_not_matter(found, seed):
+@given(found=points, seed=st.integers(0, 1000))
+def test_the_order_of_arrival_does_not_matter(tie_break, found, seed):
     order = list(range(len(found)))
     random.Random(seed).shuffle(order)
-    assert all_places([found[index] for index in order]) == [all_places(found)[index] for index in order]
+    assert all_places([found[index] for index in order], tie_break) == [
+        all_places(found, tie_break)[index] for index in order
+    ]
 
 
+@TIES
 @settings(deadline=None)
-@given(points)
-def test_places_are_an_order_in_which_only_equals_share_one(found):
-    ranks = all_places(found)
+@given(found=points)
+def test_places_are_an_order_in_which_only_equals_share_one(tie_break, found):
+    ranks = all_places(found, tie_break)
     for own, rank in zip(found, ranks, strict=True):
         assert ranks.count(rank) == found.count(own)
         assert rank == sum(other < rank for other in ranks)

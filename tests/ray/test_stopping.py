@@ -76,7 +76,7 @@ def test_a_trial_that_says_no_number_goes_on_and_one_that_says_nan_does_not():
 
 
 def test_two_goals_let_both_ends_of_the_front_go_on():
-    rule = Halving(ByFront(GOALS), first=0.2, reduction=3)
+    rule = Halving(ByFront(GOALS, "spread"), first=0.2, reduction=3)
 
     def at_rung(trial: str, win: float, stable: float) -> str | None:
         return decide(rule, trial, 20, win_rate=win, stability=stable)
