@@ -83,9 +83,7 @@ def divergence(knob: Knob, places: np.ndarray, best: np.ndarray, all_: np.ndarra
     pearson = (all_density * (best_density / all_density - 1) ** 2).sum(axis=1)
     of_best, of_all = best.sum(axis=0), all_.sum(axis=0)
     has_best, has_all = best_counts.sum(axis=1), all_counts.sum(axis=1)
-    # Of one trial there is no spread.
-    known = (has_all >= 2) & (has_best > 0)
-    weight = np.divide((has_best / of_best) ** 2, has_all / of_all, out=np.zeros_like(has_all), where=known)
+    weight = np.divide((has_best / of_best) ** 2, has_all / of_all, out=np.zeros_like(has_all), where=has_best > 0)
     return np.asarray((of_best / of_all) ** 2 * weight * pearson)
 
 
