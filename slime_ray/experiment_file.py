@@ -28,6 +28,7 @@ from slime_ray.judge_settings import JUDGE_SETTINGS
 from slime_ray.presets import merge, preset_base
 from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
 from slime_ray.space import Dimension, Requirement, Scalar
+from slime_ray.tracker_settings import DEFAULT, Tracker
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
 
@@ -49,6 +50,7 @@ class _File(Strict):
     resources: Resources = Resources()
     faults: Faults = Faults()
     early_stopping: EarlyStopping | None = None
+    trackers: list[Tracker] = list(DEFAULT)
 
 
 def load_experiment(
@@ -95,9 +97,12 @@ class _Resolver:
             raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
         if len(set(file.seeds)) < len(file.seeds):
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
+        if len(set(file.trackers)) < len(file.trackers):
+            raise self.error(("trackers",), f"{file.trackers} names a tracker twice. Leave one out")
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
             budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=file.early_stopping,
+            trackers=file.trackers,
         )  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> InputError:

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,31 @@ from typing import Any
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
+from slime_ray.tracker_settings import Tracker
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.sentinel import Sentinel
 from slime_ray.training.stages import Stages
+from slime_ray.training.trackers import Trackers
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
 
 
 @dataclass
 class Curves:
-    """Rows of curves.parquet as a trial collects them."""
+    """Rows of curves.parquet as a trial collects them. heard: told of each measurement's source and metrics."""
 
     trial: Trial
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds_before: float = 0.0
+    heard: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
 
     def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
         """One row per metric."""
         self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
+        self.heard(source, metrics)
 
     def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
         """One row of curves.parquet."""
@@ -49,12 +53,14 @@ class Hosting:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
+    trackers: what shows its curves, beside the result files.
     """
 
     threads: int = 1
     sharded: bool = False
     faults: Faults = field(default_factory=Faults)
     heartbeat_seconds: float = 5.0
+    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,10 @@ class Training:
         policy: Policy,
         measure: Measurements,
         hosting: Hosting,
+        trackers: Trackers,
     ):
         self.trial, self.folder, self.measure, self.hosting = trial, folder, measure, hosting
+        self.trackers = trackers
         self.world = World.current()
         self.schedule = trial.settings.training
         self.diverged: str | None = None
@@ -162,6 +170,7 @@ class Training:
     def run(self) -> Outcome:
         """Train from the last checkpoint, or from the start, to the end or to an order."""
         saved = self.world.broadcast(self.find())
+        self.track(saved)
         if saved is None:
             self.obey(self.world.broadcast(self.measure.at(0, self.updates)))
         else:
@@ -192,6 +201,19 @@ class Training:
         """The trial's checkpoint, if there is one of just these settings; rank 0 looks."""
         saved = latest(self.folder / CHECKPOINTS) if self.world.main else None
         return saved if saved and saved.counters["config_hash"] == self.trial.config_hash else None
+
+    def track(self, saved: Saved | None) -> None:
+        """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
+        callbacks = self.trackers.begin(saved.step if saved else None)
+        for callback in callbacks:
+            self.trainer.add_callback(callback)
+
+        def heard(source: str, metrics: Mapping[str, float]) -> None:
+            if source != "train":
+                self.trainer.log({f"eval_{source}/{name}": value for name, value in metrics.items()})
+
+        if callbacks:
+            self.measure.curves.heard = heard
 
     def restore(self, saved: Saved) -> None:
         """Take up the counters of an earlier attempt."""

@@ -64,6 +64,7 @@ from slime_ray.training.outcome import (
     waiting_for_storage,
 )
 from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
+from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
 logger = logging.getLogger(__name__)
@@ -95,14 +96,18 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
     measured = Measured({})
+    trackers = Trackers(hosting.trackers if world.main else (), trial, run)
     try:
-        measured = _train_and_measure(trial, folder, storage, report if world.main else say_nothing, curves, hosting)
+        told = report if world.main else say_nothing
+        measured = _train_and_measure(trial, folder, storage, told, curves, hosting, trackers)
         row |= measured.row
     except Paused as pause:
+        trackers.end({"status": "paused"})
         if world.main:
             attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
         raise
     except Exception as error:
+        trackers.end({"status": "failed", "stability": 0.0})
         with suppress(OSError):
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         if is_memory_error(error):
@@ -112,6 +117,7 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
         if world.size > 1:
             raise
         row |= {"status": "failed", "reason": one_sentence(error), "healthy": False, "stability": 0.0}
+    trackers.end(row)
     # What it would have been without an interruption: `started` is that of the first attempt.
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
@@ -148,7 +154,13 @@ def _spare_the_modules() -> None:
 
 
 def _train_and_measure(
-    trial: Trial, folder: Path, storage: Mirror, report: Report, curves: Curves, hosting: Hosting
+    trial: Trial,
+    folder: Path,
+    storage: Mirror,
+    report: Report,
+    curves: Curves,
+    hosting: Hosting,
+    trackers: Trackers,
 ) -> Measured:
     settings = trial.settings
     judge = build_judge(
@@ -166,7 +178,7 @@ def _train_and_measure(
     policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
     measure = Measurements(trial, stages, policy, curves, report)
 
-    training = Training(trial, folder, pairs, policy, measure, hosting)
+    training = Training(trial, folder, pairs, policy, measure, hosting, trackers)
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
