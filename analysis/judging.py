@@ -1,6 +1,9 @@
 """What verdicts say beyond the win rate: Arena-Hard's score, length control, consistency, invalid ones."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +112,7 @@ def judging(run: results.Run, main: Table) -> Table:
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "invalid: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+            *_took(run),
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
@@ -121,6 +125,28 @@ def judging(run: results.Run, main: Table) -> Table:
             Column("invalid", cells(frame, _invalid_cell)),
         ),
     )
+
+
+def _took(run: results.Run) -> list[str]:
+    """What the judge took in the whole run, and why verdicts are missing: sentences from the trials' own files."""
+    told: list[dict[str, Any]] = []
+    for file in sorted((run.path / "trials").glob(f"*/{results.JUDGING}")):
+        # Whoever copies a run may leave them out.
+        with suppress(OSError, ValueError):
+            told.append(json.loads(file.read_text(encoding="utf-8")))
+    reasons: Counter[str] = Counter()
+    for one in told:
+        reasons.update(one["missing"])
+        reasons["no valid verdict, however often it was asked for"] += one["invalid"]
+    why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
+    said = [f"Missing verdicts of all trials: {'; '.join(why)}."] if why else []
+    # Each trial tells of the run so far.
+    last = max(told, key=lambda one: one["requests"], default=None)
+    if last and last["requests"]:
+        cost = "" if last["cost"] is None else f", cost {last['cost']:.2f}"
+        tokens = last["input_tokens"] + last["output_tokens"]
+        said.append(f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}.")
+    return said
 
 
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:

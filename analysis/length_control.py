@@ -13,7 +13,7 @@ STEPS = 25
 CLOSE = 1e-3
 """Newton's method ends with a step as short as this: the error left is of the order of its square."""
 FARTHEST = 20.0
-"""Coefficients beyond this have no finite optimum: outcomes that length alone tells apart."""
+"""Coefficients go no farther: those of a resample that has no finite optimum."""
 AT_ONCE = 500_000
 """Answers times resamples that are held at a time: what a cache holds."""
 
@@ -42,9 +42,9 @@ def length_controlled_rate(
         return statistics.Interval(float(y[0]), float(y[0]), float(y[0]))
     spread = d.std()
     x = np.tanh(d / spread) if spread > 0 else np.zeros(len(d))
-    fitted = _fit(y, x, np.ones((len(y), 1)), np.zeros((2, 1)))
-    if np.abs(fitted).max() >= FARTHEST:
+    if _told_apart(y, x):
         return None
+    fitted = _fit(y, x, np.ones((len(y), 1)), np.zeros((2, 1)))
     counts = statistics.draws(len(names), seed, resamples)
     y, x, start = (values.astype(np.float32) for values in (y, x, fitted))
     intercepts = np.empty(resamples)
@@ -55,6 +55,12 @@ def length_controlled_rate(
         block = block if len(names) == len(y) else block[places]
         intercepts[place : place + size] = _fit(y, x, block, np.repeat(start, block.shape[1], axis=1))[0]
     return statistics.interval(float(_sigmoid(fitted[0, 0])), _sigmoid(intercepts))
+
+
+def _told_apart(y: np.ndarray, x: np.ndarray) -> bool:
+    """Whether a length divides all wins from all losses, what is neither standing at it: then no optimum is finite."""
+    won, lost = x[y > 0], x[y < 1]
+    return bool(x.min() < x.max() and (lost.max() <= won.min() or won.max() <= lost.min()))
 
 
 def _fit(y: np.ndarray, x: np.ndarray, counts: np.ndarray, start: np.ndarray) -> np.ndarray:

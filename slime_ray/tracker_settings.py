@@ -14,7 +14,9 @@ DEFAULT: tuple[Tracker, ...] = ("tensorboard",)
 def lacks(trackers: Iterable[Tracker], *, bucket: bool = False) -> str | None:
     """What this machine lacks for them, as a sentence with the way out. bucket: runs are kept in an object store."""
     for tracker in trackers:
-        if find_spec(PACKAGES[tracker]) is None:
+        found = find_spec(PACKAGES[tracker])
+        # A folder of that name, such as a run's mlflow/, is found as well; it has no origin.
+        if found is None or found.origin is None:
             return (
                 f"trackers: {tracker} needs the package {PACKAGES[tracker]}, which is not installed. Install "
                 f"slime-ray[{tracker}], or leave {tracker} out of `trackers`."

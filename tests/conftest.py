@@ -1,7 +1,24 @@
-"""Options of this test suite."""
+"""Options of this test suite, and what tests of all parts use."""
 
 import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-table", help="append what each fault cost to this file, one JSON object a line")
+
+
+@pytest.fixture(scope="session")
+def sketch() -> dict[str, bytes]:
+    """A small drawing in all its forms."""
+    from matplotlib.figure import Figure
+    from slime_ray.analysis import drawing
+
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([0, 1])
+    return drawing.render(figure)
+
+
+@pytest.fixture
+def sketched(sketch: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at no drawing: a report takes most of its time to draw, and here has a sketch instead."""
+    monkeypatch.setattr("slime_ray.analysis.report.render", lambda figure: sketch)

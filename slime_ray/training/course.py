@@ -4,21 +4,28 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
+from slime_ray.errors import RunError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.evaluation.judges import Judge
 from slime_ray.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
 from slime_ray.tracker_settings import Tracker
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
-from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.measuring import measure_activity
+from slime_ray.training.orders import ESTIMATED, Order, Paused, Report, evaluations
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.sentinel import Sentinel
 from slime_ray.training.stages import Stages
-from slime_ray.training.trackers import Trackers
+from slime_ray.training.trackers import Trackers, named
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
 
@@ -65,9 +72,10 @@ class Hosting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """seconds: spent on training alone, over all attempts."""
+    """planned: updates that would have been made without a stop. seconds: of training alone, over all attempts."""
 
     updates: int
+    planned: int
     tokens: int
     seconds: float
     diverged: str | None
@@ -83,13 +91,21 @@ class Measurements:
 
     CURVE_PAIRS = 128
 
-    def __init__(self, trial: Trial, stages: Stages, policy: Policy, curves: Curves, report: Report):
+    def __init__(
+        self,
+        trial: Trial,
+        stages: Stages,
+        policy: Policy,
+        curves: Curves,
+        report: Report,
+        judge: Judge | None = None,
+    ):
         self.trial, self.stages, self.policy = trial, stages, policy
+        self.objective = trial.settings.objective.build()
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
-        self.watching = trial.settings.sentinel.action != "none"
-        self.sentinel = Sentinel(trial, stages, policy, curves.series)
+        self.sentinel = Sentinel(trial, stages, policy, curves.series, judge)
 
     def held_out(self, pairs: int | None = None) -> HeldOut:
         """The policy's log-probabilities on the held-out pairs, or on the first few of them."""
@@ -113,12 +129,16 @@ class Measurements:
             "entropy": float(now.entropy.mean()),
             "top_probability": float(now.top_probability.mean()),
         }
-        self.curves.add(step, "held_out", metrics)
-        if self.watching:
-            self.curves.add(step, "sentinel", self.sentinel.look(step, before, now))
+        self.curves.add(step, "held_out", metrics | measure_activity(self.objective, before, now))
+        try:
+            seen = self.sentinel.look(step, before, now)
+        except RunError as error:
+            raise Paused(Order("pause", str(error))) from None
+        self.curves.add(step, "sentinel", seen)
         self.seconds += time.perf_counter() - clock
         told = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
-        order = self.report({**told, **metrics, **self.last})
+        estimates = {name: seen[name] for name in ESTIMATED if name in seen}
+        order = self.report({**told, **metrics, **estimates, **self.last})
         if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
             return Order("stop", self.sentinel.alarm, measure=True)
         return order
@@ -139,6 +159,7 @@ class Training:
     ):
         self.trial, self.folder, self.measure, self.hosting = trial, folder, measure, hosting
         self.trackers = trackers
+        self.shown: list[TrainerCallback] = []
         self.world = World.current()
         self.schedule = trial.settings.training
         self.diverged: str | None = None
@@ -170,7 +191,7 @@ class Training:
     def run(self) -> Outcome:
         """Train from the last checkpoint, or from the start, to the end or to an order."""
         saved = self.world.broadcast(self.find())
-        self.track(saved)
+        self.track()
         if saved is None:
             self.obey(self.world.broadcast(self.measure.at(0, self.updates)))
         else:
@@ -185,6 +206,7 @@ class Training:
             raise Paused(self.stopped)
         return Outcome(
             updates=self.trainer.state.global_step,
+            planned=self.updates,
             tokens=self.trainer.tokens_seen,
             seconds=self.seconds,
             diverged=self.diverged,
@@ -202,18 +224,24 @@ class Training:
         saved = latest(self.folder / CHECKPOINTS) if self.world.main else None
         return saved if saved and saved.counters["config_hash"] == self.trial.config_hash else None
 
-    def track(self, saved: Saved | None) -> None:
+    def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
-        callbacks = self.trackers.begin(saved.step if saved else None)
-        for callback in callbacks:
+        self.shown = self.trackers.begin()
+        for callback in self.shown:
             self.trainer.add_callback(callback)
+        if self.shown:
+            # Trainer logs its updates itself.
+            self.measure.curves.heard = lambda source, metrics: (
+                None if source == "train" else self.trainer.log(named(source, metrics))
+            )
 
-        def heard(source: str, metrics: Mapping[str, float]) -> None:
-            if source != "train":
-                self.trainer.log({f"eval_{source}/{name}": value for name, value in metrics.items()})
-
-        if callbacks:
-            self.measure.curves.heard = heard
+    def show_again(self) -> None:
+        """Have the trackers, whose records are new, hear of what an earlier attempt measured."""
+        for (step, source), rows in groupby(self.measure.curves.rows, itemgetter("step", "source")):
+            logs = named(source, {row["metric"]: row["value"] for row in rows if row["value"] is not None})
+            state = replace(self.trainer.state, global_step=step)
+            for callback in self.shown:
+                callback.on_log(self.trainer.args, state, self.trainer.control, logs=logs, model=self.trainer.model)
 
     def restore(self, saved: Saved) -> None:
         """Take up the counters of an earlier attempt."""
@@ -223,7 +251,12 @@ class Training:
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
         self.measure.sentinel.alarm = counters["alarm"]
-        self.measure.report({"doing": "training", "step": saved.step, "updates": self.updates})
+        self.show_again()
+        # Who listens may know nothing of this trial yet. What it was told then has been obeyed.
+        past = evaluations(curves.rows)
+        past.setdefault(saved.step, {})
+        for step, told in past.items():
+            self.measure.report({"doing": "training", "step": step, "updates": self.updates, **told})
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `restore`."""

@@ -23,7 +23,7 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
-from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -38,10 +38,10 @@ from slime_ray.training.measuring import (
     measure_policy,
 )
 from slime_ray.training.orders import Paused, Report
-from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing
+from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
-from slime_ray.training.worker import VERDICTS, is_memory_error, reset_process
+from slime_ray.training.worker import is_memory_error, reset_process
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,18 @@ def evaluate(
 ) -> Path:
     """Measure policies against a baseline and return the run's folder on this machine.
 
-    experiment: its `base` says how prompts, model and evaluation are; its arms and search are passed over. baseline:
-    None is the SFT checkpoint of `base`, which is made if it is not there. offline: nothing that costs is asked for,
-    kept verdicts answer alone. Raises InputError before anything is measured, and RunError where a judge stopped.
+    experiment: its `base` says how prompts, model and evaluation are; its arms, search and design are passed over.
+    baseline: None is the SFT checkpoint of `base`, which is made if it is not there. offline: nothing that costs is
+    asked for, kept verdicts answer alone. Raises InputError before anything is measured, and RunError where a judge
+    stopped.
     """
     given = [find_policy(path) for path in policies]
     against = find_policy(baseline) if baseline else None
     if len({one.label for one in given}) < len(given):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
     settings = experiment.settings
-    measured = experiment.model_copy(
-        update={"arms": [Arm(label=one.label, set={}) for one in given], "seeds": [0], "search": None}
-    )
+    arms = [Arm(label=one.label, set={}) for one in given]
+    measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
     if not offline and (lack := settings.evaluation.judge.lacks()):
         raise InputError(lack)
     mirror = Mirror.of(storage, "trials")
@@ -119,6 +119,10 @@ def evaluate(
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
+        # A mistake in the last file is told before the answers of the first are judged.
+        for one in given:
+            if one.is_file:
+                bench.read(one)
         bench.compare_with(against)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
@@ -127,7 +131,7 @@ def evaluate(
             for one, trial in zip(given, arm_trials(measured), strict=True):
                 if trial.trial_id not in done:
                     say(f"measuring {one.label}")
-                    _record(bench, one, trial, run)
+                    _record(bench, one, trial, run, say)
         except Paused as pause:
             raise RunError(pause.order.reason) from None
         except Exception as error:
@@ -146,12 +150,15 @@ def evaluate(
     return run
 
 
-def _record(bench: "_Files", one: Given, trial: Trial, run: Path) -> None:
+def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
     found = bench.measure(one, trial)
     seconds = time.perf_counter() - clock
     row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
+    folder = run / "trials" / trial.trial_id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_judging(found.judging, folder, seconds=60.0, say=say)
     finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
 
 

@@ -3,17 +3,20 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from slime_ray.errors import RunError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.judges import Judge, Summary
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.experiment import Trial
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
+from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.stages import Stages, answering
@@ -24,11 +27,12 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Columns of trials.parquet, and rows of answers.parquet and pairs.parquet."""
+    """Columns of trials.parquet, rows of answers.parquet and pairs.parquet, and what a judge took."""
 
     row: dict[str, Any]
     answers: Rows = field(default_factory=list)
     pairs: Rows = field(default_factory=list)
+    judging: Summary | None = None
 
 
 def about(trial: Trial) -> dict[str, Any]:
@@ -46,6 +50,18 @@ def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> 
         "mean_margin": float(after.margins.mean()),
     }
     return Measured(row, pairs=stability.pair_rows(before, after, about(trial)))
+
+
+def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dict[str, float]:
+    """`component_activity` on held-out pairs, in float64; `before` is the SFT checkpoint's, DPO's reference."""
+    return component_activity(
+        objective,
+        *(torch.from_numpy(array) for array in (now.chosen, now.chosen_lengths, now.rejected, now.rejected_lengths)),
+        reference=ReferenceLogps(
+            torch.from_numpy(before.chosen_means * before.chosen_lengths),
+            torch.from_numpy(before.rejected_means * before.rejected_lengths),
+        ),
+    )
 
 
 def answer_prompts(trial: Trial, stages: Stages, policy: Policy, report: Report) -> tuple[Prompts, list[Answer]]:
@@ -95,7 +111,8 @@ def measure_answers(trial: Trial, answered: Answered) -> Measured:
         "broken_outputs": answered.broken_outputs,
         "length_shift": answered.length_shift,
     }
-    return Measured(row, answered.rows({**about(trial), "prompt_set": trial.prompt_set}))
+    rows = answered.rows({**about(trial), "prompt_set": trial.prompt_set})
+    return Measured(row, rows, judging=answered.judging)
 
 
 def stability_parts(
@@ -124,7 +141,7 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return Measured(told.row | answers.row | row, answers.answers, told.pairs)
+    return Measured(told.row | answers.row | row, answers.answers, told.pairs, answers.judging)
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

@@ -3,22 +3,25 @@
 Nothing heavy is imported here: the driver of a trial of several workers needs it, and trains nothing itself.
 """
 
+import json
 import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_ray import results
 from slime_ray.experiment import Trial
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Report
 
-CHECKPOINTS, MODEL = results.CHECKPOINTS, results.MODEL
-JUDGING = "judging.json"
-"""File, in a trial's own, of what its judge took."""
+if TYPE_CHECKING:
+    from slime_ray.evaluation.judges import Summary
+
+CHECKPOINTS, MODEL, JUDGING = results.CHECKPOINTS, results.MODEL, results.JUDGING
 
 
 class RanksDiffer(Exception):
@@ -80,6 +83,13 @@ def finish(
     )
     attempts.note(folder, ended="failed" if row["status"] == "failed" else "finished")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def write_judging(summary: "Summary | None", folder: Path, *, seconds: float, say: Callable[[str], object]) -> None:
+    """Write what the judge took, if there was one, beside the trial's other files, as `patiently` does."""
+    if summary is not None:
+        text = json.dumps(asdict(summary), indent=1)
+        patiently(lambda: results.write_text(folder / JUDGING, text), seconds=seconds, say=say)
 
 
 def waiting_for_storage(report: Report) -> Callable[[str], object]:

@@ -104,6 +104,8 @@ class Voice:
         self.order: Order | None = None
 
     def report(self, told: Mapping[str, Any]) -> Order | None:
+        for tracker, reason in told.get("untracked", {}).items():
+            self.say(f"It goes on without {tracker}: {reason}")
         step, loss = told.get("step"), told.get("loss")
         parts = [told.get("doing"), f"{step}/{told.get('updates')}" if step is not None else None]
         if loss is not None:

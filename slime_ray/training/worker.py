@@ -5,14 +5,12 @@ The ranks of a process group run a trial together: every one of them calls `run_
 
 import functools
 import gc
-import json
 import logging
 import os
 import shutil
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, Summary, build_judge
-from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -51,7 +49,6 @@ from slime_ray.training.measuring import (
 )
 from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import (
-    JUDGING,
     MODEL,
     OutOfMemory,
     RanksDiffer,
@@ -62,14 +59,13 @@ from slime_ray.training.outcome import (
     record_failure,
     say_nothing,
     waiting_for_storage,
+    write_judging,
 )
 from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
 logger = logging.getLogger(__name__)
-VERDICTS = ".verdicts"
-"""Folder, in a storage, of the verdicts that are kept, beside its runs."""
 
 
 def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:
@@ -96,9 +92,9 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
     measured = Measured({})
-    trackers = Trackers(hosting.trackers if world.main else (), trial, run)
+    told = report if world.main else say_nothing
+    trackers = Trackers(hosting.trackers if world.main else (), trial, run, lambda said: told({"untracked": said}))
     try:
-        told = report if world.main else say_nothing
         measured = _train_and_measure(trial, folder, storage, told, curves, hosting, trackers)
         row |= measured.row
     except Paused as pause:
@@ -107,22 +103,23 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
             attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
         raise
     except Exception as error:
-        trackers.end({"status": "failed", "stability": 0.0})
         with suppress(OSError):
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         if is_memory_error(error):
             attempts.note(folder, ended="memory")
             if not attempts.enough(attempts.read(folder), hosting.faults):
+                trackers.end({"status": "paused"})
                 raise OutOfMemory(one_sentence(error)) from None
         if world.size > 1:
+            trackers.end({"status": "failed", "stability": 0.0})
             raise
         row |= {"status": "failed", "reason": one_sentence(error), "healthy": False, "stability": 0.0}
-    trackers.end(row)
     # What it would have been without an interruption: `started` is that of the first attempt.
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
         minutes = hosting.faults.storage_minutes
         finish(trial, run, row, measured.answers, curves.rows, measured.pairs, report, storage_minutes=minutes)
+    trackers.end(row)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
     return row
@@ -176,12 +173,13 @@ def _train_and_measure(
     if settings.model.lora:
         lm = add_lora(lm, settings.model.lora)
     policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
-    measure = Measurements(trial, stages, policy, curves, report)
+    measure = Measurements(trial, stages, policy, curves, report, judge)
 
     training = Training(trial, folder, pairs, policy, measure, hosting, trackers)
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
+        "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
         "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,
@@ -205,7 +203,9 @@ def _train_and_measure(
     asked = answer_prompts(trial, stages, policy, report)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
-    _write_judging(answered.judging, folder / JUDGING, report, hosting)
+    if World.current().main:
+        minutes = hosting.faults.storage_minutes
+        write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
     return Measured(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
 
@@ -231,18 +231,6 @@ def _judged(
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)
-
-
-def _write_judging(summary: Summary | None, path: Path, report: Report, hosting: Hosting) -> None:
-    """What the judge took, beside the trial's other files."""
-    if summary is None or not World.current().main:
-        return
-    text = json.dumps(asdict(summary), indent=1)
-
-    def write() -> None:
-        path.write_text(text, encoding="utf-8")
-
-    patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))
 
 
 def _save(policy: Policy, folder: Path, report: Report, hosting: Hosting) -> None:

@@ -1,5 +1,7 @@
 """What verdicts say beyond the win rate, on verdicts that can be counted by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +98,26 @@ def test_a_row_of_which_every_verdict_is_invalid_says_so(tmp_path):
     frame = judging.judging(run, main).frame
     assert np.isnan(frame["arena_hard"][0])
     assert frame["invalid_verdicts"].tolist() == [4]
+
+
+def test_what_the_judge_took_and_why_verdicts_are_missing_is_said(tmp_path):
+    run = judged(tmp_path)
+    took = {"input_tokens": 0, "output_tokens": 0, "cost": None, "invalid": 0, "missing": {}}
+    for trial, told in {
+        "a": {"requests": 900, "input_tokens": 1_000, "output_tokens": 234, "cost": 0.125, "missing": {"rate limit (429)": 2}},
+        # Judged later, so it tells of more requests.
+        "b": {"requests": 1200, "input_tokens": 2_000, "output_tokens": 500, "cost": 0.25, "invalid": 1,
+              "missing": {"rate limit (429)": 1, "budget.requests 1200 is spent": 4}},
+    }.items():  # fmt: skip
+        (tmp_path / "trials" / trial / "judging.json").write_text(json.dumps(took | told), encoding="utf-8")
+    (tmp_path / "trials" / "c").mkdir()
+    (tmp_path / "trials" / "c" / "judging.json").write_text("{half", encoding="utf-8")
+    *_, missing, took = judging.judging(run, tables.win_rate_stability(run)).notes
+    assert missing == (
+        "Missing verdicts of all trials: 4 since budget.requests 1200 is spent; 1 since no valid verdict, however often "
+        "it was asked for; 3 since rate limit (429)."
+    )
+    assert took == "The judge took 1,200 requests and 2,500 tokens in this run so far, cost 0.25."
 
 
 @pytest.mark.parametrize("judge", ["exact", "exact:arithmetic", "none"])

@@ -57,6 +57,13 @@ def test_all_wins_and_all_losses_are_what_they_are(outcome):
 
 def test_outcomes_that_length_alone_tells_apart_have_no_rate():
     assert length_controlled_rate((MORE_TOKENS > 0).astype(float), MORE_TOKENS, PROMPTS) is None
+    # Ties at one length, losses below, wins above: the better the steeper, without an end.
+    assert length_controlled_rate(np.array([0, 0.5, 1] * 4), np.array([-2.0, -1, 0] * 4), PROMPTS) is None
+    assert length_controlled_rate(np.array([0, 0.5, 1] * 4), np.array([-2.0, -1, -1] * 4), PROMPTS) is None
+    # One shorter answer that wins is enough for an end.
+    assert (
+        length_controlled_rate(np.array([0, 0.5, 1] * 3 + [1, 0, 1]), np.array([-2.0, -1, 0] * 4), PROMPTS) is not None
+    )
     assert length_controlled_rate(np.full(2, np.nan), np.zeros(2), np.arange(2)) is None
 
 

@@ -3,13 +3,15 @@
 import re
 from html.parser import HTMLParser
 
+import matplotlib
 import pytest
 from slime_ray.analysis import report, tables
 
 from slime_ray import results
 from slime_ray.errors import InputError
 
-from .conftest import add_trial, finish
+from .conftest import add_trial, finish, outcomes
+from .designs import factorial, knobs
 
 
 @pytest.fixture(scope="session")
@@ -96,8 +98,9 @@ def test_what_models_and_users_wrote_is_escaped(page):
     assert "<b>$x$" not in page
 
 
-def test_a_report_repeats_bit_for_bit(judged_run, written, tmp_path):
-    again = report.write_report(judged_run, tmp_path)
+def test_a_report_repeats_bit_for_bit_whatever_the_users_style_is(judged_run, written, tmp_path):
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "svg.fonttype": "none"}):
+        again = report.write_report(judged_run, tmp_path)
     assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in written.files]
 
 
@@ -157,12 +160,14 @@ def test_five_answers_stand_beside_the_baselines(page):
 
 
 @pytest.mark.parametrize("kind", ["failed_run", "one_trial_run", "search_only_run", "unjudged_run"])
+@pytest.mark.usefixtures("sketched")
 def test_every_kind_of_run_gets_a_report(kind, request, tmp_path):
     files = report.write_report(request.getfixturevalue(kind), tmp_path)
     elements(files.html.read_text(encoding="utf-8"))
     assert ("search_trials.csv" in {path.name for path in files.files}) == (kind in ("search_only_run", "unjudged_run"))
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_run_whose_trials_all_failed_says_so(failed_run, tmp_path):
     page = report.write_report(failed_run, tmp_path).html.read_text(encoding="utf-8")
     assert "4 of 4 trials failed or diverged" in page
@@ -170,12 +175,14 @@ def test_a_run_whose_trials_all_failed_says_so(failed_run, tmp_path):
     assert "failed 4" not in page
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_default_place_is_inside_the_run(tmp_path):
     add_trial(tmp_path, "a", won=[1.0, 0.0])
     finish(tmp_path)
     assert report.write_report(tmp_path).html == tmp_path / "report" / "report.html"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_terminal_gets_the_tables_or_the_search(judged_run, search_only_run, tmp_path):
     assert "win rate % [95 %]" in report.write_report(judged_run, tmp_path).text
     assert "search-0002" in report.write_report(search_only_run, tmp_path).text
@@ -187,6 +194,7 @@ def test_what_is_no_run_is_refused_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_place_that_cannot_be_written_is_a_sentence(judged_run, tmp_path):
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     for place in (tmp_path / "taken", tmp_path / "taken" / "below"):
@@ -195,6 +203,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(judged_run, tmp_path):
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
     add_trial(tmp_path, "a", won=[1.0, 0.0])
     finish(tmp_path)
@@ -219,7 +228,49 @@ def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_pa
     assert "The front of the search" not in written.html.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("sketched")
 def test_run_and_place_may_be_given_as_text(tmp_path):
     add_trial(tmp_path, "a", won=[1.0, 0.0])
     finish(tmp_path)
     assert report.write_report(str(tmp_path), str(tmp_path / "out")).html == tmp_path / "out" / "report.html"
+
+
+def design_run(path, design, seeds=5):
+    """The run of a design on disk: the anchor is worth a quarter of all wins."""
+    for cell in design.cells:
+        for seed in range(seeds):
+            share = 0.75 if cell.levels.get("anchor", True) else 0.5
+            won = outcomes(share)[seed:] + outcomes(share)[:seed]
+            add_trial(path, f"arm-{cell.label}-s{seed}", label=cell.label, seed=seed, won=won)
+    experiment = {"design": design.model_dump(mode="json"), "arms": [{"label": cell.label} for cell in design.cells]}
+    return finish(path, {"experiment": experiment, "seeds": list(range(seeds))})
+
+
+def test_a_run_with_a_design_has_its_tables_as_files_on_the_page_and_in_the_terminal(tmp_path):
+    files = report.write_report(design_run(tmp_path, factorial(("anchor", "stabilizer"))))
+    names = {path.name for path in files.files}
+    for table in ("ablation", "factorial", "beside_the_paper"):
+        assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
+    page = files.html.read_text(encoding="utf-8")
+    for words in (
+        "The ablation",
+        "Effects of the components",
+        "Beside the paper",
+        "Effect of a cell: its outcomes minus",
+    ):
+        assert words in page
+    elements(page)
+    assert "effect of " in files.text
+    # What a factorial design declares are its main effects.
+    assert "anchor matters: its main effect is +25.0" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "sensitivity.svg" not in names
+
+
+def test_a_design_that_varies_knobs_has_its_figure(tmp_path):
+    files = report.write_report(design_run(tmp_path, knobs("sensitivity", {"a.x": 1.0}, {"a.x": 2.0})))
+    names = {path.name for path in files.files}
+    assert {"sensitivity.svg", "sensitivity.png", "sensitivity.pdf", "ablation.md"} <= names
+    assert not {"factorial.md", "beside_the_paper.md"} & names
+    page = files.html.read_text(encoding="utf-8")
+    assert "whose own value is the diamond" in page
+    assert "Effects of the components" not in page

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slime_ray.analysis.statistics import arena_hard_score
 
-from slime_ray import cli, results
+from slime_ray import cli
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_judgments, read_questions
-from slime_ray.evaluation.field_files.export import CATEGORY, export_arena_hard
+from slime_ray.evaluation.field_files.export_arena_hard import CATEGORY, export_arena_hard
 from slime_ray.evaluation.field_files.scoring import judged_prompts
 from slime_ray.evaluation.verdicts import POINTS_OF_A
-from slime_ray.evaluation.win_rate import Comparison
 
-Verdicts = Sequence[tuple[str | None, str | None]]
-
-
-def add_trial(run: Path, trial_id: str, verdicts: Verdicts, *, answer: str = "a", **changes: Any) -> None:
-    """A finished trial: `verdicts` of each prompt, with the policy as A and as B."""
-    judge = changes.pop("judge", "exact")
-    about = {"trial_id": trial_id, "label": trial_id, "phase": "arm", "seed": 0}
-    answers = [
-        dict.fromkeys(results.ANSWER_SCHEMA.names)
-        | about
-        | {
-            "prompt_set": "report",
-            "prompt_id": f"p{number}",
-            "prompt": [{"role": "user", "content": f"question {number}\u2028é"}],
-            "answer": f"{answer} {number}",
-            "answer_tokens": 3,
-            "baseline_answer": f"baseline {number}",
-            "baseline_tokens": 2,
-            "verdict_ab": ab,
-            "verdict_ba": ba,
-            "outcome": Comparison(ab, ba).outcome,  # type: ignore[arg-type]
-        }
-        | changes
-        for number, (ab, ba) in enumerate(verdicts)
-    ]
-    row = results.trial_row(**about, status="completed", judge=judge, settings={}, config={})
-    results.write_trial(run, row=row, answers=answers, curves=[])
-
-
-def load(run: Path) -> results.Run:
-    results.write_manifest(run, {"schema": results.RUN_SCHEMA})
-    return results.load(run)
+from .exported_runs import add_trial, load
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -212,7 +179,7 @@ def test_lengths_that_are_not_known_are_not_written(tmp_path):
 
 def test_two_answers_to_one_prompt_are_refused(tmp_path):
     add_trial(tmp_path / "run", "arm-x-s0", [("A>B", "B>A")] * 2, prompt_id="p")
-    with pytest.raises(InputError, match="arm-x-s0 has 2 answers to 1 prompts"):
+    with pytest.raises(InputError, match=r"arm-x-s0 has 2 answers to 1 prompts.*--form mt-bench"):
         export_arena_hard(load(tmp_path / "run"), tmp_path / "out")
 
 

@@ -1,16 +1,23 @@
 """`slime-ray evaluate`: checkpoints, trials and files of answers, measured without a sweep."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slime_ray import cli, results
+from slime_ray.data.rendering import stop_token_ids
+from slime_ray.data.tasks import load_task
+from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
 from slime_ray.experiment import arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
+from tests.evaluation.judges.judge_server import KEY, VARIABLE, serving
 
 TEXT = """\
 name: given
@@ -23,6 +30,9 @@ base:
   evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 24}}
 arms: {slime: {}}
 """
+pytestmark = pytest.mark.usefixtures("sketched")
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+GREEDY = ["--set", "evaluation.decoding.temperature=0"]
 WAY = [("q1", "Say hello."), ("q2", "Count to three."), ("q3", "Name a colour.")]
 
 
@@ -77,8 +87,106 @@ def test_the_checkpoint_itself_is_a_baseline_like_any(trained, tmp_path):
     assert whole.trials["kl_to_sft"][0] == pytest.approx(0, abs=1e-6)
 
 
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(trained, tmp_path_factory):
+    """A trial as docs/evaluation.md has it answered elsewhere: its greedy answers, exported, and a model to load."""
+    space, storage, row = trained
+    folder, trial = tmp_path_factory.mktemp("elsewhere"), storage / "first" / "trials" / row["trial_id"]
+    own = evaluated(space, trial, *GREEDY, storage=storage, name="own")
+    assert cli.main(["export", str(storage / "own"), "--to", str(folder)]) == 0
+    stages = [path for path in (storage / ".stages").iterdir() if path.is_dir()]
+    sft, tokens = (next(path for path in stages if path.name.startswith(f"{name}-")) for name in ("sft", "tokens"))
+    (code,) = re.findall(r"```python\n(from peft .*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    for name, path in {
+        "runs/.stages/sft-0123": sft,
+        "runs/.stages/tokens-4567": tokens,
+        "runs/first/trials/arm-slime-s0": trial,
+        '"merged"': f'"{folder / "merged"}"',
+    }.items():
+        assert name in code
+        code = code.replace(name, str(path))
+    exec(code, {})
+    return folder, own
+
+
+def test_answers_of_another_engine_measure_as_the_trials_own(trained, elsewhere):
+    """The other engine is transformers without anything of ours, one prompt at a time."""
+    (space, storage, _), (folder, own) = trained, elsewhere
+    lm, tokenizer = (kind.from_pretrained(folder / "merged") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    rows = []
+    for question in lines(folder / "question.jsonl"):
+        talk = [{"role": "user", "content": question["prompt"]}]
+        ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = lm.generate(**ids, max_new_tokens=24, do_sample=False, eos_token_id=stop_token_ids(tokenizer))
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        rows.append({"id": question["uid"], "prompt": question["prompt"], "answer": text})
+    engine = folder / "engine.jsonl"
+    engine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    theirs = evaluated(space, engine, *GREEDY, storage=storage, name="theirs")
+    assert theirs.answers["answer"].tolist() == own.answers["answer"].tolist()
+    assert theirs.trials["label"].tolist() == ["engine"]
+    same = ["win_rate", "prompts", "length_shift", "format_valid"]
+    assert theirs.trials[same].iloc[0].tolist() == pytest.approx(own.trials[same].iloc[0].tolist())
+    # Nobody can tell it of a text.
+    assert theirs.trials["unlearning"].isna().all()
+
+
+def test_an_exported_trial_and_its_baseline_are_judged_again_from_their_files(trained, elsewhere):
+    (_, storage, _), (folder, own) = trained, elsewhere
+    (trial,) = own.trials["trial_id"]
+    answers = folder / "model_answer"
+    run = evaluated(
+        "answers", answers / f"{trial}.jsonl", "--baseline", answers / "baseline.jsonl",
+        "--set", f"evaluation.questions={folder / 'question.jsonl'}",
+        "--set", f"evaluation.judge={{name: exact, scorer: '{__name__}:arithmetic'}}",
+        storage=storage, name="again-from-files",
+    )  # fmt: skip
+    assert run.answers["outcome"].tolist() == own.answers["outcome"].tolist()
+    assert run.manifest["judge"] == f"exact:{__name__}:arithmetic"
+
+
+def arithmetic(prompt: str, answer: str) -> float:
+    return load_task("arithmetic").score(prompt, answer).total
+
+
+class _Answered(list):
+    """Stands for a data set of Ray: what is mapped stays a list."""
+
+    iter_rows = list.__iter__
+
+
+def test_the_program_for_vllm_writes_a_file_that_is_read(elsewhere, tmp_path, monkeypatch):
+    """vLLM needs a GPU. Here its place is taken by a function, and Ray Data's by a list; the settings are Ray's own."""
+    (code,) = re.findall(r"```python\n(import json\n\nimport ray\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    seen = []
+
+    def build_processor(config, preprocess, postprocess):
+        def engine(row):
+            # As Ray does: what comes in stays, and `postprocess` alone says what goes out.
+            row |= preprocess(row)
+            seen.append((config, row))
+            asked = row["messages"][-1]["content"]
+            return postprocess(row | {"prompt": f"<|user|>{asked}", "generated_text": f"answer to {asked}"})
+
+        return lambda rows: _Answered(map(engine, rows))
+
+    monkeypatch.setattr("ray.data.llm.build_processor", build_processor)
+    monkeypatch.setattr("ray.data.from_items", list)
+    shutil.copy(elsewhere[0] / "question.jsonl", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    questions = read_questions(tmp_path / "question.jsonl")
+    answers = answers_to(questions, read_answers(tmp_path / "vllm.jsonl"))
+    assert [answer.turns for answer in answers] == [(f"answer to {question.turns[0]}",) for question in questions]
+    assert {config.model_source for config, _ in seen} == {"merged"}
+
+
 def write(path, answers):
-    rows = [{"id": name, "prompt": text, "answer": answer} for (name, text), answer in zip(WAY, answers, strict=True)]
+    rows = [{"id": name, "prompt": text, "answer": answer} for (name, text), answer in zip(WAY, answers, strict=False)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -107,6 +215,24 @@ def test_files_of_answers_are_compared_without_a_model(tmp_path, monkeypatch):
     assert "mine" in (tmp_path / "runs" / "files" / "report" / "win_rate_stability.md").read_text()
 
 
+def test_a_judge_that_runs_out_says_so_and_what_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, KEY)
+    with serving() as server:
+        llm = (
+            f"name: llm, model: rule, template: arena-hard, base_url: '{server.url}', api_key_env: {VARIABLE}, "
+            "concurrency: 1, on_failure: go_on, budget: {requests: 3}, prices: {input: 100, output: 1000}"
+        )
+        command = [*files(tmp_path)[:-1], f"evaluation.judge={{{llm}}}"]
+        run = evaluated(*command, storage=tmp_path / "runs", name="poor")
+        asked = len(server.requests)
+    printed = " ".join(capsys.readouterr().out.split())
+    # The third answers are equal, and tie unseen; of the four other verdicts one is missing. 110 tokens each.
+    assert run.trials["prompts"].tolist() == [3]
+    assert asked == 3
+    assert "Missing verdicts of all trials: 1 since budget.requests 3 is spent." in printed
+    assert "The judge took 3 requests and 330 tokens in this run so far, cost 0.06." in printed
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -117,8 +243,16 @@ def test_files_of_answers_are_compared_without_a_model(tmp_path, monkeypatch):
             "same name",
         ),
         (lambda arguments, tmp: [arguments[0], tmp / "nowhere", *arguments[2:]], "is no policy"),
+        (
+            lambda arguments, tmp: [*arguments[:2], write(tmp / "short.jsonl", ["a", "b"]), *arguments[2:]],
+            "short.jsonl has no answer to 1 of 3 questions, the first 'q3'",
+        ),
+        (
+            lambda arguments, tmp: [*arguments[:3], write(tmp / "short.jsonl", ["a", "b"]), *arguments[4:]],
+            "short.jsonl has no answer to 1 of 3 questions, the first 'q3'",
+        ),
     ],
-    ids=["no-judge", "no-questions", "one-name", "nothing-there"],
+    ids=["no-judge", "no-questions", "one-name", "nothing-there", "second-file-lacks-one", "baseline-lacks-one"],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, change, said):
     (tmp_path / "sub").mkdir()

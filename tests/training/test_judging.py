@@ -108,6 +108,7 @@ def test_a_budget_holds_over_the_trials_of_a_run_and_can_be_raised(storage, tmp_
         assert len(server.requests) == asked
 
 
+@pytest.mark.usefixtures("sketched")
 def test_train_says_why_the_judge_stopped_and_resumes(storage, tmp_path, capsys):
     with serving(lambda number, _: Response(500, {}) if number >= 2 else None) as server:
         command = ["train", str(written(tmp_path, server)), "--storage", str(storage.root), "--name", "alone"]

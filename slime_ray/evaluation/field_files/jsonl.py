@@ -36,7 +36,7 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON: {error}. Every line must be one whole JSON object.") from None
     if not isinstance(value, dict):
-        raise InputError(f"{place}: {line[:40]!r} is no JSON object. Every line must be one whole JSON object.")
+        raise InputError(f"{place}: {_short(value)} is no JSON object. Every line must be one whole JSON object.")
     return value
 
 
