@@ -129,7 +129,7 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
         from transformers.integrations import TensorBoardCallback
 
-        class Unhurried(SummaryWriter):  # type: ignore[misc]
+        class Unhurried(SummaryWriter):
             """Flushes by its own clock, and when it is closed."""
 
             def flush(self) -> None:
@@ -181,6 +181,7 @@ class WeightsAndBiases:
 
         for earlier in (self.folder / "wandb").glob("offline-run-*"):
             shutil.rmtree(earlier, ignore_errors=True)
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.record = wandb.init(
             project=os.environ.get("WANDB_PROJECT", self.project),
             name=self.trial.trial_id,
@@ -188,7 +189,7 @@ class WeightsAndBiases:
             job_type=self.trial.phase,
             config=_flat(self.trial.values),
             dir=self.folder,
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=mode,
             reinit="finish_previous",
             # Command lines, the environment and code may hold secrets.
             settings=wandb.Settings(
