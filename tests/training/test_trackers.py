@@ -142,12 +142,12 @@ class Died(BaseException):
 
 def leave(told: Any) -> Order | None:
     """Pause at update 4, with a checkpoint."""
-    return Order("pause", "leave") if told.get("step") == 4 else None
+    return Order("pause", "leave") if (told.get("doing"), told.get("step")) == ("training", 4) else None
 
 
 def die(told: Any) -> None:
     """Lose the process at update 4; the last checkpoint is of update 2."""
-    if told.get("step") == 4:
+    if (told.get("doing"), told.get("step")) == ("training", 4):
         raise Died
 
 
