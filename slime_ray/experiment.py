@@ -9,6 +9,7 @@ from slime_ray.design import Design
 from slime_ray.judge_settings import lasting
 from slime_ray.points import Search, with_values
 from slime_ray.settings import Positive, Settings, Strict, fingerprint
+from slime_ray.tracker_settings import DEFAULT, Tracker
 
 GOALS = ("win_rate", "stability", "preference_accuracy", "mean_margin")
 Phase = Literal["arm", "search", "confirm"]
@@ -141,6 +142,7 @@ class Experiment(Strict):
     faults: Faults = Faults()
     early_stopping: EarlyStopping | None = None
     design: Design | None = None
+    trackers: list[Tracker] = list(DEFAULT)
 
     @property
     def settings(self) -> Settings:
@@ -163,7 +165,7 @@ class Experiment(Strict):
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
         # The design says how the arms are compared; what they are stands in `arms`.
-        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design"})
+        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
         return fingerprint({**said, "base": lasting(said["base"])})
 
 

@@ -28,6 +28,7 @@ from slime_ray.search_file import SearchKeys, SearchReader
 from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, fingerprint
 from slime_ray.space import Dimension, Scalar
 from slime_ray.strict import Label
+from slime_ray.tracker_settings import DEFAULT, Tracker
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
 
@@ -47,6 +48,7 @@ class _File(SearchKeys):
     resources: Resources = Resources()
     faults: Faults = Faults()
     early_stopping: EarlyStopping | None = None
+    trackers: list[Tracker] = list(DEFAULT)
 
 
 def load_experiment(
@@ -97,11 +99,13 @@ class _Resolver:
             raise self.error(("budget", "trials"), "there are trials to spend but no `search` says on what")
         if len(set(file.seeds)) < len(file.seeds):
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
+        if len(set(file.trackers)) < len(file.trackers):
+            raise self.error(("trackers",), f"{file.trackers} names a tracker twice. Leave one out")
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
             budget=file.budget, resources=file.resources, faults=file.faults,
             early_stopping=self._early_stopping(file, settings),
-            design=design,
+            design=design, trackers=file.trackers,
         )  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> InputError:

@@ -23,6 +23,7 @@ DESCRIPTION = {
     "settings",
     "space",
     "strict",
+    "tracker_settings",
     "yaml_source",
 }
 
@@ -32,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "yaml_source": {"errors"},
     "presets": {"errors", "objectives", "yaml_source"},
     "strict": set(),
+    "tracker_settings": set(),
     "design": {"strict"},
     "ablation": {*DESCRIPTION, "objectives"},
     "expansion": {*DESCRIPTION, "ablation", "objectives"},
@@ -136,10 +138,18 @@ ONLY_IN: dict[str, set[str]] = {
     "pandas": {"analysis", "benchmarks", "results"},
     "matplotlib": {"analysis"},
     "scipy": {"analysis", "benchmarks", "on_ray"},
+    "tensorboardX": {"training"},
+    "wandb": {"training"},
+    "mlflow": {"training"},
 }
 
 # What these parts may import beyond slime_ray and the standard library.
-NOTHING_BUT: dict[str, set[str]] = {"objectives": {"torch"}, "errors": set(), "search_spaces": set()}
+NOTHING_BUT: dict[str, set[str]] = {
+    "objectives": {"torch"},
+    "errors": set(),
+    "search_spaces": set(),
+    "tracker_settings": set(),
+}
 
 # Parts that a command needs only when it runs.
 LAZY_IN_CLI = {"on_ray", "planning", "analysis", "benchmarks"}

@@ -16,6 +16,7 @@ from slime_ray.errors import InputError
 from slime_ray.judge_settings import JudgeSettings
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.resources import Node
+from slime_ray.tracker_settings import Tracker, lacks
 
 PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -27,7 +28,7 @@ MANY = 1000
 @dataclass(frozen=True)
 class Look:
     """What a node says of itself. disk: free bytes. missing: local paths of the request that are not there. lack: what
-    it lacks to judge."""
+    it lacks to judge. untracked: what it lacks for the trackers."""
 
     node: str
     name: str
@@ -38,6 +39,7 @@ class Look:
     disk: int
     missing: tuple[str, ...] = ()
     lack: str | None = None
+    untracked: str | None = None
     gpus: int | None = None
     gpu: str | None = None
     driver: str | None = None
@@ -79,7 +81,14 @@ def free_nodes() -> list[Node]:
 
 
 def look_at_node(
-    node: str, probe: str, token: str, paths: Sequence[str], gpus: bool, storage: Mirror, judge: JudgeSettings
+    node: str,
+    probe: str,
+    token: str,
+    paths: Sequence[str],
+    gpus: bool,
+    storage: Mirror,
+    judge: JudgeSettings,
+    trackers: Sequence[Tracker] = (),
 ) -> Look:
     """Ray task: one node looks at itself. probe: a folder in a shared storage with a file that holds the token."""
     wrote, read = None, False
@@ -110,6 +119,7 @@ def look_at_node(
         disk=shutil.disk_usage(existing(storage.root)).free,
         missing=tuple(path for path in paths if not Path(path).exists()),
         lack=judge.lacks(),
+        untracked=lacks(trackers, bucket=storage.url is not None),
         home=os.environ.get("HF_HOME"),
         **seen,
     )

@@ -12,6 +12,7 @@ from slime_ray.on_ray.monitor import Monitor
 
 if TYPE_CHECKING:
     from slime_ray.experiment import Faults, Resources, Trial
+    from slime_ray.tracker_settings import Tracker
     from slime_ray.training.course import Hosting
     from slime_ray.training.orders import Order
 
@@ -20,13 +21,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial works: the storage and its run's name in it, its resources, and who hears of it."""
+    """Where a trial works: the storage and its run's name in it, its resources, who hears of it, what shows it."""
 
     storage: Mirror
     name: str
     resources: "Resources"
     faults: "Faults"
     monitor: Monitor
+    trackers: "tuple[Tracker, ...]" = ()
 
     @property
     def run(self) -> Path:
@@ -55,6 +57,7 @@ class Place:
             threads=max(1, int(self.resources.cpu_per_worker)),
             sharded=self.resources.strategy == "fsdp2" and self.resources.workers > 1,
             faults=self.faults,
+            trackers=self.trackers,
         )
 
 

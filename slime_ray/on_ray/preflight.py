@@ -25,6 +25,7 @@ from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.settings import EMBEDDED, Settings
+from slime_ray.tracker_settings import Tracker
 
 NODE_SECONDS = 120.0
 Level = Literal["fine", "warning", "error"]
@@ -56,7 +57,8 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
             return findings
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
         paths, judge = (local_paths(settings), settings.evaluation.judge) if settings else ([], NoJudge())
-        looks, silent = _look(probe, token, paths, gpus, storage, judge)
+        trackers = tuple(experiment.trackers) if experiment else ()
+        looks, silent = _look(probe, token, paths, gpus, storage, judge, trackers)
         findings += silent
         findings += _storage(looks, probe, token, storage)
     finally:
@@ -67,6 +69,7 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
         findings += _model_and_data(settings, looks)
         findings += _judge(looks)
     if experiment:
+        findings += _trackers(looks)
         findings += _disk(looks, experiment, storage)
     if gpus and settings:
         findings += _gpus(looks, settings)
@@ -74,7 +77,13 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
 
 
 def _look(
-    probe: Path, token: str, paths: Sequence[str], gpus: bool, storage: Mirror, judge: JudgeSettings
+    probe: Path,
+    token: str,
+    paths: Sequence[str],
+    gpus: bool,
+    storage: Mirror,
+    judge: JudgeSettings,
+    trackers: Sequence[Tracker],
 ) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
@@ -84,12 +93,13 @@ def _look(
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [look_at_node(here, str(probe), token, paths, False, storage, judge)], []
+        return [look_at_node(here, str(probe), token, paths, False, storage, judge, trackers)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
+        own = gpus and node["Resources"].get("GPU", 0) > 0
         reference = task.options(**options).remote(
-            node["NodeID"], str(probe), token, paths, gpus and node["Resources"].get("GPU", 0) > 0, storage, judge
+            node["NodeID"], str(probe), token, paths, own, storage, judge, trackers
         )
         asked[reference] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
@@ -211,6 +221,13 @@ def _judge(looks: Sequence[Look]) -> Iterator[Finding]:
     for look in looks:
         if look.lack:
             yield Finding("error", "judge", f"Node {look.name}: {look.lack}" if len(looks) > 1 else look.lack)
+
+
+def _trackers(looks: Sequence[Look]) -> Iterator[Finding]:
+    for look in looks:
+        if look.untracked:
+            told = f"Node {look.name}: {look.untracked}" if len(looks) > 1 else look.untracked
+            yield Finding("error", "trackers", told)
 
 
 def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding:

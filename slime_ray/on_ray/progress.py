@@ -27,6 +27,7 @@ class Progress(Callback):
         self.console, self.total, self.before = console, total, finished
         self.states: dict[str, dict[str, Any]] = {}
         self.started = time.monotonic()
+        self.untracked: set[str] = set()
         self.live: Live | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,6 +57,11 @@ class Progress(Callback):
             if name in self.states and not self.states[name].get("finished"):
                 if news.get("alarm") and not self.states[name].get("alarm"):
                     self.say(f"Sentinel: {name}: {news['alarm']}.")
+                for tracker, reason in news.get("untracked", {}).items():
+                    # A server that is gone fails for every trial; their logs have it.
+                    if tracker not in self.untracked:
+                        self.untracked.add(tracker)
+                        self.say(f"{name} goes on without {tracker}: {reason} (said for the first trial only)")
                 self.states[name].update({key: value for key, value in news.items() if value is not None})
         self.refresh()
 

@@ -121,7 +121,10 @@ def run_sweep(
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
             monitor = Monitor.start(early, past_reports(run) if early else ())
-            place = Place(Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor)
+            place = Place(
+                Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
+                tuple(experiment.trackers),
+            )  # fmt: skip
             try:
                 _run(sweep, place)
             finally:

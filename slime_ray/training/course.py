@@ -3,16 +3,21 @@
 import math
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import Judge
 from slime_ray.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
+from slime_ray.tracker_settings import Tracker
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.measuring import measure_activity
@@ -20,21 +25,24 @@ from slime_ray.training.orders import ESTIMATED, Order, Paused, Report, evaluati
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.sentinel import Sentinel
 from slime_ray.training.stages import Stages
+from slime_ray.training.trackers import Trackers, named
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
 
 
 @dataclass
 class Curves:
-    """Rows of curves.parquet as a trial collects them."""
+    """Rows of curves.parquet as a trial collects them. heard: told of each measurement's source and metrics."""
 
     trial: Trial
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds_before: float = 0.0
+    heard: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
 
     def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
         """One row per metric."""
         self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
+        self.heard(source, metrics)
 
     def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
         """One row of curves.parquet."""
@@ -52,12 +60,14 @@ class Hosting:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
+    trackers: what shows its curves, beside the result files.
     """
 
     threads: int = 1
     sharded: bool = False
     faults: Faults = field(default_factory=Faults)
     heartbeat_seconds: float = 5.0
+    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,8 +155,11 @@ class Training:
         policy: Policy,
         measure: Measurements,
         hosting: Hosting,
+        trackers: Trackers,
     ):
         self.trial, self.folder, self.measure, self.hosting = trial, folder, measure, hosting
+        self.trackers = trackers
+        self.shown: list[TrainerCallback] = []
         self.world = World.current()
         self.schedule = trial.settings.training
         self.diverged: str | None = None
@@ -178,6 +191,7 @@ class Training:
     def run(self) -> Outcome:
         """Train from the last checkpoint, or from the start, to the end or to an order."""
         saved = self.world.broadcast(self.find())
+        self.track()
         if saved is None:
             self.obey(self.world.broadcast(self.measure.at(0, self.updates)))
         else:
@@ -210,6 +224,25 @@ class Training:
         saved = latest(self.folder / CHECKPOINTS) if self.world.main else None
         return saved if saved and saved.counters["config_hash"] == self.trial.config_hash else None
 
+    def track(self) -> None:
+        """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
+        self.shown = self.trackers.begin()
+        for callback in self.shown:
+            self.trainer.add_callback(callback)
+        if self.shown:
+            # Trainer logs its updates itself.
+            self.measure.curves.heard = lambda source, metrics: (
+                None if source == "train" else self.trainer.log(named(source, metrics))
+            )
+
+    def show_again(self) -> None:
+        """Have the trackers, whose records are new, hear of what an earlier attempt measured."""
+        for (step, source), rows in groupby(self.measure.curves.rows, itemgetter("step", "source")):
+            logs = named(source, {row["metric"]: row["value"] for row in rows if row["value"] is not None})
+            state = replace(self.trainer.state, global_step=step)
+            for callback in self.shown:
+                callback.on_log(self.trainer.args, state, self.trainer.control, logs=logs, model=self.trainer.model)
+
     def restore(self, saved: Saved) -> None:
         """Take up the counters of an earlier attempt."""
         counters, curves = saved.counters, self.measure.curves
@@ -218,6 +251,7 @@ class Training:
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
         self.measure.sentinel.alarm = counters["alarm"]
+        self.show_again()
         # Who listens may know nothing of this trial yet. What it was told then has been obeyed.
         past = evaluations(curves.rows)
         past.setdefault(saved.step, {})

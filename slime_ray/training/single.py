@@ -13,6 +13,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused, interrupts
 from slime_ray.training.outcome import OutOfMemory, one_sentence
@@ -45,6 +46,8 @@ def train_one(
     if lack := trial.settings.evaluation.judge.lacks():
         raise InputError(lack)
     mirror = Mirror.of(str(storage), "trials")
+    if lack := lacks(experiment.trackers, bucket=mirror.url is not None):
+        raise InputError(lack)
     mirror.check()
     run = mirror.root / experiment.name
     with (
@@ -53,7 +56,11 @@ def train_one(
         log_file(run / "log.txt"),
     ):
         voice = Voice(say)
-        hosting = Hosting(threads=max(1, int(experiment.resources.cpu_per_worker)), faults=experiment.faults)
+        hosting = Hosting(
+            threads=max(1, int(experiment.resources.cpu_per_worker)),
+            faults=experiment.faults,
+            trackers=tuple(experiment.trackers),
+        )
         reset_process(seed=0, threads=hosting.threads)
         try:
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
@@ -97,6 +104,8 @@ class Voice:
         self.order: Order | None = None
 
     def report(self, told: Mapping[str, Any]) -> Order | None:
+        for tracker, reason in told.get("untracked", {}).items():
+            self.say(f"It goes on without {tracker}: {reason}")
         step, loss = told.get("step"), told.get("loss")
         parts = [told.get("doing"), f"{step}/{told.get('updates')}" if step is not None else None]
         if loss is not None:

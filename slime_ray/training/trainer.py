@@ -323,6 +323,7 @@ class PreferenceTrainer(Trainer):
             follows = self.after_update(self.state.global_step, metrics)
             self.control.should_save |= follows.save
             self.control.should_training_stop |= follows.stop
+            logs = {name: value for name, value in metrics.items() if name != "urgent"} | logs
         super().log(logs, start_time)
 
     def _collect(self) -> dict[str, float]:

@@ -62,6 +62,7 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
+from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,13 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
     measured = Measured({})
+    told = report if world.main else say_nothing
+    trackers = Trackers(hosting.trackers if world.main else (), trial, run, lambda said: told({"untracked": said}))
     try:
-        measured = _train_and_measure(trial, folder, storage, report if world.main else say_nothing, curves, hosting)
+        measured = _train_and_measure(trial, folder, storage, told, curves, hosting, trackers)
         row |= measured.row
     except Paused as pause:
+        trackers.end({"status": "paused"})
         if world.main:
             attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
         raise
@@ -104,8 +108,10 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
         if is_memory_error(error):
             attempts.note(folder, ended="memory")
             if not attempts.enough(attempts.read(folder), hosting.faults):
+                trackers.end({"status": "paused"})
                 raise OutOfMemory(one_sentence(error)) from None
         if world.size > 1:
+            trackers.end({"status": "failed", "stability": 0.0})
             raise
         row |= {"status": "failed", "reason": one_sentence(error), "healthy": False, "stability": 0.0}
     # What it would have been without an interruption: `started` is that of the first attempt.
@@ -113,6 +119,7 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     if world.main:
         minutes = hosting.faults.storage_minutes
         finish(trial, run, row, measured.answers, curves.rows, measured.pairs, report, storage_minutes=minutes)
+    trackers.end(row)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
     return row
@@ -144,7 +151,13 @@ def _spare_the_modules() -> None:
 
 
 def _train_and_measure(
-    trial: Trial, folder: Path, storage: Mirror, report: Report, curves: Curves, hosting: Hosting
+    trial: Trial,
+    folder: Path,
+    storage: Mirror,
+    report: Report,
+    curves: Curves,
+    hosting: Hosting,
+    trackers: Trackers,
 ) -> Measured:
     settings = trial.settings
     judge = build_judge(
@@ -162,7 +175,7 @@ def _train_and_measure(
     policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
-    training = Training(trial, folder, pairs, policy, measure, hosting)
+    training = Training(trial, folder, pairs, policy, measure, hosting, trackers)
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,

@@ -52,6 +52,7 @@ def test_the_result_files_hold_every_trial_seed_and_prompt(finished):
     curves = loaded.curves
     steps = curves.query("trial_id == 'arm-dpo-s1' and source == 'held_out' and metric == 'chosen_logp'")["step"]
     assert steps.tolist() == [0, 2, 4]
+    assert all(list((finished[0] / "trials" / name / "tensorboard").glob("events*")) for name in trials.index)
 
 
 def test_all_cells_share_prompts_and_baseline_and_seeds_differ(finished):

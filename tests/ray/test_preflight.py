@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from slime_ray import tracker_settings
 from slime_ray.experiment import Experiment, Resources
 from slime_ray.experiment_file import load_experiment
+from slime_ray.judge_settings import NoJudge
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray import preflight
-from slime_ray.on_ray.nodes import GROUP, Look, installed, with_those_to_come
+from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 
@@ -142,3 +144,12 @@ def test_a_group_that_is_full_brings_no_more_and_one_without_limit_many():
     spot = [living("spot-0", "spot", CPU=8)]
     assert with_those_to_come(spot, [growing("spot", 1, CPU=8)]) == [Node("spot-0", 8)]
     assert why_never(Resources(workers=500), with_those_to_come(spot, [growing("spot", -1, CPU=8)])) is None
+
+
+def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracker_settings, "find_spec", lambda name: None)
+    seen = look_at_node("id-1", str(tmp_path), TOKEN, [], False, Mirror(tmp_path), NoJudge(), ("wandb",))
+    assert errors(preflight._trackers([FINE, dataclasses.replace(seen, name="two")])) == [
+        "Node two: trackers: wandb needs the package wandb, which is not installed. Install slime-ray[wandb], or leave "
+        "wandb out of `trackers`."
+    ]

@@ -15,6 +15,7 @@ from slime_ray.instructions import ask_for_clone, ask_to_stop
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray.monitor import Heard
+from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import Node
 from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
@@ -243,3 +244,14 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, m
     assert monitor.orders == ["the sweep ended: budget.gpu_hours 0.5 is spent (0.5003)"]
     assert watching.spent == "gpu_hours"
     assert watching.plan.ending
+
+
+def test_a_tracker_that_is_left_out_is_said_once_for_the_whole_sweep():
+    lines: list[str] = []
+    console: Any = SimpleNamespace(is_terminal=False, print=lambda line, **options: lines.append(line))
+    progress = Progress(console=console, total=2, finished=0)
+    progress.states = {"search-0001": {}, "search-0002": {}}
+    for name, reason in (("search-0001", "OSError: 7f01"), ("search-0001", "OSError: 7f01"), ("search-0002", "7f02")):
+        progress.hear({name: {"untracked": {"wandb": reason}}})
+    progress.hear({"search-0002": {"step": 2}})
+    assert lines == ["search-0001 goes on without wandb: OSError: 7f01 (said for the first trial only)"]

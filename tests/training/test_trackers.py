@@ -1,0 +1,400 @@
+"""Trackers show what the result files hold: real records of a real trial, read back with each tracker's own reader."""
+
+import json
+import logging
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerState
+
+from slime_ray import tracker_settings
+from slime_ray.errors import InputError
+from slime_ray.experiment import Faults, Trial, arm_trials
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.training import trackers as trackers_module
+from slime_ray.training.course import Hosting
+from slime_ray.training.orders import Order, Paused
+from slime_ray.training.single import Voice
+from slime_ray.training.trackers import Mlflow, TensorBoard, Trackers, WeightsAndBiases
+from slime_ray.training.worker import run_trial
+
+FOUND = ModuleSpec("found", None, origin="somewhere")
+TEXT = """\
+name: tracked
+preset: arithmetic
+base:
+  data: {sft_examples: 200, pairs: 40, held_out_pairs: 24}
+  sft: {updates: 10}
+  training: {updates: 6, pairs_per_update: 16, evaluations: 3, learning_rate: 1e-3}
+  evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 12, batch: 16}}
+arms: {slime: {objective.anchor_weight: 0.2}, sft: {training.updates: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory) -> list[Trial]:
+    path = tmp_path_factory.mktemp("yaml") / "tracked.yaml"
+    path.write_text(TEXT)
+    return arm_trials(load_experiment(path))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory) -> Mirror:
+    return Mirror(tmp_path_factory.mktemp("storage"))
+
+
+def nothing(told: Any) -> None:
+    return None
+
+
+def trained(trial: Trial, run: Path, storage: Mirror, *names: Any, report: Any = nothing) -> dict[str, Any]:
+    hosting = Hosting(trackers=names, faults=Faults(checkpoint_minutes=1e-9))
+    return run_trial(trial, run=run, storage=storage, report=report, hosting=hosting)
+
+
+def events(run: Path, trial: Trial) -> EventAccumulator:
+    found = EventAccumulator(str(run / "trials" / trial.trial_id / "tensorboard"), size_guidance={"scalars": 0})
+    return found.Reload()
+
+
+def scalars(found: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in found.Scalars(tag)]
+
+
+def recorded(run: Path, trial: Trial, metric: str, source: str) -> list[tuple[int, float]]:
+    curves = pd.read_parquet(run / "trials" / trial.trial_id / "curves.parquet")
+    own = curves[(curves["metric"] == metric) & (curves["source"] == source)]
+    return list(zip(own["step"], own["value"], strict=True))
+
+
+def test_tensorboard_has_the_curves_and_results_of_the_result_files(trials, storage, tmp_path):
+    row = trained(trials[0], tmp_path, storage, "tensorboard")
+    assert row["status"] == "completed"
+    found = events(tmp_path, trials[0])
+    for tag, metric, source in (
+        ("train/loss", "loss", "train"),
+        ("train/anchor", "anchor", "train"),
+        ("train/grad_norm", "grad_norm", "train"),
+        ("eval/held_out/chosen_logp", "chosen_logp", "held_out"),
+        ("eval/held_out/preference_accuracy", "preference_accuracy", "held_out"),
+        ("eval/sentinel/unlearning", "unlearning", "sentinel"),
+    ):
+        expected = recorded(tmp_path, trials[0], metric, source)
+        assert [step for step, _ in scalars(found, tag)] == [step for step, _ in expected], tag
+        assert [value for _, value in scalars(found, tag)] == pytest.approx([value for _, value in expected], rel=1e-6)
+    assert scalars(found, "eval/held_out/chosen_logp")[0][0] == 0
+    assert scalars(found, "result/stability")[0][1] == pytest.approx(row["stability"], rel=1e-6)
+    assert scalars(found, "result/win_rate")[0][1] == pytest.approx(row["win_rate"], rel=1e-6)
+    # What the trial set over base, for TensorBoard's table of hyperparameters.
+    assert b"objective.anchor_weight" in found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+
+
+@pytest.fixture(scope="module")
+def untracked(trials, storage, tmp_path_factory) -> tuple[dict[str, Any], Path]:
+    """The row of the first trial without trackers, and its run."""
+    run = tmp_path_factory.mktemp("untracked")
+    return trained(trials[0], run, storage), run
+
+
+def same(row: dict[str, Any], untracked: tuple[dict[str, Any], Path]) -> None:
+    for name in ("stability", "win_rate", "mean_margin", "kl_to_sft", "tokens", "config_hash"):
+        assert row[name] == untracked[0][name], name
+
+
+def test_trackers_change_nothing_that_is_computed(trials, storage, untracked, tmp_path):
+    same(trained(trials[0], tmp_path, storage, "tensorboard"), untracked)
+    assert not (untracked[1] / "trials" / trials[0].trial_id / "tensorboard").exists()
+
+
+def test_an_update_waits_for_no_disk(trials, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr(TensorBoard, "FLUSH_SECONDS", 3600)
+    record = TensorBoard(trials[0], tmp_path)
+    callback = record.begin()
+    for step in range(20):
+        callback.on_log(None, TrainerState(global_step=step), None, logs={"loss": 1.0})
+    assert synced == []
+    record.end({}, "completed")
+    assert synced
+    assert len(scalars(events(tmp_path, trials[0]), "train/loss")) == 20
+
+
+def test_a_trial_without_updates_has_its_results(trials, storage, tmp_path):
+    row = trained(trials[1], tmp_path, storage, "tensorboard")
+    found = events(tmp_path, trials[1])
+    assert [step for step, _ in scalars(found, "eval/held_out/chosen_logp")] == [0]
+    assert scalars(found, "result/stability")[0][1] == pytest.approx(row["stability"], rel=1e-6)
+
+
+class Died(BaseException):
+    """The process of a trial is gone; nothing is written any more."""
+
+
+def leave(told: Any) -> Order | None:
+    """Pause at update 4, with a checkpoint."""
+    return Order("pause", "leave") if (told.get("doing"), told.get("step")) == ("training", 4) else None
+
+
+def die(told: Any) -> None:
+    """Lose the process at update 4; the last checkpoint is of update 2."""
+    if (told.get("doing"), told.get("step")) == ("training", 4):
+        raise Died
+
+
+@pytest.mark.parametrize("report", [leave, die])
+def test_a_trial_that_goes_on_has_every_update_once(trials, storage, tmp_path, report):
+    with pytest.raises((Paused, Died)):
+        trained(trials[0], tmp_path, storage, "tensorboard", report=report)
+    watching = events(tmp_path, trials[0])
+    trained(trials[0], tmp_path, storage, "tensorboard")
+    # Also where TensorBoard was open all the time.
+    for found in (events(tmp_path, trials[0]), watching.Reload()):
+        for tag, metric, source in (
+            ("train/loss", "loss", "train"),
+            ("eval/held_out/chosen_logp", "chosen_logp", "held_out"),
+        ):
+            expected = recorded(tmp_path, trials[0], metric, source)
+            assert scalars(found, tag) == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+    assert b"paused" not in found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+
+
+class Broken:
+    """A tracker that fails at its start, or later."""
+
+    def __init__(self, trial: Trial, run: Path, *, where: str):
+        self.where = where
+
+    def begin(self) -> Any:
+        if self.where == "begin":
+            raise OSError("https://me:hunter2@tracker.example does not take the key a-key-of-mine")
+        return self
+
+    def on_train_begin(self, *about: Any, **more: Any) -> None:
+        pass
+
+    def on_log(self, *about: Any, **more: Any) -> None:
+        if self.where == "log":
+            raise RuntimeError("no space left")
+
+    on_train_end = on_train_begin
+
+    def end(self, results: Any, status: str) -> None:
+        if self.where == "end":
+            raise RuntimeError("no space left")
+
+
+@pytest.mark.parametrize("where", ["begin", "log", "end"])
+def test_a_tracker_that_fails_costs_no_trial_and_tells_no_secret(trials, storage, tmp_path, monkeypatch, caplog, where):
+    broken = {**trackers_module.RECORDS, "wandb": lambda trial, run: Broken(trial, run, where=where)}
+    monkeypatch.setattr(trackers_module, "RECORDS", broken)
+    monkeypatch.setenv("WANDB_API_KEY", "a-key-of-mine")
+    heard: list[Any] = []
+    with caplog.at_level(logging.WARNING):
+        row = trained(trials[0], tmp_path, storage, "wandb", "tensorboard", report=heard.append)
+    assert row["status"] == "completed"
+    logged = [record.getMessage() for record in caplog.records if "goes on without wandb" in record.getMessage()]
+    assert len(logged) == 1
+    told = [news["untracked"]["wandb"] for news in heard if "untracked" in news]
+    assert len(told) == 1
+    for said in (logged[0], told[0]):
+        assert "hunter2" not in said
+        assert "a-key-of-mine" not in said
+    assert scalars(events(tmp_path, trials[0]), "train/loss")
+
+
+def test_the_record_of_a_failed_trial_is_closed_with_its_status(trials, tmp_path):
+    closed = []
+
+    class Watched(Broken):
+        def end(self, results: Any, status: str) -> None:
+            closed.append((dict(results), status))
+
+    records = Trackers((), trials[0], tmp_path)
+    records._waiting = {"watched": Watched(trials[0], tmp_path, where="")}
+    records.begin()
+    records.end({"status": "failed", "stability": 0.0, "win_rate": None, "tokens": float("nan")})
+    records.end({"status": "completed"})
+    assert closed == [({"stability": 0.0}, "failed")]
+
+
+def test_a_missing_package_is_a_sentence_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(tracker_settings, "find_spec", lambda name: None if name == "wandb" else FOUND)
+    assert tracker_settings.lacks(["tensorboard", "mlflow"]) is None
+    said = tracker_settings.lacks(["tensorboard", "wandb"])
+    assert said is not None
+    assert "Install slime-ray[wandb]" in said
+
+
+def test_a_folder_named_like_a_package_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "of_a_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(tracker_settings.PACKAGES, "mlflow", "of_a_tracker")
+    assert "Install slime-ray[mlflow]" in (tracker_settings.lacks(["mlflow"]) or "")
+
+
+def test_mlflow_in_a_bucket_needs_a_server_and_wandb_online_a_key(monkeypatch, tmp_path):
+    monkeypatch.setattr(tracker_settings, "find_spec", lambda name: FOUND)
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "MLFLOW_TRACKING_URI" in (tracker_settings.lacks(["mlflow"], bucket=True) or "")
+    assert tracker_settings.lacks(["mlflow"]) is None
+    assert tracker_settings.lacks(["wandb"]) is None
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert "WANDB_API_KEY" in (tracker_settings.lacks(["wandb"]) or "")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert tracker_settings.lacks(["wandb"]) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "trackers: [tensorbord]",
+            "trackers.0 is 'tensorbord'. Did you mean 'tensorboard'. Allowed: mlflow, tensorboard, wandb",
+        ),
+        ("trackers: wandb", "trackers is 'wandb'"),
+        ("trackers: [wandb, wandb]", "names a tracker twice"),
+    ],
+)
+def test_trackers_that_are_no_trackers_are_refused_with_their_line(tmp_path, line, sentence):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(TEXT + line + "\n")
+    with pytest.raises(InputError, match=sentence) as error:
+        load_experiment(path)
+    assert f"wrong.yaml:{len(TEXT.splitlines()) + 1}:" in str(error.value)
+
+
+def test_trackers_do_not_change_what_a_run_is(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(TEXT)
+    before = load_experiment(path)
+    assert before.trackers == ["tensorboard"]
+    for line in ("trackers: []\n", "trackers: [mlflow, wandb]\n"):
+        path.write_text(TEXT + line)
+        after = load_experiment(path)
+        assert after.fingerprint == before.fingerprint
+        assert [trial.config_hash for trial in arm_trials(after)] == [trial.config_hash for trial in arm_trials(before)]
+
+
+def test_train_says_that_a_tracker_is_left_out():
+    said: list[str] = []
+    Voice(said.append).report({"untracked": {"wandb": "OSError: no space left"}})
+    assert said == ["It goes on without wandb: OSError: no space left"]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_records_offline_and_keeps_no_secret(trials, storage, untracked, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", secret := "0123456789abcdef0123456789abcdef01234567")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["slime-ray", "--password", "hunter2"])
+    try:
+        with pytest.raises(Died):
+            trained(trials[0], tmp_path, storage, "wandb", report=die)
+        row = trained(trials[0], tmp_path, storage, "wandb")
+    finally:
+        # Its own process would outlive the test.
+        wandb.teardown()
+    same(row, untracked)
+    (record,) = (tmp_path / "trials" / trials[0].trial_id / "wandb").glob("offline-run-*/*.wandb")
+    history = wandb_history(record)
+    losses = [(int(line["train/global_step"]), line["train/loss"]) for line in history if "train/loss" in line]
+    assert losses == [(step, pytest.approx(value)) for step, value in recorded(tmp_path, trials[0], "loss", "train")]
+    assert any("eval/held_out/chosen_logp" in line for line in history)
+    for file in (tmp_path / "trials").rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert secret.encode() not in content, file
+            assert b"hunter2" not in content, file
+
+
+def wandb_history(record: Path) -> list[dict[str, Any]]:
+    """The history of an offline record."""
+    from wandb.proto import wandb_internal_pb2
+
+    lines = []
+    for data in entries(record.read_bytes()):
+        entry = wandb_internal_pb2.Record()
+        entry.ParseFromString(data)
+        if entry.WhichOneof("record_type") == "history":
+            items = entry.history.item
+            lines.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return lines
+
+
+def entries(content: bytes) -> Iterator[bytes]:
+    """The entries of a log in LevelDB's format, in blocks of 32 KiB; W&B's begins with 7 bytes of its own."""
+    at, entry = 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        entry += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        # Whole, first, middle, last.
+        if kind in (1, 4):
+            yield entry
+            entry = b""
+
+
+@pytest.mark.slow
+def test_mlflow_records_every_trial_of_a_run_in_one_store(trials, storage, untracked, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    for name, value in Mlflow.VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    from mlflow import MlflowClient
+
+    run = tmp_path / "tracked"
+    with pytest.raises(Died):
+        trained(trials[0], run, storage, "mlflow", report=die)
+    rows = {trial.trial_id: trained(trial, run, storage, "mlflow") for trial in trials}
+    same(rows[trials[0].trial_id], untracked)
+    client = MlflowClient((run / "mlflow").as_uri())
+    experiment = client.get_experiment_by_name("tracked")
+    runs = client.search_runs([experiment.experiment_id])
+    found = {one.info.run_name: one for one in runs}
+    assert sorted(found) == sorted(one.info.run_name for one in runs) == sorted(rows)
+    assert {one.info.status for one in found.values()} == {"FINISHED"}
+    one = found[trials[0].trial_id]
+    assert one.data.params["objective.anchor_weight"] == "0.2"
+    assert one.data.metrics["stability"] == pytest.approx(rows[trials[0].trial_id]["stability"])
+    losses = [(metric.step, metric.value) for metric in client.get_metric_history(one.info.run_id, "loss")]
+    assert sorted(losses) == [(step, pytest.approx(value)) for step, value in recorded(run, trials[0], "loss", "train")]
+    for file in run.rglob("*"):
+        if file.is_file():
+            assert b"hunter2" not in file.read_bytes(), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_server_that_is_not_there_costs_seconds_and_no_trial(trials, tmp_path, monkeypatch, name):
+    package = pytest.importorskip(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for variable, value in {**Mlflow.VARIABLES, "WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(WeightsAndBiases, "BEGIN_SECONDS", 3.0)
+    (tmp_path / "trials" / trials[0].trial_id).mkdir(parents=True)
+    records = Trackers([name], trials[0], tmp_path)
+    try:
+        assert records.begin() == []
+    finally:
+        if name == "wandb":
+            package.teardown()
+    assert "refused" in records.left_out[name]
