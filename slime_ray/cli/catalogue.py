@@ -1,4 +1,4 @@
-"""Commands about what ships with the package: spaces, presets."""
+"""Commands about what ships with the package, and what a file may say: spaces, presets, reference."""
 
 import argparse
 import json
@@ -27,6 +27,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         diff.add_argument(side, metavar="PRESET", help="a preset, or several joined: gemma3-4b/paper")
     diff.set_defaults(command=_presets_diff)
 
+    reference = add_command(
+        commands, "reference", "every key of an experiment's file: values, defaults, what it does",
+        examples=["slime-ray reference", "slime-ray reference training", "slime-ray reference dpo"],
+    )  # fmt: skip
+    reference.add_argument("part", nargs="?", help="only what has this word in its path, such as judge or dpo")
+    reference.set_defaults(command=_reference)
+
 
 def _spaces(options: argparse.Namespace) -> None:
     from slime_ray.search_spaces import describe_spaces
@@ -48,6 +55,12 @@ def _presets_diff(options: argparse.Namespace) -> None:
         print(as_table(options.one, options.other, differences))
     else:
         print(f"{options.one} and {options.other} do not differ.")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from slime_ray.reference import reference
+
+    print(reference(options.part), end="")
 
 
 def _print_pairs(pairs: dict[str, str], options: argparse.Namespace) -> None:
