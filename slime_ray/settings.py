@@ -5,12 +5,24 @@ Fixed and searched values share this schema: a searched knob is a path into it, 
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 
 from slime_ray.judge_settings import AnyJudge, Exact, NoJudge, judge_by_name
-from slime_ray.objectives import OBJECTIVES, Objective
+from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 from slime_ray.strict import EMBEDDED, Fraction, Located, Positive, Strict, fingerprint, located
 
 __all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
@@ -240,15 +252,36 @@ class ObjectiveSettings(Strict):
 
     def build(self) -> Objective:
         """The objective itself. Raises ValueError with a sentence that starts with the field's name."""
-        return OBJECTIVES[self.name](**{key: value for key, value in self if key != "name"})
+        return find_objective(self.name)(**{key: value for key, value in self if key != "name"})
 
 
 OBJECTIVE_SETTINGS = {name: _objective_schema(name, objective) for name, objective in OBJECTIVES.items()}
 
+
+def _perhaps_outside(value: Any, registered: ValidatorFunctionWrapHandler) -> Any:
+    """Settings of a registered objective, or of one of the user's, which is imported because the file names it."""
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    if not isinstance(name, str) or ":" not in name:
+        return registered(value)
+    if name not in OBJECTIVE_SETTINGS:
+        OBJECTIVE_SETTINGS[name] = _objective_schema(name, find_objective(name))
+    try:
+        return OBJECTIVE_SETTINGS[name].model_validate(value)
+    except ValidationError as error:
+        # The name stands in the place of the error, as it does for registered ones.
+        details: Any = [{**one, "loc": (name, *one["loc"])} for one in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(name, details) from None
+
+
 if typing.TYPE_CHECKING:
     AnyObjective = ObjectiveSettings
 else:
-    AnyObjective = Annotated[typing.Union[tuple(OBJECTIVE_SETTINGS.values())], Field(discriminator="name")]  # noqa: UP007
+    AnyObjective = Annotated[
+        typing.Union[tuple(OBJECTIVE_SETTINGS.values())],  # noqa: UP007
+        Field(discriminator="name"),
+        SerializeAsAny(),
+        WrapValidator(_perhaps_outside),
+    ]
 
 
 class Settings(Strict):
