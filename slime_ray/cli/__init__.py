@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command is under `command` of what it parses."""
     from slime_ray.benchmarks.command import add_bench_parser
 
-    parser = Parser(prog="slime-ray", description=DESCRIPTION)
+    parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for part in (experiments, planning, reproduce, going_on, runs, catalogue):
