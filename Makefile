@@ -14,7 +14,7 @@ endif
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test unit ray-tests test-faults test-slow test-statistics release-check lint types environment clean
+.PHONY: demo test unit ray-tests test-faults test-slow test-statistics docs release-check lint types environment clean
 
 demo: $(STAMP)
 	$(BIN)/slime-ray demo
@@ -50,6 +50,10 @@ test-slow: $(STAMP)
 test-statistics: $(STAMP)
 	$(BIN)/slime-ray bench statistics
 	$(BIN)/slime-ray bench ablations
+
+# The pages of docs/ as a site in build/site; a link that leads nowhere fails.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheel, installed alone into an empty environment, runs the demo.
 release-check: $(STAMP)

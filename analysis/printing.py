@@ -1,4 +1,4 @@
-"""A table and its five forms: terminal, Markdown, LaTeX, HTML, CSV."""
+"""A table and its forms: terminal, Markdown, LaTeX, HTML, CSV, JSON."""
 
 import html
 import re
@@ -13,6 +13,7 @@ import pandas as pd
 ABSENT = "–"
 """What a cell says where there is no number."""
 
+NAMES = 10
 Mark = Literal["", "best", "second"]
 
 
@@ -20,7 +21,8 @@ Mark = Literal["", "best", "second"]
 class Column:
     """One printed column: its head, one text and one mark per row.
 
-    keep: where the page is too narrow the terminal leaves out the columns with the lowest value first.
+    keep: where the page is too narrow the terminal leaves out the columns with the lowest value first. From NAMES on a
+    column says which row it is, and is never cut.
     """
 
     head: str
@@ -53,6 +55,10 @@ class Table:
     def csv(self) -> str:
         """The numbers of `frame`, unrounded."""
         return self.frame.to_csv(index=False, lineterminator="\n")
+
+    def json(self) -> str:
+        """The same as a list of objects, one a row; null where there is no number."""
+        return self.frame.to_json(orient="records", indent=1, double_precision=15, force_ascii=False)
 
     def markdown(self) -> str:
         """A pipe table. **Bold** is the best, <u>underlined</u> the second."""
@@ -197,7 +203,9 @@ _SIGNS: dict[Mark, str] = {"": "", "best": "*", "second": "+"}
 def _text_cell(column: Column, row: int) -> str:
     text = one_line(column.cells[row])
     sign = _SIGNS[column.mark(row)] or (" " if column.marks else "")
-    return (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…") + sign
+    # Two labels that differ in their last letters are two rows.
+    whole = len(text) <= _LONGEST or column.keep >= NAMES
+    return (text if whole else text[: _LONGEST - 1] + "…") + sign
 
 
 _LONGEST = 44
@@ -209,7 +217,8 @@ def _column_width(column: Column) -> int:
 
 
 def _total_width(columns: list[Column]) -> int:
-    return sum(map(_column_width, columns)) + 2 * (len(columns) - 1)
+    """What decides which columns are left out: a label of any length costs no more of them than one of _LONGEST."""
+    return sum(min(_column_width(column), _LONGEST + 1) for column in columns) + 2 * (len(columns) - 1)
 
 
 def _cells_wide(text: str) -> int:

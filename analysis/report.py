@@ -57,12 +57,18 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report was written, and its tables as a terminal shows them."""
+    """Where a report was written, its tables, and these as a terminal shows them."""
 
     html: Path
     folder: Path
     files: tuple[Path, ...]
     text: str
+    tables: Mapping[str, Table]
+
+    def json(self) -> str:
+        """Where it was written and the unrounded numbers of its tables, for a script."""
+        numbers = {name: json.loads(table.json()) for name, table in self.tables.items()}
+        return json.dumps({"report": str(self.html), "tables": numbers}, indent=1)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,8 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     if search is not None:
         drawn |= {name: render(figure) for name, figure in search.figures().items()}
     files: dict[str, bytes] = {}
-    for name, table in {**found.written, **(search.tables if search else {})}.items():
+    written = {**found.written, **(search.tables if search else {})}
+    for name, table in written.items():
         for kind, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             files[f"{name}.{kind}"] = text.encode()
     for name, kinds in drawn.items():
@@ -146,7 +153,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
     text = "\n\n\n".join(part for part in (found.text(), search.text() if search else "") if part)
-    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), text)
+    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), text, written)
 
 
 def _replace(path: Path, content: bytes) -> None:

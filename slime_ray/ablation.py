@@ -77,14 +77,15 @@ Once = AfterValidator(_once)
 
 
 class Ablation(Strict):
-    """What all designs have. centers: configurations around which the design is run, by name, each as what it sets.
-
-    metric: the one by which cells are said to differ.
-    """
+    """What all designs have."""
 
     design: Kind
+    """Which cells there are."""
     centers: dict[Label, Values] = {}
+    """Configurations around which the design is run, by name, each as what it sets over `base`; without any, `base` is
+    the only one."""
     metric: Metric = "win_rate"
+    """The one by which cells are said to differ."""
 
     @property
     def takes_away(self) -> tuple[str, ...]:
@@ -101,16 +102,15 @@ class Ablation(Strict):
 
 
 class LeaveOneOut(Ablation):
-    """The full objective, and the same without each of its components.
-
-    components: those that are left out in turn; "without the hard margin" by both of its readings.
-    controls: beside each variant whose margin term pushes less or more than the full one at D = 0, the same with the
-    `margin_weight` that makes it push alike.
-    """
+    """The full objective, and the same without each of its components."""
 
     design: Literal["leave_one_out"]
+    """One component less in each cell."""
     components: Annotated[list[Component], Field(min_length=1), Once] = list(KNOBS)
+    """Those that are left out in turn; "without the hard margin" by both of its readings."""
     controls: Literal["gradient_matched"] | None = None
+    """Beside each variant whose margin term pushes less or more than the full one at D = 0, the same with the
+    `margin_weight` that makes it push alike."""
 
     @property
     def takes_away(self) -> tuple[str, ...]:
@@ -141,9 +141,11 @@ class Factorial(Ablation):
     """Every combination of components that are there or not: 2^4 cells, if nothing else is said."""
 
     design: Literal["factorial"]
+    """All combinations."""
     components: Annotated[list[Component], Field(min_length=2), Once] = [
         component for component in KNOBS if component in COMPONENTS
     ]
+    """Those that are there or not."""
 
     @field_validator("components")
     @classmethod
@@ -168,13 +170,15 @@ class Factorial(Ablation):
 
 
 class Sensitivity(Ablation):
-    """One knob at a time around the center. knobs: paths into the settings, each with the values that it is given.
+    """One knob at a time around the center.
 
-    The center's own value is the reference, so that it is not run again where it is among them.
+    The center's own value is the reference, so that it is not run again where it is among the values.
     """
 
     design: Literal["sensitivity"]
+    """Other values of single knobs."""
     knobs: Annotated[dict[str, Annotated[list[Scalar], Field(min_length=1), Once]], Field(min_length=1)]
+    """Paths into `objective` and `training`, each with the values that it is given."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         own = {path: self._own(center, settings, path) for path in self.knobs}
@@ -202,16 +206,17 @@ class Sensitivity(Ablation):
 
 
 class Exponent(Ablation):
-    """The stabilizer's exponent p, as in the paper's Table 5.
-
-    controls: beside each other exponent the same with the strength that gives a rejected token of `at_logp` nats the
-    same penalty as at the center.
-    """
+    """The stabilizer's exponent p, as in the paper's Table 5."""
 
     design: Literal["exponent"]
+    """Other exponents."""
     exponents: Annotated[list[float], Field(min_length=1), Once] = [1.0, 1.5, 2.0, 2.5, 3.0]
+    """The values of p; the center's own is always among the cells."""
     controls: Literal["strength_matched"] | None = None
+    """Beside each other exponent the same with the strength that gives a rejected token of `at_logp` nats the same
+    penalty as at the center."""
     at_logp: Annotated[float, Field(le=0)] | None = None
+    """Where the penalties are the same, in nats; null is -5."""
     AT_LOGP: ClassVar[float] = -5.0
 
     @model_validator(mode="after")
@@ -245,18 +250,19 @@ class Exponent(Ablation):
 
 
 class Baselines(Ablation):
-    """Methods side by side. methods: what each sets, `preset: name` for that preset's objective; against: the one that
-    the others are compared with.
-    """
+    """Methods side by side."""
 
     design: Literal["baselines"]
+    """Other objectives."""
     methods: Annotated[dict[Label, Values], Field(min_length=2)] = {
         "sft": {"training.updates": 0},
         "dpo": {"objective": {"name": "dpo"}},
         "simpo": {"objective": {"name": "simpo"}},
         "slime": {"objective": {"name": "slime"}},
     }
+    """By name, each as what it sets over the center; `preset: name` stands for that preset's objective."""
     against: str = "slime"
+    """The one that the others are compared with."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         if self.against not in self.methods:

@@ -23,48 +23,57 @@ class Confirm(Strict):
     """The best trials of the search are run again, with the table's seeds and prompts they were not chosen on."""
 
     best: Annotated[int, Field(ge=0)] = 1
+    """How many: those that the fewest others beat in all goals come first."""
     seeds: Positive = 2
+    """How many of the table's seeds each is run with, and further ones where it has too few."""
 
 
 class Budget(Strict):
     """What a sweep may spend, and what is kept of it. Whatever is spent first ends it.
 
-    trials: of the search; its winners are confirmed after them. hours, gpu_hours, judge_calls, cost: when one is spent,
-    running trials write a checkpoint and the sweep ends; it goes on with --resume. hours: wall-clock time since this
-    start. The others count the whole run, with all that was computed twice: the GPUs that trials held, the requests to
-    a judge that is paid, and what both cost, by the judge's `prices` and price_per_gpu_hour.
-    checkpoints: trained models that are kept of the search, best first over the whole sweep; None keeps all. Those of
-    arms and confirmations are always kept.
+    When hours, gpu_hours, judge_calls or cost are spent, running trials write a checkpoint and the sweep ends; it goes
+    on with --resume. hours are of this start; the others count the whole run, with all that was computed twice.
     """
 
     trials: Annotated[int, Field(ge=0)] = 0
+    """Of the search; its winners are confirmed after them."""
     confirm: Confirm | None = None
+    """Which winners are run again; null confirms none."""
     hours: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock time since this start."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of all GPUs that trials held."""
     judge_calls: Positive | None = None
+    """Requests to a judge that is paid."""
     cost: Annotated[float, Field(gt=0)] | None = None
+    """Of GPUs by price_per_gpu_hour and of the judge by its `prices`, in their currency."""
     price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
+    """Of one GPU."""
     checkpoints: Annotated[int, Field(ge=0)] | None = None
+    """Trained models that are kept of the search, best first over the whole sweep; null keeps all. Those of arms and
+    confirmations are always kept."""
 
 
 class EarlyStopping(Strict):
-    """Which trials of the search are stopped during training, by what their evaluations tell.
-
-    rule: `pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
-    (higher is better): about one in `reduction` of the trials at a rung goes on. `median` stops a trial whose best
-    value so far is below the median of the others' means. `none` stops nothing. goals: None is those of the search, the
-    win rate as it can be told during training. tie_break: who goes on of a front that is larger than its share;
-    `winner` ranks as winners are chosen at the end, trials of a stability within tolerance first and then by the first
-    goal, and `spread` keeps trials from all over the front. first: share of a trial's updates before which none is
-    stopped, and the first rung; the next ones are `reduction` times as far each.
-    """
+    """Which trials of the search are stopped during training, by what their evaluations tell."""
 
     rule: Literal["pareto", "asha", "median", "none"] = "pareto"
+    """`pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
+    (higher is better). `median` stops a trial whose best value so far is below the median of the others' means. `none`
+    stops nothing."""
     goals: dict[Estimate, Way] | None = None
+    """With `pareto`: what trials are ranked by. Null is the goals of the search, the win rate as it can be told during
+    training."""
     tie_break: Literal["winner", "spread"] = "winner"
+    """With `pareto`: who goes on of a front that is larger than its share. `winner` ranks as winners are chosen at the
+    end, trials of a stability within tolerance first and then by the first goal; `spread` keeps trials from all over
+    it."""
     metric: Estimate | None = None
+    """With `asha` and `median`: the one metric; null is preference_accuracy."""
     reduction: Annotated[int, Field(ge=2)] = 3
+    """About one in so many trials at a rung goes on; each rung is so many times as far as the one before."""
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a trial's updates before which none is stopped, and the first rung."""
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> "EarlyStopping":
@@ -86,39 +95,41 @@ class EarlyStopping(Strict):
 
 
 class Resources(Strict):
-    """What one trial holds. None of it changes what a trial computes.
-
-    workers: processes that train one trial together; the pairs of an update are divided among them. strategy: `ddp`
-    gives each a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states among them.
-    placement: how workers are spread over nodes, in Ray's words. concurrent_trials: `auto` runs as many side by side as
-    the cluster has room for.
-    """
+    """What one trial holds. None of it changes what a trial computes."""
 
     workers: Positive = 1
+    """Processes that train one trial together; the pairs of an update are divided among them."""
     cpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Also the threads of a process."""
     gpu_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """A fraction has trials share a GPU, where there is one worker."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp` gives each worker a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states
+    among them."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How workers are spread over nodes, in Ray's words."""
     concurrent_trials: Literal["auto"] | Positive = "auto"
+    """`auto` runs as many side by side as the cluster has room for."""
 
 
 class Faults(Strict):
-    """What is done when something breaks. None of it changes what a trial computes.
-
-    retries: how often a trial starts again, from its last checkpoint, after it lost a process or a node, hung or ran
-    out of memory (that only once). preemptions: the same for nodes that were taken away with notice. lost_hours:
-    worker-hours of a trial that may be computed twice before it is given up. checkpoint_minutes: time between
-    checkpoints. hang_minutes: silence after which a trial counts as hung. placement_minutes: how long a trial may wait
-    for its resources. storage_minutes: how long a trial's start, and its result, wait for a storage.
-    """
+    """What is done when something breaks. None of it changes what a trial computes."""
 
     retries: Annotated[int, Field(ge=0)] = 3
+    """How often a trial starts again, from its last checkpoint, after it lost a process or a node, hung or ran out of
+    memory (that only once)."""
     preemptions: Annotated[int, Field(ge=0)] = 8
+    """The same for nodes that were taken away with notice."""
     lost_hours: Annotated[float, Field(gt=0)] | None = None
+    """Worker-hours of a trial that may be computed twice before it is given up; null sets no limit."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Time between checkpoints."""
     hang_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """Silence after which a trial counts as hung."""
     placement_minutes: Annotated[float, Field(gt=0)] = 60.0
+    """How long a trial may wait for its resources."""
     storage_minutes: Annotated[float, Field(ge=0)] = 15.0
+    """How long a trial's start, and its result, wait for a storage."""
 
 
 class Arm(Strict):

@@ -27,7 +27,7 @@ from slime_ray.presets import merge, preset_base
 from slime_ray.search_file import SearchKeys, SearchReader
 from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, fingerprint
 from slime_ray.space import Dimension, Scalar
-from slime_ray.strict import Label
+from slime_ray.strict import Label, Strict
 from slime_ray.tracker_settings import DEFAULT, Tracker
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
@@ -36,19 +36,38 @@ class _File(SearchKeys):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
     name: Label
+    """Of the run's folder: letters, digits, dots, dashes and underscores."""
     summary: str | None = None
+    """What `slime-ray spaces` says of it."""
     preset: str | None = None
+    """One of `slime-ray presets`, or several joined by slashes, later ones over earlier ones; `base` begins with it."""
     base: dict[str, Any] = {}
+    """What all trials have in common, laid over the preset."""
     arms: dict[Label, dict[str, Any]] = {}
+    """Rows of the table, by label, each as what it sets over `base`, by paths such as `objective.anchor_weight`."""
     grid: dict[str, list[Scalar]] = {}
+    """Paths with lists of values: every arm is run with every combination."""
     ablate: AnyAblation | None = None
+    """A design, which makes the arms itself; in place of `arms` and `grid`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    """Every arm is run with each of them."""
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
+    """What the search is after: win_rate, stability, preference_accuracy, mean_margin; one or several."""
     budget: Budget = Budget()
+    """What the sweep may spend."""
     resources: Resources = Resources()
+    """What one trial holds."""
     faults: Faults = Faults()
+    """What is done when something breaks."""
     early_stopping: EarlyStopping | None = None
+    """Which trials of the search are stopped during training; null stops none."""
     trackers: list[Tracker] = list(DEFAULT)
+    """Who shows a trial's curves while it trains; an empty list is nobody."""
+
+
+def file_keys() -> type[Strict]:
+    """The schema of the file itself; that of its `base` is Settings."""
+    return _File
 
 
 def load_experiment(

@@ -61,10 +61,12 @@ class NoJudge(JudgeSettings):
 
 
 class Exact(JudgeSettings):
-    """Scores answers with the embedded task's rubric, or with `scorer`, `package.module:function`."""
+    """Scores answers with the embedded task's rubric, or with a function of yours."""
 
     name: Literal["exact"] = "exact"
     scorer: str | None = None
+    """`package.module:function` of the last user message and an answer, importable where trials run; null is the
+    task's rubric."""
 
     @property
     def identity(self) -> str:
@@ -72,20 +74,23 @@ class Exact(JudgeSettings):
 
 
 class RewardModel(JudgeSettings):
-    """Scores answers with a sequence classifier of one label: a local folder with safetensors, or a hub id.
-
-    tie_band: answers whose scores differ by at most this tie. max_tokens: longer conversations lose their start; None
-    is as long as the model allows.
-    """
+    """Scores answers with a sequence classifier of one label."""
 
     name: Literal["reward_model"] = "reward_model"
     model: Located
+    """A folder with safetensors, or a Hub id."""
     revision: str | None = None
+    """Branch, tag or commit on the Hub."""
     tie_band: Annotated[float, Field(ge=0)] = 0.0
+    """Answers whose scores differ by at most this tie."""
     batch: Positive = 16
+    """Conversations at a time."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Longer conversations lose their start; null is as long as the model allows."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of its weights."""
     trust_remote_code: bool = False
+    """Whether code that comes with the model may run. Only for repositories that you trust."""
 
     @property
     def scoring(self) -> str:
@@ -99,15 +104,15 @@ class RewardModel(JudgeSettings):
 
 
 class Template(Strict):
-    """What a language model is asked.
-
-    user: holds {question}, and {answer_a} with {answer_b} for a comparison that ends in a label such as [[A>B]], or
-    {answer} for a rating of one answer that ends in [[1]] to [[10]].
-    """
+    """What a language model is asked."""
 
     name: str
+    """Stands in the judge's name."""
     system: str = ""
+    """The system message."""
     user: str
+    """Holds {question}, and {answer_a} with {answer_b} for a comparison that ends in a label such as [[A>B]], or
+    {answer} for a rating of one answer that ends in [[1]] to [[10]]."""
 
     @model_validator(mode="after")
     def _has_places(self) -> "Template":
@@ -152,18 +157,23 @@ def _read_template(given: Any) -> Any:
 
 
 class JudgeBudget(Strict):
-    """What a judge may spend in one run, over all its trials. cost: in the currency of the prices."""
+    """What a judge may spend in one run, over all its trials."""
 
     requests: Positive | None = None
+    """Judgments that are asked for."""
     tokens: Positive | None = None
+    """Of questions and judgments."""
     cost: Annotated[float, Field(gt=0)] | None = None
+    """In the currency of the prices."""
 
 
 class Prices(Strict):
     """Cost of a million tokens."""
 
     input: Annotated[float, Field(ge=0)]
+    """Of tokens that are sent."""
     output: Annotated[float, Field(ge=0)]
+    """Of tokens that come back."""
 
 
 def _variable(value: str) -> str:
@@ -183,29 +193,36 @@ def _address(value: str) -> str:
 
 
 class Llm(JudgeSettings):
-    """Asks a language model at an OpenAI-compatible endpoint.
-
-    template: `arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of one's own. api_key_env: name of the
-    environment variable that holds the key; null where none is asked for. max_tokens: of a judgment. temperature: null
-    leaves it out. asks: how often a judgment without a valid verdict is asked for, before it is missing. retries: after
-    a rate limit, a time-out, an error of the server or a lost connection. on_failure: when they are used up or the
-    budget is spent, `stop` the trial, which can be gone on with, or `go_on` without those verdicts.
-    """
+    """Asks a language model at an OpenAI-compatible endpoint."""
 
     name: Literal["llm"] = "llm"
     model: str
+    """As the endpoint calls it."""
     template: Annotated[Template, BeforeValidator(_read_template)]
+    """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of one's own."""
     base_url: Annotated[str, AfterValidator(_address)] = "https://api.openai.com/v1"
+    """Of the endpoint."""
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; null where none is asked for."""
     temperature: Annotated[float, Field(ge=0)] | None = 0.0
+    """Null leaves it out, for models that refuse it."""
     max_tokens: Positive = 2048
+    """Of a judgment."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Of one request."""
     retries: Annotated[int, Field(ge=0)] = 5
+    """After a rate limit, a time-out, an error of the server or a lost connection."""
     asks: Positive = 3
+    """How often a judgment without a valid verdict is asked for, before it is missing."""
     concurrency: Positive = 16
+    """Requests at a time."""
     budget: JudgeBudget = JudgeBudget()
+    """What it may spend."""
     prices: Prices | None = None
+    """Its prices, from which its cost follows."""
     on_failure: Literal["stop", "go_on"] = "stop"
+    """When retries are used up or the budget is spent: `stop` the trial, which can be gone on with, or `go_on` without
+    those verdicts."""
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> "Llm":

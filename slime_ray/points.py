@@ -23,10 +23,12 @@ COUNTED = 100_000
 
 
 class EarlierRun(Strict):
-    """A run whose finished search trials the sampler begins with. best: only so many of them; None takes all."""
+    """A run whose finished search trials the sampler begins with."""
 
     run: str
+    """Its folder."""
     best: Positive | None = None
+    """Only so many of them, the best; null takes all."""
 
 
 class Search(Strict):

@@ -46,9 +46,13 @@ class SearchKeys(Strict):
     """The keys of the YAML that make a search."""
 
     search: dict[str, Any] = {}
+    """Paths into `base`, each with how it is drawn, or with a list of ways that `when` tells apart."""
     sampler: SamplerName = "tpe"
+    """Who draws: `tpe`, `nsga2` and `gp` learn from results."""
     require: list[str] = []
+    """What every point keeps: `path <= path` or `path <= number`."""
     start_from: list[str | dict[str, Scalar]] = []
+    """What is tried first: presets by name, points as mappings of paths to values, and earlier runs."""
 
 
 class Check(Protocol):

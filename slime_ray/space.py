@@ -22,20 +22,22 @@ def _listed(value: Any) -> Any:
 
 
 class Dimension(Strict):
-    """How one knob is drawn: exactly one of the five ways, bounds inclusive.
-
-    uniform, log_uniform: a float between two bounds. integer, log_integer: an integer between two bounds. choice: one
-    of a list. step: distance between neighbouring values of `uniform` and `integer`, from the low bound on. when: the
-    dimension exists only in trials in which each of these searched paths has this value, or one of these.
-    """
+    """How one knob is drawn: exactly one of the five ways, bounds inclusive."""
 
     uniform: Bounds | None = None
+    """`[low, high]`: a float between the two."""
     log_uniform: Bounds | None = None
+    """`[low, high]`: a float, evenly in its logarithm."""
     integer: IntegerBounds | None = None
+    """`[low, high]`: an integer."""
     log_integer: IntegerBounds | None = None
+    """`[low, high]`: an integer, evenly in its logarithm."""
     choice: list[Scalar] | None = None
+    """One of a list."""
     step: Annotated[float, Field(gt=0)] | None = None
+    """Distance between neighbouring values of `uniform` and `integer`, from the low bound on."""
     when: dict[str, Annotated[list[Scalar], BeforeValidator(_listed), Field(min_length=1)]] = {}
+    """The dimension exists only in trials in which each of these searched paths has this value, or one of these."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dimension":

@@ -14,7 +14,7 @@ EMBEDDED = "embedded/"
 class Strict(BaseModel):
     """A frozen model that refuses unknown keys and does not turn text into numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 def located(value: str) -> str:

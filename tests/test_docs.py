@@ -1,10 +1,16 @@
-"""README and docs: every link leads somewhere, and every command line that they show is one."""
+"""README and docs: every link leads somewhere, every command line is one, and every page is in the navigation."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from slime_ray.search_spaces import find_space
 
 from slime_ray import cli
@@ -13,7 +19,7 @@ from slime_ray.experiment_file import load_experiment
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#([^)\s]+))?\)")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)(?: title=\"[^\"]*\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
@@ -54,3 +60,44 @@ def test_the_readmes_yaml_is_the_demos():
     [shown] = [text for kind, text in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")) if kind == "yaml"]
     assert shown == (ROOT / "search_spaces" / "demo.yaml").read_text(encoding="utf-8")
     assert load_experiment(find_space("demo")).name == "demo"
+
+
+def pages(entry: Any) -> Iterator[str]:
+    """The files of a part of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+    for inner in entry if isinstance(entry, list) else entry.values() if isinstance(entry, dict) else ():
+        yield from pages(inner)
+
+
+def test_every_page_is_in_the_navigation_once():
+    named = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+
+
+def test_every_decision_is_in_the_list_of_decisions():
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\]\((\w+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.md") if path.name != "README.md")
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Every key of the YAML" in (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_experiments_that_pages_show_are_valid(tmp_path, monkeypatch):
+    """Those that have a name. Blocks with a title belong to tests/test_extending.py, which runs them."""
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for page in PAGES:
+        for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            if re.search(r"^name: ", text, re.MULTILINE):
+                path = tmp_path / "shown.yaml"
+                path.write_text(text, encoding="utf-8")
+                names.append(load_experiment(path).name)
+    assert {"demo", "mine", "parts"} <= set(names)

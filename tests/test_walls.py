@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_file": {*DESCRIPTION, "objectives"},
     "experiment": {*DESCRIPTION, "objectives"},
     "experiment_file": {*DESCRIPTION, "ablation", "expansion", "objectives", "search_file"},
+    "reference": {*DESCRIPTION, "experiment_file", "objectives"},
     "objectives": set(),
     "world": {"errors"},
     "mirror": {"errors"},
@@ -118,6 +119,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_folder",
         "run_status",
         "instructions",
+        "reference",
         "reproduction",
         "on_ray",
     }

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
 from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
+from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
 
 DESCRIPTION = """\
@@ -35,7 +37,8 @@ Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = make_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = make_parser().parse_args(given)
     # An error message is for a person; a traceback is for whoever asks for it.
     debug = bool(os.environ.get("SLIME_RAY_DEBUG"))
     command: Callable[[argparse.Namespace], None] = options.command
@@ -44,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SlimeRayError as error:
         if debug:
             raise
-        print(f"slime-ray: {error}", file=sys.stderr)
+        again = _again(options, given, "--resume")
+        said = str(error).replace(AGAIN, f"`{again}`") if again else str(error)
+        print(f"slime-ray: {said}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if debug or not error.name or error.name.startswith("slime_ray"):
@@ -56,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print(
-            "slime-ray: interrupted. What had finished is kept; give the same command with --resume to go on.",
-            file=sys.stderr,
-        )
+        # --go-on, for the run's folder may not have been there yet.
+        again = _again(options, given, "--go-on")
+        kept = f" Finished trials and the last checkpoints are kept; go on with `{again}`." if again else ""
+        print(f"slime-ray: interrupted.{kept}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,13 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+AGAIN = "the same command with --resume"
+"""What errors of the other parts say, which do not know the command."""
+
+
+def _again(options: argparse.Namespace, given: Sequence[str], flag: str) -> str | None:
+    """The command line that goes on with this one's run; None where there is no run to go on with."""
+    if instead := getattr(options, "again", None):
+        return str(instead(options))
+    if not hasattr(options, "start"):
+        return None
+    return shlex.join(["slime-ray", *(word for word in given if word not in ("--resume", "--go-on")), flag])
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command is under `command` of what it parses."""
     from slime_ray.benchmarks.command import add_bench_parser
 
-    parser = argparse.ArgumentParser(
-        prog="slime-ray", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for part in (experiments, planning, reproduce, going_on, runs, catalogue):

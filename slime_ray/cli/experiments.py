@@ -1,42 +1,81 @@
 """Commands that run or look at an experiment: sweep, ablate, train, evaluate, launch, demo, doctor, check."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slime_ray.cli.options import checked, experiment_options, load, show_report, start_options
+from slime_ray.cli.options import (
+    add_command,
+    checked,
+    console,
+    experiment_options,
+    load,
+    quiet_option,
+    show_report,
+    start_options,
+)
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slime_ray.experiment import Experiment
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register them."""
-    sweep = commands.add_parser("sweep", help="run an experiment: its arms, its search, its winners again")
+    sweep = add_command(
+        commands, "sweep", "run an experiment: its arms, its search, its winners again",
+        examples=[
+            "slime-ray sweep methods  # one that ships, under its own name",
+            "slime-ray sweep mine.yaml --name first --trials 16",
+            "slime-ray sweep mine.yaml --name first --trials 16 --resume  # after Ctrl-C, a crash, a reboot",
+            "slime-ray sweep mine.yaml --set training.learning_rate=1e-4 --name slower",
+        ],
+    )  # fmt: skip
     sweep.set_defaults(command=_sweep)
-    ablate = commands.add_parser("ablate", help="run the design of an experiment, every cell with every seed")
+    ablate = add_command(
+        commands, "ablate", "run the design of an experiment, every cell with every seed",
+        examples=[
+            "slime-ray ablate leave_one_out --name parts",
+            "slime-ray ablate leave_one_out --name parts --resume --seeds 8  # three seeds more",
+        ],
+    )  # fmt: skip
     ablate.set_defaults(command=_ablate)
     for command in (sweep, ablate):
         experiment_options(command)
         command.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
         start_options(command)
+        quiet_option(command)
         command.add_argument(
             "--study", metavar="URL", default=os.environ.get("SLIME_RAY_STUDY") or None,
             help="keep the search's study in a database, such as postgresql://user@host/db, instead of the run's "
             "folder; SLIME_RAY_STUDY says the same, and keeps a password out of process lists",
         )  # fmt: skip
 
-    train = commands.add_parser("train", help="run one trial of an experiment in this process, without Ray")
-    experiment_options(train)
+    train = add_command(
+        commands, "train", "run one trial of an experiment in this process, without Ray",
+        examples=["slime-ray train methods --trial arm-slime-s0"],
+    )  # fmt: skip
+    experiment_options(train, trials=False)
     train.add_argument("--trial", help="which, such as arm-slime-s0 (default: the only one)")
     start_options(train)
+    quiet_option(train)
     train.set_defaults(command=_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure checkpoints, trials or files of answers, without a sweep")
-    experiment_options(evaluate)
+    evaluate = add_command(
+        commands, "evaluate", "measure checkpoints, trials or files of answers, without a sweep",
+        examples=[
+            "slime-ray evaluate mine.yaml my-checkpoint",
+            "slime-ray evaluate mine.yaml runs/first/trials/arm-slime-s0 --name again",
+            "slime-ray evaluate mine.yaml ours.jsonl --baseline theirs.jsonl",
+        ],
+    )  # fmt: skip
+    # Its rows are the policies: the file's arms, seeds and search have no say.
+    experiment_options(evaluate, trials=False, seeds=False)
     evaluate.add_argument(
         "policies", type=Path, nargs="+", metavar="POLICY",
         help="a folder with a checkpoint, a trial's folder in a run, or a .jsonl file of answers; each makes a row",
@@ -46,29 +85,46 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     evaluate.add_argument("--offline", action="store_true", help="ask no judge that costs; kept verdicts answer alone")
     start_options(evaluate)
+    quiet_option(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
-    launch = commands.add_parser("launch", help="submit a sweep to a cluster and follow it; again to follow it again")
+    launch = add_command(
+        commands, "launch", "submit a sweep to a cluster and follow it; again to follow it again",
+        examples=["slime-ray launch mine.yaml --name first --storage /shared/runs"],
+        more="Ctrl-C stops following; the sweep goes on.",
+    )  # fmt: skip
     experiment_options(launch)
     launch.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
     launch.add_argument("--address", help="Ray's dashboard (default: port 8265 of this machine, where tunnels end)")
     launch.add_argument("--no-follow", dest="follow", action="store_false", help="submit, and do not wait")
     launch.set_defaults(command=_launch)
 
-    demo = commands.add_parser("demo", help="run the shipped demo and print its table")
+    demo = add_command(
+        commands, "demo", "run the shipped demo and print its table",
+        examples=["slime-ray demo", "slime-ray demo --resume  # the latest one, after an interruption"],
+    )  # fmt: skip
     demo.add_argument("--storage", default="runs", help="folder of all runs (default ./runs)")
+    start_options(demo)
+    quiet_option(demo)
     demo.set_defaults(
-        command=_demo, space="demo", trials=None, seeds=None, overrides=[], seed=0, start="fresh",
+        command=_demo, space="demo", trials=None, seeds=None, overrides=[], seed=0,
         study=os.environ.get("SLIME_RAY_STUDY") or None,
     )  # fmt: skip
 
-    doctor = commands.add_parser("doctor", help="look at the cluster, the storage and what an experiment asks of them")
+    doctor = add_command(
+        commands, "doctor", "look at the cluster, the storage and what an experiment asks of them",
+        examples=["slime-ray doctor", "slime-ray doctor mine.yaml", "slime-ray doctor --cluster cluster.yaml"],
+    )  # fmt: skip
     experiment_options(doctor, optional=True)
     doctor.add_argument("--cluster", type=Path, metavar="FILE", help="check a file for `ray up` or KubeRay, offline")
     doctor.set_defaults(command=_doctor)
 
-    check = commands.add_parser("check", help="validate an experiment; nothing is started")
+    check = add_command(
+        commands, "check", "validate an experiment; nothing is started",
+        examples=["slime-ray check mine.yaml", "slime-ray check factorial --set training.updates=50 --json"],
+    )  # fmt: skip
     experiment_options(check)
+    check.add_argument("--json", action="store_true", help="print what it holds as JSON")
     check.set_defaults(command=_check)
 
 
@@ -89,17 +145,20 @@ def _ablate(options: argparse.Namespace) -> None:
 
 
 def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 
-    _describe_design(experiment)
+    if not options.quiet:
+        _describe_design(experiment)
     run = run_sweep(
-        experiment, source=source, storage=options.storage, seed=options.seed, start=options.start, console=Console(),
-        study=options.study,
+        experiment, source=source, storage=options.storage, seed=options.seed, start=options.start,
+        console=console(options), study=options.study,
     )  # fmt: skip
-    show_report(run, None, Mirror.of(options.storage, "driver"))
+    show_report(run, None, Mirror.of(options.storage, "driver"), quiet=options.quiet)
+
+
+def _say(options: argparse.Namespace) -> "Callable[[str], object]":
+    return (lambda line: None) if options.quiet else print
 
 
 def _describe_design(experiment: "Experiment") -> None:
@@ -122,8 +181,8 @@ def _train(options: argparse.Namespace) -> None:
     trial = find_trial(experiment, options.trial)
     if options.name is None:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}-{trial.trial_id}"})
-    run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=print)
-    show_report(run, None, Mirror.of(options.storage, "trials"))
+    run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=_say(options))
+    show_report(run, None, Mirror.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -135,9 +194,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}-evaluation"})
     run = evaluate(
         experiment, options.policies, baseline=options.baseline, source=source, storage=options.storage,
-        start=options.start, offline=options.offline, say=print,
+        start=options.start, offline=options.offline, say=_say(options),
     )  # fmt: skip
-    show_report(run, None, Mirror.of(options.storage, "trials"))
+    show_report(run, None, Mirror.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -151,10 +210,10 @@ def _launch(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    number = 1
+    taken, number = None, 1
     while (Path(options.storage) / (name := "demo" if number == 1 else f"demo-{number}")).exists():
-        number += 1
-    options.name = name
+        taken, number = name, number + 1
+    options.name = name if options.start == "fresh" else taken or name
     _sweep(options)
 
 
@@ -162,6 +221,9 @@ def _check(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
     if lack := experiment.settings.evaluation.judge.lacks():
         raise InputError(lack)
+    if options.json:
+        print(json.dumps(_held(experiment, source), indent=1))
+        return
     seeds, search = experiment.seeds, experiment.search
     arms = experiment.design is None and f" {len(experiment.arms)} arms x {len(seeds)} seeds."
     trials = search and f" {len(search.dimensions)} searched knobs, {experiment.budget.trials} trials."
@@ -172,6 +234,20 @@ def _check(options: argparse.Namespace) -> None:
 
         for one in earlier_runs(experiment):
             print(one)
+
+
+def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
+    """What `check` says of an experiment, for a script."""
+    return {
+        "file": str(source),
+        "name": experiment.name,
+        "arms": [arm.label for arm in experiment.arms],
+        "design": experiment.design and experiment.design.kind,
+        "seeds": experiment.seeds,
+        "searched": list(experiment.search.dimensions) if experiment.search else [],
+        "trials": experiment.budget.trials,
+        "fingerprint": experiment.fingerprint,
+    }
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.cli.options import show_report
+from slime_ray.cli.options import add_command, console, quiet_option, show_report
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,25 +16,39 @@ if TYPE_CHECKING:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register them."""
-    status = commands.add_parser("status", help="how a run stands, from another terminal or machine")
+    status = add_command(
+        commands, "status", "how a run stands, from another terminal or machine",
+        examples=["slime-ray status runs/first", "slime-ray status s3://bucket/runs/first --json"],
+    )  # fmt: skip
     status.add_argument("run", help="folder of the run, or its address")
     status.add_argument("--json", action="store_true", help="print it as JSON")
     status.set_defaults(command=_status)
 
-    extend = commands.add_parser("extend", help="go on with a run, with more trials of its search")
+    extend = add_command(
+        commands, "extend", "go on with a run, with more trials of its search",
+        examples=["slime-ray extend runs/first --trials 16", "slime-ray extend runs/first  # what is left of it"],
+    )  # fmt: skip
     extend.add_argument("run", help="folder of the run, or its address")
     extend.add_argument("--trials", type=int, default=0, metavar="N", help="further trials of the search (default 0)")
     extend.add_argument(
         "--study", metavar="URL", help="the database of the run's study, where that is not in the run's folder"
     )
-    extend.set_defaults(command=_extend)
+    quiet_option(extend)
+    # Not the same command: its --trials would count once more.
+    extend.set_defaults(command=_extend, again=lambda options: f"slime-ray extend {options.run}")
 
-    stop = commands.add_parser("stop", help="end a running trial where it is; it is recorded as stopped")
+    stop = add_command(
+        commands, "stop", "end a running trial where it is; it is recorded as stopped",
+        examples=["slime-ray stop runs/first search-0003"],
+    )  # fmt: skip
     stop.add_argument("run", help="folder of the run, or its address")
     stop.add_argument("trial", help="such as search-0003; `slime-ray status` lists those that run")
     stop.set_defaults(command=_stop)
 
-    clone = commands.add_parser("clone", help="run a trial again with some knobs changed, beside the search's own")
+    clone = add_command(
+        commands, "clone", "run a trial again with some knobs changed, beside the search's own",
+        examples=["slime-ray clone runs/first search-0003 --set objective.hard_margin=2.0"],
+    )  # fmt: skip
     clone.add_argument("run", help="folder of the run, or its address")
     clone.add_argument("trial", help="the trial whose knobs it takes, running or finished")
     clone.add_argument(
@@ -90,8 +104,6 @@ def _said(found: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
     from slime_ray.results import read_manifest
@@ -116,9 +128,10 @@ def _extend(options: argparse.Namespace) -> None:
     storage = mirror.url or str(mirror.root)
     done = run_sweep(
         experiment.model_copy(update={"budget": budget}), source=run / "experiment.yaml", storage=storage,
-        seed=int(manifest.get("sweep_seed") or 0), start="resume", console=Console(), study=options.study,
+        seed=int(manifest.get("sweep_seed") or 0), start="resume", console=console(options),
+        study=options.study,
     )  # fmt: skip
-    show_report(done, None, Mirror.of(storage, "driver"))
+    show_report(done, None, Mirror.of(storage, "driver"), quiet=options.quiet)
 
 
 def _stop(options: argparse.Namespace) -> None:

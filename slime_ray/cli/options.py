@@ -1,15 +1,42 @@
-"""What several commands share: their options, the experiment that these name, and the report at the end."""
+"""What several commands share: how they are declared, their options, their experiment, and the report at the end."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from slime_ray.experiment import Experiment
     from slime_ray.mirror import Mirror
 
 
-def experiment_options(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+class Parser(argparse.ArgumentParser):
+    """A parser whose options are written out: `--seed` is never taken for `--seeds`."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+
+def add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    says: str,
+    *,
+    examples: Sequence[str],
+    more: str = "",
+) -> argparse.ArgumentParser:
+    """A command. says: what it does, as it stands in the list of all; more: what its own help adds. examples: of it."""
+    description = f"{says[0].upper()}{says[1:]}." + (f"\n\n{more}" if more else "")
+    shown = "".join(f"\n  {line}" for line in examples)
+    return commands.add_parser(name, help=says, description=description, epilog=f"examples:\n{shown}")
+
+
+def experiment_options(
+    parser: argparse.ArgumentParser, *, optional: bool = False, trials: bool = True, seeds: bool = True
+) -> None:
+    """Which experiment, and what of it is changed. trials, seeds: whether these mean anything to the command."""
     parser.add_argument(
         "space", metavar="SPACE.yaml", nargs="?" if optional else None,
         help="an experiment file, or the name of one that ships",
@@ -18,11 +45,14 @@ def experiment_options(parser: argparse.ArgumentParser, *, optional: bool = Fals
     parser.add_argument(
         "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
     )
-    parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
-    parser.add_argument(
-        "--seeds", metavar="N|LIST",
-        help="seeds of the arms, not the file's: 8 is 0 to 7, or a list such as 0,1,5; --resume takes further ones",
-    )  # fmt: skip
+    parser.set_defaults(trials=None, seeds=None)
+    if trials:
+        parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
+    if seeds:
+        parser.add_argument(
+            "--seeds", metavar="N|LIST",
+            help="seeds of the arms, not the file's: 8 is 0 to 7, or a list such as 0,1,5; --resume takes further ones",
+        )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
@@ -36,6 +66,17 @@ def start_options(parser: argparse.ArgumentParser) -> None:
         ("--go-on", "either", "go on with the run of this name if there is one, else start it"),
     ):
         start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
+
+
+def quiet_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print nothing but where the report is, and errors")
+
+
+def console(options: argparse.Namespace) -> "Console":
+    """Where progress is shown: coloured on a terminal alone, and not where NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(quiet=options.quiet)
 
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
@@ -60,14 +101,26 @@ def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     return experiment, source
 
 
-def show_report(run: Path, out: Path | None, storage: "Mirror | None" = None) -> None:
-    """storage: of which `run` is a working copy, if it is one; the report then goes there too."""
+def show_report(
+    run: Path, out: Path | None, storage: "Mirror | None" = None, *, quiet: bool = False, as_json: bool = False
+) -> None:
+    """Write the report and print its tables, or where it is alone (`quiet`), or the numbers of its tables.
+
+    storage: of which `run` is a working copy, if it is one; the report then goes there too.
+    """
     from slime_ray.analysis.report import write_report
 
     files = write_report(run, out)
-    print(files.text)
-    print(f"\nReport: {files.html}")
-    if storage is not None and storage.url is not None:
+    stored = storage is not None and storage.url is not None
+    if storage is not None and stored:
         with storage.answering():
             storage.push(files.html.parent)
-        print(f"It is in {storage.shown}/{run.name}, too.")
+    if as_json:
+        print(files.json())
+    elif quiet:
+        print(files.html)
+    else:
+        print(files.text)
+        print(f"\nReport: {files.html}")
+        if storage is not None and stored:
+            print(f"It is in {storage.shown}/{run.name}, too.")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slime_ray.cli.options import checked, experiment_options
+from slime_ray.cli.options import add_command, checked, experiment_options
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register it."""
-    plan = commands.add_parser(
-        "plan", help="what an experiment will take: time, memory, disk, cost; nothing is started"
-    )
+    plan = add_command(
+        commands, "plan", "what an experiment will take: time, memory, disk, cost; nothing is started",
+        examples=[
+            "slime-ray plan mine.yaml",
+            "slime-ray plan mine.yaml --probe",
+            "slime-ray plan mine.yaml --gpus 64 --gpu h100 --pairs 61135 --lengths 180,250,250",
+        ],
+        more="Exit code 2 where something does not fit: memory, disk or a budget.",
+    )  # fmt: skip
     experiment_options(plan)
     add = plan.add_argument
     add(

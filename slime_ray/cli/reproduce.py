@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slime_ray.cli.options import show_report, start_options
+from slime_ray.cli.options import add_command, console, quiet_option, show_report, start_options
 
 if TYPE_CHECKING:
     from slime_ray.experiment import Experiment
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register it."""
-    reproduce = commands.add_parser(
-        "reproduce", help="run one of the paper's tables, on a cluster or in miniature",
-        description="Resolves the recipe of one of the paper's tables, prints what it will run, where paper and code "
-        "disagree and what it will cost, and runs it.\n\n"
-        "  slime-ray reproduce --table 4 --scale demo                                on the embedded task, here\n"
-        "  slime-ray reproduce --table 4 --model gemma3-4b --judge gpt-4.1 --plan    the plan alone\n"
-        "  slime-ray reproduce --table 4 --model gemma3-4b --judge gpt-4.1 --write table4.yaml\n"
-        "  slime-ray launch table4.yaml --storage s3://bucket/runs                   on a cluster",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    reproduce = add_command(
+        commands, "reproduce", "run one of the paper's tables, on a cluster or in miniature",
+        examples=[
+            "slime-ray reproduce --table 4 --scale demo  # on the embedded task, here",
+            "slime-ray reproduce --table 4 --model gemma3-4b --judge gpt-4.1 --plan  # the plan alone",
+            "slime-ray reproduce --table 4 --model gemma3-4b --judge gpt-4.1 --write table4.yaml",
+            "slime-ray launch table4.yaml --storage s3://bucket/runs  # on a cluster",
+        ],
+        more="Resolves the recipe of one of the paper's tables, prints what it will run, where paper and code\n"
+        "disagree and what it will cost, and runs it.",
     )  # fmt: skip
     reproduce.add_argument("--table", type=int, required=True, metavar="3|4|5", help="which of the paper's tables")
     reproduce.add_argument("--model", metavar="FAMILY", help="llama3.2-3b, qwen3-4b or gemma3-4b")
@@ -48,6 +49,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     then.add_argument("--plan", action="store_true", help="print the plan and stop")
     then.add_argument("--write", type=Path, metavar="FILE", help="write the experiment to a file instead of running it")
     start_options(reproduce)
+    quiet_option(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
 
@@ -62,8 +64,9 @@ def _reproduce(options: argparse.Namespace) -> None:
             scale=options.scale, judge=options.judge, questions=options.questions, seeds=options.seeds,
             overrides=overrides, name=options.name,
         )  # fmt: skip
-        print(found.text())
-        print(_cost(found, options.storage))
+        if options.plan or not options.quiet:
+            print(found.text())
+            print(_cost(found, options.storage))
         if options.write:
             print(f"\nWritten to {options.write}: run it with `slime-ray ablate` or `slime-ray launch`.")
         elif not options.plan:
@@ -86,14 +89,12 @@ def _cost(found: "Reproduction", storage: str) -> str:
 
 
 def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from slime_ray.evaluation.questions import check_questions
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 
     check_questions(experiment)
     run = run_sweep(
-        experiment, source=source, storage=options.storage, seed=0, start=options.start, console=Console()
+        experiment, source=source, storage=options.storage, seed=0, start=options.start, console=console(options)
     )  # fmt: skip
-    show_report(run, None, Mirror.of(options.storage, "driver"))
+    show_report(run, None, Mirror.of(options.storage, "driver"), quiet=options.quiet)

@@ -3,32 +3,46 @@
 import argparse
 from pathlib import Path
 
-from slime_ray.cli.options import show_report
+from slime_ray.cli.options import add_command, show_report
 from slime_ray.errors import RunError
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register them."""
-    report = commands.add_parser("report", help="tables, figures and report.html of a run; needs neither torch nor ray")
+    report = add_command(
+        commands, "report", "tables, figures and report.html of a run; needs neither torch nor ray",
+        examples=["slime-ray report runs/first", "slime-ray report runs/first --out elsewhere --json"],
+    )  # fmt: skip
     report.add_argument("run", help="folder of the run, or its address")
     report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
+    how = report.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="print nothing but where the report is")
+    how.add_argument("--json", action="store_true", help="print the numbers of all tables as JSON instead")
     report.set_defaults(command=_report)
 
-    compare = commands.add_parser("compare", help="the rows of several runs in one table")
+    compare = add_command(
+        commands, "compare", "the rows of several runs in one table",
+        examples=["slime-ray compare runs/first runs/second --csv both.csv"],
+    )  # fmt: skip
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     compare.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers, unrounded, to this file")
+    compare.add_argument("--json", action="store_true", help="print the rows as JSON instead")
     compare.set_defaults(command=_compare)
 
-    verify = commands.add_parser(
-        "verify", help="what differs between two runs of one experiment, and whether their numbers agree",
-        description="Prints every setting, hash and version in which the manifests of two runs differ, then their rows "
-        "side by side. Exit code 0 where the numbers agree within their intervals, 1 where they do not.",
+    verify = add_command(
+        commands, "verify", "what differs between two runs of one experiment, and whether their numbers agree",
+        examples=["slime-ray verify runs/first runs/again"],
+        more="Prints every setting, hash and version in which the manifests of two runs differ, then their rows side\n"
+        "by side. Exit code 0 where the numbers agree within their intervals, 1 where they do not.",
     )  # fmt: skip
     verify.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folders of the two runs")
     verify.add_argument("--json", action="store_true", help="print differences and rows as JSON instead")
     verify.set_defaults(command=_verify)
 
-    export = commands.add_parser("export", help="write a run's answers and verdicts as files of Arena-Hard or MT-Bench")
+    export = add_command(
+        commands, "export", "write a run's answers and verdicts as files of Arena-Hard or MT-Bench",
+        examples=["slime-ray export runs/first --to arena", "slime-ray export runs/first --to bench --form mt-bench"],
+    )  # fmt: skip
     export.add_argument("run", type=Path, help="folder of the run")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten")
     export.add_argument(
@@ -40,7 +54,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _report(options: argparse.Namespace) -> None:
     if "://" not in options.run:
-        show_report(Path(options.run), options.out)
+        show_report(Path(options.run), options.out, quiet=options.quiet, as_json=options.json)
         return
     from slime_ray.mirror import Mirror, parted
     from slime_ray.results import CHECKPOINTS, MODEL
@@ -50,7 +64,8 @@ def _report(options: argparse.Namespace) -> None:
     mirror.check(write=False)
     with mirror.answering():
         mirror.pull(mirror.root / name, skip=(CHECKPOINTS, MODEL))
-    show_report(mirror.root / name, options.out or Path(f"{name}-report"))
+    out = options.out or Path(f"{name}-report")
+    show_report(mirror.root / name, out, quiet=options.quiet, as_json=options.json)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -60,7 +75,7 @@ def _compare(options: argparse.Namespace) -> None:
     table = compare([results.load(run) for run in options.runs])
     if options.csv:
         results.write_text(options.csv, table.csv())
-    print(table.text())
+    print(table.json() if options.json else table.text())
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
-"""The objectives by name. A new one is a file beside `slime.py` and a line in `OBJECTIVES`."""
+"""The objectives by name. A new one is a file beside `slime.py` and a line in `OBJECTIVES`, or a user's own class."""
 
 import dataclasses
+import importlib
 from typing import Any
 
 from slime_ray.objectives.activity import component_activity
@@ -30,14 +31,36 @@ OBJECTIVES: dict[str, type[Objective]] = {
 """Each objective's class by the name that stands in YAML."""
 
 
+def find_objective(name: str) -> type[Objective]:
+    """The class of a registered objective, or of one of the user's, `package.module:Class`, which is imported.
+
+    Raises ValueError for a name that leads nowhere, or to no frozen dataclass whose knobs all have defaults.
+    """
+    module, colon, kind = name.partition(":")
+    if not colon:
+        if name not in OBJECTIVES:
+            raise ValueError(f"name is {name!r}: must be one of {', '.join(OBJECTIVES)}")
+        return OBJECTIVES[name]
+    try:
+        found = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"name is {name!r}, which cannot be imported: {error}. Write package.module:Class") from None
+    fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else None
+    if not isinstance(found, type) or fields is None or not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"name is {name!r}, which is no frozen dataclass, as an objective is")
+    lacking = [one for one in ("name", "needs_reference", "pairs_together") if not hasattr(found, one)]
+    lacking += [field.name for field in fields if field.default is dataclasses.MISSING]
+    if lacking:
+        raise ValueError(f"name is {name!r}, whose {lacking[0]} has no value: give its class one")
+    return found
+
+
 def build_objective(name: str, **settings: Any) -> Objective:
-    """An objective by its registered name. `settings` are the fields of its dataclass.
+    """An objective by its registered name, or `package.module:Class`. `settings` are the fields of its dataclass.
 
     Raises ValueError for an unknown name, an unknown field or a value out of range.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"name is {name!r}: must be one of {', '.join(OBJECTIVES)}")
-    objective = OBJECTIVES[name]
+    objective = find_objective(name)
     fields = [field.name for field in dataclasses.fields(objective)]  # type: ignore[arg-type]
     for field in settings:
         if field not in fields:
@@ -60,6 +83,7 @@ __all__ = [
     "Unit",
     "build_objective",
     "component_activity",
+    "find_objective",
     "margin_push",
     "matched_margin_weight",
     "matched_strength",

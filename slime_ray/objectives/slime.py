@@ -72,11 +72,11 @@ class SlimeObjective:
         hard_margin: m_h, >= 0. No push from this margin on.
         soft_margin: m_s. Around it the push fades.
         gate_sharpness: kappa, > 0. How sudden that fading is.
-        remove: ablations. "anchor" and "stabilizer" drop their terms; "soft_margin" sets s = 1;
+        remove: Ablations. "anchor" and "stabilizer" drop their terms; "soft_margin" sets s = 1;
             "hard_margin" sets h = 1 (then pairs of any margin are pushed); "hard_margin_clip" drops only the
             clip, h = hard_margin - D. With neither soft nor hard margin the term would be the constant
             margin_weight, which trains nothing: it is 0 here.
-        normalization: what stands for log pi(y|x) in anchor and margin: the "mean" over the completion's tokens (the
+        normalization: What stands for log pi(y|x) in anchor and margin: the "mean" over the completion's tokens (the
             paper's appendix A and the released code) or their "sum". The two margins are in nats of it.
 
     Raises ValueError, its sentence beginning with the field's name.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slime_ray.objectives import OBJECTIVES
+from slime_ray.objectives import find_objective
 from slime_ray.presets import preset_base
 
 
@@ -57,7 +57,7 @@ def _with_defaults(base: Mapping[str, Any]) -> dict[str, Any]:
     objective = base.get("objective", {})
     if "name" not in objective:
         return dict(base)
-    fields = dataclasses.fields(OBJECTIVES[objective["name"]])  # type: ignore[arg-type]
+    fields = dataclasses.fields(find_objective(objective["name"]))  # type: ignore[arg-type]
     # YAML has lists where dataclasses have tuples.
     defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields}
     return {**base, "objective": {**defaults, **objective}}

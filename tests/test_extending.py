@@ -1,0 +1,123 @@
+"""docs/extending.md, step by step: the files that it shows are written as they stand there, and its commands are run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slime_ray import results
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+SHORT = (
+    "data.sft_examples=400", "data.pairs=32", "data.held_out_pairs=24", "sft.updates=30", "training.updates=4",
+    "training.pairs_per_update=8", "training.evaluations=2", "evaluation.prompts=16", "evaluation.selection_prompts=8",
+    "evaluation.kl_prompts=4",
+)  # fmt: skip
+"""What makes a trial of the embedded task as small as it can be."""
+
+
+def section(name: str) -> str:
+    """The text of one section of the page."""
+    return PAGE.split(f"\n## {name}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder outside of the checkout with every file that the page shows."""
+    folder = tmp_path_factory.mktemp("mine")
+    for name, text in re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def steps(name: str) -> list[list[str]]:
+    """The commands of a section, as words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", section(name), re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert all(words[0] in ("export", "python", "slime-ray") for words in lines)
+    return [words for words in lines if words[0] != "export"]
+
+
+def run(words: list[str], folder: Path) -> str:
+    """One command in the folder, with PYTHONPATH as the page exports it; trials are cut short. Its output."""
+    program, *given = words
+    own = program == "slime-ray"
+    command = [sys.executable, *(["-m", "slime_ray"] if own else []), *given]
+    if own and given[0] in ("train", "sweep"):
+        command += [word for setting in SHORT for word in ("--set", setting)]
+    environment = os.environ | {
+        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0", "PYTEST_ADDOPTS": "-p no:cacheprovider",
+    }  # fmt: skip
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("name", "kept"), [("An objective", "hinge"), ("A judge", "polite")])
+def test_the_steps_up_to_one_trial_do_what_they_say(folder, name, kept):
+    first, check, train, _ = steps(name)
+    assert " passed" in run(first, folder)
+    assert "fine." in run(check, folder)
+    run(train, folder)
+    [row] = results.load(folder / "runs" / f"{kept}-{train[-1]}").trials.to_dict("records")
+    assert row["status"] == "completed"
+    expected = {"hinge": ("objective", "hinge:Hinge"), "polite": ("judge", "exact:polite:score")}
+    column, value = expected[kept]
+    assert row[column] == value
+
+
+@pytest.mark.ray
+def test_the_steps_to_the_end_with_an_objective_and_a_table(folder):
+    *_, sweep = steps("An objective")
+    run(sweep, folder)
+    [table] = steps("A table")
+    said = run(table, folder)
+    assert "hinge: win rate in %, by seed." in said
+    assert {line.split()[0] for line in said.splitlines() if line} >= {"sft", "slime", "hinge"}
+    assert "| hinge |" in (folder / "by_seed.md").read_text(encoding="utf-8")
+    assert "hinge" in (folder / "by_seed.tex").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("{name: 'hinge:Hinge', targett: 2.0}", "objective.targett: unknown key. Did you mean 'target'?"),
+        ("{name: 'hinge:Hinge', target: two}", "objective.target is 'two'"),
+        ("{name: 'hinge:Hinge', target: -1.0}", "objective.target is -1.0: must be a finite number >= 0"),
+        ("{name: 'hinge:Hing'}", "objective.name is 'hinge:Hing', which cannot be imported"),
+        ("{name: 'nowhere:Hinge'}", "objective.name is 'nowhere:Hinge', which cannot be imported: No module named"),
+        ("{name: 'json:JSONDecoder'}", "which is no frozen dataclass, as an objective is"),
+        ("{name: 'slime_ray.objectives.base:Term'}", "whose name has no value: give its class one"),
+        ("{name: hinge}", "objective.name is 'hinge'"),
+    ],
+)
+def test_what_is_wrong_with_an_objective_of_ones_own_is_told_where_it_stands(folder, monkeypatch, objective, said):
+    from slime_ray.errors import InputError
+    from slime_ray.experiment_file import load_experiment
+
+    monkeypatch.syspath_prepend(folder)
+    path = folder / "wrong.yaml"
+    path.write_text(f"name: wrong\npreset: arithmetic\narms:\n  mine: {{objective: {objective}}}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"wrong\.yaml:4: arm mine: ") as error:
+        load_experiment(path)
+    assert said in str(error.value)
+
+
+def test_settings_of_an_objective_of_ones_own_survive_the_way_to_a_worker(folder, monkeypatch):
+    from slime_ray.experiment import Trial, arm_trials
+    from slime_ray.experiment_file import load_experiment
+
+    monkeypatch.syspath_prepend(folder)
+    trial = arm_trials(load_experiment(folder / "hinge.yaml"))[2]
+    assert trial.trial_id == "arm-hinge-s0"
+    again = Trial.model_validate(trial.model_dump(mode="json"))
+    assert again == trial
+    assert again.settings.objective.build().target == 2.0

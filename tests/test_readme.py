@@ -1,0 +1,98 @@
+"""README.md, word by word: its commands are run in their order, but for those that take minutes, which are looked up."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slime_ray import cli
+from tests.end_to_end.conftest import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MINE = """\
+name: mine
+preset: arithmetic
+base:
+  data: {sft_examples: 400, pairs: 32, held_out_pairs: 24}
+  sft: {updates: 30}
+  training: {updates: 4, pairs_per_update: 8, evaluations: 2}
+  evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 24}}
+arms: {slime: {}}
+search: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}
+budget: {trials: 1}
+"""
+"""What stands for a reader's `mine.yaml`."""
+NOT_RUN = {
+    "slime-ray plan mine.yaml --probe": "a minute of measuring; tests/planning runs it",
+    "slime-ray ablate leave_one_out --seeds 8": "112 trials; tests/end_to_end/test_ablate.py runs a small one",
+    "slime-ray reproduce --table 4 --scale demo": "minutes; tests/test_reproduction.py resolves it",
+    "slime-ray launch mine.yaml --name first --storage /shared/runs": "a cluster; tests/ray/test_launch.py has one",
+    "slime-ray bench step": "minutes; tests/benchmarks runs it small",
+}
+"""Lines of the README that are only read by the parser, each with where it is tried."""
+
+
+def blocks(kind: str) -> list[str]:
+    """The code blocks of one kind."""
+    every = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [text for found, text in every if found == kind]
+
+
+def lines(program: str) -> list[str]:
+    """The command lines of a program in the README's order, without what is said beside them."""
+    every = [re.split(r"\s+#", line)[0] for block in blocks("") for line in block.splitlines()]
+    return [line for line in every if line.startswith(f"{program} ")]
+
+
+def test_what_is_not_run_is_a_line_of_the_readme_and_of_the_command_line():
+    assert set(NOT_RUN) <= set(lines("slime-ray"))
+    for line in NOT_RUN:
+        assert callable(cli.make_parser().parse_args(shlex.split(line)[1:]).command)
+
+
+def test_the_two_commands_are_targets_that_do_what_is_said_of_them():
+    assert lines("make") == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipes = dict(re.findall(r"^([\w-]+):.*\n((?:\t.*\n)+)", makefile, re.MULTILINE))
+    assert recipes["demo"].split() == ["$(BIN)/slime-ray", "demo"]
+    assert re.search(r"^test: lint types$", makefile, re.MULTILINE)
+    assert [line.split()[-1] for line in recipes["test"].splitlines()] == ["unit", "ray-tests"]
+
+
+def test_the_objective_in_python_runs():
+    [code] = blocks("python")
+    logps = {side: torch.tensor([-1.0, -2.0, -0.5], requires_grad=True) for side in ("chosen", "rejected")}
+    lengths = torch.tensor([2, 1])
+    names = {f"{side}_logps": tokens for side, tokens in logps.items()}
+    exec(code, names | {"chosen_lengths": lengths, "rejected_lengths": lengths})
+    assert all(tokens.grad is not None and tokens.grad.abs().sum() > 0 for tokens in logps.values())
+
+
+@pytest.mark.ray
+def test_the_commands_run_in_their_order(tmp_path):
+    (tmp_path / "mine.yaml").write_text(MINE, encoding="utf-8")
+    ran = []
+    for line in lines("slime-ray"):
+        if line in NOT_RUN:
+            continue
+        words = shlex.split(line.replace("CHECKPOINT", "runs/first/trials/arm-slime-s0/checkpoint"))
+        if words[1] == "compare":
+            # A reader's second run.
+            shutil.copytree(tmp_path / "runs" / "first", tmp_path / "runs" / "second")
+        done = subprocess.run(
+            [sys.executable, "-m", "slime_ray", *words[1:]],
+            cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        ran.append(words[1])
+    assert ran[:4] == ["spaces", "presets", "check", "doctor"]
+    assert {"sweep", "status", "train", "evaluate", "report", "compare", "export"} <= set(ran)
+    assert (tmp_path / "runs" / "first" / "report" / "report.html").is_file()
+    assert any((tmp_path / "arena").iterdir())
