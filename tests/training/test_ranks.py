@@ -1,9 +1,11 @@
 """The loss and its gradient do not depend on how an update is cut: into micro-batches, over ranks, or both."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,36 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+LAUNCH = """
+import os
+import runpy
+import signal
+import sys
+
+# What takes long is imported once; the ranks are forks of this process.
+import slime_ray.training.worker
+
+ranks, script = int(sys.argv[1]), sys.argv[2]
+sys.argv = sys.argv[2:]
+started = set()
+for rank in range(ranks):
+    child = os.fork()
+    if not child:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
+    started.add(child)
+while started:
+    child, status = os.wait()
+    started.remove(child)
+    if status:
+        # The others would wait for it.
+        for other in started:
+            os.kill(other, signal.SIGKILL)
+        sys.exit(f"a rank ended with {os.waitstatus_to_exitcode(status)}")
+"""
+
+
 def on_ranks(ranks: int, script: object, *arguments: object) -> None:
     """Run a script in so many gloo processes."""
     environment = os.environ | {
@@ -29,23 +61,17 @@ def on_ranks(ranks: int, script: object, *arguments: object) -> None:
         "ACCELERATE_USE_CPU": "true",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(ranks), str(script), *map(str, arguments)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
-        errors = [process.communicate(timeout=90)[1] for process in processes]
+        errors = launcher.communicate(timeout=240)[1]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0] * ranks, errors[0][-3000:]
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+    assert launcher.returncode == 0, errors[-3000:]
 
 
 @pytest.fixture(scope="module")
