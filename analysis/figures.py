@@ -1,7 +1,5 @@
-"""Figures: result frames in, a matplotlib Figure out. No global state; colours of Okabe and Ito, legible in print."""
+"""Figures: result frames in, a matplotlib Figure out."""
 
-import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,68 +8,16 @@ import pandas as pd
 from slime_ray.results import Run
 
 from . import search_table, stability, statistics, tables
-from .printing import Table, one_line
+from .drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, new_figure, plain, say, style
+from .printing import Table
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, YELLOW, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
-)  # fmt: skip
-GREY = "#6f6f6f"
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "slime_ray",
-    "text.usetex": False,
-    "timezone": "UTC",
-}
-"""matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
 PANELS = 12
 """At most so many panels or bars where a run has search trials alone."""
-
-
-def _figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    return figure, figure.subplots(**options)
-
-
-def _style() -> Any:
-    import matplotlib
-
-    mpl: Any = matplotlib  # its keys are typed as literals
-    # Setting a backend would load it, and this needs none.
-    defaults = {name: value for name, value in mpl.rcParamsDefault.items() if "backend" not in name}
-    return mpl.rc_context({**defaults, **STYLE})
-
-
-def render(figure: "Figure") -> dict[str, bytes]:
-    """The figure as svg, png and pdf: the same bytes every time, no date in them."""
-    undated: dict[str, dict[str, None]] = {
-        "svg": {"Date": None, "Creator": None},
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    files = {}
-    with _style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # Laid out once, for all forms alike; each would do it anew.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for kind, metadata in undated.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)
-            files[kind] = buffer.getvalue()
-    return files
 
 
 def pareto(run: Run, *, table: Table | None = None) -> "Figure":
@@ -83,8 +29,8 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
     frame = (table or tables.win_rate_stability(run)).frame
     judged = is_judged(run)
     column = "win_rate" if judged else "preference_accuracy"
-    with _style():
-        figure, axes = _figure(7.2, 4.9)
+    with style():
+        figure, axes = new_figure(7.2, 4.9)
         # Collapsed runs crowd near 0: the root spreads them, and 0 stays on the axis, unlike with a logarithm.
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xticks(
@@ -92,7 +38,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         )
         axes.set_xlim(0, 1.02)
         version = str(run.manifest.get("stability_version") or "stability-v1")
-        axes.set_xlabel(f"stability S ({_plain(version)}; square-root scale), more is better")
+        axes.set_xlabel(f"stability S ({plain(version)}; square-root scale), more is better")
         axes.set_ylabel(f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %")
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -108,7 +54,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
         else:
-            _say(axes, "No trial finished with something to show.")
+            say(axes, "No trial finished with something to show.")
         _label(figure, axes, rows, search, column, judged=judged)
     return figure
 
@@ -194,7 +140,7 @@ def _label(
         taken.append(box)
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
         text = axes.annotate(
-            _plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),
+            plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),
             textcoords="offset points", fontsize=8, zorder=5,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
         )  # fmt: skip
@@ -226,9 +172,9 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     shown = {label: own for label, own in shown.items() if len(own)}
     columns = min(4, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
-    with _style():
+    with style():
         shape = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True, "squeeze": False}
-        figure, panels = _figure(7.2, 1.75 * rows + 0.8, **shape)
+        figure, panels = new_figure(7.2, 1.75 * rows + 0.8, **shape)
         for panel in panels.flat[len(shown) :]:
             panel.set_axis_off()
         for (label, own), panel in zip(shown.items(), panels.flat, strict=False):
@@ -247,10 +193,10 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
                     markersize=4,
                 )
                 panel.fill_between(steps.index, steps["min"], steps["max"], color=colour, alpha=0.2, linewidth=0)
-            panel.set_title(_plain(label), fontsize=9)
+            panel.set_title(plain(label), fontsize=9)
             panel.grid(color="#e4e4e4", linewidth=0.6)
         if not shown:
-            _say(panels[0, 0], "No held-out curve was recorded.")
+            say(panels[0, 0], "No held-out curve was recorded.")
             return figure
         figure.legend(
             *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8
@@ -270,8 +216,8 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
     hatches = dict(zip(PARTS, ("", "///", "", "...", "", "xxx"), strict=True))
     labels = _labels(run, table)
     shares = {label: stability.taken_by_parts(of_label(run, run.trials, label)) for label in labels}
-    with _style():
-        figure, axes = _figure(7.2, 0.3 * max(3, len(labels)) + 1.2)
+    with style():
+        figure, axes = new_figure(7.2, 0.3 * max(3, len(labels)) + 1.2)
         left = np.zeros(len(labels))
         for name, letter in [*letters, ("failed", "failed")]:
             widths = np.array([shares[label][name] for label in labels])
@@ -284,14 +230,14 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
         for place, label in enumerate(labels):
             score = shares[label]["stability"]
             axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)
-        axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
+        axes.set_yticks(range(len(labels)), [plain(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
         if labels:
             figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.4)
         else:
-            _say(axes, "No trial to show.")
+            say(axes, "No trial to show.")
     return figure
 
 
@@ -302,12 +248,3 @@ def _labels(run: Run, table: Table | None) -> list[str]:
         return frame["label"].tolist()
     best = search_table.search_trials(run).frame["trial_id"].tolist()[:PANELS]
     return run.trials.set_index("trial_id")["label"].loc[best].tolist()
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib draws as it is; a pair of dollars would start a formula."""
-    return one_line(text).replace("$", r"\$")
-
-
-def _say(axes: "Axes", words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -197,7 +197,7 @@ def _text_cell(column: Column, row: int) -> str:
     return (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…") + sign
 
 
-_LONGEST = 32
+_LONGEST = 44
 
 
 def _column_width(column: Column) -> int:

@@ -13,13 +13,33 @@ import jinja2
 import pandas as pd
 
 from slime_ray import results
+from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
-from . import alarms_table, failures_table, figures, judging, search_table, stability_table, statistics, tables
+from . import (
+    ablation_table,
+    alarms_table,
+    effects,
+    factorial_table,
+    failures_table,
+    figures,
+    judging,
+    paper_tables,
+    search_table,
+    sensitivity_figure,
+    stability_table,
+    statistics,
+    tables,
+)
+from .answer import Sentences, answer, unbroken
+from .design_cells import Cells
+from .drawing import render
 from .printing import Table, one_line
-from .rows import LOST, PARTS, decoding_words, is_judged, judge_of, of_label, version_of
+from .rows import PARTS, decoding_words, judge_of, of_label, version_of
+from .search_report import CAPTIONS as SEARCH_CAPTIONS
+from .search_report import Understanding
 
 EXAMPLES = 5
 LONGEST_ANSWER = 2000
@@ -30,6 +50,8 @@ CAPTIONS = {
     "bands span the seeds. A chosen curve that falls is unlearning.",
     "stability_parts": "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
     "over seeds. What a bar leaves free is S.",
+    "sensitivity": "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
+    "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
 }
 
 
@@ -52,12 +74,20 @@ class Tables:
     stability_parts: Table
     alarms: Table
     search_trials: Table
+    ablation: Table
+    factorial: Table
+    beside_the_paper: Table
 
     @classmethod
-    def of(cls, run: Run) -> "Tables":
-        """All of them; the main one is computed once."""
+    def of(cls, run: Run, found: Cells | None = None) -> "Tables":
+        """All of them; the main one is computed once. found: what was measured of the design, where the run has one."""
         main = tables.win_rate_stability(run)
+        none = Table(frame=pd.DataFrame(columns=["label"]), caption="This run is no ablation.", notes=[])
+        ablation = none if found is None else ablation_table.ablation(run, found, main)
         return cls(
+            ablation=ablation,
+            factorial=none if found is None else factorial_table.factorial_effects(run, found),
+            beside_the_paper=none if found is None else paper_tables.beside_the_paper(run, found, ablation),
             win_rate_stability=main,
             judging=judging.judging(run, main),
             stability_parts=stability_table.stability_parts(run, main),
@@ -87,26 +117,36 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     """
     run = results.load(run_path)
     folder = Path(run_path) / "report" if out is None else Path(out)
-    found = Tables.of(run)
+    design = Design.of(run.manifest)
+    measured = None if design is None else Cells.of(run, design)
+    found = Tables.of(run, measured)
+    search = Understanding.of(run)
     drawn = {
-        "pareto": figures.render(figures.pareto(run, table=found.win_rate_stability)),
-        "logprob_curves": figures.render(figures.logprob_curves(run, table=found.win_rate_stability)),
-        "stability_parts": figures.render(figures.stability_parts(run, table=found.win_rate_stability)),
+        "pareto": render(figures.pareto(run, table=found.win_rate_stability)),
+        "logprob_curves": render(figures.logprob_curves(run, table=found.win_rate_stability)),
+        "stability_parts": render(figures.stability_parts(run, table=found.win_rate_stability)),
     }
+    if measured is not None and measured.design.kind in ("sensitivity", "exponent"):
+        drawn["sensitivity"] = render(sensitivity_figure.sensitivity(measured, found.ablation))
+    if search is not None:
+        drawn |= {name: render(figure) for name, figure in search.figures().items()}
     files: dict[str, bytes] = {}
-    for name, table in found.written.items():
+    for name, table in {**found.written, **(search.tables if search else {})}.items():
         for kind, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             files[f"{name}.{kind}"] = text.encode()
     for name, kinds in drawn.items():
         files |= {f"{name}.{kind}": content for kind, content in kinds.items()}
-    files["report.html"] = _page(run, found, {name: kinds["svg"] for name, kinds in drawn.items()}).encode()
+    files["report.html"] = _page(
+        run, found, measured, search, {name: kinds["svg"] for name, kinds in drawn.items()}
+    ).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             _replace(folder / name, content)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
-    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), found.text())
+    text = "\n\n\n".join(part for part in (found.text(), search.text() if search else "") if part)
+    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), text)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -118,7 +158,9 @@ def _replace(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _page(run: Run, found: Tables, svgs: Mapping[str, bytes]) -> str:
+def _page(
+    run: Run, found: Tables, measured: Cells | None, search: Understanding | None, svgs: Mapping[str, bytes]
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -127,23 +169,38 @@ def _page(run: Run, found: Tables, svgs: Mapping[str, bytes]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     main = found.win_rate_stability
-    unsettled, settled = answer(run, main)
+    unsettled, settled = answer(run, main, of_design=_of_design(measured, found))
+    settled += [unbroken(sentence) for sentence in search.sentences()] if search else []
+    captions = {**CAPTIONS, **SEARCH_CAPTIONS}
     return environment.get_template("report.html.jinja").render(
         name=one_line(str(run.manifest.get("name", run.path.name))),
         asked=_asked(run),
         unsettled=unsettled,
         settled=settled,
         main=main,
+        ablation=found.ablation,
+        factorial=found.factorial,
+        paper=found.beside_the_paper,
         judging=found.judging,
         parts=found.stability_parts,
         alarms=found.alarms,
         search=found.search_trials,
+        understanding=list(search.tables.values()) if search else [],
         failed=failures_table.failures(run),
-        figures=[{"name": name, "svg": _inline(svg, name), "caption": CAPTIONS[name]} for name, svg in svgs.items()],
+        figures=[{"name": name, "svg": _inline(svg, name), "caption": captions[name]} for name, svg in svgs.items()],
         examples=_examples(run, main),
-        methods=_methods(run),
+        methods=[*_methods(run), *(_ablation_methods() if measured else [])],
         facts=_facts(run),
     )
+
+
+def _of_design(measured: Cells | None, found: Tables) -> Sentences:
+    """Of a factorial design its main effects, which are what it declares; of others the cells."""
+    if measured is None:
+        return [], []
+    if measured.design.kind == "factorial":
+        return factorial_table.sentences(measured, found.factorial)
+    return ablation_table.sentences(measured, found.ablation)
 
 
 def _inline(svg: bytes, name: str) -> str:
@@ -175,102 +232,6 @@ def _asked(run: Run) -> list[tuple[str, str]]:
         ("decoding", decoding_words(manifest)),
     ]
     return [(key, one_line(value)) for key, value in asked]
-
-
-def answer(run: Run, main: Table) -> tuple[list[str], list[str]]:
-    """What the run does not settle, and what it says, each in a few sentences."""
-    frame = main.frame
-    open_: list[str] = []
-    said: list[str] = []
-    lost = run.trials["status"].isin(LOST)
-    if not run.manifest.get("finished"):
-        open_.append("The run has not finished: this is what there is so far.")
-    if lost.any():
-        open_.append(
-            f"{int(lost.sum())} of {len(run.trials)} trials failed or diverged. They count as stability 0; win rates "
-            "are of the seeds that finished."
-        )
-    judged = is_judged(run)
-    if not judged:
-        open_.append("Which answers are better: nothing was judged, so there is no win rate.")
-    lead = "win_rate" if judged else "preference_accuracy"
-    known = frame.dropna(subset=[lead]) if len(frame) else frame
-    if len(known):
-        if seeds := tables.few_seeds(frame):
-            open_.append(
-                f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
-            )
-        (_say_win_rates if judged else _say_accuracy)(known, open_, said)
-    elif len(frame):
-        open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
-    _say_search(run, frame, judged, open_, said)
-    return [_unbroken(sentence) for sentence in open_], [_unbroken(sentence) for sentence in said]
-
-
-def _unbroken(sentence: str) -> str:
-    """No line break before a percent sign."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def _percent(row: pd.Series, column: str = "win_rate") -> str:
-    return f"{100 * row[column]:.1f} %"
-
-
-def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
-    best = known.iloc[0]
-    tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
-    if len(tied) > 1:
-        open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
-    covers = (known["win_rate_low"] <= 0.5) & (known["win_rate_high"] >= 0.5)
-    # An arm without updates is the SFT checkpoint.
-    unclear = known[covers & (known["objective"] != "none")]["label"].tolist()
-    if unclear:
-        open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
-                     "checkpoint: the win interval covers 50 %.")  # fmt: skip
-    alone = "" if len(tied) > 1 or len(known) == 1 else ", separable from every other row"
-    said.append(
-        f"{best['label']} has the highest win rate: {_percent(best)} "
-        f"[{100 * best['win_rate_low']:.1f}, {100 * best['win_rate_high']:.1f}]{alone}, at stability "
-        f"{best['stability']:.2f}."
-    )
-    if len(tied) > 1:
-        calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
-        said.append(
-            f"Of the rows that cannot be told apart, {calm['label']} is the most stable ({calm['stability']:.2f})."
-        )
-    worse = known[known["win_rate_high"] < 0.5]["label"].tolist()
-    if worse:
-        said.append(f"Worse than the baseline on these prompts: {_list(worse)}.")
-    if not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
-        said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
-
-
-def _say_accuracy(known: pd.DataFrame, _open: list[str], said: list[str]) -> None:
-    best = known.iloc[0]
-    said.append(
-        f"{best['label']} has the highest held-out preference accuracy: {_percent(best, 'preference_accuracy')}, at "
-        f"stability {best['stability']:.2f}. Accuracy can rise while answers get worse."
-    )
-
-
-def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:
-    search = search_table.search_trials(run).frame
-    confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
-    if search.empty:
-        return
-    front = search[search["on_front"]]["trial_id"].tolist()
-    lead = "win_rate" if judged else "preference_accuracy"
-    if not len(confirmed):
-        open_.append("How good the search's trials are on other prompts and seeds: no winner was confirmed.")
-    if front:
-        top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
-        number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
-        where = "on the selection prompts" if judged else "by held-out accuracy"
-        said.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}.")
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _examples(run: Run, main: Table) -> dict[str, Any] | None:
@@ -337,6 +298,17 @@ def _methods(run: Run) -> list[str]:
         "held-out chosen completions, minus that of the SFT checkpoint.",
         "Front: finished search trials that no other finished one equals or beats in all goals and beats in one.",
         "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
+    ]
+
+
+def _ablation_methods() -> list[str]:
+    return [
+        "Effect of a cell: its outcomes minus those of the cell that it is compared with, paired by seed and prompt. "
+        f"Tests: {'; '.join(effects.TESTS.values())}. Each is corrected by Holm over all comparisons of its table, in "
+        f"one metric that was declared beforehand; a cell matters where all stay below {effects.LEVEL}, with "
+        f"{statistics.FEWEST_SEEDS} seeds or more.",
+        "Seeds that would settle a comparison: at which the t over seeds and the t over seeds and prompts would, with "
+        "the variance components seen here, each find a true difference of the size observed in four of five tries.",
     ]
 
 

@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from slime_ray.design import FEWEST_SEEDS as FEWEST_SEEDS
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-FEWEST_SEEDS = 5
-"""With fewer seeds than this nothing is said beyond the checkpoints at hand."""
 POINTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 """What A wins by a verdict."""
 VOTES = {"A>>B": 3, "A>B": 1, "A=B": 1, "B>A": 1, "B>>A": 3}
@@ -60,9 +60,9 @@ def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMP
     return resample_sums(values, seed=seed, resamples=resamples) / values.shape[-1]
 
 
-def interval(value: float, resampled: np.ndarray) -> Interval:
+def interval(value: float, resampled: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """The percentile interval of a resampled estimate."""
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
@@ -120,7 +120,12 @@ def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
 
 
 def paired_difference(
-    policy: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    policy: np.ndarray,
+    other: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
 ) -> Interval | None:
     """Win rate of `policy` minus that of `other`, on the same prompts, with its interval.
 
@@ -132,15 +137,76 @@ def paired_difference(
         differences = policy - other
         differences = differences[:, ~np.isnan(differences).any(axis=0)]
         if differences.shape[1] > 1:
-            return two_way_interval(differences)
+            return two_way_interval(differences, confidence=confidence)
     differences = prompt_means(policy) - prompt_means(other)
     differences = differences[~np.isnan(differences)]
     if not differences.size:
         return None
-    return interval(differences.mean(), resample_means(differences, seed=seed, resamples=resamples))
+    resampled = resample_means(differences, seed=seed, resamples=resamples)
+    return interval(differences.mean(), resampled, confidence=confidence)
 
 
-def two_way_interval(values: np.ndarray) -> Interval:
+@dataclass(frozen=True)
+class TwoWay:
+    """The mean of (seeds, prompts) values with the mean squares of the two-way analysis of variance.
+
+    The model: value = mean + a seed's effect + a prompt's effect + rest, all three random.
+    """
+
+    mean: float
+    seeds: int
+    prompts: int
+    mean_squares: np.ndarray
+    """(3,) between seeds, between prompts, of the rest."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "TwoWay":
+        """values: (seeds, prompts), at least two of each."""
+        seeds, prompts = values.shape
+        mean = values.mean()
+        by_seed, by_prompt = values.mean(axis=1) - mean, values.mean(axis=0) - mean
+        rest = values - mean - by_seed[:, None] - by_prompt
+        squares = np.array([prompts * (by_seed**2).sum(), seeds * (by_prompt**2).sum(), (rest**2).sum()])
+        return cls(float(mean), seeds, prompts, squares / degrees(seeds, prompts))
+
+    @property
+    def components(self) -> tuple[float, float, float]:
+        """Variances between seeds, between prompts and of the rest, none below 0."""
+        of_seeds, of_prompts, rest = self.mean_squares.tolist()
+        return max(of_seeds - rest, 0.0) / self.prompts, max(of_prompts - rest, 0.0) / self.seeds, rest
+
+    def error(self) -> tuple[float, float]:
+        """Standard error of the mean over other seeds and prompts, and its degrees of freedom."""
+        return standard_error(self.mean_squares / (self.seeds * self.prompts), self.seeds, self.prompts)
+
+
+def degrees(seeds: float, prompts: float) -> np.ndarray:
+    """(3,) degrees of freedom of the mean squares between seeds, between prompts, of the rest."""
+    return np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
+
+
+def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple[float, float]:
+    """v = v_seeds + v_prompts - v_rest, its root and Satterthwaite's degrees of freedom (1946).
+
+    variances: (3,) what seeds, prompts and rest each seem to add to the variance of the mean: mean squares over size.
+    """
+    of_seeds, of_prompts, of_rest = variances
+    if of_seeds > of_rest:
+        variance = of_seeds + max(of_prompts - of_rest, 0.0)
+        return float(np.sqrt(variance)), float(variance**2 / (variances**2 / degrees(seeds, prompts)).sum())
+    return float(np.sqrt(max(of_prompts, of_rest))), prompts - 1
+
+
+def degrees_of_test(freedom: float, seeds: float) -> float:
+    """Degrees of freedom with which a mean's t over seeds and prompts is tested: at most three to each of the seeds'.
+
+    Where a few seeds happen to look alike, Satterthwaite's are too many just where the error is too small. Out in the
+    tail, where corrected tests are made, that shows: docs/ablation.md.
+    """
+    return min(freedom, 3 * (seeds - 1))
+
+
+def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """The mean of (seeds, prompts) values, at least two of each, with its interval over other seeds and prompts.
 
     Variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts - v_rest; Student's t with
@@ -149,21 +215,10 @@ def two_way_interval(values: np.ndarray) -> Interval:
     """
     from scipy.special import stdtrit
 
-    seeds, prompts = values.shape
-    mean = values.mean()
-    by_seed, by_prompt = values.mean(axis=1) - mean, values.mean(axis=0) - mean
-    rest = values - mean - by_seed[:, None] - by_prompt
-    freedom = np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
-    size = np.array([seeds, prompts, seeds * prompts])
-    variances = np.array([(by_seed**2).sum(), (by_prompt**2).sum(), (rest**2).sum()]) / freedom / size
-    of_seeds, of_prompts, of_rest = variances
-    if of_seeds > of_rest:
-        variance = of_seeds + max(of_prompts - of_rest, 0.0)
-        degrees = variance**2 / (variances**2 / freedom).sum()
-    else:
-        variance, degrees = max(of_prompts, of_rest), prompts - 1
-    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) * np.sqrt(variance))
-    return Interval(float(mean), float(mean) - half, float(mean) + half)
+    found = TwoWay.of(values)
+    error, freedom = found.error()
+    half = float(stdtrit(freedom, (1 + confidence) / 2) * error)
+    return Interval(found.mean, found.mean - half, found.mean + half)
 
 
 def on_front(points: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def win_rate_stability(run: results.Run) -> Table:
         frame = frame.sort_values(
             [lead, "stability", "label"], ascending=[False, False, True], na_position="last"
         ).reset_index(drop=True)
-        frame["win_rate_mark"] = _win_rate_marks(frame, outcomes)
+        frame["win_rate_mark"] = best_marks(dict(zip(frame["label"], frame["win_rate"], strict=True)), outcomes)
         frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
         frame["stability_mark"] = _marks(frame["stability"])
     return Table(
@@ -155,17 +155,16 @@ def separable(one: Outcomes | None, other: Outcomes | None) -> bool:
     return difference is None or not difference.covers(0.0)
 
 
-def _win_rate_marks(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> list[Mark]:
-    """Best: the highest win rate and every row not separable from it. Second: the highest of the rest."""
-    marks: list[Mark] = [""] * len(frame)
-    known = [row for row in range(len(frame)) if frame["label"][row] in outcomes]
-    for row in sorted(known, key=lambda row: -frame["win_rate"][row]):
-        best = frame["label"][known[0]]
-        if row == known[0] or not separable(outcomes[best], outcomes[frame["label"][row]]):
-            marks[row] = "best"
-        elif "second" not in marks:
-            marks[row] = "second"
-    return marks
+def best_marks(rates: Mapping[str, float], outcomes: Mapping[str, Outcomes]) -> list[Mark]:
+    """Best: the highest rate and all not separable from it. Second: the highest of the rest. In the rates' order."""
+    known = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
+    marks: dict[str, Mark] = {}
+    for label in known:
+        if label == known[0] or not separable(outcomes[known[0]], outcomes[label]):
+            marks[label] = "best"
+        elif "second" not in marks.values():
+            marks[label] = "second"
+    return [marks.get(label, "") for label in rates]
 
 
 def _marks(values: pd.Series) -> list[Mark]:

@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from .options import Options
 
 DESCRIPTION = """\
-Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, of
-answering, and of the intervals in the tables.
+Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, of a
+search and what it stops early, of answering, and of the intervals in the tables.
 
   slime-ray bench step                      speed, beside the authors' recipe and padded batches; minutes on a laptop
   slime-ray bench memory --vocab 32768      memory of a step
   slime-ray bench exact                     packed rows against every sequence alone, in float64
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
+  slime-ray bench search                    how well searches find, over recorded trials that are played again
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
+  slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
   slime-ray bench statistics                how often the intervals of the tables cover a known truth; minutes
+  slime-ray bench ablations                 how often tables of ablations claim what is true; minutes
 """
 
 
@@ -28,7 +31,7 @@ answering, and of the intervals in the tables.
 def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `bench` with its subcommands."""
     bench = commands.add_parser(
-        "bench", help="measure the training step, what a sweep adds to it, and how intervals cover",
+        "bench", help="measure the training step, what a sweep adds to it, how searches find and intervals cover",
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -60,11 +63,29 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     sweep.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     sweep.set_defaults(command=_sweep)
 
+    search = kinds.add_parser("search", help="how well searches and early stopping find, over recorded trials")
+    add = search.add_argument
+    add("--seeds", type=int, default=10, help="searches of each kind (default 10)")
+    add("--trials", type=int, default=32, help="of a search in the comparison with random search (default 32)")
+    add("--train", type=int, default=0, metavar="SEEDS", help="compare over so many seeds of trials that are really "
+        "trained, too; half a minute to a minute of CPU for each four trials (default 0)")  # fmt: skip
+    add("--record", action="store_true", help="train the trials of the table, those that --folder lacks, and write it")
+    add("--folder", type=Path, default=Path("runs/recorded"), help="of trials that are trained (default runs/recorded)")
+    add("--table", type=Path, help="of recorded trials (default: the one that ships)")
+    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    search.set_defaults(command=_search)
+
     generate = kinds.add_parser("generate", help="answers to the embedded tasks' prompts, in batches and one by one")
     generate.add_argument("--prompts", type=int, default=256, help="of each task (default 256)")
     generate.add_argument("--rounds", type=int, default=5, help="repetitions, of which medians are taken (default 5)")
     generate.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     generate.set_defaults(command=_generate)
+
+    plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
+    plan.add_argument("--cases", default="", metavar="A,B", help="only these sweeps (default all)")
+    plan.add_argument("--rounds", type=int, default=2, help="repetitions, a probe before each sweep (default 2)")
+    plan.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    plan.set_defaults(command=_plan)
 
     statistics = kinds.add_parser("statistics", help="how often intervals cover a known truth, and what they take")
     add = statistics.add_argument
@@ -73,6 +94,12 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add("--rounds", type=int, default=5, help="repetitions of the timing, of which medians are taken (default 5)")
     add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     statistics.set_defaults(command=_statistics)
+
+    ablations = kinds.add_parser("ablations", help="what tables of simulated ablations claim, and what they cover")
+    ablations.add_argument("--studies", type=int, default=2000, help="simulated ablations of each kind (default 2000)")
+    ablations.add_argument("--rounds", type=int, default=5, help="repetitions of the timing (default 5)")
+    ablations.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    ablations.set_defaults(command=_ablations)
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +175,27 @@ def _sweep(options: argparse.Namespace) -> None:
         write_json("sweep", report, options.json)
 
 
+def _search(options: argparse.Namespace) -> None:
+    from .recording import TABLE, condense, record
+    from .report import check_json, search_tables, write_json
+    from .search import measure_search
+
+    for name, least in (("seeds", 1), ("trials", 1), ("train", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    check_json(options.json)
+    table = options.table or TABLE
+    if options.record:
+        record(options.folder, _say)
+        condense(options.folder, table)
+    report = measure_search(
+        table=table, folder=options.folder, seeds=options.seeds, trials=options.trials, trained=options.train, say=_say
+    )
+    print(search_tables(report))
+    if options.json:
+        write_json("search", report, options.json)
+
+
 def _generate(options: argparse.Namespace) -> None:
     from .generate import measure_answering
     from .report import check_json, generate_table, write_json
@@ -160,6 +208,22 @@ def _generate(options: argparse.Namespace) -> None:
     print(generate_table(report))
     if options.json:
         write_json("generate", report, options.json)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .plan import CASES, measure_plans
+    from .report import check_json, plan_table, write_json
+
+    if options.rounds < 1:
+        raise InputError(f"--rounds {options.rounds}: must be at least 1.")
+    cases = [name.strip() for name in options.cases.split(",")] if options.cases else list(CASES)
+    if unknown := [name for name in cases if name not in CASES]:
+        raise InputError(f"--cases {unknown[0]}: must be among {', '.join(CASES)}.")
+    check_json(options.json)
+    report = measure_plans(cases=cases, rounds=options.rounds, say=_say)
+    print(plan_table(report))
+    if options.json:
+        write_json("plan", report, options.json)
 
 
 def _statistics(options: argparse.Namespace) -> None:
@@ -177,6 +241,21 @@ def _statistics(options: argparse.Namespace) -> None:
     if options.json:
         write_json("statistics", report, options.json)
     refuse_misses(report)
+
+
+def _ablations(options: argparse.Namespace) -> None:
+    from .ablation_cases import measure_ablations
+    from .report import ablations_table, check_json, write_json
+
+    for name in ("studies", "rounds"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
+    check_json(options.json)
+    report = measure_ablations(studies=options.studies, rounds=options.rounds, say=_say)
+    print(ablations_table(report))
+    if options.json:
+        write_json("ablations", report, options.json)
+    report.refuse_misses()
 
 
 def _options(given: argparse.Namespace) -> "Options":

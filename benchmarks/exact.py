@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError, RunError
 from slime_ray.model.logprobs import Policy
+from slime_ray.planning.flops import Lengths
 
-from .lengths import BenchPair, Lengths
+from .lengths import BenchPair
 from .machine import Machine, describe_machine, now
 from .recipes import OBJECTIVE
 

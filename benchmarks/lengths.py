@@ -6,9 +6,10 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from slime_ray.errors import InputError
+from slime_ray.planning.flops import Lengths
 
 PIECE = re.compile(r"\w+|[^\w\s]")
 """What counts as one token of a file's texts: a word, or one mark. No tokenizer is needed, and none is downloaded."""
@@ -16,14 +17,6 @@ PIECE = re.compile(r"\w+|[^\w\s]")
 DRAWN_STEPS = 50
 """Steps' worth of pairs that are drawn, and sorted by length unless told otherwise: as many as `group_by_length` of
 transformers' Trainer sorts at a time."""
-
-
-class Lengths(NamedTuple):
-    """Tokens of one pair's parts."""
-
-    prompt: int
-    chosen: int
-    rejected: int
 
 
 @dataclass(frozen=True)

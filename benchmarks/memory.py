@@ -17,9 +17,9 @@ import torch
 
 import slime_ray
 from slime_ray.errors import InputError
+from slime_ray.planning.flops import Layout
 
 from .cases import SHAPES, Shape
-from .flops import Layout
 from .lengths import BenchPair
 from .machine import Machine, Say, available_bytes, describe_machine, find_device, now, threads
 from .options import Options

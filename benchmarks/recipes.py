@@ -21,9 +21,9 @@ from torch.nn import functional
 from slime_ray.data.packing import Rows, pack
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import SlimeObjective
+from slime_ray.planning.flops import Layout, Lengths
 
-from .flops import Layout
-from .lengths import BenchPair, Lengths
+from .lengths import BenchPair
 
 OBJECTIVE = SlimeObjective()
 """The loss of every recipe, with the paper's values."""

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_ray.errors import InputError
+from slime_ray.planning.tables import table
 
 from .options import Options
 
 if TYPE_CHECKING:
+    from .ablation_cases import AblationsReport
     from .coverage import StatisticsReport
     from .exact import ExactReport
     from .generate import GenerateReport
     from .memory import MemoryReport
+    from .plan import PlanReport
+    from .search import SearchReport
     from .step import SpeedReport
     from .sweep import SweepReport
 
@@ -139,6 +143,58 @@ def sweep_table(report: "SweepReport") -> str:
     )
 
 
+def search_tables(report: "SearchReport") -> str:
+    """`bench search` in text."""
+    machine, best = report.machine, report.truth[:5]
+    cells = [
+        (
+            f"{cell.place}",
+            ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in cell.values.items()),
+            f"{100 * cell.win_rate:.1f}",
+            f"{cell.stability:.2f}",
+        )
+        for cell in best
+    ]
+    found = [
+        (
+            one.rule,
+            f"{one.workers}",
+            f"{one.best}/{one.seeds}",
+            f"{one.top}/{one.seeds}",
+            f"{one.share:.1%}",
+            f"{one.most:.1%}",
+            f"{one.stopped:.1f}",
+        )
+        for one in report.found
+    ]
+    volumes = [
+        (
+            f"{one.searcher}, {one.on}",
+            f"{one.trials}",
+            f"{statistics.fmean(one.volumes):.3f}",
+            f"{statistics.fmean(one.random):.3f}",
+            f"{one.above}/{len(one.volumes)}",
+            f"{one.tokens:.0%}",
+        )
+        for one in report.volumes
+    ]
+    return "\n\n".join(
+        [
+            f"Searches over {report.recorded} recorded trials of the embedded task arithmetic, played on "
+            f"{machine.processor}, {machine.cores} cores; {report.date}",
+            f"The best of {len(report.truth)} cells, in the order in which a sweep would confirm them.",
+            table(("", "cell", "win %", "S"), cells),
+            "The grid in random order, each cell trained with one seed. Found: what the search would confirm first is "
+            "truly the best cell, or one of the two best.",
+            table(("early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), found),
+            "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
+            table(("searcher", "trials", "volume", "random", "above", "tokens"), volumes),
+            "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
+            "the most.",
+        ]
+    )
+
+
 def generate_table(report: "GenerateReport") -> str:
     """`bench generate` in text."""
     machine = report.machine
@@ -193,22 +249,110 @@ def statistics_table(report: "StatisticsReport") -> str:
     )
 
 
+def ablations_table(report: "AblationsReport") -> str:
+    """`bench ablations` in text."""
+    machine = report.machine
+    claims = [
+        (
+            one.name,
+            one.size,
+            f"{one.studies:,}",
+            f"{one.claimed:.1%}",
+            f"{one.upper:.1%}",
+            f"{one.two_tests:.1%}",
+            *(f"{share:.1%}" for share in one.by_test.values()),
+            "-" if one.found is None else f"{one.found:.1%}",
+            "pass" if one.kept else "FAIL",
+        )
+        for one in report.claims
+    ]
+    titles = ("truth", "size", "designs", "false", "bound", "t, flips", *report.claims[0].by_test, "found", "")
+    coverings = [
+        (
+            one.name,
+            one.size,
+            f"{one.intervals:,}",
+            f"{one.covered:.1%}",
+            f"{one.width:.3f}",
+            "" if not one.promised else "pass" if one.kept else "FAIL",
+        )
+        for one in report.coverings
+    ]
+    settled = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in report.settled]
+    return "\n\n".join(
+        [
+            f"Simulated ablations, {report.flips:,} sign flips each; {machine.processor}, {machine.cores} cores; "
+            f"Python {machine.python}, {report.date}",
+            table(titles, claims),
+            "false: designs that claim a difference where there is none, by the rule of the tables; bound: upper end "
+            "of its 95 % confidence interval. t, flips: if those two tests were enough; seeds, prompts, both: if one "
+            "were. found: planted differences that are claimed.",
+            table(("interval", "size", "intervals", "covered", "mean width", ""), coverings),
+            table(("true difference", "foretold", "studies of that size", "claimed"), settled),
+            f"Shapley values and the total effect were at most {report.shapley:.1e} apart. The effects of 16 cells, 8 "
+            f"seeds and 500 prompts took {_middle(report.seconds, 1.0, '.2f')[0]} s "
+            f"({_middle(report.seconds, 1.0, '.2f')[1]}).",
+        ]
+    )
+
+
 def _middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
     values = [unit * value for value in seconds]
     return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first is set left, the others right."""
-    lines = [list(titles), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def plan_table(report: "PlanReport") -> str:
+    """`bench plan` in text."""
+    machine = report.machine
+    rows = [
+        (
+            run.case,
+            f"{run.load:.1f}, {run.load_after:.1f}",
+            *(_error(run.planned[name], run.ran[name], form) for name, form in FIGURES.items()),
+        )
+        for run in report.runs
+    ]
+    errors = [
+        (name, _percent(statistics.median(found)), f"{_percent(min(found))} to {_percent(max(found))}",
+         f"{sum(abs(error) <= 0.25 for error in found)} of {len(found)}")
+        for name in FIGURES
+        for found in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            f"Plans after a probe, and the sweeps that were then run, on {machine.processor}, {machine.cores} cores; "
+            f"torch {machine.torch}, transformers {machine.transformers}, {report.date}",
+            table(("sweep", "load before, after", *FIGURES), rows),
+            table(("planned to run", "median error", "range", "within 25 %"), errors),
+            *(
+                [f"{len(report.failed)} sweeps did not come to their end, the first {report.failed[0]}"]
+                if report.failed
+                else []
+            ),
+            "Planned / run. Time is that of the whole command, trial seconds those of all trials together, processor "
+            "seconds those of the processes that make stages and train. Load: processes that wanted a core, over the "
+            "minute before; with more of them than cores, what a probe saw and what a sweep saw differ.",
+        ]
+    )
 
-    def set_line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
 
-    set_lines = [set_line(line).rstrip() for line in lines]
-    return "\n".join([set_lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *set_lines[1:]]).rstrip()
+FIGURES = {
+    "time": ".0f",
+    "trial seconds": ".0f",
+    "processor seconds": ".0f",
+    "tokens": ",.0f",
+    "peak MiB": ",.0f",
+    "disk MiB": ",.1f",
+}
+"""What is planned and then measured, and how it is written."""
+
+
+def _error(planned: float, ran: float, form: str) -> str:
+    return f"{planned:{form}} / {ran:{form}} ({_percent(planned / ran - 1)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.0f} %"
 
 
 def as_json(benchmark: str, report: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .flops import peak_flops
+from slime_ray.planning.prices import peak_flops
+
 from .lengths import Workload
 from .machine import Machine, Say, describe_machine, find_device, now, out_of_memory, threads
 from .options import Options

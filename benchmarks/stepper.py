@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from slime_ray.errors import InputError
+from slime_ray.planning.flops import Layout, sizes_of, step_flops
 
 from .cases import SHAPES, Case, Shape, build_case
-from .flops import Layout, sizes_of, step_flops
 from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length
 from .options import Options
 from .recipes import layout_of, make_recipe
@@ -111,7 +111,7 @@ def shrink_of(options: Options) -> int:
     return shape_of(options).shrink if options.shrink is None else options.shrink
 
 
-def dtype_of(options: Options) -> str:
+def dtype_of(options: Options) -> Any:
     """Name of the dtype that runs."""
     return options.dtype or shape_of(options).dtype
 

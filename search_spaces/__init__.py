@@ -14,6 +14,11 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
+def shipped_designs() -> list[str]:
+    """Names of those that are designs of an ablation."""
+    return [name for name, path in shipped_spaces().items() if "ablate" in load_yaml(path).data]
+
+
 def find_space(given: str) -> Path:
     """The file that a user means: a path, or the name of a shipped experiment. Raises InputError with the nearest."""
     path = Path(given)

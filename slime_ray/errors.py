@@ -1,5 +1,8 @@
 """The two kinds of error a user meets. Each message is a sentence that names the place and the way out."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class SlimeRayError(Exception):
     """Base of the errors that the command line prints as one sentence, without a traceback."""
@@ -17,3 +20,11 @@ class RunError(SlimeRayError):
     """A run ended without doing what was asked. What had finished is kept."""
 
     exit_code = 1
+
+
+def near(word: str, options: Iterable[str]) -> str:
+    """What follows a misspelt word in an error: the option that was meant, if one is like it, and all of them."""
+    options = list(options)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    hint = f". Did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Allowed: {', '.join(sorted(options))}"

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field, model_validator
 
 from slime_ray.design import Design
 from slime_ray.judge_settings import lasting
-from slime_ray.presets import merge
+from slime_ray.points import Search, with_values
 from slime_ray.settings import Positive, Settings, Strict, fingerprint
-from slime_ray.space import Dimension, Requirement, Scalar
 
 GOALS = ("win_rate", "stability", "preference_accuracy", "mean_margin")
 Phase = Literal["arm", "search", "confirm"]
 PromptSet = Literal["selection", "report"]
+Way = Literal["maximize", "minimize"]
+Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"]
+"""What a trial tells of itself at every evaluation, the first two as the sentinel sees them."""
 
 
 class Confirm(Strict):
@@ -24,9 +26,12 @@ class Confirm(Strict):
 
 
 class Budget(Strict):
-    """What the search may spend, and what is kept of it.
+    """What a sweep may spend, and what is kept of it. Whatever is spent first ends it.
 
-    hours: wall-clock time, after which running trials write a checkpoint and the sweep ends; it goes on with --resume.
+    trials: of the search; its winners are confirmed after them. hours, gpu_hours, judge_calls, cost: when one is spent,
+    running trials write a checkpoint and the sweep ends; it goes on with --resume. hours: wall-clock time since this
+    start. The others count the whole run, with all that was computed twice: the GPUs that trials held, the requests to
+    a judge that is paid, and what both cost, by the judge's `prices` and price_per_gpu_hour.
     checkpoints: trained models that are kept of the search, best first over the whole sweep; None keeps all. Those of
     arms and confirmations are always kept.
     """
@@ -34,19 +39,44 @@ class Budget(Strict):
     trials: Annotated[int, Field(ge=0)] = 0
     confirm: Confirm | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    judge_calls: Positive | None = None
+    cost: Annotated[float, Field(gt=0)] | None = None
+    price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
     checkpoints: Annotated[int, Field(ge=0)] | None = None
 
 
 class EarlyStopping(Strict):
-    """Asynchronous successive halving over the search's trials, by a metric of the held-out pairs (higher is better).
+    """Which trials of the search are stopped during training, by what their evaluations tell.
 
-    first: share of a trial's updates before which none is stopped; the next rungs are `reduction` times as far each,
-    and about one in `reduction` of the trials at a rung goes on.
+    rule: `pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
+    (higher is better): about one in `reduction` of the trials at a rung goes on. `median` stops a trial whose best
+    value so far is below the median of the others' means. `none` stops nothing. goals: None is those of the search, the
+    win rate as it can be told during training. first: share of a trial's updates before which none is stopped, and the
+    first rung; the next ones are `reduction` times as far each.
     """
 
-    metric: Literal["preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"] = "preference_accuracy"
+    rule: Literal["pareto", "asha", "median", "none"] = "pareto"
+    goals: dict[Estimate, Way] | None = None
+    metric: Estimate | None = None
     reduction: Annotated[int, Field(ge=2)] = 3
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _fits_the_rule(self) -> "EarlyStopping":
+        if self.goals is not None and self.rule != "pareto":
+            raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
+        if self.metric is not None and self.rule not in ("asha", "median"):
+            raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
+        if self.goals is not None and not self.goals:
+            raise ValueError("goals is empty: name what trials are ranked by, or leave it out for those of the search")
+        return self
+
+    @property
+    def ranked_by(self) -> tuple[str, ...]:
+        """The names of what it looks at."""
+        by_rule = {"pareto": tuple(self.goals or ()), "none": ()}
+        return by_rule.get(self.rule, (self.metric or "preference_accuracy",))
 
 
 class Resources(Strict):
@@ -85,19 +115,6 @@ class Faults(Strict):
     storage_minutes: Annotated[float, Field(ge=0)] = 15.0
 
 
-class Search(Strict):
-    """The search space: paths into the settings, each with the way it is drawn, and what must hold between them."""
-
-    dimensions: dict[str, Dimension]
-    require: list[str] = []
-    known_points: list[dict[str, Scalar]] = []
-
-    @property
-    def requirements(self) -> list[Requirement]:
-        """The parsed requirements."""
-        return [Requirement.parse(text) for text in self.require]
-
-
 class Arm(Strict):
     """One fixed cell of the table: what it sets over `base`."""
 
@@ -113,7 +130,7 @@ class Experiment(Strict):
     arms: list[Arm]
     search: Search | None
     seeds: list[Annotated[int, Field(ge=0)]]
-    goals: dict[str, Literal["maximize", "minimize"]]
+    goals: dict[str, Way]
     budget: Budget
     resources: Resources
     faults: Faults = Faults()
@@ -126,8 +143,16 @@ class Experiment(Strict):
         return Settings.model_validate(self.base)
 
     def settings_with(self, values: Mapping[str, Any]) -> Settings:
-        """The settings with `values`, path by path, laid over `base`."""
-        return Settings.model_validate(with_values(self.base, values))
+        """The settings with `values`, path by path, laid over `base`.
+
+        All start from one SFT checkpoint, the one that they are compared with, also where `values` have them train
+        other adapters on it.
+        """
+        chosen = with_values(self.base, values)
+        lora, sft = (self.base.get("model") or {}).get("lora"), chosen.get("sft")
+        if sft and "lora" not in sft and chosen["model"].get("lora") != lora:
+            chosen = {**chosen, "sft": {**sft, "lora": lora}}
+        return Settings.model_validate(chosen)
 
     @property
     def fingerprint(self) -> str:
@@ -169,46 +194,3 @@ def arm_trials(experiment: Experiment) -> list[Trial]:
         for seed in experiment.seeds
         for arm in experiment.arms
     ]
-
-
-def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with each dotted path of `values` set. Mappings merge as presets do; an objective's name replaces it."""
-    result = dict(base)
-    for path, value in values.items():
-        nested: Any = value
-        for key in reversed(path.split(".")):
-            nested = {key: nested}
-        result = merge(result, nested)
-    return result
-
-
-def point_values(search: Search, base: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of every path that the requirements speak of: from the point, else from the settings."""
-    settings = Settings.model_validate(with_values(base, point))
-    paths = {path for requirement in search.requirements for path in requirement.paths}
-    return {path: point[path] if path in point else value_at(settings, path) for path in paths}
-
-
-def has_feasible_point(search: Search, base: Mapping[str, Any], *, tries: int = 4096) -> bool:
-    """Whether a quasi-random sweep of the space finds a point that meets all requirements."""
-    searched = list(search.dimensions)
-    fixed = point_values(search, base, {path: search.dimensions[path].ends[0] for path in searched})
-    # A Kronecker sequence on powers of the generalised golden ratio covers any number of dimensions evenly.
-    root = 2.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (len(searched) + 1))
-    for index in range(1, tries + 1):
-        point = {path: search.dimensions[path].at(index * root ** -(k + 1) % 1.0) for k, path in enumerate(searched)}
-        if all(requirement.excess({**fixed, **point}) <= 0 for requirement in search.requirements):
-            return True
-    return False
-
-
-def value_at(settings: Settings, path: str) -> Any:
-    """The value at a dotted path. Raises KeyError where the path leads nowhere."""
-    value: Any = settings
-    for key in path.split("."):
-        if not isinstance(value, BaseModel) or key not in type(value).model_fields:
-            raise KeyError(path)
-        value = getattr(value, key)
-    return value

@@ -1,6 +1,5 @@
 """Reading an experiment's YAML: resolving presets, arms and paths, and saying what is wrong where."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +8,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_ray.errors import InputError
+from slime_ray.ablation import DESIGNS, Ablation, AnyAblation, Unfit, Values, idle_knobs
+from slime_ray.design import Design
+from slime_ray.errors import InputError, near
+from slime_ray.expansion import expand
 from slime_ray.experiment import (
     GOALS,
     Arm,
@@ -18,31 +20,27 @@ from slime_ray.experiment import (
     Experiment,
     Faults,
     Resources,
-    Search,
-    has_feasible_point,
-    point_values,
-    value_at,
     with_values,
 )
-from slime_ray.judge_settings import JUDGE_SETTINGS
+from slime_ray.judge_settings import JUDGE_SETTINGS, Llm
 from slime_ray.presets import merge, preset_base
-from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
-from slime_ray.space import Dimension, Requirement, Scalar
+from slime_ray.search_file import SearchKeys, SearchReader
+from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, fingerprint
+from slime_ray.space import Dimension, Scalar
+from slime_ray.strict import Label
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
 
-class _File(Strict):
+class _File(SearchKeys):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Label
     summary: str | None = None
     preset: str | None = None
     base: dict[str, Any] = {}
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = {}
+    arms: dict[Label, dict[str, Any]] = {}
     grid: dict[str, list[Scalar]] = {}
-    search: dict[str, Dimension] = {}
-    require: list[str] = []
-    start_from: list[str | dict[str, Scalar]] = []
+    ablate: AnyAblation | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
     budget: Budget = Budget()
@@ -82,22 +80,28 @@ class _Resolver:
         file: _File = self.check(_File, self.source.data, ())
         base = merge(preset_base(file.preset) if file.preset else {}, file.base)
         settings = self.check(Settings, base, ("base",))
-        arms = self._arms(file, base)
-        search = self._search(file, base)
+        design = None
+        if file.ablate is not None:
+            arms, design = self._ablation(file, file.ablate, base, settings)
+        else:
+            arms = self._arms(file, base)
+        search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
+        self._check_compared(file)
         if not arms and search is None:
-            raise self.error((), "nothing to run. Give `arms`, or `search` with `budget: {trials: N}`")
+            raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
         self._check_goals(file, settings)
+        self._check_budget(file, settings)
         if search is not None and file.budget.trials == 0:
             raise self.error(("budget",), "there is a search but `budget.trials` is 0. Give the number of trials")
         if search is None and file.budget.trials:
             raise self.error(("budget", "trials"), "there are trials to spend but no `search` says on what")
-        if search is None and file.early_stopping is not None:
-            raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
         if len(set(file.seeds)) < len(file.seeds):
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=file.early_stopping,
+            budget=file.budget, resources=file.resources, faults=file.faults,
+            early_stopping=self._early_stopping(file, settings),
+            design=design,
         )  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> InputError:
@@ -129,72 +133,70 @@ class _Resolver:
             raise self.error(("grid",), "a grid multiplies the arms, and there are none. Add `arms: {full: {}}`")
         return arms
 
-    def _search(self, file: _File, base: dict[str, Any]) -> Search | None:
+    def _ablation(
+        self, file: _File, ablation: Ablation, base: dict[str, Any], settings: Settings
+    ) -> tuple[list[Arm], Design]:
+        for key in ("arms", "grid"):
+            if getattr(file, key):
+                raise self.error((key,), f"`ablate` makes the arms of its design itself. Remove `{key}`, or `ablate`")
+        if ablation.metric == "win_rate" and settings.evaluation.judge.name == "none":
+            raise self.error(
+                ("ablate", "metric"),
+                "the design compares cells by win_rate, which needs a judge, and evaluation.judge is none. Set a "
+                "judge, or another `metric`, such as preference_accuracy",
+            )
+
+        def check(values: Values, keys: KeyPath, what: str) -> Settings:
+            checked: Settings = self.check(Settings, with_values(base, values), ("ablate", *keys), where=f"{what}: ")
+            return checked
+
+        try:
+            expansion = expand(ablation, settings, check)
+        except Unfit as error:
+            raise self.error(("ablate", *error.keys), str(error)) from None
+        return expansion.arms, expansion.design
+
+    def _check_compared(self, file: _File) -> None:
+        """What a design takes away it compares at the values of its centers, and a search would move these."""
+        compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
+        for path in file.search:
+            if path in compared:
+                raise self.error(
+                    ("search", path),
+                    f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
+                    "Search in a file of its own first, or leave the component out of `ablate.components`",
+                )
+
+    def _early_stopping(self, file: _File, settings: Settings) -> EarlyStopping | None:
+        """With the goals that trials are ranked by as they can be told during training."""
+        early = file.early_stopping
+        if early is None or early.rule == "none":
+            return early
         if not file.search:
-            for key in ("require", "start_from"):
-                if getattr(file, key):
-                    raise self.error((key,), f"`{key}` has no effect without a `search`")
-            return None
-        for path, dimension in file.search.items():
-            at: KeyPath = ("search", path)
-            for end in dimension.ends:
-                self.check(Settings, with_values(base, {path: end}), at, where=f"{path} = {end}: ")
-        for index, text in enumerate(file.require):
-            try:
-                requirement = Requirement.parse(text)
-            except ValueError as error:
-                raise self.error(("require", index), str(error)) from None
-            if not any(path in file.search for path in requirement.paths):
-                raise self.error(("require", index), f"{text!r}: none of its paths is searched")
-            self._numbers(base, file, requirement, ("require", index))
-        points = [self._point(file, base, index) for index in range(len(file.start_from))]
-        unique = [point for index, point in enumerate(points) if point not in points[:index]]
-        search = Search(dimensions=file.search, require=file.require, known_points=unique)
-        if file.require and not has_feasible_point(search, base):
-            raise self.error(("require",), "no point of the space meets every requirement: they contradict each other")
-        return search
-
-    def _numbers(self, base: dict[str, Any], file: _File, requirement: Requirement, at: KeyPath) -> None:
-        for path in requirement.paths:
-            value = file.search[path].ends[0] if path in file.search else value_at(Settings.model_validate(base), path)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise self.error(at, f"{path} is not a number, so it cannot be compared")
-
-    def _point(self, file: _File, base: dict[str, Any], index: int) -> dict[str, Scalar]:
-        given = file.start_from[index]
-        at: KeyPath = ("start_from", index)
-        if isinstance(given, str):
-            # A recipe's objective is what makes it that recipe. Its learning rate belongs to its model and data.
-            objective = preset_base(given).get("objective", {})
-            values = {f"objective.{knob}": value for knob, value in objective.items()}
-            name = given
-            own = Settings.model_validate(base)
-            for path, value in values.items():
-                if path not in file.search and value_at(own, path) != value:
-                    raise self.error(
-                        at,
-                        f"{name} sets {path} = {value}, which is not searched and is {value_at(own, path)} in base. "
-                        "Search it too, or leave the point out",
-                    )
-        else:
-            values, name = dict(given), f"point {index + 1}"
-            if unknown := set(values) - set(file.search):
-                raise self.error(at, f"{sorted(unknown)[0]} is not searched. Searched: {', '.join(file.search)}")
-        settings = self.check(Settings, with_values(base, values), at)
-        point = {path: value_at(settings, path) for path in file.search}
-        for path, value in point.items():
-            if not file.search[path].contains(value):
-                raise self.error(at, f"{name}: {path} = {value} lies outside {file.search[path].ends}. Widen the range")
-        full = point_values(Search(dimensions=file.search, require=file.require), base, point)
-        for text in file.require:
-            if Requirement.parse(text).excess(full) > 0:
-                raise self.error(at, f"{name} breaks the requirement {text!r}")
-        return point
+            raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
+        judged, evaluations = settings.judged_on_the_way, settings.training.evaluations
+        if early.rule == "pareto" and early.goals is None:
+            told = {"preference_accuracy" if goal == "win_rate" and not judged else goal: goal for goal in file.goals}
+            goals = {name: file.goals[goal] for name, goal in told.items()}
+            early = EarlyStopping.model_validate({**early.model_dump(), "goals": goals})
+        if "win_rate" in early.ranked_by and not judged:
+            raise self.error(
+                ("early_stopping",),
+                "early_stopping ranks by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "
+                "(sentinel.action warn or stop, and a judge), or rank by preference_accuracy",
+            )
+        if (evaluations - 1) / evaluations < early.first:
+            raise self.error(
+                ("early_stopping",),
+                f"no trial would be stopped: training.evaluations is {evaluations}, and none of them lies between "
+                f"early_stopping.first, {early.first:g} of the updates, and the end. Set more evaluations",
+            )
+        return early
 
     def _check_goals(self, file: _File, settings: Settings) -> None:
         for goal in file.goals:
             if goal not in GOALS:
-                raise self.error(("goals", goal), f"goals.{goal}: there is no such metric{_near(goal, GOALS)}")
+                raise self.error(("goals", goal), f"goals.{goal}: there is no such metric{near(goal, GOALS)}")
             if goal == "win_rate" and settings.evaluation.judge.name == "none":
                 raise self.error(
                     ("goals", goal),
@@ -207,6 +209,28 @@ class _Resolver:
             raise self.error(
                 ("goals",),
                 "accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them",
+            )
+
+    def _check_budget(self, file: _File, settings: Settings) -> None:
+        """What can never be spent ends nothing, and whoever relies on it would learn so from the bill."""
+        budget, judge = file.budget, settings.evaluation.judge
+        gpus = file.resources.gpu_per_worker > 0
+        if budget.gpu_hours is not None and not gpus:
+            raise self.error(
+                ("budget", "gpu_hours"), "trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead"
+            )
+        if budget.judge_calls is not None and not isinstance(judge, Llm):
+            raise self.error(
+                ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
+            )
+        priced = (gpus and budget.price_per_gpu_hour is not None) or (
+            isinstance(judge, Llm) and judge.prices is not None
+        )
+        if budget.cost is not None and not priced:
+            raise self.error(
+                ("budget", "cost"),
+                "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "
+                "evaluation.judge.prices for a judge that is paid",
             )
 
 
@@ -236,13 +260,16 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
     kind, context = complaint["type"], complaint.get("ctx", {})
     if kind == "extra_forbidden":
         allowed = _keys_beside(model, complaint["loc"])
-        return keys, f"{path}: unknown key{_near(str(keys[-1]), allowed)}"
+        return keys, f"{path}: unknown key{near(str(keys[-1]), allowed)}"
     if kind == "missing":
         return keys[:-1], f"{path} is missing. Add it, or a preset that has it"
-    if kind == "union_tag_invalid":
-        return keys, f"{path}.name is {context['tag']!r}{_near(context['tag'], _TAGGED[str(keys[-1])])}"
-    if kind == "union_tag_not_found":
-        return keys, f"{path}.name is missing. Give one of: {', '.join(_TAGGED[str(keys[-1])])}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag, options = context["discriminator"].strip("'"), _TAGGED[str(keys[-1])]
+        if kind == "union_tag_not_found":
+            return keys, f"{path}.{tag} is missing. Give one of: {', '.join(options)}"
+        return (*keys, tag), f"{path}.{tag} is {context['tag']!r}{near(context['tag'], options)}"
+    if kind == "literal_error" and isinstance(given, str):
+        return keys, f"{path} is {given!r}{near(given, re.findall(QUOTED, context['expected']))}"
     if kind == "value_error":
         message = str(context["error"])
         field = message.split(" ", 1)[0].rstrip(":")
@@ -254,11 +281,16 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
     return keys, f"{path} is {given!r}: {complaint['msg'][0].lower()}{complaint['msg'][1:]}"
 
 
+QUOTED = r"'([^']*)'"
 _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constrained-int")
 
 
-_TAGGED: Mapping[str, Mapping[str, Any]] = {"objective": OBJECTIVE_SETTINGS, "judge": JUDGE_SETTINGS}
-"""Keys whose value is one of several models, by its name, which pydantic puts behind the key."""
+_TAGGED: Mapping[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVE_SETTINGS,
+    "judge": JUDGE_SETTINGS,
+    "ablate": DESIGNS,
+}
+"""Keys whose value is one of several models, by a word in it, which pydantic puts behind the key."""
 
 
 def _without_tags(keys: Iterable[str | int]) -> KeyPath:
@@ -269,13 +301,6 @@ def _without_tags(keys: Iterable[str | int]) -> KeyPath:
             kept.append(key)
         last = key
     return tuple(kept)
-
-
-def _near(word: str, options: Any) -> str:
-    options = list(options)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    hint = f". Did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Allowed: {', '.join(sorted(options))}"
 
 
 def _keys_beside(model: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -301,3 +326,12 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), read_value(value)
     except yaml.YAMLError:
         raise InputError(f"--set {text}: the value is not valid YAML.") from None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read `--seeds`: how many, from 0 on, or a list of them. Raises InputError."""
+    if not re.fullmatch(r"[1-9]\d*|\d+(,\d+)+|\d+,", text):
+        raise InputError(
+            f"--seeds {text}: give how many, such as 8, or a list, such as 0,1,5; a comma ends a list of one."
+        )
+    return [int(word) for word in text.split(",") if word] if "," in text else list(range(int(text)))

@@ -62,6 +62,7 @@ TRIAL_SCHEMA = pa.schema(
         "format_valid": _NUMBER,  # share of answers; null without a check
         "pairs": _COUNT,  # held-out pairs
         "updates": _COUNT,
+        "planned_updates": _COUNT,  # what it would have made had nothing stopped it
         "tokens": _COUNT,  # training tokens that were not padding
         "train_seconds": _NUMBER,
         "evaluation_seconds": _NUMBER,
@@ -131,7 +132,7 @@ PAIR_SCHEMA = pa.schema(
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
 _LATER_FILES = {"pairs"}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category"}
+_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates"}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
@@ -354,7 +355,8 @@ def redact(value: Any) -> Any:
 
 def _is_secret(key: str) -> bool:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", key).lower().strip("_")
-    return _SECRET.search(words) is not None
+    # What ends in env names a variable that holds a secret.
+    return _SECRET.search(words) is not None and not words.endswith("_env")
 
 
 def _masked(value: Any) -> Any:

@@ -1,12 +1,13 @@
 """A run's folder: taken by one sweep at a time, with its manifest and its log."""
 
+import json
 import logging
 import os
 import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from slime_ray import __version__, results
+from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 
@@ -67,6 +70,18 @@ def taken(
         lock.release()
 
 
+def reopened(run: Path) -> Experiment:
+    """The experiment that a run was started with, from its manifest. Raises InputError where that does not hold one."""
+    manifest = results.read_manifest(run)
+    try:
+        return Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
+    except ValidationError:
+        raise InputError(
+            f"{run} was written by another version of slime_ray ({manifest.get('slime_ray')}): its manifest holds no "
+            f"experiment that this one can read. Give the file: slime-ray sweep {run / 'experiment.yaml'} --resume."
+        ) from None
+
+
 def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: str | None) -> dict[str, Any]:
     if run.exists():
         raise _there_already(run)
@@ -114,10 +129,22 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
     if not run.is_dir():
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
-    if manifest.get("fingerprint") != experiment.fingerprint:
+    seeds = manifest.get("seeds") or []
+    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds}).fingerprint:
         raise InputError(
             f"{run} was started with other settings than this file and these --set give now. Resume it with the "
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
+        )
+    if not set(seeds) <= set(experiment.seeds):
+        had, given, both = map(_listed, (seeds, experiment.seeds, {*seeds, *experiment.seeds}))
+        raise InputError(
+            f"{run} has the seeds {had}, and those that are given now, {given}, leave some of them out. A run may be "
+            f"given more seeds, never fewer: --seeds {both}"
+        )
+    if Design.of(manifest) != experiment.design:
+        raise InputError(
+            f"{run} was started with another design of the same cells, or another metric, and what cells are compared "
+            "by is settled before they are run. Give it back, or give the run another name with --name."
         )
     if manifest.get("judge") != experiment.settings.judge_identity:
         # What the fingerprint cannot see: the content of a judge's template.
@@ -135,7 +162,15 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(
             f"{run} has its study {where}. " + ("Leave --study out." if study else "Give that database with --study.")
         )
-    return manifest | {"finished": None, "study": kept}
+    # More seeds, or trials, make it another run from here on; the rest is as it was.
+    said = {"experiment": experiment.model_dump(mode="json"), "seeds": experiment.seeds}
+    return manifest | said | {"fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    """Seeds as --seeds takes them, where a comma ends a list of one."""
+    words = [str(seed) for seed in sorted(seeds)]
+    return ",".join(words) if len(words) > 1 else f"{words[0]},"
 
 
 def _versions() -> dict[str, str]:

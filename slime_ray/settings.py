@@ -62,7 +62,7 @@ class Data(Strict):
     """Where pairs come from, how they are split and how long they may be. Limits of None mean all there are.
 
     row_tokens: the budget of one packed row, which is one micro-batch; a pair has to fit. None: 8192, or twice
-    max_tokens where that is more, so that every pair does.
+    max_tokens where that is more, so that every pair does. The objective slime-released makes its own micro-batches.
     """
 
     train: Located
@@ -107,10 +107,14 @@ class Schedule(Strict):
 
 
 class Sft(Schedule):
-    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split."""
+    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split.
+
+    lora: its adapters, which are merged at its end; `same` as model.lora, or null to train every weight.
+    """
 
     examples_per_update: Positive = 64
     seed: Annotated[int, Field(ge=0)] = 0
+    lora: Literal["same"] | Lora | None = "same"
 
 
 class Training(Schedule):
@@ -143,11 +147,14 @@ class Sentinel(Strict):
 
     action: what an alarm does; `stop` ends the training there and measures the policy as it is, `none` watches nothing.
     tolerances: how many of its tolerances a part has to be beyond. prompts: selection prompts answered each time.
+    judge: whether these answers are judged as well, which early stopping by the win rate needs; null is where that
+    costs nothing, which is the exact judge.
     """
 
     action: Literal["warn", "stop", "none"] = "warn"
     tolerances: Annotated[float, Field(gt=0)] = 3.0
     prompts: Positive = 32
+    judge: bool | None = None
 
 
 class Evaluation(Strict):
@@ -234,6 +241,20 @@ class Settings(Strict):
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
             )
         return self
+
+    @property
+    def judged_on_the_way(self) -> bool:
+        """Whether the sentinel's answers are judged during training."""
+        judge = self.evaluation.judge
+        wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
+        return wanted and self.sentinel.action != "none" and judge.name != "none"
+
+    @property
+    def sft_model(self) -> Model:
+        """The model with the adapters of stage 1; without any where there is no such stage."""
+        if self.sft is not None and self.sft.lora == "same":
+            return self.model
+        return self.model.model_copy(update={"lora": self.sft.lora if self.sft else None})
 
     @property
     def judge_identity(self) -> str:

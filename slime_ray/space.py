@@ -2,37 +2,48 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from slime_ray.settings import Strict
 
 Scalar = float | int | bool | str
 Bounds = Annotated[tuple[float, float], Field(strict=False)]
 IntegerBounds = Annotated[tuple[int, int], Field(strict=False)]
+WAYS = ("uniform", "log_uniform", "integer", "log_integer", "choice")
+
+
+def _listed(value: Any) -> Any:
+    """One value may stand without its brackets."""
+    return value if isinstance(value, list) else [value]
 
 
 class Dimension(Strict):
-    """How one knob is drawn: exactly one of the four ways, bounds inclusive.
+    """How one knob is drawn: exactly one of the five ways, bounds inclusive.
 
-    uniform, log_uniform: a float between two bounds. integer: an integer between two bounds. choice: one of a list.
+    uniform, log_uniform: a float between two bounds. integer, log_integer: an integer between two bounds. choice: one
+    of a list. step: distance between neighbouring values of `uniform` and `integer`, from the low bound on. when: the
+    dimension exists only in trials in which each of these searched paths has this value, or one of these.
     """
 
     uniform: Bounds | None = None
     log_uniform: Bounds | None = None
     integer: IntegerBounds | None = None
+    log_integer: IntegerBounds | None = None
     choice: list[Scalar] | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
+    when: dict[str, Annotated[list[Scalar], BeforeValidator(_listed), Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dimension":
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        given = [name for name in WAYS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(type(self).model_fields)}; this has {' and '.join(given) or 'none'}"
-            )
+            raise ValueError(f"give exactly one of {', '.join(WAYS)}; this has {' and '.join(given) or 'none'}")
+        if self.step is not None and given[0] not in ("uniform", "integer"):
+            raise ValueError(f"step goes with uniform and integer, and this is {given[0]}. Leave it out")
         if self.choice is not None:
             if len(self.choice) < 2 or len({repr(value) for value in self.choice}) < len(self.choice):
                 raise ValueError("choice needs at least two values, each once")
@@ -40,14 +51,31 @@ class Dimension(Strict):
         low, high = self.bounds
         if low >= high:
             raise ValueError(f"low {low} is not below high {high}. Swap them, or give one value in base to fix it")
-        if self.log_uniform is not None and low <= 0:
-            raise ValueError(f"log_uniform starts at {low}: a logarithmic range needs a low above 0")
+        if self.is_log and low <= 0:
+            raise ValueError(f"{given[0]} starts at {low}: a logarithmic range needs a low above 0")
+        if self.is_integer and self.step is not None and not self.step.is_integer():
+            raise ValueError(f"step is {self.step:g}: between integers it has to be one")
+        if self.step is not None and abs(self._steps - round(self._steps)) > 1e-9 * self._steps:
+            last = low + int(self._steps) * self.step
+            raise ValueError(
+                f"steps of {self.step:g} from {low:g} miss {high:g}. Make the last one, {last:.12g}, the high bound"
+            )
         return self
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it draws integers."""
+        return self.integer is not None or self.log_integer is not None
+
+    @property
+    def is_log(self) -> bool:
+        """Whether what it draws is even on a logarithmic scale."""
+        return self.log_uniform is not None or self.log_integer is not None
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Low and high of a numeric dimension."""
-        bounds = self.uniform or self.log_uniform or self.integer
+        bounds = self.uniform or self.log_uniform or self.integer or self.log_integer
         if bounds is None:
             raise TypeError("a choice has no bounds")
         return bounds
@@ -57,24 +85,65 @@ class Dimension(Strict):
         """The values that must all be legal for the dimension to be: both bounds, or every choice."""
         return self.choice if self.choice is not None else list(self.bounds)
 
+    @property
+    def size(self) -> int | None:
+        """How many values there are; None for a continuous range."""
+        if self.choice is not None:
+            return len(self.choice)
+        if self.step is None and not self.is_integer:
+            return None
+        return round(self._steps) + 1
+
+    @property
+    def values(self) -> Iterator[Scalar]:
+        """All of them, in order. Raises TypeError for a continuous range."""
+        if self.size is None:
+            raise TypeError("a continuous range has no list of values")
+        return map(self._nth, range(self.size))
+
+    @property
+    def _steps(self) -> float:
+        low, high = self.bounds
+        return (high - low) / (self.step or 1)
+
+    def _nth(self, place: int) -> Scalar:
+        if self.choice is not None:
+            return self.choice[place]
+        value = self.bounds[0] + place * (self.step or 1)
+        # 0.1 + 2 * 0.1 is to be what people write: 0.3.
+        return int(value) if self.is_integer else float(f"{value:.12g}")
+
     def contains(self, value: Any) -> bool:
         """Whether `value` could have been drawn."""
         if self.choice is not None:
             return any(type(value) is type(option) and value == option for option in self.choice)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
+        if self.size is not None:
+            return math.isclose(value, float(self.snap(value)), rel_tol=1e-9, abs_tol=1e-12)
         low, high = self.bounds
-        return low <= value <= high and (self.integer is None or float(value).is_integer())
+        return low <= value <= high
+
+    def snap(self, value: Scalar) -> Scalar:
+        """The nearest value that it has: what samplers add up in floating point is then one and the same."""
+        if self.choice is not None or self.size is None:
+            return value
+        place = round((float(value) - self.bounds[0]) / (self.step or 1))
+        return self._nth(min(max(place, 0), self.size - 1))
 
     def at(self, quantile: float) -> Scalar:
         """The value at a quantile in [0, 1) of the dimension's own scale."""
         if self.choice is not None:
             return self.choice[int(quantile * len(self.choice))]
         low, high = self.bounds
-        if self.integer is not None:
-            return int(low) + int(quantile * (high - low + 1))
-        if self.log_uniform is not None:
-            return math.exp(math.log(low) + quantile * (math.log(high) - math.log(low)))
+        if self.is_log:
+            # An integer stands for all that is rounded to it.
+            rounded = 0.5 if self.is_integer else 0.0
+            first, last = math.log(low - rounded), math.log(high + rounded)
+            value = math.exp(first + quantile * (last - first))
+            return self.snap(value) if self.is_integer else min(max(value, low), high)
+        if self.size is not None:
+            return self._nth(int(quantile * self.size))
         return low + quantile * (high - low)
 
 

@@ -23,6 +23,8 @@ def located(value: str) -> str:
     return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name that may stand in a path."""
 Located = Annotated[str, AfterValidator(located)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

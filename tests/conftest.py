@@ -11,14 +11,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def sketch() -> dict[str, bytes]:
     """A small drawing in all its forms."""
     from matplotlib.figure import Figure
-    from slime_ray.analysis import figures
+    from slime_ray.analysis import drawing
 
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1])
-    return figures.render(figure)
+    return drawing.render(figure)
 
 
 @pytest.fixture
 def sketched(sketch: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look at no drawing: a report takes most of its time to draw, and here has a sketch instead."""
-    monkeypatch.setattr("slime_ray.analysis.figures.render", lambda figure: sketch)
+    monkeypatch.setattr("slime_ray.analysis.report.render", lambda figure: sketch)

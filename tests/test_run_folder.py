@@ -1,11 +1,13 @@
 """A run's folder: whose name is free again when nothing was started, on a disk and in a store."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from slime_ray import results
 from slime_ray.errors import InputError
-from slime_ray.experiment import Experiment
+from slime_ray.experiment import Arm, Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, taken
@@ -68,3 +70,55 @@ def test_a_run_that_was_deleted_in_the_store_is_started_anew(experiment, source,
         begin(experiment, source, storage, "resume", sent=True, ends=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         begin(experiment, source, storage, "fresh", sent=True, ends=KeyboardInterrupt())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Further seeds
+
+
+def with_seeds(experiment: Experiment, *seeds: int) -> Experiment:
+    return experiment.model_copy(update={"seeds": list(seeds)})
+
+
+def held(experiment: Experiment, source: Path, start: Start) -> dict[str, Any]:
+    """Take a run, as a sweep does, and write the manifest that it goes on with."""
+    run = source.parent / "runs" / experiment.name
+    with taken(run, experiment, source=source, seed=0, start=start) as manifest:
+        results.write_manifest(run, manifest)
+    return results.read_manifest(run)
+
+
+def test_a_run_is_gone_on_with_with_more_seeds_and_keeps_them(experiment, source):
+    before = held(with_seeds(experiment, 0, 5), source, "fresh")
+    more = with_seeds(experiment, 0, 1, 5)
+    after = held(more, source, "resume")
+    assert after["seeds"] == after["experiment"]["seeds"] == [0, 1, 5]
+    assert after["fingerprint"] == more.fingerprint != before["fingerprint"]
+    assert {key for key in before if before[key] != after[key]} == {"seeds", "experiment", "fingerprint"}
+    # As many in another order are the same seeds.
+    assert held(with_seeds(experiment, 5, 1, 0), source, "either")["seeds"] == [5, 1, 0]
+
+
+def test_a_run_is_not_gone_on_with_with_fewer_seeds_or_other_settings(experiment, source):
+    held(with_seeds(experiment, 0, 1, 5), source, "fresh")
+    with pytest.raises(
+        InputError, match=r"has the seeds 0,1,5, and those that are given now, 0,1,2, .* --seeds 0,1,2,5"
+    ):
+        held(with_seeds(experiment, 0, 1, 2), source, "resume")
+    with pytest.raises(InputError, match=r"those that are given now, 5,, leave"):
+        held(with_seeds(experiment, 5), source, "resume")
+    other = experiment.model_copy(update={"arms": [Arm(label="slime", set={"objective.hard_margin": 2.0})]})
+    with pytest.raises(InputError, match="was started with other settings"):
+        held(with_seeds(other, 0, 1, 5, 6), source, "resume")
+    assert results.read_manifest(source.parent / "runs" / "first")["seeds"] == [0, 1, 5]
+
+
+def test_what_cells_are_compared_by_is_settled_before_they_are_run(tmp_path):
+    source = tmp_path / "first.yaml"
+    for start, metric in (("fresh", "win_rate"), ("resume", "win_rate"), ("resume", "stability")):
+        source.write_text(f"name: first\npreset: arithmetic\nablate: {{design: exponent, metric: {metric}}}\n")
+        if metric == "win_rate":
+            held(load_experiment(source), source, start)
+            continue
+        with pytest.raises(InputError, match="another design of the same cells, or another metric"):
+            held(load_experiment(source), source, start)

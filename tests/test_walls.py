@@ -18,6 +18,7 @@ DESCRIPTION = {
     "errors",
     "experiment",
     "judge_settings",
+    "points",
     "presets",
     "settings",
     "space",
@@ -29,14 +30,18 @@ DESCRIPTION = {
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "yaml_source": {"errors"},
-    "presets": {"errors", "yaml_source"},
+    "presets": {"errors", "objectives", "yaml_source"},
     "strict": set(),
     "design": {"strict"},
+    "ablation": {*DESCRIPTION, "objectives"},
+    "expansion": {*DESCRIPTION, "ablation", "objectives"},
     "judge_settings": {"errors", "strict", "yaml_source"},
     "settings": {"errors", "judge_settings", "objectives", "strict"},
     "space": {"errors", "settings", "yaml_source"},
+    "points": {"presets", "settings", "space", "strict"},
+    "search_file": {*DESCRIPTION, "objectives"},
     "experiment": {*DESCRIPTION, "objectives"},
-    "experiment_file": {*DESCRIPTION, "objectives"},
+    "experiment_file": {*DESCRIPTION, "ablation", "expansion", "objectives", "search_file"},
     "objectives": set(),
     "world": {"errors"},
     "mirror": {"errors"},
@@ -55,9 +60,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stability_v1",
         "world",
     },
+    "planning": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "world"},
     "stability_v1": set(),
     "results": {"errors", "stability_v1"},
     "run_folder": {*DESCRIPTION, "results"},
+    "run_status": {"results"},
+    "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
         "objectives",
@@ -65,26 +73,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "training",
+        "planning",
         "mirror",
         "results",
         "run_folder",
+        "run_status",
+        "instructions",
+        "stability_v1",
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
+    "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
     "analysis": {"design", "errors", "results", "stability_v1"},
+    # What it measures are the parts themselves: a step, a trial, the searcher and the rules of a sweep.
     "benchmarks": {
-        "errors",
-        "settings",
-        "presets",
-        "objectives",
-        "data",
-        "model",
-        "evaluation",
-        "analysis",
-        "results",
-        "stability_v1",
-    },
-    "cli": {
         *DESCRIPTION,
         "experiment_file",
         "objectives",
@@ -92,8 +94,29 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "training",
+        "planning",
+        "mirror",
+        "on_ray",
+        "analysis",
+        "results",
+        "stability_v1",
+    },
+    "cli": {
+        *DESCRIPTION,
+        "experiment_file",
+        "expansion",
+        "objectives",
+        "data",
+        "model",
+        "evaluation",
+        "training",
+        "planning",
         "mirror",
         "results",
+        "run_folder",
+        "run_status",
+        "instructions",
+        "reproduction",
         "on_ray",
     }
     | {"analysis", "benchmarks", "search_spaces"},
@@ -105,21 +128,21 @@ ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
     "optuna": {"on_ray"},
     "sqlalchemy": {"on_ray"},
-    "torch": {"objectives", "world", "data", "model", "evaluation", "training", "on_ray", "benchmarks"},
+    "torch": {"objectives", "world", "data", "model", "evaluation", "training", "planning", "on_ray", "benchmarks"},
     "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
     "datasets": {"data", "model", "evaluation", "training"},
     "openai": {"evaluation"},
     "peft": {"model", "training", "evaluation", "benchmarks"},
     "pandas": {"analysis", "benchmarks", "results"},
     "matplotlib": {"analysis"},
-    "scipy": {"analysis"},
+    "scipy": {"analysis", "benchmarks", "on_ray"},
 }
 
 # What these parts may import beyond slime_ray and the standard library.
 NOTHING_BUT: dict[str, set[str]] = {"objectives": {"torch"}, "errors": set(), "search_spaces": set()}
 
 # Parts that a command needs only when it runs.
-LAZY_IN_CLI = {"on_ray", "analysis", "benchmarks"}
+LAZY_IN_CLI = {"on_ray", "planning", "analysis", "benchmarks"}
 
 # Names that exist only in a checkout, or mean another project.
 FOREIGN = {"slime", "analysis", "benchmarks", "search_spaces"}
@@ -360,8 +383,40 @@ def test_analysis_and_results_work_where_torch_and_ray_are_not_installed() -> No
 
 
 def test_files_of_the_field_are_read_and_written_without_torch_and_ray() -> None:
-    modules = [f"slime_ray.evaluation.field_files{name}" for name in ("", ".scoring", ".export")]
+    modules = [
+        f"slime_ray.evaluation.field_files{name}" for name in ("", ".scoring", ".export_arena_hard", ".export_mt_bench")
+    ]
     assert loaded(modules, absent=[]) == "[]"
+
+
+def test_a_plan_by_the_formula_loads_neither_ray_nor_transformers() -> None:
+    # The objectives, whose knobs are part of the settings, are torch's.
+    heavy = [name for name in HEAVY if name != "torch"]
+    names = (
+        "planner",
+        "estimate",
+        "flops",
+        "material",
+        "memory",
+        "plan",
+        "prices",
+        "shapes",
+        "speed",
+        "trials",
+        "work",
+    )
+    script = "import sys\n" + "\n".join(f"import slime_ray.planning.{name}" for name in names)
+    script += f"\nprint(sorted(set({heavy!r}) & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_the_command_starts_without_loading_torch_or_ray() -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, experiments, runs
+from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
 from slime_ray.errors import SlimeRayError
 
 DESCRIPTION = """\
@@ -14,13 +14,17 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
 
   slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
   slime-ray spaces                              the experiments that ship with the package
+  slime-ray presets diff paper released-exact   how two recipes differ
   slime-ray check  my.yaml                      validate an experiment; nothing is started
+  slime-ray plan   my.yaml --probe              what it will take: time, memory, disk, cost
   slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
   slime-ray sweep  my.yaml --name first         run it
   slime-ray sweep  my.yaml --name first --resume   go on after any interruption
+  slime-ray ablate leave_one_out --seeds 8      run a design: cells by seeds, which --resume and more --seeds extend
   slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
   slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
+  slime-ray status runs/first                   how it stands; `extend` goes on, `stop` and `clone` act on its trials
   slime-ray report runs/first                   tables, figures and report.html from the result files
   slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
   slime-ray bench step                          measure the training step here, beside other recipes
@@ -72,7 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, runs, catalogue):
+    for part in (experiments, planning, reproduce, going_on, runs, catalogue):
         part.add_commands(commands)
     add_bench_parser(commands)
+    completion.add_commands(commands, make_parser)
     return parser

@@ -20,6 +20,10 @@ def experiment_options(parser: argparse.ArgumentParser, *, optional: bool = Fals
     )
     parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
     parser.add_argument(
+        "--seeds", metavar="N|LIST",
+        help="seeds of the arms, not the file's: 8 is 0 to 7, or a list such as 0,1,5; --resume takes further ones",
+    )  # fmt: skip
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
     )  # fmt: skip
@@ -35,13 +39,15 @@ def start_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
-    from slime_ray.experiment_file import load_experiment, parse_override
+    from slime_ray.experiment_file import load_experiment, parse_override, parse_seeds
     from slime_ray.search_spaces import find_space
 
     source = find_space(options.space)
     overrides = dict(parse_override(text) for text in options.overrides)
     if options.trials is not None:
         overrides["budget.trials"] = options.trials
+    if options.seeds is not None:
+        overrides["seeds"] = parse_seeds(options.seeds)
     return load_experiment(source, overrides=overrides, name=options.name), source
 
 

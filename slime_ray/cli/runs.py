@@ -1,9 +1,10 @@
-"""Commands over the files of a run: report, export. They need neither torch nor ray."""
+"""Commands over the files of runs: report, compare, verify, export. They need neither torch nor ray."""
 
 import argparse
 from pathlib import Path
 
 from slime_ray.cli.options import show_report
+from slime_ray.errors import RunError
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -12,6 +13,20 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     report.add_argument("run", help="folder of the run, or its address")
     report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="the rows of several runs in one table")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    compare.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers, unrounded, to this file")
+    compare.set_defaults(command=_compare)
+
+    verify = commands.add_parser(
+        "verify", help="what differs between two runs of one experiment, and whether their numbers agree",
+        description="Prints every setting, hash and version in which the manifests of two runs differ, then their rows "
+        "side by side. Exit code 0 where the numbers agree within their intervals, 1 where they do not.",
+    )  # fmt: skip
+    verify.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folders of the two runs")
+    verify.add_argument("--json", action="store_true", help="print differences and rows as JSON instead")
+    verify.set_defaults(command=_verify)
 
     export = commands.add_parser("export", help="write a run's answers and verdicts as files of Arena-Hard or MT-Bench")
     export.add_argument("run", type=Path, help="folder of the run")
@@ -36,6 +51,26 @@ def _report(options: argparse.Namespace) -> None:
     with mirror.answering():
         mirror.pull(mirror.root / name, skip=(CHECKPOINTS, MODEL))
     show_report(mirror.root / name, options.out or Path(f"{name}-report"))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from slime_ray import results
+    from slime_ray.analysis.comparing import compare
+
+    table = compare([results.load(run) for run in options.runs])
+    if options.csv:
+        results.write_text(options.csv, table.csv())
+    print(table.text())
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from slime_ray import results
+    from slime_ray.analysis.comparing import verify
+
+    found = verify(*(results.load(run) for run in options.runs))
+    print(found.json() if options.json else found.text())
+    if not found.agree:
+        raise RunError(f"{options.runs[0]} and {options.runs[1]} do not agree.")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -24,6 +24,8 @@ from slime_ray.errors import RunError
 from slime_ray.judge_settings import JudgeBudget, Prices
 
 T = TypeVar("T")
+VERDICTS = ".verdicts"
+"""Folder, in a storage, of the verdicts that are kept, beside its runs."""
 BUSY_SECONDS = 60.0
 ELSEWHERE_SECONDS = 10.0
 """How old the known spending of other hosts may be."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from slime_ray.data.rendering import resolve_chat_template
 from slime_ray.data.tasks import load_task
@@ -60,6 +60,28 @@ def load_model(model: Model, *, seed: int) -> Any:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _not_loaded("model", model.source, error) from None
     return lm
+
+
+def load_config(model: Model) -> Any | None:
+    """The model's configuration from this machine alone; None where a hub model is not in its cache.
+
+    Raises InputError for a local model that cannot be read.
+    """
+    if model.task:
+        return tiny_model(load_task(model.task), seed=0).config
+    gguf = _gguf(model)
+    options: dict[str, Any] = {"gguf_file": gguf[1]} if gguf else {"revision": model.revision}
+    try:
+        return AutoConfig.from_pretrained(
+            gguf[0] if gguf else model.source,
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        if Path(model.source).exists():
+            raise _not_loaded("configuration", model.source, error) from None
+        return None
 
 
 def load_checkpoint(folder: Path, *, dtype: str) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from slime_ray.objectives.activity import component_activity
 from slime_ray.objectives.base import (
     Objective,
     ObjectiveOutput,
@@ -13,12 +14,15 @@ from slime_ray.objectives.base import (
     pair_sums,
 )
 from slime_ray.objectives.dpo import DpoObjective
+from slime_ray.objectives.matching import margin_push, matched_margin_weight, matched_strength
 from slime_ray.objectives.sft import SftObjective
 from slime_ray.objectives.simpo import SimpoObjective
 from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
+from slime_ray.objectives.slime_released import ReleasedSlimeObjective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "slime": SlimeObjective,
+    "slime-released": ReleasedSlimeObjective,
     "dpo": DpoObjective,
     "simpo": SimpoObjective,
     "sft": SftObjective,
@@ -47,6 +51,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "ReferenceLogps",
+    "ReleasedSlimeObjective",
     "SftObjective",
     "SimpoObjective",
     "SlimeObjective",
@@ -54,6 +59,10 @@ __all__ = [
     "Term",
     "Unit",
     "build_objective",
+    "component_activity",
+    "margin_push",
+    "matched_margin_weight",
+    "matched_strength",
     "pair_means",
     "pair_sums",
 ]

@@ -94,6 +94,10 @@ class Objective(Protocol):
     name: ClassVar[str]
     needs_reference: ClassVar[bool]
 
+    @property
+    def pairs_together(self) -> int | None:
+        """How many pairs of an update, in their order, belong into one call. None: any cut gives the same loss."""
+
     def __call__(
         self,
         chosen_logps: Tensor,
@@ -137,10 +141,11 @@ def nothing(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """The checked input of an objective, in at least float32. `*_sums` and `*_means` are (pairs,)."""
+    """The checked input of an objective, in at least float32. `rejected_lengths`, `*_sums`, `*_means`: (pairs,)."""
 
     chosen: Tensor
     rejected: Tensor
+    rejected_lengths: Tensor
     chosen_sums: Tensor
     rejected_sums: Tensor
     chosen_means: Tensor
@@ -149,7 +154,7 @@ class Batch:
 
     @property
     def margins(self) -> Tensor:
-        """D = lw - ll, (pairs,), with its gradient."""
+        """D = lw - ll of the mean log-probs, (pairs,), with its gradient."""
         return self.chosen_means - self.rejected_means
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -191,6 +196,7 @@ def read_batch(
     return Batch(
         chosen=chosen,
         rejected=rejected,
+        rejected_lengths=rejected_lengths.to(rejected.device, torch.int64),
         chosen_sums=chosen_sums,
         rejected_sums=rejected_sums,
         chosen_means=chosen_sums / chosen_lengths.to(chosen.device),
@@ -245,6 +251,12 @@ def check_number(
     bounds = [(">=", at_least), (">", above), ("<=", at_most)]
     allowed = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
     raise ValueError(f"{field} is {value!r}: must be a finite number {allowed}".rstrip())
+
+
+def check_count(field: str, value: int) -> None:
+    """Raise ValueError, its sentence starting with `field`, unless `value` is a whole number >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{field} is {value!r}: must be a whole number >= 1")
 
 
 def _looks(tensor: Tensor) -> str:

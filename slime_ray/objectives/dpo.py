@@ -31,6 +31,7 @@ class DpoObjective:
 
     name: ClassVar[str] = "dpo"
     needs_reference: ClassVar[bool] = True
+    pairs_together: ClassVar[int | None] = None
 
     beta: float = 0.1
     label_smoothing: float = 0.0

@@ -14,6 +14,7 @@ class SftObjective:
 
     name: ClassVar[str] = "sft"
     needs_reference: ClassVar[bool] = False
+    pairs_together: ClassVar[int | None] = None
 
     def __call__(
         self,

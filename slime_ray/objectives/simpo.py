@@ -26,6 +26,7 @@ class SimpoObjective:
 
     name: ClassVar[str] = "simpo"
     needs_reference: ClassVar[bool] = False
+    pairs_together: ClassVar[int | None] = None
 
     beta: float = 2.0
     gamma: float = 0.5

@@ -1,13 +1,14 @@
 """SLIME: anchor on chosen, stabilizer on rejected tokens, dual margin (arXiv 2602.02383, eqs. 5 to 10)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from slime_ray.objectives.base import (
+    Batch,
     ObjectiveOutput,
     ReferenceLogps,
     Term,
@@ -25,7 +26,12 @@ _LARGEST_EXPONENT = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class SlimeOutput(ObjectiveOutput):
-    """ObjectiveOutput with SLIME's three terms by name, each a weighted 0-d average over this batch."""
+    """ObjectiveOutput with SLIME's three terms by name, each a weighted 0-d average over this batch.
+
+    past_hard_margin: (pairs,) bool, D >= hard_margin with D as the margin term has it, whatever is removed from it.
+    """
+
+    past_hard_margin: Tensor
 
     @property
     def anchor(self) -> Tensor:
@@ -34,7 +40,7 @@ class SlimeOutput(ObjectiveOutput):
 
     @property
     def stabilizer(self) -> Tensor:
-        """L_l, eq. 7, mean over all rejected tokens."""
+        """L_l, eq. 7, mean over rejected tokens."""
         return self.value("stabilizer")
 
     @property
@@ -55,6 +61,7 @@ class SlimeObjective:
                         h = max(0, hard_margin - D), eq. 8, is the hard margin and
                         s = sigmoid(-gate_sharpness * (D - soft_margin)), eq. 9, the soft margin
     From D >= hard_margin on, the margin term's gradient is exactly 0.
+    With `normalization` "sum" lw and ll, and so D, are sums of log-probs, as eqs. 6 and 8 to 10 are printed.
 
     Args:
         anchor_weight: lambda_w, >= 0. More of it holds the chosen completions' probability up.
@@ -62,13 +69,15 @@ class SlimeObjective:
         stabilizer_threshold: delta in nats, >= 0. Rejected tokens below -delta are held; larger holds fewer.
         stabilizer_exponent: p, from 1 to 8. Larger holds improbable tokens harder and likely ones less.
         margin_weight: lambda_d, >= 0.
-        hard_margin: m_h in nats per token, >= 0. No push from this margin on.
-        soft_margin: m_s in nats per token. Around it the push fades.
+        hard_margin: m_h, >= 0. No push from this margin on.
+        soft_margin: m_s. Around it the push fades.
         gate_sharpness: kappa, > 0. How sudden that fading is.
         remove: ablations. "anchor" and "stabilizer" drop their terms; "soft_margin" sets s = 1;
             "hard_margin" sets h = 1 (then pairs of any margin are pushed); "hard_margin_clip" drops only the
             clip, h = hard_margin - D. With neither soft nor hard margin the term would be the constant
             margin_weight, which trains nothing: it is 0 here.
+        normalization: what stands for log pi(y|x) in anchor and margin: the "mean" over the completion's tokens (the
+            paper's appendix A and the released code) or their "sum". The two margins are in nats of it.
 
     Raises ValueError, its sentence beginning with the field's name.
     """
@@ -85,6 +94,7 @@ class SlimeObjective:
     soft_margin: float = 1.0
     gate_sharpness: float = 2.5
     remove: tuple[str, ...] = ()
+    normalization: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
         check_number("anchor_weight", self.anchor_weight, at_least=0)
@@ -95,7 +105,14 @@ class SlimeObjective:
         check_number("hard_margin", self.hard_margin, at_least=0)
         check_number("soft_margin", self.soft_margin)
         check_number("gate_sharpness", self.gate_sharpness, above=0)
+        if self.normalization not in ("mean", "sum"):
+            raise ValueError(f"normalization is {self.normalization!r}: must be mean or sum")
         object.__setattr__(self, "remove", _checked_removals(self.remove))
+
+    @property
+    def pairs_together(self) -> int | None:
+        """None: any cut of an update gives the same loss."""
+        return None
 
     def __call__(
         self,
@@ -108,33 +125,40 @@ class SlimeObjective:
     ) -> SlimeOutput:
         """The terms of one batch; see `Objective` for shapes. `reference` is not read."""
         batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
+        summed = self.normalization == "sum"
+        chosen = batch.chosen_sums if summed else batch.chosen_means
+        margins = chosen - (batch.rejected_sums if summed else batch.rejected_means)
         return SlimeOutput(
             terms={
-                "anchor": Term(self._anchor(batch.chosen_means), "pairs"),
-                "stabilizer": Term(self._stabilizer(batch.rejected), "rejected_tokens"),
-                "margin": Term(self._margin(batch.margins), "pairs"),
+                "anchor": Term(self._anchor(chosen), "pairs"),
+                "stabilizer": self._stabilizer(batch),
+                "margin": Term(self._margin(margins), "pairs"),
             },
             counts=batch.counts,
+            past_hard_margin=margins.detach() >= self.hard_margin,
             **batch.diagnostics(),
         )
 
-    def _anchor(self, chosen_means: Tensor) -> Tensor:
-        """Eq. 6, summed. chosen_means: (pairs,) in nats per token."""
+    def _anchor(self, chosen: Tensor) -> Tensor:
+        """Eq. 6, summed. chosen: (pairs,), lw."""
         if "anchor" in self.remove:
-            return nothing(chosen_means)
-        return -self.anchor_weight * chosen_means.sum()
+            return nothing(chosen)
+        return -self.anchor_weight * chosen.sum()
 
-    def _stabilizer(self, rejected: Tensor) -> Tensor:
-        """Eq. 7, summed. rejected: (tokens,) in nats."""
+    def _stabilizer(self, batch: Batch) -> Term:
+        """Eq. 7 over all rejected tokens."""
         if "stabilizer" in self.remove:
-            return nothing(rejected)
+            return Term(nothing(batch.rejected), "rejected_tokens")
+        return Term(self.stabilizer_strength * self._penalties(batch.rejected).sum(), "rejected_tokens")
+
+    def _penalties(self, rejected: Tensor) -> Tensor:
+        """What eq. 7 takes the mean of. rejected: (tokens,) in nats; returns (tokens,)."""
         # torch's softplus, as released: from 20 nats past the threshold on it is its argument, short of the
         # exact value by less than 2.1e-9.
-        penalty = F.softplus(-rejected - self.stabilizer_threshold)
-        return self.stabilizer_strength * (penalty**self.stabilizer_exponent).sum()
+        return F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent
 
     def _margin(self, margins: Tensor) -> Tensor:
-        """Eqs. 8 to 10, summed. margins: (pairs,), D in nats per token."""
+        """Eqs. 8 to 10, summed. margins: (pairs,), D."""
         factors = []
         if "hard_margin" not in self.remove:
             shortfall = self.hard_margin - margins

@@ -196,6 +196,13 @@ def _refuse_local_paths(experiment: Experiment) -> None:
                     "and give its absolute path there."
                 )
 
+    for run in experiment.search.earlier_runs if experiment.search else []:
+        if not (Path(run.run).is_absolute() or is_url(run.run)):
+            raise InputError(
+                f"start_from: {run.run} is a path of this machine. Give the run's address, or its absolute path on the "
+                "storage that the nodes share."
+            )
+
 
 def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
     """The job that is this sweep, with its status; or the id for a new one, with None."""
@@ -270,8 +277,8 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
         await asyncio.sleep(1)
 
 
-def sweep_options(*, trials: int | None, seed: int, overrides: Sequence[str]) -> list[str]:
+def sweep_options(*, trials: int | None, seeds: str | None, seed: int, overrides: Sequence[str]) -> list[str]:
     """The options of a launch that decide what its sweep computes, in one order."""
-    given: Mapping[str, object] = {"--trials": trials, "--seed": seed or None}
+    given: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
     options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     return options + [word for text in overrides for word in ("--set", text)]

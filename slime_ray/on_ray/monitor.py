@@ -6,7 +6,7 @@ processes and resources a trial left behind.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slime_ray.experiment import EarlyStopping
-from slime_ray.on_ray.stopping import Asha
+from slime_ray.on_ray.recall import Told
+from slime_ray.on_ray.stopping import build_rule
 from slime_ray.training.orders import Order
 
 DRAINING_SECONDS = 2.0
@@ -48,10 +49,15 @@ class Heard:
 class MonitorActor:
     """Runs as a Ray actor, see the module."""
 
-    def __init__(self, early_stopping: dict[str, Any] | None):
+    def __init__(self, early_stopping: dict[str, Any] | None, past: Sequence[Told]):
         self.voices: dict[str, Voice] = {}
         self.leaving: Order | None = None
-        self.asha = Asha(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
+        self.stopped: dict[str, Order] = {}
+        self.rule = build_rule(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
+        for trial_id, told in past:
+            if self.rule:
+                # What was decided then does not change; it counts for those that come.
+                self.rule.decide(trial_id, told)
         self.draining: dict[str, int] = {}
         self.looked = 0.0
 
@@ -75,13 +81,19 @@ class MonitorActor:
         voice.told.update(told)
         if self.leaving is not None:
             return self.leaving
+        if trial_id in self.stopped:
+            return self.stopped[trial_id]
         if taken := voice.nodes & self._draining_nodes():
             return Order("preempt", f"its node {min(taken)[:8]} is about to be taken away")
-        return self.asha.decide(trial_id, told) if self.asha and searched else None
+        return self.rule.decide(trial_id, told) if self.rule and searched else None
 
     def leave(self, reason: str) -> None:
         """Have all trials write a checkpoint and leave."""
         self.leaving = Order("pause", reason)
+
+    def stop(self, trial_id: str, reason: str) -> None:
+        """Have one trial end where it is."""
+        self.stopped[trial_id] = Order("stop", reason)
 
     def heard(self) -> dict[str, Heard]:
         """Every trial that has begun and not ended."""
@@ -119,8 +131,11 @@ class Monitor:
         self.actor = actor
 
     @classmethod
-    def start(cls, early_stopping: EarlyStopping | None) -> "Monitor":
-        """Start it on the driver's own node, so that losing another one does not end it."""
+    def start(cls, early_stopping: EarlyStopping | None, past: Sequence[Told] = ()) -> "Monitor":
+        """Start it on the driver's own node, so that losing another one does not end it.
+
+        past: what trials of the search reported before the run was gone on with.
+        """
         here = ray.get_runtime_context().get_node_id()
         actor: Any = ray.remote(MonitorActor)
         return cls(
@@ -128,7 +143,7 @@ class Monitor:
                 num_cpus=0,
                 max_restarts=-1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-            ).remote(early_stopping.model_dump() if early_stopping else None)
+            ).remote(early_stopping.model_dump() if early_stopping else None, list(past))
         )
 
     def begin(self, trial_id: str) -> None:
@@ -148,6 +163,10 @@ class Monitor:
     def leave(self, reason: str) -> None:
         """See MonitorActor.leave."""
         self.actor.leave.remote(reason)
+
+    def stop_trial(self, trial_id: str, reason: str) -> None:
+        """See MonitorActor.stop."""
+        self.actor.stop.remote(trial_id, reason)
 
     def heard(self) -> dict[str, Heard]:
         """See MonitorActor.heard; empty where the monitor does not answer."""

@@ -6,6 +6,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.instructions import Clone
+from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.settings import fingerprint
 
@@ -31,10 +33,19 @@ class TrialPlan(Searcher):
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
         self.search_ids = self._unused_ids()
+        self.clones: dict[str, Clone] = {}
         self.confirmed = False
         self.ending = False
         self.failed: StudyFailed | None = None
         self.paused: set[str] = set()
+
+    def add(self, clone: Clone) -> bool:
+        """Run a clone before whatever else waits; False where it is known already."""
+        if clone.trial_id in self.clones or clone.trial_id in self.rows:
+            return False
+        self.clones[clone.trial_id] = clone
+        self.waiting.insert(0, search_trial(self.experiment, clone.trial_id, clone.values, SEARCH_SEED + self.seed))
+        return True
 
     def _unused_ids(self) -> list[str]:
         trials = self.experiment.budget.trials if self.study else 0
@@ -44,7 +55,7 @@ class TrialPlan(Searcher):
         """Ids of the trials that have yet to finish; confirmations are known once the search has."""
         ids = [trial.trial_id for trial in arm_trials(self.experiment)]
         ids += [search_id(number) for number in range(1, self.experiment.budget.trials + 1)] if self.study else []
-        left = [name for name in ids if name not in self.rows]
+        left = [name for name in [*ids, *self.clones] if name not in self.rows]
         if left or not self.study:
             return left
         confirm = confirm_trials(self.experiment, list(self.rows.values()))
@@ -63,10 +74,12 @@ class TrialPlan(Searcher):
         if self.waiting:
             return self._hand_out(trial_id, self.waiting.pop(0))
         if self.search_ids and self.study is not None:
-            point = self.study.suggest(trial_id)
-            name = self.study.name(trial_id, self.search_ids)
-            self.search_ids.remove(name)
-            return self._hand_out(trial_id, search_trial(self.experiment, name, point or {}, SEARCH_SEED + self.seed))
+            point = self.study.suggest(trial_id, self.search_ids)
+            if point is not None:
+                name = self.study.name(trial_id, self.search_ids)
+                self.search_ids.remove(name)
+                return self._hand_out(trial_id, search_trial(self.experiment, name, point, SEARCH_SEED + self.seed))
+            self.search_ids.clear()
         if self.by_tune_id.keys() - self._finished_tune_ids():
             return None
         if not self.confirmed:
@@ -97,7 +110,10 @@ class TrialPlan(Searcher):
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and self.study is not None:
             try:
-                self.study.on_trial_complete(trial_id, result, error)
+                if trial.trial_id in self.clones:
+                    self.study.know(trial.trial_id, trial.values, {} if error else result or {})
+                else:
+                    self.study.on_trial_complete(trial_id, result, error)
             except StudyFailed as failure:
                 self.failed = failure
         if (result or {}).get("status") == "paused":
@@ -109,6 +125,11 @@ class TrialPlan(Searcher):
             "phase": trial.phase,
             "values": trial.values,
         }
+
+    def close(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Nothing is at work any more, and no trial is left running in the study. rows: of all that has finished."""
+        if self.study is not None:
+            self.study.close(rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""
@@ -173,21 +194,11 @@ def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[M
     complete = [
         row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
     ]
-    signs = {goal: 1 if direction == "maximize" else -1 for goal, direction in goals.items()}
+    points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
+    beaten = dominators(points)
 
-    def points(row: Mapping[str, Any]) -> list[float]:
-        return [signs[goal] * float(row[goal]) for goal in goals]
+    def order(place: int) -> tuple[int, bool, list[float]]:
+        unstable = float(complete[place].get("stability") or 0) < WITHIN_TOLERANCE
+        return int(beaten[place]), unstable, [-value for value in points[place]]
 
-    def dominators(row: Mapping[str, Any]) -> int:
-        own = points(row)
-        others = (points(other) for other in complete)
-        return sum(all(a >= b for a, b in zip(other, own, strict=True)) and other != own for other in others)
-
-    return sorted(
-        complete,
-        key=lambda row: (
-            dominators(row),
-            float(row.get("stability") or 0) < WITHIN_TOLERANCE,
-            [-x for x in points(row)],
-        ),
-    )
+    return [complete[place] for place in sorted(range(len(complete)), key=order)]

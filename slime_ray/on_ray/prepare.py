@@ -145,9 +145,9 @@ def _stage_worker(config: dict[str, Any]) -> None:
 def _make(settings: Settings, place: Place) -> "Stages":
     # Here, since the driver has no use for what they import.
     from slime_ray.evaluation.judges import build_judge
-    from slime_ray.evaluation.verdict_cache import Verdicts
+    from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
     from slime_ray.training.stages import prepare
-    from slime_ray.training.worker import VERDICTS, reset_process
+    from slime_ray.training.worker import reset_process
 
     # A judge that cannot be used would be noticed only after the first trial's training.
     build_judge(settings, verdicts=Verdicts(place.storage.root / VERDICTS, run=place.name))

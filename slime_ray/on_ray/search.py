@@ -3,27 +3,27 @@
 import logging
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from slime_ray.errors import InputError, RunError
-from slime_ray.experiment import Search, point_values
+from slime_ray.on_ray.samplers import Outcome, chance, distribution, make_sampler, suggest
+from slime_ray.points import Point, Rules, Search, exists, path_of
 from slime_ray.results import redact
 from slime_ray.run_folder import STUDY
-from slime_ray.space import Dimension
+from slime_ray.space import Scalar
 from slime_ray.training.outcome import one_sentence
 
 MAX_DRAWS = 1000
@@ -80,19 +80,30 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
     raise InputError(f"The study's database {where} cannot be used: {redact(reason).rstrip('.')}. {way}.")
 
 
-class StudySearch(OptunaSearch):
-    """Multi-objective TPE over the experiment's search, in a persistent study.
+@dataclass(frozen=True)
+class Observation:
+    """A point whose goals are known beforehand. source: where from."""
 
-    What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out; a trial
-    that errored, has no finite goal or did not complete is told FAIL instead of COMPLETE or nothing; a reopened study
-    must have the same goals and space; of its unfinished trials, those that have a row by now are told how they ended,
-    and the others FAIL, and their points are queued again under the same names; known points are queued once, however
-    often the study is opened.
+    source: str
+    point: Point
+    values: tuple[float, ...]
+
+
+class StudySearch(OptunaSearch):
+    """The experiment's search in a study that outlives the process: who tried what, and what came of it.
+
+    What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out, and no
+    point is handed out twice; a trial that errored, has no finite goal or did not complete is told FAIL instead of
+    COMPLETE or nothing, and one that was stopped PRUNED with what it reached, so that the sampler knows where not to
+    look and no front holds it; a reopened study must have the same goals and space; of its unfinished trials, those
+    that have a row by now are told how they ended, and the others FAIL, and their points are queued again under the
+    same names; known points are queued once, however often the study is opened, and what was observed elsewhere is
+    added once.
 
     rows: of the trials that have finished, by trial id, as in trials.parquet. name: of the study in the storage.
 
-    seed: makes the draws repeatable when trials run one at a time. Side by side, what a draw knows depends on which
-    trials have finished by then.
+    seed: makes the draws repeatable when trials run one at a time, also where the search is gone on with. Side by side,
+    what a sampler that learns knows depends on which trials have finished by then; the other samplers do not ask.
     """
 
     def __init__(
@@ -105,115 +116,215 @@ class StudySearch(OptunaSearch):
         trials: int,
         seed: int,
         rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        observed: Sequence[Observation] = (),
         name: str = STUDY,
     ):
-        self.search, self.base, self.goals = search, base, dict(goals)
+        self.search, self.goals, self.storage = search, dict(goals), storage
+        self.rules = Rules(search, base)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         existing = _existing_study(storage, name, self.goals, search)
-        sampler = optuna.samplers.TPESampler(
-            # A resumed search must not draw again what it drew before it was interrupted.
-            seed=seed + 7919 * len(existing),
-            n_startup_trials=min(10, max(4, trials // 4)),
-            multivariate=True,
-            constant_liar=True,
+        super().__init__(
+            space={name: distribution(dimension) for name, dimension in search.dimensions.items()},
+            metric=list(goals),
+            mode=[SHORT[direction] for direction in goals.values()],
+            # Asked only where a queued point says nothing of a knob.
+            sampler=optuna.samplers.RandomSampler(seed=seed),
+            study_name=name,
+            storage=storage,
         )
-        self.distributions = {path: distribution(dimension) for path, dimension in search.dimensions.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            super().__init__(
-                space=self.distributions,
-                metric=list(goals),
-                mode=[SHORT[direction] for direction in goals.values()],
-                sampler=sampler,
-                study_name=name,
-                storage=storage,
-            )
         self.study: optuna.Study = self._ot_study  # type: ignore[assignment]
-        self._continue(existing, rows)
-
-    def _continue(self, existing: list[FrozenTrial], rows: Mapping[str, Mapping[str, Any]]) -> None:
-        self.study.set_user_attr("goals", self.goals)
-        queued = {frozen.user_attrs.get("again") for frozen in existing}
+        self.sampler = make_sampler(search, self.rules, list(goals.values()), trials=trials, seed=seed)
+        self.chance = chance(search, seed)
+        self.position = 1 + max((int(one.user_attrs.get("draw", -1)) for one in existing), default=-1)
+        self.tried: set[frozenset[tuple[str, Scalar]]] = set()
+        self.running: dict[str, FrozenTrial] = {}
         self.reserved: set[str] = set()
+        self.study.set_user_attr("goals", self.goals)
+        # A trial that was paused is done with once another stands for it.
+        told = {frozen.user_attrs.get("trial_id") for frozen in existing if frozen.state == TrialState.COMPLETE}
+        queued = {frozen.user_attrs.get("again") for frozen in existing}
         for frozen in existing:
-            name = str(frozen.user_attrs.get("trial_id", ""))
-            if frozen.state == TrialState.RUNNING and name in rows:
-                # It finished, and the sweep died before the study heard of it.
-                self._tell(frozen.number, rows[name])
-                continue
-            if frozen.state == TrialState.RUNNING:
-                self.study.tell(frozen.number, state=TrialState.FAIL)
-            elif frozen.state == TrialState.WAITING and name:
-                self.reserved.add(name)
-            paused = frozen.state == TrialState.FAIL and frozen.user_attrs.get("status") == PAUSED
-            if (frozen.state == TrialState.RUNNING or paused) and frozen.params and frozen.number not in queued:
-                named = {"trial_id": name} if name else {}
-                self.study.enqueue_trial(frozen.params, user_attrs={"again": frozen.number, **named})
-                self.reserved.update(named.values())
-        for point in self.search.known_points:
-            self.study.enqueue_trial(dict(point), skip_if_exists=True)
+            self._reopen(frozen, rows, done=frozen.number in queued or frozen.user_attrs.get("trial_id") in told)
+        known = {frozen.user_attrs.get("source") for frozen in existing}
+        for one in observed:
+            if one.source not in known:
+                self._add(one.point, one.values, source=one.source)
+        for point in search.known_points:
+            self.study.enqueue_trial(search.named(point), skip_if_exists=True)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next point that meets every requirement, as {path: value}.
+    def _reopen(self, frozen: FrozenTrial, rows: Mapping[str, Mapping[str, Any]], *, done: bool) -> None:
+        """Learn what came of an earlier trial, and have it run again where nothing did."""
+        name, point = str(frozen.user_attrs.get("trial_id", "")), _point(frozen.params)
+        if frozen.state == TrialState.WAITING:
+            self.reserved.update([name] if name else [])
+            return
+        if point:
+            self.tried.add(_key(point))
+        if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            self._learn(frozen.number, point, frozen.values if frozen.state == TrialState.COMPLETE else "stopped")
+            return
+        if frozen.state == TrialState.RUNNING:
+            # It may have finished, and the sweep died before the study heard of it.
+            outcome = self._tell(frozen, rows.get(name, {}))
+            if name in rows:
+                self._learn(frozen.number, point, outcome)
+                return
+        elif frozen.user_attrs.get("status") != PAUSED or done:
+            return
+        elif name in rows:
+            # It was taken for one that has yet to run.
+            if (outcome := self._outcome(rows[name])) and outcome != "stopped":
+                self._add(point, outcome, trial_id=name)
+            return
+        # A queued trial takes its parameters one by one, and may have been cut off in between.
+        if params := frozen.system_attrs.get("fixed_params", frozen.params):
+            named = {"trial_id": name} if name else {}
+            self.study.enqueue_trial(params, user_attrs={"again": frozen.number, **named})
+            self.reserved.update(named.values())
 
-        Raises InputError when none can be drawn, and StudyFailed.
+    def _learn(self, number: int, point: Point, outcome: Outcome) -> None:
+        self.sampler.begin(number, point)
+        self.sampler.end(number, outcome)
+
+    def _add(self, point: Point, values: Sequence[float], **attrs: str) -> None:
+        """Record a trial that has ended already."""
+        self._record(self.search.named(point), state=TrialState.COMPLETE, values=list(values), user_attrs=attrs)
+        self.tried.add(_key(point))
+        self._learn(self._last().number, point, values)
+
+    def _record(self, params: Mapping[str, Scalar], **columns: Any) -> None:
+        """Add a trial in one step: each step is a write that waits for the disk."""
+        space = {name: distribution(self.search.dimensions[name]) for name in params}
+        self.study.add_trial(create_trial(params=dict(params), distributions=space, **columns))
+
+    def _last(self) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[-1]
+
+    def suggest(self, trial_id: str, free: Sequence[str] = ()) -> dict[str, Any] | None:
+        """The next point, as {path: value}; None where a finite space has no further one.
+
+        free: which of our trials it may become, see `name`. Raises InputError when none can be drawn, and StudyFailed.
         """
-        for _ in range(MAX_DRAWS):
-            with asking():
-                trial = self.study.ask(fixed_distributions=self.distributions)
-                values = point_values(self.search, self.base, trial.params)
-                if all(requirement.excess(values) <= 0 for requirement in self.search.requirements):
-                    self._ot_trials[trial_id] = trial
-                    return dict(trial.params)
-                trial.set_user_attr("refused", "breaks a requirement")
-                self.study.tell(trial, state=TrialState.FAIL)
+        with asking():
+            if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                point: Point | None = self._queued(trial_id)
+            else:
+                point = self._drawn(trial_id, free)
+        if point is not None:
+            self.tried.add(_key(point))
+            self.sampler.begin(self.running[trial_id].number, point)
+        return point
+
+    def _queued(self, trial_id: str) -> Point:
+        trial = self.study.ask()
+        point = self.search.walk(lambda name, dimension: suggest(trial, name, dimension))
+        self.running[trial_id] = self.study.get_trials(deepcopy=False)[trial.number]
+        return point
+
+    def _drawn(self, trial_id: str, free: Sequence[str]) -> Point | None:
+        broken = ""
+        for misses in range(MAX_DRAWS):
+            tired = self.sampler.patience is not None and misses >= self.sampler.patience
+            point = (self.chance if tired else self.sampler).draw(self.position)
+            if point is None:
+                return None
+            position, self.position = self.position, self.position + 1
+            if because := self.rules.broken(point):
+                broken = because[0]
+            elif _key(point) not in self.tried:
+                name = self._free(free)
+                attrs = {"draw": position} | ({"trial_id": name} if name else {})
+                try:
+                    self._record(self.search.named(point), state=TrialState.RUNNING, user_attrs=attrs)
+                except Exception:
+                    self.position = position
+                    raise
+                self.running[trial_id] = self._last()
+                return point
         raise InputError(
-            f"{MAX_DRAWS} draws in a row broke {' or '.join(map(repr, self.search.require))}: "
-            "the requirements leave almost nothing of the space. Narrow the ranges to where they hold."
+            f"{MAX_DRAWS} draws in a row "
+            + (f"broke {broken!r}: the requirements" if broken else "were points that were tried before: they")
+            + " leave almost nothing of the space. Narrow the ranges to where the requirements hold, or widen them."
         )
+
+    def _free(self, free: Sequence[str]) -> str:
+        return next((name for name in free if name not in self.reserved), free[0] if free else "")
 
     def name(self, trial_id: str, free: Sequence[str]) -> str:
         """Which of our trials a point becomes: the one that it was before an interruption, else a free one.
 
         Raises StudyFailed.
         """
-        trial = self._ot_trials[trial_id]
-        name: str = trial.user_attrs.get("trial_id", "")
+        frozen = self.running[trial_id]
+        name: str = frozen.user_attrs.get("trial_id", "")
         if name not in free:
-            name = next((other for other in free if other not in self.reserved), free[0])
+            name = self._free(free)
+            with asking():
+                self._set(frozen, "trial_id", name)
         self.reserved.discard(name)
-        with asking():
-            trial.set_user_attr("trial_id", name)
         return name
+
+    def _set(self, frozen: FrozenTrial, key: str, value: Any) -> None:
+        # Optuna has a public way only for trials that it drew itself.
+        self.storage.set_trial_user_attr(frozen._trial_id, key, value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended, once. Raises StudyFailed."""
         if trial_id in self._completed_trials:
             return
-        trial, result = self._ot_trials[trial_id], result or {}
+        frozen, result = self.running[trial_id], result or {}
         with asking():
             if error or result.get("status") != "completed":
-                trial.set_user_attr("status", str(result.get("status", "died")))
-            self._tell(trial.number, {} if error else result)
+                self._set(frozen, "status", str(result.get("status", "died")))
+            outcome = self._tell(frozen, {} if error else result)
         self._completed_trials.add(trial_id)
+        self.sampler.end(frozen.number, outcome)
 
-    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
+    def know(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Tell the study of a trial that it did not draw, once, where that lies in its space. Raises StudyFailed."""
+        outcome, point = self._outcome(result), self.search.locate(values)
+        if point is None or outcome is None or outcome == "stopped":
+            return
+        with asking():
+            existing = self.study.get_trials(deepcopy=False)
+            if all(known.user_attrs.get("trial_id") != trial_id for known in existing):
+                self._add(point, outcome, trial_id=trial_id)
+
+    def _tell(self, frozen: FrozenTrial, result: Mapping[str, Any]) -> Outcome:
+        """Tell the study what came of a trial, and return it."""
+        outcome = self._outcome(result)
+        if outcome == "stopped":
+            reached = {"updates": result.get("updates", result.get("step")), "tokens": result.get("tokens")}
+            for key, value in {"reason": result.get("reason"), **reached}.items():
+                self._set(frozen, key, value)
+            self.study.tell(frozen.number, state=TrialState.PRUNED)
+        elif outcome is None:
+            self.study.tell(frozen.number, state=TrialState.FAIL)
+        else:
+            self.study.tell(frozen.number, outcome)
+        return outcome
+
+    def _outcome(self, result: Mapping[str, Any]) -> Outcome:
+        if result.get("status") == "stopped":
+            return "stopped"
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
-        if result.get("status") == "completed" and len(finite) == len(values):
-            self.study.tell(number, finite)
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
+        return finite if result.get("status") == "completed" and len(finite) == len(values) else None
+
+    def close(self, rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+        """Nothing is at work any more: what has no row is failed, and its point queued when the study is reopened."""
+        for trial_id in self.running.keys() - self._completed_trials:
+            name = self.running[trial_id].user_attrs.get("trial_id", "")
+            with suppress(StudyFailed):
+                self.on_trial_complete(trial_id, dict(rows.get(name, {"status": PAUSED})))
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """Optuna's form of a dimension."""
-    if dimension.choice is not None:
-        return CategoricalDistribution(dimension.choice)
-    low, high = dimension.bounds
-    if dimension.integer is not None:
-        return IntDistribution(int(low), int(high))
-    return FloatDistribution(low, high, log=dimension.log_uniform is not None)
+def _point(params: Mapping[str, Scalar]) -> Point:
+    return {path_of(name): value for name, value in params.items()}
+
+
+def _key(point: Point) -> frozenset[tuple[str, Scalar]]:
+    return frozenset(point.items())
 
 
 def _existing_study(storage: BaseStorage, name: str, goals: Mapping[str, str], search: Search) -> list[FrozenTrial]:
@@ -228,12 +339,15 @@ def _existing_study(storage: BaseStorage, name: str, goals: Mapping[str, str], s
             f"The study was started with the goals {before}, not {dict(goals)}. Give the run a new --name."
         )
     trials = study.get_trials(deepcopy=False)
-    wanted = {path: distribution(dimension) for path, dimension in search.dimensions.items()}
+    wanted = {name: distribution(dimension) for name, dimension in search.dimensions.items()}
     for trial in trials:
-        if trial.distributions and trial.distributions != wanted:
-            changed = sorted(set(trial.distributions) ^ set(wanted)) or [
-                path for path in wanted if trial.distributions[path] != wanted[path]
-            ]
+        if not trial.distributions:
+            continue
+        point = _point(trial.params)
+        has = {name for name in wanted if exists(search.dimensions[name], point)}
+        changed = [name for name in wanted if name in trial.distributions and trial.distributions[name] != wanted[name]]
+        others = set(trial.distributions) - has if trial.state == TrialState.RUNNING else set(trial.distributions) ^ has
+        if changed := sorted(others) or changed:
             raise InputError(
                 f"The study was started with another search space: {', '.join(changed)} changed. "
                 "Give the run a new --name."

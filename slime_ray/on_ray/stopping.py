@@ -1,45 +1,128 @@
-"""Early stopping: asynchronous successive halving over the trials of a search (Li et al. 2020, ASHA, stopping variant).
+"""Early stopping: which trials of a search end during training, decided from what they report at their evaluations.
 
-A trial that reaches a rung is stopped unless its value is among the best 1/reduction of those that reached it before.
+Nothing here knows of Ray. A rule is asked at every report and answers with an order or nothing; the monitor passes it
+on, `scheduler.py` does so for a Ray Tune of one's own, and `simulate.py` without any training.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import median
+from typing import Any, Protocol
 
 from slime_ray.experiment import EarlyStopping
+from slime_ray.on_ray.ranking import ByFront, ByMetric, Point, Ranking
 from slime_ray.training.orders import Order
+
+LEAST = 3
+"""Trials that have to have got as far before the median of them says anything."""
+
+
+class Rule(Protocol):
+    """Decides, report by report, which trials go on."""
+
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
+        """An order to stop, or None. told: a report with `step`, `updates` and what the rule looks at, or without."""
+
+
+def build_rule(settings: EarlyStopping) -> Rule | None:
+    """The rule that the settings name; None for `none`."""
+    if settings.rule == "none":
+        return None
+    if settings.rule == "pareto":
+        return Halving(
+            ByFront({str(goal): way for goal, way in (settings.goals or {}).items()}),
+            first=settings.first,
+            reduction=settings.reduction,
+        )
+    (metric,) = settings.ranked_by
+    if settings.rule == "median":
+        return Median(metric, first=settings.first)
+    return Halving(ByMetric(metric), first=settings.first, reduction=settings.reduction)
 
 
 @dataclass
-class Asha:
-    """Decides, report by report, which trials go on. Trials that report no number for the metric always do."""
+class Halving:
+    """Asynchronous successive halving (Li et al. 2020, ASHA, stopping variant) by whatever ranking it is given.
 
-    rule: EarlyStopping
+    A trial that reaches a rung is stopped unless it is among the best 1/reduction of those that have reached it so far;
+    the first `reduction` - 1 always go on. A trial that reports not everything the ranking looks at goes on. first:
+    the first rung, as a share of a trial's updates; each further one is `reduction` times as far.
+    """
+
+    ranking: Ranking
+    first: float
+    reduction: int
     rungs: list[float] = field(init=False)
-    reached: list[dict[str, float]] = field(init=False)
+    reached: list[dict[str, Point]] = field(init=False)
 
     def __post_init__(self) -> None:
-        shares = [self.rule.first * self.rule.reduction**k for k in range(64)]
+        shares = [self.first * self.reduction**k for k in range(64)]
         self.rungs = [share for share in shares if share < 1]
         self.reached = [{} for _ in self.rungs]
 
     def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
-        """An order to stop, or None. told: a report with `step`, `updates` and the metric."""
-        value, step, updates = told.get(self.rule.metric), told.get("step"), told.get("updates")
-        if value is None or not step or not updates:
+        """See Rule."""
+        share, values = progress(told), [told.get(metric) for metric in self.ranking.metrics]
+        if share is None or None in values:
             return None
+        own = tuple(float(value) for value in values if value is not None)
         for rung, others in zip(self.rungs, self.reached, strict=True):
             # A trial that started again passes the same rungs again; what it was there does not change.
-            if step / updates < rung or trial_id in others:
+            if share < rung or trial_id in others:
                 continue
-            others[trial_id] = float(value)
-            kept = max(1, len(others) // self.rule.reduction)
-            better = sum(other > value for other in others.values())
-            if len(others) >= self.rule.reduction and better >= kept:
-                return Order(
-                    "stop",
-                    f"early: {self.rule.metric} {value:.4g} at update {step} of {updates}, better in {better} of "
-                    f"{len(others) - 1} other trials",
-                )
+            before = self.ranking.before(own, list(others.values()))
+            others[trial_id] = own
+            kept = max(1, len(others) // self.reduction)
+            # Where evaluations are far apart, the last rung may be seen at the end only, when there is nothing to save.
+            if share < 1 and len(others) >= self.reduction and before >= kept:
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.ranking.metrics, own, strict=True))
+                return _stop(told, shown, f"behind {before} of {len(others) - 1} other trials")
         return None
+
+
+@dataclass
+class Median:
+    """The median stopping rule (Golovin et al. 2017, Google Vizier), by one metric, the higher the better.
+
+    At each evaluation from `first` on, a trial is stopped whose best value so far is below the median of the other
+    trials' means, each over its values up to the same share of its updates; trials that have not got so far are not
+    asked.
+    """
+
+    metric: str
+    first: float
+    seen: dict[str, dict[float, float]] = field(default_factory=dict)
+
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
+        """See Rule."""
+        share, value = progress(told), told.get(self.metric)
+        own = self.seen.setdefault(trial_id, {})
+        # What a trial that started again reports a second time was decided the first time.
+        if share is None or value is None or share in own:
+            return None
+        own[share] = float(value) if math.isfinite(value) else -math.inf
+        means = [_mean_until(share, other) for name, other in self.seen.items() if name != trial_id]
+        known = [mean for mean in means if mean is not None]
+        if share < self.first or share >= 1 or len(known) < LEAST:
+            return None
+        best, middle = max(own.values()), median(known)
+        shown = f"{self.metric} {best:.4g} at best"
+        return _stop(told, shown, f"below {middle:.4g}, the median of {len(known)} others") if best < middle else None
+
+
+def progress(told: Mapping[str, Any]) -> float | None:
+    """Share of its updates that a trial has made, if the report says; None before the first one."""
+    step, updates = told.get("step"), told.get("updates")
+    return step / updates if step and updates else None
+
+
+def _mean_until(share: float, seen: Mapping[float, float]) -> float | None:
+    if not seen or max(seen) < share:
+        return None
+    values = [value for at, value in seen.items() if at <= share]
+    return sum(values) / len(values)
+
+
+def _stop(told: Mapping[str, Any], shown: str, why: str) -> Order:
+    return Order("stop", f"early: {shown} at update {told['step']} of {told['updates']}, {why}")

@@ -18,9 +18,12 @@ from rich.console import Console
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Experiment, Trial
+from slime_ray.instructions import Instructions
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
+from slime_ray.on_ray.earlier import Earlier, earlier_runs, refuse_other_data
 from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.place import Place
@@ -28,11 +31,14 @@ from slime_ray.on_ray.plan import TrialPlan, best_rows
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
+from slime_ray.on_ray.recall import past_reports
 from slime_ray.on_ray.resources import concurrent_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
+from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.run_status import write_status
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -107,11 +113,14 @@ def run_sweep(
     ):
         memory = study_storage(run, study) if experiment.search else None
         sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
+        if "earlier" not in manifest:
+            # Kept with the run, which goes on with them whatever becomes of the runs that they came from.
+            manifest["earlier"] = [one.as_json() for one in earlier_runs(experiment)]
         with connected():
-            findings = examine(experiment, storage=mirror)
+            findings, early = examine(experiment, storage=mirror), experiment.early_stopping
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
-            monitor = Monitor.start(experiment.early_stopping)
+            monitor = Monitor.start(early, past_reports(run) if early else ())
             place = Place(Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor)
             try:
                 _run(sweep, place)
@@ -129,17 +138,27 @@ def _run(sweep: Sweep, place: Place) -> None:
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
     manifest |= prepare_on_cluster(experiment, place, sweep.console)
+    earlier = [Earlier.from_json(one) for one in manifest["earlier"]]
+    refuse_other_data(earlier, manifest["hashes"])
+    for one in earlier:
+        sweep.console.print(str(one), highlight=False, soft_wrap=True, markup=False)
     with sweep.storage.answering():
         results.write_manifest(run, manifest)
         _close_attempts(sweep)
     sweep.save()
     plan = _plan(sweep)
-    total, early = len(plan.rows) + plan.most_left(), None
-    if plan.missing():
+    meter = Meter(
+        experiment, run=run, verdicts=Verdicts(place.storage.root / VERDICTS, run=run.name), now=time.monotonic()
+    )
+    meter.look([], time.monotonic())
+    spent = meter.over()
+    total, early = len(plan.rows) + plan.most_left(), meter.sentence(spent) if spent else None
+    if plan.missing() and not spent:
         with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
             watch = Watch(
-                experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress
-            )
+                experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress,
+                meter=meter,
+            )  # fmt: skip
             try:
                 with watch.interrupts_as_orders():
                     _fit(sweep, plan, place, [progress, Recorder(sweep, plan), watch])
@@ -154,7 +173,9 @@ def _run(sweep: Sweep, place: Place) -> None:
                 early = f"Ray Tune gave up ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
             finally:
                 watch.clear()
-            early = early or watch.leaving
+                plan.close(results.finished_trials(run))
+                write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
+            early, spent = early or watch.leaving, watch.spent
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)
         results.consolidate(run)
@@ -164,13 +185,23 @@ def _run(sweep: Sweep, place: Place) -> None:
         sweep.storage.remove(run / "ray")
         # A trial that ended may have no row: where it could not speak for itself, and nothing could be written for it.
         missing = bool(plan.missing() or plan.rows.keys() - rows.keys())
-        ended = {"failed_trials": failures(rows), "interruptions": interruptions(run, rows)}
+        by = spent if missing else "trials" if experiment.search else None
+        ended = {
+            "failed_trials": failures(rows),
+            "interruptions": interruptions(run, rows),
+            "spent": meter.spent.as_json(),
+            "ended_by": by and f"budget.{by}",
+        }
         results.write_manifest(run, manifest | ended | {"finished": None if missing else now()})
     if missing:
+        # Time is counted anew; of all else there is nothing left.
+        give = f"Raise it with --set budget.{spent}=..., and give" if spent and spent != "hours" else "Give"
         raise RunError(
             f"The sweep ended with {len(rows)} of {total} trials done{f', since {early}' if early else ''}. "
-            f"They are kept in {sweep.storage.shown}/{run.name}. Give the same command with --resume to run the rest."
+            f"They are kept in {sweep.storage.shown}/{run.name}. {give} the same command with --resume to run the rest."
         )
+    if by:
+        sweep.console.print(f"Ended by budget.{by}; {meter.spent}.", highlight=False, soft_wrap=True, markup=False)
 
 
 def _close_attempts(sweep: Sweep) -> None:
@@ -215,8 +246,12 @@ def _plan(sweep: Sweep) -> TrialPlan:
                 trials=experiment.budget.trials,
                 seed=seed,
                 rows=rows,
+                observed=[trial for one in sweep.manifest["earlier"] for trial in Earlier.from_json(one).trials],
             )
-    return TrialPlan(experiment, study=study, rows=rows, seed=seed)
+    plan = TrialPlan(experiment, study=study, rows=rows, seed=seed)
+    for clone in Instructions.read(run).clones:
+        plan.add(clone)
+    return plan
 
 
 def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callback]) -> None:
@@ -234,7 +269,8 @@ def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callb
         ),
         tune_config=tune.TuneConfig(
             search_alg=plan,
-            num_samples=plan.most_left(),
+            # The plan says when it is done: people may ask for clones while it runs.
+            num_samples=-1,
             max_concurrent_trials=_side_by_side(experiment),
             # Trials end themselves, also where they are stopped, so an actor is always free for the next one.
             reuse_actors=True,

@@ -20,6 +20,7 @@ TOLD = (
     "preference_accuracy",
     "mean_margin",
     "chosen_drift",
+    "tokens",
     "total_seconds",
 )
 """What a finished trial tells the driver; everything else is in its files."""

@@ -10,17 +10,23 @@ from typing import Any
 from ray import tune
 
 from slime_ray.experiment import Experiment, Faults, Resources
+from slime_ray.instructions import FOLDER, Instructions
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.monitor import Heard, Monitor
 from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import waiting_for
+from slime_ray.on_ray.spending import Meter
+from slime_ray.run_status import STATUS, write_status
 from slime_ray.training import attempts
 from slime_ray.training.orders import interrupts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL
 
 LOOK_SECONDS = 0.3
+STATUS_SECONDS = 2.0
+STORE_SECONDS = 20.0
+"""How often an object store is asked for instructions and told how the run stands."""
 GRACE_SECONDS = 120.0
 """How long trials may take to write their checkpoints and leave, once they were told to."""
 logger = logging.getLogger("slime_ray.sweep")
@@ -70,12 +76,14 @@ class Watch(tune.Callback):
         monitor: Monitor,
         plan: TrialPlan,
         progress: Progress,
+        meter: Meter,
     ):
         self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor
-        self.plan, self.progress = plan, progress
+        self.plan, self.progress, self.meter = plan, progress, meter
         self.leaving: str | None = None
-        self.left_at = self.looked = 0.0
-        self.started = time.monotonic()
+        self.spent: str | None = None
+        self.left_at = self.looked = self.said = self.asked = 0.0
+        self.stopping: set[str] = set()
         self.wait = Wait(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
 
@@ -103,16 +111,50 @@ class Watch(tune.Callback):
         self.looked = now
         heard = self.monitor.heard()
         self.progress.hear({name: voice.told for name, voice in heard.items()})
+        self._say_how_it_stands(now, heard)
+        self._follow_instructions(now, heard)
+        self.meter.look([name for name, voice in heard.items() if voice.at_work], now)
         self._leave_in_time(now)
         self._end_the_silent(heard)
         self._wait_for_a_place(trials, heard)
 
+    def _say_how_it_stands(self, now: float, heard: dict[str, Heard]) -> None:
+        if now - self.said < STATUS_SECONDS:
+            return
+        self.said = now
+        values = {trial.trial_id: trial.values for trial in self.plan.by_tune_id.values()}
+        running = {name: {**voice.told, "values": values.get(name, {})} for name, voice in heard.items()}
+        try:
+            write_status(self.run, finished=self.progress.finished, total=self.progress.total, trials=running)
+        except OSError as error:
+            logger.warning("How the run stands could not be written: %s", error)
+
+    def _follow_instructions(self, now: float, heard: dict[str, Heard]) -> None:
+        if self.storage.url is not None:
+            if now - self.asked < STORE_SECONDS:
+                return
+            self.asked = now
+            try:
+                self.storage.push(self.run / STATUS)
+                self.storage.pull(self.run / FOLDER)
+            except OSError as error:
+                logger.warning("The storage could not be asked for instructions: %s", error)
+        asked = Instructions.read(self.run)
+        for name in asked.stops.keys() & heard.keys() - self.stopping:
+            self.stopping.add(name)
+            self.progress.say(f"{name} is {asked.stops[name]}.")
+            self.monitor.stop_trial(name, asked.stops[name])
+        for clone in asked.clones:
+            if self.leaving is None and self.plan.add(clone):
+                self.progress.total += 1
+                self.progress.say(f"{clone.trial_id} runs next: {clone.of} with other knobs.")
+
     def _leave_in_time(self, now: float) -> None:
-        hours = self.experiment.budget.hours
         if self.leaving is None and self.interrupts:
             self.leave("it was interrupted")
-        elif self.leaving is None and hours is not None and now - self.started > 3600 * hours:
-            self.leave(f"its time, budget.hours {hours:g}, is spent")
+        elif self.leaving is None and (spent := self.meter.over()):
+            self.spent = spent
+            self.leave(self.meter.sentence(spent))
         elif self.leaving is not None and now - self.left_at > GRACE_SECONDS:
             raise TimeUp
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slime_ray.errors import RunError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.evaluation.judges import Judge
 from slime_ray.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
-from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.measuring import measure_activity
+from slime_ray.training.orders import ESTIMATED, Order, Paused, Report, evaluations
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.sentinel import Sentinel
 from slime_ray.training.stages import Stages
@@ -59,9 +62,10 @@ class Hosting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """seconds: spent on training alone, over all attempts."""
+    """planned: updates that would have been made without a stop. seconds: of training alone, over all attempts."""
 
     updates: int
+    planned: int
     tokens: int
     seconds: float
     diverged: str | None
@@ -77,13 +81,21 @@ class Measurements:
 
     CURVE_PAIRS = 128
 
-    def __init__(self, trial: Trial, stages: Stages, policy: Policy, curves: Curves, report: Report):
+    def __init__(
+        self,
+        trial: Trial,
+        stages: Stages,
+        policy: Policy,
+        curves: Curves,
+        report: Report,
+        judge: Judge | None = None,
+    ):
         self.trial, self.stages, self.policy = trial, stages, policy
+        self.objective = trial.settings.objective.build()
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
-        self.watching = trial.settings.sentinel.action != "none"
-        self.sentinel = Sentinel(trial, stages, policy, curves.series)
+        self.sentinel = Sentinel(trial, stages, policy, curves.series, judge)
 
     def held_out(self, pairs: int | None = None) -> HeldOut:
         """The policy's log-probabilities on the held-out pairs, or on the first few of them."""
@@ -107,12 +119,16 @@ class Measurements:
             "entropy": float(now.entropy.mean()),
             "top_probability": float(now.top_probability.mean()),
         }
-        self.curves.add(step, "held_out", metrics)
-        if self.watching:
-            self.curves.add(step, "sentinel", self.sentinel.look(step, before, now))
+        self.curves.add(step, "held_out", metrics | measure_activity(self.objective, before, now))
+        try:
+            seen = self.sentinel.look(step, before, now)
+        except RunError as error:
+            raise Paused(Order("pause", str(error))) from None
+        self.curves.add(step, "sentinel", seen)
         self.seconds += time.perf_counter() - clock
         told = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
-        order = self.report({**told, **metrics, **self.last})
+        estimates = {name: seen[name] for name in ESTIMATED if name in seen}
+        order = self.report({**told, **metrics, **estimates, **self.last})
         if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
             return Order("stop", self.sentinel.alarm, measure=True)
         return order
@@ -176,6 +192,7 @@ class Training:
             raise Paused(self.stopped)
         return Outcome(
             updates=self.trainer.state.global_step,
+            planned=self.updates,
             tokens=self.trainer.tokens_seen,
             seconds=self.seconds,
             diverged=self.diverged,
@@ -201,7 +218,11 @@ class Training:
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
         self.measure.sentinel.alarm = counters["alarm"]
-        self.measure.report({"doing": "training", "step": saved.step, "updates": self.updates})
+        # Who listens may know nothing of this trial yet. What it was told then has been obeyed.
+        past = evaluations(curves.rows)
+        past.setdefault(saved.step, {})
+        for step, told in past.items():
+            self.measure.report({"doing": "training", "step": step, "updates": self.updates, **told})
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `restore`."""

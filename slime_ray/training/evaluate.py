@@ -23,7 +23,7 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
-from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -41,7 +41,7 @@ from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
-from slime_ray.training.worker import VERDICTS, is_memory_error, reset_process
+from slime_ray.training.worker import is_memory_error, reset_process
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,18 @@ def evaluate(
 ) -> Path:
     """Measure policies against a baseline and return the run's folder on this machine.
 
-    experiment: its `base` says how prompts, model and evaluation are; its arms and search are passed over. baseline:
-    None is the SFT checkpoint of `base`, which is made if it is not there. offline: nothing that costs is asked for,
-    kept verdicts answer alone. Raises InputError before anything is measured, and RunError where a judge stopped.
+    experiment: its `base` says how prompts, model and evaluation are; its arms, search and design are passed over.
+    baseline: None is the SFT checkpoint of `base`, which is made if it is not there. offline: nothing that costs is
+    asked for, kept verdicts answer alone. Raises InputError before anything is measured, and RunError where a judge
+    stopped.
     """
     given = [find_policy(path) for path in policies]
     against = find_policy(baseline) if baseline else None
     if len({one.label for one in given}) < len(given):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
     settings = experiment.settings
-    measured = experiment.model_copy(
-        update={"arms": [Arm(label=one.label, set={}) for one in given], "seeds": [0], "search": None}
-    )
+    arms = [Arm(label=one.label, set={}) for one in given]
+    measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
     if not offline and (lack := settings.evaluation.judge.lacks()):
         raise InputError(lack)
     mirror = Mirror.of(storage, "trials")

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from slime_ray.errors import RunError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
@@ -14,6 +16,7 @@ from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.experiment import Trial
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
+from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.stages import Stages, answering
@@ -47,6 +50,18 @@ def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> 
         "mean_margin": float(after.margins.mean()),
     }
     return Measured(row, pairs=stability.pair_rows(before, after, about(trial)))
+
+
+def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dict[str, float]:
+    """`component_activity` on held-out pairs, in float64; `before` is the SFT checkpoint's, DPO's reference."""
+    return component_activity(
+        objective,
+        *(torch.from_numpy(array) for array in (now.chosen, now.chosen_lengths, now.rejected, now.rejected_lengths)),
+        reference=ReferenceLogps(
+            torch.from_numpy(before.chosen_means * before.chosen_lengths),
+            torch.from_numpy(before.rejected_means * before.rejected_lengths),
+        ),
+    )
 
 
 def answer_prompts(trial: Trial, stages: Stages, policy: Policy, report: Report) -> tuple[Prompts, list[Answer]]:

@@ -1,7 +1,7 @@
 """What a trial and the one who runs it say to each other."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -24,6 +24,19 @@ class Order:
 
 Report = Callable[[Mapping[str, Any]], Order | None]
 """Told how things get on; may answer with an order. Called by rank 0 only."""
+
+
+ESTIMATED = ("win_rate", "stability")
+"""The goals that the sentinel estimates during training; the others are measured on the held-out pairs."""
+
+
+def evaluations(curves: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """What a trial told at each of its evaluations, by step, from its rows of curves.parquet."""
+    told: dict[int, dict[str, float]] = {}
+    for row in curves:
+        if row["source"] == "held_out" or (row["source"] == "sentinel" and row["metric"] in ESTIMATED):
+            told.setdefault(row["step"], {})[row["metric"]] = row["value"]
+    return dict(sorted(told.items()))
 
 
 class Paused(Exception):

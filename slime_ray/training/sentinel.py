@@ -3,11 +3,13 @@
 At every evaluation it takes the parts of stability-v1 as they stand, on the first held-out pairs, on a few answers and
 on the updates so far. An alarm is a part beyond several of its tolerances by two standard errors, so that a handful of
 prompts raises none by chance. The margin of a collapsing run still rises, which is why it is not asked.
+
+What it has seen by then also estimates both goals, S and the win rate, for early stopping.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,10 +19,13 @@ from slime_ray.evaluation.answers import broken_reasons
 from slime_ray.evaluation.broken import sequence_repetition
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
+from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.win_rate import compare, win_rate
 from slime_ray.experiment import Trial
 from slime_ray.model.logprobs import Policy
-from slime_ray.stability_v1 import TOLERANCES, spike_flags
+from slime_ray.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
 from slime_ray.training.stages import Stages
+from slime_ray.world import World
 
 STANDARD_ERRORS = 2.0
 WATCHED = "selection"
@@ -108,23 +113,47 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
 
 
-class Sentinel:
-    """Watches one trial. alarm: the first one, with its step; None as long as all is well."""
+def standing(signs: Mapping[str, Sign]) -> float:
+    """S of stability-v1 as it stands by these signs. What was not looked at costs nothing."""
+    unseen = dict.fromkeys(asdict(TOLERANCES), 0.0)
+    return stability_score(StabilityParts(**unseen | {name: sign.value for name, sign in signs.items()}), healthy=True)
 
-    def __init__(self, trial: Trial, stages: Stages, policy: Policy, series: Callable[[str], list[float]]):
+
+class Sentinel:
+    """Watches one trial. alarm: the first one, with its step; None as long as all is well.
+
+    judge: says how often the answers it draws win; None where they are not judged on the way.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        stages: Stages,
+        policy: Policy,
+        series: Callable[[str], list[float]],
+        judge: Judge | None = None,
+    ):
         self.settings = trial.settings.sentinel
         self.trial, self.stages, self.policy, self.series = trial, stages, policy, series
+        self.judge = judge if trial.settings.judged_on_the_way else None
         self.alarm: str | None = None
 
     def look(self, step: int, before: HeldOut, after: HeldOut) -> dict[str, float]:
         """Look at the policy as it is and return what belongs into the curves. Every rank takes part.
 
-        The answers are drawn with random numbers of their own: watching changes nothing about the training.
+        The answers are drawn with random numbers of their own: watching changes nothing about the training. `stability`
+        and `win_rate` among what it returns are estimates of the goals. Without watching there is only the former, over
+        the parts that need no answers. Raises RunError where the judge cannot go on.
         """
+        watching = self.settings.action != "none"
         if not after.finite:
             # Nothing can be drawn from such a policy.
-            self.alarm = self.alarm or f"log-probabilities that are not finite at step {step}"
-            return {}
+            if watching:
+                self.alarm = self.alarm or f"log-probabilities that are not finite at step {step}"
+            return {"stability": 0.0} | ({"win_rate": math.nan} if self.judge else {})
+        signs = pair_signs(before, after) | spike_sign(self.series("loss"), self.series("grad_norm"))
+        if not watching:
+            return {"stability": standing(signs)}
         prompts, count = self.stages.prompts[WATCHED], self.settings.prompts
         baseline = self.stages.baseline[WATCHED][:count]
         answers = baseline
@@ -141,11 +170,23 @@ class Sentinel:
         reasons, baseline_reasons = (
             broken_reasons(prompts.messages[:count], side, **checks) for side in (answers, baseline)
         )
-        signs = pair_signs(before, after) | answer_signs(answers, baseline, reasons, baseline_reasons)
-        signs |= spike_sign(self.series("loss"), self.series("grad_norm"))
+        signs |= answer_signs(answers, baseline, reasons, baseline_reasons)
         self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
-        return {name: sign.value for name, sign in signs.items()} | {
+        seen = {name: sign.value for name, sign in signs.items()} | {
             "end_of_turn": float(np.mean([answer.stopped for answer in answers])),
             "repetition": float(np.mean([sequence_repetition(answer.token_ids) for answer in answers])),
             "answer_tokens": float(np.mean([len(answer.token_ids) for answer in answers])),
+            "stability": standing(signs),
         }
+        won = self.won(answers, baseline) if step else None
+        return seen if won is None else seen | {"win_rate": won}
+
+    def won(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
+        """Share of the first prompts that the answers win against the baseline's; None where nothing is judged."""
+        judge = self.judge
+        if judge is None:
+            return None
+        asked = self.stages.prompts[WATCHED].messages[: len(answers)]
+        texts = [answer.text for answer in answers], [answer.text for answer in baseline]
+        judged = World.current().from_main(lambda: compare(judge, asked, *texts))
+        return win_rate(judged.comparisons)

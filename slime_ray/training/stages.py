@@ -76,8 +76,9 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
     """
     tokens = cached(storage, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
-    model = settings.model.model_dump(exclude={"chat_template"})
-    sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), settings.sft])
+    model = settings.sft_model.model_dump(exclude={"chat_template"})
+    schedule = settings.sft and settings.sft.model_dump(exclude={"lora"})
+    sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), schedule])
     checkpoint = cached(
         storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
     )
@@ -225,14 +226,14 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
 
 def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
     """Train on the chosen completions of the SFT split, merge any adapters, and save the whole model."""
-    sft, world = settings.sft, World.current()
+    sft, model, world = settings.sft, settings.sft_model, World.current()
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
-    lm = load_model(settings.model, seed=seed)
+    lm = load_model(model, seed=seed)
     if sft is not None:
-        if settings.model.lora:
-            lm = add_lora(lm, settings.model.lora)
-        policy = place(make_policy(lm, settings.model), sharded=sharded)
+        if model.lora:
+            lm = add_lora(lm, model.lora)
+        policy = place(make_policy(lm, model), sharded=sharded)
 
         def after_update(step: int, metrics: Metrics) -> Next:
             if world.main and step % max(1, trainer.updates // 20) == 0:
@@ -248,13 +249,13 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
             row_tokens=settings.data.row_budget,
             seed=seed,
             scratch=folder / "scratch",
-            bf16=settings.model.dtype == "bfloat16",
+            bf16=model.dtype == "bfloat16",
             after_update=after_update,
         )
         trainer.train()
         if is_sharded(policy):
-            lm = _gathered(policy, settings.model, seed=seed)
-        elif settings.model.lora:
+            lm = _gathered(policy, model, seed=seed)
+        elif model.lora:
             lm = lm.merge_and_unload()
     # Trainer looks into it at its end, on every rank.
     world.broadcast(None)

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from slime_ray.data.order import examples_by_update, updates_of
 from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
@@ -62,9 +63,10 @@ class Updates:
 
     Which pairs make an update depends neither on the number of ranks nor on `row_tokens`: every rank draws the same
     order, takes its share of each update and packs that into rows. Iterating gives `Update`s; the last one of an epoch
-    holds what is left of the pairs. done: updates to leave out, because they were made before an interruption. even:
-    give all ranks equally many micro-batches, some of which do not count: a pass through a sharded model is an exchange
-    between all ranks.
+    holds what is left of the pairs. together: how many pairs, in that order, make one row, whatever its tokens, for an
+    objective that is another one over other micro-batches; None fills rows up to `row_tokens`. done: updates to leave
+    out, because they were made before an interruption. even: give all ranks equally many micro-batches, some of which
+    do not count: a pass through a sharded model is an exchange between all ranks.
     """
 
     dataset: Sequence[TokenPair]
@@ -76,6 +78,7 @@ class Updates:
     rank: int
     ranks: int
     total: int
+    together: int | None = None
     done: int = 0
     even: bool = False
 
@@ -83,20 +86,17 @@ class Updates:
         return self.total
 
     def __iter__(self) -> Iterator[Update]:
-        per_epoch = math.ceil(len(self.dataset) / self.pairs_per_update)
-        epoch, order = -1, list[int]()
-        for number in range(self.done, self.total):
-            if number // per_epoch != epoch:
-                epoch = number // per_epoch
-                generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-                order = torch.randperm(len(self.dataset), generator=generator).tolist()
-            start = number % per_epoch * self.pairs_per_update
-            yield self._update([self.dataset[index] for index in order[start : start + self.pairs_per_update]])
+        for members in examples_by_update(
+            len(self.dataset), self.pairs_per_update, seed=self.seed, updates=self.total, done=self.done
+        ):
+            yield self._update([self.dataset[index] for index in members])
 
     def _update(self, pairs: Sequence[TokenPair]) -> Update:
-        given = shares([row_length(pair) for pair in pairs], self.ranks)
-        own = [self._batch(row) for row in self._rows(pairs, given[self.rank])]
-        wanted = max(len(self._rows(pairs, mine)) for mine in given) if self.even else 1
+        size = self.together or 1
+        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        given = shares([sum(map(row_length, group)) for group in groups], self.ranks)
+        own = [self._batch(row) for row in self._rows(groups, given[self.rank])]
+        wanted = max(len(self._rows(groups, mine)) for mine in given) if self.even else 1
         idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
         return Update(
             batches=(*own, *idle),
@@ -107,9 +107,11 @@ class Updates:
             },
         )
 
-    def _rows(self, pairs: Sequence[TokenPair], mine: Sequence[int]) -> list[list[TokenPair]]:
-        """One rank's pairs as rows."""
-        share = [pairs[index] for index in mine]
+    def _rows(self, groups: Sequence[Sequence[TokenPair]], mine: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
+        """One rank's pairs as rows: its groups where they stay together, else as many pairs to a row as it takes."""
+        if self.together:
+            return [groups[index] for index in mine]
+        share = [pair for index in mine for pair in groups[index]]
         rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt) if share else []
         return [[share[index] for index in members] for members in rows]
 
@@ -124,10 +126,10 @@ class Updates:
 
 
 def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide the pairs of an update among ranks so that all have about as many tokens.
+    """Divide the pairs of an update, or groups of them, among ranks so that all have about as many tokens.
 
-    lengths: tokens of each pair. Returns the indices of each rank's pairs: the longest first, each to the rank that has
-    the fewest tokens so far. With fewer pairs than ranks some ranks get none.
+    lengths: tokens of each. Returns the indices of what each rank gets: the longest first, each to the rank that has
+    the fewest tokens so far. With fewer than there are ranks some get none.
     """
     given: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
@@ -152,7 +154,8 @@ GO_ON = Next()
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
-    An update's pairs are packed into rows of at most `row_tokens` tokens, one row a micro-batch. Every term of the
+    An update's pairs are packed into rows of at most `row_tokens` tokens, one row a micro-batch; an objective with
+    `pairs_together` gets rows of just so many pairs, the update's last one of what is left. Every term of the
     objective is divided by its count over the whole update (micro-batches and ranks together), so neither the loss nor
     its gradient depends on how an update is cut. The loss of each update is exact, not a mean of micro-batch means. The
     pre-clip gradient norm is logged whether clipping is on or off.
@@ -192,10 +195,7 @@ class PreferenceTrainer(Trainer):
         self.tokens_seen = 0
         self._sums: dict[str, torch.Tensor] = {}
         transformers_logging.set_verbosity_error()
-        updates_per_epoch = math.ceil(len(pairs) / pairs_per_update)
-        self.updates = (
-            schedule.updates if schedule.updates is not None else max(1, round(schedule.epochs * updates_per_epoch))
-        )
+        self.updates = updates_of(schedule, len(pairs), pairs_per_update)
         if gradient_checkpointing:
             policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             policy.lm.enable_input_require_grads()
@@ -238,6 +238,7 @@ class PreferenceTrainer(Trainer):
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
             total=self.updates,
+            together=objective.pairs_together,
             even=isinstance(policy, FSDPModule),
         )
 

@@ -28,7 +28,7 @@ from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
-from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -65,8 +65,6 @@ from slime_ray.training.stages import Stages, answering, place, prepare, train_p
 from slime_ray.world import World
 
 logger = logging.getLogger(__name__)
-VERDICTS = ".verdicts"
-"""Folder, in a storage, of the verdicts that are kept, beside its runs."""
 
 
 def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:
@@ -162,12 +160,13 @@ def _train_and_measure(
     if settings.model.lora:
         lm = add_lora(lm, settings.model.lora)
     policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
-    measure = Measurements(trial, stages, policy, curves, report)
+    measure = Measurements(trial, stages, policy, curves, report, judge)
 
     training = Training(trial, folder, pairs, policy, measure, hosting)
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
+        "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
         "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,

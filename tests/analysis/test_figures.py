@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from slime_ray.analysis import figures, rows, stability, tables
+from slime_ray.analysis import drawing, figures, rows, stability, tables
 
 from slime_ray import results
 
@@ -26,7 +26,7 @@ def test_every_kind_of_run_has_every_figure(draw, kind, request):
 
 
 def test_a_figure_has_three_forms(one_trial_run):
-    files = figures.render(figures.pareto(results.load(one_trial_run)))
+    files = drawing.render(figures.pareto(results.load(one_trial_run)))
     assert files["png"].startswith(b"\x89PNG")
     assert files["pdf"].startswith(b"%PDF")
     assert b"<svg" in files["svg"]
@@ -34,7 +34,7 @@ def test_a_figure_has_three_forms(one_trial_run):
 
 def test_drawing_leaves_the_users_style_alone_and_needs_no_pyplot(one_trial_run):
     before = dict(matplotlib.rcParams)
-    figures.render(figures.pareto(results.load(one_trial_run)))
+    drawing.render(figures.pareto(results.load(one_trial_run)))
     assert dict(matplotlib.rcParams) == before
 
 

@@ -10,7 +10,8 @@ from slime_ray.analysis import report, tables
 from slime_ray import results
 from slime_ray.errors import InputError
 
-from .conftest import add_trial, finish
+from .conftest import add_trial, finish, outcomes
+from .designs import factorial, knobs
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +60,8 @@ def elements(page):
 
 
 def test_all_files_are_written_and_no_partial_ones_stay(written):
-    tables_ = ["win_rate_stability", "stability_parts", "search_trials"]
-    drawings = ["pareto", "logprob_curves", "stability_parts"]
+    tables_ = ["win_rate_stability", "stability_parts", "search_trials", "search_front", "search_budget"]
+    drawings = ["pareto", "logprob_curves", "stability_parts", "search_slices", "search_parallel", "search_budget"]
     names = [f"{name}.{kind}" for name in tables_ for kind in ("md", "csv", "tex")]
     names += [f"{name}.{kind}" for name in drawings for kind in ("svg", "png", "pdf")]
     assert sorted(path.name for path in written.folder.iterdir()) == sorted([*names, "report.html"])
@@ -219,8 +220,57 @@ def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == older
 
 
+def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_path):
+    assert "The front of the search" in page
+    assert "reference point win rate 0, stability 0" in page
+    written = report.write_report(one_trial_run, tmp_path)
+    assert not [path.name for path in written.files if path.name.startswith("search_")]
+    assert "The front of the search" not in written.html.read_text(encoding="utf-8")
+
+
 @pytest.mark.usefixtures("sketched")
 def test_run_and_place_may_be_given_as_text(tmp_path):
     add_trial(tmp_path, "a", won=[1.0, 0.0])
     finish(tmp_path)
     assert report.write_report(str(tmp_path), str(tmp_path / "out")).html == tmp_path / "out" / "report.html"
+
+
+def design_run(path, design, seeds=5):
+    """The run of a design on disk: the anchor is worth a quarter of all wins."""
+    for cell in design.cells:
+        for seed in range(seeds):
+            share = 0.75 if cell.levels.get("anchor", True) else 0.5
+            won = outcomes(share)[seed:] + outcomes(share)[:seed]
+            add_trial(path, f"arm-{cell.label}-s{seed}", label=cell.label, seed=seed, won=won)
+    experiment = {"design": design.model_dump(mode="json"), "arms": [{"label": cell.label} for cell in design.cells]}
+    return finish(path, {"experiment": experiment, "seeds": list(range(seeds))})
+
+
+def test_a_run_with_a_design_has_its_tables_as_files_on_the_page_and_in_the_terminal(tmp_path):
+    files = report.write_report(design_run(tmp_path, factorial(("anchor", "stabilizer"))))
+    names = {path.name for path in files.files}
+    for table in ("ablation", "factorial", "beside_the_paper"):
+        assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
+    page = files.html.read_text(encoding="utf-8")
+    for words in (
+        "The ablation",
+        "Effects of the components",
+        "Beside the paper",
+        "Effect of a cell: its outcomes minus",
+    ):
+        assert words in page
+    elements(page)
+    assert "effect of " in files.text
+    # What a factorial design declares are its main effects.
+    assert "anchor matters: its main effect is +25.0" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "sensitivity.svg" not in names
+
+
+def test_a_design_that_varies_knobs_has_its_figure(tmp_path):
+    files = report.write_report(design_run(tmp_path, knobs("sensitivity", {"a.x": 1.0}, {"a.x": 2.0})))
+    names = {path.name for path in files.files}
+    assert {"sensitivity.svg", "sensitivity.png", "sensitivity.pdf", "ablation.md"} <= names
+    assert not {"factorial.md", "beside_the_paper.md"} & names
+    page = files.html.read_text(encoding="utf-8")
+    assert "whose own value is the diamond" in page
+    assert "Effects of the components" not in page

@@ -1,8 +1,6 @@
 """What the tables say, on hand-made runs."""
 
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -12,6 +10,7 @@ from slime_ray.analysis import failures_table, search_table, tables
 from slime_ray import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
+from .latex import assert_compiles
 
 
 @pytest.fixture(scope="session")
@@ -276,18 +275,7 @@ def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_
 
 
 def test_latex_compiles_in_a_plain_document(main, judged_run, tmp_path):
-    if shutil.which("pdflatex") is None:
-        pytest.skip("no pdflatex here")
-    searched = search_table.search_trials(results.load(judged_run))
-    document = [
-        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}",
-        main.latex(),
-        searched.latex(),
-    ]
-    (tmp_path / "all.tex").write_text("\n".join([*document, r"\end{document}"]), encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
+    assert_compiles(tmp_path, main, search_table.search_trials(results.load(judged_run)))
 
 
 def test_latex_asks_for_no_font_encoding(main):

@@ -55,6 +55,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["sweep", "demo", "--set", "budget.trials=many"], "budget.trials is 'many'"),
         (["sweep", "demo", "--trials", "-1"], "budget.trials is -1"),
         (["sweep", "demo", "--name", "a/b"], "Use letters"),
+        (["sweep", "demo", "--seeds", "many"], "give how many, such as 8, or a list"),
+        (["ablate", "factorial", "--set", "ablate.design=factoriel"], "Did you mean 'factorial'"),
         (["check", "demo", "--set", "objective.hard_margin=-1"], "hard_margin is -1"),
         (["check", "demo", "--set", "model.chunk_logits=0"], "model.chunk_logits is 0"),
         (["check", "demo", "--set", "data.row_tokens=0"], "data.row_tokens is 0"),

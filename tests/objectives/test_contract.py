@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slime_ray.objectives import OBJECTIVES, Objective, ReferenceLogps, build_objective, pair_means, pair_sums
+from slime_ray.objectives import (
+    OBJECTIVES,
+    Objective,
+    ReferenceLogps,
+    build_objective,
+    component_activity,
+    pair_means,
+    pair_sums,
+)
 
 Draw = Callable[..., Any]
 SEEDS = st.integers(0, 2**31)
@@ -26,6 +34,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "slime-without-hard-margin": ("slime", {"remove": ("hard_margin",)}),
     "slime-without-clip": ("slime", {"remove": ("hard_margin_clip",)}),
     "slime-without-both-margins": ("slime", {"remove": ("soft_margin", "hard_margin")}),
+    "slime-of-sums": ("slime", {"normalization": "sum"}),
+    "slime-released-in-twos": ("slime-released", {"micro_batch_pairs": 2}),
+    "slime-released-without-stabilizer": ("slime-released", {"remove": ("stabilizer",), "times_summed": 1}),
     "dpo-smoothed": ("dpo", {"beta": 0.4, "label_smoothing": 0.2}),
     "simpo-with-nll": ("simpo", {"nll_weight": 0.5}),
 }
@@ -37,6 +48,11 @@ def objective(request: pytest.FixtureRequest) -> Objective:
     return build_objective(name, **knobs)
 
 
+def apart(objective: Objective) -> int:
+    """How many pairs belong together; 1 where any cut will do."""
+    return objective.pairs_together or 1
+
+
 def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -45,6 +61,7 @@ def test_every_registered_objective_is_a_frozen_dataclass_with_defaults(objectiv
     kind = type(objective)
     assert OBJECTIVES[kind.name] is kind
     assert isinstance(kind.needs_reference, bool)
+    assert apart(objective) >= 1
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))  # type: ignore[arg-type]
     assert kind() == kind()
@@ -77,6 +94,8 @@ def test_output_tells_counts_means_and_margins(objective: Objective) -> None:
 def test_order_of_pairs_is_irrelevant(objective: Objective, draw: Draw, seed: int, order: list[int]) -> None:
     batch = draw(seed, pairs=5)
     loss = batch.feed(objective).loss
+    if objective.pairs_together:
+        order = sorted(order, key=lambda pair: pair // apart(objective))
     shuffled = batch.pick(order).feed(objective).loss
     close(shuffled, loss)
     for one, other in zip(batch.gradients(shuffled), batch.gradients(loss), strict=True):
@@ -103,7 +122,7 @@ def test_shards_add_up_to_the_loss_and_gradient_of_the_whole_batch(
 ) -> None:
     batch = draw(seed, pairs=6)
     whole = batch.feed(objective)
-    edges = [0, *sorted(cuts), 6]
+    edges = [0, *sorted(cut for cut in cuts if cut % apart(objective) == 0), 6]
     shards = [batch.pick(list(range(start, end))).feed(objective) for start, end in itertools.pairwise(edges)]
     counts = {unit: sum(shard.counts[unit] for shard in shards) for unit in whole.counts}
     assert counts == whole.counts
@@ -123,6 +142,16 @@ def test_gradients_are_those_of_finite_differences(objective: Objective, draw: D
 
     leaves = chosen.detach().requires_grad_(), rejected.detach().requires_grad_()
     assert torch.autograd.gradcheck(loss, leaves)
+
+
+def test_activity_tells_the_share_of_every_term(objective: Objective, draw: Draw) -> None:
+    batch = draw(6)
+    activity = component_activity(objective, *batch.flat(), reference=batch.reference)
+    terms = batch.feed(objective).terms
+    norms = {name: torch.cat(batch.gradients(batch.feed(objective).value(name))).norm() for name in terms}
+    shares = {name: activity.pop(f"gradient_share.{name}") for name in norms}
+    assert shares == pytest.approx({name: (norm / sum(norms.values())).item() for name, norm in norms.items()})
+    assert set(activity) == ({"past_hard_margin"} if objective.name.startswith("slime") else set())
 
 
 EXTREMES = {
@@ -237,7 +266,7 @@ def test_counts_that_cannot_hold_the_batch_are_refused(objective: Objective, dra
 
 
 def test_unknown_names_and_fields_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^name is 'smile': must be one of slime, dpo, simpo, sft$"):
+    with pytest.raises(ValueError, match=r"^name is 'smile': must be one of slime, slime-released, dpo, simpo, sft$"):
         build_objective("smile")
     with pytest.raises(ValueError, match=r"^betta is not a field of dpo: it has beta, label_smoothing$"):
         build_objective("dpo", betta=1.0)

@@ -1,35 +1,18 @@
 """SLIME's own promises: the released code's numbers, the paper's gradients, ablations, ranges of knobs."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from slime_ray.objectives import SlimeObjective, SlimeOutput
 
-GOLDEN = json.loads(Path(__file__).with_name("slime_loss.json").read_text())["cases"]
-KNOBS = {
-    "lambda_chosen": "anchor_weight",
-    "lambda_rejected": "stabilizer_strength",
-    "lambda_dist": "margin_weight",
-    "delta": "stabilizer_threshold",
-    "hard_margin": "hard_margin",
-    "soft_margin": "soft_margin",
-    "kappa": "gate_sharpness",
-    "p": "stabilizer_exponent",
-}
+from .golden import GOLDEN, KNOBS, leaves
+
 MARGIN_ONLY = ("anchor", "stabilizer")
-
-
-def leaves(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
-    flat = torch.tensor([token for row in rows for token in row], dtype=torch.float64, requires_grad=True)
-    return flat, torch.tensor([len(row) for row in rows])
 
 
 def run(objective: SlimeObjective, chosen: list[list[float]], rejected: list[list[float]]) -> SlimeOutput:
@@ -77,6 +60,41 @@ def test_terms_of_one_pair_by_hand() -> None:
     expected = 0.1 * (math.log(2) ** 2.5 + math.log1p(math.exp(1.5)) ** 2.5) / 2
     assert output.stabilizer.item() == pytest.approx(expected)
     assert output.loss.item() == pytest.approx(0.1 + 0.25 + expected)
+
+
+def test_terms_of_sums_by_hand() -> None:
+    output = run(
+        SlimeObjective(normalization="sum"), [[-0.5, -0.5, -0.5], [-1.0]], [[-1.0, -0.25, -0.75], [-4.0, -3.0]]
+    )
+    mean = run(SlimeObjective(), [[-0.5, -0.5, -0.5], [-1.0]], [[-1.0, -0.25, -0.75], [-4.0, -3.0]])
+    # Sums: lw = -1.5 and -1, ll = -2 and -7, so D = 0.5 and 6; h = 1 and 0, s = sigmoid(1.25) for the first.
+    assert output.anchor.item() == pytest.approx(0.1 * (1.5 + 1.0) / 2)
+    assert output.margin.item() == pytest.approx(1 / (1 + math.exp(-1.25)) / 2)
+    assert output.stabilizer.item() == mean.stabilizer.item()
+    assert output.past_hard_margin.tolist() == [False, True]
+    # What is told of a batch stays per token.
+    assert output.margins.tolist() == mean.margins.tolist() == pytest.approx([-0.5 + 2 / 3, 2.5])
+    assert mean.past_hard_margin.tolist() == [False, True]
+
+
+def test_gradients_of_sums_by_hand() -> None:
+    chosen, lengths = leaves([[-0.5, -0.5, -0.5], [-1.0]])
+    rejected, rejected_lengths = leaves([[-1.0, -0.25, -0.75], [-4.0, -3.0]])
+    output = SlimeObjective(normalization="sum", remove=("stabilizer",))(chosen, lengths, rejected, rejected_lengths)
+    output.loss.backward()
+    # One pair in two, D = 0.5: dL/dD = -(s + 2.5 h s (1 - s)) with h = 1, the same for each of its tokens.
+    s = 1 / (1 + math.exp(-1.25))
+    push = (s + 2.5 * s * (1 - s)) / 2
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert chosen.grad.tolist() == pytest.approx([-0.05 - push] * 3 + [-0.05])
+    assert rejected.grad.tolist() == pytest.approx([push] * 3 + [0.0, 0.0])
+
+
+def test_a_pair_counts_as_past_the_hard_margin_from_just_there_on() -> None:
+    pairs = [[-1.0]] * 3, [[-2.25], [-2.5], [-9.0]]
+    assert run(SlimeObjective(), *pairs).past_hard_margin.tolist() == [False, True, True]
+    assert run(SlimeObjective(remove=("hard_margin",)), *pairs).past_hard_margin.tolist() == [False, True, True]
 
 
 def test_stabilizer_is_a_mean_over_tokens_not_over_pairs() -> None:
@@ -244,6 +262,7 @@ def test_defaults_are_the_values_of_the_paper() -> None:
         ({"soft_margin": -math.inf}, "soft_margin is -inf: must be a finite number"),
         ({"gate_sharpness": 0.0}, "gate_sharpness is 0.0: must be a finite number > 0"),
         ({"anchor_weight": True}, "anchor_weight is True: must be a finite number >= 0"),
+        ({"normalization": "tokens"}, "normalization is 'tokens': must be mean or sum"),
         ({"remove": "anchor"}, "remove is 'anchor': must be a list of any of"),
         ({"remove": ["anchr"]}, "remove holds 'anchr': must be a list of any of"),
         ({"remove": ["hard_margin", "hard_margin_clip"]}, "remove holds hard_margin and hard_margin_clip"),

@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray.util import placement_group_table
 from rich.console import Console
+from slime_ray.analysis.search_table import search_trials
 
 from slime_ray import results
 from slime_ray.experiment_file import load_experiment
@@ -30,7 +31,7 @@ base:
   evaluation: {{prompts: 8, selection_prompts: 8, kl_prompts: 4, decoding: {{max_new_tokens: 8}}}}
 search:
   training.learning_rate: {{log_uniform: [1e-6, 1e-3]}}
-early_stopping: {{metric: mean_margin, first: 0.1, reduction: 4}}
+early_stopping: {{{rule}, first: 0.1, reduction: 4}}
 budget: {{trials: {trials}, checkpoints: 2}}
 resources: {{workers: {workers}}}
 """
@@ -48,7 +49,7 @@ def instance() -> Iterator[None]:
     until(lambda: descendants(os.getpid()).keys() <= before, 20, "Ray's processes to end")
 
 
-def sweep(folder: Path, **values: int) -> tuple[Path, dict]:
+def sweep(folder: Path, **values: object) -> tuple[Path, dict]:
     source = folder / "stops.yaml"
     source.write_text(TEXT.format(**values))
     experiment = load_experiment(source)
@@ -63,22 +64,33 @@ def nothing_is_held() -> bool:
     return ray.available_resources().get("CPU") == 2.0 and not groups
 
 
-def check(run: Path, rows: dict, *, trials: int, stops: int) -> None:
+def check(run: Path, rows: dict, *, trials: int, stops: int, by: str) -> None:
     stopped = [row for row in rows.values() if row["status"] == "stopped"]
+    most = max(row["tokens"] for row in rows.values())
     assert len(rows) == trials
     assert len(stopped) >= stops
     assert {row["status"] for row in rows.values()} <= set(ENDED)
     for row in stopped:
-        assert row["reason"].startswith("early: mean_margin")
-        assert 0 < row["updates"] < 20
+        assert row["reason"].startswith(f"early: {by}")
+        # The budget that it reached, of what it had.
+        assert 0 < row["updates"] < row["planned_updates"] == 20
+        assert 0 < row["tokens"] < most
+        assert f"at update {row['updates']} of 20, behind" in row["reason"]
         # Not measured further: nobody asks how well a stopped model answers.
         assert row["win_rate"] is None
         assert not (run / "trials" / row["trial_id"] / "resume").exists()
     until(nothing_is_held, 20, "every CPU to be free")
     study = optuna.load_study(study_name=None, storage=study_storage(run))
-    states = [trial.state for trial in study.trials]
-    assert len(states) == trials
-    assert optuna.trial.TrialState.RUNNING not in states
+    assert len(study.trials) == trials
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED", "FAIL"}
+    told = {t.user_attrs["trial_id"]: t.user_attrs["tokens"] for t in study.trials if t.state.name == "PRUNED"}
+    assert told == {row["trial_id"]: row["tokens"] for row in stopped}
+    # No front holds them, whoever draws it.
+    table = search_trials(results.load(run)).frame
+    on_front = set(table["trial_id"][table["on_front"]])
+    assert on_front
+    assert not on_front & told.keys()
+    assert not {trial.user_attrs["trial_id"] for trial in study.best_trials} & told.keys()
     best = best_rows(
         [row for row in rows.values() if row["phase"] == "search"], {"win_rate": "maximize", "stability": "maximize"}
     )
@@ -88,11 +100,11 @@ def check(run: Path, rows: dict, *, trials: int, stops: int) -> None:
 
 
 def test_twenty_trials_stopped_early_leave_every_cpu_free_and_no_process(instance, tmp_path):
-    run, rows = sweep(tmp_path, trials=32, workers=1)
-    check(run, rows, trials=32, stops=20)
+    run, rows = sweep(tmp_path, rule="rule: pareto", trials=32, workers=1)
+    check(run, rows, trials=32, stops=20, by="win_rate")
 
 
 @pytest.mark.faults
 def test_groups_of_workers_that_are_stopped_early_free_their_placement_groups(instance, tmp_path):
-    run, rows = sweep(tmp_path, trials=12, workers=2)
-    check(run, rows, trials=12, stops=4)
+    run, rows = sweep(tmp_path, rule="rule: asha, metric: mean_margin", trials=12, workers=2)
+    check(run, rows, trials=12, stops=4, by="mean_margin")

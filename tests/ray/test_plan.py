@@ -8,6 +8,7 @@ from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
+from slime_ray.instructions import Clone
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 
@@ -37,6 +38,7 @@ def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
         storage=study_storage(folder),
         trials=experiment.budget.trials,
         seed=0,
+        rows=rows or {},
     )
     return TrialPlan(experiment, study=study, rows=rows or {}, seed=0)
 
@@ -152,3 +154,68 @@ def test_the_best_are_undominated_then_stable_enough_then_highest_in_the_first_g
     order = [r["trial_id"] for r in best_rows(rows, {"win_rate": "maximize", "stability": "maximize"})]
     # best, calm and wild are the front; wild has lost most of its stability, and dominated stands behind.
     assert order == ["best", "calm", "wild", "dominated"]
+
+
+def test_a_clone_runs_before_what_waits_and_the_study_learns_of_it(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    names = run(plan, stop_after=5)
+    clone = Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.5})
+    assert plan.add(clone)
+    assert not plan.add(clone)
+    assert "search-0001-clone-1" in plan.missing()
+    given: Any = plan.suggest("tune-5")
+    assert given["trial"]["trial_id"] == "search-0001-clone-1"
+    assert given["trial"]["values"] == {"objective.hard_margin": 2.5}
+    assert given["trial"]["prompt_set"] == "selection"
+    plan.on_trial_complete("tune-5", result(9))
+    assert plan.study is not None
+    told = {trial.user_attrs["trial_id"]: trial.values for trial in plan.study.study.get_trials()}
+    assert told["search-0001-clone-1"] == [0.59, 0.9]
+    # A plan over the rows so far runs neither it nor the others again.
+    resumed = plan_for(experiment, tmp_path, rows=plan.rows)
+    assert not resumed.add(clone)
+    assert [*names, *run(resumed)][:7] == EXPECTED[:7]
+
+
+def test_a_clone_outside_the_space_runs_and_is_no_point_of_the_study(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    plan.add(Clone("arm-full-s0-clone-1", "arm-full-s0", {"objective.hard_margin": 9.0}))
+    assert run(plan)[0] == "arm-full-s0-clone-1"
+    assert plan.study is not None
+    assert "arm-full-s0-clone-1" not in {trial.user_attrs.get("trial_id") for trial in plan.study.study.get_trials()}
+    assert plan.missing() == []
+
+
+def test_a_plan_that_is_closed_leaves_no_trial_running_in_the_study(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    run(plan, stop_after=4)
+    points = {}
+    for number in range(3):
+        given: Any = plan.suggest(f"tune-{number + 4}")
+        points[given["trial"]["trial_id"]] = given["trial"]["values"]
+    # The second one finished, and its end was never told; the others were ended with the sweep.
+    plan.close({"search-0002": result(2)})
+    assert plan.study is not None
+    kept = [(trial.user_attrs["trial_id"], trial.state.name) for trial in plan.study.study.get_trials()]
+    assert kept == [("search-0001", "FAIL"), ("search-0002", "COMPLETE"), ("search-0003", "FAIL")]
+    resumed = plan_for(experiment, tmp_path, rows={**plan.rows, "search-0002": {**result(2), "phase": "search"}})
+    for name in ("search-0001", "search-0003"):
+        again: Any = resumed.suggest(f"tune-{name}")
+        assert (again["trial"]["trial_id"], again["trial"]["values"]) == (name, points[name])
+
+
+def test_a_finished_trial_that_was_taken_for_lost_counts_and_is_not_run_again(experiment, tmp_path):
+    """A bucket may show its row only after the sweep that ran it was closed."""
+    plan = plan_for(experiment, tmp_path)
+    run(plan, stop_after=4)
+    given: Any = plan.suggest("tune-4")
+    plan.close({})
+    rows = {**plan.rows, "search-0001": {**result(1), "phase": "search", "values": given["trial"]["values"]}}
+    for _ in range(2):
+        resumed = plan_for(experiment, tmp_path, rows=rows)
+        assert resumed.study is not None
+        states = [trial.state.name for trial in resumed.study.study.get_trials()]
+        assert states == ["FAIL", "COMPLETE"]
+    again: Any = resumed.suggest("next")
+    assert again["trial"]["trial_id"] == "search-0002"
+    assert again["trial"]["values"] != given["trial"]["values"]

@@ -50,7 +50,7 @@ def search_over(space=SPACE, require=("objective.soft_margin <= objective.hard_m
     return Search.model_validate({"dimensions": space, "require": list(require), "known_points": list(known)})
 
 
-def open_search(path: Path, *, search: Search | None = None, goals=GOALS, seed: int = 0) -> StudySearch:
+def open_search(path: Path, *, search: Search | None = None, goals=GOALS, seed: int = 0, rows=()) -> StudySearch:
     return StudySearch(
         search=search or search_over(),
         base=BASE,
@@ -58,6 +58,7 @@ def open_search(path: Path, *, search: Search | None = None, goals=GOALS, seed: 
         storage=study_storage(path),
         trials=16,
         seed=seed,
+        rows=dict(rows),
     )
 
 
@@ -110,6 +111,23 @@ def test_a_trial_without_a_whole_result_is_told_fail_and_stays_out_of_the_front(
     search.on_trial_complete("a", finished(), False)
     assert states(search) == [TrialState.FAIL]
     assert search.study.best_trials == []
+
+
+def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached(tmp_path):
+    search = open_search(tmp_path)
+    stopped = {**finished(status="stopped"), "reason": "early: it lags", "tokens": 512}
+    search.suggest("a")
+    search.on_trial_complete("a", {**stopped, "step": 20})
+    search.suggest("b")
+    search.name("b", ["search-0002"])
+    # The sweep died before it could tell of the second one, whose row says the same in the words of trials.parquet.
+    reopened = open_search(tmp_path, rows={"search-0002": {**stopped, "updates": 20}})
+    assert states(reopened) == [TrialState.PRUNED, TrialState.PRUNED]
+    for trial in reopened.study.trials:
+        told = {name: trial.user_attrs[name] for name in ("reason", "updates", "tokens")}
+        assert told == {"reason": "early: it lags", "updates": 20, "tokens": 512}
+    assert reopened.study.best_trials == []
+    assert reopened.suggest("c") is not None
 
 
 def test_a_complete_trial_is_told_both_goals_in_their_order(tmp_path):

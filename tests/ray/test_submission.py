@@ -11,7 +11,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray import launch as launching
-from slime_ray.on_ray.launch import CONTENT, RUN, Submission, launch
+from slime_ray.on_ray.launch import CONTENT, RUN, Submission, launch, sweep_options
 
 QUERY = "s3://bucket/runs?region=eu&secret_key=SECRET"
 
@@ -28,6 +28,14 @@ def test_the_query_of_an_address_stays_at_its_end():
     assert submission.run == "s3://bucket/runs/first?region=eu&secret_key=SECRET"
     assert submission.shown == "s3://bucket/runs/first"
     assert Submission("first", "", "/shared/runs/").run == "/shared/runs/first"
+
+
+def test_a_launch_with_more_seeds_is_another_job_that_goes_on_with_the_run():
+    first = Submission("first", "", "/runs", tuple(sweep_options(trials=None, seeds=None, seed=0, overrides=["a.b=1"])))
+    more = Submission("first", "", "/runs", tuple(sweep_options(trials=None, seeds="8", seed=0, overrides=["a.b=1"])))
+    assert first.run == more.run
+    assert first.job(1) != more.job(1)
+    assert more.entrypoint.endswith("--go-on --seeds 8 --set a.b=1")
 
 
 def test_a_password_in_an_address_never_reaches_the_cluster(experiment, monkeypatch):

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from slime_ray.errors import RunError
+from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
+from slime_ray.instructions import ask_for_clone, ask_to_stop
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray.monitor import Heard
 from slime_ray.on_ray.resources import Node
+from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
+from slime_ray.run_status import read_status
 from slime_ray.training import attempts
 
 TEXT = """\
@@ -53,6 +57,9 @@ class FakeMonitor:
     def leave(self, reason: str) -> None:
         self.orders.append(reason)
 
+    def stop_trial(self, name: str, reason: str) -> None:
+        self.orders.append(f"{name}: {reason}")
+
     def kill(self, name: str) -> None:
         self.killed.append(name)
 
@@ -87,10 +94,14 @@ def said() -> list[str]:
 
 @pytest.fixture
 def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
-    plan: Any = SimpleNamespace(ending=False)
-    progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None)
+    plan: Any = SimpleNamespace(ending=False, by_tune_id={}, added=[])
+    plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
+    progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None, finished=0, total=1)
     teller: Any = monitor
-    return Watch(experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress)
+    meter = Meter(experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now)
+    return Watch(
+        experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress, meter=meter
+    )
 
 
 def step(watching: Watch, clock: Clock, seconds: float, *trials: Any) -> None:
@@ -147,6 +158,23 @@ def test_waiting_counts_only_while_nothing_is_at_work(watching, clock, monitor, 
         step(watching, clock, 601)
 
 
+def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monitor, said, tmp_path, experiment):
+    monitor.trials = AT_WORK
+    step(watching, clock, 3)
+    assert read_status(tmp_path).trials == {"arm-slime-s0": {"values": {}}}
+    ask_to_stop(tmp_path, "arm-slime-s0", known=set(AT_WORK))
+    clone = ask_for_clone(tmp_path, experiment, "arm-slime-s0", {"objective.hard_margin": 2.0})
+    step(watching, clock, 1)
+    step(watching, clock, 1)
+    assert monitor.orders == ["arm-slime-s0: stopped by hand"]
+    assert watching.plan.added == [clone]
+    assert watching.progress.total == 2
+    assert said == [
+        "arm-slime-s0 is stopped by hand.",
+        "arm-slime-s0-clone-1 runs next: arm-slime-s0 with other knobs.",
+    ]
+
+
 def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
     folder = tmp_path / "trials" / "arm-slime-s0"
     attempts.begin(folder, workers=1)
@@ -200,3 +228,18 @@ def test_stages_whose_making_falls_silent_are_given_up(making, monitor):
     monitor.trials = {"stages": Heard({"doing": "making sft"}, 1801.0, at_work=True)}
     with pytest.raises(RunError, match=r"said nothing for 1801 s \(faults.hang_minutes is 30\)"):
         making.follow()
+
+
+def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, monitor):
+    watching.meter.budget = watching.meter.budget.model_copy(update={"gpu_hours": 0.5})
+    watching.meter.resources = watching.meter.resources.model_copy(update={"gpu_per_worker": 1.0})
+    # A trial that has no place yet holds no GPU.
+    monitor.trials = {"arm-slime-s0": Heard({}, 0.0, at_work=False)}
+    step(watching, clock, 500)
+    monitor.trials = AT_WORK
+    step(watching, clock, 1799)
+    assert monitor.orders == []
+    step(watching, clock, 2)
+    assert monitor.orders == ["the sweep ended: budget.gpu_hours 0.5 is spent (0.5003)"]
+    assert watching.spent == "gpu_hours"
+    assert watching.plan.ending

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import shard
-from slime_ray.objectives import DpoObjective, SlimeObjective
+from slime_ray.objectives import DpoObjective, ReleasedSlimeObjective, SlimeObjective
 from slime_ray.settings import Schedule
 from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer, TokenPair
 
@@ -45,7 +45,7 @@ def run(row_tokens: int, scratch: Path, *, sharded: bool = False) -> dict[str, t
     Gradients themselves are added where every rank holds all of them.
     """
     found: dict[str, torch.Tensor] = {}
-    for objective in (SlimeObjective(), DpoObjective()):
+    for objective in (SlimeObjective(), DpoObjective(), ReleasedSlimeObjective(micro_batch_pairs=3)):
         torch.manual_seed(0)
         lm = AutoModelForCausalLM.from_config(CONFIG, attn_implementation="sdpa").double()
         policy = Policy(lm)

@@ -5,7 +5,7 @@ import pytest
 from slime_ray.training.front import beaten_by
 
 
-def row(win_rate, prompts=256, stability=0.5, phase="search", trial_id="search-0001"):
+def row(win_rate, prompts=256, stability=0.5, phase="search", trial_id="search-0001", status="completed"):
     return locals()
 
 
@@ -20,8 +20,9 @@ def row(win_rate, prompts=256, stability=0.5, phase="search", trial_id="search-0
         (row(0.54, phase="arm"), False),
         (row(None), False),
         (row(0.9, prompts=0), False),
+        (row(0.9, status="stopped"), False),
     ],
-    ids=["beyond", "within", "less-stable", "no-search-trial", "not-judged", "no-prompts"],
+    ids=["beyond", "within", "less-stable", "no-search-trial", "not-judged", "no-prompts", "stopped-early"],
 )
 def test_a_trial_is_beaten_only_by_what_is_as_stable_and_clearly_wins_more(other, beaten):
     assert (beaten_by(0.4, 64, 0.5, [row(0.3), other]) is not None) == beaten

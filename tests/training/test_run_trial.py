@@ -17,6 +17,8 @@ from slime_ray import results
 from slime_ray.experiment import Experiment, Faults, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
+from slime_ray.on_ray.ranking import ByMetric
+from slime_ray.on_ray.stopping import Halving
 from slime_ray.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
@@ -98,6 +100,30 @@ def test_the_parts_of_the_row_are_what_its_pairs_answers_and_curves_come_to(expe
     assert row["mean_margin"] == pytest.approx(margins, abs=1e-12)
 
 
+def test_component_activity_stands_in_the_curves_from_first_to_last_step(experiment, whole):
+    slime, dpo = (computed(whole, trial) for trial in arm_trials(experiment))
+    for _, curves, _, _ in (slime, dpo):
+        held_out = curves[curves["source"] == "held_out"]
+        shares = held_out[held_out["metric"].str.startswith("gradient_share.")]
+        assert shares.groupby("step")["value"].sum().tolist() == pytest.approx([1.0] * 4)
+        assert sorted(set(held_out["step"])) == [0, 2, 4, 6]
+    assert "past_hard_margin" not in set(dpo[1]["metric"])
+    # The last measurement is of the policy whose pairs are kept: the ratio of two norms and the share by hand.
+    last = slime[1].query("source == 'held_out' and step == 6").set_index("metric")["value"]
+    pairs = slime[3]
+    margin = pairs["chosen_logp"] - pairs["rejected_logp"]
+    gate = 1 / (1 + np.exp(2.5 * (margin - 1.0)))
+    push = (gate + 2.5 * (1.5 - margin) * gate * (1 - gate)).where(margin < 1.5, 0.0)
+    norms = [
+        np.sqrt((0.1**2 / pairs["chosen_tokens"]).sum()),
+        np.sqrt((push**2 * (1 / pairs["chosen_tokens"] + 1 / pairs["rejected_tokens"])).sum()),
+    ]
+    found = last["gradient_share.anchor"] / last["gradient_share.margin"]
+    assert found == pytest.approx(norms[0] / norms[1], rel=1e-9)
+    assert last["past_hard_margin"] == (margin >= 1.5).mean()
+    assert 0 < last["gradient_share.stabilizer"] < 1
+
+
 class Orders:
     """Answers the report of one step with an order, or raises there, and nothing before or after."""
 
@@ -128,7 +154,8 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, storage, whole
     assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
     again = Orders(-1, None)
     row = run_trial(trial, run=tmp_path, storage=storage, report=again)
-    assert again.steps == [step, *[mark for mark in (2, 4, 6) if mark > step]]
+    # What it told before is told again, for whoever has not heard it, and then it goes on.
+    assert again.steps == [0, 2, 4, 6]
     assert row["attempts"] == 2
     for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
         assert one == other if isinstance(one, dict) else one.equals(other)
@@ -143,11 +170,46 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, s
         run_trial(trial, run=tmp_path, storage=storage, report=Orders(4, KeyboardInterrupt()), hosting=often)
     again = Orders(-1, None)
     row = run_trial(trial, run=tmp_path, storage=storage, report=again, hosting=often)
-    assert again.steps[0] == 3
+    # From update 3, where its checkpoint is.
+    assert again.steps[:3] == [0, 2, 3]
     assert row["attempts"] == 2
     assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["lost", "finished"]
     for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
         assert one == other if isinstance(one, dict) else one.equals(other)
+
+
+def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_path):
+    trial = arm_trials(experiment)[0]
+    before, after = (Told(Order("pause", "for now"), at=4), Told(None))
+    with pytest.raises(Paused):
+        run_trial(trial, run=tmp_path, storage=storage, report=before)
+    run_trial(trial, run=tmp_path, storage=storage, report=after)
+    goals = ("win_rate", "stability", "preference_accuracy", "mean_margin")
+    assert [set(told) & set(goals) for told in after.evaluations[1:]] == [set(goals)] * 3
+    # Whoever listens from the start hears every evaluation once, with the same values; whoever came later, too.
+    assert [{name: told.get(name) for name in ("step", *goals)} for told in before.evaluations] == [
+        {name: told.get(name) for name in ("step", *goals)} for told in after.evaluations[:3]
+    ]
+    assert [told["step"] for told in after.evaluations] == [0, 2, 4, 6]
+    rule = Halving(ByMetric("mean_margin"), first=0.3, reduction=2)
+    for told in (*before.evaluations, *after.evaluations):
+        assert rule.decide(trial.trial_id, told) is None
+    margins = {told["step"]: told["mean_margin"] for told in after.evaluations}
+    assert rule.reached == [{trial.trial_id: (margins[2],)}, {trial.trial_id: (margins[4],)}]
+
+
+class Told:
+    """Keeps what an evaluation tells, and answers that of one step with an order."""
+
+    def __init__(self, order: Order | None, at: int = -1):
+        self.order, self.at = order, at
+        self.evaluations: list[dict[str, Any]] = []
+
+    def __call__(self, told: Any) -> Order | None:
+        if "mean_margin" not in told or told.get("doing") != "training":
+            return None
+        self.evaluations.append(dict(told))
+        return self.order if told["step"] == self.at else None
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, storage, tmp_path):

@@ -9,9 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from slime_ray.data.packing import pack
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
-from slime_ray.objectives import DpoObjective, Objective, SftObjective, SimpoObjective, SlimeObjective
+from slime_ray.objectives import (
+    DpoObjective,
+    Objective,
+    ReleasedSlimeObjective,
+    SftObjective,
+    SimpoObjective,
+    SlimeObjective,
+)
 from slime_ray.settings import Lora, Schedule
 from slime_ray.training.checkpoint import latest
 from slime_ray.training.trainer import Next, PreferenceTrainer, TokenPair, Updates, shares
@@ -74,7 +82,8 @@ def train(
     return curves, torch.cat([p.detach().flatten() for p in policy.parameters()]), trainer
 
 
-OBJECTIVES = [SlimeObjective(), DpoObjective(), SimpoObjective(), SftObjective()]
+RELEASED = ReleasedSlimeObjective(micro_batch_pairs=3)
+OBJECTIVES = [SlimeObjective(), RELEASED, DpoObjective(), SimpoObjective(), SftObjective()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
@@ -93,8 +102,6 @@ def test_the_logged_loss_is_the_objective_on_the_whole_update(model, tmp_path):
     pairs = draw_pairs(8)
     curves, _, _ = train(model, tmp_path, SlimeObjective(), pairs=pairs, row_tokens=40)
     policy = Policy(model).eval()
-    from slime_ray.data.packing import pack
-
     with torch.no_grad():
         logps = policy(pack(pairs))
     output = SlimeObjective()(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths)
@@ -103,6 +110,22 @@ def test_the_logged_loss_is_the_objective_on_the_whole_update(model, tmp_path):
     assert first["stabilizer"] == pytest.approx(float(output.stabilizer), rel=1e-9)
     assert first["mean_margin"] == pytest.approx(float(output.margins.mean()), rel=1e-9)
     assert first["chosen_logp"] == pytest.approx(float(output.chosen_logps.mean()), rel=1e-9)
+
+
+def test_an_objective_of_micro_batches_gets_them_whole_and_in_the_order_drawn(model, tmp_path):
+    pairs = draw_pairs(8)
+    curves, _, _ = train(model, tmp_path, RELEASED, pairs=pairs, row_tokens=40)
+    drawn = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    policy = Policy(model).eval()
+    with torch.no_grad():
+        logps = policy(pack([pairs[index] for index in drawn]))
+        turned = policy(pack([pairs[index] for index in reversed(drawn)]))
+    output = RELEASED(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths)
+    assert curves[0]["loss"] == pytest.approx(float(output.loss), rel=1e-9)
+    assert curves[0]["stabilizer"] == pytest.approx(float(output.stabilizer), rel=1e-9)
+    # In any other order it would be another loss.
+    other = RELEASED(turned.chosen, turned.chosen_lengths, turned.rejected, turned.rejected_lengths)
+    assert float(other.stabilizer) != pytest.approx(float(output.stabilizer), rel=1e-5)
 
 
 def test_the_same_seed_repeats_a_run_and_another_seed_does_not(model, tmp_path):

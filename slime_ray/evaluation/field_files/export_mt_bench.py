@@ -117,10 +117,10 @@ def _add_trial(files: _Files, trial: Mapping[str, Any], rows: Sequence[Mapping[s
     )
     ratings = files.ratings.setdefault(judge, {})
     for rated, column in ((model, "score"), (baseline, "baseline_score")):
-        for turn, row in zip(turns, rows, strict=True):
+        for place, row in zip(turns, rows, strict=True):
             score = row[column]
             known = None if score is None or score != score else float(score)
-            ratings.setdefault(rated, {}).setdefault(turn, known)
+            ratings.setdefault(rated, {}).setdefault(place, known)
 
 
 def _pair(judge: str, model: str, baseline: str, turn: Turn, row: Mapping[str, Any]) -> Row:

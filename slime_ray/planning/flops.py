@@ -10,18 +10,25 @@ N are the weights of the body's linear layers, which are frozen, A those of thei
                the hidden states, 2 for its weights), * 4 where it is frozen.
     reference  a forward pass without adapters: T * 2 N, 4 for attention, 2 for the head.
 
+A forward pass alone is T * (2 N + 2 A), 4 for attention and 2 for the head. Where all weights are trained they count as
+A, with no first layer that passes nothing on.
+
 What is computed again to save memory (checkpointing, chunks of the head) does not count, nor do scores that a kernel
 computes and a mask then blanks, so no share of peak is flattered by them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from .lengths import Lengths
 
-PEAK = {"H100": 989e12, "H200": 989e12}
-"""Dense bfloat16 FLOP/s of GPUs (SXM) by a part of their name, from NVIDIA's data sheets."""
+class Lengths(NamedTuple):
+    """Tokens of one pair's parts. Demonstrations for SFT have no rejected completion."""
+
+    prompt: int
+    chosen: int
+    rejected: int
 
 
 @dataclass(frozen=True)
@@ -105,13 +112,24 @@ def linear_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
 
 def attention_flops(sizes: Sizes, layout: Layout) -> int:
     """FLOPs of a step's attention."""
-    seen = sum(layout.seen(window) for window in sizes.windows)
-    return (16 if layout.reference else 12) * sizes.attention_width * seen
+    return (16 if layout.reference else 12) * sizes.attention_width * _seen_in_all(sizes, layout)
 
 
 def step_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
     """FLOPs of a training step over one layout."""
     return linear_flops(sizes, layout, head_trained=head_trained) + attention_flops(sizes, layout)
+
+
+def forward_flops(sizes: Sizes, layout: Layout) -> int:
+    """FLOPs of a forward pass over one layout, adapters included."""
+    head = layout.logits * sizes.hidden * sizes.vocabulary * 2
+    attention = 4 * sizes.attention_width * _seen_in_all(sizes, layout)
+    return layout.positions * 2 * (sizes.body + sizes.adapters) + head + attention
+
+
+def _seen_in_all(sizes: Sizes, layout: Layout) -> int:
+    """Query-key pairs of all layers."""
+    return sum(count * layout.seen(window) for window, count in Counter(sizes.windows).items())
 
 
 def sizes_of(lm: Any) -> Sizes:
@@ -138,10 +156,3 @@ def sizes_of(lm: Any) -> Sizes:
         attention_width=config.num_attention_heads * config.head_dim,
         windows=tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds),
     )
-
-
-def peak_flops(gpu: str | None, dtype: str) -> float | None:
-    """Dense FLOP/s of a known GPU; None for any other, for a CPU, and for float32."""
-    if gpu is None or dtype != "bfloat16":
-        return None
-    return next((peak for part, peak in PEAK.items() if part in gpu and "PCIe" not in gpu and "NVL" not in gpu), None)

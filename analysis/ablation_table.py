@@ -1,0 +1,279 @@
+"""The table of an ablation: each cell beside its reference, what the difference is, and what may be said of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray import results
+from slime_ray.design import Cell
+
+from . import effects, statistics, tables
+from .design_cells import METRICS, Cells
+from .effects import Claim
+from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number
+from .rows import PARTS, baseline_of, judge_of, name_of, version_of
+from .statistics import FEWEST_SEEDS
+
+TERMS = ("anchor", "stabilizer", "margin")
+"""Of SLIME's loss, in the order of the paper; other terms follow by name."""
+SHARE = "gradient_share."
+PAST = "past_hard_margin"
+REFERENCE = "compared with"
+"""The verdict of the cell that its center's others are compared with."""
+
+
+def ablation(run: results.Run, found: Cells, main: Table) -> Table:
+    """A row per cell, its center's reference first. In `frame` rates and differences are shares (0..1).
+
+    `p` and `verdict` are of the design's metric, corrected over all comparisons of the table; `p_<test>` are the
+    corrected p-values of effects.TESTS one by one.
+    """
+    design = found.design
+    claims = found.claims([cell for cell in design.cells if cell.label != cell.reference])
+    activity = _activity(run)
+    known = main.frame.set_index("label").to_dict("index") if len(main.frame) else {}
+    rows = []
+    for center in design.centers:
+        own = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
+        rows += [_row(found, cell, known.get(cell.label, {}), claims.get(cell.label), activity) for cell in own]
+    frame = pd.DataFrame(rows)
+    frame["mark"] = _marks(found, frame)
+    return Table(
+        frame=frame,
+        caption=_caption(run, found),
+        notes=_notes(run, found, frame),
+        columns=_columns(found, frame),
+        remarks=tuple(frame["note"]),
+    )
+
+
+def _row(
+    found: Cells, cell: Cell, known: dict[Any, Any], claim: Claim | None, activity: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    is_reference = cell.label == cell.reference
+    rate = None if is_reference else found.difference(cell, found.rate)
+    score = None if is_reference else found.difference(cell, "stability")
+    intervals = {
+        "difference": None if rate is None else effects.interval(rate),
+        "improvement": None if rate is None else effects.improvement(rate),
+        "stability_difference": None if score is None else effects.interval(score),
+    }
+    have = found.rates.get(cell.label, ([], None))[0]
+    settling = None if claim is None else claim.settling
+    return {
+        "center": cell.center,
+        "variant": cell.variant,
+        "label": cell.label,
+        "control": cell.control,
+        "seeds": len(have),
+        "compared_seeds": 0 if rate is None else len(rate),
+        "compared_items": 0 if rate is None else rate.shape[1],
+        **{end: known.get(end, np.nan) for end in _ends(found.rate)},
+        **statistics.columns(intervals),
+        "p": np.nan if claim is None else claim.p,
+        **{f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan) for test in effects.TESTS},
+        "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
+        **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
+        **activity.get(cell.label, {}),
+        "seeds_to_settle": None if settling is None else settling.seeds,
+        "prompts_to_settle": None if settling is None else settling.prompts,
+        "verdict": _verdict(found, is_reference, claim),
+        "note": "; ".join(
+            filter(None, [known.get("note", ""), "control" if cell.control else "", _fewer(found, rate)])
+        ),
+    }
+
+
+def _verdict(found: Cells, is_reference: bool, claim: Claim | None) -> str:
+    if is_reference:
+        return REFERENCE
+    if found.metric is None:
+        return f"not tested: no {METRICS[found.design.metric]}"
+    return "not measured" if claim is None else claim.verdict
+
+
+def _fewer(found: Cells, rate: np.ndarray | None) -> str:
+    """That a comparison has fewer seeds than planned."""
+    if rate is None or len(rate) == len(found.planned):
+        return ""
+    return f"compared on {len(rate)} of {len(found.planned)} seeds"
+
+
+def _ends(name: str) -> list[str]:
+    return [name, f"{name}_low", f"{name}_high"]
+
+
+def _activity(run: results.Run) -> dict[str, dict[str, float]]:
+    """By label: the share of held-out pairs past the hard margin and each term's share of the gradient, at the end.
+
+    Means over seeds of what the curves say at their last step.
+    """
+    curves = run.curves[(run.curves["source"] == "held_out") & (run.curves["phase"] == "arm")]
+    curves = curves[(curves["metric"] == PAST) | curves["metric"].str.startswith(SHARE)]
+    if curves.empty:
+        return {}
+    last = curves.sort_values("step", kind="stable").groupby(["label", "trial_id", "metric"])["value"].last()
+    means = last.groupby(level=["label", "metric"]).mean().unstack("metric")
+    return {
+        str(label): {str(metric): float(value) for metric, value in row.dropna().items()}
+        for label, row in means.iterrows()
+    }
+
+
+def _marks(found: Cells, frame: pd.DataFrame) -> list[Mark]:
+    """Around each center: best is the highest rate and all not separable from it, second the highest of the rest."""
+    marks: dict[str, Mark] = {}
+    for _, own in frame.groupby("center", sort=False):
+        rates = dict(zip(own["label"], own[found.rate], strict=True))
+        marks |= dict(zip(rates, tables.best_marks(rates, found.rates), strict=True))
+    return [marks[label] for label in frame["label"]]
+
+
+def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
+    rate = METRICS[found.rate]
+    several = frame["center"].nunique() > 1
+    terms = [name.removeprefix(SHARE) for name in frame.columns if name.startswith(SHARE)] or list(TERMS)
+    terms.sort(key=lambda term: (TERMS.index(term) if term in TERMS else len(TERMS), term))
+    tested = (
+        Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
+        Column("d_z", cells(frame, lambda row: number(row["d_z"], 2, signed=True)), keep=5),
+    )
+    difference = Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9)
+    of_score = Column("S difference", interval_cells(frame, "stability_difference"), keep=7)
+    by_score = found.metric == "stability"
+    return (
+        Column("variant", tuple(frame["variant"]), numeric=False, keep=10),
+        *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
+        Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
+        Column(f"{rate} % [95 %]", interval_cells(frame, found.rate, 1, scale=100), tuple(frame["mark"]), keep=8),
+        difference,
+        *(() if by_score else tested),
+        Column("P(better) %", cells(frame, lambda row: number(row["improvement"], 1, scale=100)), keep=4),
+        Column("S", cells(frame, tables.stability_cell), keep=7),
+        of_score,
+        *(tested if by_score else ()),
+        *(
+            Column(letter, tuple(number(value, tables.DIGITS.get(name, 2)) for value in frame[name]), keep=3)
+            for name, letter in PARTS.items()
+        ),
+        Column("past m_h %", tuple(_share(frame, PAST)), keep=2),
+        *(Column(f"{term} grad. %", tuple(_share(frame, SHARE + term)), keep=1) for term in terms),
+        Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
+    )
+
+
+def _share(frame: pd.DataFrame, name: str) -> list[str]:
+    return [number(value, 0, scale=100) for value in frame[name]] if name in frame else [ABSENT] * len(frame)
+
+
+def p_words(p: float) -> str:
+    """A p-value as a cell says it."""
+    return "<0.001" if p < 0.001 else number(p, 3)
+
+
+def _caption(run: results.Run, found: Cells) -> str:
+    design = found.design
+    against = ", ".join(design.reference(center).variant for center in design.centers[:1])
+    items = max((values.shape[1] for _, values in found.rates.values()), default=0)
+    where = (
+        f"win rate against {baseline_of(run)}'s answers on {items} report prompts, judge {judge_of(run)}"
+        if found.rate == "win_rate"
+        else f"accuracy on {items} held-out pairs (nothing was judged)"
+    )
+    return (
+        f"{name_of(run)}: {design.kind.replace('_', ' ')} around {', '.join(design.centers)}, each cell minus "
+        f"{against} in points: {where}. Stability S by {version_of(run)}. Seeds {', '.join(map(str, found.planned))}. "
+        f"Declared metric: {METRICS[design.metric]}."
+    )
+
+
+def _notes(run: results.Run, found: Cells, frame: pd.DataFrame) -> list[str]:
+    compared = frame[frame["compared_seeds"] > 0]["compared_seeds"]
+    notes = seeds_notes(compared)
+    if missing := found.missing(found.design.cells, found.rate):
+        notes.append(
+            f"Missing: {'; '.join(missing)}. Nothing is averaged over that: a comparison is of the seeds and items "
+            "that both of its cells have."
+        )
+    if found.metric is None:
+        notes.append(
+            f"The design is about the {METRICS[found.design.metric]}, which was not measured: nothing is tested."
+        )
+    elif (compared >= FEWEST_SEEDS).any():
+        notes += _on_tests(found, frame)
+    notes.append(
+        f"Differences: 95 % interval over prompts and, from {FEWEST_SEEDS} seeds on, over seeds (two-way analysis of "
+        "variance, random effects); of S by Student's t over seeds. They are of one comparison each, not corrected. "
+        "d_z: mean over standard deviation of the seeds' mean differences. P(better): how often the variant does "
+        "better than its reference on a prompt with the same seed, ties half."
+    )
+    notes.append(
+        f"Bold {METRICS[found.rate]}: around each center the highest and every row not separable from it. Its own "
+        "interval is over prompts. U to T: parts of stability. past m_h: share of held-out pairs past the hard margin "
+        "at the end; grad.: each term's share of the gradient there."
+    )
+    if frame["control"].any():
+        notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")
+    return notes
+
+
+def _on_tests(found: Cells, frame: pd.DataFrame) -> list[str]:
+    """What the words of the verdicts mean."""
+    tests = "the paired t over seeds stays"
+    if found.metric != "stability":
+        flips = f"{effects.FLIPS:,} sign flips over prompts"
+        tests = f"the paired t over seeds, {flips} and the t over seeds and prompts all stay"
+    comparisons = sum(cell.label != cell.reference for cell in found.design.cells)
+    notes = [
+        f'"matters": {tests} below {effects.LEVEL} after Holm\'s correction over all {comparisons} comparisons of this '
+        'table; corrected p is the largest. "not settled: about N seeds": with so many four of five such runs would '
+        "settle it, were the true difference the observed one. That it is not settled is no evidence of no difference."
+    ]
+    if frame["prompts_to_settle"].notna().any():
+        notes.append("Where prompts are named too, no number of seeds would do on those that there are.")
+    if found.design.kind == "factorial":
+        notes.append(
+            "What a factorial design declares are its main effects, which have a table and a correction of their own."
+        )
+    return notes
+
+
+def seeds_notes(seeds: pd.Series | Sequence[int]) -> list[str]:
+    """What a table with these numbers of common seeds cannot say; empty where all have enough."""
+    few = min(seeds, default=FEWEST_SEEDS)
+    if few >= FEWEST_SEEDS:
+        return []
+    if few == 1:
+        return [
+            "These checkpoints only: one seed has no spread over seeds, so there is no significance to tell. Intervals "
+            f"are over prompts. Give {FEWEST_SEEDS} seeds or more (--seeds)."
+        ]
+    return [
+        f"These checkpoints only: {few} common seeds cannot say how a method does over other seeds. Intervals are over "
+        f"prompts, and nothing is claimed. Give {FEWEST_SEEDS} seeds or more (--seeds)."
+    ]
+
+
+def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
+    """What the table leaves open, and what it says, of the design's metric."""
+    several = len(found.design.centers) > 1
+    open_, said = [], []
+    for row in table.frame.to_dict("records"):
+        name = f"{row['variant']} around {row['center']}" if several else row["variant"]
+        size = difference_words(row, found.metric)
+        if row["verdict"] == "matters":
+            said.append(f"{name} differs from its reference: {size}, corrected p {p_words(row['p'])}.")
+        elif row["verdict"].startswith("not settled"):
+            open_.append(f"Whether {name} differs from its reference: {size}; {row['verdict'].partition(': ')[2]}.")
+    return open_, said
+
+
+def difference_words(
+    row: Mapping[Any, Any], metric: str | None, names: tuple[str, str] = ("difference", "stability_difference")
+) -> str:
+    """A difference in the metric with its interval. names: of the columns that hold it, of the rate and of S."""
+    name, scale, digits, unit = (names[1], 1, 2, "of S") if metric == "stability" else (names[0], 100, 1, "points")
+    value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
+    return f"{value} {unit} [{low}, {high}]"

@@ -1,0 +1,238 @@
+"""Several runs beside each other: their rows in one table, and whether two of them say the same."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray.errors import InputError
+from slime_ray.results import Run
+
+from . import statistics, tables
+from .manifests import Difference, differences, why_not_comparable
+from .printing import Column, Table, cells, interval_cells, number, one_line, with_interval
+from .rows import Outcomes, is_judged, judge_of, judged_answers, outcomes_by_label
+
+
+def compare(runs: Sequence[Run]) -> Table:
+    """The rows of several runs in one table, by win rate.
+
+    Where judge, baseline, prompts, decoding or the version of stability are not the same, the notes say so first; rows
+    of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
+    """
+    names = [run.path.resolve() for run in runs]
+    if len(set(names)) < len(names) or len(names) < 2:
+        raise InputError("There is nothing to compare: give the folders of at least two different runs.")
+    judges = {judge_of(run): run for run in runs if is_judged(run)}
+    if len(judges) > 1:
+        said = ", ".join(f"{run.path} by {judge}" for judge, run in judges.items())
+        raise InputError(
+            f"These runs were judged by {len(judges)} judges ({said}): their win rates cannot stand in one table. "
+            "Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints and answers."
+        )
+    frames = [tables.win_rate_stability(run).frame.assign(run=run.path.name) for run in runs]
+    frame = pd.concat([found for found in frames if len(found)], ignore_index=True) if any(map(len, frames)) else None
+    if frame is None:
+        raise InputError("None of these runs has arms or confirmed winners: there is nothing to compare.")
+    lead = "win_rate" if judges else "preference_accuracy"
+    frame = frame.sort_values([lead, "stability", "run", "label"], ascending=[False, False, True, True])
+    frame = frame.reset_index(drop=True)
+    reasons = why_not_comparable(runs)
+    return Table(
+        frame=frame[["run", *(name for name in frame.columns if name != "run")]],
+        caption=f"{' and '.join(run.path.name for run in runs)}: the rows of {len(runs)} runs in one table.",
+        notes=[
+            *(f"Not the same in all runs: {reason}. Numbers across them do not compare." for reason in reasons),
+            "Intervals: as in each run's own report. Nothing is marked: rows of different runs share no correction.",
+        ],
+        columns=(
+            Column("run", tuple(frame["run"]), numeric=False, keep=10),
+            Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
+            Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100), keep=9),
+            Column("stability S [95 %]", cells(frame, tables.stability_cell), keep=9),
+            Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=5),
+            Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
+            Column("acc. %", cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)), keep=6),
+        ),
+        remarks=tuple(frame["note"]),
+    )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether two runs agree: what differs between their manifests, and a row for each label that both have.
+
+    not_comparable: why their numbers mean different things; where there is any reason, they do not agree.
+    """
+
+    differences: tuple[Difference, ...]
+    not_comparable: tuple[str, ...]
+    table: Table
+
+    @property
+    def agree(self) -> bool:
+        """Whether every row of both runs is in the other one, and says the same there."""
+        return not self.not_comparable and bool(len(self.table.frame)) and bool(self.table.frame["agrees"].all())
+
+    @property
+    def identical(self) -> bool:
+        """Whether every answer is the same, letter by letter."""
+        return self.agree and bool(self.table.frame["same_answers"].eq(1.0).all())
+
+    def text(self) -> str:
+        """For a terminal: what differs, the rows, and the answer."""
+        lines = [f"{len(self.differences)} entries of the manifests differ." if self.differences else "Same manifests."]
+        for kind, group in groupby(self.differences, key=lambda difference: difference.kind):
+            lines += ["", f"{kind}:"]
+            lines += [f"  {item.path}: {one_line(item.one)} | {one_line(item.other)}" for item in group]
+        lines += ["", self.table.text(), ""]
+        lines += [f"Their numbers do not mean the same, {reason}." for reason in self.not_comparable]
+        lines.append(
+            "Every answer is the same."
+            if self.identical
+            else "The numbers agree."
+            if self.agree
+            else "They do not agree."
+        )
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """The same for a script."""
+        said = {
+            "agree": self.agree,
+            "identical": self.identical,
+            "not_comparable": self.not_comparable,
+            "differences": [asdict(difference) for difference in self.differences],
+            "rows": json.loads(self.table.frame.to_json(orient="records")),
+        }
+        return json.dumps(said, indent=1)
+
+
+def verify(one: Run, other: Run) -> Verification:
+    """Compare two runs of the same experiment, row by row.
+
+    A row agrees where the interval of the paired difference of its win rates (over prompts; from five common seeds on
+    over seeds and prompts) covers 0, and its stabilities differ by no more than their intervals' half-widths, added in
+    quadrature. All intervals are widened for the number of rows (Bonferroni), so that of two runs that differ by
+    chance alone at most one pair in twenty disagrees anywhere in win rate. A row that one run lacks disagrees.
+    """
+    frames = {run.path: tables.win_rate_stability(run).frame.set_index("label") for run in (one, other)}
+    left, right = frames[one.path], frames[other.path]
+    labels = list(dict.fromkeys([*left.index, *right.index]))
+    outcomes = outcomes_by_label(one), outcomes_by_label(other)
+    confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
+    rows = [
+        {
+            "label": label,
+            **_row(label, left, right, outcomes, confidence=confidence),
+            "same_answers": _same_answers(label, one, other),
+        }
+        for label in labels
+    ]
+    frame = pd.DataFrame(rows, columns=None if rows else ["label", "agrees", "same_answers"])
+    return Verification(
+        differences=tuple(differences(one.manifest, other.manifest)),
+        not_comparable=tuple(why_not_comparable([one, other])),
+        table=_verification_table(frame, one, other, confidence),
+    )
+
+
+def _row(
+    label: str,
+    left: pd.DataFrame,
+    right: pd.DataFrame,
+    outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
+    *,
+    confidence: float,
+) -> dict[str, object]:
+    absent = pd.Series(dtype=object)
+    one: Any = left.loc[label] if label in left.index else absent
+    other: Any = right.loc[label] if label in right.index else absent
+    numbers = ("win_rate", "win_rate_low", "win_rate_high", "stability", "stability_low", "stability_high")
+    row: dict[str, object] = {f"{name}_1": one.get(name, math.nan) for name in numbers}
+    row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
+    if one.empty or other.empty:
+        return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
+    difference = None
+    if label in outcomes[0] and label in outcomes[1]:
+        difference = _difference(outcomes[0][label], outcomes[1][label], confidence)
+    remarks = []
+    if difference is not None and not difference.covers(0.0):
+        remarks.append("the win rates differ")
+    if not _stabilities_agree(one, other, confidence):
+        remarks.append("the stabilities differ")
+    if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
+        remarks.append(f"{one['seeds_finished']} and {other['seeds_finished']} seeds finished")
+    agrees = not any("differ" in remark for remark in remarks)
+    return row | statistics.columns({"difference": difference}) | {"agrees": agrees, "remark": "; ".join(remarks)}
+
+
+def _difference(one: Outcomes, other: Outcomes, confidence: float) -> statistics.Interval | None:
+    """Win rate of the one minus that of the other; None where their prompts are not the same."""
+    (seeds, values), (other_seeds, other_values) = one, other
+    if values.shape[1] != other_values.shape[1]:
+        return None
+    if seeds != other_seeds:
+        values, other_values = (statistics.prompt_means(found)[None] for found in (values, other_values))
+    return statistics.paired_difference(values, other_values, confidence=confidence)
+
+
+def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
+    """Whether two S differ by no more than their half-widths, added in quadrature.."""
+    gap = abs(one["stability"] - other["stability"])
+    if not np.isfinite(gap) or gap == 0:
+        return True
+    halves = [
+        max(row["stability_high"] - row["stability"], row["stability"] - row["stability_low"]) for row in (one, other)
+    ]
+    if not np.isfinite(halves).all():
+        # Runs of an earlier version have no intervals of S: nothing can be said of it.
+        return True
+    from scipy.special import ndtri
+
+    wider = ndtri((1 + confidence) / 2) / ndtri((1 + statistics.CONFIDENCE) / 2)
+    return bool(gap <= wider * math.hypot(*halves))
+
+
+def _same_answers(label: str, one: Run, other: Run) -> float:
+    """Share of a row's answers that are the same in both runs, of those to common seeds, prompts and turns."""
+    keys = ["seed", "prompt_id", "turn"]
+    found = (judged_answers(run) for run in (one, other))
+    first, second = (rows[rows["label"] == label][[*keys, "answer"]].drop_duplicates(keys) for rows in found)
+    both = first.merge(second, on=keys)
+    return float((both["answer_x"] == both["answer_y"]).mean()) if len(both) else math.nan
+
+
+def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: float) -> Table:
+    def pair(name: str, digits: int, scale: float) -> tuple[str, ...]:
+        return cells(
+            frame,
+            lambda row: " and ".join(number(row[f"{name}_{side}"], digits, scale=scale) for side in (1, 2)),
+        )
+
+    return Table(
+        frame=frame,
+        caption=f"{one.path.name} and {other.path.name}: the rows of both.",
+        notes=[
+            f"difference: paired over prompts (and seeds, where five or more are common), {100 * confidence:.3g} % "
+            "intervals, so that all rows together are right 95 times in 100.",
+            "same answers: share of the answers to the same prompts with the same seeds that are equal.",
+        ],
+        columns=(
+            Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            Column("win rates %", pair("win_rate", 1, 100)),
+            Column("difference, points", cells(frame, lambda row: with_interval(row, "difference", 1, scale=100))),
+            Column("stabilities", pair("stability", 2, 1)),
+            Column("same answers %", cells(frame, lambda row: number(row["same_answers"], 1, scale=100))),
+            Column("agrees", cells(frame, lambda row: "yes" if row["agrees"] else "no"), numeric=False, keep=9),
+        )
+        if len(frame)
+        else (),
+        remarks=tuple(frame["remark"]) if len(frame) else (),
+    )

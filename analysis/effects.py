@@ -1,0 +1,187 @@
+"""Effects of variants against their reference: interval, tests over seeds and over prompts, correction, effect sizes.
+
+A comparison comes as `d`, the outcomes of a variant minus those of its reference: (seeds, prompts) with the same seeds
+and prompts for both, or (seeds,) for what a seed has one number of, such as stability.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from . import settling, statistics
+from .statistics import FEWEST_SEEDS, Interval
+
+FLIPS = 10_000
+LEVEL = 0.05
+"""A variant is said to matter where no corrected p-value is above this."""
+TESTS = {
+    "seeds": "paired t over the seeds' mean differences",
+    "prompts": "sign flips over the prompts' mean differences",
+    "both": "t of the two-way analysis, over seeds and prompts",
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one comparison shows. p_values: by the names of TESTS; a test that cannot be made is absent.
+
+    With fewer than FEWEST_SEEDS seeds the difference is one of these checkpoints, and its interval over prompts alone.
+    prompts: 0 for a scalar per seed. d_z: mean over standard deviation of the seeds' mean differences.
+    """
+
+    difference: Interval
+    seeds: int
+    prompts: int
+    p_values: dict[str, float]
+    d_z: float
+
+    @property
+    def of_checkpoints(self) -> bool:
+        """Whether nothing is said beyond the checkpoints at hand."""
+        return self.seeds < FEWEST_SEEDS
+
+
+def effect(d: np.ndarray, *, flips: int = FLIPS) -> Effect:
+    """The effect in one comparison. d: (seeds, prompts) or (seeds,), at least one of each, none missing.
+
+    Of a scalar per seed there is one test, the paired t.
+    """
+    seeds, prompts = len(d), d.shape[1] if d.ndim > 1 else 0
+    of_seeds = d.mean(axis=1) if prompts else d
+    p_values = {}
+    if seeds > 1:
+        p_values["seeds"] = t_test_p(of_seeds.mean(), of_seeds.std(ddof=1) / np.sqrt(seeds), seeds - 1)
+    if prompts:
+        p_values["prompts"] = float(sign_flip_p(d.mean(axis=0)[:, None], flips=flips)[0])
+    if prompts > 1 and seeds >= FEWEST_SEEDS:
+        error, freedom = statistics.TwoWay.of(d).error()
+        p_values["both"] = t_test_p(d.mean(), error, statistics.degrees_of_test(freedom, seeds))
+    spread = of_seeds.std(ddof=1) if seeds > 1 else 0.0
+    return Effect(interval(d), seeds, prompts, p_values, float(of_seeds.mean() / spread) if spread > 0 else np.nan)
+
+
+def interval(d: np.ndarray) -> Interval:
+    """The mean of (seeds, prompts) or (seeds,) values with its 95 % interval.
+
+    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on, with fewer over prompts alone. Of a
+    scalar per seed Student's, without ends where there is one seed.
+    """
+    from scipy.special import stdtrit
+
+    if d.ndim == 1:
+        mean, seeds = float(d.mean()), len(d)
+        if seeds == 1:
+            return Interval(mean, np.nan, np.nan)
+        half = float(stdtrit(seeds - 1, (1 + statistics.CONFIDENCE) / 2) * d.std(ddof=1) / np.sqrt(seeds))
+        return Interval(mean, mean - half, mean + half)
+    if len(d) >= FEWEST_SEEDS and d.shape[1] > 1:
+        return statistics.two_way_interval(d)
+    of_prompts = d.mean(axis=0)
+    # Single precision, as the draws have it: no copy of them is made.
+    return statistics.interval(of_prompts.mean(), statistics.resample_means(of_prompts.astype(np.float32)))
+
+
+def t_test_p(mean: float, error: float, freedom: float) -> float:
+    """Two-sided p of a mean with this standard error by Student's t; 1 where mean and error are both 0."""
+    from scipy.special import stdtr
+
+    if error == 0:
+        return float(mean == 0)
+    return float(2 * stdtr(freedom, -abs(mean) / error))
+
+
+@lru_cache(maxsize=2)
+def signs(items: int, flips: int, seed: int) -> np.ndarray:
+    """(flips, items) of -1 and 1; kept, for all comparisons of a table share their prompts."""
+    bits = np.frombuffer(np.random.default_rng(seed).bytes(-(-flips * items // 8)), dtype=np.uint8)
+    return 2 * np.unpackbits(bits, count=flips * items).reshape(flips, items).astype(np.float32) - 1
+
+
+def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> np.ndarray:
+    """(comparisons,) two-sided p of mean differences when each item's sign is flipped at random, the observed included.
+
+    d: (items, comparisons). Under no effect an item's difference is as likely to be d as -d.
+    """
+    sums = np.abs(signs(len(d), flips, seed) @ d.astype(np.float32))
+    # Sums that are equal but for rounding count as reached.
+    reached = sums >= np.abs(d.sum(axis=0)) - 1e-5 * np.abs(d).sum(axis=0)
+    return np.asarray((1 + reached.sum(axis=0)) / (flips + 1))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values corrected by Holm (1979), in their order. Those that are NaN count as comparisons and stay NaN."""
+    count = len(p_values)
+    order = np.argsort(p_values)  # NaN last
+    stepped = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
+    corrected = np.empty(count)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
+
+
+def improvement(d: np.ndarray) -> Interval:
+    """How often the variant does better than its reference on a prompt, with the same seed; a tie counts half.
+
+    d: (seeds, prompts). The interval is that of the differences.
+    """
+    return interval((d > 0) + 0.5 * (d == 0))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A comparison with what may be said of it beside the others of its table.
+
+    corrected: its p-values after Holm's correction, test by test. level: what the smallest p-value of those that are
+    not settled has to stay below, itself included.
+    """
+
+    d: np.ndarray
+    effect: Effect
+    corrected: dict[str, float]
+    level: float
+
+    @property
+    def p(self) -> float:
+        """The largest of the corrected p-values: all tests have to agree. NaN on too few seeds to speak of a method."""
+        return np.nan if self.effect.of_checkpoints else max(self.corrected.values())
+
+    @property
+    def matters(self) -> bool:
+        """Whether all tests agree after correction."""
+        return self.p < LEVEL
+
+    @cached_property
+    def settling(self) -> "settling.Settling | None":
+        """What would settle it, had the true difference the size of the observed one; None where it is settled."""
+        return None if self.matters or self.effect.seeds < 2 else settling.to_settle(self.d, self.level)
+
+    @property
+    def verdict(self) -> str:
+        """`matters`, or what is missing for that."""
+        if self.matters:
+            return "matters"
+        if self.effect.of_checkpoints:
+            return "these checkpoints only"
+        return f"not settled: {self.settling}"
+
+
+def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) -> dict[str, Claim]:
+    """What may be claimed of all comparisons of one table, which are corrected together, by name.
+
+    A comparison that could not be made (None) counts in the correction, since it was asked for; it has no claim.
+    """
+    effects = {name: effect(d, flips=flips) for name, d in comparisons.items() if d is not None}
+    corrected: dict[str, dict[str, float]] = {name: {} for name in effects}
+    for test in TESTS:
+        p_values = [effects[name].p_values.get(test, np.nan) if name in effects else np.nan for name in comparisons]
+        for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):
+            if not np.isnan(p):
+                corrected[name][test] = float(p)
+    settled = sum(_agree(effects[name], corrected[name]) for name in effects)
+    level = LEVEL / max(1, len(comparisons) - settled)
+    return {name: Claim(d, effects[name], corrected[name], level) for name, d in comparisons.items() if d is not None}
+
+
+def _agree(found: Effect, corrected: Mapping[str, float]) -> bool:
+    return not found.of_checkpoints and max(corrected.values(), default=1.0) < LEVEL

@@ -1,0 +1,198 @@
+"""The table of a factorial design: main effects, interactions and Shapley values of the declared metric and of S."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray import results
+from slime_ray.design import Cell
+from slime_ray.errors import InputError
+
+from . import effects, factorial, statistics
+from .ablation_table import difference_words, p_words, seeds_notes
+from .design_cells import METRICS, Cells, common
+from .effects import Claim
+from .printing import ABSENT, Column, Table, cells, interval_cells
+from .rows import name_of
+from .statistics import FEWEST_SEEDS
+
+ALL = "all components"
+MARGINS = {"soft_margin", "hard_margin"}
+
+
+def factorial_effects(run: results.Run, found: Cells) -> Table:
+    """For each center a row per component, per interaction, and one for all components together.
+
+    In `frame` effects are in the outcomes' unit: shares for rates. `shapley` is of the rate, `stability_shapley` of S.
+    A center of which a cell is missing is not summed: its rows have no numbers.
+    """
+    design = found.design
+    if design.kind != "factorial":
+        return Table(frame=pd.DataFrame(columns=["effect"]), caption="This run is no factorial design.", notes=[])
+    grids = {center: _Grid.of(found, center) for center in design.centers}
+    claims = effects.claims(
+        {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(found.metric).items()}
+        if found.metric
+        else {}
+    )
+    frame = pd.DataFrame([row for center, grid in grids.items() for row in grid.rows(center, found, claims)])
+    return Table(
+        frame=frame,
+        caption=f"{name_of(run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, and on "
+        f"stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of the cells "
+        "with a component minus mean of those without. Interaction of two: half the change that one's presence makes "
+        "to the other's effect; of more in the same way. Shapley: a component's part of all components together.",
+        notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
+        columns=_columns(found, frame),
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The outcomes of all cells around one center, on the seeds and items that all of them have.
+
+    values: by rate (cells, seeds, items), by stability (cells, seeds), in the order of `factorial.cells_of`; None where
+    a cell is missing. missing: what is, in phrases.
+    """
+
+    components: tuple[str, ...]
+    values: dict[str, np.ndarray | None]
+    missing: list[str]
+
+    @classmethod
+    def of(cls, found: Cells, center: str) -> "_Grid":
+        """Controls are no part of it."""
+        reference = found.design.reference(center)
+        components = tuple(reference.levels)
+        own: dict[factorial.Present, Cell] = {}
+        for cell in found.design.around(center):
+            present = frozenset(name for name in components if cell.levels.get(name))
+            if cell.control:
+                continue
+            if present in own:
+                raise InputError(
+                    f"{cell.label} and {own[present].label} have the same components: their design is no factorial "
+                    "one. Make one of them a control."
+                )
+            own[present] = cell
+        absent = [place for place in factorial.cells_of(components) if place not in own]
+        missing = [f"{center} has no cell with {' and '.join(sorted(place)) or 'no component'}" for place in absent]
+        missing += found.missing(own.values(), found.rate)
+        values: dict[str, np.ndarray | None] = {}
+        for metric in (found.rate, "stability"):
+            outcomes = found.outcomes(metric)
+            places = [own[place].label for place in factorial.cells_of(components) if place in own]
+            if absent or not all(label in outcomes for label in places):
+                values[metric] = None
+                continue
+            _, together = common([outcomes[label] for label in places])
+            values[metric] = together if together.size else None
+        return cls(components, values, missing)
+
+    def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
+        """The values of each component's main effect, per seed and item."""
+        weights = factorial.effect_weights(self.components)
+        return {name: self._contrast(weights[(name,)], metric) for name in self.components}
+
+    def _contrast(self, weights: np.ndarray, metric: str | None) -> np.ndarray | None:
+        values = self.values.get(metric or "")
+        return None if values is None else factorial.contrast(weights, values)
+
+    def _interval(self, weights: np.ndarray, metric: str) -> statistics.Interval | None:
+        values = self._contrast(weights, metric)
+        return None if values is None else effects.interval(values)
+
+    def rows(self, center: str, found: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
+        """Components, interactions, and all components together, whose effect is the sum of the Shapley values."""
+        shapley = factorial.shapley_weights(self.components)
+        every = [
+            *factorial.effect_weights(self.components).items(),
+            ((ALL,), factorial.total_weights(self.components)),
+        ]
+        rows = []
+        for names, weights in every:
+            name = " x ".join(names)
+            kind = "total" if names == (ALL,) else "main" if len(names) == 1 else "interaction"
+            share = shapley.get(name, weights if kind == "total" else None)
+            intervals = {
+                "effect": self._interval(weights, found.rate),
+                "shapley": None if share is None else self._interval(share, found.rate),
+                "stability_effect": self._interval(weights, "stability"),
+                "stability_shapley": None if share is None else self._interval(share, "stability"),
+            }
+            claim = claims.get(f"{center}/{name}") if kind == "main" else None
+            tested = self.values[found.metric or found.rate]
+            rows.append(
+                {
+                    "center": center,
+                    "effect_of": name,
+                    "kind": kind,
+                    **statistics.columns(intervals),
+                    "p": np.nan if claim is None else claim.p,
+                    **{
+                        f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan)
+                        for test in effects.TESTS
+                    },
+                    "seeds": 0 if tested is None else tested.shape[1],
+                    "verdict": "" if kind != "main" else "not measured" if claim is None else claim.verdict,
+                }
+            )
+        return rows
+
+
+def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
+    several = frame["center"].nunique() > 1
+    return (
+        Column("effect of", tuple(frame["effect_of"]), numeric=False, keep=10),
+        *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
+        Column("effect, points", interval_cells(frame, "effect", 1, scale=100), keep=9),
+        Column("corrected p", cells(frame, lambda row: p_words(row["p"]) if row["kind"] == "main" else ABSENT), keep=9),
+        Column("Shapley, points", interval_cells(frame, "shapley", 1, scale=100), keep=8),
+        Column("effect on S", interval_cells(frame, "stability_effect"), keep=7),
+        Column("Shapley of S", interval_cells(frame, "stability_shapley"), keep=6),
+        Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
+    )
+
+
+def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
+    notes = seeds_notes(frame["seeds"][frame["seeds"] > 0])
+    if missing:
+        notes.append(
+            f"Missing: {'; '.join(missing)}. Nothing is averaged over that: effects are of the seeds and items that "
+            "all cells have, and where a cell has none there are no effects."
+        )
+    if (frame["seeds"] >= FEWEST_SEEDS).any():
+        count, metric = int((frame["kind"] == "main").sum()), METRICS[found.design.metric]
+        notes.append(
+            f'"matters": as in the ablation table, by {metric}, after Holm\'s correction over the '
+            f"{count} main effects. Interactions and Shapley values are not tested; their intervals are not corrected."
+        )
+    notes.append(
+        f"{ALL}: minus none. The Shapley values add up to it: each is the mean, over all orders of adding "
+        "components, of what its component adds. Without any component nothing is trained. Every number is linear in "
+        "the cells; its interval is that of the same sum for each seed and prompt."
+    )
+    if set(frame["effect_of"]) >= MARGINS:
+        notes.append(
+            "Without either margin the margin term is a constant and trains nothing: those cells have no margin at "
+            "all, so either margin alone is what brings the term in."
+        )
+    if any(cell.control for cell in found.design.cells):
+        notes.append("Controls are no part of these sums.")
+    return notes
+
+
+def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
+    """What the table leaves open, and what it says, of the main effects in the design's metric."""
+    several = len(found.design.centers) > 1
+    open_, said = [], []
+    for row in table.frame[table.frame["kind"] == "main"].to_dict("records"):
+        name = f"{row['effect_of']} around {row['center']}" if several else row["effect_of"]
+        size = difference_words(row, found.metric, ("effect", "stability_effect"))
+        if row["verdict"] == "matters":
+            said.append(f"{name} matters: its main effect is {size}, corrected p {p_words(row['p'])}.")
+        elif row["verdict"].startswith("not settled"):
+            open_.append(f"Whether {name} matters: its main effect is {size}; {row['verdict'].partition(': ')[2]}.")
+    return open_, said

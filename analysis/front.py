@@ -1,0 +1,190 @@
+"""The front of a search of two goals: which trial is its knee, and how sure that is.
+
+Points are (trials, 2), more is better. The knee is the trial of the front that lies farthest beyond the line through
+the front's two ends, each goal as a share of the front's own range (Das 1999; Branke et al. 2004): what is gained in
+one goal up to it costs little of the other, and beyond it much.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from . import statistics
+from .knobs import Searched, unit_of
+from .printing import Column, Table, cells, interval_cells, number
+
+RESAMPLES = 2_000
+SHOWN = 0.05
+"""A trial that is not on the front is shown if it is the knee in so many resamples."""
+
+
+@dataclass(frozen=True)
+class Knee:
+    """How a front bends. trial: index of the knee, None where no trial lies beyond the line.
+
+    on_front: (trials,). distances: (trials,) beyond the line (negative: short of it) in shares of the front's range,
+    NaN off the front.
+    """
+
+    trial: int | None
+    on_front: np.ndarray
+    distances: np.ndarray
+
+
+def knee(points: np.ndarray) -> Knee:
+    """points: (trials, 2); NaN is on no front. Of equally far trials the one with more of the first goal."""
+    ranked = np.isfinite(points).all(axis=1)
+    on_front = np.zeros(len(points), dtype=bool)
+    distances = np.full(len(points), np.nan)
+    if not ranked.any():
+        return Knee(None, on_front, distances)
+    on_front[ranked] = unbeaten(points[ranked])
+    front = points[on_front]
+    low, high = front.min(axis=0), front.max(axis=0)
+    if (high <= low).any():
+        return Knee(None, on_front, np.where(on_front, 0.0, np.nan))
+    # The ends are (0, 1) and (1, 0) here, so the line is x + y = 1.
+    distances[on_front] = (((front - low) / (high - low)).sum(axis=1) - 1) / np.sqrt(2)
+    best = max(np.flatnonzero(on_front), key=lambda trial: (round(float(distances[trial]), 12), points[trial, 0]))
+    return Knee(int(best) if distances[best] > 1e-12 else None, on_front, distances)
+
+
+def unbeaten(points: np.ndarray) -> np.ndarray:
+    """(trials,) as `statistics.on_front`, for two goals and without comparing every trial with every other."""
+    order = np.lexsort((-points[:, 1], -points[:, 0]))
+    ordered = points[order]
+    reached = np.maximum.accumulate(ordered[:, 1])
+    better = ordered[:, 1] > np.concatenate([[-np.inf], reached[:-1]])
+    # Trials that are equal stand behind one another, and are what the first of them is.
+    group = np.concatenate([[0], (ordered[1:] != ordered[:-1]).any(axis=1).cumsum()])
+    on_front = np.empty(len(points), dtype=bool)
+    on_front[order] = better[np.searchsorted(group, np.arange(group[-1] + 1))][group]
+    return on_front
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The knee over resamples. on_front, is_knee: (trials,) share of the resamples in which each trial is that.
+
+    points: (resamples with a knee, 2) where it lay then.
+    """
+
+    on_front: np.ndarray
+    is_knee: np.ndarray
+    points: np.ndarray
+
+
+def resample(
+    points: np.ndarray, goal: int, outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Resampled:
+    """The knee with the prompts drawn anew, the same for all trials.
+
+    points: (trials, 2). outcomes: (trials, prompts) whose means over prompts are the goal in column `goal`; NaN where a
+    trial has none. The other goal stays as measured.
+    """
+    known = ~np.isnan(outcomes)
+    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), seed=seed, resamples=resamples)
+    asked = statistics.resample_sums(known.astype(float), seed=seed, resamples=resamples)
+    drawn = np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
+    on_front, is_knee = np.zeros(len(points)), np.zeros(len(points))
+    found = []
+    for values in drawn:
+        moved = points.copy()
+        moved[:, goal] = np.where(np.isfinite(points[:, goal]), values, np.nan)
+        this = knee(moved)
+        on_front += this.on_front
+        if this.trial is not None:
+            is_knee[this.trial] += 1
+            found.append(moved[this.trial])
+    return Resampled(on_front / resamples, is_knee / resamples, np.array(found).reshape(-1, 2))
+
+
+def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
+    """(trials, prompts) mean outcome of each search trial's answers to each prompt; None where there are none."""
+    own = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
+    if own.empty:
+        return None
+    wide = own.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
+    return np.asarray(wide.reindex(searched.trials["trial_id"]).to_numpy(dtype=float))
+
+
+def front(searched: Searched, answers: pd.DataFrame) -> Table:
+    """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
+    if len(searched.names) != 2 or not searched.complete.any():
+        return Table(pd.DataFrame(columns=["trial_id"]), "There is no front of two goals.", [])
+    points = np.where(searched.complete[:, None], searched.goals, np.nan)
+    found = knee(points)
+    frame = searched.trials[["trial_id"]].copy()
+    for place, goal in enumerate(searched.names):
+        frame[goal] = points[:, place] * searched.signs[place]
+    frame["on_front"], frame["distance"] = found.on_front, found.distances
+    frame["knee"] = np.arange(len(frame)) == (-1 if found.trial is None else found.trial)
+    outcomes = outcomes_of(searched, answers) if "win_rate" in searched.names else None
+    notes = _notes(searched)
+    if outcomes is not None:
+        judged = searched.names.index("win_rate")
+        drawn = resample(points, judged, searched.signs[judged] * outcomes)
+        frame["front_share"], frame["knee_share"] = drawn.on_front, drawn.is_knee
+        frame = frame[frame["on_front"] | (frame["knee_share"] >= SHOWN)]
+        ends = [statistics.win_rate_interval(outcomes[place][None]) for place in frame.index]
+        frame["win_rate_low"] = [np.nan if end is None else end.low for end in ends]
+        frame["win_rate_high"] = [np.nan if end is None else end.high for end in ends]
+        notes += _about_resamples(searched, drawn)
+    frame = frame[frame["on_front"] | ("knee_share" in frame)]
+    frame = frame.sort_values([*searched.names, "trial_id"], ascending=[False, True, True], kind="stable")
+    frame = frame.reset_index(drop=True)
+    at = frame.loc[frame["knee"], "trial_id"].tolist()
+    return Table(
+        frame=frame,
+        caption=f"The front of the search, on what it was searched on; its knee is {at[0]}."
+        if at
+        else "The front of the search, on what it was searched on; it has no knee.",
+        notes=notes,
+        columns=(
+            Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
+            *(_goal_column(frame, goal) for goal in searched.names),
+            Column("beyond the line", cells(frame, lambda row: number(row["distance"], 2, signed=True)), keep=6),
+            *(
+                Column(head, tuple(number(share, 0, scale=100) for share in frame[column]), keep=7)
+                for head, column in (("front %", "front_share"), ("knee %", "knee_share"))
+                if column in frame
+            ),
+        ),
+        remarks=cells(frame, lambda row: "knee" if row["knee"] else "" if row["on_front"] else "not on the front"),
+    )
+
+
+def _goal_column(frame: pd.DataFrame, goal: str) -> Column:
+    head, scale, digits = unit_of(goal)
+    if f"{goal}_low" in frame:
+        return Column(f"{head} [95 %]", interval_cells(frame, goal, digits, scale=scale), keep=9)
+    return Column(head, cells(frame, lambda row: number(row[goal], digits, scale=scale)), keep=9)
+
+
+def _notes(searched: Searched) -> list[str]:
+    names = " and ".join(name.replace("_", " ") for name in searched.names)
+    return [
+        f"Front: completed trials that no other equals or beats in {names} and beats in one. Knee: the trial of the "
+        "front that lies farthest beyond the line through its two ends, each goal as a share of the front's range."
+    ]
+
+
+def _about_resamples(searched: Searched, drawn: Resampled) -> list[str]:
+    notes = [
+        f"front %, knee %: in how many of {RESAMPLES:,} resamples of the selection prompts a trial is on the front, "
+        "and is its knee; stability stays as measured. Trials off the front are listed if they are the knee in "
+        f"{100 * SHOWN:.0f} % or more."
+    ]
+    if not len(drawn.points):
+        return notes
+    tail = (1 - statistics.CONFIDENCE) / 2
+    low, high = np.quantile(drawn.points, [tail, 1 - tail], axis=0)
+    said = []
+    for place, goal in enumerate(searched.names):
+        head, scale, digits = unit_of(goal)
+        ends = sorted((searched.signs[place] * low[place], searched.signs[place] * high[place]))
+        said.append(f"{head.removesuffix(' %')} {' to '.join(number(end, digits, scale=scale) for end in ends)}")
+    without = 1 - len(drawn.points) / RESAMPLES
+    lacks = f"; {100 * without:.0f} % of them have no knee" if without >= 0.005 else ""
+    return [*notes, f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}."]

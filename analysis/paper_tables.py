@@ -1,0 +1,174 @@
+"""The paper's Tables 3, 4 and 5 (arXiv 2602.02383) as data, and beside what a run of the same design measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray import results
+from slime_ray.design import COMPONENTS, Cell
+
+from .ablation_table import seeds_notes
+from .design_cells import METRICS, Cells
+from .printing import Column, Table, interval_cells, number
+from .rows import baseline_of, judge_of, name_of
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the paper prints for one row: MT-Bench, Arena-Hard, how far its 95 % interval goes down and up; else NaN."""
+
+    mt_bench: float
+    arena_hard: float = np.nan
+    down: float = np.nan
+    up: float = np.nan
+
+
+TABLE_3: dict[str, dict[Any, Score]] = {
+    "Llama3.2-3B": {
+        "base": Score(1.01),
+        "sft": Score(4.56, 7.5, 0.8, 0.9),
+        "dpo": Score(4.92, 11.1, 1.0, 1.1),
+        "simpo": Score(4.22, 7.6, 1.0, 0.9),
+        "slime": Score(5.49, 9.7, 1.0, 1.2),
+    },
+    "Qwen3-4B": {
+        "base": Score(5.95),
+        "sft": Score(5.40, 32.1, 2.0, 1.9),
+        "dpo": Score(5.30, 39.0, 2.1, 2.4),
+        "simpo": Score(5.72, 25.8, 1.8, 1.5),
+        "slime": Score(5.93, 39.8, 2.1, 1.7),
+    },
+    "Gemma3-4B": {
+        "base": Score(3.86),
+        "sft": Score(4.71, 7.6, 0.8, 0.7),
+        "dpo": Score(5.15, 11.8, 1.3, 1.1),
+        "simpo": Score(5.03, 0.7, 0.3, 0.3),
+        "slime": Score(6.15, 13.1, 1.5, 1.2),
+    },
+}
+TABLE_4: dict[Any, Score] = {
+    FULL: Score(6.15, 13.1, 1.1, 1.0),
+    "anchor": Score(5.21, 11.1, 1.2, 1.1),
+    "stabilizer": Score(5.74, 12.1, 1.0, 1.1),
+    "soft_margin": Score(5.80, 11.2, 1.2, 1.1),
+    "hard_margin": Score(5.90, 12.4, 1.3, 1.4),
+}
+"""By the component that is left out; Gemma3-4B."""
+TABLE_5: dict[Any, Score] = {
+    1.0: Score(5.70, 12.2),
+    1.5: Score(5.86, 12.2),
+    2.0: Score(5.76, 11.2),
+    2.5: Score(6.15, 13.1),
+    3.0: Score(5.66, 12.7),
+}
+"""By the stabilizer's exponent; Gemma3-4B. The paper prints no intervals here."""
+THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
+    "baselines": (3, TABLE_3),
+    "leave_one_out": (4, {"Gemma3-4B": TABLE_4}),
+    "factorial": (4, {"Gemma3-4B": TABLE_4}),
+    "exponent": (5, {"Gemma3-4B": TABLE_5}),
+}
+"""Which of the paper's tables a design has beside it, with its rows by model."""
+
+
+def beside_the_paper(run: results.Run, found: Cells, ablation: Table) -> Table:
+    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(run, found, ...)`.
+
+    Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
+    """
+    design = found.design
+    if design.kind not in THEIRS:
+        return Table(frame=pd.DataFrame(columns=["row"]), caption="The paper has no table of such a design.", notes=[])
+    table, theirs = THEIRS[design.kind]
+    ours = {
+        center: {_row_of(cell): cell.label for cell in reversed(design.around(center)) if not cell.control}
+        for center in design.centers
+    }
+    reference = _row_of(design.reference(design.centers[0]))
+    measured = ablation.frame.set_index("label").to_dict("index")
+    rows = []
+    for name in next(iter(theirs.values())):
+        row: dict[str, Any] = {"row": _words(name)}
+        for model, scores in theirs.items():
+            row |= _theirs(model, scores[name], scores.get(reference))
+        for center, labels in ours.items():
+            row |= _ours(center, found.rate, measured.get(labels.get(name, ""), {}))
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if found.rate == "win_rate" else ""
+    unprinted = "; none is printed for this table" if design.kind == "exponent" else ""
+    return Table(
+        frame=frame,
+        caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Theirs, as printed: MT-Bench "
+        f"(MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: {METRICS[found.rate]} in %{against}, seeds "
+        f"{', '.join(map(str, found.planned))}. Differences in points, each row minus {_words(reference)}.",
+        notes=[
+            *seeds_notes(ablation.frame["compared_seeds"][ablation.frame["compared_seeds"] > 0]),
+            "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
+            "which rows come first, and whether a difference leaves 0 out.",
+            "Theirs: one training run a row; 95 % interval of Arena-Hard's script, which resamples single "
+            f"votes{unprinted}. Their differences are those of the printed scores; their intervals are not known.",
+            "Ours: intervals and verdicts as in the ablation table, with its notes.",
+        ],
+        columns=_columns(frame, list(theirs), list(ours), found.rate),
+    )
+
+
+def _row_of(cell: Cell) -> Any:
+    """Which row of the paper's tables a cell is: the exponent, the one component that it lacks, or a method."""
+    for path, value in cell.levels.items():
+        if path.endswith("stabilizer_exponent"):
+            return value
+    if not cell.levels:
+        return cell.variant
+    gone = [component for component, present in cell.levels.items() if not present]
+    return FULL if not gone else gone[0] if len(gone) == 1 else None
+
+
+def _words(name: Any) -> str:
+    if isinstance(name, (int, float)):
+        return f"p = {float(name)}"
+    return f"without {name.replace('_', ' ')}" if name in COMPONENTS else str(name)
+
+
+def _theirs(model: str, score: Score, reference: Score | None) -> dict[str, float]:
+    arena_hard = score.arena_hard
+    return {
+        f"{model} mt_bench": score.mt_bench,
+        f"{model} arena_hard": arena_hard,
+        f"{model} arena_hard_low": arena_hard - score.down,
+        f"{model} arena_hard_high": arena_hard + score.up,
+        f"{model} difference": np.nan if reference is None else arena_hard - reference.arena_hard,
+    }
+
+
+def _ours(center: str, rate: str, row: Mapping[Any, Any]) -> dict[str, Any]:
+    ends = [f"{name}{end}" for name in (rate, "difference") for end in ("", "_low", "_high")]
+    return {f"{center} {end}": row.get(end, np.nan) for end in ends} | {
+        f"{center} verdict": row.get("verdict", "not measured")
+    }
+
+
+def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: str) -> tuple[Column, ...]:
+    columns = [Column("", tuple(frame["row"]), numeric=False, keep=10)]
+    for model in models:
+        short = f"{model} " if len(models) > 1 else "theirs: "
+        less = tuple(number(value, 1, signed=True) for value in frame[f"{model} difference"])
+        columns += [
+            Column(f"{short}MT", tuple(number(value) for value in frame[f"{model} mt_bench"]), keep=4),
+            Column(f"{short}AH [95 %]", interval_cells(frame, f"{model} arena_hard", 1), keep=6),
+            Column(f"{short}AH difference", less, keep=5),
+        ]
+    for center in centers:
+        short = f"ours, {center}: " if len(centers) > 1 else "ours: "
+        columns += [
+            Column(f"{short}{METRICS[rate]} [95 %]", interval_cells(frame, f"{center} {rate}", 1, scale=100), keep=9),
+            Column(f"{short}difference", interval_cells(frame, f"{center} difference", 1, scale=100), keep=8),
+            Column(f"{short}verdict", tuple(frame[f"{center} verdict"]), numeric=False, keep=7),
+        ]
+    return tuple(columns)

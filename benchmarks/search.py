@@ -1,0 +1,277 @@
+"""How well a search finds: the grid's best cell for a part of its tokens, and hypervolume against random search.
+
+Searchers, rules of early stopping and the choice of the best are those of a sweep. They go over recorded trials of the
+embedded task on a simulated clock, or with `trained_in` over trials that are trained when they are drawn.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slime_ray.experiment import EarlyStopping, Experiment, Search
+from slime_ray.on_ray.plan import best_rows
+from slime_ray.on_ray.simulate import Played, Recorded, Searcher, forgetful_search, simulate
+from slime_ray.on_ray.stopping import build_rule
+
+from .machine import Machine, Say, describe_machine, now
+from .recording import SEARCH_SEEDS, experiment_in, from_run, load_table, recorded_trial, train
+
+GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
+RULES: dict[str, EarlyStopping] = {
+    "none": EarlyStopping(rule="none"),
+    "pareto": EarlyStopping(goals=GOALS),
+    "asha, win_rate": EarlyStopping(rule="asha", metric="win_rate"),
+    "asha, stability": EarlyStopping(rule="asha", metric="stability"),
+    "asha, preference_accuracy": EarlyStopping(rule="asha"),
+    "median, win_rate": EarlyStopping(rule="median", metric="win_rate"),
+}
+TOP = 2
+"""How many of the truly best cells count as found."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One way to search the grid, over all seeds.
+
+    workers: side by side. best, top: in how many searches what it would confirm first is the truly best cell, and one
+    of the TOP best. share: tokens, of the grid's, on average and in the search that took the most. stopped: trials, on
+    average.
+    """
+
+    rule: str
+    workers: int
+    seeds: int
+    best: int
+    top: int
+    share: float
+    most: float
+    stopped: float
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The hypervolume of a searcher's front after `trials` trials beside random search's, seed by seed.
+
+    on: what was searched. tokens: of its trials, of those of as many whole ones, on average.
+    """
+
+    on: str
+    searcher: str
+    trials: int
+    volumes: list[float]
+    random: list[float]
+    tokens: float
+
+    @property
+    def above(self) -> int:
+        """In how many seeds it is above random search's."""
+        return sum(own > other for own, other in zip(self.volumes, self.random, strict=True))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid as it truly is. place: from 1, in the order in which a sweep confirms."""
+
+    name: str
+    values: Mapping[str, Any]
+    win_rate: float
+    stability: float
+    place: int
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """Everything that `bench search` finds. recorded: trials in the table."""
+
+    machine: Machine
+    date: str
+    recorded: int
+    truth: list[Cell]
+    found: list[Found]
+    volumes: list[Volume]
+
+
+class Given:
+    """Hands out points in the order given."""
+
+    def __init__(self, points: Sequence[Mapping[str, Any]]):
+        self.points = list(points)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next one."""
+        return dict(self.points.pop(0)) if self.points else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing is learnt."""
+
+
+def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]:
+    """Points drawn at random, each by itself."""
+    draw = random.Random(seed)
+    return [{path: dimension.at(draw.random()) for path, dimension in search.dimensions.items()} for _ in range(count)]
+
+
+def measure_search(*, table: Path, folder: Path, seeds: int, trials: int, trained: int, say: Say) -> SearchReport:
+    """Everything. folder: where trials are trained, of which `trained` seeds of the second part make use."""
+    recorded = load_table(table)
+    experiment = experiment_in(folder)
+    truth = true_cells(recorded)
+    grid = {seed: _grid(recorded, seed) for seed in SEARCH_SEEDS}
+    found = [
+        search_grid(name, rule, truth, grid, workers=workers, seeds=seeds)
+        for name, rule in RULES.items()
+        for workers in (1, 4)
+    ]
+    known = [trial for trial in recorded if trial.row["phase"] == "search" and trial.row["seed"] == SEARCH_SEEDS[0]]
+    nearest = Nearest(known, experiment)
+    volumes = [
+        volume("recorded trials", experiment, nearest, rule=rule, trials=trials, seeds=range(seeds))
+        for rule in ("none", "pareto")
+    ]
+    if trained:
+        training = Trained(experiment, folder, say)
+        volumes.append(volume("trained trials", experiment, training, rule="none", trials=trials, seeds=range(trained)))
+    return SearchReport(describe_machine(torch.device("cpu")), now(), len(recorded), truth, found, volumes)
+
+
+def true_cells(recorded: Sequence[Recorded]) -> list[Cell]:
+    """The cells, best first, each the mean of its trials on the report prompts."""
+    rows: list[Mapping[str, Any]] = []
+    for label in sorted({trial.row["label"] for trial in recorded if trial.row["phase"] == "arm"}):
+        own = [trial for trial in recorded if trial.row["label"] == label and trial.row["phase"] == "arm"]
+        means = {goal: statistics.fmean(trial.row[goal] or 0.0 for trial in own) for goal in GOALS}
+        rows.append({"status": "completed", "name": label, "values": own[0].values, **means})
+    return [
+        Cell(row["name"], row["values"], row["win_rate"], row["stability"], place)
+        for place, row in enumerate(best_rows(rows, GOALS), start=1)
+    ]
+
+
+def _grid(recorded: Sequence[Recorded], seed: int) -> dict[str, Recorded]:
+    """The grid as one search would train it, by cell."""
+    return {
+        trial.row["label"]: trial
+        for trial in recorded
+        if trial.row["phase"] == "search" and trial.row["seed"] == seed and trial.row["label"].startswith("cell-")
+    }
+
+
+def search_grid(
+    name: str,
+    rule: EarlyStopping,
+    truth: Sequence[Cell],
+    grid: Mapping[int, Mapping[str, Recorded]],
+    *,
+    workers: int,
+    seeds: int,
+) -> Found:
+    """Search the whole grid in random order, `seeds` times. grid: the recorded trials by training seed and cell."""
+    places = {cell.name: cell.place for cell in truth}
+    winners, shares, stopped = [], [], []
+    for seed in range(seeds):
+        trials = grid[SEARCH_SEEDS[seed % len(SEARCH_SEEDS)]]
+        order = sorted(trials)
+        random.Random(seed).shuffle(order)
+        played = simulate(
+            Given([{"cell": label} for label in order]),
+            build_rule(rule),
+            lambda point: trials[point["cell"]],  # noqa: B023
+            trials=len(order),
+            workers=workers,
+        )
+        best = best_rows([one.row for one in played], GOALS)[0]
+        winners.append(places[best["label"]])
+        shares.append(sum(one.tokens for one in played) / sum(trial.tokens for trial in trials.values()))
+        stopped.append(sum(one.row["status"] == "stopped" for one in played))
+    return Found(
+        rule=name,
+        workers=workers,
+        seeds=seeds,
+        best=sum(place == 1 for place in winners),
+        top=sum(place <= TOP for place in winners),
+        share=statistics.fmean(shares),
+        most=max(shares),
+        stopped=statistics.fmean(stopped),
+    )
+
+
+class Nearest:
+    """Stands for the trial of any point by the recorded one that is nearest, each knob on the scale it is drawn on."""
+
+    def __init__(self, recorded: Sequence[Recorded], experiment: Experiment):
+        assert experiment.search is not None
+        self.recorded, self.dimensions = list(recorded), experiment.search.dimensions
+        self.places = np.array([self._place(trial.values) for trial in recorded])
+
+    def __call__(self, point: Mapping[str, Any]) -> Recorded:
+        distances = ((self.places - self._place(point)) ** 2).sum(axis=1)
+        return self.recorded[int(distances.argmin())]
+
+    def _place(self, point: Mapping[str, Any]) -> np.ndarray:
+        """(knobs,) from 0 at the low end to 1 at the high one."""
+        places = []
+        for path, dimension in self.dimensions.items():
+            low, high = dimension.bounds
+            value = float(point[path])
+            if dimension.log_uniform is not None:
+                low, high, value = np.log(low), np.log(high), np.log(value)
+            places.append((value - low) / (high - low))
+        return np.array(places)
+
+
+class Trained:
+    """Trains the trial of a point, once."""
+
+    def __init__(self, experiment: Experiment, folder: Path, say: Say):
+        self.experiment, self.folder, self.say = experiment, folder, say
+
+    def __call__(self, point: Mapping[str, Any]) -> Recorded:
+        name = "drawn-" + "-".join(f"{float(value):.6g}" for value in point.values())
+        trial = recorded_trial(self.experiment, name, "search", SEARCH_SEEDS[0], point)
+        train(trial, self.folder, self.say)
+        return from_run(trial, self.folder)
+
+
+def volume(
+    on: str,
+    experiment: Experiment,
+    replay: Callable[[Mapping[str, Any]], Recorded],
+    *,
+    rule: str,
+    trials: int,
+    seeds: Sequence[int],
+) -> Volume:
+    """The searcher of a sweep against random search, one trial after another, over the seeds."""
+    assert experiment.search is not None
+
+    def play(searcher: Searcher, early: EarlyStopping) -> list[Played]:
+        return simulate(searcher, build_rule(early), replay, trials=trials)
+
+    own = [play(forgetful_search(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]
+    other = [play(Given(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
+    spent, whole = (sum(one.tokens for played in runs for one in played) for runs in (own, other))
+    return Volume(
+        on=on,
+        searcher="TPE" if rule == "none" else f"TPE, {rule}",
+        trials=trials,
+        volumes=[hypervolume([one.row for one in played]) for played in own],
+        random=[hypervolume([one.row for one in played]) for played in other],
+        tokens=spent / whole,
+    )
+
+
+def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Area that the completed trials dominate, of win rate and stability from 0 to 1; at most 1."""
+    points = sorted(((row["win_rate"], row["stability"]) for row in rows if row["status"] == "completed"), reverse=True)
+    area, reached = 0.0, 0.0
+    for win_rate, stable in points:
+        if stable > reached:
+            area += win_rate * (stable - reached)
+            reached = stable
+    return area

@@ -1,0 +1,107 @@
+"""Who stands before whom at a rung: by one metric, or by non-domination among several goals.
+
+A ranking looks at values alone. Neither the order in which trials arrived nor their names matter, and equal trials have
+equal places.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Point = tuple[float, ...]
+"""A trial's value of every metric of a ranking, in the ranking's order."""
+
+
+class Ranking(Protocol):
+    """The rule by which trials at a rung are ranked."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What it looks at, by the names under which trials report it."""
+
+    def before(self, own: Point, others: Sequence[Point]) -> int:
+        """How many of `others` stand before `own`. What is not a number comes last."""
+
+
+@dataclass(frozen=True)
+class ByMetric:
+    """By one metric, the highest first."""
+
+    metric: str
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric,)
+
+    def before(self, own: Point, others: Sequence[Point]) -> int:
+        (value,) = _numbers([own])[0]
+        return int((_numbers(others)[:, 0] > value).sum()) if others else 0
+
+
+@dataclass(frozen=True)
+class ByFront:
+    """By non-dominated sorting (Deb et al. 2002), as in multi-objective ASHA (Schmucker et al. 2021).
+
+    First stand those that no other dominates (is at least as good in every goal and better in one), then those that
+    only they dominate, and so on. Within such a front an epsilon-net decides, so that what goes on is spread over it
+    (Clarkson 2006): first the best by the first goal, then again and again the one farthest from all before it.
+    Distances are taken with each goal scaled to its range in the front; of equally far ones the better by the first
+    goal comes first, then by the second. goals: metric -> maximize or minimize.
+    """
+
+    goals: Mapping[str, str]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.goals)
+
+    def before(self, own: Point, others: Sequence[Point]) -> int:
+        signs = [1.0 if way == "maximize" else -1.0 for way in self.goals.values()]
+        values = _numbers([own, *others], signs)
+        points, counts = np.unique(values, axis=0, return_counts=True)
+        # The best by the first goal comes first, as the tie-break wants it.
+        points, counts = points[::-1], counts[::-1]
+        mine = int(np.flatnonzero((points == values[0]).all(axis=1))[0])
+        earlier, front = _front_of(mine, points)
+        order = front[epsilon_net(points[front])]
+        ahead = order[: int(np.flatnonzero(order == mine)[0])]
+        return int(counts[earlier].sum() + counts[ahead].sum())
+
+
+def epsilon_net(points: np.ndarray) -> np.ndarray:
+    """Order in which points of a front are taken, as indices: the first one, then the farthest from all so far.
+
+    points: (points, goals).
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0) if np.isfinite(points).all() else points
+    order = [0]
+    nearest = np.full(len(points), np.inf)
+    while len(order) < len(points):
+        nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[order[-1]], axis=1))
+        nearest[order] = -1.0
+        order.append(int(nearest.argmax()))
+    return np.array(order)
+
+
+def _front_of(mine: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of all in earlier fronts than the one point's, and of those in its own. points: different ones."""
+    beats = np.all(points[:, None, :] >= points[None, :, :], axis=2)
+    np.fill_diagonal(beats, False)
+    left = np.ones(len(points), dtype=bool)
+    dominators = beats.sum(axis=0)
+    while True:
+        front = left & (dominators == 0)
+        if front[mine]:
+            return np.flatnonzero(~left), np.flatnonzero(front)
+        left &= ~front
+        dominators -= beats[front].sum(axis=0)
+
+
+def _numbers(points: Sequence[Point], signs: Sequence[float] = (1.0,)) -> np.ndarray:
+    """(points, metrics), higher is better. One with something that is no finite number is worse than all others."""
+    values = np.array(points, dtype=float) * signs
+    values[~np.isfinite(values).all(axis=1)] = -np.inf
+    return values

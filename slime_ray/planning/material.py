@@ -1,0 +1,293 @@
+"""How much data an experiment's trials read: counted and measured where the data is at hand, else taken from what is
+given or known of it."""
+
+import math
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from slime_ray.errors import InputError
+from slime_ray.planning.flops import Lengths
+from slime_ray.settings import Data, Model, Settings
+
+MEASURED = 16_384
+"""Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
+PROBED = 512
+"""Pairs whose tokens are kept for a probe."""
+SPREAD = 0.7
+"""Width of the log-normal distribution that lengths are taken to have where only their mean is known; that of answers
+in UltraFeedback, about."""
+KNOWN_PAIRS = {("huggingfaceh4/ultrafeedback_binarized", "train_prefs"): 61_135}
+"""Rows of hub data, as their cards say."""
+KNOWN_LENGTHS = {"huggingfaceh4/ultrafeedback_binarized": (180.0, 250.0, 250.0)}
+"""Mean tokens of prompt, chosen and rejected in the tokens of a 3-4B model, about."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of data that is not at hand. pairs: of the whole data set, before it is split. lengths: mean
+    tokens of prompt, chosen and rejected completion."""
+
+    pairs: int | None = None
+    lengths: tuple[float, float, float] | None = None
+
+
+def parse_lengths(text: str) -> tuple[float, float, float]:
+    """Three mean lengths, such as 180,250,250. Raises InputError."""
+    try:
+        prompt, chosen, rejected = (float(part) for part in text.split(","))
+    except ValueError:
+        prompt = chosen = rejected = math.nan
+    if not all(1 <= length < math.inf for length in (prompt, chosen, rejected)):
+        raise InputError(
+            f"--lengths {text}: give three numbers of tokens, at least 1 each, for prompt, chosen and rejected, such "
+            "as 180,250,250."
+        )
+    return prompt, chosen, rejected
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pairs, or examples without rejected completions. lengths: of all `count` of them, or of some that stand for
+    all; a mean need not be a whole number of tokens, which `scale` makes up for."""
+
+    count: int
+    lengths: tuple[Lengths, ...]
+    scale: float = 1.0
+
+    @property
+    def counted(self) -> bool:
+        """Whether every example's own lengths are known."""
+        return len(self.lengths) == self.count
+
+    @cached_property
+    def tokens(self) -> float:
+        """Mean tokens of an example in a packed row, its prompt once."""
+        return self.scale * sum(map(sum, self.lengths)) / max(1, len(self.lengths))
+
+    @cached_property
+    def prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return self.scale * sum(each.prompt for each in self.lengths) / max(1, len(self.lengths))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One set of prompts. turns: answers in all, several to a prompt of several turns. tokens: mean of a prompt."""
+
+    count: int
+    turns: int
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids of some of the data, for a probe: (prompt, chosen, rejected) of demonstrations and pairs, and prompts
+    with their messages, which are empty where the tokens are made up."""
+
+    sft: list[tuple[list[int], list[int], list[int]]]
+    train: list[tuple[list[int], list[int], list[int]]]
+    prompts: list[list[int]]
+    messages: list[Any]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that reading
+    took here, by the clock and by the processor; None where nothing was read. told: where the figures come from."""
+
+    sft: Part
+    train: Part
+    held_out: Part
+    prompts: Mapping[str, Asked]
+    answers: tuple[int, ...] | float
+    seconds: tuple[float, float] | None
+    told: str
+
+    def longest(self, answers: int) -> float:
+        """Tokens of the longest of so many answers, if they are as long as the data's completions."""
+        quantile = 1 - 1 / (answers + 1)
+        if isinstance(self.answers, float):
+            return self.answers * _spread(quantile)
+        return float(self.answers[min(len(self.answers) - 1, int(quantile * len(self.answers)))])
+
+    @property
+    def answer(self) -> float:
+        """Mean tokens of an answer, taken as long as the data's completions."""
+        return self.answers if isinstance(self.answers, float) else sum(self.answers) / len(self.answers)
+
+
+def _spread(quantile: float) -> float:
+    """A quantile of the log-normal distribution of mean 1 and width SPREAD."""
+    return math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
+
+
+def find_material(settings: Settings, given: Given) -> tuple[Material, Sample | None]:
+    """Count the data if it is at hand and nothing else was said of it. Raises InputError where not enough is known.
+
+    The sample is None where nothing was read.
+    """
+    data = settings.data
+    local = data.task is not None or Path(data.train).is_absolute()
+    if local and given == Given():
+        try:
+            return read_material(settings)
+        except InputError as error:
+            raise InputError(f"{error} A plan can do without the data: --pairs N --lengths P,C,R.") from None
+    pairs, lengths = given.pairs, given.lengths
+    told = []
+    if lengths is None and (lengths := KNOWN_LENGTHS.get(data.train.lower())):
+        told.append("lengths of {:g}, {:g} and {:g} tokens, about those of this data".format(*lengths))
+    if pairs is None and (pairs := KNOWN_PAIRS.get((data.train.lower(), data.split))):
+        told.append(f"{pairs:,} pairs, as its card says")
+    if lengths is None or (pairs is None and data.pairs is None):
+        lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
+        raise InputError(
+            f"data.train {data.train} is not read for a plan{'' if local else ', since it is not on this machine'}. "
+            f"Say how much it is with {lacking}."
+        )
+    if given.lengths:
+        told.append("lengths of {:g}, {:g} and {:g} tokens as given".format(*lengths))
+    if given.pairs:
+        told.append(f"{pairs:,} pairs as given")
+    said = f"{data.train} was not read: {'; '.join(told)}" + ("" if pairs else f"; data.pairs {data.pairs} of them")
+    return assumed_material(settings, pairs, lengths, said), None
+
+
+def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float, float, float], told: str) -> Material:
+    """Material of known size, every example as long as the mean. pairs: None is just enough for data.pairs."""
+    sft, train, held_out = _split(settings.data, pairs)
+    evaluation = settings.evaluation
+    prompt, chosen, rejected = lengths
+    asked = {"selection": evaluation.selection_prompts, "report": evaluation.prompts}
+    if (wanted := sum(asked.values())) > held_out:
+        asked["selection"] = min(max(1, round(held_out * asked["selection"] / wanted)), held_out - 1)
+        asked["report"] = held_out - asked["selection"]
+    turns = dict(asked)
+    if evaluation.questions:
+        from slime_ray.evaluation.questions import load_questions
+
+        questions = load_questions(settings)
+        asked["report"], turns["report"] = len(questions), sum(len(question.turns) for question in questions)
+    return Material(
+        sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
+        train=_alike(train, prompt, chosen, rejected),
+        held_out=_alike(held_out, prompt, chosen, rejected),
+        prompts={name: Asked(count, turns[name], prompt) for name, count in asked.items()},
+        answers=float(chosen + rejected) / 2,
+        seconds=None,
+        told=told,
+    )
+
+
+def _split(data: Data, pairs: int | None) -> tuple[int, int, int]:
+    """Examples for SFT, pairs to train on and pairs held out of a data set of so many, as `split_pairs` divides it."""
+    if pairs is None:
+        train = data.pairs or 0
+        sft = round(train * data.sft_fraction / (1 - data.sft_fraction)) if data.sft_fraction < 1 else 0
+        return min(sft, data.sft_examples or sft), train, data.held_out_pairs
+    rest = pairs - data.held_out_pairs
+    if rest < 2:
+        raise InputError(
+            f"Of {pairs} pairs {data.held_out_pairs} are held out (data.held_out_pairs), which leaves none to train "
+            "on. Lower it, or give more data."
+        )
+    sft = round(data.sft_fraction * rest)
+    train = rest - sft
+    return min(sft, data.sft_examples or sft), min(train, data.pairs or train), data.held_out_pairs
+
+
+def _alike(count: int, prompt: float, chosen: float, rejected: float) -> Part:
+    whole = Lengths(*(round(length) for length in (prompt, chosen, rejected)))
+    return Part(count, (whole,), scale=(prompt + chosen + rejected) / max(1, sum(whole)))
+
+
+def read_material(settings: Settings) -> tuple[Material, Sample]:
+    """Read, split and tokenize the data as the first stage does, all of it or enough to know the lengths.
+
+    Raises InputError for data or a tokenizer that cannot be used.
+    """
+    from slime_ray.data.corpus import load_corpus
+    from slime_ray.data.rendering import tokenize_pairs, tokenize_sft
+    from slime_ray.model.loading import load_tokenizer
+    from slime_ray.training.prompts import prompts_to_answer
+
+    data = settings.data
+    tokenizer = load_tokenizer(settings.model)
+    clock = time.perf_counter(), time.process_time()
+    corpus = load_corpus(data, settings.evaluation)
+    limits: dict[str, Any] = {
+        "max_tokens": data.max_tokens,
+        "row_tokens": data.row_budget,
+        "max_prompt_tokens": data.max_prompt_tokens,
+        "strict": data.strict,
+    }
+
+    def tokenized(part: Any, tokenize: Any) -> tuple[Part, list[tuple[list[int], list[int], list[int]]]]:
+        some = part if len(part) <= MEASURED else part.select(range(MEASURED))
+        columns = tokenize(some, tokenizer, **limits).dataset.to_dict()
+        rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])
+        ids: list[tuple[list[int], list[int], list[int]]] = list(
+            zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True)
+        )
+        lengths = tuple(Lengths(*map(len, each)) for each in ids)
+        # Some are dropped, such as those without room for a completion.
+        count = len(ids) if len(some) == len(part) else round(len(part) * len(ids) / len(some))
+        return Part(count, lengths), ids
+
+    sft, sft_ids = tokenized(corpus.sft, tokenize_sft) if settings.sft else (Part(0, ()), [])
+    train, train_ids = tokenized(corpus.train, tokenize_pairs)
+    held_out, _ = tokenized(corpus.held_out, tokenize_pairs)
+    prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
+    seconds = time.perf_counter() - clock[0], time.process_time() - clock[1]
+    asked = prompts["selection"]
+    material = Material(
+        sft=sft,
+        train=train,
+        held_out=held_out,
+        prompts={
+            name: Asked(
+                len(some.ids),
+                sum(1 + len(later) for later in some.later),
+                sum(map(len, some.token_ids)) / len(some.token_ids),
+            )
+            for name, some in prompts.items()
+        },
+        answers=_completions([*train.lengths, *held_out.lengths]),
+        seconds=seconds,
+        told=_told(data, settings.model, [sft, train, held_out]),
+    )
+    sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
+    return material, sample
+
+
+def _completions(lengths: Iterable[Lengths]) -> tuple[int, ...]:
+    return tuple(sorted(tokens for each in lengths for tokens in (each.chosen, each.rejected)))
+
+
+def _told(data: Data, model: Model, parts: Sequence[Part]) -> str:
+    every = all(part.counted for part in parts)
+    tokenizer = model.tokenizer or model.source
+    how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
+    return f"{data.train} was read with the tokenizer of {tokenizer}: tokens are {how}"
+
+
+def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:
+    """A sample of random tokens as long as the material's examples are, where there is no data to take it from."""
+    chance = random.Random(0)
+
+    def ids(length: float) -> list[int]:
+        return [chance.randrange(vocabulary) for _ in range(max(1, round(length)))]
+
+    def some(part: Part) -> list[tuple[list[int], list[int], list[int]]]:
+        wanted = min(PROBED, part.count)
+        lengths = [part.lengths[index % len(part.lengths)] for index in range(wanted)] if part.lengths else []
+        return [(ids(each.prompt), ids(each.chosen), ids(each.rejected) if each.rejected else []) for each in lengths]
+
+    asked = material.prompts["selection"]
+    return Sample(some(material.sft), some(material.train), [ids(asked.tokens) for _ in range(prompts)], [])

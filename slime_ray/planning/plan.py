@@ -1,0 +1,270 @@
+"""A plan: what an experiment will take, to be read by people and programs, and what of it does not fit."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slime_ray.errors import InputError
+from slime_ray.experiment import Experiment, Phase
+from slime_ray.planning.disk import Disk
+from slime_ray.planning.judging import Judging
+from slime_ray.planning.memory import Memory
+from slime_ray.planning.prices import Gpu, Prices
+from slime_ray.planning.ranges import NOTHING, Range, total
+from slime_ray.planning.speed import Measured
+from slime_ray.planning.tables import table
+
+GIB = 2**30
+NO_TIME = "not known for this machine without a measurement: give --probe"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What trials run on.
+
+    trials: how many run side by side. never: why none could ever start. gpus, gpu: all of them, and what they are
+    called. memory: bytes that one worker on CPUs may take. disk_free: bytes at the storage; None where that is not
+    known. where: in words. told: what was assumed of it, as sentences.
+    """
+
+    trials: int
+    where: str
+    never: str | None = None
+    gpus: float = 0
+    gpu: str | None = None
+    memory: float | None = None
+    disk_free: int | None = None
+    told: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Trials of a kind. updates: of each, if none is stopped. tokens: of all. exact: whether to the token. seconds: of
+    each, on average; None where the speed is not known."""
+
+    name: str
+    phase: Phase
+    trials: int
+    updates: float
+    tokens: Range
+    exact: bool
+    flops: float
+    seconds: Range | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the experiment takes. Times are seconds; None where no speed is known.
+
+    stages: of each shared stage. time: of the whole sweep. trial_seconds: of all trials together. processor_seconds: of
+    stages and trials, where a probe was made. memory_limit: bytes that a worker may take; None where that is not known.
+    cost: of the hours of GPUs that trials and stages hold; cluster_cost: of all the cluster's GPUs for the whole time.
+    stopping: share of the search's updates that early stopping leaves. told: what was assumed, as sentences. refusals:
+    what does not fit, each with the way out.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    stages: Mapping[str, Range]
+    sft_tokens: float
+    basis: str | None
+    cluster: Cluster
+    gpu: Gpu | None
+    prices: Prices
+    memory: Memory
+    measured: Measured | None
+    memory_limit: float | None
+    disk: Disk
+    judging: Judging
+    stopping: Range | None
+    told: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    time: Range | None = None
+    trial_seconds: Range | None = None
+    gpu_hours: Range | None = None
+    cost: Range | None = None
+    cluster_cost: Range | None = None
+    processor_seconds: Range | None = None
+
+    @property
+    def trials(self) -> int:
+        """All that may run."""
+        return sum(row.trials for row in self.rows)
+
+    @property
+    def tokens(self) -> Range:
+        """Of preference training, in all trials."""
+        return total(row.tokens for row in self.rows)
+
+    @property
+    def peak(self) -> float:
+        """Bytes of a worker's memory: as a probe saw it, else by formula."""
+        # A probe's answers are short.
+        return max(self.measured.peak_bytes, self.memory.answering) if self.measured else self.memory.peak
+
+    def refuse(self) -> None:
+        """Raise InputError with everything that does not fit, if anything does not."""
+        if self.refusals:
+            raise InputError("\n".join(self.refusals))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        values = asdict(self)
+        values["prices"] = {"date": self.prices.date, "place": self.prices.place}
+        return values | {"trials": self.trials, "tokens": self.tokens.as_dict(), "peak_bytes": self.peak}
+
+    def text(self) -> str:
+        """To be read."""
+        return "\n\n".join(filter(None, (self._table(), self._figures(), self._notes())))
+
+    def _table(self) -> str:
+        titles = ("what", "trials", "updates each", "training tokens", "FLOP", "time each")
+        stage = [("SFT stage", "", "", f"{self.sft_tokens:,.0f}", "", _time(self.stages.get("sft")))]
+        rows = [
+            (
+                row.name, f"{row.trials}", f"{row.updates:,.0f}", _tokens(row), f"{row.flops:.2e}",
+                _time(row.seconds),
+            )
+            for row in self.rows
+        ]  # fmt: skip
+        flops = sum(row.flops for row in self.rows)
+        tokens = f"{self.tokens.expected:,.0f}"
+        every = [("all trials", f"{self.trials}", "", tokens, f"{flops:.2e}", "")]
+        return f"{self.name}: nothing was started.\n\n" + table(
+            titles, [*(stage if self.sft_tokens else []), *rows, *every]
+        )
+
+    def _figures(self) -> str:
+        cluster = self.cluster
+        at_a_time = "one trial at a time" if cluster.trials == 1 else f"{cluster.trials} trials side by side"
+        lines = [
+            ("time", f"{_time(self.time)} on {cluster.where}, {at_a_time}"
+             if self.time else NO_TIME),
+            ("speed", self.basis or ""),
+            ("GPU-hours", _figure(self.gpu_hours, ".3g")),
+            ("cost", self._cost()),
+            ("memory", self._memory()),
+            ("disk", self._disk()),
+            ("judge", self._judge()),
+            ("stopping", "" if self.stopping is None else
+             f"early stopping leaves {self.stopping.expected:.0%} ({self.stopping.low:.0%} to "
+             f"{self.stopping.high:.0%}) of the search's updates"),
+        ]  # fmt: skip
+        return "\n".join(f"{name:<10}{said}" for name, said in lines if said)
+
+    def _cost(self) -> str:
+        if self.cost is None or self.gpu is None:
+            return ""
+        whole = "" if self.cluster_cost is None else (
+            f"; {_money(self.cluster_cost)} USD for {self.cluster.gpus:g} GPUs over all that time"
+        )  # fmt: skip
+        return (
+            f"{_money(self.cost)} USD at {self.gpu.usd_per_hour:g} an hour of {self.gpu.name} "
+            f"({self.gpu.place}, prices of {self.prices.date}, examples to edit){whole}"
+        )
+
+    def _memory(self) -> str:
+        of = f" of {self.memory_limit / GIB:.1f} GiB" if self.memory_limit else ""
+        if self.measured:
+            return f"{self.peak / GIB:.1f} GiB{of} a worker, as measured"
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.memory.parts.items() if size > 0.05 * GIB)
+        return f"{self.memory.peak / GIB:.1f} GiB{of} a worker: {parts}"
+
+    def _disk(self) -> str:
+        free = "" if self.disk.free is None else f" of {_size(self.disk.free)} free"
+        parts = sorted(self.disk.parts.items(), key=lambda part: -part[1])
+        said = ", ".join(f"{name} {_size(size)}" for name, size in parts if size > 0.02 * self.disk.wanted)
+        return f"at most {_size(self.disk.wanted)}{free}: {said}"
+
+    def _judge(self) -> str:
+        judging = self.judging
+        if not judging.requests.high:
+            return f"{judging.judge}, which asks nobody"
+        cost = f", cost {_money(judging.cost)}" if judging.cost else ", without prices in evaluation.judge"
+        return (
+            f"{judging.judge}: {_figure(judging.requests, ',.0f')} requests, about "
+            f"{judging.input_tokens.expected:,.0f} tokens in and {judging.output_tokens.expected:,.0f} out{cost}"
+        )
+
+    def _notes(self) -> str:
+        said = [*(f"- {sentence}" for sentence in self.told), *(f"- Warning: {said}" for said in self.warnings)]
+        return "\n".join(said)
+
+
+def refusals(plan: Plan, experiment: Experiment) -> list[str]:
+    """What does not fit, each as a sentence with the way out."""
+    found = []
+    if plan.cluster.never:
+        found.append(f"{plan.cluster.never} To plan for another cluster give --gpus N --gpu NAME, or RAY_ADDRESS.")
+    if plan.memory_limit is not None and plan.peak > plan.memory_limit:
+        found.append(_too_little_memory(plan, plan.memory_limit, experiment.settings.data.row_budget))
+    if plan.disk.free is not None and plan.disk.wanted > plan.disk.free:
+        found.append(
+            f"The run may take {_size(plan.disk.wanted)} and {_size(plan.disk.free)} are free at the storage. Free "
+            "some, give another --storage, or keep fewer models with budget.checkpoints."
+        )
+    return found
+
+
+def _too_little_memory(plan: Plan, limit: float, row_budget: int) -> str:
+    room = f"{limit / GIB:.1f} GiB that {f'a worker has of an {plan.gpu.name}' if plan.gpu else 'a process has here'}"
+    ways = "lower evaluation.decoding.batch" if plan.memory.answering > limit else "lower data.row_tokens"
+    fits = plan.memory.row_that_fits(limit)
+    if fits is not None and fits < row_budget:
+        ways += f" ({fits} would do, if no pair is longer)"
+    return (
+        f"A worker needs about {plan.peak / GIB:.1f} GiB, more than the {room}. Ways out: {ways}; set "
+        "training.gradient_checkpointing; train adapters (model.lora); divide the model among more workers with "
+        "resources.strategy: fsdp2; or run fewer trials on a GPU or a machine."
+    )
+
+
+def warnings(plan: Plan, experiment: Experiment) -> list[str]:
+    """What fits and will yet not go as the experiment says, as sentences."""
+    found = [plan.judging.budget] if plan.judging.budget else []
+    hours = experiment.budget.hours
+    if hours is not None and plan.time is not None and plan.time.expected > 3600 * hours:
+        found.append(
+            f"budget.hours {hours:g} ends it before all trials have run, which takes about "
+            f"{plan.time.expected / 3600:.3g} h. It goes on with --resume."
+        )
+    wanted = experiment.resources.concurrent_trials
+    if wanted != "auto" and wanted > plan.cluster.trials:
+        found.append(f"resources.concurrent_trials is {wanted}, but only {plan.cluster.trials} fit at a time.")
+    return found
+
+
+def _tokens(row: Row) -> str:
+    tokens = row.tokens
+    if tokens.low == tokens.high:
+        return f"{tokens.expected:,.0f}" if row.exact else f"about {tokens.expected:,.0f}"
+    return f"{tokens.expected:,.0f} ({tokens.low:,.0f} to {tokens.high:,.0f})"
+
+
+def _time(value: Range | None) -> str:
+    """With its range, in the unit that suits what is expected."""
+    if value is None:
+        return ""
+    units = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
+    unit, size = next((each for each in units if value.expected >= 2 * each[1]), units[-1])
+    low, expected, high = (f"{number / size:.3g}" for number in (value.low, value.expected, value.high))
+    return f"{expected} {unit} ({low} to {high})" if low != high else f"{expected} {unit}"
+
+
+def _figure(value: Range | None, form: str) -> str:
+    if value is None or value == NOTHING:
+        return ""
+    low, expected, high = (f"{number:{form}}" for number in (value.low, value.expected, value.high))
+    return f"{expected} ({low} to {high})" if low != high else expected
+
+
+def _money(value: Range) -> str:
+    return _figure(value, ",.0f" if value.expected >= 100 else ",.2f")
+
+
+def _size(size: float) -> str:
+    for unit, unit_size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if size >= unit_size:
+            return f"{size / unit_size:.1f} {unit}"
+    return f"{size / 1024:.0f} KiB"

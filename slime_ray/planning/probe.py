@@ -1,0 +1,312 @@
+"""A probe: for about a minute, the work of one trial with its actual settings, each part by itself, on the clock.
+
+It trains a few updates of both stages, reads and answers a few prompts, compares, scores, saves and loads, in the
+processes and on the device that trials run on. Nothing of it is kept.
+"""
+
+import gc
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slime_ray.evaluation.generate import generate_answers
+from slime_ray.evaluation.held_out import measure_held_out
+from slime_ray.evaluation.judges import ScoringJudge, build_judge
+from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.judge_settings import Llm, RewardModel
+from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
+from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import add_lora
+from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.objectives import Objective, SftObjective
+from slime_ray.planning.material import Sample
+from slime_ray.planning.memory import CONTEXT
+from slime_ray.planning.speed import Rates
+from slime_ray.settings import Decoding, Schedule, Settings
+from slime_ray.training.stages import place
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.training.worker import reset_process
+from slime_ray.world import World
+
+WARM = 2
+"""Updates, and decoding steps, that are left out: the first ones take longer."""
+SECONDS = 8.0
+"""Of each of the runs of training, once they have made LEAST updates."""
+LEAST, MOST = 2, 48
+STEPS = 24
+"""Tokens of each answer."""
+COPIED = 4 * 2**30
+"""Bytes of a model up to which a copy of it is saved and loaded; above, its first loading stands for the later ones."""
+SCORED = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one worker saw. wall, processor: by the two clocks."""
+
+    wall: Rates
+    processor: Rates
+    peak_bytes: int
+    device: str
+
+
+Clock = tuple[float, float]
+
+
+def now() -> Clock:
+    """Seconds of the wall's clock and of this process's processors."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+@dataclass
+class Laps:
+    """Times of the updates of a run. before: until the first one ended, setting up included."""
+
+    started: Clock
+    ends: list[Clock] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def before(self) -> Clock:
+        """Seconds of setting up, by both clocks."""
+        wall, processor = (max(0.0, self.ends[0][kind] - self.started[kind] - self.rest(kind)[0]) for kind in (0, 1))
+        return wall, processor
+
+    def rest(self, clock: int) -> tuple[float, float]:
+        """Mean seconds and mean tokens of the updates after the first ones."""
+        made = len(self.ends) - WARM
+        return (
+            (self.ends[-1][clock] - self.ends[WARM - 1][clock]) / made,
+            (self.tokens[-1] - self.tokens[WARM - 1]) / made,
+        )
+
+
+def probe(settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: Clock) -> Found:
+    """Measure on this process, or on all ranks of its group, which call it together; rank 0's clocks count.
+
+    scratch: an empty folder. started: the clocks when the process began to import. Raises InputError for a model that
+    cannot be loaded.
+    """
+    reset_process(seed=0, threads=threads)
+    timed: dict[str, Clock] = {"process": _since(started)}
+    clock, model = now(), settings.model
+    lm = load_model(model, seed=0)
+    timed["load"] = _since(clock)
+    tokenizer = load_tokenizer(model)
+    run = _Runs(settings, scratch)
+
+    lm = add_lora(lm, model.lora) if model.lora else lm
+    policy = place(make_policy(lm, model), sharded=sharded)
+    if settings.sft and sample.sft:
+        demonstrations = [TokenPair(*ids) for ids in sample.sft]
+        whole, half = run.both(policy, SftObjective(), demonstrations, settings.sft, settings.sft.examples_per_update)
+        timed["sft_update"], timed["sft_token"] = _affine(whole, half)
+    if settings.sft and not sharded:
+        # As a trial begins: from a plain model, with adapters of its own.
+        base, copied = _copied(lm.merge_and_unload() if model.lora else lm, settings, scratch)
+        timed["load"] = copied or timed["load"]
+        del policy, lm
+        policy = place(make_policy(add_lora(base, model.lora) if model.lora else base, model), sharded=False)
+    _forget_peaks()
+
+    pairs = [TokenPair(*ids) for ids in sample.train]
+    row_tokens = settings.data.row_budget
+    objective = settings.objective.build()
+    if objective.needs_reference:
+        pairs = [replace(pair, reference_chosen=-10.0, reference_rejected=-10.0) for pair in pairs]
+    whole, half = run.both(policy, objective, pairs, settings.training, settings.training.pairs_per_update)
+    timed["update"], timed["token"] = _affine(whole, half)
+    timed["setup"] = whole.before
+
+    read = _fitting(pairs, 4 * row_tokens)
+    timed["read_token"] = _each(_took(lambda: measure_held_out(policy, read, row_tokens=row_tokens)), _tokens(read))
+    timed["decode_step"], timed["decode_row"], answers = _decoding(policy, tokenizer, settings, sample)
+    compared = [TokenPair(pair.prompt_ids, pair.chosen_ids) for pair in read[: settings.evaluation.kl_prompts]]
+    reference = None if model.lora else policy
+    timed["compare_token"] = _each(
+        _took(lambda: kl_to_reference(policy, reference, compared, row_tokens=row_tokens)), _tokens(compared)
+    )
+    timed["verdict"] = _judging(settings, sample, answers, scratch)
+    timed["save"] = _took(lambda: _save(policy, scratch / "model"))
+    wall, processor = (
+        Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in Rates.__dataclass_fields__}) for kind in (0, 1)
+    )
+    World.current().broadcast(None)
+    return Found(wall, processor, _peak_bytes(), _device())
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Short runs of training with an experiment's settings."""
+
+    settings: Settings
+    scratch: Path
+
+    def both(
+        self, policy: Policy, objective: Objective, pairs: Sequence[TokenPair], schedule: Schedule, per_update: int
+    ) -> tuple[Laps, Laps]:
+        """Updates as they are, and of half as many pairs: what an update takes beside its tokens shows in the
+        difference."""
+        one, other = (
+            self._run(policy, objective, pairs, schedule, size) for size in (per_update, max(1, per_update // 2))
+        )
+        return one, other
+
+    def _run(
+        self, policy: Policy, objective: Objective, pairs: Sequence[TokenPair], schedule: Schedule, per_update: int
+    ) -> Laps:
+        laps, world, settings = Laps(now()), World.current(), self.settings
+
+        def after_update(step: int, metrics: Metrics) -> Next:
+            laps.ends.append(now())
+            laps.tokens.append(trainer.tokens_seen)
+            enough = step >= WARM + LEAST and laps.ends[-1][0] - laps.started[0] > SECONDS
+            return Next(stop=True) if world.broadcast(enough) else GO_ON
+
+        trainer = PreferenceTrainer(
+            policy=policy,
+            objective=objective,
+            pairs=pairs,
+            schedule=schedule.model_copy(update={"updates": WARM + MOST}),
+            pairs_per_update=per_update,
+            row_tokens=settings.data.row_budget,
+            seed=0,
+            scratch=self.scratch / "trainer",
+            after_update=after_update,
+            bf16=settings.model.dtype == "bfloat16",
+            gradient_checkpointing=schedule is settings.training and settings.training.gradient_checkpointing,
+        )
+        trainer.train()
+        return laps
+
+
+def _affine(whole: Laps, half: Laps) -> tuple[Clock, Clock]:
+    """(seconds of an update beside its tokens, seconds of a token), each by both clocks."""
+    found = []
+    for kind in (0, 1):
+        (most, many), (least, few) = whole.rest(kind), half.rest(kind)
+        slope = (most - least) / (many - few) if many > few else 0.0
+        # Between all of it being the tokens' and none of it.
+        slope = min(max(slope, 0.0), most / many)
+        found.append((most - slope * many, slope))
+    return (found[0][0], found[1][0]), (found[0][1], found[1][1])
+
+
+def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample) -> tuple[Clock, Clock, list[str]]:
+    """Seconds of a decoding step beside its answers and for each of them, by both clocks; and some answers."""
+    evaluation, answers = settings.evaluation, list[str]()
+    decoding = evaluation.decoding
+    longest = max(2, min(STEPS, decoding.max_new_tokens))
+
+    def draw(batch: int, steps: int) -> Clock:
+        prompts = [sample.prompts[index % len(sample.prompts)] for index in range(batch)]
+        short = Decoding(temperature=1.0, top_p=decoding.top_p, max_new_tokens=steps, batch=batch)
+        clock = now()
+        # A stop token that no vocabulary has: every answer is as long as may be.
+        drawn = generate_answers(policy, tokenizer, prompts, decoding=short, stop_tokens=[2**31 - 1], seed=0)
+        taken = _since(clock)
+        answers[:] = [answer.text for answer in drawn]
+        return taken
+
+    def step(batch: int) -> Clock:
+        """What the first step reads, the prompts, is not of the others' kind."""
+        short, long = draw(batch, 1), draw(batch, longest)
+        wall, processor = (max(0.0, b - a) / (longest - 1) for a, b in zip(short, long, strict=True))
+        return wall, processor
+
+    batch = min(decoding.batch, max(evaluation.prompts, evaluation.selection_prompts))
+    few = max(1, min(settings.sentinel.prompts, batch // 2))
+    draw(few, 1)
+    of_few, of_all = step(few), step(batch)
+    slopes = [
+        min(max((many - less) / (batch - few), 0.0), many / batch) if batch > few else 0.0
+        for many, less in zip(of_all, of_few, strict=True)
+    ]
+    beside = [many - slope * batch for many, slope in zip(of_all, slopes, strict=True)]
+    return (beside[0], beside[1]), (slopes[0], slopes[1]), answers
+
+
+def _judging(settings: Settings, sample: Sample, answers: list[str], scratch: Path) -> Clock:
+    """Seconds of an answer's score. A language model is not asked."""
+    judge = settings.evaluation.judge
+    if isinstance(judge, Llm) or not sample.messages:
+        return 0.0, 0.0
+    built = build_judge(settings, verdicts=Verdicts(scratch / "verdicts", run="probe"))
+    if not isinstance(built, ScoringJudge):
+        return 0.0, 0.0
+    count = min(len(answers), len(sample.messages), SCORED if isinstance(judge, RewardModel) else len(answers))
+    return _each(_took(lambda: built.scores(sample.messages[:count], answers[:count])), count)
+
+
+def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, Clock | None]:
+    """The model as a trial reads it from the stage's folder, and what that takes; a large one as it is."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in lm.parameters())
+    if size > COPIED:
+        return lm, None
+    # Each rank its own.
+    folder = scratch / f"base-{World.current().rank}"
+    lm.save_pretrained(folder)
+    clock = now()
+    copy = load_checkpoint(folder, dtype=settings.model.dtype)
+    return copy, _since(clock)
+
+
+def _save(policy: Policy, folder: Path) -> None:
+    weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
+    if World.current().main:
+        policy.lm.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+
+
+def _fitting(pairs: Sequence[TokenPair], tokens: int) -> list[TokenPair]:
+    """As many of the pairs as have so many tokens, at least one."""
+    taken: list[TokenPair] = []
+    for pair in pairs:
+        if taken and _tokens([*taken, pair]) > tokens:
+            break
+        taken.append(pair)
+    return taken
+
+
+def _tokens(pairs: Sequence[TokenPair]) -> int:
+    return sum(len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+
+
+def _took(work: Callable[[], object]) -> Clock:
+    clock = now()
+    work()
+    return _since(clock)
+
+
+def _since(clock: Clock) -> Clock:
+    wall, processor = now()
+    return wall - clock[0], processor - clock[1]
+
+
+def _each(taken: Clock, count: int) -> Clock:
+    return taken[0] / max(1, count), taken[1] / max(1, count)
+
+
+def _forget_peaks() -> None:
+    """What follows is what a trial holds; the stage before held another model."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved() + CONTEXT)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"

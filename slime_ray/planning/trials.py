@@ -1,0 +1,150 @@
+"""The trials that an experiment will run, in groups of equal ones, and how early stopping shortens them."""
+
+import math
+import random
+from bisect import bisect_right, insort
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from slime_ray.experiment import EarlyStopping, Experiment, Phase, PromptSet
+from slime_ray.planning.ranges import Range
+from slime_ray.settings import Settings, fingerprint
+
+SEARCH_SEED = 1000
+"""Of the search's trials, as `on_ray.plan` has it."""
+POINTS = 16
+"""Points of the search space whose cost stands for that of all, where knobs are searched that change it."""
+COSTLESS = ("objective.", "training.learning_rate", "training.weight_decay", "training.warmup_fraction")
+"""Beginnings of paths that change nothing about a trial's cost."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials of one row of the plan. settings: of each, or some that stand for all of them in turn. seeds: of each."""
+
+    name: str
+    phase: Phase
+    settings: tuple[Settings, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def prompts(self) -> PromptSet:
+        """Those that its trials answer."""
+        return "selection" if self.phase == "search" else "report"
+
+    @property
+    def trials(self) -> int:
+        """How many."""
+        return len(self.seeds)
+
+
+def groups_of(experiment: Experiment) -> list[Group]:
+    """Arms, search, and confirmations, of which there are at most so many: winners that equal an arm are left out."""
+    groups = [
+        Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), tuple(experiment.seeds))
+        for arm in experiment.arms
+    ]
+    budget = experiment.budget
+    if experiment.search is not None:
+        points = _points(experiment)
+        groups.append(Group("search", "search", points, (SEARCH_SEED,) * budget.trials))
+        if budget.confirm and budget.confirm.best:
+            first = max(experiment.seeds) + 1
+            seeds = [*experiment.seeds, *range(first, first + budget.confirm.seeds)][: budget.confirm.seeds]
+            best = min(budget.confirm.best, budget.trials)
+            groups.append(Group("confirmations", "confirm", points, tuple(seeds) * best))
+    return [group for group in groups if group.trials]
+
+
+def _points(experiment: Experiment) -> tuple[Settings, ...]:
+    """Settings whose cost stands for that of the search's trials: the base, or points all over the dear knobs."""
+    search = experiment.search
+    dear = [] if search is None else [path for path in search.dimensions if not path.startswith(COSTLESS)]
+    if search is None or not dear:
+        return (experiment.settings,)
+    found, chance = [], random.Random(0)
+    for _ in range(POINTS):
+        point = {path: search.dimensions[path].at(chance.random()) for path in dear}
+        try:
+            found.append(experiment.settings_with(point))
+        except ValidationError:
+            continue
+    return tuple(found) or (experiment.settings,)
+
+
+def extremes(experiment: Experiment) -> list[Settings]:
+    """Settings at the ends of every searched knob that changes the cost, and those of the arms: for peak memory."""
+    arms = [experiment.settings_with(arm.set) for arm in experiment.arms]
+    search = experiment.search
+    ends = [
+        {path: end} for path, dimension in (search.dimensions if search else {}).items()
+        if not path.startswith(COSTLESS) for end in dimension.ends
+    ]  # fmt: skip
+    every = [experiment.settings, *arms, *(experiment.settings_with(values) for values in ends)]
+    return list({fingerprint(settings): settings for settings in every}.values())
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What early stopping leaves. updates: share of the search's updates. finished: of its trials, those that are
+    trained to the end."""
+
+    updates: Range
+    finished: Range
+
+
+WHOLE = Shortened(Range.exactly(1.0), Range.exactly(1.0))
+
+
+def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> Shortened:
+    """What successive halving leaves of so many trials that report so often.
+
+    low: every rung passes one in `reduction`. expected: asynchronously, over random orders of trials that are as good
+    at every rung as at the first; those that reach a rung first always pass it. high: none is stopped, as where each
+    trial is better than all before it.
+    """
+    if rule is None or rule.rule == "none" or not trials:
+        return WHOLE
+    if rule.rule == "median":
+        # About half of the trials lie below the median where they are first compared.
+        first = math.ceil(rule.first * evaluations - 1e-9) / evaluations
+        return Shortened(Range(first, (1 + first) / 2, 1.0), Range(0.0, 0.5, 1.0))
+    rungs: list[float] = []
+    while (rung := rule.first * rule.reduction ** len(rungs)) < 1:
+        rungs.append(rung)
+    # A trial hears of it at its next evaluation; at the last one there is nothing left to stop.
+    marks = [math.ceil(rung * evaluations - 1e-9) / evaluations for rung in rungs]
+    if marks[0] == 1:
+        return WHOLE
+    updates, finished = _simulated(marks, rule.reduction, trials)
+    ideal, left, ends = marks[0], 1.0, [*marks[1:], 1.0]
+    for mark, end in zip(marks, ends, strict=True):
+        left = left / rule.reduction if mark < 1 else left
+        ideal += left * (end - mark)
+    return Shortened(Range(min(ideal, updates), updates, 1.0), Range(min(left, finished), finished, 1.0))
+
+
+def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, float]:
+    """Mean share of updates, and of trials that were not stopped, of asynchronous halving, see `on_ray.stopping`.
+
+    marks: where in a trial each rung is heard of.
+    """
+    chance = random.Random(0)
+    rounds = max(10, min(200, 20_000 // trials))
+    updates = finished = 0.0
+    for _ in range(rounds):
+        reached: list[list[float]] = [[] for _ in marks]
+        for _ in range(trials):
+            quality = chance.random()
+            at = 1.0
+            for mark, others in zip(marks, reached, strict=True):
+                if mark > at:
+                    break
+                insort(others, quality)
+                better = len(others) - bisect_right(others, quality)
+                if len(others) >= reduction and better >= max(1, len(others) // reduction):
+                    at = min(at, mark)
+            updates += at
+            finished += at == 1.0
+    return updates / rounds / trials, finished / rounds / trials

@@ -1,0 +1,139 @@
+"""Runs beside each other: what differs between their manifests, one table of all, and whether two agree."""
+
+import json
+from pathlib import Path
+
+import pytest
+from slime_ray.analysis.comparing import compare, verify
+from slime_ray.analysis.manifests import differences, why_not_comparable
+
+from slime_ray import cli, results
+from slime_ray.errors import InputError
+from tests.analysis.conftest import add_trial, finish
+
+PROMPTS = 24
+
+
+def run_of(
+    folder: Path, shares: dict[str, float], *, seeds: int = 2, stability: float = 0.5, answer=str, **manifest
+) -> Path:
+    """A run of arms that won a share of the prompts each, the first ones."""
+    for label, share in shares.items():
+        won = round(share * PROMPTS)
+        for seed in range(seeds):
+            add_trial(
+                folder, f"arm-{label}-s{seed}", label=label, seed=seed, won=[1.0] * won + [0.0] * (PROMPTS - won),
+                answer=answer, pairs=40, stability=stability,
+            )  # fmt: skip
+    return finish(folder, manifest)
+
+
+def test_a_run_agrees_with_itself_letter_by_letter(judged_run, tmp_path):
+    again = tmp_path / "again"
+    again.symlink_to(judged_run)
+    found = verify(results.load(judged_run), results.load(again))
+    assert found.differences == ()
+    assert found.agree
+    assert found.identical
+
+
+def test_runs_whose_win_rates_are_far_apart_do_not_agree(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 0.25, "b": 0.5})
+    other = run_of(tmp_path / "other", {"a": 0.75, "b": 0.5})
+    found = verify(results.load(one), results.load(other))
+    rows = found.table.frame.set_index("label")
+    assert rows.loc["a", "difference"] == pytest.approx(-0.5)
+    assert not rows.loc["a", "agrees"]
+    assert rows.loc["b", "agrees"]
+    assert not found.agree
+    assert "They do not agree." in found.text()
+
+
+def test_runs_that_differ_by_a_prompt_agree_without_being_identical(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 12 / 24})
+    other = run_of(tmp_path / "other", {"a": 13 / 24}, answer=lambda index: f"other {index}")
+    found = verify(results.load(one), results.load(other))
+    assert found.agree
+    assert not found.identical
+    assert found.table.frame["same_answers"].tolist() == [0.0]
+
+
+def test_stabilities_far_apart_do_not_agree(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 0.5}, stability=0.9)
+    other = run_of(tmp_path / "other", {"a": 0.5}, stability=0.1)
+    found = verify(results.load(one), results.load(other))
+    assert not found.agree
+    assert found.table.remarks == ("the stabilities differ",)
+
+
+def test_a_row_that_one_run_lacks_does_not_agree(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 0.5, "b": 0.5})
+    other = run_of(tmp_path / "other", {"a": 0.5})
+    found = verify(results.load(one), results.load(other))
+    assert found.table.frame.set_index("label").loc["b", "remark"] == "in one run alone"
+    assert not found.agree
+
+
+def test_other_prompts_or_another_baseline_are_said_and_do_not_agree(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 0.5}, hashes={"prompts_report": "p1", "sft_checkpoint": "c"})
+    other = run_of(tmp_path / "other", {"a": 0.5}, hashes={"prompts_report": "p2", "sft_checkpoint": "d"})
+    found = verify(results.load(one), results.load(other))
+    assert found.not_comparable == (
+        "baseline: one has the SFT checkpoint c, other has the SFT checkpoint d",
+        "report prompts: one has p1, other has p2",
+    )
+    assert not found.agree
+    assert any("report prompts" in note for note in compare([results.load(one), results.load(other)]).notes)
+
+
+def test_differences_are_the_settings_data_and_versions_and_not_when_it_ran():
+    one = {
+        "created": "1", "name": "x", "seeds": [0, 1], "hashes": {"held_out": "a"}, "versions": {"torch": "2"},
+        "experiment": {"name": "x", "base": {"training": {"learning_rate": 1e-4}}, "arms": [{"label": "full", "set": {}}]},
+    }  # fmt: skip
+    other = {
+        "created": "2", "name": "y", "seeds": [0], "hashes": {"held_out": "b"}, "versions": {"torch": "2"},
+        "experiment": {"name": "y", "base": {"training": {"learning_rate": 3e-4}}, "design": None,
+                       "arms": [{"label": "full", "set": {"objective.beta": 1}}]},
+    }  # fmt: skip
+    found = [(item.kind, item.path, item.one, item.other) for item in differences(one, other)]
+    assert found == [
+        ("settings", "experiment.arms.full.set.objective.beta", "absent", "1"),
+        ("settings", "experiment.base.training.learning_rate", "0.0001", "0.0003"),
+        ("settings", "seeds", "[0, 1]", "[0]"),
+        ("data", "hashes.held_out", "a", "b"),
+    ]
+
+
+def test_compare_has_every_row_of_every_run_by_win_rate(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 0.25, "b": 0.75})
+    other = run_of(tmp_path / "other", {"a": 0.5})
+    frame = compare([results.load(one), results.load(other)]).frame
+    assert frame[["run", "label"]].values.tolist() == [["one", "b"], ["other", "a"], ["one", "a"]]
+
+
+def test_runs_of_two_judges_are_refused(tmp_path):
+    one = run_of(tmp_path / "one", {"a": 0.5})
+    add_trial(tmp_path / "other", "arm-a-s0", label="a", won=[1.0] * PROMPTS, judge="llm:x")
+    other = finish(tmp_path / "other", {"judge": "llm:x"})
+    runs = [results.load(one), results.load(other)]
+    with pytest.raises(InputError, match=r"judged by 2 judges .*one by exact.*other by llm:x"):
+        compare(runs)
+    assert why_not_comparable(runs) == ["judge: one has exact, other has llm:x"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_run_alone_is_nothing_to_compare(judged_run, count):
+    with pytest.raises(InputError, match="at least two different runs"):
+        compare([results.load(judged_run)] * count)
+
+
+def test_the_commands_print_and_answer_with_their_exit_code(tmp_path, capsys):
+    one = run_of(tmp_path / "one", {"a": 0.25})
+    other = run_of(tmp_path / "other", {"a": 0.75})
+    assert cli.main(["compare", str(one), str(other), "--csv", str(tmp_path / "both.csv")]) == 0
+    assert (tmp_path / "both.csv").read_text().startswith("run,label,")
+    capsys.readouterr()
+    assert cli.main(["verify", str(one), str(other), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["rows"][0]["label"] == "a"
+    assert cli.main(["verify", str(one), str(tmp_path / "missing")]) == 2

@@ -1,0 +1,172 @@
+"""Tests, correction and sizes of effects, against values done by hand and by scipy."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+from slime_ray.analysis import effects
+
+
+def grid(mean, *, seeds=8, prompts=200, between_seeds=0.0, between_prompts=0.0, rest=0.2, random=0):
+    """(seeds, prompts) differences of exactly this mean."""
+    rng = np.random.default_rng(random)
+    of_seeds, of_prompts = rng.normal(0, between_seeds, (seeds, 1)), rng.normal(0, between_prompts, (1, prompts))
+    d = of_seeds + of_prompts + rng.normal(0, rest, (seeds, prompts))
+    return d - d.mean() + mean
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_falls():
+    # Sorted 0.005 * 4, 0.01 * 3, 0.03 * 2, then 0.04 * 1, which may not be below the one before.
+    assert effects.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert effects.holm(np.array([0.6, 0.7])) == pytest.approx([1.0, 1.0])
+
+
+def test_a_comparison_that_could_not_be_made_counts_in_the_correction():
+    corrected = effects.holm(np.array([0.01, np.nan, 0.02]))
+    assert corrected[[0, 2]] == pytest.approx([0.03, 0.04])
+    assert np.isnan(corrected[1])
+
+
+def test_sign_flips_reach_the_share_of_all_flips_that_are_as_extreme():
+    d = np.array([3.0, 1.0, 1.0, 2.0, -1.0, 1.0, 2.0, 1.0, 0.0, 1.0])
+    every = np.array([np.dot(signs, d) for signs in product((-1, 1), repeat=len(d))])
+    exact = (np.abs(every) >= abs(d.sum())).mean()
+    p = effects.sign_flip_p(d[:, None], flips=50_000)[0]
+    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact / 50_000))
+    # Single precision may not lose ties: of two items both flips reach the observed sum every other time.
+    assert effects.sign_flip_p(np.full((2, 1), 0.1), flips=20_000)[0] == pytest.approx(0.5, abs=0.02)
+
+
+def test_sign_flips_are_seeded_and_never_say_zero():
+    d = np.ones((60, 1))
+    assert effects.sign_flip_p(d, flips=999)[0] == pytest.approx(1 / 1000)
+    mixed = np.random.default_rng(0).normal(0.1, 1, (60, 2))
+    assert effects.sign_flip_p(mixed).tolist() == effects.sign_flip_p(mixed).tolist()
+    assert effects.sign_flip_p(np.zeros((5, 1)))[0] == 1
+
+
+def test_the_paired_t_is_that_of_scipy():
+    d = grid(0.02, between_seeds=0.02, between_prompts=0.1)
+    found = effects.effect(d)
+    assert found.p_values["seeds"] == pytest.approx(stats.ttest_1samp(d.mean(axis=1), 0).pvalue)
+    of_seeds = d.mean(axis=1)
+    assert found.d_z == pytest.approx(of_seeds.mean() / of_seeds.std(ddof=1))
+    assert (found.seeds, found.prompts) == (8, 200)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.02, 0.04, 0.05])
+def test_what_the_t_over_seeds_and_prompts_sees_its_interval_leaves_out(mean):
+    found = effects.effect(grid(mean, between_seeds=0.03, between_prompts=0.2))
+    assert (found.p_values["both"] < 0.05) == (not found.difference.covers(0.0)) == (mean >= 0.04)
+
+
+def test_the_t_over_seeds_and_prompts_has_at_most_three_degrees_to_each_of_the_seeds():
+    # Nothing but prompts: Satterthwaite's would be their 199, and are 3 * 4.
+    d = np.tile(np.random.default_rng(0).normal(0.1, 1.0, 200), (5, 1))
+    error = d[0].std(ddof=1) / np.sqrt(200)
+    assert effects.effect(d).p_values["both"] == pytest.approx(2 * stats.t.sf(d.mean() / error, 12))
+
+
+def test_a_scalar_per_seed_has_the_paired_t_alone_with_its_interval():
+    scores = np.array([0.1, 0.3, 0.2, 0.25, 0.15, 0.2])
+    found = effects.effect(scores)
+    known = stats.ttest_1samp(scores, 0)
+    assert list(found.p_values) == ["seeds"]
+    assert found.p_values["seeds"] == pytest.approx(known.pvalue)
+    interval = known.confidence_interval()
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert found.prompts == 0
+    alone = effects.effect(np.array([0.2]))
+    assert (alone.difference.value, alone.p_values) == (0.2, {})
+    assert np.isnan(alone.difference.low)
+
+
+def test_the_same_outcomes_have_no_effect_and_a_certain_one_has_no_doubt():
+    none = effects.claims({"same": np.zeros((6, 40))})["same"]
+    assert (none.p, none.matters, none.effect.difference.value) == (1.0, False, 0.0)
+    certain = effects.claims({"all": np.ones((6, 40))})["all"]
+    assert certain.matters
+    assert np.isnan(certain.effect.d_z)
+
+
+def test_it_matters_only_where_all_tests_agree():
+    # Every seed agrees, and two prompts of forty make all of the difference: others would not show it.
+    few_prompts = np.zeros((8, 40))
+    few_prompts[:, :2] = np.random.default_rng(0).normal(1, 0.1, (8, 2))
+    # Every prompt agrees, and two seeds make all of the difference.
+    few_seeds = np.zeros((8, 40))
+    few_seeds[:2] = np.random.default_rng(0).normal(1, 0.1, (2, 40))
+    found = effects.claims({"few prompts": few_prompts, "few seeds": few_seeds, "all": grid(0.1)})
+    assert found["few prompts"].corrected["seeds"] < 0.001 < 0.4 < found["few prompts"].corrected["prompts"]
+    assert found["few seeds"].corrected["prompts"] < 0.001 < 0.1 < found["few seeds"].corrected["seeds"]
+    assert [claim.matters for claim in found.values()] == [False, False, True]
+    assert found["few prompts"].verdict.startswith("not settled: ")
+    assert found["all"].verdict == "matters"
+
+
+def test_more_comparisons_ask_for_more():
+    d = grid(0.02, between_seeds=0.02)
+    alone = effects.claims({"a": d})["a"]
+    assert alone.matters
+    others = {str(place): None for place in range(40)}
+    among = effects.claims({"a": d, **others})
+    assert list(among) == ["a"]
+    assert not among["a"].matters
+    assert among["a"].p > 10 * alone.p
+    assert among["a"].level == pytest.approx(0.05 / 41)
+
+
+def test_what_is_settled_no_longer_counts_in_the_level_of_the_rest():
+    found = effects.claims({"clear": grid(0.3), "open": grid(0.0, between_seeds=0.1), "other": grid(0.0)})
+    assert found["clear"].matters
+    assert found["open"].level == pytest.approx(0.05 / 2)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_few_seeds_speak_of_these_checkpoints_and_claim_nothing(seeds):
+    # Seeds differ wildly, which an interval of these checkpoints does not see.
+    d = grid(0.5, seeds=seeds, between_seeds=0.2 if seeds > 1 else 0)
+    claim = effects.claims({"a": d})["a"]
+    assert claim.effect.of_checkpoints
+    assert claim.verdict == "these checkpoints only"
+    assert np.isnan(claim.p)
+    assert not claim.matters
+    width = 2 * 1.96 * d.mean(axis=0).std() / np.sqrt(d.shape[1])
+    assert claim.effect.difference.high - claim.effect.difference.low == pytest.approx(width, rel=0.1)
+
+
+def test_improvement_is_the_share_of_better_outcomes_with_half_the_ties():
+    d = np.tile([0.5, 1.0, -1.0, 0.0, 0.0, 0.5, 0.0, 0.0], (5, 1))
+    # Three of eight better, four ties, one worse.
+    assert effects.improvement(d).value == pytest.approx(5 / 8)
+    assert effects.improvement(d[:1]).value == pytest.approx(5 / 8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    arrays(
+        float, st.tuples(st.integers(1, 7), st.integers(2, 9)), elements=st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0])
+    )
+)
+def test_swapping_the_sides_mirrors_everything(d):
+    one, other = effects.effect(d, flips=500), effects.effect(-d, flips=500)
+    assert other.difference.value == pytest.approx(-one.difference.value)
+    assert (other.difference.low, other.difference.high) == pytest.approx(
+        (-one.difference.high, -one.difference.low), abs=1e-6
+    )
+    assert other.p_values == pytest.approx(one.p_values)
+    assert effects.improvement(-d).value == pytest.approx(1 - effects.improvement(d).value)
+
+
+@settings(max_examples=15, deadline=None)
+@given(arrays(float, st.tuples(st.integers(5, 7), st.integers(2, 9)), elements=st.floats(-1, 1)), st.randoms())
+def test_the_order_of_seeds_is_irrelevant(d, random):
+    order = list(range(len(d)))
+    random.shuffle(order)
+    one, other = effects.effect(d, flips=500), effects.effect(d[order], flips=500)
+    assert other.p_values == pytest.approx(one.p_values, abs=0.01)
+    assert other.difference.low == pytest.approx(one.difference.low, abs=1e-9)

@@ -1,0 +1,98 @@
+"""The front and its knee: values by hand, and what resampled prompts do to them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from slime_ray.analysis import front, statistics
+from slime_ray.analysis.knobs import Searched
+
+from .searches import points_run, search_run
+
+POINTS = arrays(float, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 5).map(float))
+
+
+def test_the_knee_lies_farthest_beyond_the_line_through_the_ends():
+    # Ends (0, 1) and (1, 0); (0.6, 0.8) lies 0.4 / sqrt 2 beyond their line, (0.8, 0.5) 0.3 / sqrt 2.
+    found = front.knee(np.array([[0, 1], [1, 0], [0.6, 0.8], [0.8, 0.5], [0.5, 0.5], [np.nan, 2]]))
+    assert found.trial == 2
+    assert found.on_front.tolist() == [True, True, True, True, False, False]
+    assert found.distances[:4] == pytest.approx([0, 0, 0.4 / np.sqrt(2), 0.3 / np.sqrt(2)])
+    assert np.isnan(found.distances[4:]).all()
+
+
+def test_a_front_that_bends_inwards_or_has_no_middle_has_no_knee():
+    assert front.knee(np.array([[0, 1], [1, 0], [0.4, 0.4]])).trial is None
+    assert front.knee(np.array([[0, 1], [1, 0]])).trial is None
+    assert front.knee(np.array([[1.0, 1.0], [0.5, 0.5]])).trial is None
+    assert front.knee(np.full((2, 2), np.nan)).trial is None
+
+
+@given(POINTS, st.floats(0.1, 100), st.floats(-10, 10))
+def test_the_knee_does_not_depend_on_the_units_of_the_goals(points, factor, shift):
+    assert front.knee(points).trial == front.knee(points * [factor, 1] + [shift, 0]).trial
+
+
+@given(POINTS)
+def test_the_front_of_two_goals_is_that_of_all_comparisons(points):
+    assert front.unbeaten(points).tolist() == statistics.on_front(points).tolist()
+
+
+def test_how_often_a_trial_is_the_knee_is_counted_over_resampled_prompts():
+    # Two prompts, of which the middle trial wins one: its resampled win rate is 0, 1/2 or 1 in 1, 2 and 1 of 4 cases.
+    # At 1/2 it is the knee. At 1 it beats the first end, and is an end itself; at 0 the second end beats it.
+    outcomes = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    points = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.6]])
+    drawn = front.resample(points, 0, outcomes, resamples=20_000)
+    assert drawn.is_knee == pytest.approx([0, 0, 0.5], abs=0.015)
+    assert drawn.on_front == pytest.approx([0.75, 1, 0.75], abs=0.015)
+    assert len(drawn.points) == round(20_000 * drawn.is_knee[2])
+    assert (drawn.points == [0.5, 0.6]).all()
+
+
+def test_a_trial_that_was_judged_on_fewer_prompts_is_averaged_over_those():
+    outcomes = np.array([[1.0] * 8, [0.0] * 8, [0.5] * 6 + [np.nan] * 2])
+    points = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.6]])
+    drawn = front.resample(points, 0, outcomes, resamples=500)
+    assert drawn.is_knee.tolist() == [0, 0, 1]
+
+
+def test_the_table_names_the_knee_and_how_sure_it_is():
+    table = front.front(Searched.of(run := search_run(40, prompts=64)), run.answers)
+    frame = table.frame
+    assert frame["win_rate"].is_monotonic_decreasing
+    knee = frame[frame["knee"]].iloc[0]
+    assert table.caption.endswith(f"its knee is {knee['trial_id']}.")
+    assert frame["knee_share"].sum() <= 1
+    assert (frame["win_rate_low"] <= frame["win_rate"]).all()
+    assert (frame["on_front"] | (frame["knee_share"] >= front.SHOWN)).all()
+    assert any(note.startswith("Over the resamples the knee lies at win rate") for note in table.notes)
+    assert "knee %" in table.text()
+
+
+def test_without_answers_the_front_has_no_shares():
+    run = points_run([(0.2, 0.9), (0.5, 0.8), (0.8, 0.1)])
+    table = front.front(Searched.of(run), run.answers)
+    assert table.frame["trial_id"].tolist() == ["search-0003", "search-0002", "search-0001"]
+    assert table.frame["knee"].tolist() == [False, True, False]
+    assert "knee %" not in table.text()
+
+
+def test_stopped_trials_are_never_on_the_front():
+    run = points_run([(0.2, 0.9), (0.5, 0.8), (0.9, 0.9)], status=["completed", "completed", "stopped"])
+    assert front.front(Searched.of(run), run.answers).frame["trial_id"].tolist() == ["search-0002", "search-0001"]
+
+
+def test_a_goal_that_is_minimized_is_shown_as_it_is():
+    run = points_run([(0.2, 0.1), (0.5, 0.2), (0.8, 0.9)])
+    run.manifest["goals"] = {"win_rate": "maximize", "stability": "minimize"}
+    frame = front.front(Searched.of(run), run.answers).frame
+    assert frame["stability"].tolist() == [0.9, 0.2, 0.1]
+    assert frame["knee"].tolist() == [False, True, False]
+
+
+def test_one_goal_has_no_front():
+    run = points_run([(0.2, 0.1), (0.5, 0.2)])
+    run.manifest["goals"] = {"win_rate": "maximize"}
+    assert front.front(Searched.of(run), run.answers).frame.empty

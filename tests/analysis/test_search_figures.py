@@ -1,0 +1,119 @@
+"""Every kind of search has its figures, or a sentence in their place."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from slime_ray.analysis import search_figures
+from slime_ray.analysis.drawing import render, style
+from slime_ray.analysis.knobs import Searched
+from slime_ray.analysis.search_report import CAPTIONS, Understanding
+
+from slime_ray import results
+
+from .searches import points_run, search_run
+
+
+def only(run, *paths):
+    """The search with these knobs alone."""
+    kept = [results.KNOB + path for path in paths]
+    dropped = [name for name in run.trials if name.startswith(results.KNOB) and name not in kept]
+    return results.Run(run.path, run.trials.drop(columns=dropped), run.answers, run.curves, run.pairs, run.manifest)
+
+
+def with_goals(run, **goals):
+    run.manifest["goals"] = goals
+    run.trials["mean_margin"] = 2 * run.trials["win_rate"]
+    return run
+
+
+SEARCHES = {
+    "two goals": lambda: search_run(30, prompts=16),
+    "one goal": lambda: with_goals(search_run(12), win_rate="maximize"),
+    "no reference": lambda: with_goals(search_run(12), mean_margin="maximize", stability="minimize"),
+    "three goals": lambda: with_goals(
+        search_run(12), win_rate="maximize", stability="maximize", mean_margin="maximize"
+    ),
+    "one trial": lambda: search_run(1, prompts=4),
+    "choices": lambda: only(search_run(20), "training.schedule", "training.pairs_per_update"),
+    "one knob": lambda: only(search_run(20), "objective.hard_margin"),
+    "all equal": lambda: points_run([(0.5, 0.5)] * 8),
+    "nothing completed": lambda: points_run([(np.nan, 0.0)] * 3, status=["failed", "diverged", "stopped"]),
+    "one completed": lambda: points_run([(0.5, 0.5), (np.nan, 0.0)], status=["completed", "failed"]),
+}
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
+    understanding = Understanding.of(SEARCHES[kind]())
+    for name, figure in understanding.figures().items():
+        assert name in CAPTIONS
+        with style():
+            figure.draw_without_rendering()
+    for table in understanding.tables.values():
+        assert table.markdown()
+        assert table.latex()
+    assert all(sentence.endswith(".") for sentence in understanding.sentences())
+
+
+def test_a_search_of_two_goals_has_all_of_them():
+    understanding = Understanding.of(search_run(100))
+    assert set(understanding.figures()) == set(CAPTIONS)
+    assert set(understanding.tables) == {"search_front", "search_importance", "search_budget"}
+    assert any("is the most important knob" in sentence for sentence in understanding.sentences())
+    assert any(sentence.startswith("The knee of the search's front is") for sentence in understanding.sentences())
+
+
+def test_a_run_without_a_search_has_nothing_to_understand():
+    run = search_run(3)
+    run.trials["phase"] = "arm"
+    assert Understanding.of(run) is None
+
+
+def test_figures_repeat_bit_for_bit():
+    searched = Searched.of(search_run(12))
+    for draw in (search_figures.contours, search_figures.parallel):
+        assert render(draw(searched, [0, 1])) == render(draw(searched, [0, 1]))
+
+
+def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
+    run = points_run([(0.2, 0.9), (0.5, 0.8), (0.8, 0.1), (0.4, 0.1)], status=["completed"] * 3 + ["stopped"])
+    searched = Searched.of(run)
+    figure = search_figures.slices(searched, [0, 1])
+    assert len(figure.axes) == 4
+    dots, rings = figure.axes[0].collections[0], figure.axes[0].lines[0]
+    assert np.asarray(dots.get_offsets())[:, 1] == pytest.approx([20, 50, 80])
+    assert np.asarray(rings.get_ydata()) == pytest.approx([20, 50, 80])
+
+
+def test_the_smoothed_mean_follows_its_trials_and_ends_where_there_are_none():
+    run = search_run(200)
+    searched = Searched.of(run)
+    first, second = searched.knobs[:2]
+    places = searched.places[:, :2]
+    x, y, means = search_figures.smoothed(first, second, places, places[:, 0])
+    assert (x[0], x[-1]) == (first.low, first.high)
+    assert y[-1] == pytest.approx(second.high)
+    # The value is the first knob itself: it grows from left to right, but for the pull towards the middle at the ends.
+    assert means[20, 5] == pytest.approx(x[5], abs=0.25)
+    assert means[20, 34] == pytest.approx(x[34], abs=0.25)
+    near_a_corner = (first.unit(places[:, 0]) < 0.3) & (second.unit(places[:, 1]) < 0.3)
+    *_, means = search_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
+    assert not means.mask[0, 0]
+    assert means.mask[-1, -1]
+
+
+def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
+    searched = Searched.of(search_run(30))
+    columns = list(range(len(searched.knobs)))
+    place = [knob.name for knob in searched.knobs].index("warmup_fraction")
+    (axes, _) = search_figures.parallel(searched, columns).axes
+    lines = [path.vertices for drawn in axes.collections for path in drawn.get_paths()]
+    heights = np.array(lines)[:, :, 1]
+    assert np.isnan(heights[:, place]).sum() == np.isnan(searched.places[:, place]).sum()
+
+
+def test_the_knobs_are_those_that_matter_most_first():
+    understanding = Understanding.of(search_run(100))
+    names = [understanding.searched.knobs[column].name for column in understanding._columns()]
+    assert set(names[:2]) == {"hard_margin", "anchor_weight"}
+    assert isinstance(understanding.importance.frame, pd.DataFrame)

@@ -1,0 +1,100 @@
+"""Gradient-matched controls: values by hand, and variants that autograd sees start where the full objective does."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_ray.objectives import SlimeObjective, margin_push, matched_margin_weight, matched_strength
+
+PAPER = SlimeObjective()
+REMOVALS = [(), ("anchor",), ("soft_margin",), ("hard_margin",), ("hard_margin_clip",), ("hard_margin_clip", "anchor")]
+KNOBS = st.builds(
+    SlimeObjective,
+    margin_weight=st.floats(0.1, 3),
+    hard_margin=st.floats(0.1, 3),
+    soft_margin=st.floats(-1, 3),
+    gate_sharpness=st.floats(0.1, 5),
+)
+
+
+def autograd_push(objective: SlimeObjective, margin: float) -> float:
+    """-dL_dist/dD at D = `margin`, from one pair of one token each."""
+    chosen = torch.tensor([margin], dtype=torch.float64, requires_grad=True)
+    one = torch.tensor([1])
+    terms = objective(chosen, one, torch.zeros(1, dtype=torch.float64), one).terms
+    (gradient,) = torch.autograd.grad(terms["margin"].total, chosen)
+    return -gradient.item()
+
+
+def test_push_by_hand() -> None:
+    # At D = 0: h = 1.5, s = sigmoid(2.5).
+    s = 1 / (1 + math.exp(-2.5))
+    assert margin_push(PAPER) == pytest.approx(s + 2.5 * 1.5 * s * (1 - s), rel=1e-15)
+    assert margin_push(PAPER) == pytest.approx(1.19, abs=0.005)
+    assert margin_push(SlimeObjective(remove=("hard_margin",))) == pytest.approx(2.5 * s * (1 - s), rel=1e-15)
+    assert margin_push(SlimeObjective(remove=("hard_margin",))) == pytest.approx(0.18, abs=0.005)
+    assert margin_push(SlimeObjective(remove=("soft_margin",), margin_weight=3.0)) == 3.0
+    assert margin_push(PAPER, 1.5) == 0.0
+
+
+@given(objective=KNOBS, margin=st.floats(-3, 4), remove=st.sampled_from(REMOVALS))
+def test_push_is_what_autograd_finds(objective: SlimeObjective, margin: float, remove: tuple[str, ...]) -> None:
+    variant = dataclasses.replace(objective, remove=remove)
+    assert margin_push(variant, margin) == pytest.approx(autograd_push(variant, margin), rel=1e-9, abs=1e-12)
+
+
+def test_matched_margin_weights_of_the_paper() -> None:
+    assert matched_margin_weight(PAPER, ("soft_margin",)) == pytest.approx(1.18703, abs=5e-6)
+    assert matched_margin_weight(PAPER, ("hard_margin",)) == pytest.approx(6.77300, abs=5e-6)
+    assert matched_margin_weight(PAPER, ("hard_margin_clip",)) == 1.0
+    assert matched_margin_weight(PAPER, ("anchor",)) == 1.0
+
+
+@given(objective=KNOBS, remove=st.sampled_from(REMOVALS))
+def test_a_variant_of_the_matched_weight_pushes_as_the_full_objective(
+    objective: SlimeObjective, remove: tuple[str, ...]
+) -> None:
+    variant = dataclasses.replace(objective, remove=remove, margin_weight=matched_margin_weight(objective, remove))
+    assert autograd_push(variant, 0.0) == pytest.approx(autograd_push(objective, 0.0), rel=1e-9)
+
+
+def test_no_weight_matches_a_variant_without_any_push() -> None:
+    with pytest.raises(ValueError, match=r"^remove is \['soft_margin', 'hard_margin'\]: without these"):
+        matched_margin_weight(PAPER, ("soft_margin", "hard_margin"))
+    with pytest.raises(ValueError, match=r"^remove is \['soft_margin'\]: without these"):
+        matched_margin_weight(SlimeObjective(hard_margin=0.0), ("soft_margin",))
+    with pytest.raises(ValueError, match=r"^remove holds 'margin'"):
+        matched_margin_weight(PAPER, ("margin",))
+
+
+def test_matched_strengths_by_hand() -> None:
+    # At -5 nats u = 3.75, softplus(u) = 3.77324...
+    penalty = math.log1p(math.exp(3.75))
+    assert penalty**1 == pytest.approx(3.8, abs=0.05)
+    assert penalty**3 == pytest.approx(53.7, abs=0.05)
+    assert matched_strength(PAPER, 1.0) == pytest.approx(0.1 * penalty**1.5, rel=1e-14)
+    assert matched_strength(PAPER, 3.0) == pytest.approx(0.1 / math.sqrt(penalty), rel=1e-14)
+    assert matched_strength(PAPER, 2.5) == 0.1
+
+
+@given(exponent=st.floats(1, 8), at_logp=st.floats(-30, 0), threshold=st.floats(0, 3))
+def test_a_token_at_the_reference_costs_the_same(exponent: float, at_logp: float, threshold: float) -> None:
+    centre = SlimeObjective(stabilizer_threshold=threshold)
+    strength = matched_strength(centre, exponent, at_logp)
+    variant = dataclasses.replace(centre, stabilizer_exponent=exponent, stabilizer_strength=strength)
+    token, one = torch.tensor([at_logp], dtype=torch.float64), torch.tensor([1])
+    costs = [objective(token, one, token, one).stabilizer.item() for objective in (variant, centre)]
+    assert costs[0] == pytest.approx(costs[1], rel=1e-8)
+
+
+def test_strengths_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^stabilizer_exponent is 0\.5"):
+        matched_strength(PAPER, 0.5)
+    with pytest.raises(ValueError, match=r"^at_logp is 1\.0"):
+        matched_strength(PAPER, 2.0, at_logp=1.0)
+    with pytest.raises(ValueError, match=r"^at_logp is 0: there the stabilizer's terms"):
+        matched_strength(SlimeObjective(stabilizer_threshold=1000.0), 3.0, at_logp=0.0)

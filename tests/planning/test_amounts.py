@@ -1,0 +1,168 @@
+"""How much data there is, and what trials and stages compute with it, beside what is reckoned by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from slime_ray.errors import InputError
+from slime_ray.planning.flops import Layout, Lengths, step_flops
+from slime_ray.planning.material import Asked, Given, Material, Part, find_material, parse_lengths
+from slime_ray.planning.ranges import Range
+from slime_ray.planning.shapes import KNOWN, find_shape
+from slime_ray.planning.work import Amounts, reference, stages
+
+from .conftest import TINY
+
+ARMS = "arms: {slime: {}}\n"
+
+
+def amounts_of(experiment, material=None, *, workers=1, shape=None):
+    settings = experiment.settings
+    found = material or find_material(settings, Given())[0]
+    return Amounts(settings, found, shape or find_shape(settings.model), workers=workers)
+
+
+def test_embedded_data_is_counted_to_the_token(load):
+    material, sample = find_material(load(TINY + ARMS).settings, Given())
+    assert (material.sft.count, material.train.count, material.held_out.count) == (100, 40, 12)
+    assert material.sft.counted
+    assert material.train.counted
+    assert material.prompts["report"].count == material.prompts["report"].turns == 10
+    assert sample is not None
+    assert [tuple(map(len, ids)) for ids in sample.train] == list(material.train.lengths)
+    assert material.train.tokens == sum(map(sum, material.train.lengths)) / 40
+    assert "counted" in material.told
+    assert material.seconds is not None
+
+
+def test_data_that_is_not_here_is_planned_from_what_is_known_of_it(load):
+    settings = load("name: x\npreset: gemma3-4b/paper\narms: {slime: {}}\n"
+                    "goals: {preference_accuracy: maximize, stability: maximize}\n").settings  # fmt: skip
+    material, sample = find_material(settings, Given())
+    assert sample is None
+    # Of 61,135 pairs 1,000 are held out, and 34 % of the rest are for SFT.
+    assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 20446, 39689)
+    assert material.train.tokens == 180 + 250 + 250
+    assert material.sft.tokens == 180 + 250
+    # There are prompts enough for 256 + 512.
+    assert (material.prompts["selection"].count, material.prompts["report"].count) == (256, 512)
+    material, _ = find_material(settings, Given(pairs=2001, lengths=(10.5, 20.25, 30.25)))
+    assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 340, 661)
+    assert material.train.tokens == pytest.approx(61)
+    assert "2,001 pairs as given" in material.told
+    few, _ = find_material(settings.model_copy(update={"data": settings.data.model_copy(update={"held_out_pairs": 96})}),
+                           Given(pairs=500))  # fmt: skip
+    # 96 prompts for 256 + 512 that were asked for: a third of them for selection.
+    assert (few.prompts["selection"].count, few.prompts["report"].count) == (32, 64)
+    with pytest.raises(InputError, match="Of 1001 pairs 1000 are held out"):
+        find_material(settings, Given(pairs=1001))
+
+
+def test_data_of_which_nothing_is_known_has_to_be_told_of(load):
+    text = "name: x\npreset: qwen3-4b/paper\nbase: {data: {train: somebody/pairs}}\narms: {slime: {}}\n"
+    goals = "goals: {preference_accuracy: maximize, stability: maximize}\n"
+    settings = load(text + goals).settings
+    with pytest.raises(InputError, match=r"somebody/pairs is not read for a plan, .*--lengths P,C,R"):
+        find_material(settings, Given(pairs=5000))
+    with pytest.raises(InputError, match=r"--pairs N, or data.pairs"):
+        find_material(settings, Given(lengths=(100.0, 100.0, 100.0)))
+    settings = load(text + goals, data__pairs=660).settings
+    material, _ = find_material(settings, Given(lengths=(100.0, 100.0, 100.0)))
+    # 34 % for SFT beside 66 % to train on.
+    assert (material.sft.count, material.train.count) == (340, 660)
+
+
+@pytest.mark.parametrize("text", ["180,250", "a,b,c", "0,1,1", "1,2,nan", "1,2,inf", ""])
+def test_lengths_are_three_numbers(text):
+    with pytest.raises(InputError, match="such as 180,250,250"):
+        parse_lengths(text)
+    assert parse_lengths("180, 250.5,1") == (180, 250.5, 1)
+
+
+def test_the_longest_answer_of_a_batch():
+    part = Part(1, (Lengths(1, 1, 1),))
+    some = Material(part, part, part, {}, tuple(range(1, 101)), None, "")
+    # The largest of 9 lies at 9/10 of all on average, of 1 at the middle.
+    assert (some.longest(9), some.longest(1), some.longest(10**6)) == (91, 51, 100)
+    about = replace(some, answers=200.0)
+    # exp(-0.7^2 / 2): a log-normal's median below its mean; at a thousand 3.09 widths above the median.
+    assert about.longest(1) == pytest.approx(200 * 0.7827, rel=1e-3)
+    assert about.longest(999) == pytest.approx(200 * 0.7827 * 8.699, rel=1e-2)
+
+
+MEAN = Material(
+    sft=Part(100, (Lengths(10, 20, 0),)),
+    train=Part(40, (Lengths(10, 20, 30),)),
+    held_out=Part(200, (Lengths(10, 20, 30),)),
+    prompts={"selection": Asked(6, 6, 10.0), "report": Asked(10, 14, 10.0)},
+    answers=(5, 6, 7),
+    seconds=None,
+    told="",
+)
+
+
+def test_a_trial_by_hand(load):
+    """7 updates of 16 of 40 pairs: 16, 16 and 8, again and again; so 2 epochs of 40 and 16 of the third."""
+    amounts = amounts_of(load(TINY + ARMS), MEAN)
+    work = amounts.trial("report", seed=0)
+    assert (work.training.updates, work.training.tokens) == (7, 96 * 60)
+    assert not work.training.exact
+    sizes = amounts.sizes
+    flops = step_flops(sizes, Layout.of_packed([Lengths(10, 20, 30)]), head_trained=True)
+    assert work.training.flops == 96 * flops
+    # Updates 2, 5 and 7 (7/3 and 14/3 rounded) read 128 of the 200 held-out pairs, the end all of them.
+    assert [reading.tokens for reading in work.course.readings] == [128 * 60] * 3
+    assert [reading.tokens for reading in work.end.readings] == [200 * 60, 4 * 16.0]
+    # At each of them all 6 selection prompts, fewer than the sentinel's 32, in batches of 4: one whole, one of 2.
+    assert [(part.batches, part.batch) for part in work.course.decodings] == [(1, 4), (1, 2)] * 3
+    # 10 first turns and 4 second ones.
+    assert [(part.batches, part.batch) for part in work.end.decodings] == [(2, 4), (1, 2), (1, 4)]
+    # The longest of 4 answers has 7 tokens, and its stop token makes 8, which is the limit.
+    assert work.end.decodings[0].steps == Range(0.8 * 8, 8, 8)
+    assert work.end.decodings[0].prompt_tokens == 40
+    # 14 answers and 14 of the baseline's.
+    assert (work.end.verdicts, work.end.requests) == (28, 0)
+
+
+def test_a_trial_without_updates_answers_and_is_judged(load):
+    work = amounts_of(load(TINY + ARMS, training__updates=0), MEAN).trial("selection", seed=0)
+    assert (work.training.updates, work.training.tokens, work.training.exact) == (0, 0, True)
+    assert work.course.readings == work.course.decodings == ()
+    assert [(part.batches, part.batch) for part in work.end.decodings] == [(1, 4), (1, 2)]
+
+
+def test_workers_share_the_batches_of_answers(load):
+    text = TINY.replace("batch: 4", "batch: 1") + ARMS
+    alone, of_three = (amounts_of(load(text), MEAN, workers=workers).trial("report", seed=0) for workers in (1, 3))
+    assert [part.batches for part in alone.end.decodings] == [10, 4]
+    # 10 and 4 batches among 3: four rounds, and two.
+    assert [part.batches for part in of_three.end.decodings] == [4, 2]
+
+
+def test_models_that_share_no_prompts_read_them_twice(load):
+    shape = replace(find_shape(load(TINY + ARMS).settings.model), model_type="gpt_neox")
+    work = amounts_of(load(TINY + ARMS), MEAN, shape=shape).trial("report", seed=0)
+    assert work.training.tokens == 96 * (60 + 10)
+
+
+def test_stages_by_hand(load):
+    amounts = amounts_of(load(TINY + ARMS), MEAN)
+    made = stages(amounts)
+    assert made["sft"].training is not None
+    assert (made["sft"].training.updates, made["sft"].training.tokens) == (4, 4 * 8 * 30)
+    assert [reading.tokens for reading in made["step0"].readings] == [200 * 60]
+    assert sum(part.batches * part.batch for part in made["baseline"].decodings) == 6 + 14
+    assert [reading.tokens for reading in reference(amounts).readings] == [40 * 60]
+
+
+def test_what_is_saved_by_hand(load):
+    text = "name: x\npreset: gemma3-4b/paper\narms: {slime: {}}\n"
+    goals = "goals: {preference_accuracy: maximize, stability: maximize}\n"
+    shape = KNOWN["google/gemma-3-4b-pt"]
+    amounts = amounts_of(load(text + goals), MEAN, shape=shape)
+    # Adapters in float32, the head in bfloat16; the checkpoint's head is no longer that of the embeddings.
+    head = 262208 * 2560
+    assert amounts.saved_bytes == 119_209_984 * 4 + head * 2
+    assert amounts.checkpoint_bytes == 2 * (3_208_642_560 + 2 * head + 419_000_000)
+    whole = amounts_of(load(text + goals, model__lora=None), MEAN, shape=shape)
+    assert whole.saved_bytes == whole.checkpoint_bytes == 2 * (3_208_642_560 + head + 419_000_000)

@@ -1,0 +1,119 @@
+"""The command: what it prints and writes, what it refuses, and a probe that is real."""
+
+import json
+import os
+
+import pytest
+
+from slime_ray.cli import main
+
+from .conftest import TINY
+from .test_plan import PAPER
+
+ARMS = "arms: {slime: {}}\n"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def space(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(PAPER)
+    return str(path)
+
+
+def test_a_plan_is_printed_and_written(space, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert main(["plan", space, "--gpus", "8", "--gpu", "h100", "--json", str(out), "--storage", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "paper: nothing was started." in said
+    assert "one trial at a time" in said
+    plan = json.loads(out.read_text())
+    assert plan["cluster"]["trials"] == 1
+    assert plan["gpu"]["name"] == "h100"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "space.yaml"]
+
+
+def test_sixteen_gpus_run_two_trials_of_eight(space, tmp_path):
+    out = tmp_path / "plan.json"
+    more = ["--set", "seeds=[0, 1, 2]"]
+    assert main(["plan", space, "--gpus", "20", "--gpu", "H100", "--json", str(out), *more]) == 0
+    plan = json.loads(out.read_text())
+    assert plan["cluster"]["trials"] == 2
+    assert plan["time"]["expected"] < plan["trial_seconds"]["expected"]
+    # Twenty GPUs are paid for, sixteen of them are held at most.
+    assert plan["cluster_cost"]["expected"] > plan["cost"]["expected"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--gpus", "8"], "--gpus N and --gpu NAME go together"),
+        (["--gpus", "8", "--gpu", "h1000"], "has no such GPU. Did you mean h100?"),
+        (["--gpus", "0", "--gpu", "h100"], "--gpus 0: must be at least 1"),
+        (["--gpus", "4", "--gpu", "h100"], "A trial asks for 8 workers of 8 CPU and 1 GPU"),
+        (["--gpus", "8", "--gpu", "l40s"], "more than the 44.0 GiB that a worker has of an l40s"),
+        (
+            ["--gpus", "8", "--gpu", "h100", "--set", "resources.gpu_per_worker=0"],
+            "--gpus: the experiment's trials use",
+        ),
+        (["--pairs", "0"], "--pairs 0: must be at least 1"),
+        (["--lengths", "1,2"], "--lengths 1,2: give three numbers"),
+        (["--prices", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--json", "/nowhere/plan.json"], "--json /nowhere/plan.json: cannot be written"),
+        (["--set", "model.source=somebody/something"], "its shape is not known here"),
+        (["--set", "data.train=somebody/something"], "is not read for a plan, since it is not on this machine"),
+    ],
+)
+def test_what_is_wrong_or_does_not_fit_is_refused(space, capsys, arguments, complaint):
+    assert main(["plan", space, *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_this_machine_has_no_gpu_for_it(space, capsys):
+    """Where it is said what trials ask for, and that another cluster can be planned for."""
+    if os.path.exists("/proc/driver/nvidia/gpus"):
+        pytest.skip("this machine has GPUs")
+    assert main(["plan", space]) == 2
+    said = capsys.readouterr()
+    assert "--gpus N --gpu NAME" in said.err
+    # The plan is printed all the same.
+    assert "26,988,520" in said.out
+
+
+@pytest.mark.parametrize("space", ["demo", "sentinel", "all_knobs"])
+def test_spaces_that_ship_can_be_planned(space, capsys, tmp_path):
+    assert main(["plan", space, "--storage", str(tmp_path)]) == 0
+    assert "all trials" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_probe_measures_a_trial_where_trials_run(tmp_path, capsys, workers):
+    path, out = tmp_path / "tiny.yaml", tmp_path / "plan.json"
+    path.write_text(TINY + ARMS + f"resources: {{workers: {workers}}}\n")
+    storage = tmp_path / "runs"
+    assert main(["plan", str(path), "--probe", "--json", str(out), "--storage", str(storage)]) == 0
+    plan = json.loads(out.read_text())
+    rates = plan["measured"]["wall"]
+    assert all(
+        rates[name] > 0 for name in ("token", "sft_token", "read_token", "decode_row", "load", "save", "process")
+    )
+    assert all(value >= 0 for clock in ("wall", "processor") for value in plan["measured"][clock].values())
+    assert plan["measured"]["side_by_side"] == max(1, len(os.sched_getaffinity(0)) // workers)
+    assert plan["measured"]["peak_bytes"] > 2**27
+    assert plan["time"]["expected"] > plan["trial_seconds"]["expected"] > 0
+    assert "Probe: " in capsys.readouterr().out
+    # Nothing is left of it.
+    assert [path for path in storage.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.ray
+def test_a_probe_of_a_model_that_is_not_here_says_so(space, capsys, tmp_path):
+    change = ["--set", "resources={workers: 1}", "--set", "model.dtype=float32", "--storage", str(tmp_path)]
+    assert main(["plan", space, "--probe", *change]) == 2
+    assert "model.source google/gemma-3-4b-pt: the model cannot be loaded" in capsys.readouterr().err

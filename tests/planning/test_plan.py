@@ -1,0 +1,313 @@
+"""Whole plans: the paper's model on eight H100s, what does not fit, what judging takes, what is printed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from slime_ray.errors import InputError
+from slime_ray.planning.material import Given
+from slime_ray.planning.memory import FRAGMENTS, activation_bytes, kept_bytes, peak_memory
+from slime_ray.planning.plan import Cluster
+from slime_ray.planning.planner import Planner, plan_experiment
+from slime_ray.planning.ranges import Range
+from slime_ray.planning.shapes import KNOWN
+from slime_ray.planning.speed import Measured, Rates
+
+from .conftest import ON_H100, TINY
+
+PAPER = """\
+name: paper
+preset: gemma3-4b/paper
+arms: {slime: {}}
+goals: {preference_accuracy: maximize, stability: maximize}
+resources: {workers: 8, gpu_per_worker: 1, cpu_per_worker: 8}
+"""
+ONE = replace(ON_H100, trials=1)
+GIB = 2**30
+
+
+def test_the_papers_run_on_eight_h100(load):
+    plan = plan_experiment(load(PAPER), cluster=ONE)
+    (row,) = plan.rows
+    # 39,689 pairs in updates of 128, once; 680 tokens each.
+    assert (row.trials, row.updates) == (1, 311)
+    assert row.tokens == Range.exactly(39_689 * 680)
+    # At 11.35 TFLOP a pair.
+    assert row.flops == pytest.approx(39_689 * 11.354e12, rel=1e-3)
+    # 20,446 demonstrations of 430 tokens, three times.
+    assert plan.sft_tokens == 3 * 20_446 * 430
+    assert plan.gpu_hours is not None
+    assert plan.time is not None
+    # Training alone: 0.4506e18 / (8 * 989e12 * 0.35) seconds.
+    assert 163 < row.seconds.expected < 1.25 * 3600
+    assert plan.gpu_hours.expected < 10
+    assert plan.cost == plan.gpu_hours * 3.0
+    assert not plan.refusals
+    assert plan.basis is not None
+    assert "assumption" in plan.basis
+    text = plan.text()
+    for said in ("slime", "26,988,520", "8 x h100", "GPU-hours", "USD", "prices.yaml", "61,135 pairs"):
+        assert said in text
+    said = json.loads(json.dumps(plan.as_dict()))
+    assert said["tokens"]["expected"] == 39_689 * 680
+    assert said["gpu_hours"]["low"] < said["gpu_hours"]["expected"] < said["gpu_hours"]["high"]
+
+
+def test_twice_the_gpus_are_half_the_training(load):
+    """What is not divided, such as the reading of the model, stays."""
+    seconds = {}
+    for workers in (1, 2):
+        plan = plan_experiment(load(PAPER, resources__workers=workers, training__updates=3110), cluster=ONE)
+        seconds[workers] = plan.rows[0].seconds.expected
+    assert seconds[1] / 2 < seconds[2] < 0.55 * seconds[1]
+
+
+def test_memory_by_hand(load):
+    """Llama 3.2 3B with 16 tokens in a row: what is held, and what one row adds."""
+    experiment = load(
+        PAPER.replace("gemma3-4b", "llama3.2-3b"), model__lora={"rank": 8, "alpha": 16.0, "train_head": False}
+    )
+    shape = KNOWN["meta-llama/llama-3.2-3b"]
+    settings = experiment.settings
+    memory = peak_memory(settings, shape, gpu=True, workers=1, sharded=False, row=16, prompt=1)
+    adapters = 28 * 8 * ((3072 + 3072) * 2 + (3072 + 1024) * 2 + (3072 + 8192) * 3)
+    assert memory.parts["weights"] == 2 * (shape.body + 128256 * 3072) + 4 * adapters
+    assert memory.parts["gradients"] == 4 * adapters
+    assert memory.parts["moments"] == 8 * adapters
+    layer = 2 * (6 * 3072 + 4 * 8192 + 5 * 24 * 128 + 7 * 8)
+    assert kept_bytes(shape, 2, rank=8) == layer
+    assert activation_bytes(shape, 16, 2, rank=8, checkpointing=False) == 16 * (28 + 2.5) * layer
+    # 64 answers of 1 + 1024 tokens under bfloat16 keys and values, and five float32 logit rows.
+    cache = 64 * 28 * 1025 * 2 * 8 * 128 * 2 + 5 * 4 * 64 * 128256
+    assert memory.parts["answers' cache"] == cache
+    held = sum(memory.parts[name] for name in ("weights", "gradients", "moments"))
+    assert memory.peak == pytest.approx(FRAGMENTS * (held + cache) + GIB)
+
+
+def test_what_saves_memory_saves_it(load):
+    experiment = load(PAPER)
+    whole = plan_experiment(experiment, cluster=ONE).peak
+    for change in (
+        {"training__gradient_checkpointing": True},
+        {"data__row_tokens": 4096},
+        {"resources__strategy": "fsdp2"},
+        {"model__lora__train_head": False},
+        {"model__lora__rank": 8},
+    ):
+        assert plan_experiment(load(PAPER, **change), cluster=ONE).peak < whole
+    assert plan_experiment(load(PAPER, model__lora=None), cluster=ONE).peak > whole
+
+
+def test_memory_above_the_gpus_is_refused_with_what_would_fit(load):
+    experiment = load(PAPER)
+    small = plan_experiment(experiment, cluster=replace(ONE, gpu="NVIDIA L40S"))
+    (refusal,) = small.refusals
+    assert "more than the 44.0 GiB that a worker has of an l40s" in refusal
+    with pytest.raises(InputError, match=r"Ways out: lower data\.row_tokens"):
+        small.refuse()
+    # What it says would do does.
+    fits = small.memory.row_that_fits(44 * GIB)
+    assert f"({fits} would do" in refusal
+    assert not plan_experiment(load(PAPER, data__row_tokens=fits), cluster=replace(ONE, gpu="L40S")).refusals
+    more = plan_experiment(load(PAPER, data__row_tokens=fits + 512), cluster=replace(ONE, gpu="L40S"))
+    assert more.refusals
+    # Half of an H100 is less than one.
+    half = load(PAPER, resources__workers=1, resources__gpu_per_worker=0.5, data__row_tokens=6144)
+    assert "39.5 GiB" in plan_experiment(half, cluster=ONE).refusals[0]
+
+
+def test_a_gpu_without_bfloat16_is_refused(load):
+    plan = plan_experiment(load(PAPER), cluster=replace(ONE, gpu="Tesla V100"))
+    assert plan.time is None
+    assert any("v100 does not compute in bfloat16" in refusal for refusal in plan.refusals)
+
+
+def test_disk_above_the_free_is_refused(load):
+    experiment = load(PAPER, seeds=[0, 1, 2])
+    plan = plan_experiment(experiment, cluster=replace(ONE, disk_free=20 * GIB))
+    head = 262208 * 2560 * 2
+    saved = 119_209_984 * 4 + head
+    # The SFT checkpoint, three models, and one trial's two checkpoints with moments.
+    assert plan.disk.parts["trained models"] == 3 * saved
+    assert plan.disk.parts["checkpoints"] == 6 * saved
+    assert plan.disk.wanted > 20 * GIB
+    with pytest.raises(InputError, match=r"and 20.0 GiB are free at the storage.*budget.checkpoints"):
+        plan.refuse()
+    assert not plan_experiment(experiment, cluster=replace(ONE, disk_free=40 * GIB)).refusals
+
+
+def test_kept_models_follow_the_budget(load):
+    text = TINY + "arms: {slime: {}}\nsearch: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}\n"
+    here = Cluster(trials=2, where="here")
+    one = plan_experiment(load(text, budget__trials=9, budget__checkpoints=1), cluster=here).disk.parts
+    every = plan_experiment(load(text, budget__trials=9), cluster=here).disk.parts
+    assert one["trained models"] * 10 == every["trained models"] * 2
+
+
+def test_more_workers_than_the_cluster_has_are_refused(load):
+    plan = plan_experiment(load(PAPER), cluster=replace(ONE, trials=0, never="A trial asks for more than there is."))
+    with pytest.raises(InputError, match=r"than there is\. To plan for another cluster"):
+        plan.refuse()
+
+
+def test_the_machines_memory_counts_where_trials_use_no_gpu(load):
+    plan = plan_experiment(
+        load(TINY + "arms: {slime: {}}\n"), cluster=Cluster(trials=2, where="here", memory=0.5 * GIB)
+    )
+    assert "more than the 0.5 GiB that a process has here" in plan.refusals[0]
+    assert plan.time is None
+    assert "give --probe" in plan.text()
+
+
+def test_a_budget_that_ends_it_early_is_said(load):
+    plan = plan_experiment(load(PAPER, budget__hours=0.01), cluster=ONE)
+    assert any("budget.hours 0.01 ends it" in warning for warning in plan.warnings)
+    assert "Warning: budget.hours" in plan.text()
+
+
+RATES = Rates(
+    update=0.5, token=0.001, sft_update=0.25, sft_token=0.002, read_token=0.0005, compare_token=0.004, decode_step=0.01,
+    decode_row=0.001, load=1.0, save=2.0, setup=3.0, verdict=0.1, process=10.0,
+)  # fmt: skip
+MEASURED = Measured(
+    wall=RATES, processor=replace(RATES, token=0.0005), around=20.0, peak_bytes=GIB, side_by_side=2, took=60.0,
+    device="2 CPU threads",
+)  # fmt: skip
+
+
+def test_a_measured_plan_by_hand(load):
+    """One arm without sentinel and comparison: every amount times its rate."""
+    text = TINY + "arms: {slime: {}}\n"
+    experiment = load(text, sentinel__action="none", training__updates=10, evaluation__decoding__max_new_tokens=1)
+    planner = Planner(experiment)
+    plan = planner.plan(Cluster(trials=2, where="here"), MEASURED)
+    (material,) = planner.materials.values()
+    (row,) = plan.rows
+    assert row.exact
+    held_out = 12 * material.held_out.tokens
+    report, selection = material.prompts["report"], material.prompts["selection"]
+    answers = (2 * 1 * (0.01 + 4 * 0.001) + 8 * report.tokens * 0.0005) + (
+        0.01 + 2 * 0.001 + 2 * report.tokens * 0.0005
+    )
+    trial = 10 * 0.5 + row.tokens.expected * 0.001
+    trial += 3 * held_out * 0.0005 + held_out * 0.0005 + 4 * (report.tokens + material.answer) * 0.004 + answers
+    # It is read twice, since a model without adapters is compared with another one.
+    trial += 20 * 0.1 + 2.0 + 3.0 + 3 * 1.0
+    assert row.seconds.expected == pytest.approx(trial)
+    assert plan.stages["sft"].expected == pytest.approx(4 * 0.25 + plan.sft_tokens * 0.002 + 1.0 + 2.0)
+    assert plan.stages["step0"].expected == pytest.approx(1.0 + held_out * 0.0005)
+    chosen = answers + (0.01 + 4 * 0.001 + 4 * selection.tokens * 0.0005) + (
+        0.01 + 2 * 0.001 + 2 * selection.tokens * 0.0005
+    )  # fmt: skip
+    assert plan.stages["baseline"].expected == pytest.approx(1.0 + chosen)
+    # Ray's start, the report's imports, the stages' process and the trial's.
+    stages = sum(taken.expected for taken in plan.stages.values())
+    assert plan.time.expected == pytest.approx(20 + 10 + 10 + 10 + stages + trial)
+    assert plan.trial_seconds.expected == pytest.approx(trial)
+    assert plan.processor_seconds.expected == pytest.approx(
+        stages + trial - row.tokens.expected * 0.0005 + 20 + material.seconds[1] - material.seconds[0]
+    )
+    assert plan.peak == GIB
+
+
+def test_trials_side_by_side_share_the_time(load):
+    text = TINY + "arms: {slime: {}}\nseeds: [0, 1, 2, 3]\n"
+    planner = Planner(load(text))
+    one, two = (planner.plan(Cluster(trials=trials, where="here"), MEASURED) for trials in (1, 2))
+    assert one.trial_seconds == two.trial_seconds
+    assert one.time.expected - two.time.expected == pytest.approx(one.trial_seconds.expected / 2, rel=1e-3)
+
+
+def test_a_reference_is_made_where_an_objective_needs_one(load):
+    arms = "arms: {slime: {}, dpo: {objective: {name: dpo}}}\n"
+    plan = plan_experiment(load(TINY + arms), cluster=Cluster(trials=1, where="here"), measured=MEASURED)
+    assert "reference" in plan.stages
+    alone = plan_experiment(
+        load(TINY + "arms: {slime: {}}\n"), cluster=Cluster(trials=1, where="here"), measured=MEASURED
+    )
+    assert "reference" not in alone.stages
+
+
+def test_early_stopping_leaves_fewer_tokens_and_answers(load):
+    text = TINY + "arms: {slime: {}}\nsearch: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}\n"
+    here = Cluster(trials=1, where="here")
+    whole = plan_experiment(load(text, budget__trials=27), cluster=here, measured=MEASURED)
+    stopped = plan_experiment(
+        load(text, budget__trials=27, early_stopping={"first": 0.3}), cluster=here, measured=MEASURED
+    )
+    assert stopped.stopping is not None
+    assert stopped.tokens.low < stopped.tokens.expected < stopped.tokens.high == whole.tokens.expected
+    assert stopped.rows[1].seconds.expected < whole.rows[1].seconds.expected
+    assert stopped.rows[0].seconds == whole.rows[0].seconds
+    assert "early stopping leaves" in stopped.text()
+
+
+JUDGE = {
+    "name": "llm", "model": "rule", "template": "arena-hard", "api_key_env": None,
+    "prices": {"input": 2.0, "output": 10.0},
+}  # fmt: skip
+SEARCHED = """\
+arms: {slime: {}, dpo: {objective: {name: dpo}}}
+seeds: [0, 1]
+search: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}
+budget: {trials: 3, confirm: {best: 1, seeds: 2}}
+"""
+
+
+def judged(load, **changes):
+    experiment = load(TINY + SEARCHED, base__evaluation__judge=JUDGE | changes)
+    return plan_experiment(experiment, cluster=Cluster(trials=1, where="here")).judging
+
+
+def test_comparisons_are_asked_for_in_both_orders(load):
+    judging = judged(load)
+    # Four arms and two confirmations of 10 prompts, three search trials of 6, each in both orders.
+    assert judging.requests == Range.exactly(2 * (6 * 10 + 3 * 6))
+    assert judging.cost is not None
+    expected = (judging.input_tokens.expected * 2 + judging.output_tokens.expected * 10) / 1e6
+    assert judging.cost.expected == pytest.approx(expected)
+    assert judging.budget is None
+
+
+def test_ratings_are_one_an_answer_and_the_baselines_once(load):
+    assert judged(load, template="mt-bench-single").requests == Range.exactly(6 * 10 + 3 * 6 + 10 + 6)
+
+
+def test_judging_first_prompts_only_is_a_range(load):
+    experiment = load(TINY + SEARCHED, base__evaluation__judge=JUDGE, base__evaluation__judge_first=2)
+    plan = plan_experiment(experiment, cluster=Cluster(trials=1, where="here"))
+    assert plan.judging.requests == Range(120 + 3 * 4, 120 + 3 * 8, 120 + 3 * 12)
+
+
+@pytest.mark.parametrize(
+    ("budget", "on_failure", "said"),
+    [
+        ({"requests": 78}, "stop", "budget.requests 78 is spent after about 50% of the verdicts; then trials stop"),
+        ({"requests": 39, "tokens": 10**9}, "go_on", "25% of the verdicts; then trials go on without"),
+        ({"cost": 0.01}, "stop", "budget.cost 0.01 is spent"),
+        ({"requests": 156}, "stop", None),
+    ],
+)
+def test_a_judges_budget_that_is_too_small_is_said(load, budget, on_failure, said):
+    found = judged(load, budget=budget, on_failure=on_failure).budget
+    assert found is None if said is None else said in found
+
+
+def test_prices_of_the_users_count(load, tmp_path):
+    from slime_ray.planning.prices import load_prices
+
+    own = tmp_path / "own.yaml"
+    own.write_text("gpus: {h100: {usd_per_hour: 1.5}}\n")
+    plan = plan_experiment(load(PAPER), cluster=ONE, prices=load_prices(own))
+    shipped = plan_experiment(load(PAPER), cluster=ONE)
+    assert plan.cost.expected == pytest.approx(shipped.cost.expected / 2)
+    assert str(own) in plan.text()
+
+
+def test_given_lengths_need_no_data(load):
+    """The data of an embedded task is not even made."""
+    experiment = load(TINY + "arms: {slime: {}}\n", data__pairs=66)
+    plan = plan_experiment(experiment, cluster=Cluster(trials=1, where="here"), given=Given(1000, (20.0, 30.0, 30.0)))
+    assert plan.rows[0].tokens == Range.exactly(80 * ((7 - 5) * 16 + 66))
+    assert not plan.rows[0].exact

@@ -1,0 +1,104 @@
+"""Who stands before whom at a rung: worked out by hand, and what holds for all points."""
+
+import math
+import random
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slime_ray.on_ray.ranking import ByFront, ByMetric
+
+BOTH = {"win_rate": "maximize", "stability": "maximize"}
+# a, b and c are beaten by nobody; b beats d; d beats e and f, which do not beat each other.
+POINTS = {"a": (0.7, 0.1), "b": (0.6, 0.4), "c": (0.5, 0.9), "d": (0.55, 0.35), "e": (0.5, 0.1), "f": (0.4, 0.3)}
+
+
+def places(points: dict[str, tuple], goals: dict[str, str] = BOTH) -> dict[str, int]:
+    rule = ByFront(goals)
+    return {
+        name: rule.before(own, [other for title, other in points.items() if title != name])
+        for name, own in points.items()
+    }
+
+
+def test_fronts_come_one_after_another_and_are_spread_within():
+    # Of the first front in its own range: a (1, 0), b (0.5, 0.375), c (0, 1). From a, c is 1.41 away and b 0.63.
+    assert places(POINTS) == {"a": 0, "c": 1, "b": 2, "d": 3, "e": 4, "f": 5}
+
+
+def test_the_farthest_from_all_before_it_comes_next():
+    # In a front from (1, 0) to (0, 1): after the ends, g and h are 0.42 and 0.57 away from the nearest of them.
+    front = {"first": (1.0, 0.0), "last": (0.0, 1.0), "g": (0.7, 0.3), "h": (0.4, 0.6)}
+    assert places(front) == {"first": 0, "last": 1, "h": 2, "g": 3}
+
+
+def test_of_equally_far_ones_the_better_by_the_first_goal_comes_first():
+    front = {"first": (1.0, 0.0), "last": (0.0, 1.0), "less": (0.25, 0.75), "more": (0.75, 0.25)}
+    assert places(front) == {"first": 0, "last": 1, "more": 2, "less": 3}
+
+
+def test_equal_trials_have_equal_places_and_both_stand_before_the_next():
+    assert places({"one": (0.6, 0.4), "two": (0.6, 0.4), "worse": (0.6, 0.3)}) == {"one": 0, "two": 0, "worse": 2}
+
+
+def test_what_is_no_number_comes_last_whatever_else_it_reached():
+    found = places({**POINTS, "nan": (0.99, math.nan), "infinite": (math.inf, 0.9)})
+    assert found == {**places(POINTS), "nan": 6, "infinite": 6}
+    assert places({"nan": (math.nan, 0.1), "too": (0.1, math.nan)}) == {"nan": 0, "too": 0}
+    assert ByMetric("m").before((math.nan,), [(0.1,), (math.nan,)]) == 1
+
+
+def test_a_goal_may_be_to_minimize():
+    turned = {name: (win, -stable) for name, (win, stable) in POINTS.items()}
+    assert places(turned, {"win_rate": "maximize", "stability": "minimize"}) == places(POINTS)
+
+
+def test_one_metric_counts_what_is_higher():
+    rule = ByMetric("mean_margin")
+    assert rule.metrics == ("mean_margin",)
+    assert rule.before((0.5,), [(0.6,), (0.5,), (0.4,), (0.7,)]) == 2
+    assert rule.before((0.5,), []) == ByFront(BOTH).before((0.5, 0.5), []) == 0
+
+
+# Few values, so that ties and dominance are common.
+points = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])] * 3), min_size=1, max_size=12)
+THREE = {"one": "maximize", "two": "maximize", "three": "maximize"}
+
+
+def all_places(given: list[tuple]) -> list[int]:
+    rule = ByFront(THREE)
+    return [rule.before(own, [*given[:index], *given[index + 1 :]]) for index, own in enumerate(given)]
+
+
+@settings(deadline=None)
+@given(points)
+def test_a_dominated_trial_never_outranks_its_dominator(found):
+    ranks = all_places(found)
+    for own, rank in zip(found, ranks, strict=True):
+        for other, better in zip(found, ranks, strict=True):
+            if other != own and all(a >= b for a, b in zip(other, own, strict=True)):
+                assert better < rank
+
+
+@settings(deadline=None)
+@given(points, st.integers(0, 1000))
+def test_the_order_of_arrival_does_not_matter(found, seed):
+    order = list(range(len(found)))
+    random.Random(seed).shuffle(order)
+    assert all_places([found[index] for index in order]) == [all_places(found)[index] for index in order]
+
+
+@settings(deadline=None)
+@given(points)
+def test_places_are_an_order_in_which_only_equals_share_one(found):
+    ranks = all_places(found)
+    for own, rank in zip(found, ranks, strict=True):
+        assert ranks.count(rank) == found.count(own)
+        assert rank == sum(other < rank for other in ranks)
+
+
+@pytest.mark.parametrize("order", list(permutations("abc")))
+def test_a_front_is_spread_the_same_from_wherever_it_is_asked(order):
+    assert places({name: POINTS[name] for name in order}) == {"a": 0, "b": 2, "c": 1}

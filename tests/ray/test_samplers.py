@@ -1,0 +1,215 @@
+"""The samplers: every search can be drawn again, gone on with, and never tries a point twice. No Ray instance is needed."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from slime_ray.errors import InputError
+from slime_ray.on_ray import samplers
+from slime_ray.on_ray.fronts import dominators, signed
+from slime_ray.on_ray.search import Observation, StudySearch
+from slime_ray.points import Search
+from slime_ray.presets import preset_base
+
+BASE = preset_base("arithmetic")
+GOALS = {"win_rate": "maximize", "stability": "maximize"}
+MARGINS = {"objective.hard_margin": {"uniform": [0.5, 3.0]}, "objective.soft_margin": {"uniform": [0.1, 2.0]}}
+STEPS = {
+    "objective.hard_margin": {"uniform": [0.5, 3.0], "step": 0.5},
+    "objective.soft_margin": {"uniform": [0.5, 2.0], "step": 0.5},
+    "training.schedule": {"choice": ["linear", "cosine"]},
+}
+METHODS = {
+    "objective.name": {"choice": ["slime", "dpo", "simpo"]},
+    "objective.anchor_weight": {"log_uniform": [0.01, 2], "when": {"objective.name": "slime"}},
+    "objective.beta[dpo]": {"log_uniform": [0.01, 1], "when": {"objective.name": "dpo"}},
+    "objective.beta[simpo]": {"uniform": [1, 4], "when": {"objective.name": "simpo"}},
+    "training.pairs_per_update": {"log_integer": [4, 32]},
+}
+REQUIRE = ["objective.soft_margin <= objective.hard_margin"]
+
+
+def space(sampler: str, dimensions: dict[str, Any] | None = None, **keys: Any) -> Search:
+    chosen = dimensions or (STEPS if sampler == "grid" else MARGINS)
+    require = REQUIRE if "objective.soft_margin" in chosen else []
+    return Search.model_validate({"dimensions": chosen, "sampler": sampler, "require": require, **keys})
+
+
+STORAGES: dict[Path, InMemoryStorage] = defaultdict(InMemoryStorage)
+"""What outlives a search here; that files and databases keep the same is tested with the study itself."""
+
+
+def opened(folder: Path, search: Search, *, trials: int = 16, seed: int = 0, **known: Any) -> StudySearch:
+    return StudySearch(
+        search=search, base=BASE, goals=GOALS, storage=STORAGES[folder], trials=trials, seed=seed, **known
+    )
+
+
+def result(point: dict[str, Any]) -> dict[str, Any]:
+    """Two goals that pull a knob in two ways; points at one end of it fail."""
+    x = float(point.get("objective.hard_margin", point.get("objective.beta", 1.0)))
+    return {"win_rate": x / 4, "stability": 1 / (1 + x), "status": "completed" if x < 2.8 else "diverged"}
+
+
+def played(search: StudySearch, count: int) -> Iterator[dict[str, Any]]:
+    """Trials one at a time."""
+    for _ in range(count):
+        name = f"trial-{len(search.running)}"
+        point = search.suggest(name)
+        assert point is not None
+        search.on_trial_complete(name, result(point))
+        yield point
+
+
+SAMPLERS = ["tpe", "nsga2", "random", "quasi_random", "grid", pytest.param("gp", marks=pytest.mark.slow)]
+COUNTS = {"gp": 7}
+"""GP takes seconds for a trial; the first four are drawn by chance."""
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_search_is_the_same_twice_and_the_same_where_it_is_gone_on_with(tmp_path, name):
+    search, count = space(name), COUNTS.get(name, 14)
+    whole = list(played(opened(tmp_path / "whole", search), count))
+    for stop in (5,) if name == "gp" else (1, 6, 11):
+        folder = tmp_path / f"{stop}"
+        first = list(played(opened(folder, search), stop))
+        assert first + list(played(opened(folder, search), count - stop)) == whole
+    assert len({frozenset(point.items()) for point in whole}) == count
+    assert all(point["objective.soft_margin"] <= point["objective.hard_margin"] for point in whole)
+    other = opened(tmp_path / "other", search, seed=1)
+    assert list(played(other, 3)) != whole[:3]
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "random", "quasi_random", "grid"])
+def test_what_was_lost_is_tried_again_and_nothing_else_twice(tmp_path, name):
+    killed = opened(tmp_path, space(name))
+    before = list(played(killed, 5))
+    lost = [killed.suggest("a"), killed.suggest("b")]
+    resumed = opened(tmp_path, space(name))
+    again = list(played(resumed, 9))
+    assert again[:2] == lost
+    points = [frozenset(point.items()) for point in [*before, *again]]
+    assert len(set(points)) == len(points)
+    assert TrialState.RUNNING not in [trial.state for trial in resumed.study.get_trials()]
+
+
+@pytest.mark.parametrize("name", ["random", "quasi_random", "grid"])
+def test_a_sampler_that_does_not_learn_draws_the_same_side_by_side(tmp_path, name):
+    alone = list(played(opened(tmp_path / "alone", space(name)), 8))
+    beside = opened(tmp_path / "beside", space(name))
+    assert [beside.suggest(str(number)) for number in range(8)] == alone
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "quasi_random"])
+def test_every_trial_of_a_search_over_methods_has_the_knobs_of_its_own(tmp_path, name):
+    search = opened(tmp_path, space(name, METHODS), trials=40)
+    points = list(played(search, 24))
+    assert {point["objective.name"] for point in points} == {"slime", "dpo", "simpo"}
+    for point in points:
+        low, high = {"slime": (0, 0), "dpo": (0.01, 1), "simpo": (1, 4)}[str(point["objective.name"])]
+        assert low <= float(point.get("objective.beta", 0)) <= high
+        assert ("objective.anchor_weight" in point) == (point["objective.name"] == "slime")
+    # The study says which of the two ways a knob was drawn, so that a sampler or a dashboard never mixes them.
+    kept = search.study.get_trials()
+    assert {name for trial in kept for name in trial.params} == set(METHODS)
+    assert next(played(opened(tmp_path, space(name, METHODS), trials=40), 1)) not in points
+
+
+def test_a_grid_is_tried_in_full_and_its_known_points_first(tmp_path):
+    known = {"objective.hard_margin": 1.5, "objective.soft_margin": 1.0, "training.schedule": "cosine"}
+    search = opened(tmp_path, space("grid", known_points=[known]), trials=36)
+    # Of 6 hard and 4 soft margins 18 pairs keep the requirement: 1 + 2 + 3 + 4 + 4 + 4.
+    points = list(played(search, 36))
+    assert points[0] == known
+    assert len({frozenset(point.items()) for point in points}) == 36
+    assert search.suggest("one more") is None
+
+
+def test_a_grid_over_conditions_has_each_case_once(tmp_path):
+    dimensions = {
+        "training.schedule": {"choice": ["linear", "cosine"]},
+        "training.warmup_fraction": {"uniform": [0, 0.2], "step": 0.1, "when": {"training.schedule": "cosine"}},
+    }
+    search = opened(tmp_path, space("grid", dimensions), trials=4)
+    points = list(played(search, 4))
+    assert sorted(str(point.get("training.warmup_fraction")) for point in points) == ["0.0", "0.1", "0.2", "None"]
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "random", "quasi_random"])
+def test_a_finite_space_is_tried_to_its_end_and_no_point_twice(tmp_path, name):
+    dimensions = {"objective.hard_margin": {"uniform": [0.5, 2.0], "step": 0.5}}
+    search = opened(tmp_path, space(name, dimensions), trials=4)
+    assert sorted(point["objective.hard_margin"] for point in played(search, 4)) == [0.5, 1.0, 1.5, 2.0]
+    with pytest.raises(InputError, match="1000 draws in a row were points that were tried before"):
+        search.suggest("one more")
+
+
+def test_a_quasi_random_search_is_more_even_than_a_random_one(tmp_path):
+    def emptiest(name: str) -> int:
+        dimensions = {"objective.hard_margin": {"uniform": [0.0, 1.0]}, "objective.anchor_weight": {"uniform": [0, 1]}}
+        points = list(played(opened(tmp_path / name, space(name, dimensions), trials=64), 64))
+        cells = [
+            int(4 * float(p["objective.hard_margin"])) * 4 + int(4 * float(p["objective.anchor_weight"]))
+            for p in points
+        ]
+        return min(cells.count(cell) for cell in range(16))
+
+    # A Sobol sequence has exactly as many of its first 64 points in each of 16 equal squares.
+    assert emptiest("quasi_random") == 4
+    assert emptiest("random") < 4
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_what_an_earlier_run_found_is_known_from_the_start(tmp_path, name):
+    """Forty results say that small margins are better in both goals."""
+    margins = [0.5 + 2.5 * k / 39 for k in range(40)]
+    observed = [
+        Observation(f"before/{k}", {"objective.hard_margin": margin, "objective.soft_margin": 0.2}, (-k, -k))
+        for k, margin in enumerate(margins)
+    ]
+    search = opened(tmp_path, space(name), trials=20, observed=observed)
+    # However often the study is opened, they are there once.
+    assert len(opened(tmp_path, space(name), trials=20, observed=observed).study.get_trials()) == 40
+    blind = opened(tmp_path / "blind", space(name), trials=20)
+    informed, drawn = ([one.suggest(str(number)) or {} for number in range(8)] for one in (search, blind))
+    if name == "tpe":
+        hard = [[float(point["objective.hard_margin"]) for point in points] for points in (informed, drawn)]
+        assert sum(hard[0]) / 8 < 1.2 < sum(hard[1]) / 8
+    else:
+        # Children have whole values of their parents.
+        assert 0.2 in [point["objective.soft_margin"] for point in informed]
+        assert 0.2 not in [point["objective.soft_margin"] for point in drawn]
+
+
+def test_the_children_of_nsga2_have_their_parents_knobs(tmp_path):
+    points = list(played(opened(tmp_path, space("nsga2"), trials=20), 20))
+    parents = {value for point in points[:10] for value in point.values()}
+    inherited = sum(value in parents for point in points[10:] for value in point.values())
+    assert inherited >= 5
+
+
+def test_what_a_sampler_is_shown_stays_small_and_keeps_the_best(tmp_path, monkeypatch):
+    for name, value in (("BEST", 3), ("NEWEST", 6), ("AGAIN_EVERY", 5)):
+        monkeypatch.setattr(samplers, name, value)
+    search = opened(tmp_path, space("tpe"), trials=40)
+    points = list(played(search, 33))
+    learner = search.sampler
+    assert isinstance(learner, samplers.Learner)
+    shown = [trial for trial in learner.study.get_trials() if trial.state == TrialState.COMPLETE]
+    assert len(shown) <= 3 + 6 + 5 < len(learner.finished)
+    # All completed points are on the front of these goals, so that the first three are kept as the best.
+    completed = [point for point in points if point["objective.hard_margin"] < 2.8]
+    assert [trial.params for trial in shown][:3] == completed[:3]
+    assert list(played(opened(tmp_path, space("tpe"), trials=40), 2)) == list(played(search, 2))
+
+
+def test_dominators_are_counted_as_the_definition_says():
+    points = signed([[3, 1], [2, 1], [2, 1], [1, 3], [0, 4]], ["maximize", "minimize"])
+    # [3, 1] beats all others; [2, 1] beats [1, 3] and [0, 4]; equals do not beat each other.
+    assert dominators(points).tolist() == [0, 1, 1, 3, 4]
+    assert dominators(signed([], ["maximize"])).tolist() == []

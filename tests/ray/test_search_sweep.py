@@ -1,0 +1,136 @@
+"""Real sweeps over spaces with conditions, from an earlier run, and to the end of a budget."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import ray
+from rich.console import Console
+
+from slime_ray import results
+from slime_ray.errors import InputError, RunError
+from slime_ray.experiment_file import load_experiment
+from slime_ray.on_ray import sweep as sweeping
+from slime_ray.on_ray.search import study_storage
+from slime_ray.on_ray.sweep import run_sweep
+from slime_ray.run_folder import Start
+
+pytestmark = pytest.mark.ray
+TEXT = """\
+name: methods
+preset: arithmetic
+base:
+  data: {sft_examples: 200, pairs: 64, held_out_pairs: 24}
+  model: {lora: {rank: 4}}
+  sft: {updates: 5}
+  training: {updates: 3, pairs_per_update: 8, evaluations: 1}
+  evaluation: {prompts: 8, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 8}}
+search:
+  objective.name: {choice: [slime, dpo, simpo]}
+  objective.anchor_weight: {log_uniform: [0.01, 2.0], when: {objective.name: slime}}
+  objective.beta:
+    - {log_uniform: [0.01, 1.0], when: {objective.name: dpo}}
+    - {uniform: [1.0, 4.0], when: {objective.name: simpo}}
+  model.lora.rank: {choice: [2, 4]}
+start_from: [paper, {objective.name: dpo, objective.beta: 0.3}, {objective.name: simpo, model.lora.rank: 2}]
+budget: {trials: 3, confirm: {best: 1, seeds: 1}}
+resources: {concurrent_trials: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[None]:
+    ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage, so that the stages are made once."""
+    return tmp_path_factory.mktemp("searches")
+
+
+def sweep(folder: Path, name: str, start: Start = "fresh", text: str = TEXT, **overrides: object) -> Path:
+    source = folder / f"{name}.yaml"
+    source.write_text(text)
+    changed = {name.replace("__", "."): value for name, value in overrides.items()}
+    experiment = load_experiment(source, overrides=changed, name=name)
+    return run_sweep(
+        experiment, source=source, storage=folder / "runs", seed=0, start=start, console=Console(quiet=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def methods(instance: None, folder: Path) -> Path:
+    """The run of one search over three objectives and two ranks of adapters."""
+    return sweep(folder, "methods")
+
+
+def test_objectives_are_switched_by_a_search_and_all_start_from_one_checkpoint(methods, folder):
+    trials = pd.read_parquet(methods / "trials.parquet").set_index("trial_id")
+    assert trials["status"].tolist() == ["completed"] * 4
+    assert trials["objective"].tolist()[-3:] == ["slime", "dpo", "simpo"]
+    configs = [json.loads(config) for config in trials["config"].tolist()[-3:]]
+    assert [config["objective"].get("beta") for config in configs] == [None, 0.3, 2.0]
+    assert [config["model"]["lora"]["rank"] for config in configs] == [4, 4, 2]
+    # A trial with other adapters is compared with the checkpoint that all the others are.
+    assert len(list((folder / "runs" / ".cache").glob("sft*/"))) == 1
+    manifest = results.read_manifest(methods)
+    assert (manifest["ended_by"], manifest["spent"]["gpu_hours"]) == ("budget.trials", 0.0)
+    # An objective's knob is empty where the trial had another objective.
+    assert trials["knob.objective.beta"].isna().tolist()[-3:] == [True, False, False]
+
+
+def test_a_search_starts_from_an_earlier_run_and_takes_no_notice_of_its_end(methods, folder, instance):
+    start = f"start_from: [{{run: {methods}}}]\n"
+    text = "\n".join(line for line in TEXT.splitlines() if not line.startswith("start_from")) + "\n" + start
+    run = sweep(folder, "second", text=text, budget__trials=1)
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(run))
+    earlier = study.trials[:3]
+    rows = results.finished_trials(methods)
+    assert {trial.user_attrs["source"] for trial in earlier} == {
+        f"{methods}/search-000{number}" for number in (1, 2, 3)
+    }
+    for trial in earlier:
+        row = rows[trial.user_attrs["source"].rpartition("/")[2]]
+        assert trial.values == [row["win_rate"], row["stability"]]
+    assert len(study.trials) == 4
+    # What was taken over stands in the run, which goes on whatever becomes of the earlier one.
+    methods.rename(methods.with_name("gone"))
+    try:
+        sweep(folder, "second", "resume", text=text, budget__trials=2)
+        assert len(optuna.load_study(study_name="slime-ray", storage=study_storage(run)).trials) == 5
+        with pytest.raises(InputError, match="there is no such run"):
+            sweep(folder, "third", text=text)
+        assert not (folder / "runs" / "third").exists()
+    finally:
+        methods.with_name("gone").rename(methods)
+
+
+def test_a_spent_budget_ends_the_sweep_by_name_and_a_raised_one_goes_on(instance, folder, monkeypatch):
+    """The node only says that it has a GPU, so what looks for a real one is left out."""
+    monkeypatch.setattr(sweeping, "examine", lambda *given, **options: [])
+    held: dict[str, float] = {"resources__gpu_per_worker": 1}
+    with pytest.raises(RunError, match=r"\d of 4 trials done, since budget\.gpu_hours 1e-05 is spent .*Raise it with"):
+        sweep(folder, "spent", budget__gpu_hours=1e-5, **held)
+    run = folder / "runs" / "spent"
+    manifest = results.read_manifest(run)
+    assert (manifest["ended_by"], manifest["finished"]) == ("budget.gpu_hours", None)
+    assert manifest["spent"]["gpu_hours"] >= 1e-5
+    study = optuna.load_study(study_name="slime-ray", storage=study_storage(run))
+    assert "RUNNING" not in [trial.state.name for trial in study.trials]
+    assert ray.available_resources()["GPU"] == 1.0
+    # Given again as it is, it says so at once; nothing is started.
+    done = len(results.finished_trials(run))
+    with monkeypatch.context() as none_left:
+        none_left.setattr(sweeping, "_fit", lambda *given: pytest.fail("a trial was started"))
+        with pytest.raises(RunError, match=rf"{done} of 4 trials done, since budget\.gpu_hours"):
+            sweep(folder, "spent", "resume", budget__gpu_hours=1e-5, **held)
+    sweep(folder, "spent", "resume", budget__gpu_hours=1, **held)
+    manifest = results.read_manifest(run)
+    assert (manifest["ended_by"], len(results.finished_trials(run))) == ("budget.trials", 4)
+    assert manifest["spent"]["gpu_hours"] > 1e-5
