@@ -1,7 +1,7 @@
 """The knobs that a run searched, and what its trials came to: arrays for importance, fronts, budgets and figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,7 +110,10 @@ class Searched:
 def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
     """The knobs that took more than one value in these trials, in the order of the experiment's space."""
     search = (run.manifest.get("experiment") or {}).get("search") or {}
-    space: Mapping[str, Any] = search.get("dimensions") or {}
+    # A knob that is drawn in several ways has a dimension for each, such as `objective.beta[dpo]`.
+    space: dict[str, Any] = {}
+    for dimension, spec in (search.get("dimensions") or {}).items():
+        space.setdefault(dimension.partition("[")[0], spec)
     set_ = [name.removeprefix(results.KNOB) for name in trials.columns if name.startswith(results.KNOB)]
     paths = [*(path for path in space if path in set_), *(path for path in set_ if path not in space)]
     varied = [path for path in paths if trials[results.KNOB + path].nunique() > 1]

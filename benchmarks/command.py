@@ -20,6 +20,7 @@ search and what it stops early, of answering, and of the intervals in the tables
   slime-ray bench exact                     packed rows against every sequence alone, in float64
   slime-ray bench sweep                     many tiny trials in one sweep against a process for each
   slime-ray bench search                    how well searches find, over recorded trials that are played again
+  slime-ray bench search-cost               what handing out a trial costs as a search grows; a minute
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
   slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
   slime-ray bench statistics                how often the intervals of the tables cover a known truth; minutes
@@ -74,6 +75,15 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add("--table", type=Path, help="of recorded trials (default: the one that ships)")
     add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     search.set_defaults(command=_search)
+
+    cost = kinds.add_parser("search-cost", help="what drawing a trial and writing it down costs as a search grows")
+    add = cost.add_argument
+    add("--samplers", default="tpe", metavar="A,B", help="such as tpe,nsga2,gp,random,quasi_random (default tpe)")
+    add("--trials", type=int, default=1000, help="of a search (default 1000)")
+    add("--stretch", type=int, default=100, help="trials that means are taken over (default 100)")
+    add("--rounds", type=int, default=3, help="searches of each sampler (default 3)")
+    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    cost.set_defaults(command=_search_cost)
 
     generate = kinds.add_parser("generate", help="answers to the embedded tasks' prompts, in batches and one by one")
     generate.add_argument("--prompts", type=int, default=256, help="of each task (default 256)")
@@ -194,6 +204,26 @@ def _search(options: argparse.Namespace) -> None:
     print(search_tables(report))
     if options.json:
         write_json("search", report, options.json)
+
+
+def _search_cost(options: argparse.Namespace) -> None:
+    from .report import check_json, search_cost_table, write_json
+    from .search_cost import SAMPLERS, measure_search_cost
+
+    for name in ("trials", "stretch", "rounds"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
+    samplers = [name.strip() for name in options.samplers.split(",")]
+    for name in samplers:
+        if name not in SAMPLERS:
+            raise InputError(f"--samplers {name}: must be among {', '.join(SAMPLERS)}.")
+    check_json(options.json)
+    report = measure_search_cost(
+        samplers=samplers, trials=options.trials, stretch=options.stretch, rounds=options.rounds, say=_say
+    )
+    print(search_cost_table(report))
+    if options.json:
+        write_json("search-cost", report, options.json)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -167,6 +167,11 @@ def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_table(table: Path = TABLE) -> list[Recorded]:
     """The recorded trials. Raises InputError for a file that is not such a table."""
+    if not table.exists():
+        raise InputError(
+            f"{table}: no trials are recorded yet, so there is nothing to play. Record them with `slime-ray bench "
+            "search --record`, which trains for an hour or more and can be interrupted."
+        )
     try:
         entries = pq.read_table(table, schema=SCHEMA).to_pylist()
     except (OSError, pa.ArrowException) as error:

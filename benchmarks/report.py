@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .memory import MemoryReport
     from .plan import PlanReport
     from .search import SearchReport
+    from .search_cost import SearchCostReport
     from .step import SpeedReport
     from .sweep import SweepReport
 
@@ -191,6 +192,32 @@ def search_tables(report: "SearchReport") -> str:
             table(("searcher", "trials", "volume", "random", "above", "tokens"), volumes),
             "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
             "the most.",
+        ]
+    )
+
+
+def search_cost_table(report: "SearchCostReport") -> str:
+    """`bench search-cost` in text."""
+    machine = report.machine
+    rows = [
+        (
+            cost.sampler,
+            f"{at.upto:,}",
+            *(f"{1000 * seconds:.1f}" for seconds in (at.wall, at.cpu, at.drawing, at.writing, at.longest)),
+            f"{cost.draws:.2f}",
+        )
+        for cost in report.costs
+        for at in cost.stretches
+    ]
+    titles = ("sampler", "trials", "ms", "CPU ms", "drawing", "writing", "longest", "draws")
+    return "\n\n".join(
+        [
+            f"The driver's cost of a trial, two goals, 5 knobs and a requirement, on {machine.processor}, "
+            f"{machine.cores} cores; Optuna {report.optuna}, {report.date}; {report.rounds} rounds",
+            table(titles, rows),
+            f"Milliseconds a trial, means over the {report.stretch} trials up to that number: by the wall, by the CPU, "
+            "and of the wall's in the sampler and in the study's file, where each entry waits for the disk; the "
+            "longest single trial; draws for each trial, those that broke the requirement included.",
         ]
     )
 

@@ -115,6 +115,15 @@ class Search(Strict):
         """Every combination of switches that makes a difference: all cases of which knobs a trial has."""
         return list(self._combinations(self.switches, self._cases))
 
+    def ends(self) -> Iterator[tuple[str, Point, Scalar]]:
+        """Each dimension's name with all values at its ends, once for each scenario in which it exists."""
+        scenarios = self.scenarios()
+        for name, dimension in self.dimensions.items():
+            for scenario in (one for one in scenarios if exists(dimension, one)):
+                for end in dimension.ends:
+                    if _same(scenario.get(path_of(name), end), end):
+                        yield name, scenario, end
+
     def points(self) -> Iterator[Point]:
         """All points of a finite space. Raises TypeError for an endless one."""
         return self._combinations(self.order, lambda name: self.dimensions[name].values)

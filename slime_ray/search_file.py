@@ -155,17 +155,14 @@ class SearchReader:
 
     def _check_knobs(self, search: Search) -> None:
         """Every value at the ends is legal in every trial that has the knob, and in some trial makes a difference."""
+        for name, scenario, end in search.ends():
+            path = path_of(name)
+            others = f" with {_said(scenario)}" if scenario.keys() - {path} else ""
+            values = with_values(self.base, {**scenario, path: end})
+            self.check(Settings, values, self.places[name], where=f"{path} = {end}{others}: ")
         scenarios = search.scenarios()
         for name, dimension in search.dimensions.items():
             path, at = path_of(name), self.places[name]
-            for scenario in scenarios:
-                if not exists(dimension, scenario):
-                    continue
-                with_others = f" with {_said(scenario)}" if scenario.keys() - {path} else ""
-                for end in dimension.ends:
-                    if scenario.get(path, end) == end:
-                        where = f"{path} = {end}{with_others}: "
-                        self.check(Settings, with_values(self.base, {**scenario, path: end}), at, where=where)
             if path.startswith("objective.") and name not in search.switches:
                 mine = (scenario for scenario in scenarios if exists(dimension, scenario))
                 if not any(self._matters(search, name, scenario) for scenario in mine):

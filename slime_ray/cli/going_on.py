@@ -104,6 +104,15 @@ def _extend(options: argparse.Namespace) -> None:
     if options.trials and experiment.search is None:
         raise InputError(f"{options.run} has no search that could have more trials.")
     budget = experiment.budget.model_copy(update={"trials": experiment.budget.trials + options.trials})
+    if options.trials and experiment.search is not None:
+        from slime_ray.points import count_points
+
+        points = count_points(experiment.search, experiment.base)
+        if points is not None and budget.trials > points:
+            raise InputError(
+                f"{options.run} has {experiment.budget.trials} trials, and its space only {points} points, each of "
+                f"which is tried once. Give --trials {points - experiment.budget.trials} at most."
+            )
     storage = mirror.url or str(mirror.root)
     done = run_sweep(
         experiment.model_copy(update={"budget": budget}), source=run / "experiment.yaml", storage=storage,

@@ -21,7 +21,7 @@ from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.points import Point, Rules, Search, path_of
 from slime_ray.space import Dimension, Scalar
 
-BEST, NEWEST, AGAIN_EVERY = 50, 200, 50
+BEST, NEWEST, AGAIN_EVERY = 50, 150, 100
 """What TPE and GP are shown of the results, once there are more: the least dominated and the newest others, chosen
 again every so many results. Their cost grows with what they are shown; TPE takes at most 25 results for good, and gives
 the oldest others next to no weight."""
@@ -202,11 +202,18 @@ class WithinRules(TPESampler):
         super().__init__(**settings)
         self.numbers = {name: path_of(name) for name, one in search.dimensions.items() if one.choice is None}
         self.requirements = rules.requirements
+        self.space = (
+            {} if search.is_conditional else {name: distribution(one) for name, one in search.dimensions.items()}
+        )
         searched, self.fixed = set(map(path_of, search.dimensions)), {}
         if rules.requirements and not search.switches:
             # What is not searched is the same in every trial, where all have the same knobs.
             values = rules.values(search.at([0.0] * len(search.dimensions)))
             self.fixed = {path: value for path, value in values.items() if path not in searched}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All dimensions, where all trials have them: Optuna would look through all trials to learn that."""
+        return self.space or super().infer_relative_search_space(study, trial)
 
     def _compute_acquisition_func(self, samples: dict[str, Any], *models: Any) -> Any:
         values = super()._compute_acquisition_func(samples, *models)

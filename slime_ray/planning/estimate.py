@@ -59,6 +59,8 @@ class _Estimate:
         self.base = known.experiment.settings
         self.wanted = known.experiment.resources
         self.groups = groups_of(self.experiment)
+        # The trials of a search are many and alike.
+        self.made: dict[tuple[str, int, int], TrialWork] = {}
         search = next((group for group in self.groups if group.phase == "search"), None)
         evaluations = self.base.training.evaluations
         self.short = shortened(
@@ -125,8 +127,12 @@ class _Estimate:
         )
 
     def _works(self, group: Group, index: int) -> TrialWork:
-        settings = group.settings[index % len(group.settings)]
-        return self.amounts(settings).trial(group.prompts, seed=group.seeds[index])
+        number = index % len(group.settings)
+        key = (group.name, number, group.seeds[index])
+        if key not in self.made:
+            amounts = self.amounts(group.settings[number])
+            self.made[key] = amounts.trial(group.prompts, seed=group.seeds[index])
+        return self.made[key]
 
     def _short(self, group: Group) -> Shortened:
         return self.short if group.phase == "search" else WHOLE
@@ -199,20 +205,23 @@ class _Estimate:
     def _requests(self, works: dict[str, list[TrialWork]]) -> Range:
         first = self.base.evaluation.judge_first
         parts = []
-        rated: set[str] = set()
+        rated: dict[str, int] = {}
         for group in self.groups:
+            short, settings = self._short(group), group.settings[0]
+            on_the_way = float(sum(work.course.requests for work in works[group.name]))
+            parts.append(short.updates * on_the_way)
             asked = float(sum(work.end.requests for work in works[group.name]))
-            share = self._short(group).finished
+            share = short.finished
             if group.phase == "search" and first is not None and asked:
                 few = min(1.0, first * requests_an_answer(self.base) * group.trials / asked)
                 share = share * Range(few, (1 + few) / 2, 1.0)
             parts.append(share * asked)
-            settings = group.settings[0]
-            if asked and requests_an_answer(settings) == 1 and group.prompts not in rated:
+            if asked and requests_an_answer(settings) == 1:
                 # The baseline's answers are rated once, and found again by all later trials.
-                rated.add(group.prompts)
-                parts.append(Range.exactly(works[group.name][0].end.requests))
-        return total(parts)
+                rated[group.prompts] = works[group.name][0].end.requests
+                if on_the_way:
+                    rated.setdefault("selection", self.amounts(settings).watched)
+        return total([*parts, Range.exactly(sum(rated.values()))])
 
     def _kept(self) -> int:
         budget = self.experiment.budget
@@ -221,27 +230,30 @@ class _Estimate:
         return kept + sum(group.trials for group in self.groups if group.phase != "search")
 
     def _memory(self) -> Memory:
-        """The highest peak of all trials."""
+        """The highest peak of all trials and of the SFT stage."""
         found = []
         for settings in extremes(self.experiment):
             amounts = self.amounts(settings)
-            training, data = settings.training, settings.data
-            train = amounts.material.train
-            longest = max((sum(each) for each in train.lengths), default=0) * train.scale
-            own = training.pairs_per_update * train.tokens / self.wanted.workers
-            prompts = [each.prompt for each in train.lengths] or [0]
-            found.append(
-                peak_memory(
-                    settings,
+            material, data, sft = amounts.material, settings.data, settings.sft
+            runs = [(settings, material.train, settings.training.pairs_per_update)]
+            if sft is not None:
+                stage = settings.model_copy(update={"model": settings.sft_model})
+                runs.append((stage, material.sft, sft.examples_per_update))
+            prompts = [each.prompt for each in material.train.lengths] or [0]
+            for run, part, per_update in runs:
+                longest = max((sum(each) for each in part.lengths), default=0) * part.scale
+                own = per_update * part.tokens / self.wanted.workers
+                memory = peak_memory(
+                    run,
                     amounts.shape,
                     gpu=self.wanted.gpu_per_worker > 0,
                     workers=self.wanted.workers,
                     sharded=self.wanted.strategy == "fsdp2" and self.wanted.workers > 1,
                     # A whole update may be less than a row.
                     row=max(longest, min(data.row_budget, 1.2 * own)),
-                    prompt=max(prompts) if train.counted else data.max_prompt_tokens or data.max_tokens,
+                    prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
                 )
-            )
+                found.append(memory)
         return max(found, key=lambda memory: memory.peak)
 
     def _memory_limit(self) -> float | None:

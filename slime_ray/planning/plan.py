@@ -223,12 +223,20 @@ def _too_little_memory(plan: Plan, limit: float, row_budget: int) -> str:
 def warnings(plan: Plan, experiment: Experiment) -> list[str]:
     """What fits and will yet not go as the experiment says, as sentences."""
     found = [plan.judging.budget] if plan.judging.budget else []
-    hours = experiment.budget.hours
-    if hours is not None and plan.time is not None and plan.time.expected > 3600 * hours:
-        found.append(
-            f"budget.hours {hours:g} ends it before all trials have run, which takes about "
-            f"{plan.time.expected / 3600:.3g} h. It goes on with --resume."
-        )
+    budget = experiment.budget
+    price = budget.price_per_gpu_hour
+    costs = [plan.gpu_hours * price if plan.gpu_hours and price else None, plan.judging.cost]
+    for name, limit, wanted in (
+        ("hours", budget.hours, plan.time and plan.time * (1 / 3600)),
+        ("gpu_hours", budget.gpu_hours, plan.gpu_hours),
+        ("judge_calls", budget.judge_calls, plan.judging.requests),
+        ("cost", budget.cost, total(cost for cost in costs if cost is not None)),
+    ):
+        if limit is not None and wanted is not None and wanted.expected > limit:
+            found.append(
+                f"budget.{name} {limit:g} ends it before all trials have run, which takes about "
+                f"{wanted.expected:.3g}. With a larger one it goes on with --resume."
+            )
     wanted = experiment.resources.concurrent_trials
     if wanted != "auto" and wanted > plan.cluster.trials:
         found.append(f"resources.concurrent_trials is {wanted}, but only {plan.cluster.trials} fit at a time.")

@@ -103,15 +103,16 @@ def probe(settings: Settings, sample: Sample, *, scratch: Path, threads: int, sh
     tokenizer = load_tokenizer(model)
     run = _Runs(settings, scratch)
 
-    lm = add_lora(lm, model.lora) if model.lora else lm
-    policy = place(make_policy(lm, model), sharded=sharded)
+    stage = settings.sft_model if settings.sft and not sharded else model
+    lm = add_lora(lm, stage.lora) if stage.lora else lm
+    policy = place(make_policy(lm, stage), sharded=sharded)
     if settings.sft and sample.sft:
         demonstrations = [TokenPair(*ids) for ids in sample.sft]
         whole, half = run.both(policy, SftObjective(), demonstrations, settings.sft, settings.sft.examples_per_update)
         timed["sft_update"], timed["sft_token"] = _affine(whole, half)
     if settings.sft and not sharded:
         # As a trial begins: from a plain model, with adapters of its own.
-        base, copied = _copied(lm.merge_and_unload() if model.lora else lm, settings, scratch)
+        base, copied = _copied(lm.merge_and_unload() if stage.lora else lm, settings, scratch)
         timed["load"] = copied or timed["load"]
         del policy, lm
         policy = place(make_policy(add_lora(base, model.lora) if model.lora else base, model), sharded=False)
@@ -182,7 +183,7 @@ class _Runs:
             scratch=self.scratch / "trainer",
             after_update=after_update,
             bf16=settings.model.dtype == "bfloat16",
-            gradient_checkpointing=schedule is settings.training and settings.training.gradient_checkpointing,
+            gradient_checkpointing=settings.training.gradient_checkpointing,
         )
         trainer.train()
         return laps

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from slime_ray.experiment import EarlyStopping, Experiment, Phase, PromptSet
 from slime_ray.planning.ranges import Range
+from slime_ray.points import path_of
 from slime_ray.settings import Settings, fingerprint
 
 SEARCH_SEED = 1000
@@ -58,19 +59,23 @@ def groups_of(experiment: Experiment) -> list[Group]:
 
 
 def _points(experiment: Experiment) -> tuple[Settings, ...]:
-    """Settings whose cost stands for that of the search's trials: the base, or points all over the dear knobs."""
+    """Settings whose cost stands for that of the search's trials: the base, or points all over the space."""
     search = experiment.search
-    dear = [] if search is None else [path for path in search.dimensions if not path.startswith(COSTLESS)]
-    if search is None or not dear:
+    if search is None or not any(_is_dear(name) for name in search.dimensions):
         return (experiment.settings,)
     found, chance = [], random.Random(0)
     for _ in range(POINTS):
-        point = {path: search.dimensions[path].at(chance.random()) for path in dear}
         try:
-            found.append(experiment.settings_with(point))
+            found.append(experiment.settings_with(search.at(chance.random() for _ in search.dimensions)))
         except ValidationError:
             continue
     return tuple(found) or (experiment.settings,)
+
+
+def _is_dear(name: str) -> bool:
+    """Whether a trial's cost depends on the dimension of this name; it may on which objective it is."""
+    path = path_of(name)
+    return path.endswith(".name") or not path.startswith(COSTLESS)
 
 
 def extremes(experiment: Experiment) -> list[Settings]:
@@ -78,9 +83,8 @@ def extremes(experiment: Experiment) -> list[Settings]:
     arms = [experiment.settings_with(arm.set) for arm in experiment.arms]
     search = experiment.search
     ends = [
-        {path: end} for path, dimension in (search.dimensions if search else {}).items()
-        if not path.startswith(COSTLESS) for end in dimension.ends
-    ]  # fmt: skip
+        {**scenario, path_of(name): end} for name, scenario, end in (search.ends() if search else ()) if _is_dear(name)
+    ]
     every = [experiment.settings, *arms, *(experiment.settings_with(values) for values in ends)]
     return list({fingerprint(settings): settings for settings in every}.values())
 

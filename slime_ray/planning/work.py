@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from slime_ray.judge_settings import Llm, NoJudge
@@ -94,11 +95,6 @@ class Amounts:
         return self.shape.sizes(self.lora)
 
     @property
-    def head_trained(self) -> bool:
-        """Whether the output head is trained."""
-        return self.lora is None or self.lora.train_head
-
-    @property
     def saved_bytes(self) -> float:
         """Of a trained model as it is kept: adapters in float32 with the trained head, or all weights."""
         if self.lora is None:
@@ -109,8 +105,15 @@ class Amounts:
     @property
     def checkpoint_bytes(self) -> float:
         """Of a whole model as the SFT stage saves it; a head that was trained is no longer that of the embeddings."""
-        untied = self.shape.tied and self.lora is not None and self.lora.train_head and self.settings.sft is not None
+        lora = self.settings.sft_model.lora
+        untied = self.shape.tied and lora is not None and lora.train_head
         return (self.shape.weights + (self.shape.embeddings if untied else 0)) * self.itemsize
+
+    @property
+    def watched(self) -> int:
+        """Selection prompts that the sentinel has answered at every evaluation."""
+        sentinel = self.settings.sentinel
+        return 0 if sentinel.action == "none" else min(sentinel.prompts, self.material.prompts["selection"].count)
 
     def trial(self, prompts: Literal["selection", "report"], *, seed: int) -> TrialWork:
         """A trial that is trained to its end, answers the prompts of a set and is judged on them."""
@@ -120,16 +123,16 @@ class Amounts:
         updates = training.updates
         marks = {round(updates * (k + 1) / schedule.evaluations) for k in range(schedule.evaluations)} - {0}
         some = min(CURVE_PAIRS, material.held_out.count)
-        watched: tuple[Decoding, ...] = ()
-        if settings.sentinel.action != "none":
-            known = material.prompts["selection"]
-            watched = self.decoding(min(settings.sentinel.prompts, known.count), known.tokens)
+        judge, watched = evaluation.judge, self.watched
+        judged = len(marks) * watched if settings.judged_on_the_way else 0
         course = Work(
             training=training,
             readings=tuple(self.reading(material.held_out, some) for _ in marks),
-            decodings=watched * len(marks),
+            decodings=self.decoding(watched, material.prompts["selection"].tokens) * len(marks),
+            verdicts=0 if isinstance(judge, (NoJudge, Llm)) else 2 * judged,
+            requests=judged * requests_an_answer(settings),
         )
-        asked, judge = material.prompts[prompts], evaluation.judge
+        asked = material.prompts[prompts]
         end = Work(
             readings=(
                 self.reading(material.held_out, material.held_out.count),
@@ -166,12 +169,15 @@ class Amounts:
             seen = epochs * part.count + rest * per_update
             tokens = seen * self._row_mean(part)
         if seen:
-            flops = seen * self._flops_each(part)
+            lora = self.lora if kind == "preference" else self.settings.sft_model.lora
+            each = _step_flops(self.shape.sizes(lora), part.lengths, lora is None or lora.train_head)
+            flops = seen * part.scale * each
         return Training(kind, updates, tokens, flops, exact=bool(counts) or not updates)
 
     def reading(self, part: Part, count: int) -> Reading:
         """A forward pass over the first `count` examples."""
-        return Reading(count * self._row_mean(part), count * self._flops_each(part, backward=False))
+        flops = count * part.scale * _forward_flops(self.sizes, part.lengths) if count else 0.0
+        return Reading(count * self._row_mean(part), flops)
 
     def answering(self, asked: Asked) -> tuple[Decoding, ...]:
         """Answers to a set of prompts; later turns come after the answers to the earlier ones."""
@@ -209,16 +215,17 @@ class Amounts:
     def _row_mean(self, part: Part) -> float:
         return part.tokens + (0.0 if self.packed or not _paired(part.lengths) else part.prompt)
 
-    def _flops_each(self, part: Part, *, backward: bool = True) -> float:
-        if not part.lengths:
-            return 0.0
-        layout = Layout.of_packed(part.lengths)
-        flops = (
-            step_flops(self.sizes, layout, head_trained=self.head_trained)
-            if backward
-            else forward_flops(self.sizes, layout)
-        )
-        return flops * part.scale / len(part.lengths)
+
+@lru_cache(maxsize=64)
+def _step_flops(sizes: Sizes, lengths: tuple[Lengths, ...], head_trained: bool) -> float:
+    """Of a training step, for each example on average."""
+    return step_flops(sizes, Layout.of_packed(lengths), head_trained=head_trained) / len(lengths)
+
+
+@lru_cache(maxsize=64)
+def _forward_flops(sizes: Sizes, lengths: tuple[Lengths, ...]) -> float:
+    """Of a forward pass, for each example on average."""
+    return forward_flops(sizes, Layout.of_packed(lengths)) / len(lengths)
 
 
 def requests_an_answer(settings: Settings) -> int:

@@ -250,6 +250,7 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
             seed=seed,
             scratch=folder / "scratch",
             bf16=model.dtype == "bfloat16",
+            gradient_checkpointing=settings.training.gradient_checkpointing,
             after_update=after_update,
         )
         trainer.train()

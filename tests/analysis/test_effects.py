@@ -162,8 +162,12 @@ def test_swapping_the_sides_mirrors_everything(d):
     assert effects.improvement(-d).value == pytest.approx(1 - effects.improvement(d).value)
 
 
+QUARTERS = st.integers(-4, 4).map(lambda quarters: quarters / 4)
+"""Differences of two outcomes, each the mean of two verdicts."""
+
+
 @settings(max_examples=15, deadline=None)
-@given(arrays(float, st.tuples(st.integers(5, 7), st.integers(2, 9)), elements=st.floats(-1, 1)), st.randoms())
+@given(arrays(float, st.tuples(st.integers(5, 7), st.integers(2, 9)), elements=QUARTERS), st.randoms())
 def test_the_order_of_seeds_is_irrelevant(d, random):
     order = list(range(len(d)))
     random.shuffle(order)

@@ -214,3 +214,21 @@ def test_a_benchmark_needs_torch_transformers_and_peft_and_no_more():
     absent = ["ray", "pydantic", "datasets", "pandas", "rich", "optuna", "accelerate.state"]
     # accelerate comes with peft.
     assert loaded("slime_ray.benchmarks.step, slime_ray.benchmarks.exact", absent) <= {"accelerate.state"}
+
+
+def test_search_cost_measures_each_sampler_as_its_search_grows(tmp_path, capsys):
+    out = tmp_path / "cost.json"
+    arguments = ("--samplers", "tpe,random", "--trials", "12", "--stretch", "6", "--rounds", "2", "--json", str(out))
+    bench("search-cost", *arguments)
+    found = json.loads(out.read_text())
+    assert [(cost["sampler"], [at["upto"] for at in cost["stretches"]]) for cost in found["costs"]] == [
+        ("tpe", [12]),
+        ("random", [12]),
+    ]
+    for cost in found["costs"]:
+        [at] = cost["stretches"]
+        assert 0 < at["drawing"] + at["writing"] < at["wall"] <= at["longest"]
+        assert cost["draws"] >= 1
+    assert "\ntpe " in capsys.readouterr().out
+    with pytest.raises(InputError, match="--samplers grid: must be among tpe, nsga2"):
+        bench("search-cost", "--samplers", "grid")

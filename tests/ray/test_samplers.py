@@ -66,7 +66,7 @@ def played(search: StudySearch, count: int) -> Iterator[dict[str, Any]]:
         yield point
 
 
-SAMPLERS = ["tpe", "nsga2", "random", "quasi_random", "grid", pytest.param("gp", marks=pytest.mark.slow)]
+SAMPLERS = ["tpe", "nsga2", "random", "quasi_random", "grid", "gp"]
 COUNTS = {"gp": 7}
 """GP takes seconds for a trial; the first four are drawn by chance."""
 

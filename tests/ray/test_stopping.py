@@ -167,7 +167,7 @@ def test_where_nothing_is_judged_on_the_way_accuracy_stands_for_the_win_rate(tmp
         ("{rule: pareto, metric: stability}", {}, "metric has no effect with rule pareto"),
         ("{rule: asha, goals: {stability: maximize}}", {}, "goals has no effect with rule asha"),
         ("{goals: {}}", {}, "goals is empty"),
-        ("{rule: best}", {}, "'pareto', 'asha', 'median' or 'none'"),
+        ("{rule: best}", {}, "Allowed: asha, median, none, pareto"),
         ("{rule: asha, metric: win_rate}", {"sentinel.judge": False}, "nothing is judged during training"),
         ("{first: 0.9}", {}, "Set more evaluations"),
     ],
