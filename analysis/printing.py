@@ -163,15 +163,18 @@ def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = 
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
-def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0) -> str:
+def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
     """`value [low, high]` from the columns `name`, `name`_low and `name`_high; the value alone where it has no ends."""
-    value, low, high = (number(row[column], digits, scale=scale) for column in (name, f"{name}_low", f"{name}_high"))
+    columns = (name, f"{name}_low", f"{name}_high")
+    value, low, high = (number(row[column], digits, scale=scale, signed=signed) for column in columns)
     return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
 
 
-def interval_cells(frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0) -> tuple[str, ...]:
+def interval_cells(
+    frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
+) -> tuple[str, ...]:
     """One `with_interval` a row."""
-    return tuple(with_interval(row, name, digits, scale=scale) for _, row in frame.iterrows())
+    return tuple(with_interval(row, name, digits, scale=scale, signed=signed) for _, row in frame.iterrows())
 
 
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from slime_ray.results import Run
 
-from . import budget_curve, front, importance, search_figures
+from . import budget_curve, front, importance, search_figures, winners
 from .knobs import Searched
 from .printing import Table
 
@@ -36,6 +36,7 @@ class Understanding:
     front: Table
     importance: Table
     budget: Table
+    winners: Table
 
     @classmethod
     def of(cls, run: Run) -> "Understanding | None":
@@ -50,17 +51,24 @@ class Understanding:
             front=front.front(searched, run.answers),
             importance=importance.importance(searched),
             budget=budget_curve.budget_curve(searched, spent),
+            winners=winners.winners(run, searched),
         )
 
     @property
     def tables(self) -> dict[str, Table]:
         """Those that have rows, by the name of their files."""
-        found = {"search_front": self.front, "search_importance": self.importance, "search_budget": self.budget}
+        found = {
+            "search_winners": self.winners,
+            "search_front": self.front,
+            "search_importance": self.importance,
+            "search_budget": self.budget,
+        }
         return {name: table for name, table in found.items() if len(table.frame)}
 
     def text(self) -> str:
-        """For a terminal: the front and the importance."""
-        return "\n\n\n".join(table.text() for table in (self.front, self.importance) if len(table.frame))
+        """For a terminal: the winners, the front and the importance."""
+        shown = (self.winners, self.front, self.importance)
+        return "\n\n\n".join(table.text() for table in shown if len(table.frame))
 
     def figures(self) -> "dict[str, Figure]":
         """By the name of their files, those that have something to show."""

@@ -21,18 +21,18 @@ def connected() -> Iterator[None]:
 
     Raises InputError, within seconds, for an address that cannot be used.
     """
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     # Interrupts have the trials leave with a checkpoint, see `Watch`.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's newer output prints a box of its own even at verbose=0; the older one is silent.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = {}
     if address and address != "local":
         check_address(address)

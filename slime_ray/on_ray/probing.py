@@ -46,8 +46,17 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror,
         "resources": wanted.model_dump(mode="json"),
         "storage": storage.address(kept),
     }
+    # Ray Train's controller has to be in an actor.
+    groups: list[Any] = []
     try:
-        started = [_start(config, wanted) for _ in range(runs)]
+        if wanted.workers == 1:
+            held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker}
+            task: Any = ray.remote(_probe)
+            started = [task.options(**held, max_retries=0).remote(config) for _ in range(runs)]
+        else:
+            group: Any = ray.remote(_ProbeGroup)
+            groups = [group.options(num_cpus=0).remote() for _ in range(runs)]
+            started = [each.measure.remote(config) for each in groups]
         done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
         if late:
             raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")
@@ -59,7 +68,9 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror,
     except ray.exceptions.RayError as error:
         raise RunError(f"The probe failed: {one_sentence(error)}") from error
     finally:
-        if wanted.workers > 1:
+        for each in groups:
+            ray.kill(each)
+        if groups:
             storage.remove(kept)
     wall, processor = (mean_of([Rates(**each[clock]) for each in found]) for clock in ("wall", "processor"))
     return Measured(
@@ -71,15 +82,6 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror,
         took=time.perf_counter() - clock + around,
         device=found[0]["device"],
     )
-
-
-def _start(config: dict[str, Any], wanted: Resources) -> Any:
-    if wanted.workers == 1:
-        held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker}
-        task: Any = ray.remote(_probe)
-        return task.options(**held, max_retries=0).remote(config)
-    group: Any = ray.remote(_probe_group)
-    return group.options(num_cpus=0, max_retries=0).remote(config)
 
 
 def _probe(config: dict[str, Any]) -> dict[str, Any]:
@@ -113,16 +115,19 @@ class _Box:
         return self.found
 
 
-def _probe_group(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray task: measure on a group of workers."""
-    from slime_ray.on_ray.group import run_group
+class _ProbeGroup:
+    """Runs as a Ray actor: measures on a group of workers."""
 
-    actor: Any = ray.remote(_Box)
-    box = actor.options(num_cpus=0).remote()
-    resources = Resources.model_validate(config["resources"])
-    run_group(_probe_worker, config | {"box": box}, resources=resources, name="probe", storage=config["storage"])
-    found: dict[str, Any] = ray.get(box.get.remote())
-    return found
+    def measure(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What rank 0 found."""
+        from slime_ray.on_ray.group import run_group
+
+        actor: Any = ray.remote(_Box)
+        box = actor.options(num_cpus=0).remote()
+        resources = Resources.model_validate(config["resources"])
+        run_group(_probe_worker, config | {"box": box}, resources=resources, name="probe", storage=config["storage"])
+        found: dict[str, Any] = ray.get(box.get.remote())
+        return found
 
 
 def _probe_worker(config: dict[str, Any]) -> None:

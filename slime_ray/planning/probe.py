@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out
@@ -252,9 +253,10 @@ def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, Clock | No
     size = sum(parameter.numel() * parameter.element_size() for parameter in lm.parameters())
     if size > COPIED:
         return lm, None
-    # Each rank its own.
+    # Each rank its own, while transformers lets one rank save only.
     folder = scratch / f"base-{World.current().rank}"
-    lm.save_pretrained(folder)
+    lm.config.save_pretrained(folder)
+    save_model(lm, str(folder / "model.safetensors"), metadata={"format": "pt"})
     clock = now()
     copy = load_checkpoint(folder, dtype=settings.model.dtype)
     return copy, _since(clock)

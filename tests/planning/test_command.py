@@ -101,7 +101,7 @@ def test_a_probe_measures_a_trial_where_trials_run(tmp_path, capsys, workers):
     plan = json.loads(out.read_text())
     rates = plan["measured"]["wall"]
     assert all(
-        rates[name] > 0 for name in ("token", "sft_token", "read_token", "decode_row", "load", "save", "process")
+        rates[name] > 0 for name in ("token", "sft_token", "read_token", "decode_step", "load", "save", "process")
     )
     assert all(value >= 0 for clock in ("wall", "processor") for value in plan["measured"][clock].values())
     assert plan["measured"]["side_by_side"] == max(1, len(os.sched_getaffinity(0)) // workers)
@@ -114,6 +114,13 @@ def test_a_probe_measures_a_trial_where_trials_run(tmp_path, capsys, workers):
 
 @pytest.mark.ray
 def test_a_probe_of_a_model_that_is_not_here_says_so(space, capsys, tmp_path):
-    change = ["--set", "resources={workers: 1}", "--set", "model.dtype=float32", "--storage", str(tmp_path)]
+    change = [
+        "--set",
+        "resources={workers: 1, gpu_per_worker: 0, cpu_per_worker: 1}",
+        "--set",
+        "model.dtype=float32",
+        "--storage",
+        str(tmp_path),
+    ]
     assert main(["plan", space, "--probe", *change]) == 2
     assert "model.source google/gemma-3-4b-pt: the model cannot be loaded" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""Both estimates of a confirmed winner, against values by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slime_ray.analysis.knobs import Searched
+from slime_ray.analysis.printing import Table
+from slime_ray.analysis.search_report import Understanding
+from slime_ray.analysis.winners import winners
+
+from slime_ray import results
+
+from .conftest import add_trial, finish
+from .searches import points_run
+
+WON = {"search-0001": [1.0] * 20 + [0.0] * 4, "search-0002": [1.0] * 18 + [0.0] * 6}
+AGAIN = {"search-0001": [[1.0] * 12 + [0.0] * 12, [1.0] * 18 + [0.0] * 6], "search-0002": [[1.0] * 24, [1.0] * 24]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two winners of a search, of which the second turned out better, and one seed of the first failed at last."""
+    for label, won in WON.items():
+        add_trial(tmp_path, label, phase="search", seed=1000, prompt_set="selection", won=won, stability=0.8)
+        for seed, outcomes in enumerate(AGAIN[label]):
+            name = f"confirm-{label}-s{seed}"
+            add_trial(tmp_path, name, phase="confirm", label=label, seed=seed, won=outcomes, stability=0.6)
+    name = "confirm-search-0001-s2"
+    add_trial(tmp_path, name, phase="confirm", label="search-0001", seed=2, status="failed", reason="it broke")
+    goals = {"win_rate": "maximize", "stability": "maximize"}
+    return finish(tmp_path, {"goals": goals, "experiment": {"budget": {"confirm": {"best": 2, "seeds": 3}}}})
+
+
+def table_of(run: Path) -> Table:
+    loaded = results.load(run)
+    return winners(loaded, Searched.of(loaded))
+
+
+def test_the_search_s_and_the_confirmed_values_stand_side_by_side(run):
+    table = table_of(run)
+    frame = table.frame.set_index("trial_id")
+    # By the confirmed win rate: the search's best is only second.
+    assert frame.index.tolist() == ["search-0002", "search-0001"]
+    assert frame["win_rate_searched"].tolist() == pytest.approx([18 / 24, 20 / 24])
+    assert frame["win_rate_confirmed"].tolist() == pytest.approx([1.0, 15 / 24])
+    assert frame["win_rate_change"].tolist() == pytest.approx([6 / 24, -5 / 24])
+    # A seed that failed is a stability of 0.
+    assert frame["stability_searched"].tolist() == pytest.approx([0.8, 0.8])
+    assert frame["stability_confirmed"].tolist() == pytest.approx([0.6, 0.4])
+    assert frame["seeds_finished"].tolist() == [2, 2]
+    assert table.remarks == ("", "failed 1 of 3")
+    assert "the best of 2 completed trials" in table.caption
+    assert any(note.endswith("Over the 2 winners the win rate changed by +2.1.") for note in table.notes)
+
+
+def test_the_interval_of_the_change_holds_the_noise_of_both_sets_of_prompts(run):
+    """A difference of two independent means: its variance is the sum of theirs."""
+    row = table_of(run).frame.set_index("trial_id").loc["search-0001"]
+    per_prompt = np.mean(AGAIN["search-0001"], axis=0)
+    error = np.sqrt(per_prompt.var() / 24 + np.var(WON["search-0001"]) / 24)
+    assert row["win_rate_change_high"] - row["win_rate_change_low"] == pytest.approx(2 * 1.96 * error, rel=0.06)
+    # All prompts of one set were won: the other's alone is left.
+    row = table_of(run).frame.set_index("trial_id").loc["search-0002"]
+    width = row["win_rate_searched_high"] - row["win_rate_searched_low"]
+    assert row["win_rate_change_high"] - row["win_rate_change_low"] == pytest.approx(width)
+
+
+def test_the_report_of_a_search_has_the_table_first(run):
+    found = Understanding.of(results.load(run))
+    assert found is not None
+    assert next(iter(found.tables)) == "search_winners"
+    assert "win rate change" in found.text()
+
+
+def test_a_search_without_confirmations_has_no_such_table():
+    run = points_run([(0.2, 0.9), (0.8, 0.1)])
+    found = Understanding.of(run)
+    assert found is not None
+    assert "search_winners" not in found.tables

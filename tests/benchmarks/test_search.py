@@ -1,0 +1,167 @@
+"""How well searches find: a made-up table of recorded trials with known answers, and one that is really recorded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slime_ray.benchmarks import recording
+from slime_ray.benchmarks import search as bench
+
+from slime_ray.errors import InputError
+from slime_ray.experiment import EarlyStopping
+from slime_ray.on_ray.simulate import Recorded
+
+BOX = {
+    "objective.anchor_weight": (0.02, 3.0),
+    "objective.stabilizer_strength": (0.005, 0.5),
+    "objective.hard_margin": (1.0, 3.0),
+}
+
+
+def made_up(name: str, phase: str, seed: int, win_rate: float, stability: float, **values: Any) -> Recorded:
+    """A trial that shows from its start on what it comes to."""
+    goals = {"win_rate": win_rate, "stability": stability}
+    row = {"label": name, "phase": phase, "seed": seed, "status": "completed", **goals}
+    told = {step: {**goals, "preference_accuracy": win_rate} for step in range(10, 101, 10)}
+    return Recorded(f"{name}-s{seed}", values, told, updates=100, tokens=1000, seconds=0.1, row=row)
+
+
+def grid_of(count: int) -> list[Recorded]:
+    """Cells of which the later one is better in both goals, on all prompts and seeds."""
+    return [
+        made_up(f"cell-{number:02d}", phase, seed, 0.3 + number / 100, number / 100, **values)
+        for number, values in enumerate(recording.cells()[:count])
+        for phase, seeds in (("arm", recording.TRUTH_SEEDS), ("search", recording.SEARCH_SEEDS))
+        for seed in seeds
+    ]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path):
+    return recording.experiment_in(tmp_path)
+
+
+def test_the_truth_is_the_mean_over_seeds_on_the_report_prompts():
+    trials = [
+        made_up("cell-00", "arm", 0, 0.9, 0.9),
+        made_up("cell-00", "arm", 1, 0.1, 0.1),
+        made_up("cell-01", "arm", 0, 0.6, 0.6),
+        made_up("cell-01", "arm", 1, 0.6, 0.6),
+        made_up("cell-00", "search", 1000, 1.0, 1.0),
+    ]
+    truth = bench.true_cells(trials)
+    assert [(cell.name, cell.place) for cell in truth] == [("cell-01", 1), ("cell-00", 2)]
+    assert (truth[1].win_rate, truth[1].stability) == pytest.approx((0.5, 0.5))
+
+
+def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens():
+    trials = grid_of(27)
+    truth = bench.true_cells(trials)
+    grid = {
+        seed: {one.row["label"]: one for one in trials if one.row["phase"] == "search" and one.row["seed"] == seed}
+        for seed in recording.SEARCH_SEEDS
+    }
+    goals: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
+    rule = EarlyStopping(rule="pareto", goals=goals, first=0.1, reduction=3)
+    found = bench.search_grid("pareto", rule, truth, grid, workers=1, seeds=20)
+    whole = bench.search_grid("none", EarlyStopping(rule="none"), truth, grid, workers=1, seeds=3)
+    assert (whole.best, whole.top, whole.share, whole.stopped) == (3, 3, 1.0, 0.0)
+    # The best cell is at no rung behind any other, so it always comes to its end.
+    assert (found.best, found.top) == (20, 20)
+    assert 0.1 < found.share < 0.5
+    assert found.most >= found.share
+    assert found.stopped > 13
+
+
+def test_the_hypervolume_is_the_area_that_the_completed_trials_dominate():
+    rows = [
+        {"status": "completed", "win_rate": 0.5, "stability": 0.4},
+        {"status": "completed", "win_rate": 0.2, "stability": 0.9},
+        {"status": "completed", "win_rate": 0.1, "stability": 0.3},
+        {"status": "stopped", "win_rate": None, "stability": None},
+    ]
+    assert bench.hypervolume(rows) == pytest.approx(0.5 * 0.4 + 0.2 * 0.5)
+    assert bench.hypervolume([]) == 0.0
+
+
+def test_points_that_cover_the_box_lie_in_it_and_spread_over_each_knob(experiment):
+    points = recording.cover(experiment.search, 100)
+    assert len({tuple(point.values()) for point in points}) == 100
+    for path, (low, high) in BOX.items():
+        values = sorted(float(point[path]) for point in points)
+        assert low <= values[0]
+        assert values[-1] <= high
+        dimension = experiment.search.dimensions[path]
+        for tenth in range(1, 10):
+            below = sum(value <= float(dimension.at(tenth / 10)) for value in values)
+            assert below == pytest.approx(10 * tenth, abs=5)
+
+
+def test_the_nearest_recorded_trial_stands_for_a_point_on_the_scale_of_its_draw(experiment):
+    names = list(BOX)
+    near = made_up("a", "search", 1000, 0.5, 0.5, **dict(zip(names, (0.02, 0.05, 2.0), strict=True)))
+    far = made_up("b", "search", 1000, 0.5, 0.5, **dict(zip(names, (1.0, 0.05, 2.0), strict=True)))
+    nearest = bench.Nearest([near, far], experiment)
+    # 0.1 is nearer to 0.02 than to 1 in both; 0.2 only where it is not taken by its logarithm.
+    assert nearest({names[0]: 0.1, names[1]: 0.05, names[2]: 2.0}) is near
+    assert nearest({names[0]: 0.2, names[1]: 0.05, names[2]: 2.0}) is far
+
+
+def test_everything_is_measured_from_a_table_in_one_go(tmp_path, monkeypatch, experiment):
+    """The searcher of a sweep finds more than random points where the goals follow from the knobs."""
+    points = recording.cover(experiment.search, 60)
+    known = []
+    for number, point in enumerate(points):
+        anchor = experiment.search.dimensions["objective.anchor_weight"]
+        share = sum(float(anchor.at(step / 50)) <= float(point["objective.anchor_weight"]) for step in range(50)) / 50
+        known.append(made_up(f"point-{number:03d}", "search", 1000, share, 1 - share**2, **point))
+    monkeypatch.setattr(bench, "load_table", lambda table: [*grid_of(27), *known])
+    report = bench.measure_search(
+        table=tmp_path / "none", folder=tmp_path, seeds=2, trials=12, trained=0, say=lambda line: None
+    )
+    assert len(report.truth) == 27
+    assert {(found.rule, found.workers) for found in report.found} == {(n, w) for n in bench.RULES for w in (1, 4)}
+    assert all(found.top == found.seeds for found in report.found if found.rule in ("none", "pareto"))
+    plain, stopping = report.volumes
+    assert len(plain.volumes) == len(plain.random) == 2
+    assert all(0 < volume <= 1 for volume in [*plain.volumes, *plain.random, *stopping.volumes])
+    assert plain.tokens == 1.0
+    assert stopping.tokens < 1.0
+
+
+def test_what_is_recorded_comes_back_from_its_table(tmp_path, experiment):
+    """A trial that is really trained, small; its table plays what it told."""
+    small = {
+        "data.sft_examples": 40, "data.pairs": 24, "data.held_out_pairs": 8, "sft.updates": 2, "training.updates": 4,
+        "training.pairs_per_update": 4, "training.evaluations": 2, "sentinel.prompts": 4, "evaluation.prompts": 4,
+        "evaluation.selection_prompts": 4, "evaluation.kl_prompts": 2, "evaluation.decoding.max_new_tokens": 4,
+    }  # fmt: skip
+    trial = recording.recorded_trial(experiment, "cell-00", "search", 1000, {"objective.hard_margin": 2.0, **small})
+    said: list[str] = []
+    recording.train(trial, tmp_path, said.append)
+    recording.train(trial, tmp_path, said.append)
+    # Once: what is there is not trained again.
+    assert len(said) == 1
+    table = tmp_path / "table.parquet"
+    recording.condense(tmp_path, table)
+    (one,) = recording.load_table(table)
+    from_run = recording.from_run(trial, tmp_path)
+    assert (one.values, one.updates, one.tokens) == (from_run.values, from_run.updates, from_run.tokens)
+    # In single precision.
+    assert one.told == {step: pytest.approx(told, rel=1e-6) for step, told in from_run.told.items()}
+    assert one.row["stability"] == pytest.approx(from_run.row["stability"], rel=1e-6)
+    assert (one.name, one.updates, one.row["phase"]) == ("cell-00-s1000", 4, "search")
+    assert one.values["objective.hard_margin"] == 2.0
+    assert [step for step in one.told if step] == [2, 4]
+    assert {"win_rate", "stability", "preference_accuracy"} <= set(one.told[4])
+    assert one.tokens > 0
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no trials are recorded yet"):
+        recording.load_table(tmp_path / "none.parquet")
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    with pytest.raises(InputError, match="is no table of recorded trials"):
+        recording.load_table(tmp_path / "broken.parquet")
+    with pytest.raises(InputError, match="holds no recorded trial"):
+        recording.condense(tmp_path, tmp_path / "table.parquet")
