@@ -27,7 +27,6 @@ from slime_ray.training.outcome import OutOfMemory, blank_row
 from slime_ray.training.worker import run_trial
 
 from . import trial_worker
-from .test_ranks import on_ranks
 
 TEXT = """\
 name: trial
@@ -247,7 +246,7 @@ def alone(experiment, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("ranks", "how"), [(2, "ddp"), (4, "ddp"), (2, "fsdp2")])
-def test_neither_ranks_nor_sharding_change_a_trial(alone, tmp_path, ranks, how):
+def test_neither_ranks_nor_sharding_change_a_trial(alone, on_ranks, tmp_path, ranks, how):
     """The stages too are made by all ranks together, in a storage of their own. float32, hence the tolerance."""
     plain, folder = alone
     (tmp_path / "trial.json").write_text(plain.model_dump_json())
