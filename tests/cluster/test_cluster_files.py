@@ -157,12 +157,12 @@ def test_an_empty_file_and_one_that_is_not_there_are_refused(tmp_path):
     assert "empty" in refusal(tmp_path / "empty.yaml")
 
 
-@pytest.mark.parametrize("name", [AWS, RAYJOB])
-def test_no_value_whatever_makes_the_check_itself_fail(tmp_path, name):
-    """Each value of the file in turn becomes something else; the check says something about it, or lets it pass."""
+@pytest.mark.parametrize(("name", "every"), [(AWS, 1), (RAYJOB, 3)])
+def test_no_value_whatever_makes_the_check_itself_fail(tmp_path, name, every):
+    """Values of the file in turn become something else; the check says something about it, or lets it pass."""
     path = tmp_path / "mine.yaml"
     shipped, refused = load(name), []
-    for number, edit in enumerate(edits(shipped)):
+    for number, edit in enumerate(edits(shipped)[::every]):
         # A copy in which nothing is shared, as an anchor's value is.
         data = json.loads(json.dumps(shipped))
         edit(data, (None, 7, "text", [], {}, [[]], {"x": None})[number % 7])

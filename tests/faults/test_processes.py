@@ -131,6 +131,8 @@ def test_a_trial_out_of_memory_is_tried_once_more_and_then_recorded(start, table
     assert left_behind(sweep.process.pid) == []
 
 
+# `make test` interrupts a sweep and a trial in tests/end_to_end.
+@pytest.mark.faults
 def test_an_interrupt_has_trials_write_a_checkpoint_and_leave(start, whole, table):
     sweep = start("interrupt", "--set", "faults.checkpoint_minutes=60")
     until(lambda: sweep.attempts(LONG), 120, "the trial")

@@ -81,11 +81,10 @@ def run(row_tokens: int, scratch: Path, *, sharded: bool = False) -> dict[str, t
 
 
 if __name__ == "__main__":
-    folder, how = Path(sys.argv[1]), sys.argv[2]
+    folder, how, sizes = Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
     torch.set_num_threads(1)
     if how == "fsdp2":
         torch.distributed.init_process_group("gloo")
-    sizes = (10_000, 70, 1) if how == "ddp" else (10_000, 1)
     results = {row_tokens: run(row_tokens, folder / "scratch", sharded=how == "fsdp2") for row_tokens in sizes}
     if os.environ["RANK"] == "0":
         torch.save(results, folder / "found.pt")

@@ -15,7 +15,6 @@ from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
 from . import trial_worker
-from .test_ranks import on_ranks
 
 TEXT = """\
 name: asked
@@ -87,7 +86,7 @@ def test_every_turn_is_a_row_with_the_conversation_that_was_asked(trial, whole):
             assert json.loads(each["prompt"]) == [*asked, own, {"role": "user", "content": ASKED[2 * n + 1]}]
 
 
-def test_ranks_share_the_turns_and_answer_as_one_would(trial, whole, tmp_path):
+def test_ranks_share_the_turns_and_answer_as_one_would(trial, whole, on_ranks, tmp_path):
     (tmp_path / "trial.json").write_text(trial.model_dump_json())
     on_ranks(2, trial_worker.__file__, tmp_path / "trial.json", tmp_path / "run", tmp_path / "ranks", "fsdp2")
     columns = ["prompt_id", "turn", "prompt", "answer", "baseline_answer", "verdict_ab", "verdict_ba"]

@@ -17,8 +17,6 @@ from slime_ray.training.orders import Paused
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
-from .test_ranks import on_ranks
-
 TEXT = """\
 name: judged
 preset: arithmetic
@@ -157,7 +155,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_the_ranks_of_a_trial_ask_once_and_stop_together(tmp_path):
+def test_the_ranks_of_a_trial_ask_once_and_stop_together(on_ranks, tmp_path):
     script = tmp_path / "asking.py"
     script.write_text(ASKING)
     on_ranks(2, script)

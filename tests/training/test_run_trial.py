@@ -27,7 +27,6 @@ from slime_ray.training.outcome import OutOfMemory, blank_row
 from slime_ray.training.worker import run_trial
 
 from . import trial_worker
-from .test_ranks import on_ranks
 
 TEXT = """\
 name: trial
@@ -234,19 +233,26 @@ def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, storage, t
     assert (len(answers), row["stability"] is not None) == ((16, True) if measure else (0, False))
 
 
-@pytest.mark.parametrize(("ranks", "how"), [(2, "ddp"), (4, "ddp"), (2, "fsdp2")])
-def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, ranks, how):
-    """The stages too are made by all ranks together, in a storage of their own. float32, hence the tolerance."""
+@pytest.fixture(scope="module")
+def alone(experiment, tmp_path_factory):
+    """A trial without dropout, which draws on each rank, and the storage in which one rank ran it."""
     trial = arm_trials(experiment)[1]
-    # Dropout draws on each rank, so a trial with it depends on how pairs are divided.
     settings = trial.settings.model_dump()
     settings["model"]["lora"]["dropout"] = 0.0
     plain = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    folder = tmp_path_factory.mktemp("alone")
+    run_trial(plain, run=folder, storage=Mirror(folder), report=nothing)
+    return plain, folder
+
+
+@pytest.mark.parametrize(("ranks", "how"), [(2, "ddp"), (4, "ddp"), (2, "fsdp2")])
+def test_neither_ranks_nor_sharding_change_a_trial(alone, on_ranks, tmp_path, ranks, how):
+    """The stages too are made by all ranks together, in a storage of their own. float32, hence the tolerance."""
+    plain, folder = alone
     (tmp_path / "trial.json").write_text(plain.model_dump_json())
-    run_trial(plain, run=tmp_path / "alone", storage=Mirror(tmp_path / "alone"), report=nothing)
     on_ranks(ranks, trial_worker.__file__, tmp_path / "trial.json", tmp_path / "run", tmp_path / "ranks", how)
     row, curves, answers, pairs = computed(tmp_path / "run", plain)
-    expected, expected_curves, expected_answers, expected_pairs = computed(tmp_path / "alone", plain)
+    expected, expected_curves, expected_answers, expected_pairs = computed(folder, plain)
     assert row.pop("workers") == ranks
     assert expected.pop("workers") == 1
     numbers = {name for name, value in expected.items() if isinstance(value, float)}
@@ -258,7 +264,7 @@ def test_neither_ranks_nor_sharding_change_a_trial(experiment, whole, tmp_path, 
     assert pairs["chosen_logp"].tolist() == pytest.approx(expected_pairs["chosen_logp"].tolist(), rel=1e-4, abs=1e-5)
     saved = tmp_path / "run" / "trials" / plain.trial_id / "checkpoint"
     assert (saved / "adapter_model.safetensors").stat().st_size == (
-        tmp_path / "alone" / "trials" / plain.trial_id / "checkpoint" / "adapter_model.safetensors"
+        folder / "trials" / plain.trial_id / "checkpoint" / "adapter_model.safetensors"
     ).stat().st_size
 
 

@@ -1,0 +1,113 @@
+"""Ranks of a process group: forks of one process, which has imported once what takes long."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+SECONDS = 240
+SERVER = """
+import json
+import os
+import runpy
+import signal
+import sys
+import traceback
+
+import slime_ray.training.worker
+
+
+def rank(number, job):
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
+    sys.argv = job["argv"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        os._exit(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def lead(job):
+    os.environ.update(job["environment"], WORLD_SIZE=str(job["ranks"]))
+    errors = os.open(job["errors"], os.O_WRONLY | os.O_CREAT)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(errors, 2)
+    started = set()
+    for number in range(job["ranks"]):
+        started.add(child := os.fork())
+        if not child:
+            rank(number, job)
+    while started:
+        child, status = os.wait()
+        started.remove(child)
+        if status:
+            # The others would wait for it.
+            for other in started:
+                os.kill(other, signal.SIGKILL)
+            os._exit(1)
+    os._exit(0)
+
+
+for line in sys.stdin:
+    leader = os.fork()
+    if not leader:
+        lead(json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]), flush=True)
+"""
+OnRanks = Callable[..., None]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def rank_server() -> Iterator[subprocess.Popen[str]]:
+    """Runs a script on ranks for each line that it is given, and answers with the exit code."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    yield server
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.communicate()
+
+
+@pytest.fixture
+def on_ranks(rank_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
+    """Runs a script, with its arguments, in so many gloo processes."""
+
+    def run(ranks: int, script: object, *arguments: object) -> None:
+        errors = tmp_path_factory.mktemp("ranks") / "errors.txt"
+        job = {
+            "ranks": ranks,
+            "argv": [str(script), *map(str, arguments)],
+            "environment": {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+            "errors": str(errors),
+        }
+        assert rank_server.stdin is not None
+        assert rank_server.stdout is not None
+        print(json.dumps(job), file=rank_server.stdin, flush=True)
+        if not select.select([rank_server.stdout], [], [], SECONDS)[0]:
+            os.killpg(rank_server.pid, signal.SIGKILL)
+        ended = rank_server.stdout.readline()
+        assert ended == "0\n", (
+            f"{ended or 'no answer in time'}: {errors.read_text()[-3000:] if errors.exists() else ''}"
+        )
+
+    return run
