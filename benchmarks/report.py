@@ -178,6 +178,8 @@ def search_tables(report: "SearchReport") -> str:
             f"{statistics.fmean(one.random):.3f}",
             f"{one.above}/{len(one.volumes)}",
             f"{one.tokens:.0%}",
+            f"{statistics.fmean(one.alike):.3f}",
+            f"{one.above_alike}/{len(one.volumes)}",
         )
         for one in report.volumes
     ]
@@ -193,9 +195,9 @@ def search_tables(report: "SearchReport") -> str:
                 ("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "trials", "stopped"), found
             ),
             "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
-            table(("searcher", "trials", "volume", "random", "above", "tokens"), volumes),
+            table(("searcher", "trials", "volume", "random", "above", "tokens", "random alike", "above"), volumes),
             "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
-            "the most.",
+            "the most. Random alike: random search, ended where it has taken as many tokens.",
         ]
     )
 

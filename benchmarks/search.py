@@ -64,7 +64,8 @@ class Found:
 class Volume:
     """The hypervolume of a searcher's front after `trials` trials beside random search's, seed by seed.
 
-    on: what was searched. tokens: of its trials, of those of as many whole ones, on average.
+    on: what was searched. random: of as many whole trials. alike: of the first of these that took no more tokens than
+    the searcher's. tokens: of its trials, of those of as many whole ones, on average.
     """
 
     on: str
@@ -72,12 +73,22 @@ class Volume:
     trials: int
     volumes: list[float]
     random: list[float]
+    alike: list[float]
     tokens: float
 
     @property
     def above(self) -> int:
         """In how many seeds it is above random search's."""
-        return sum(own > other for own, other in zip(self.volumes, self.random, strict=True))
+        return _wins(self.volumes, self.random)
+
+    @property
+    def above_alike(self) -> int:
+        """In how many seeds it is above random search's of as many tokens."""
+        return _wins(self.volumes, self.alike)
+
+
+def _wins(own: Sequence[float], others: Sequence[float]) -> int:
+    return sum(one > other for one, other in zip(own, others, strict=True))
 
 
 @dataclass(frozen=True)
@@ -313,8 +324,18 @@ def volume(
         trials=trials,
         volumes=[hypervolume([one.row for one in played]) for played in own],
         random=[hypervolume([one.row for one in played]) for played in other],
+        alike=[
+            hypervolume([one.row for one in _within(played, sum(one.tokens for one in taken))])
+            for taken, played in zip(own, other, strict=True)
+        ],
         tokens=spent / whole,
     )
+
+
+def _within(played: Sequence[Played], tokens: int) -> list[Played]:
+    """The first trials that took no more than so many tokens."""
+    spent = np.cumsum([one.tokens for one in played])
+    return list(played[: int((spent <= tokens).sum())])
 
 
 def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:

@@ -149,7 +149,11 @@ def test_everything_is_measured_from_a_table_in_one_go(tmp_path, monkeypatch, ex
     assert len(plain.volumes) == len(plain.random) == 2
     assert all(0 < volume <= 1 for volume in [*plain.volumes, *plain.random, *stopping.volumes])
     assert plain.tokens == 1.0
+    assert plain.alike == plain.random
     assert stopping.tokens < 1.0
+    # Of fewer tokens it is a part of the same trials.
+    assert all(part <= whole for part, whole in zip(stopping.alike, stopping.random, strict=True))
+    assert stopping.alike != stopping.random
 
 
 def test_what_is_recorded_comes_back_from_its_table(tmp_path, experiment):
