@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import matplotlib
 import pytest
 from slime_ray.analysis import report, tables
+from slime_ray.analysis.answer import answer as sentences
 
 from slime_ray import results
 from slime_ray.errors import InputError
@@ -48,8 +49,8 @@ class Elements(HTMLParser):
 
 def answer(run):
     """The sentences, with plain blanks."""
-    both = report.answer(run, tables.win_rate_stability(run))
-    return tuple([sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences] for sentences in both)
+    both = sentences(run, tables.win_rate_stability(run))
+    return tuple([sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said] for said in both)
 
 
 def elements(page):
@@ -214,7 +215,7 @@ def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "_page", interrupt)
+    monkeypatch.setattr(report, "build_page", interrupt)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == older
