@@ -22,18 +22,23 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
         if answers.empty:
             continue
         seed = answers["seed"].min()
-        first = answers[answers["seed"] == seed].sort_values("prompt_id", kind="stable").head(EXAMPLES)
-        return {"label": label, "seed": int(seed), "pairs": [_pair(row) for row in first.to_dict("records")]}
+        return {"label": label, "seed": int(seed), "pairs": first_pairs(answers[answers["seed"] == seed])}
     return None
 
 
-def _pair(row: Mapping[Any, Any]) -> dict[str, str]:
+def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> list[dict[str, str]]:
+    """The first answers of one trial in the order of their prompts' ids, each at most so many characters long."""
+    first = answers.sort_values("prompt_id", kind="stable").head(EXAMPLES)
+    return [_pair(row, longest) for row in first.to_dict("records")]
+
+
+def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, str]:
     words = {1.0: "wins", 0.5: "ties", 0.0: "loses", 0.25: "ties and loses", 0.75: "wins and ties"}
     outcome = row["outcome"]
     return {
         "prompt": _prompt(row["prompt"]),
-        "answer": _cut(row["answer"]),
-        "baseline": _cut(row["baseline_answer"]),
+        "answer": _cut(row["answer"], longest),
+        "baseline": _cut(row["baseline_answer"], longest),
         "verdict": "no verdict" if pd.isna(outcome) else words.get(outcome, str(outcome)),
         "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
         "baseline_broken": "broken" if row["baseline_broken"] is True else "",
@@ -50,7 +55,7 @@ def _prompt(text: Any) -> str:
         return str(text)
 
 
-def _cut(text: Any) -> str:
+def _cut(text: Any, longest: int) -> str:
     if pd.isna(text):
         return ""
-    return text if len(text) <= LONGEST_ANSWER else text[:LONGEST_ANSWER] + f" … ({len(text)} characters)"
+    return text if len(text) <= longest else text[:longest] + f" … ({len(text)} characters)"

@@ -42,7 +42,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
         if isinstance(thing, Table):
             tables.append((entry, thing))
             placed.append((entry, thing))
-            kinds = _written(thing) if entry.files else {}
+            kinds = _written(thing) if len(thing.frame) or thing is found.main else {}
         else:
             kinds = render(thing)
             placed.append((entry, kinds["svg"]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Union
 
 from . import (
     alarms_table,
+    cost_table,
     failures_table,
     figures,
     judging,
@@ -40,7 +41,7 @@ class Entry:
     name: of its files. under: the heading that it stands below. make: from what was found; None, or a table without
     rows, where the run has no such thing: then it has no files and is not shown. caption: of a figure; a table has its
     own. without_rows: a table is shown all the same, for its caption says why it has none. terminal: a table is printed
-    in the terminal too. files: it has files.
+    in the terminal too. paper: a figure stays white on a dark page, for its scale of colours ends in dark ones.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Entry:
     caption: str = ""
     without_rows: bool = False
     terminal: bool = True
-    files: bool = True
+    paper: bool = False
 
 
 SECTIONS: tuple[Entry, ...] = (
@@ -89,8 +90,8 @@ SECTIONS: tuple[Entry, ...] = (
     Entry("alarms", "The sentinel", lambda found: alarms_table.alarms(found.run)),
     Entry("judging", "The judging", lambda found: judging.judging(found.run, found.main)),
     Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
-    Entry("search_front", SEARCH, lambda found: found.search and found.search.front),
-    Entry("search_importance", SEARCH, lambda found: found.search and found.search.importance),
+    Entry("search_front", SEARCH, lambda found: found.search.front if found.search else None),
+    Entry("search_importance", SEARCH, lambda found: found.search.importance if found.search else None),
     Entry(
         "search_importance",
         SEARCH,
@@ -103,6 +104,7 @@ SECTIONS: tuple[Entry, ...] = (
         SEARCH,
         lambda found: _of_knobs(found, search_figures.slices),
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
+        paper=True,
     ),
     Entry(
         "search_contours",
@@ -110,6 +112,7 @@ SECTIONS: tuple[Entry, ...] = (
         lambda found: _of_knobs(found, search_figures.contours, at_least=2),
         "The two most important knobs. Dots: completed trials. Shades: the mean of the trials near by, "
         "blank where none is near.",
+        paper=True,
     ),
     Entry(
         "search_parallel",
@@ -117,21 +120,22 @@ SECTIONS: tuple[Entry, ...] = (
         lambda found: _of_knobs(found, search_figures.parallel),
         "Every completed trial as a line through its knobs and goals, coloured by the first goal; the "
         "front thick. The figures are the ends of each axis.",
+        paper=True,
     ),
-    Entry("search_budget", SEARCH, lambda found: found.search and found.search.budget, terminal=False),
+    Entry("search_budget", SEARCH, lambda found: found.search.budget if found.search else None, terminal=False),
     Entry(
         "search_budget",
         SEARCH,
         lambda found: _budget(found),
         "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
     ),
+    Entry("cost", "Budget and cost", lambda found: cost_table.cost(found.run), terminal=False),
     Entry(
         "failures",
         LOST,
         lambda found: failures_table.failures(found.run),
         without_rows=True,
         terminal=False,
-        files=False,
     ),
 )
 
