@@ -178,8 +178,8 @@ def _front(finished: pd.DataFrame, column: str) -> list[dict[str, Any]]:
 
 def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, Any]:
     """Curves and answers of each point's trials, by the point's id."""
-    kept = run.curves.set_index(["source", "metric"]).index.isin(CURVES)
-    curves = run.curves[kept].sort_values("step", kind="stable")
+    kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
+    curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
     by_trial = {"curves": _by_trial(curves), "answers": _by_trial(run.answers)}
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
     details = {}

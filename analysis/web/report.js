@@ -106,6 +106,7 @@
     const panels = [...new Set(detail.lines.map((line) => line.panel))];
     if (!panels.length) shown.append(element("p", "No curve was recorded.", "soft"));
     const row = element("div", "", "curves");
+    const charts = [];
     shown.append(row);
     for (const panel of panels) {
       const lines = detail.lines.filter((line) => line.panel === panel);
@@ -125,8 +126,10 @@
       spec.description = `${title}, from ${lines.map((line) => `${line.name} seed ${line.seed}: ${line.values[0]} to ${line.values.at(-1)}`).join("; ")}`;
       spec.data.values = lines.flatMap((line) =>
         line.steps.map((step, place) => ({ step, value: line.values[place], name: line.name, seed: line.seed })));
-      await vegaEmbed(chart, spec, options);
+      charts.push([chart, spec]);
     }
+    // Only now that all stand side by side is it known how wide each is.
+    await Promise.all(charts.map(([chart, spec]) => vegaEmbed(chart, spec, options)));
   }
 
   function answers(point, detail) {

@@ -67,6 +67,14 @@ def test_the_page_fits_and_follows_the_readers_colours(visit, size):
         # Drawings that were made before have the reader's colours too.
         background = page.locator("figure > svg [id$=patch_1] path").last
         assert background.evaluate(f"{colour}.fill") == page_colour
+        symbol(page, "arm nll").click()
+        page.locator("#front-detail[data-shown]").wait_for()
+        # The charts lie on the page, not on paper of their own.
+        grounds = page.locator(".chart svg").evaluate_all(
+            f"all => all.map({colour}).map(style => style.backgroundColor)"
+        )
+        assert len(grounds) >= 2
+        assert set(grounds) == {"rgba(0, 0, 0, 0)"}
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
