@@ -58,8 +58,9 @@ def render(figure: "Figure") -> dict[str, bytes]:
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Where everything stands is worked out once, not twice for each kind of file.
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)
+        figure.set_layout_engine("none")
         for kind, metadata in undated.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)

@@ -19,9 +19,13 @@ def failures(run: results.Run) -> Table:
     texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in frame.columns}
     return Table(
         frame=frame,
-        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete.",
+        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete."
+        if len(frame)
+        else f"All {len(run.trials)} trials completed.",
         notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."]
         if len(frame)
         else [],
-        columns=tuple(Column(name, texts[name], numeric=False) for name in ("trial_id", "status", "reason")),
+        columns=tuple(Column(name, texts[name], numeric=False) for name in ("trial_id", "status", "reason"))
+        if len(frame)
+        else (),
     )

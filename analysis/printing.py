@@ -104,33 +104,38 @@ class Table:
             ]
         )
 
-    def html(self, *, caption: bool = True) -> str:
-        """A <table>; every text escaped. The notes are left to the page, and without `caption` the caption too."""
+    def html(self) -> str:
+        """A <table> whose heads and first cells say what they head; every text escaped. The notes are the page's."""
         wrap = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
         columns = self._printed()
 
-        def line(tag: str, cells: list[str]) -> str:
-            kinds = ["" if column.numeric else ' class="text"' for column in columns]
-            return (
-                "<tr>"
-                + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-                + "</tr>"
-            )
+        def line(scope: str, cells: list[str]) -> str:
+            told = []
+            for place, (column, cell) in enumerate(zip(columns, cells, strict=True)):
+                kind = "" if column.numeric else ' class="text"'
+                head = scope == "col" or place == 0
+                told.append(f'<th scope="{scope}"{kind}>{cell}</th>' if head else f"<td{kind}>{cell}</td>")
+            return f"<tr>{''.join(told)}</tr>"
 
         body = [
-            line("td", [wrap[column.mark(row)].format(html.escape(column.cells[row])) for column in columns])
+            line("row", [wrap[column.mark(row)].format(html.escape(column.cells[row])) for column in columns])
             for row in range(len(self.frame))
         ]
-        head = line("th", [html.escape(column.head) for column in columns])
+        head = line("col", [html.escape(column.head) for column in columns])
         return "\n".join(
             [
-                f"<table><caption>{html.escape(self.caption)}</caption>" if caption else "<table>",
+                f"<table><caption><span>{html.escape(self.caption)}</span></caption>",
                 f"<thead>{head}</thead>",
                 "<tbody>",
                 *body,
                 "</tbody></table>",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the table and its notes."""
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"{self.html()}\n<ul>{notes}</ul>"
 
     def text(self, width: int = 140) -> str:
         """For the terminal: `*` stands after the best, `+` after the second; at most `width` wide if it can be."""

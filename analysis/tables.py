@@ -40,7 +40,7 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     outcomes = outcomes_by_label(run)
-    intervals, votes = _win_rate_intervals(outcomes), votes_by_label(run)
+    intervals, votes = win_rate_intervals(outcomes), votes_by_label(run)
     rows = []
     for name, group in trials.groupby("label", sort=False):
         label = str(name)
@@ -63,7 +63,7 @@ def win_rate_stability(run: results.Run) -> Table:
     )
 
 
-def _win_rate_intervals(outcomes: Mapping[str, Outcomes]) -> dict[str, statistics.Interval]:
+def win_rate_intervals(outcomes: Mapping[str, Outcomes]) -> dict[str, statistics.Interval]:
     """statistics.win_rate_interval of every row.
 
     Rows that were judged on all prompts share one draw of the resamples, as they would with the same seed one by one.

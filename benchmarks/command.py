@@ -23,6 +23,7 @@ search and what it stops early, of answering, and of the intervals in the tables
   slime-ray bench search-cost               what handing out a trial costs as a search grows; a minute
   slime-ray bench generate                  answers to the embedded tasks' prompts, on one core
   slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
+  slime-ray bench report                    what the report of a run of 100 trials takes, and its size; a minute
   slime-ray bench statistics                how often the intervals of the tables cover a known truth; minutes
   slime-ray bench ablations                 how often tables of ablations claim what is true; minutes
 """
@@ -96,6 +97,13 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     plan.add_argument("--rounds", type=int, default=2, help="repetitions, a probe before each sweep (default 2)")
     plan.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     plan.set_defaults(command=_plan)
+
+    report = kinds.add_parser("report", help="seconds and bytes of the report of a large run, which is made up")
+    report.add_argument("--trials", type=int, default=100, help="of the run (default 100)")
+    report.add_argument("--answer", type=int, default=200, metavar="N", help="characters of an answer (default 200)")
+    report.add_argument("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
+    report.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    report.set_defaults(command=_report)
 
     statistics = kinds.add_parser("statistics", help="how often intervals cover a known truth, and what they take")
     add = statistics.add_argument
@@ -254,6 +262,20 @@ def _plan(options: argparse.Namespace) -> None:
     print(plan_table(report))
     if options.json:
         write_json("plan", report, options.json)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .pages import measure_report, page_table
+    from .report import check_json, write_json
+
+    for name, least in (("trials", 24), ("answer", 1), ("rounds", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    check_json(options.json)
+    report = measure_report(trials=options.trials, answer=options.answer, rounds=options.rounds, say=_say)
+    print(page_table(report))
+    if options.json:
+        write_json("report", report, options.json)
 
 
 def _statistics(options: argparse.Namespace) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slime_ray.analysis import report
 
 from slime_ray import results
 
 PROMPTS = 24
+HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028"
+"""What an answer may hold; nothing of it may do anything."""
 # label -> (objective, share of prompts won, lost stability, updates)
 ARMS: dict[str, tuple[str, float, float, int]] = {
     "sft": ("slime", 0.5, 0.0, 0),
@@ -186,7 +189,7 @@ def fill(run: Path, *, judged: bool) -> Path:
                     stability=1 - lost,
                     kl_to_sft=kl,
                     pairs=40,
-                    answer=lambda index: f"<script>alert({index})</script> & http://x.example",
+                    answer=lambda index: f"<script>alert({index})</script> & http://x.example {HOSTILE}",
                     **about,
                     **hidden,
                 )
@@ -214,6 +217,12 @@ def fill(run: Path, *, judged: bool) -> Path:
 def judged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole run, judged. Only read it."""
     return fill(tmp_path_factory.mktemp("judged"), judged=True)
+
+
+@pytest.fixture(scope="session")
+def written(judged_run: Path, tmp_path_factory: pytest.TempPathFactory) -> report.ReportFiles:
+    """The report of the whole run. Only read it."""
+    return report.write_report(judged_run, tmp_path_factory.mktemp("out") / "a" / "report")
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,22 @@
 """A report stands alone, repeats, escapes what models and users wrote, and says first what is not settled."""
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import matplotlib
 import pytest
 from slime_ray.analysis import report, tables
+from slime_ray.analysis.answer import answer as sentences
 
 from slime_ray import results
 from slime_ray.errors import InputError
 
-from .conftest import add_trial, finish, outcomes
+from .conftest import HOSTILE, add_trial, finish, outcomes
 from .designs import factorial, knobs
-
-
-@pytest.fixture(scope="session")
-def written(judged_run, tmp_path_factory):
-    return report.write_report(judged_run, tmp_path_factory.mktemp("out") / "a" / "report")
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +46,14 @@ class Elements(HTMLParser):
             assert self.open.pop() == tag
 
 
+DATA = ("front-data", "front-spec", "curves-spec")
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
 def answer(run):
     """The sentences, with plain blanks."""
-    both = report.answer(run, tables.win_rate_stability(run))
-    return tuple([sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences] for sentences in both)
+    both = sentences(run, tables.win_rate_stability(run))
+    return tuple([sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said] for said in both)
 
 
 def elements(page):
@@ -60,14 +64,8 @@ def elements(page):
 
 
 def test_all_files_are_written_and_no_partial_ones_stay(written):
-    tables_ = [
-        "win_rate_stability",
-        "stability_parts",
-        "search_trials",
-        "search_winners",
-        "search_front",
-        "search_budget",
-    ]
+    tables_ = ["win_rate_stability", "stability_parts", "search_trials", "search_winners", "search_front"]
+    tables_ += ["search_budget", "cost", "failures"]
     drawings = ["pareto", "logprob_curves", "stability_parts", "search_slices", "search_parallel", "search_budget"]
     names = [f"{name}.{kind}" for name in tables_ for kind in ("md", "csv", "tex")]
     names += [f"{name}.{kind}" for name in drawings for kind in ("svg", "png", "pdf")]
@@ -77,15 +75,35 @@ def test_all_files_are_written_and_no_partial_ones_stay(written):
 
 def test_the_page_asks_for_nothing_from_outside(page):
     for tag, attributes in elements(page):
-        assert tag not in ("script", "link", "img", "iframe", "object", "embed")
+        assert tag not in ("link", "img", "iframe", "object", "embed")
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             assert (attributes.get(name) or "#").startswith("#")
         assert not any(name.startswith("on") for name in attributes)
     style = "".join(re.findall(r"<style.*?</style>", page, flags=re.DOTALL))
     assert "@import" not in style
-    assert re.findall(r"url\((?!#)", page) == []
-    # The answers speak of an address; nothing else does.
-    assert "http" not in page.replace("http://x.example", "")
+    assert re.findall(r"url\((?!#)", SCRIPT.sub("", page)) == []
+    # The answers speak of an address; nothing else does. What the scripts ask for is seen in a browser.
+    assert "://" not in SCRIPT.sub("", page).replace("http://x.example", "")
+
+
+def test_only_the_scripts_of_the_page_may_run(page):
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)[0].replace("&#39;", "'")
+    assert "default-src 'none'" in policy
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in SCRIPT.findall(page)]
+    assert len(hashes) == 2
+    assert policy.partition("script-src ")[2].split() == [f"'sha256-{digest}'" for digest in hashes]
+
+
+def test_headings_go_down_one_step_at_a_time_and_tables_say_what_their_cells_are(page):
+    found = elements(page)
+    levels = [int(tag[1]) for tag, _ in found if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    tables_ = [tag for tag, _ in found if tag in ("table", "caption")]
+    assert len(tables_) > 4
+    assert tables_[::2] == ["table"] * (len(tables_) // 2)
+    assert tables_[1::2] == ["caption"] * (len(tables_) // 2)
+    assert {attributes.get("scope") for tag, attributes in found if tag == "th"} == {"col", "row"}
 
 
 def test_ids_occur_once_and_references_lead_somewhere(page):
@@ -93,13 +111,17 @@ def test_ids_occur_once_and_references_lead_somewhere(page):
     ids = [attributes["id"] for _, attributes in found if "id" in attributes]
     assert len(ids) == len(set(ids))
     used = [attributes["href"][1:] for _, attributes in found if attributes.get("href")]
-    used += re.findall(r"url\(#([^)]+)\)", page)
+    used += re.findall(r"url\(#([^)]+)\)", SCRIPT.sub("", page))
     assert used
     assert set(used) <= set(ids)
 
 
 def test_what_models_and_users_wrote_is_escaped(page):
-    assert "<script" not in page
+    opened = ["<script>", "<script>"] + [f'<script type="application/json" id="{name}">' for name in DATA]
+    assert sorted(re.findall(r"<script[^>]*>", SCRIPT.sub("<script></script>", page))) == sorted(opened)
+    assert "<img" not in SCRIPT.sub("", page)
+    answers = json.loads(page.partition('id="front-data">')[2].partition("</script>")[0])["texts"]
+    assert f"<script>alert(0)</script> & http://x.example {HOSTILE}" in answers
     assert "&lt;script&gt;alert(0)&lt;/script&gt; &amp; http://x.example" in page
     assert "100% &amp; &lt;b&gt;$x$&lt;/b&gt;" in page
     assert "<b>$x$" not in page
@@ -221,7 +243,7 @@ def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "_page", interrupt)
+    monkeypatch.setattr(report, "build_page", interrupt)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == older

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import search_figures
+from slime_ray.analysis import search_figures, sections
 from slime_ray.analysis.drawing import render, style
+from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
-from slime_ray.analysis.search_report import CAPTIONS, Understanding
+from slime_ray.analysis.printing import Table
+from slime_ray.analysis.search_report import Understanding
 
 from slime_ray import results
 
@@ -42,25 +44,35 @@ SEARCHES = {
 }
 
 
+def made(run):
+    """What the report has below the heading of the search: tables and figures, by name."""
+    found = Findings(run)
+    things = [(entry, entry.make(found)) for entry in sections.SECTIONS if entry.under == sections.SEARCH]
+    tables = {entry.name: thing for entry, thing in things if isinstance(thing, Table) and len(thing.frame)}
+    return tables, {entry.name: thing for entry, thing in things if thing is not None and not isinstance(thing, Table)}
+
+
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
-    understanding = Understanding.of(SEARCHES[kind]())
-    for name, figure in understanding.figures().items():
-        assert name in CAPTIONS
+    run = SEARCHES[kind]()
+    tables, figures = made(run)
+    for figure in figures.values():
         with style():
             figure.draw_without_rendering()
-    for table in understanding.tables.values():
+    for table in tables.values():
         assert table.markdown()
         assert table.latex()
-    assert all(sentence.endswith(".") for sentence in understanding.sentences())
+    assert all(sentence.endswith(".") for sentence in Understanding.of(run).sentences())
 
 
 def test_a_search_of_two_goals_has_all_of_them():
-    understanding = Understanding.of(search_run(100))
-    assert set(understanding.figures()) == set(CAPTIONS)
-    assert set(understanding.tables) == {"search_front", "search_importance", "search_budget"}
-    assert any("is the most important knob" in sentence for sentence in understanding.sentences())
-    assert any(sentence.startswith("The knee of the search's front is") for sentence in understanding.sentences())
+    run = search_run(100)
+    tables, figures = made(run)
+    assert set(figures) == {"search_importance", "search_slices", "search_contours", "search_parallel", "search_budget"}
+    assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
+    said = Understanding.of(run).sentences()
+    assert any("is the most important knob" in sentence for sentence in said)
+    assert any(sentence.startswith("The knee of the search's front is") for sentence in said)
 
 
 def test_a_run_without_a_search_has_nothing_to_understand():
@@ -114,6 +126,6 @@ def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
 
 def test_the_knobs_are_those_that_matter_most_first():
     understanding = Understanding.of(search_run(100))
-    names = [understanding.searched.knobs[column].name for column in understanding._columns()]
+    names = [understanding.searched.knobs[column].name for column in understanding.by_importance()]
     assert set(names[:2]) == {"hard_margin", "anchor_weight"}
     assert isinstance(understanding.importance.frame, pd.DataFrame)

@@ -165,7 +165,7 @@ def test_latex_is_escaped(main):
 
 def test_html_is_escaped_and_marked(main):
     page = main.html()
-    assert '<td class="text">100% &amp; &lt;b&gt;$x$&lt;/b&gt;</td>' in page
+    assert '<th scope="row" class="text">100% &amp; &lt;b&gt;$x$&lt;/b&gt;</th>' in page
     assert "<b>75.0 [" in page
 
 

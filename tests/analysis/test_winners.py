@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.search_report import Understanding
+from slime_ray.analysis.sections import made
 from slime_ray.analysis.winners import winners
 
 from slime_ray import results
@@ -66,15 +67,15 @@ def test_the_interval_of_the_change_holds_the_noise_of_both_sets_of_prompts(run)
     assert row["win_rate_change_high"] - row["win_rate_change_low"] == pytest.approx(width)
 
 
-def test_the_report_of_a_search_has_the_table_first(run):
-    found = Understanding.of(results.load(run))
-    assert found is not None
-    assert next(iter(found.tables)) == "search_winners"
-    assert "win rate change" in found.text()
+def names_of(run: results.Run) -> list[str]:
+    return [entry.name for entry, _ in made(Findings(run)) if entry.name.startswith("search_")]
+
+
+def test_the_report_of_a_search_has_the_table_before_its_front(run):
+    names = names_of(results.load(run))
+    assert names.index("search_winners") < names.index("search_front")
 
 
 def test_a_search_without_confirmations_has_no_such_table():
-    run = points_run([(0.2, 0.9), (0.8, 0.1)])
-    found = Understanding.of(run)
-    assert found is not None
-    assert "search_winners" not in found.tables
+    assert "search_front" in (names := names_of(points_run([(0.2, 0.9), (0.8, 0.1)])))
+    assert "search_winners" not in names

@@ -232,3 +232,15 @@ def test_search_cost_measures_each_sampler_as_its_search_grows(tmp_path, capsys)
     assert "\ntpe " in capsys.readouterr().out
     with pytest.raises(InputError, match="--samplers grid: must be among tpe, nsga2"):
         bench("search-cost", "--samplers", "grid")
+
+
+@pytest.mark.usefixtures("sketched")
+def test_report_measures_the_report_of_a_run_that_it_makes_up(tmp_path, capsys):
+    out = tmp_path / "report.json"
+    bench("report", "--trials", "24", "--rounds", "1", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert (found["benchmark"], found["trials"], len(found["seconds"])) == ("report", 24, 1)
+    assert 900_000 < found["page"] < found["all_files"]
+    assert "24" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--trials 3: must be at least 24"):
+        bench("report", "--trials", "3")

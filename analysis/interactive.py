@@ -1,0 +1,237 @@
+"""What the interactive front of the page shows: its points, and each point's knobs, curves and answers, as data.
+
+`web/report.js` draws it with the specifications beside it. Nothing here is markup: the page prints texts as texts.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray.results import Run
+
+from . import statistics, tables
+from .examples import LONGEST_ANSWER, first_pairs
+from .findings import Findings
+from .printing import ABSENT, number, with_interval
+from .rows import FINISHED, baseline_of, is_judged, of_label, version_of
+
+STRETCHES = 60
+"""A curve has at most so many points; of more updates the means of as many stretches."""
+ALL_ANSWERS = 1_000_000
+"""Characters of all answers together, so that a page stays small however many trials there are."""
+SHORTEST = 200
+CURVES = {
+    ("held_out", "chosen_logp"): ("log-probability, nat/token", "chosen"),
+    ("held_out", "rejected_logp"): ("log-probability, nat/token", "rejected"),
+    ("train", "loss"): ("training loss", "loss"),
+}
+"""Source and metric of what is drawn -> the panel that it is in, and the line."""
+ARM, WINNER, TRIAL = "arm", "confirmed winner", "search trial"
+
+Facts = list[list[str]]
+
+
+def front_data(found: Findings) -> dict[str, Any] | None:
+    """Everything that the front shows; None where there is no point to draw."""
+    run, judged = found.run, is_judged(found.run)
+    column = "win_rate" if judged else "preference_accuracy"
+    search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
+    frame = found.main.frame
+    rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
+    trials = search.sort_values(column, kind="stable").to_dict("records")
+    intervals = _intervals(run, search) if judged else {}
+    points = [_trial(trial, column, intervals.get(trial["trial_id"])) for trial in trials]
+    points += [_row(run, row, column) for _, row in rows.iloc[::-1].iterrows()]
+    if not points:
+        return None
+    texts = Texts()
+    details = _details(run, points, texts)
+    heights = [point[end] for point in points for end in ("y", "low", "high") if point[end] is not None]
+    return {
+        "x": f"stability S ({version_of(run)}; square-root scale), more is better",
+        "short": f"stability S ({version_of(run)})",
+        "y": f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %",
+        "limits": _limits([*heights, 50.0] if judged else heights),
+        "judged": judged,
+        "words": _free(points),
+        "points": points,
+        "front": _front(search[search["status"] == FINISHED], column),
+        "details": details,
+        "texts": texts.known,
+    }
+
+
+class Texts:
+    """Texts that many trials share, such as prompts, each kept once and named by its place."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        """The place of a text, which is added if it is new."""
+        if text not in self._places:
+            self._places[text] = len(self.known)
+            self.known.append(text)
+        return self._places[text]
+
+
+def _intervals(run: Run, search: pd.DataFrame) -> dict[str, statistics.Interval]:
+    """Of the win rate of every search trial, over its prompts."""
+    own = run.answers[run.answers["trial_id"].isin(search["trial_id"]) & run.answers["outcome"].notna()]
+    if own.empty:
+        return {}
+    wide = own.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
+    outcomes = {str(name): ([0], values[None]) for name, values in zip(wide.index, wide.to_numpy(float), strict=True)}
+    return tables.win_rate_intervals(outcomes)
+
+
+def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval | None) -> dict[str, Any]:
+    about = pd.Series({**trial, **statistics.columns({column: interval}), column: trial[column]})
+    facts = [[_head(column), with_interval(about, column, 1, scale=100)], ["stability S", number(trial["stability"])]]
+    if trial["status"] != FINISHED:
+        facts.append(
+            ["status", f"{trial['status']}: {trial['reason']}" if pd.notna(trial["reason"]) else trial["status"]]
+        )
+    place = (trial["stability"], trial["stability"], trial["stability"])
+    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["settings"])])
+
+
+def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
+    own = of_label(run, run.trials, row["label"])
+    judged = column == "win_rate"
+    facts = [
+        [_head(column), with_interval(row, column, 1, scale=100) if judged else number(row[column], 1, scale=100)],
+        ["stability S", tables.stability_cell(row)],
+        ["seeds", f"{row['seeds_finished']}/{row['seeds']}"],
+        ["K", number(row["kl_to_sft"], 3)],
+        ["drift", number(row["chosen_drift"], 3, signed=True)],
+        *([["note", row["note"]]] if row["note"] else []),
+    ]  # fmt: skip
+    place = (row["stability"], row["stability_min"], row["stability_max"])
+    kind = WINNER if row["phase"] == "confirm" else ARM
+    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["settings"].iloc[0])])
+
+
+def _point(
+    label: str, kind: str, place: tuple[float, float, float], about: pd.Series, column: str, facts: Facts
+) -> dict[str, Any]:
+    x, left, right = (_short(value) for value in place)
+    low, high = (_short(100 * about.get(f"{column}_{end}", np.nan)) for end in ("low", "high"))
+    words = "; ".join(f"{name} {value}" for name, value in facts)
+    return {
+        "id": f"{kind} {label}",
+        "label": label,
+        "kind": kind,
+        "x": x,
+        "left": left,
+        "right": right,
+        "y": _short(100 * about[column]),
+        "low": low,
+        "high": high,
+        "facts": facts,
+        "said": f"{kind} {label}: {words}",
+    }
+
+
+def _head(column: str) -> str:
+    return "win rate %" if column == "win_rate" else "accuracy %"
+
+
+def _knobs(settings: Any) -> Facts:
+    """What a trial set over the base, by path."""
+    found = json.loads(settings) if isinstance(settings, str) else {}
+    return [[path, f"{value:.4g}" if isinstance(value, float) else _said(value)] for path, value in found.items()]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
+    return ABSENT if value is None else str(value)
+
+
+def _limits(values: list[float]) -> list[float]:
+    low, high = min(values), max(values)
+    margin = max(5.0, 0.12 * (high - low))
+    return [max(-2.0, low - margin), min(104.0, high + margin)]
+
+
+def _free(points: list[dict[str, Any]]) -> float:
+    """Where on the line at 50 %, as a share of its length, words cover the fewest points."""
+    near = [np.sqrt(max(point["x"], 0.0)) for point in points if abs(point["y"] - 50) < 8]
+    return min((0.5, 0.75, 0.25, 0.88, 0.12), key=lambda place: sum(abs(place - x) < 0.12 for x in near))
+
+
+def _front(finished: pd.DataFrame, column: str) -> list[dict[str, Any]]:
+    """The corners of the search's front, from the left edge to the bottom: what lies below it is beaten by a trial."""
+    if finished.empty:
+        return []
+    points = finished[["stability", column]].to_numpy(dtype=float)
+    best = points[statistics.on_front(points)]
+    best = best[np.lexsort((-best[:, 1], best[:, 0]))]
+    corners = [(0.0, best[0, 1]), *best, (best[-1, 0], 0.0)]
+    return [{"x": _short(x), "y": _short(100 * y)} for x, y in corners]
+
+
+def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, Any]:
+    """Curves and answers of each point's trials, by the point's id."""
+    kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
+    curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
+    by_trial = {"curves": _by_trial(curves), "answers": _by_trial(run.answers)}
+    longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
+    details = {}
+    for point in points:
+        # Of a row all its seeds.
+        own = [point["label"]] if point["kind"] == TRIAL else of_label(run, run.trials, point["label"])["trial_id"]
+        answers = next((by_trial["answers"][name] for name in own if name in by_trial["answers"]), run.answers[:0])
+        details[point["id"]] = {
+            "lines": [line for name in own for line in _lines(by_trial["curves"].get(name))],
+            "seed": int(answers["seed"].iloc[0]) if len(answers) else None,
+            "answers": [
+                {
+                    **pair,
+                    "prompt": texts.place(pair["prompt"]),
+                    "baseline": texts.place(pair["baseline"]),
+                    "answer": texts.place(pair["answer"]),
+                }
+                for pair in first_pairs(answers, longest=longest)
+            ],
+        }
+    return details
+
+
+def _by_trial(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(name): own for name, own in frame.groupby("trial_id", sort=False)}
+
+
+def _lines(curves: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """The lines of a trial: panel, name, seed, steps, values, and of how many updates a value is the mean."""
+    if curves is None:
+        return []
+    lines = []
+    for (source, metric), own in curves.groupby(["source", "metric"], sort=True):
+        own = own[np.isfinite(own["value"])]
+        if own.empty:
+            continue
+        panel, name = CURVES[str(source), str(metric)]
+        stretches = np.array_split(np.arange(len(own)), min(STRETCHES, len(own)))
+        steps, values = own["step"].to_numpy(), own["value"].to_numpy()
+        lines.append(
+            {
+                "panel": panel,
+                "name": name,
+                "seed": int(own["seed"].iloc[0]),
+                "steps": [int(steps[stretch[-1]]) for stretch in stretches],
+                "values": [_short(values[stretch].mean()) for stretch in stretches],
+                "updates": len(stretches[0]),
+            }
+        )
+    return sorted(lines, key=lambda line: list(CURVES.values()).index((line["panel"], line["name"])))
+
+
+def _short(value: float) -> float | None:
+    """Four digits are more than a page shows."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None

@@ -1,0 +1,183 @@
+"""Every table and figure of a report: one list, in the order of the page. To add one is to add an entry."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+from . import (
+    alarms_table,
+    cost_table,
+    failures_table,
+    figures,
+    judging,
+    paper_tables,
+    search_figures,
+    sensitivity_figure,
+    stability_table,
+)
+from .findings import Findings
+from .printing import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Made = Union[Table, "Figure", None]
+
+ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
+    "Win rate and stability",
+    "The ablation",
+    "What stability was lost to",
+    "Training",
+    "The search",
+    "Trials that did not complete",
+)
+"""Headings of the page."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table or a figure.
+
+    name: of its files. under: the heading that it stands below. make: from what was found; None, or a table without
+    rows, where the run has no such thing: then it has no files and is not shown. caption: of a figure; a table has its
+    own. without_rows: a table is shown all the same, for its caption says why it has none. terminal: a table is printed
+    in the terminal too. paper: a figure stays white on a dark page, for its scale of colours ends in dark ones.
+    """
+
+    name: str
+    under: str
+    make: Callable[[Findings], Made]
+    caption: str = ""
+    without_rows: bool = False
+    terminal: bool = True
+    paper: bool = False
+
+
+SECTIONS: tuple[Entry, ...] = (
+    Entry("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
+    Entry(
+        "pareto",
+        ROWS,
+        lambda found: figures.pareto(found.run, table=found.main),
+        "Filled: rows of the table, with the 95 % interval over prompts and the range of S over seeds. Hollow: "
+        "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
+    ),
+    Entry("ablation", ABLATION, lambda found: found.ablation),
+    Entry(
+        "sensitivity",
+        ABLATION,
+        lambda found: _sensitivity(found),
+        "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
+        "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
+    ),
+    Entry("factorial", "Effects of the components", lambda found: found.factorial),
+    Entry("beside_the_paper", "Beside the paper", lambda found: _beside_the_paper(found)),
+    Entry("stability_parts", STABILITY, lambda found: stability_table.stability_parts(found.run, found.main)),
+    Entry(
+        "stability_parts",
+        STABILITY,
+        lambda found: figures.stability_parts(found.run, table=found.main),
+        "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
+        "over seeds. What a bar leaves free is S.",
+    ),
+    Entry(
+        "logprob_curves",
+        TRAINING,
+        lambda found: figures.logprob_curves(found.run, table=found.main),
+        "Mean log-probability per token of held-out chosen and rejected completions during training; "
+        "bands span the seeds. A chosen curve that falls is unlearning.",
+    ),
+    Entry("alarms", "The sentinel", lambda found: alarms_table.alarms(found.run)),
+    Entry("judging", "The judging", lambda found: judging.judging(found.run, found.main)),
+    Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
+    Entry("search_winners", SEARCH, lambda found: found.search.winners if found.search else None),
+    Entry("search_front", SEARCH, lambda found: found.search.front if found.search else None),
+    Entry("search_importance", SEARCH, lambda found: found.search.importance if found.search else None),
+    Entry(
+        "search_importance",
+        SEARCH,
+        lambda found: _importance(found),
+        "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
+        "intervals, the trials drawn anew.",
+    ),
+    Entry(
+        "search_slices",
+        SEARCH,
+        lambda found: _of_knobs(found, search_figures.slices),
+        "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
+        paper=True,
+    ),
+    Entry(
+        "search_contours",
+        SEARCH,
+        lambda found: _of_knobs(found, search_figures.contours, at_least=2),
+        "The two most important knobs. Dots: completed trials. Shades: the mean of the trials near by, "
+        "blank where none is near.",
+        paper=True,
+    ),
+    Entry(
+        "search_parallel",
+        SEARCH,
+        lambda found: _of_knobs(found, search_figures.parallel),
+        "Every completed trial as a line through its knobs and goals, coloured by the first goal; the "
+        "front thick. The figures are the ends of each axis.",
+        paper=True,
+    ),
+    Entry("search_budget", SEARCH, lambda found: found.search.budget if found.search else None, terminal=False),
+    Entry(
+        "search_budget",
+        SEARCH,
+        lambda found: _budget(found),
+        "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
+    ),
+    Entry("cost", "Budget and cost", lambda found: cost_table.cost(found.run), terminal=False),
+    Entry(
+        "failures",
+        LOST,
+        lambda found: failures_table.failures(found.run),
+        without_rows=True,
+        terminal=False,
+    ),
+)
+
+
+def made(found: Findings) -> Iterator[tuple[Entry, "Table | Figure"]]:
+    """The tables and figures that this run has, in the order of the page."""
+    for entry in SECTIONS:
+        thing = entry.make(found)
+        if isinstance(thing, Table) and thing.frame.empty and not entry.without_rows:
+            continue
+        if thing is not None:
+            yield entry, thing
+
+
+def _sensitivity(found: Findings) -> Made:
+    if found.cells is None or found.ablation is None or found.cells.design.kind not in ("sensitivity", "exponent"):
+        return None
+    return sensitivity_figure.sensitivity(found.cells, found.ablation)
+
+
+def _beside_the_paper(found: Findings) -> Made:
+    if found.cells is None or found.ablation is None:
+        return None
+    return paper_tables.beside_the_paper(found.run, found.cells, found.ablation)
+
+
+def _importance(found: Findings) -> Made:
+    search = found.search
+    if search is None or search.importance.frame.empty:
+        return None
+    return search_figures.importance(search.searched, search.importance)
+
+
+def _of_knobs(found: Findings, draw: "Callable[..., Figure]", *, at_least: int = 1) -> Made:
+    """A figure of the knobs, the most important first, where there are trials and knobs enough to see something."""
+    search = found.search
+    if search is None or search.searched.complete.sum() < 2 or len(search.by_importance()) < at_least:
+        return None
+    return draw(search.searched, search.by_importance())
+
+
+def _budget(found: Findings) -> Made:
+    search = found.search
+    return None if search is None or search.spent is None else search_figures.budget(search.searched, search.spent)

@@ -1,0 +1,187 @@
+"""What the report of a large run takes: seconds to make, bytes of its page. The run is made up."""
+
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from slime_ray.analysis.report import write_report
+
+from slime_ray import results
+from slime_ray.planning.tables import table
+
+from .machine import Machine, Say, describe_machine, now
+
+ARMS, ARM_SEEDS, CONFIRMED = 8, 2, 2
+PAIRS, REPORT_PROMPTS, SEARCH_PROMPTS, UPDATES, EVALUATIONS = 512, 512, 256, 150, 6
+SPACE: dict[str, tuple[float, float]] = {
+    "objective.anchor_weight": (1e-2, 2.0),
+    "objective.stabilizer_strength": (1e-4, 0.3),
+    "objective.hard_margin": (0.5, 3.0),
+    "objective.soft_margin": (0.1, 2.0),
+    "training.learning_rate": (3e-5, 1e-3),
+}
+HELD_OUT = ("chosen_logp", "rejected_logp", "chosen_drift", "mean_margin", "preference_accuracy", "entropy")
+TRAIN = ("loss", "grad_norm", "learning_rate", "chosen_logp", "rejected_logp", "anchor", "stabilizer", "margin")
+BOUNDS = {"page_bytes": 5e6, "seconds": 10.0}
+"""What is promised of a run of 100 trials."""
+
+
+@dataclass(frozen=True)
+class PageReport:
+    """seconds, cpu: of each round, by the wall and of this process. page, all_files: bytes.
+
+    answer: characters of an answer. load: of the machine in the last minute.
+    """
+
+    trials: int
+    answer: int
+    seconds: tuple[float, ...]
+    cpu: tuple[float, ...]
+    load: float
+    page: int
+    all_files: int
+    machine: Machine
+    matplotlib: str
+    date: str
+
+
+def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
+    """Make up a run of so many trials whose answers have so many characters, and report it. At least 24 trials."""
+    seconds, cpu = [], []
+    with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
+        run = Path(folder) / "run"
+        say(f"making up a run of {trials} trials")
+        make_run(run, trials=trials, answer=answer)
+        # What is imported when the first figure is drawn is no part of a report.
+        write_report(run, Path(folder) / "first")
+        for number in range(rounds):
+            clock, of_process = time.perf_counter(), time.process_time()
+            written = write_report(run, Path(folder) / "report")
+            seconds.append(time.perf_counter() - clock)
+            cpu.append(time.process_time() - of_process)
+            say(f"round {number + 1}: {seconds[-1]:.1f} s")
+        page, all_files = written.html.stat().st_size, sum(path.stat().st_size for path in written.files)
+    return PageReport(
+        trials=trials,
+        answer=answer,
+        seconds=tuple(seconds),
+        cpu=tuple(cpu),
+        load=os.getloadavg()[0],
+        page=page,
+        all_files=all_files,
+        machine=describe_machine(torch.device("cpu")),
+        matplotlib=version("matplotlib"),
+        date=now(),
+    )
+
+
+def page_table(report: PageReport) -> str:
+    """`bench report` in text."""
+    machine = report.machine
+    row = (
+        f"{report.trials}",
+        f"{report.answer}",
+        f"{statistics.median(report.seconds):.1f}",
+        f"{statistics.median(report.cpu):.1f}",
+        f"{report.page / 1e6:.2f}",
+        f"{report.all_files / 1e6:.1f}",
+    )
+    return "\n\n".join(
+        [
+            f"The report of a made-up run on {machine.processor}, {machine.cores} cores, load {report.load:.1f}; "
+            f"matplotlib {report.matplotlib}, {report.date}; {len(report.seconds)} rounds",
+            table(("trials", "characters", "seconds", "CPU s", "page MB", "all files MB"), [row]),
+            "Characters of an answer. Seconds: medians over rounds, by the wall and of this process; promised of 100 "
+            f"trials are at most {BOUNDS['seconds']:.0f} s and {BOUNDS['page_bytes'] / 1e6:.0f} MB.",
+        ]
+    )
+
+
+def make_run(run: Path, *, trials: int, answer: int) -> None:
+    """A run of 8 arms and 2 confirmed winners with 2 seeds each and a search, with all curves, pairs and answers."""
+    rng = np.random.default_rng(0)
+    words = ["Tens:", "Ones:", "The", "total", "is", "10", "+", "30", "=", "40.", "That", "it."]
+    text = " ".join(rng.choice(words, size=answer))[:answer]
+    found = trials - ARM_SEEDS * (ARMS + CONFIRMED)
+    for arm in range(ARMS):
+        for seed in range(ARM_SEEDS):
+            about = {"trial_id": f"arm-{arm}-s{seed}", "phase": "arm", "label": f"arm-{arm}", "seed": seed}
+            _add(run, rng, about, {"objective.anchor_weight": 0.1 * arm}, text)
+    for number in range(1, found + 1):
+        name = f"search-{number:04}"
+        knobs = {path: float(np.exp(rng.uniform(*np.log(ends)))) for path, ends in SPACE.items()}
+        _add(run, rng, {"trial_id": name, "phase": "search", "label": name, "seed": 1000}, knobs, text)
+        for seed in range(ARM_SEEDS if number <= CONFIRMED else 0):
+            about = {"trial_id": f"confirm-{name}-s{seed}", "phase": "confirm", "label": name, "seed": seed}
+            _add(run, rng, about, knobs, text)
+    results.consolidate(run)
+    manifest = {
+        "schema": results.RUN_SCHEMA,
+        "name": "made-up",
+        "created": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T01:00:00+00:00",
+        "judge": "exact",
+        "goals": {"win_rate": "maximize", "stability": "maximize"},
+        "seeds": list(range(ARM_SEEDS)),
+        "stability_version": "stability-v1",
+        "experiment": {
+            "arms": [{"label": f"arm-{arm}"} for arm in range(ARMS)],
+            "search": {"dimensions": {path: {"log_uniform": list(ends)} for path, ends in SPACE.items()}},
+            "budget": {"trials": found, "confirm": {"best": CONFIRMED, "seeds": ARM_SEEDS}},
+        },
+    }
+    results.write_manifest(run, manifest)
+
+
+def _add(run: Path, rng: np.random.Generator, about: dict[str, Any], knobs: dict[str, Any], text: str) -> None:
+    prompts = SEARCH_PROMPTS if about["phase"] == "search" else REPORT_PROMPTS
+    about = {**about, "prompt_set": "selection" if about["phase"] == "search" else "report"}
+    outcomes = (rng.random(prompts) < rng.uniform(0.2, 0.8)).astype(float)
+    parts = ("unlearning", "rejected_collapse", "entropy_shift", "broken_outputs", "length_shift", "training_spikes")
+    damage = rng.uniform(0, (0.2, 0.1, 0.7, 0.1, 0.8, 0.02))
+    row = results.trial_row(
+        **about, status="completed", objective="slime", settings=knobs, config={}, judge="exact",
+        win_rate=float(outcomes.mean()), prompts=prompts, stability=float(rng.uniform(0.05, 0.95)), healthy=True,
+        **dict(zip(parts, map(float, damage), strict=True)), kl_to_sft=0.05, chosen_drift=-0.02, rejected_drift=-0.1,
+        preference_accuracy=float(rng.uniform(0.6, 0.95)), mean_margin=0.3, format_valid=0.95, pairs=PAIRS,
+        updates=UPDATES, planned_updates=UPDATES, tokens=180_000, train_seconds=12.0, evaluation_seconds=6.0,
+        total_seconds=18.0,
+    )  # fmt: skip
+    answers = [
+        dict.fromkeys(results.ANSWER_SCHEMA.names)
+        | {name: row[name] for name in ("trial_id", "label", "phase", "seed", "prompt_set")}
+        | {
+            "prompt_id": f"p{place:04}", "turn": 1, "prompt": [{"role": "user", "content": f"What is {place} + 1?"}],
+            "answer": f"{about['trial_id']} {place} {text}"[: len(text)], "answer_tokens": 20, "baseline_tokens": 20,
+            "baseline_answer": f"{place} {text}", "verdict_ab": "A>B" if won else "B>A",
+            "verdict_ba": "B>A" if won else "A>B", "outcome": float(won), "broken": False, "baseline_broken": False,
+        }
+        for place, won in enumerate(outcomes)
+    ]  # fmt: skip
+    own = {name: row[name] for name in ("trial_id", "label", "phase", "seed")}
+    steps = {
+        "train": (TRAIN, range(1, UPDATES + 1)),
+        "held_out": (HELD_OUT, range(0, UPDATES + 1, UPDATES // EVALUATIONS)),
+    }
+    curves = [
+        {**own, "step": step, "source": source, "metric": metric, "value": float(rng.normal())}
+        for source, (metrics, at) in steps.items()
+        for metric in metrics
+        for step in at
+    ]
+    pairs = [
+        {
+            **own, "pair": pair, "chosen_tokens": 20, "rejected_tokens": 20, "chosen_logp0": -1.0,
+            "chosen_logp": -1.0 - 0.1 * shift, "rejected_logp0": -1.5, "rejected_logp": -1.6,
+            "rejected_collapsed": int(shift > 0.9), "entropy0": 1.0, "entropy": 1.0 - 0.2 * shift,
+        }
+        for pair, shift in enumerate(rng.random(PAIRS).tolist())
+    ]  # fmt: skip
+    results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pairs)
