@@ -97,7 +97,7 @@ def _columns(frame: pd.DataFrame, goal: str) -> list[Column]:
     name, unit = head.removesuffix(" %"), " %" * head.endswith("%")
 
     def column(kind: str, unit: str, keep: int, *, signed: bool = False) -> Column:
-        words = f"{name} {kind}{unit}"
+        words = f"{name}{unit} {kind}"
         ends = f"{goal}_{kind}_low"
         if ends in frame and frame[ends].notna().any():
             return Column(

@@ -237,9 +237,9 @@ def warnings(plan: Plan, experiment: Experiment) -> list[str]:
                 f"budget.{name} {limit:g} ends it before all trials have run, which takes about "
                 f"{wanted.expected:.3g}. With a larger one it goes on with --resume."
             )
-    wanted = experiment.resources.concurrent_trials
-    if wanted != "auto" and wanted > plan.cluster.trials:
-        found.append(f"resources.concurrent_trials is {wanted}, but only {plan.cluster.trials} fit at a time.")
+    side_by_side = experiment.resources.concurrent_trials
+    if side_by_side != "auto" and side_by_side > plan.cluster.trials:
+        found.append(f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time.")
     return found
 
 
