@@ -29,10 +29,10 @@ unit ray-tests test-faults test-slow: export HF_HUB_OFFLINE := 1
 unit ray-tests test-faults test-slow: export TOKENIZERS_PARALLELISM := false
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not ray and not slow and not faults"
+	$(BIN)/python -m pytest -n 2 --durations 15 -m "not ray and not slow and not faults"
 
 ray-tests: $(STAMP)
-	$(BIN)/python -m pytest -m "ray and not slow and not faults"
+	$(BIN)/python -m pytest --durations 15 -m "ray and not slow and not faults"
 
 FAULTS := $(addprefix tests/ray/test_,launch.py early_stops.py completion.py ends.py)
 
