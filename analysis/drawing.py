@@ -14,6 +14,8 @@ BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, YELLOW, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
 )  # fmt: skip
 GREY = "#6f6f6f"
+DPI = 180
+"""Of the png files."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -49,21 +51,26 @@ def style() -> Any:
 
 def render(figure: "Figure") -> dict[str, bytes]:
     """The figure as svg, png and pdf: the same bytes every time, no date in them."""
-    undated: dict[str, dict[str, None]] = {
-        "svg": {"Date": None, "Creator": None},
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     files = {}
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # Where everything stands is worked out once, not twice for each kind of file.
-        if (layout := figure.get_layout_engine()) is not None:
-            layout.execute(figure)
-        figure.set_layout_engine("none")
-        for kind, metadata in undated.items():
+        # Where everything stands is worked out once, not twice for each kind of file. `savefig` would draw each kind
+        # once more, for a bounding box that is not asked for.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+        figure.dpi = DPI
+        for kind, draw, undated in (
+            # First, for the others have resolutions of their own.
+            ("png", FigureCanvasAgg(figure).print_png, {"Software": None}),
+            ("svg", FigureCanvasSVG(figure).print_svg, {"Date": None, "Creator": None}),
+            ("pdf", FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Creator": None, "Producer": None}),
+        ):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)
+            draw(buffer, metadata=undated)
             files[kind] = buffer.getvalue()
     return files
 
