@@ -195,8 +195,9 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from .recording import TABLE, condense, record
-    from .report import check_json, search_tables, write_json
+    from .report import check_json, write_json
     from .search import measure_search
+    from .search_tables import search_tables
 
     for name, least in (("seeds", 1), ("trials", 1), ("train", 0)):
         if getattr(options, name) < least:
@@ -215,8 +216,9 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _search_cost(options: argparse.Namespace) -> None:
-    from .report import check_json, search_cost_table, write_json
+    from .report import check_json, write_json
     from .search_cost import SAMPLERS, measure_search_cost
+    from .search_tables import search_cost_table
 
     for name in ("trials", "stretch", "rounds"):
         if getattr(options, name) < 1:
@@ -250,7 +252,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from .plan import CASES, measure_plans
-    from .report import check_json, plan_table, write_json
+    from .report import check_json, write_json
+    from .search_tables import plan_table
 
     if options.rounds < 1:
         raise InputError(f"--rounds {options.rounds}: must be at least 1.")
