@@ -213,7 +213,7 @@ def _text_cell(column: Column, row: int) -> str:
     return (text if whole else text[: _LONGEST - 1] + "…") + sign
 
 
-_LONGEST = 44
+_LONGEST, _LONGEST_LABEL = 44, 48
 
 
 def _column_width(column: Column) -> int:
@@ -222,8 +222,9 @@ def _column_width(column: Column) -> int:
 
 
 def _total_width(columns: list[Column]) -> int:
-    """What decides which columns are left out: a label of any length costs no more of them than one of _LONGEST."""
-    return sum(min(_column_width(column), _LONGEST + 1) for column in columns) + 2 * (len(columns) - 1)
+    """What decides which columns are left out: a label of any length costs no more than one of _LONGEST_LABEL."""
+    label, *others = (_column_width(column) for column in columns)
+    return min(label, _LONGEST_LABEL) + sum(others) + 2 * len(others)
 
 
 def _cells_wide(text: str) -> int:

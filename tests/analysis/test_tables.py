@@ -290,7 +290,7 @@ def test_labels_of_any_length_are_shown_whole_and_cost_no_more_columns_than_shor
     long = small(tmp_path / "long", **{f"{shared}{end}": [1.0, 0.0] for end in "ab"}).text()
     assert f"{shared}a" in long
     assert f"{shared}b" in long
-    label = "x" * 44
+    label = "x" * 48
     short = small(tmp_path / "short", **{label: [1.0, 0.0]}).text()
     left_out = [[line for line in text.splitlines() if line.startswith("Left out")] for text in (long, short)]
     assert left_out[0] == left_out[1]
