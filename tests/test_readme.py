@@ -92,7 +92,7 @@ def test_the_commands_run_in_their_order(tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran.append(words[1])
-    assert ran[:4] == ["spaces", "presets", "check", "doctor"]
+    assert ran[:5] == ["spaces", "reference", "presets", "check", "doctor"]
     assert {"sweep", "status", "train", "evaluate", "report", "compare", "export"} <= set(ran)
     assert (tmp_path / "runs" / "first" / "report" / "report.html").is_file()
     assert any((tmp_path / "arena").iterdir())

@@ -32,7 +32,7 @@ def curve(config: dict) -> None:
 
 
 def test_a_tuner_stops_what_the_ranking_puts_behind(instance, tmp_path: Path):
-    scheduler = RuleScheduler(Halving(ByFront(GOALS), first=0.5, reduction=2), updates=4)
+    scheduler = RuleScheduler(Halving(ByFront(GOALS, "spread"), first=0.5, reduction=2), updates=4)
     # One after another: the first goes on, the second is dominated, the third is the other end of the front, but of
     # three one goes on; of four two do, and the fourth is a new end.
     points = [(0.7, 0.2), (0.6, 0.1), (0.5, 0.8), (0.4, 0.9)]

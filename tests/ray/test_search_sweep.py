@@ -17,6 +17,7 @@ from slime_ray.on_ray import sweep as sweeping
 from slime_ray.on_ray.search import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.run_folder import Start
+from tests.faults.conftest import until
 
 pytestmark = pytest.mark.ray
 TEXT = """\
@@ -123,7 +124,8 @@ def test_a_spent_budget_ends_the_sweep_by_name_and_a_raised_one_goes_on(instance
     assert manifest["spent"]["gpu_hours"] >= 1e-5
     study = optuna.load_study(study_name="slime-ray", storage=study_storage(run))
     assert "RUNNING" not in [trial.state.name for trial in study.trials]
-    assert ray.available_resources()["GPU"] == 1.0
+    # The node hears of it a moment later than the driver.
+    until(lambda: ray.available_resources().get("GPU") == 1.0, 30, "a free GPU")
     # Given again as it is, it says so at once; nothing is started.
     done = len(results.finished_trials(run))
     with monkeypatch.context() as none_left:
