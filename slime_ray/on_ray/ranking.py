@@ -4,6 +4,7 @@ A ranking looks at values alone. Neither the order in which trials arrived nor t
 equal places.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -98,7 +99,13 @@ def epsilon_net(points: np.ndarray) -> np.ndarray:
 
 
 def _front_of(mine: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of all in earlier fronts than the one point's, and of those in its own. points: different ones."""
+    """Indices of all in earlier fronts than the one point's, and of those in its own.
+
+    points: (points, goals), different ones, in descending order.
+    """
+    if points.shape[1] == 2:
+        fronts = fronts_of_two(points)
+        return np.flatnonzero(fronts < fronts[mine]), np.flatnonzero(fronts == fronts[mine])
     beats = np.all(points[:, None, :] >= points[None, :, :], axis=2)
     np.fill_diagonal(beats, False)
     left = np.ones(len(points), dtype=bool)
@@ -109,6 +116,24 @@ def _front_of(mine: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.flatnonzero(~left), np.flatnonzero(front)
         left &= ~front
         dominators -= beats[front].sum(axis=0)
+
+
+def fronts_of_two(points: np.ndarray) -> np.ndarray:
+    """(points,) the front of each, from 0, for two goals and without comparing every point with every other.
+
+    points: (points, 2), different ones, in descending order. So a point is beaten by those before it that are as good
+    in the second goal, and belongs to the first front whose best in that goal is worse than it (Jensen 2003).
+    """
+    fronts, best = np.empty(len(points), dtype=int), list[float]()
+    for place, value in enumerate(points[:, 1].tolist()):
+        # The best of the fronts fall from one to the next; kept with the other sign, they are in order.
+        front = bisect_right(best, -value)
+        fronts[place] = front
+        if front == len(best):
+            best.append(-value)
+        else:
+            best[front] = -value
+    return fronts
 
 
 def _numbers(points: Sequence[Point], signs: Sequence[float] = (1.0,)) -> np.ndarray:

@@ -119,6 +119,18 @@ def test_places_are_an_order_in_which_only_equals_share_one(tie_break, found):
         assert rank == sum(other < rank for other in ranks)
 
 
+@TIES
+@settings(deadline=None)
+@given(found=st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, math.nan])] * 2), min_size=1, max_size=14))
+def test_two_goals_are_ranked_as_with_a_third_that_tells_nothing(tie_break, found):
+    """Two goals are sorted by a quicker way; a third one that is the same for all goes by comparing all with all."""
+    two = ByFront({"one": "maximize", "stability": "maximize"}, tie_break)
+    three = ByFront(THREE, tie_break)
+    for index, own in enumerate(found):
+        others = [*found[:index], *found[index + 1 :]]
+        assert two.before(own, others) == three.before((*own, 0.5), [(*other, 0.5) for other in others])
+
+
 @pytest.mark.parametrize("order", list(permutations("abc")))
 def test_a_front_is_spread_the_same_from_wherever_it_is_asked(order):
     assert places({name: POINTS[name] for name in order}) == {"a": 0, "b": 2, "c": 1}
