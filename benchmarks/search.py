@@ -325,14 +325,14 @@ def volume(
         volumes=[hypervolume([one.row for one in played]) for played in own],
         random=[hypervolume([one.row for one in played]) for played in other],
         alike=[
-            hypervolume([one.row for one in _within(played, sum(one.tokens for one in taken))])
+            hypervolume([one.row for one in _affordable(played, sum(one.tokens for one in taken))])
             for taken, played in zip(own, other, strict=True)
         ],
         tokens=spent / whole,
     )
 
 
-def _within(played: Sequence[Played], tokens: int) -> list[Played]:
+def _affordable(played: Sequence[Played], tokens: int) -> list[Played]:
     """The first trials that took no more than so many tokens."""
     spent = np.cumsum([one.tokens for one in played])
     return list(played[: int((spent <= tokens).sum())])

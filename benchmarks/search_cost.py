@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from slime_ray.experiment import Budget, Experiment, Resources
+from slime_ray.experiment import Budget, EarlyStopping, Experiment, Resources
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.stopping import build_rule
 from slime_ray.points import SamplerName, Search
 from slime_ray.presets import preset_base
 
@@ -62,7 +63,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class SearchCostReport:
-    """rounds: searches of each sampler. stretch: trials of a search over which means are taken."""
+    """rounds: searches of each sampler. stretch: trials of a search over which means are taken.
+
+    rule: seconds of the default rule of early stopping for all evaluations of a trial, mean over the last stretch.
+    """
 
     machine: Machine
     date: str
@@ -70,6 +74,7 @@ class SearchCostReport:
     rounds: int
     stretch: int
     costs: list[Cost]
+    rule: float
 
 
 class Watched:
@@ -125,7 +130,23 @@ def measure_search_cost(
         rounds=rounds,
         stretch=stretch,
         costs=costs,
+        rule=statistics.fmean(statistics.fmean(time_rule(trials, seed)[-stretch:]) for seed in range(rounds)),
     )
+
+
+def time_rule(trials: int, seed: int) -> list[float]:
+    """Seconds that early stopping by two goals takes for the ten evaluations of each trial, as many as it goes on."""
+    rule, chance, taken = build_rule(EarlyStopping.model_validate({"goals": GOALS})), random.Random(seed), []
+    assert rule is not None
+    for number in range(trials):
+        win = chance.random()
+        told = {"updates": 100, "win_rate": win, "stability": 1 - win + chance.gauss(0, 0.1)}
+        clock = time.perf_counter()
+        for step in range(10, 101, 10):
+            if rule.decide(f"{number}", {**told, "step": step}):
+                break
+        taken.append(time.perf_counter() - clock)
+    return taken
 
 
 def search_once(sampler: SamplerName, folder: Path, *, trials: int, seed: int) -> tuple[list[Taken], int]:

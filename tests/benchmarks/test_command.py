@@ -229,7 +229,10 @@ def test_search_cost_measures_each_sampler_as_its_search_grows(tmp_path, capsys)
         [at] = cost["stretches"]
         assert 0 < at["drawing"] + at["writing"] < at["wall"] <= at["longest"]
         assert cost["draws"] >= 1
-    assert "\ntpe " in capsys.readouterr().out
+    assert found["rule"] > 0
+    said = capsys.readouterr().out
+    assert "\ntpe " in said
+    assert "Early stopping by two goals adds" in said
     with pytest.raises(InputError, match="--samplers grid: must be among tpe, nsga2"):
         bench("search-cost", "--samplers", "grid")
 

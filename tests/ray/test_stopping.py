@@ -125,7 +125,9 @@ def test_the_median_rule_takes_no_number_for_the_worst():
 
 def test_settings_name_the_rule():
     assert build_rule(EarlyStopping(rule="none")) is None
-    assert build_rule(EarlyStopping(goals=GOALS)) == Halving(ByFront(GOALS), first=0.2, reduction=3)
+    assert build_rule(EarlyStopping(goals=GOALS)) == Halving(ByFront(GOALS, "winner"), first=0.2, reduction=3)
+    spread = EarlyStopping(goals=GOALS, tie_break="spread")
+    assert build_rule(spread) == Halving(ByFront(GOALS, "spread"), first=0.2, reduction=3)
     assert build_rule(EarlyStopping(rule="asha", first=0.1)) == asha(first=0.1)
     assert build_rule(EarlyStopping(rule="median", metric="stability")) == Median("stability", first=0.2)
 
@@ -165,6 +167,7 @@ def test_where_nothing_is_judged_on_the_way_accuracy_stands_for_the_win_rate(tmp
     ("early", "overrides", "said"),
     [
         ("{rule: pareto, metric: stability}", {}, "metric has no effect with rule pareto"),
+        ("{rule: asha, tie_break: spread}", {}, "tie_break has no effect with rule asha"),
         ("{rule: asha, goals: {stability: maximize}}", {}, "goals has no effect with rule asha"),
         ("{goals: {}}", {}, "goals is empty"),
         ("{rule: best}", {}, "Allowed: asha, median, none, pareto"),
