@@ -13,6 +13,8 @@ from .rows import of_label
 
 EXAMPLES = 5
 LONGEST_ANSWER = 2000
+SHOWN = ["prompt", "answer", "baseline_answer", "outcome", "broken_reason", "baseline_broken"]
+"""Columns of an answer that a pair is made of."""
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
@@ -29,7 +31,7 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
 def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> list[dict[str, str]]:
     """The first answers of one trial in the order of their prompts' ids, each at most so many characters long."""
     first = answers.sort_values("prompt_id", kind="stable").head(EXAMPLES)
-    return [_pair(row, longest) for row in first.to_dict("records")]
+    return [_pair(row, longest) for row in first[SHOWN].to_dict("records")]
 
 
 def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, str]:

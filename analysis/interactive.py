@@ -180,15 +180,16 @@ def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, 
     """Curves and answers of each point's trials, by the point's id."""
     kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
     curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
-    by_trial = {"curves": _by_trial(curves), "answers": _by_trial(run.answers)}
+    lines = _lines(curves)
+    by_trial = {str(name): own for name, own in run.answers.groupby("trial_id", sort=False)}
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
     details = {}
     for point in points:
         # Of a row all its seeds.
         own = [point["label"]] if point["kind"] == TRIAL else of_label(run, run.trials, point["label"])["trial_id"]
-        answers = next((by_trial["answers"][name] for name in own if name in by_trial["answers"]), run.answers[:0])
+        answers = next((by_trial[name] for name in own if name in by_trial), run.answers[:0])
         details[point["id"]] = {
-            "lines": [line for name in own for line in _lines(by_trial["curves"].get(name))],
+            "lines": [line for name in own for line in lines.get(name, [])],
             "seed": int(answers["seed"].iloc[0]) if len(answers) else None,
             "answers": [
                 {
@@ -203,33 +204,31 @@ def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, 
     return details
 
 
-def _by_trial(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(name): own for name, own in frame.groupby("trial_id", sort=False)}
+def _lines(curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each trial: panel, name, seed, steps, values, and of how many updates a value is the mean.
 
-
-def _lines(curves: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """The lines of a trial: panel, name, seed, steps, values, and of how many updates a value is the mean."""
-    if curves is None:
-        return []
-    lines = []
-    for (source, metric), own in curves.groupby(["source", "metric"], sort=True):
-        own = own[np.isfinite(own["value"])]
-        if own.empty:
-            continue
-        panel, name = CURVES[str(source), str(metric)]
-        stretches = np.array_split(np.arange(len(own)), min(STRETCHES, len(own)))
-        steps, values = own["step"].to_numpy(), own["value"].to_numpy()
-        lines.append(
+    curves: by step, of the measures of CURVES alone.
+    """
+    curves = curves[np.isfinite(curves["value"])]
+    all_steps, all_values, seeds = (curves[name].to_numpy() for name in ("step", "value", "seed"))
+    groups = curves.groupby(["trial_id", "source", "metric"], sort=False).indices
+    order = {measure: place for place, measure in enumerate(CURVES)}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for (trial_id, *measure), places in sorted(groups.items(), key=lambda item: order[item[0][1:]]):
+        panel, name = CURVES[tuple(measure)]
+        steps, values = all_steps[places], all_values[places]
+        stretches = np.array_split(np.arange(len(places)), min(STRETCHES, len(places)))
+        lines.setdefault(trial_id, []).append(
             {
                 "panel": panel,
                 "name": name,
-                "seed": int(own["seed"].iloc[0]),
+                "seed": int(seeds[places[0]]),
                 "steps": [int(steps[stretch[-1]]) for stretch in stretches],
                 "values": [_short(values[stretch].mean()) for stretch in stretches],
                 "updates": len(stretches[0]),
             }
         )
-    return sorted(lines, key=lambda line: list(CURVES.values()).index((line["panel"], line["name"])))
+    return lines
 
 
 def _short(value: float) -> float | None:

@@ -57,7 +57,7 @@ def slices(searched: Searched, columns: Columns) -> "Figure":
     with style():
         rows, wide = max(1, len(searched.names)), max(1, len(columns))
         shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
-        figure, panels = new_figure(max(3.6, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
+        figure, panels = new_figure(min(7.2, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
         if not columns or not complete.any():
             say(panels[0, 0], "Too few trials.")
             return figure
@@ -226,11 +226,18 @@ def _front(searched: Searched) -> np.ndarray:
 
 def _axis(axis: Any, knob: Knob) -> None:
     """A knob's scale, range, ticks and name on an axis."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     which: Axes = axis.axes
     limits = which.set_xlim if axis is which.xaxis else which.set_ylim
     scale = which.set_xscale if axis is which.xaxis else which.set_yscale
     if knob.scale == "log":
         scale("log")
+        # Small panels: few ticks, each with its value; within a decade there would be none without those between.
+        between = (1.0,) if knob.high >= 30 * knob.low else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=between, numticks=3))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if knob.scale == "choice":
         axis.set_ticks(range(len(knob.options)), [plain(option) for option in knob.options])
         limits(-0.5, len(knob.options) - 0.5)

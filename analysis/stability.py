@@ -66,13 +66,14 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.nda
         "collapsed": pairs["rejected_collapsed"],
         "rejected": pairs["rejected_tokens"],
         "entropy0": pairs["chosen_tokens"] * pairs["entropy0"],
-        "entropy": pairs["chosen_tokens"] * pairs["entropy"],
+        "entropy_change": pairs["chosen_tokens"] * (pairs["entropy"] - pairs["entropy0"]),
     }
     drawn = _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS, resamples=resamples)
     found = {}
     for trial_id, sums in drawn.items():
         with np.errstate(divide="ignore", invalid="ignore"):
-            shift = np.abs(np.log(sums["entropy"]) - np.log(sums["entropy0"]))
+            # log(entropy / entropy0), and 0 to the last digit where nothing changed.
+            shift = np.abs(np.log1p(sums["entropy_change"] / sums["entropy0"]))
         found[trial_id] = {
             "unlearning": sums["lost"] / sums["pairs"],
             "rejected_collapse": sums["collapsed"] / sums["rejected"],

@@ -52,7 +52,10 @@ def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
     values: (..., items). All leading axes are resampled together, so that comparisons stay paired. How often the items
     are drawn is counted first, which makes all resamples one matrix product.
     """
-    return np.moveaxis(values @ draws(values.shape[-1], seed, resamples), -1, 0)
+    *leading, items = values.shape
+    # With more than two axes numpy would take one product a slice, and several times as long.
+    sums = values.reshape(-1, items) @ draws(items, seed, resamples)
+    return np.moveaxis(sums.reshape(*leading, resamples), -1, 0)
 
 
 def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
