@@ -211,11 +211,11 @@ def _lines(curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """
     curves = curves[np.isfinite(curves["value"])]
     all_steps, all_values, seeds = (curves[name].to_numpy() for name in ("step", "value", "seed"))
-    groups = curves.groupby(["trial_id", "source", "metric"], sort=False).indices
+    groups: dict[Any, Any] = dict(curves.groupby(["trial_id", "source", "metric"], sort=False).indices)
     order = {measure: place for place, measure in enumerate(CURVES)}
     lines: dict[str, list[dict[str, Any]]] = {}
     for (trial_id, *measure), places in sorted(groups.items(), key=lambda item: order[item[0][1:]]):
-        panel, name = CURVES[tuple(measure)]
+        panel, name = CURVES[measure[0], measure[1]]
         steps, values = all_steps[places], all_values[places]
         stretches = np.array_split(np.arange(len(places)), min(STRETCHES, len(places)))
         lines.setdefault(trial_id, []).append(

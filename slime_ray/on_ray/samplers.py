@@ -129,7 +129,7 @@ class Learner:
         name, conditional = self.search.sampler, self.search.is_conditional
         startup = min(10, max(4, self.trials // 4))
         if name == "nsga2":
-            return NSGAIISampler(seed=seed, population_size=min(50, max(4, self.trials // 4)))
+            return Generations(self.search, seed=seed, population_size=min(50, max(4, self.trials // 4)))
         if name == "gp":
             return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
         with warnings.catch_warnings():
@@ -191,6 +191,18 @@ class Learner:
         return self.search.walk(lambda name, dimension: dimension.snap(suggest(trial, name, dimension)))
 
 
+class Generations(NSGAIISampler):
+    """NSGA-II (Deb et al. 2002)."""
+
+    def __init__(self, search: Search, **settings: Any):
+        super().__init__(**settings)
+        self.space = in_all_trials(search)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """`in_all_trials`, and where that is nothing what Optuna finds."""
+        return self.space or super().infer_relative_search_space(study, trial)
+
+
 class WithinRules(TPESampler):
     """TPE that takes the best of its candidates that keep the requirements, as far as the candidates tell.
 
@@ -202,9 +214,7 @@ class WithinRules(TPESampler):
         super().__init__(**settings)
         self.numbers = {name: path_of(name) for name, one in search.dimensions.items() if one.choice is None}
         self.requirements = rules.requirements
-        self.space = (
-            {} if search.is_conditional else {name: distribution(one) for name, one in search.dimensions.items()}
-        )
+        self.space = in_all_trials(search)
         searched, self.fixed = set(map(path_of, search.dimensions)), {}
         if rules.requirements and not search.switches:
             # What is not searched is the same in every trial, where all have the same knobs.
@@ -212,7 +222,7 @@ class WithinRules(TPESampler):
             self.fixed = {path: value for path, value in values.items() if path not in searched}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All dimensions, where all trials have them: Optuna would look through all trials to learn that."""
+        """`in_all_trials`, and where that is nothing what Optuna finds."""
         return self.space or super().infer_relative_search_space(study, trial)
 
     def _compute_acquisition_func(self, samples: dict[str, Any], *models: Any) -> Any:
@@ -223,6 +233,11 @@ class WithinRules(TPESampler):
                 larger = known[requirement.larger] if isinstance(requirement.larger, str) else requirement.larger
                 values = np.where(known[requirement.smaller] <= larger, values, -np.inf)
         return values
+
+
+def in_all_trials(search: Search) -> dict[str, BaseDistribution]:
+    """All dimensions, where every trial has them; Optuna looks through all trials to learn that."""
+    return {} if search.is_conditional else {name: distribution(one) for name, one in search.dimensions.items()}
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
