@@ -1,8 +1,14 @@
 """Figures draw every kind of run, and show what its numbers say."""
 
+import io
+import re
+import zlib
+
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.subset import Options
+from fontTools.ttLib import TTFont
 from slime_ray.analysis import drawing, figures, rows, stability, tables
 
 from slime_ray import results
@@ -30,6 +36,27 @@ def test_a_figure_has_three_forms(one_trial_run):
     assert files["png"].startswith(b"\x89PNG")
     assert files["pdf"].startswith(b"%PDF")
     assert b"<svg" in files["svg"]
+
+
+def test_a_pdf_has_its_letters_as_truetype_without_rules_for_joining_them(one_trial_run):
+    """What makes a PDF fast is a list of fontTools that has no public name: it has to be there, and as it was."""
+    before = list(Options._drop_tables_default)
+    streams = re.findall(
+        rb"stream\r?\n(.*?)\r?\nendstream",
+        drawing.render(figures.pareto(results.load(one_trial_run)))["pdf"],
+        re.DOTALL,
+    )
+    fonts = [TTFont(io.BytesIO(text)) for stream in streams if (text := unpacked(stream))[:4] == b"\x00\x01\x00\x00"]
+    assert fonts
+    assert all("glyf" in font and "GPOS" not in font and "GSUB" not in font for font in fonts)
+    assert before == Options._drop_tables_default
+
+
+def unpacked(stream):
+    try:
+        return zlib.decompress(stream)
+    except zlib.error:
+        return b""
 
 
 def test_drawing_leaves_the_users_style_alone_and_needs_no_pyplot(one_trial_run):

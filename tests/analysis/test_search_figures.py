@@ -1,5 +1,7 @@
 """Every kind of search has its figures, or a sentence in their place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,6 +97,23 @@ def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
     dots, rings = figure.axes[0].collections[0], figure.axes[0].lines[0]
     assert np.asarray(dots.get_offsets())[:, 1] == pytest.approx([20, 50, 80])
     assert np.asarray(rings.get_ydata()) == pytest.approx([20, 50, 80])
+
+
+def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
+    """Of less than a decade, too, where a locator of decades alone finds none."""
+    searched = Searched.of(search_run(12))
+    for low, high, shown in (
+        (1e-4, 0.3, {"0.0001", "0.1"}),
+        (0.1, 2.0, {"0.1", "0.2", "0.5", "1", "2"}),
+        (2, 9, {"2", "5"}),
+    ):
+        knob = replace(searched.knobs[0], scale="log", low=low, high=high)
+        figure = search_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
+        render(figure)
+        axis = figure.axes[-1].xaxis
+        inside = {tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[0] <= high}
+        assert inside == shown
+        assert not axis.get_minorticklocs().size
 
 
 def test_the_smoothed_mean_follows_its_trials_and_ends_where_there_are_none():

@@ -118,3 +118,11 @@ def test_resampled_means_scatter_as_the_standard_error_says():
     assert means.shape == (10_000,)
     assert means.mean() == pytest.approx(values.mean(), abs=1e-3)
     assert means.std() == pytest.approx(values.std() / np.sqrt(1000), rel=0.05)
+
+
+def test_leading_axes_are_resampled_together_each_as_if_it_were_alone():
+    values = np.random.default_rng(6).random((2, 3, 40))
+    sums = statistics.resample_sums(values, resamples=50)
+    assert sums.shape == (50, 2, 3)
+    for place in np.ndindex(2, 3):
+        assert sums[:, *place] == pytest.approx(statistics.resample_sums(values[place], resamples=50))

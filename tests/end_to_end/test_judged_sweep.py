@@ -25,6 +25,7 @@ resources: {{concurrent_trials: 1}}
 """
 
 
+@pytest.mark.faults
 def test_a_sweep_whose_judge_stops_ends_with_the_reason_and_goes_on(slime_ray, tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, KEY)
     space, run = tmp_path / "judged.yaml", tmp_path / "judged"

@@ -132,6 +132,7 @@ def test_other_settings_cannot_resume_a_run(finished, slime_ray, small, storage)
     assert "was started with other settings" in other.stderr
 
 
+@pytest.mark.faults
 def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slime_ray, small, storage):
     command = [sys.executable, "-m", "slime_ray", "sweep", str(small), "--storage", str(storage), "--name", "cut"]
     process = subprocess.Popen(
@@ -171,6 +172,7 @@ def test_a_report_is_made_from_a_copied_run_alone(finished, slime_ray, tmp_path)
     assert len(pd.read_parquet(copy / "trials.parquet")) == 10
 
 
+@pytest.mark.slow
 def test_a_study_in_a_database_is_there_and_nowhere_else(slime_ray, storage, tmp_path):
     space, database = tmp_path / "space.yaml", f"sqlite:///{tmp_path}/study.db"
     space.write_text(re.sub(r"arms:.*\n( .*\n)+|, confirm: .*}(?=})", "", SMALL))

@@ -22,6 +22,7 @@ def test_a_trial_alone_is_the_same_trial_to_the_last_bit(slime_ray, small, stora
     assert "slime" in done.stdout
 
 
+@pytest.mark.faults
 def test_a_trial_that_is_interrupted_goes_on_where_it_was(slime_ray, small, storage, finished):
     options = ("train", small, "--storage", storage, "--trial", "arm-slime-s0", "--set", "training.updates=160")
     whole = slime_ray(*options, "--name", "whole")

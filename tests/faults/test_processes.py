@@ -53,6 +53,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(start, whole, table):
     assert "1 of 2 trials were begun again" in text
 
 
+@pytest.mark.faults
 def test_a_killed_driver_loses_nothing_and_is_gone_on_with(start, whole, table):
     space = "{objective.hard_margin: {uniform: [0.5, 3.0]}}"
     search = ("--set", f"search={space}", "--set", "budget.trials=2")
@@ -160,6 +161,7 @@ def test_a_spent_time_budget_pauses_the_sweep(start, whole):
     check_whole(start("budget", "--resume"), whole, endings=[*sweep.endings(), "finished"])
 
 
+@pytest.mark.faults
 def test_two_sweeps_of_one_name_do_not_meet(start, whole):
     sweep = start("twice")
     until(lambda: sweep.attempts(), 120, "the first sweep")

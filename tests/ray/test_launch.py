@@ -106,6 +106,7 @@ def launch(head: Head, *arguments: str, token: str = TOKEN, **env: str) -> tuple
     return process.returncode, text
 
 
+@pytest.mark.slow
 def test_a_launch_runs_the_sweep_once_and_is_given_again_without_harm(head):
     # An address in the environment is that of another cluster; the option is what counts.
     code, text = launch(head, RAY_ADDRESS="10.255.255.1:6379")
