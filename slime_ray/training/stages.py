@@ -20,15 +20,10 @@ from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
 from slime_ray.data import tasks
+from slime_ray.data.chat_template import stop_token_ids, template_hash
 from slime_ray.data.corpus import load_corpus
-from slime_ray.data.rendering import (
-    stop_token_ids,
-    template_hash,
-    tokenize_pairs,
-    tokenize_sft,
-    tokenized_hash,
-)
 from slime_ray.data.splits import content_hash
+from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
 from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer

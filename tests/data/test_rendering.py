@@ -15,19 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from slime_ray.data.chat_template import resolve_chat_template, stop_token_ids, template_hash
 from slime_ray.data.preferences import load_preferences
-from slime_ray.data.rendering import (
-    render_pair,
-    render_prompt,
-    resolve_chat_template,
-    stop_token_ids,
-    template_hash,
-    tokenize_pairs,
-    tokenize_prompts,
-    tokenize_sft,
-    tokenized_hash,
-)
+from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.splits import prompt_hash
+from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenize_sft, tokenized_hash
 from slime_ray.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates"
