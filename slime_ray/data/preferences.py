@@ -103,19 +103,6 @@ class LoadedPreferences:
     report: LoadReport
 
 
-def load_preferences(
-    source: str | Path,
-    *,
-    split: str = "train",
-    subset: str | None = None,
-    revision: str | None = None,
-    strict: bool = False,
-    limit: int | None = None,
-) -> Dataset:
-    """Preference pairs with the columns prompt, chosen and rejected: `read_preferences` without its report."""
-    return read_preferences(source, split=split, subset=subset, revision=revision, strict=strict, limit=limit).dataset
-
-
 def read_preferences(
     source: str | Path,
     *,
