@@ -343,6 +343,7 @@ def _replace_table(path: Path, table: pa.Table) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all."""
     _replace(path, text.encode())
 
 

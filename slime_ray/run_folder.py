@@ -213,10 +213,23 @@ def _versions() -> dict[str, str]:
 
 
 def now() -> str:
+    """The time in UTC, to the second, as ISO 8601 has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def conclude(run: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write the tables and the manifest of a run that is done; returns the rows of its trials, by id.
+
+    Raises InputError where a finished trial's file is damaged.
+    """
+    results.consolidate(run)
+    rows = results.finished_trials(run)
+    results.write_manifest(run, {**manifest, "failed_trials": failures(rows), "finished": now()})
+    return rows
+
+
 def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the trials that did not complete, for the manifest: which, how they ended, and why."""
     return [
         {key: row.get(key) for key in ("trial_id", "status", "reason")}
         for row in rows.values()
@@ -226,6 +239,7 @@ def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
+    """Have everything that the package logs, from INFO up, appended to this file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("slime_ray")

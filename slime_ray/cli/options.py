@@ -92,6 +92,7 @@ def console(options: argparse.Namespace) -> "Console":
 
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
+    """The experiment of `experiment_options`, with what they change, and its file."""
     from slime_ray.experiment_file import load_experiment, parse_override, parse_seeds
     from slime_ray.search_spaces import find_space
 

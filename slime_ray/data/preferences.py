@@ -51,6 +51,7 @@ class RowTally:
         self._rows: dict[str, list[str]] = {}
 
     def add(self, reason: str, row: str) -> None:
+        """Count a row. row: its place, as `SkippedRows` has it."""
         self._counts[reason] += 1
         rows = self._rows.setdefault(reason, [])
         if len(rows) < LISTED_ROWS:
