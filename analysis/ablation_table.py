@@ -43,7 +43,7 @@ def ablation(run: results.Run, found: Cells, main: Table) -> Table:
     return Table(
         frame=frame,
         caption=_caption(run, found),
-        notes=_notes(run, found, frame),
+        notes=_notes(found, frame),
         columns=_columns(found, frame),
         remarks=tuple(frame["note"]),
     )
@@ -189,7 +189,7 @@ def _caption(run: results.Run, found: Cells) -> str:
     )
 
 
-def _notes(run: results.Run, found: Cells, frame: pd.DataFrame) -> list[str]:
+def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
     compared = frame[frame["compared_seeds"] > 0]["compared_seeds"]
     notes = seeds_notes(compared)
     if missing := found.missing(found.design.cells, found.rate):

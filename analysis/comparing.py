@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.results import Run
 
 from . import statistics, tables
-from .manifests import Difference, differences, why_not_comparable
+from .manifests import ABSENT, Difference, differences, why_not_comparable
 from .printing import Column, Table, cells, interval_cells, number, one_line, with_interval
 from .rows import Outcomes, is_judged, judge_of, judged_answers, outcomes_by_label
 
@@ -85,6 +85,13 @@ class Verification:
         """Whether every answer is the same, letter by letter."""
         return self.agree and bool(self.table.frame["same_answers"].eq(1.0).all())
 
+    @property
+    def another_start(self) -> bool:
+        """Whether their SFT checkpoints were made from the same and have other weights, as on another processor."""
+        found = {item.path: (item.one, item.other) for item in self.differences}
+        weights = found.get("hashes.sft_weights", (ABSENT,))
+        return ABSENT not in weights and "hashes.sft_checkpoint" not in found
+
     def text(self) -> str:
         """For a terminal: what differs, the rows, and the answer."""
         lines = [f"{len(self.differences)} entries of the manifests differ." if self.differences else "Same manifests."]
@@ -93,6 +100,11 @@ class Verification:
             lines += [f"  {item.path}: {one_line(item.one)} | {one_line(item.other)}" for item in group]
         lines += ["", self.table.text(), ""]
         lines += [f"Their numbers do not mean the same, {reason}." for reason in self.not_comparable]
+        if self.another_start:
+            lines.append(
+                "Their SFT checkpoints have other weights: what they are made from is rounded otherwise by other "
+                "processors and versions, and every trial starts from there."
+            )
         lines.append(
             "Every answer is the same."
             if self.identical
@@ -184,7 +196,7 @@ def _difference(one: Outcomes, other: Outcomes, confidence: float) -> statistics
 
 
 def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
-    """Whether two S differ by no more than their half-widths, added in quadrature.."""
+    """Whether two S differ by no more than their half-widths, added in quadrature."""
     gap = abs(one["stability"] - other["stability"])
     if not np.isfinite(gap) or gap == 0:
         return True

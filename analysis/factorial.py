@@ -4,7 +4,7 @@ All of them are linear in the cells. Applied to outcomes of shape (cells, seeds,
 and prompt, of which the interval is that of any difference: nothing is approximated, and pairing is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from math import factorial
 
@@ -53,11 +53,6 @@ def total_weights(components: Sequence[str]) -> np.ndarray:
     weights = np.zeros(2 ** len(components))
     weights[-1], weights[0] = 1.0, -1.0
     return weights
-
-
-def stacked(outcomes: Mapping[Present, np.ndarray], components: Sequence[str]) -> np.ndarray:
-    """(cells, seeds, prompts) or (cells, seeds), in the order of `cells_of`. Raises KeyError where one is missing."""
-    return np.stack([outcomes[cell] for cell in cells_of(components)])
 
 
 def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def factorial_effects(run: results.Run, found: Cells) -> Table:
         "with a component minus mean of those without. Interaction of two: half the change that one's presence makes "
         "to the other's effect; of more in the same way. Shapley: a component's part of all components together.",
         notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
-        columns=_columns(found, frame),
+        columns=_columns(frame),
     )
 
 
@@ -142,7 +142,7 @@ class _Grid:
         return rows
 
 
-def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
+def _columns(frame: pd.DataFrame) -> tuple[Column, ...]:
     several = frame["center"].nunique() > 1
     return (
         Column("effect of", tuple(frame["effect_of"]), numeric=False, keep=10),

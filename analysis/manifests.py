@@ -11,6 +11,7 @@ from .rows import baseline_of, judge_of, version_of
 Kind = Literal["settings", "data", "measurement", "environment"]
 KINDS: dict[str, Kind] = {
     "experiment": "settings",
+    "code": "settings",
     "seeds": "settings",
     "sweep_seed": "settings",
     "goals": "settings",

@@ -1,1 +1,1 @@
-"""Benchmarks of the training step: its speed, its memory and its exactness, beside the recipes it is compared with."""
+"""`slime-ray bench`: what steps, sweeps, searches, answers, plans and reports take, and how far intervals hold."""

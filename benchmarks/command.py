@@ -2,14 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
     from .options import Options
+
+Report = TypeVar("Report")
+Name = TypeVar("Name", bound=str)
 
 DESCRIPTION = """\
 Benchmarks of the training step, with random weights and random tokens, of a sweep beside single processes, of a
@@ -55,14 +58,12 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     exact = kinds.add_parser("exact", help="log-probs and gradients against each sequence run alone")
     exact.add_argument("--pairs", type=int, default=8, help="pairs of a step (default 8)")
     exact.add_argument("--seed", type=int, default=0, help="of weights and tokens (default 0)")
-    exact.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     exact.set_defaults(command=_exact)
 
     sweep = kinds.add_parser("sweep", help="tiny trials in one sweep, and each in a process of its own")
     sweep.add_argument("--trials", type=int, default=16, help="(default 16)")
     sweep.add_argument("--updates", type=int, default=20, help="of a trial (default 20)")
     sweep.add_argument("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
-    sweep.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     sweep.set_defaults(command=_sweep)
 
     search = kinds.add_parser("search", help="how well searches and early stopping find, over recorded trials")
@@ -74,7 +75,6 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add("--record", action="store_true", help="train the trials of the table, those that --folder lacks, and write it")
     add("--folder", type=Path, default=Path("runs/recorded"), help="of trials that are trained (default runs/recorded)")
     add("--table", type=Path, help="of recorded trials (default: the one that ships)")
-    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     search.set_defaults(command=_search)
 
     cost = kinds.add_parser("search-cost", help="what drawing a trial and writing it down costs as a search grows")
@@ -83,26 +83,22 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add("--trials", type=int, default=1000, help="of a search (default 1000)")
     add("--stretch", type=int, default=100, help="trials that means are taken over (default 100)")
     add("--rounds", type=int, default=3, help="searches of each sampler (default 3)")
-    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     cost.set_defaults(command=_search_cost)
 
     generate = kinds.add_parser("generate", help="answers to the embedded tasks' prompts, in batches and one by one")
     generate.add_argument("--prompts", type=int, default=256, help="of each task (default 256)")
     generate.add_argument("--rounds", type=int, default=5, help="repetitions, of which medians are taken (default 5)")
-    generate.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     generate.set_defaults(command=_generate)
 
     plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
     plan.add_argument("--cases", default="", metavar="A,B", help="only these sweeps (default all)")
     plan.add_argument("--rounds", type=int, default=2, help="repetitions, a probe before each sweep (default 2)")
-    plan.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     plan.set_defaults(command=_plan)
 
     report = kinds.add_parser("report", help="seconds and bytes of the report of a large run, which is made up")
     report.add_argument("--trials", type=int, default=100, help="of the run (default 100)")
     report.add_argument("--answer", type=int, default=200, metavar="N", help="characters of an answer (default 200)")
     report.add_argument("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
-    report.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     report.set_defaults(command=_report)
 
     statistics = kinds.add_parser("statistics", help="how often intervals cover a known truth, and what they take")
@@ -110,14 +106,15 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add("--evaluations", type=int, default=2000, help="simulated evaluations of each kind (default 2000)")
     add("--resamples", type=int, default=2000, help="of an interval in the simulations (default 2000)")
     add("--rounds", type=int, default=5, help="repetitions of the timing, of which medians are taken (default 5)")
-    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     statistics.set_defaults(command=_statistics)
 
     ablations = kinds.add_parser("ablations", help="what tables of simulated ablations claim, and what they cover")
     ablations.add_argument("--studies", type=int, default=2000, help="simulated ablations of each kind (default 2000)")
     ablations.add_argument("--rounds", type=int, default=5, help="repetitions of the timing (default 5)")
-    ablations.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
     ablations.set_defaults(command=_ablations)
+
+    for kind in kinds.choices.values():
+        kind.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -139,178 +136,161 @@ def _measurement_options(parser: argparse.ArgumentParser) -> None:
     add("--recipes", default="", metavar="A,B", help="only these recipes (default all)")
     add("--gradient-checkpointing", action="store_true", help="compute each layer again in the backward pass")
     add("--seed", type=int, default=0, help="of weights, lengths and tokens (default 0)")
-    add("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
 
 
 def _step(options: argparse.Namespace) -> None:
     from .report import speed_table
     from .step import measure_speed
 
-    _measure("step", options, measure_speed, speed_table)
+    wanted = _options(options)
+    _show("step", options, speed_table, lambda: measure_speed(wanted, _say))
 
 
 def _memory(options: argparse.Namespace) -> None:
     from .memory import measure_memory
     from .report import memory_table
 
-    _measure("memory", options, measure_memory, memory_table)
-
-
-def _measure(name: str, options: argparse.Namespace, measure: Callable[..., Any], table: Callable[[Any], str]) -> None:
-    from .report import check_json, write_json
-
     wanted = _options(options)
-    check_json(wanted.json)
-    report = measure(wanted, _say)
-    print(table(report))
-    if wanted.json:
-        write_json(name, report, wanted.json)
+    _show("memory", options, memory_table, lambda: measure_memory(wanted, _say))
 
 
 def _exact(options: argparse.Namespace) -> None:
     from .exact import check_exactness, refuse_misses
-    from .report import check_json, exact_table, write_json
+    from .report import exact_table
 
-    check_json(options.json)
-    report = check_exactness(pairs=options.pairs, seed=options.seed)
-    print(exact_table(report))
-    if options.json:
-        write_json("exact", report, options.json)
+    report = _show("exact", options, exact_table, lambda: check_exactness(pairs=options.pairs, seed=options.seed))
     refuse_misses(report)
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from .report import check_json, sweep_table, write_json
+    from .report import sweep_table
     from .sweep import measure_sweep
 
-    for name, least in (("trials", 4), ("updates", 1), ("rounds", 1)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
-    check_json(options.json)
-    report = measure_sweep(trials=options.trials, updates=options.updates, rounds=options.rounds, say=_say)
-    print(sweep_table(report))
-    if options.json:
-        write_json("sweep", report, options.json)
+    _at_least(options, trials=4, updates=1, rounds=1)
+    _show(
+        "sweep", options, sweep_table,
+        lambda: measure_sweep(trials=options.trials, updates=options.updates, rounds=options.rounds, say=_say),
+    )  # fmt: skip
 
 
 def _search(options: argparse.Namespace) -> None:
     from .recording import TABLE, condense, record
-    from .report import check_json, write_json
-    from .search import measure_search
+    from .search import SearchReport, measure_search
     from .search_tables import search_tables
 
-    for name, least in (("seeds", 1), ("trials", 1), ("train", 0)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
-    check_json(options.json)
+    _at_least(options, seeds=1, trials=1, train=0)
     table = options.table or TABLE
-    if options.record:
-        record(options.folder, _say)
-        condense(options.folder, table)
-    report = measure_search(
-        table=table, folder=options.folder, seeds=options.seeds, trials=options.trials, trained=options.train, say=_say
-    )
-    print(search_tables(report))
-    if options.json:
-        write_json("search", report, options.json)
+
+    def measure() -> SearchReport:
+        if options.record:
+            record(options.folder, _say)
+            condense(options.folder, table)
+        return measure_search(
+            table=table, folder=options.folder, seeds=options.seeds, trials=options.trials, trained=options.train,
+            say=_say,
+        )  # fmt: skip
+
+    _show("search", options, search_tables, measure)
 
 
 def _search_cost(options: argparse.Namespace) -> None:
-    from .report import check_json, write_json
     from .search_cost import SAMPLERS, measure_search_cost
     from .search_tables import search_cost_table
 
-    for name in ("trials", "stretch", "rounds"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
-    samplers = [name.strip() for name in options.samplers.split(",")]
-    for name in samplers:
-        if name not in SAMPLERS:
-            raise InputError(f"--samplers {name}: must be among {', '.join(SAMPLERS)}.")
-    check_json(options.json)
-    report = measure_search_cost(
-        samplers=samplers, trials=options.trials, stretch=options.stretch, rounds=options.rounds, say=_say
-    )
-    print(search_cost_table(report))
-    if options.json:
-        write_json("search-cost", report, options.json)
+    _at_least(options, trials=1, stretch=1, rounds=1)
+    samplers = _among(options.samplers, SAMPLERS, option="--samplers")
+    _show(
+        "search-cost", options, search_cost_table,
+        lambda: measure_search_cost(
+            samplers=samplers, trials=options.trials, stretch=options.stretch, rounds=options.rounds, say=_say
+        ),
+    )  # fmt: skip
 
 
 def _generate(options: argparse.Namespace) -> None:
     from .generate import measure_answering
-    from .report import check_json, generate_table, write_json
+    from .report import generate_table
 
-    for name in ("prompts", "rounds"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
-    check_json(options.json)
-    report = measure_answering(prompts=options.prompts, rounds=options.rounds, say=_say)
-    print(generate_table(report))
-    if options.json:
-        write_json("generate", report, options.json)
+    _at_least(options, prompts=1, rounds=1)
+    _show(
+        "generate", options, generate_table,
+        lambda: measure_answering(prompts=options.prompts, rounds=options.rounds, say=_say),
+    )  # fmt: skip
 
 
 def _plan(options: argparse.Namespace) -> None:
     from .plan import CASES, measure_plans
-    from .report import check_json, write_json
     from .search_tables import plan_table
 
-    if options.rounds < 1:
-        raise InputError(f"--rounds {options.rounds}: must be at least 1.")
-    cases = [name.strip() for name in options.cases.split(",")] if options.cases else list(CASES)
-    if unknown := [name for name in cases if name not in CASES]:
-        raise InputError(f"--cases {unknown[0]}: must be among {', '.join(CASES)}.")
-    check_json(options.json)
-    report = measure_plans(cases=cases, rounds=options.rounds, say=_say)
-    print(plan_table(report))
-    if options.json:
-        write_json("plan", report, options.json)
+    _at_least(options, rounds=1)
+    cases = _among(options.cases, CASES, option="--cases") if options.cases else list(CASES)
+    _show("plan", options, plan_table, lambda: measure_plans(cases=cases, rounds=options.rounds, say=_say))
 
 
 def _report(options: argparse.Namespace) -> None:
     from .pages import measure_report, page_table
-    from .report import check_json, write_json
 
-    for name, least in (("trials", 24), ("answer", 1), ("rounds", 1)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
-    check_json(options.json)
-    report = measure_report(trials=options.trials, answer=options.answer, rounds=options.rounds, say=_say)
-    print(page_table(report))
-    if options.json:
-        write_json("report", report, options.json)
+    _at_least(options, trials=24, answer=1, rounds=1)
+    _show(
+        "report", options, page_table,
+        lambda: measure_report(trials=options.trials, answer=options.answer, rounds=options.rounds, say=_say),
+    )  # fmt: skip
 
 
 def _statistics(options: argparse.Namespace) -> None:
     from .coverage import measure_statistics, refuse_misses
-    from .report import check_json, statistics_table, write_json
+    from .report import statistics_table
 
-    for name, least in (("evaluations", 1), ("resamples", 40), ("rounds", 1)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
-    check_json(options.json)
-    report = measure_statistics(
-        evaluations=options.evaluations, resamples=options.resamples, rounds=options.rounds, say=_say
-    )
-    print(statistics_table(report))
-    if options.json:
-        write_json("statistics", report, options.json)
+    _at_least(options, evaluations=1, resamples=40, rounds=1)
+    report = _show(
+        "statistics", options, statistics_table,
+        lambda: measure_statistics(
+            evaluations=options.evaluations, resamples=options.resamples, rounds=options.rounds, say=_say
+        ),
+    )  # fmt: skip
     refuse_misses(report)
 
 
 def _ablations(options: argparse.Namespace) -> None:
     from .ablation_cases import measure_ablations
-    from .report import ablations_table, check_json, write_json
+    from .report import ablations_table
 
-    for name in ("studies", "rounds"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1.")
-    check_json(options.json)
-    report = measure_ablations(studies=options.studies, rounds=options.rounds, say=_say)
-    print(ablations_table(report))
-    if options.json:
-        write_json("ablations", report, options.json)
+    _at_least(options, studies=1, rounds=1)
+    report = _show(
+        "ablations", options, ablations_table,
+        lambda: measure_ablations(studies=options.studies, rounds=options.rounds, say=_say),
+    )  # fmt: skip
     report.refuse_misses()
+
+
+def _show(
+    name: str, options: argparse.Namespace, table: Callable[[Report], str], measure: Callable[[], Report]
+) -> Report:
+    """Measure, print the table and write --json, which is checked before anything runs."""
+    from .report import check_json, write_json
+
+    check_json(options.json)
+    report = measure()
+    print(table(report))
+    if options.json:
+        write_json(name, report, options.json)
+    return report
+
+
+def _at_least(options: argparse.Namespace, **bounds: int) -> None:
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+
+
+def _among(given: str, known: Iterable[Name], *, option: str) -> list[Name]:
+    """The names of a list with commas. Raises InputError for one that is not known."""
+    by_name = {str(name): name for name in known}
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in by_name:
+            raise InputError(f"{option} {name}: must be among {', '.join(by_name)}.")
+    return [by_name[name] for name in names]
 
 
 def _options(given: argparse.Namespace) -> "Options":

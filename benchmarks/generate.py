@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from slime_ray.data.rendering import tokenize_prompts
 from slime_ray.data.tasks import load_task
+from slime_ray.data.tokenizing import tokenize_prompts
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer

@@ -297,6 +297,19 @@ class Mirror:
             list(pool.map(work, names))  # type: ignore[arg-type]
 
 
+def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, Mirror]:
+    """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
+
+    Raises InputError for an address that is none or cannot be read, and RunError where the store fails on the way.
+    """
+    storage, name = parted(address)
+    mirror = Mirror.of(storage, "reports")
+    mirror.check(write=False)
+    with mirror.answering():
+        mirror.pull(mirror.root / name, skip=skip)
+    return mirror.root / name, mirror
+
+
 def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
     """Who says that it holds a folder, and how many seconds ago that was."""
     try:

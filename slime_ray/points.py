@@ -20,6 +20,8 @@ LEARNING: tuple[SamplerName, ...] = ("tpe", "nsga2", "gp")
 """Samplers whose draws follow from results; those of the others follow from the seed alone."""
 COUNTED = 100_000
 """Points of a finite space that are counted; more are as good as endless."""
+TRIES = 4096
+"""Points of a space that are tried for one that meets its requirements."""
 
 
 class EarlierRun(Strict):
@@ -211,15 +213,15 @@ class Rules:
         return [requirement for requirement, excess in self.excesses(point).items() if excess > 0]
 
 
-def has_feasible_point(search: Search, base: Mapping[str, Any], *, tries: int = 4096) -> bool:
-    """Whether a quasi-random sweep of the space finds a point that meets all requirements."""
+def has_feasible_point(search: Search, base: Mapping[str, Any]) -> bool:
+    """Whether a quasi-random sweep of TRIES points of the space finds one that meets all requirements."""
     rules = Rules(search, base)
     # A Kronecker sequence on powers of the generalised golden ratio covers any number of dimensions evenly.
     root = 2.0
     for _ in range(64):
         root = (1 + root) ** (1 / (len(search.dimensions) + 1))
     steps = [root ** -(k + 1) for k in range(len(search.dimensions))]
-    return any(not rules.broken(search.at(index * step % 1.0 for step in steps)) for index in range(1, tries + 1))
+    return any(not rules.broken(search.at(index * step % 1.0 for step in steps)) for index in range(1, TRIES + 1))
 
 
 def count_points(search: Search, base: Mapping[str, Any]) -> int | None:

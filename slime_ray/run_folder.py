@@ -1,5 +1,6 @@
 """A run's folder: taken by one sweep at a time, with its manifest and its log."""
 
+import hashlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from slime_ray import __version__, results
 from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
+from slime_ray.judge_settings import Exact
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets", "ray", "optuna", "numpy", "pandas", "tokenizers")
 LOCK = ".sweep.lock"
@@ -96,6 +99,7 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: st
         "host": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
         "experiment": experiment.model_dump(mode="json"),
         "fingerprint": experiment.fingerprint,
+        "code": own_code(experiment),
         "goals": experiment.goals,
         "seeds": experiment.seeds,
         "sweep_seed": seed,
@@ -152,6 +156,12 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"{run} was started with the judge {manifest.get('judge')}, which is {experiment.settings.judge_identity} "
             "now. Give its template back the content it had, or give the run another name with --name."
         )
+    code = own_code(experiment)
+    if changed := [name for name, digest in (manifest.get("code") or {}).items() if code.get(name) != digest]:
+        raise InputError(
+            f"{run} was started with other code of {changed[0]}: its file has changed since. Give the file back the "
+            "content it had, or give the run another name with --name."
+        )
     if manifest.get("sweep_seed") != seed:
         raise InputError(
             f"{run} was started with --seed {manifest.get('sweep_seed')}. Give the same seed to resume it."
@@ -173,6 +183,25 @@ def _listed(seeds: Iterable[int]) -> str:
     return ",".join(words) if len(words) > 1 else f"{words[0]},"
 
 
+def own_code(experiment: Experiment) -> dict[str, str]:
+    """SHA-256 of the file of every objective and scorer of the user's, by the `module:name` of the experiment.
+
+    Of that file alone, not of what it imports; what has no file, or cannot be found from here, is left out.
+    """
+    all_settings = [experiment.settings, *(experiment.settings_with(arm.set) for arm in experiment.arms)]
+    judge = experiment.settings.evaluation.judge
+    names = {settings.objective.name for settings in all_settings} | {isinstance(judge, Exact) and judge.scorer}
+    found = {}
+    for name in sorted(name for name in names if name and ":" in name):
+        try:
+            spec = find_spec(name.partition(":")[0])
+        except (ImportError, ValueError):
+            continue
+        if spec and spec.has_location and spec.origin:
+            found[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return found
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for package in VERSIONS:
@@ -184,10 +213,23 @@ def _versions() -> dict[str, str]:
 
 
 def now() -> str:
+    """The time in UTC, to the second, as ISO 8601 has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def conclude(run: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write the tables and the manifest of a run that is done; returns the rows of its trials, by id.
+
+    Raises InputError where a finished trial's file is damaged.
+    """
+    results.consolidate(run)
+    rows = results.finished_trials(run)
+    results.write_manifest(run, {**manifest, "failed_trials": failures(rows), "finished": now()})
+    return rows
+
+
 def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the trials that did not complete, for the manifest: which, how they ended, and why."""
     return [
         {key: row.get(key) for key in ("trial_id", "status", "reason")}
         for row in rows.values()
@@ -197,6 +239,7 @@ def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
+    """Have everything that the package logs, from INFO up, appended to this file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("slime_ray")

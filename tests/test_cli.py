@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from slime_ray import cli
 from slime_ray.cli import experiments, going_on
 from slime_ray.errors import RunError
 from tests.analysis.conftest import add_trial, finish
+
+ROOT = Path(__file__).parents[1]
 
 
 def every(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -73,11 +76,12 @@ def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
         assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
-def test_evaluate_takes_no_options_that_would_have_no_effect(capsys):
-    for option in ("--seeds", "--trials"):
+def test_no_command_takes_options_that_would_have_no_effect(capsys):
+    for line in ("evaluate demo checkpoint --seeds", "evaluate demo checkpoint --trials", "check demo --storage",
+                 "doctor demo --name"):  # fmt: skip
         with pytest.raises(SystemExit, match="2"):
-            cli.main(["evaluate", "demo", "checkpoint", option, "3"])
-        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+            cli.main([*line.split(), "3"])
+        assert f"unrecognized arguments: {line.split()[-1]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,12 +92,17 @@ def test_evaluate_takes_no_options_that_would_have_no_effect(capsys):
         ("check demo --json", "trials", 8),
         ("check demo --seeds 3 --json", "seeds", [0, 1, 2]),
         ("check factorial --json", "design", "factorial"),
+        ("presets diff mt-bench released-exact --json", "objective.remove", {"other": []}),
+        ("presets --json diff simpo-released simpo-recommended", "objective.beta", {"one": 0.1, "other": 2.0}),
+        ("presets diff paper paper --json", None, {}),
+        (f"doctor --cluster {ROOT / 'cluster.yaml'} --json", "file", str(ROOT / "cluster.yaml")),
     ],
 )
 def test_what_a_script_asks_is_answered_as_json(capsys, line, key, value):
     assert cli.main(line.split()) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said[key] if value is None else said[key] == value
+    found = said if key is None else said[key]
+    assert found if value is None else found == value
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from slime_ray import results
 from slime_ray.errors import InputError
+from slime_ray.redaction import redact
 
 
 def row(trial_id: str, **columns):
@@ -233,17 +234,17 @@ def test_a_foreign_manifest_is_a_sentence_that_names_the_entry(run, entry):
 )  # fmt: skip
 def test_keys_that_name_secrets_are_masked_however_they_are_spelled(key):
     for value in ("hush", 12345, ["hush"], {"user": "hush"}):
-        assert results.redact({"a": [{key: value}]}) == {"a": [{key: "***"}]}
+        assert redact({"a": [{key: value}]}) == {"a": [{key: "***"}]}
     # Nothing to hide: whether there is one may be shown.
     for value in (None, "", True):
-        assert results.redact({key: value}) == {key: value}
+        assert redact({key: value}) == {key: value}
 
 
 @pytest.mark.parametrize(
     "key", ["max_tokens", "tokens", "token_ids", "train_tokens", "eos_token", "key", "keyboard", "tokenizer", "monkey"]
 )
 def test_keys_that_only_sound_like_secrets_are_kept(key):
-    assert results.redact({key: "5"}) == {key: "5"}
+    assert redact({key: "5"}) == {key: "5"}
 
 
 def test_secrets_in_a_command_line_and_in_an_address_are_masked():
@@ -258,13 +259,13 @@ def test_secrets_in_a_command_line_and_in_an_address_are_masked():
         "3",
         "--password=p",
     ]
-    assert results.redact(command) == [
+    assert redact(command) == [
         "slime-ray", "sweep", "--set", "judge.api_key=***", "--hub-token", "***", "--seed", "3", "--password=***",
     ]  # fmt: skip
-    assert results.redact("--set=judge.api_key=c2s==") == "--set=judge.api_key=***"
-    assert results.redact("postgresql://me:pw@host/db") == "postgresql://***@host/db"
-    assert results.redact("postgresql://host/db?user=me&password=pw") == "postgresql://host/db?user=me&password=***"
-    assert results.redact("https://host:8000/v1?a=b@c") == "https://host:8000/v1?a=b@c"
+    assert redact("--set=judge.api_key=c2s==") == "--set=judge.api_key=***"
+    assert redact("postgresql://me:pw@host/db") == "postgresql://***@host/db"
+    assert redact("postgresql://host/db?user=me&password=pw") == "postgresql://host/db?user=me&password=***"
+    assert redact("https://host:8000/v1?a=b@c") == "https://host:8000/v1?a=b@c"
 
 
 def test_a_file_that_cannot_be_replaced_leaves_no_partial_one(tmp_path):

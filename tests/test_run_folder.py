@@ -1,5 +1,6 @@
 """A run's folder: whose name is free again when nothing was started, on a disk and in a store."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,17 @@ from slime_ray.experiment import Arm, Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, taken
+
+HINGE = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Hinge:
+    name = "hinge"
+    needs_reference = False
+    pairs_together = None
+    target: float = 1.0
+"""
 
 
 @pytest.fixture
@@ -122,3 +134,35 @@ def test_what_cells_are_compared_by_is_settled_before_they_are_run(tmp_path):
             continue
         with pytest.raises(InputError, match="another design of the same cells, or another metric"):
             held(load_experiment(source), source, start)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Code of the user's
+
+
+def test_a_run_is_not_gone_on_with_with_other_code_of_the_users(tmp_path, monkeypatch):
+    for name, text in (("own_loss", HINGE), ("own_judge", "def score(prompt, answer):\n    return 0.0\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "first.yaml"
+    source.write_text(
+        "name: first\npreset: arithmetic\nbase: {evaluation: {judge: {name: exact, scorer: 'own_judge:score'}}}\n"
+        "arms: {slime: {}, own: {objective: {name: 'own_loss:Hinge'}}}\n"
+    )
+    before = held(load_experiment(source), source, "fresh")
+    files = {"own_loss:Hinge": tmp_path / "own_loss.py", "own_judge:score": tmp_path / "own_judge.py"}
+    assert before["code"] == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    assert held(load_experiment(source), source, "resume")["code"] == before["code"]
+    for name, file in files.items():
+        text = file.read_text()
+        file.write_text(text + "# another line\n")
+        with pytest.raises(InputError, match=f"other code of {name}: its file has changed"):
+            held(load_experiment(source), source, "resume")
+        file.write_text(text)
+
+
+def test_a_run_without_code_of_the_users_and_one_of_an_earlier_version_are_gone_on_with(experiment, source):
+    assert held(experiment, source, "fresh")["code"] == {}
+    run = source.parent / "runs" / "first"
+    results.write_manifest(run, {key: value for key, value in results.read_manifest(run).items() if key != "code"})
+    assert "code" not in held(experiment, source, "resume")

@@ -25,6 +25,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     diff = actions.add_parser("diff", help="show every setting whose value differs between two presets")
     for side in ("one", "other"):
         diff.add_argument(side, metavar="PRESET", help="a preset, or several joined: gemma3-4b/paper")
+    # Suppressed, or its default would undo a --json that stands before `diff`.
+    diff.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print both values as JSON")
     diff.set_defaults(command=_presets_diff)
 
     reference = add_command(
@@ -51,7 +53,9 @@ def _presets_diff(options: argparse.Namespace) -> None:
     from slime_ray.presets.compare import as_table, compare_presets
 
     differences = compare_presets(options.one, options.other)
-    if differences:
+    if options.json:
+        print(json.dumps({each.path: each.values() for each in differences}, indent=1))
+    elif differences:
         print(as_table(options.one, options.other, differences))
     else:
         print(f"{options.one} and {options.other} do not differ.")

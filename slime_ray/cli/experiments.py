@@ -16,6 +16,7 @@ from slime_ray.cli.options import (
     quiet_option,
     show_report,
     start_options,
+    storage_option,
 )
 from slime_ray.errors import InputError
 
@@ -103,7 +104,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands, "demo", "run the shipped demo and print its table",
         examples=["slime-ray demo", "slime-ray demo --resume  # the latest one, after an interruption"],
     )  # fmt: skip
-    demo.add_argument("--storage", default="runs", help="folder of all runs (default ./runs)")
+    storage_option(demo)
     start_options(demo)
     quiet_option(demo)
     demo.set_defaults(
@@ -115,15 +116,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands, "doctor", "look at the cluster, the storage and what an experiment asks of them",
         examples=["slime-ray doctor", "slime-ray doctor mine.yaml", "slime-ray doctor --cluster cluster.yaml"],
     )  # fmt: skip
-    experiment_options(doctor, optional=True)
+    experiment_options(doctor, optional=True, name=False)
     doctor.add_argument("--cluster", type=Path, metavar="FILE", help="check a file for `ray up` or KubeRay, offline")
+    doctor.add_argument("--json", action="store_true", help="print everything that was found as JSON")
     doctor.set_defaults(command=_doctor)
 
     check = add_command(
         commands, "check", "validate an experiment; nothing is started",
         examples=["slime-ray check mine.yaml", "slime-ray check factorial --set training.updates=50 --json"],
     )  # fmt: skip
-    experiment_options(check)
+    experiment_options(check, storage=False)
     check.add_argument("--json", action="store_true", help="print what it holds as JSON")
     check.set_defaults(command=_check)
 
@@ -254,8 +256,8 @@ def _doctor(options: argparse.Namespace) -> None:
     if options.cluster:
         from slime_ray.on_ray.cluster_file import check_cluster_file
 
-        for line in check_cluster_file(options.cluster):
-            print(line)
+        lines = check_cluster_file(options.cluster)
+        print(json.dumps({"file": str(options.cluster), "says": lines}, indent=1) if options.json else "\n".join(lines))
         return
     from rich.console import Console
 
@@ -263,4 +265,4 @@ def _doctor(options: argparse.Namespace) -> None:
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.preflight import doctor
 
-    doctor(experiment, storage=Mirror.of(options.storage, "driver"), console=Console())
+    doctor(experiment, storage=Mirror.of(options.storage, "driver"), console=Console(), as_json=options.json)

@@ -61,19 +61,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 @contextmanager
 def _opened(address: str) -> "Iterator[tuple[Path, Mirror]]":
     """A run's folder on this machine, up to date but for models, with its storage."""
-    from slime_ray.mirror import Mirror, is_url, parted
+    from slime_ray.mirror import Mirror, copied, is_url
     from slime_ray.results import CHECKPOINTS, MODEL
 
     if not is_url(address):
         run = Path(address).resolve()
         yield run, Mirror(run.parent)
         return
-    storage, name = parted(address)
-    mirror = Mirror.of(storage, "reports")
-    mirror.check(write=False)
+    run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
     with mirror.answering():
-        mirror.pull(mirror.root / name, skip=(CHECKPOINTS, MODEL))
-        yield mirror.root / name, mirror
+        yield run, mirror
 
 
 def _status(options: argparse.Namespace) -> None:

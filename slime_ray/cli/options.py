@@ -34,18 +34,24 @@ def add_command(
 
 
 def experiment_options(
-    parser: argparse.ArgumentParser, *, optional: bool = False, trials: bool = True, seeds: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    optional: bool = False,
+    name: bool = True,
+    storage: bool = True,
+    trials: bool = True,
+    seeds: bool = True,
 ) -> None:
-    """Which experiment, and what of it is changed. trials, seeds: whether these mean anything to the command."""
+    """Which experiment, and what of it is changed. name, storage, trials, seeds: whether these mean anything to it."""
     parser.add_argument(
         "space", metavar="SPACE.yaml", nargs="?" if optional else None,
         help="an experiment file, or the name of one that ships",
     )  # fmt: skip
-    parser.add_argument("--name", help="name of the run (default: the file's `name`)")
-    parser.add_argument(
-        "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
-    )
-    parser.set_defaults(trials=None, seeds=None)
+    parser.set_defaults(name=None, trials=None, seeds=None)
+    if name:
+        parser.add_argument("--name", help="name of the run (default: the file's `name`)")
+    if storage:
+        storage_option(parser)
     if trials:
         parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
     if seeds:
@@ -57,6 +63,12 @@ def experiment_options(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
     )  # fmt: skip
+
+
+def storage_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
+    )
 
 
 def start_options(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +92,7 @@ def console(options: argparse.Namespace) -> "Console":
 
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
+    """The experiment of `experiment_options`, with what they change, and its file."""
     from slime_ray.experiment_file import load_experiment, parse_override, parse_seeds
     from slime_ray.search_spaces import find_space
 

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slime_ray.cli.options import add_command, console, quiet_option, show_report, start_options
+from slime_ray.cli.options import add_command, console, quiet_option, show_report, start_options, storage_option
 
 if TYPE_CHECKING:
     from slime_ray.experiment import Experiment
@@ -36,7 +36,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     reproduce.add_argument("--questions", type=Path, metavar="FILE", help="of Arena-Hard or MT-Bench, to be answered")
     reproduce.add_argument("--seeds", metavar="N|LIST", help="instead of five: 8 is 0 to 7, or a list such as 0,1,5")
     reproduce.add_argument("--name", help="name of the run (default table4-gemma3-4b, say)")
-    reproduce.add_argument("--storage", default="runs", help="folder of all runs (default ./runs), or an address")
+    storage_option(reproduce)
     reproduce.add_argument(
         "--set",
         action="append",

@@ -56,16 +56,11 @@ def _report(options: argparse.Namespace) -> None:
     if "://" not in options.run:
         show_report(Path(options.run), options.out, quiet=options.quiet, as_json=options.json)
         return
-    from slime_ray.mirror import Mirror, parted
+    from slime_ray.mirror import copied
     from slime_ray.results import CHECKPOINTS, MODEL
 
-    storage, name = parted(options.run)
-    mirror = Mirror.of(storage, "reports")
-    mirror.check(write=False)
-    with mirror.answering():
-        mirror.pull(mirror.root / name, skip=(CHECKPOINTS, MODEL))
-    out = options.out or Path(f"{name}-report")
-    show_report(mirror.root / name, out, quiet=options.quiet, as_json=options.json)
+    run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
+    show_report(run, options.out or Path(f"{run.name}-report"), quiet=options.quiet, as_json=options.json)
 
 
 def _compare(options: argparse.Namespace) -> None:

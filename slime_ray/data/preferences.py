@@ -51,6 +51,7 @@ class RowTally:
         self._rows: dict[str, list[str]] = {}
 
     def add(self, reason: str, row: str) -> None:
+        """Count a row. row: its place, as `SkippedRows` has it."""
         self._counts[reason] += 1
         rows = self._rows.setdefault(reason, [])
         if len(rows) < LISTED_ROWS:
@@ -101,19 +102,6 @@ class LoadedPreferences:
 
     dataset: Dataset
     report: LoadReport
-
-
-def load_preferences(
-    source: str | Path,
-    *,
-    split: str = "train",
-    subset: str | None = None,
-    revision: str | None = None,
-    strict: bool = False,
-    limit: int | None = None,
-) -> Dataset:
-    """Preference pairs with the columns prompt, chosen and rejected: `read_preferences` without its report."""
-    return read_preferences(source, split=split, subset=subset, revision=revision, strict=strict, limit=limit).dataset
 
 
 def read_preferences(

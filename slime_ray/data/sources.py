@@ -202,6 +202,7 @@ def _row_of(batch: Any, index: int) -> Any:
 
 
 def unknown_form(source: str, columns: Iterable[Any]) -> InputError:
+    """The error of data whose columns are those of no known form."""
     found = ", ".join(sorted(map(str, columns))) or "none"
     return InputError(
         f"{source}: the columns are {found}, which is no known form of preference data: chosen and rejected are "

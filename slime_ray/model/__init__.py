@@ -1,0 +1,1 @@
+"""The policy: loading, adapters, attention over packed rows, log-probabilities, sharding."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from slime_ray.data.rendering import resolve_chat_template
+from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.logprobs import Policy

@@ -12,7 +12,7 @@ from slime_ray import results
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 from slime_ray.judge_settings import lasting
-from slime_ray.mirror import Mirror, is_url, parted, without_secrets
+from slime_ray.mirror import copied, is_url, without_secrets
 from slime_ray.on_ray.plan import best_rows
 from slime_ray.on_ray.search import Observation
 from slime_ray.points import Point, Search, path_of, value_at
@@ -102,12 +102,7 @@ def _folder(where: str) -> Path:
     """The run's folder, or a copy of it."""
     if not is_url(where):
         return Path(where).expanduser()
-    storage, name = parted(where)
-    mirror = Mirror.of(storage, "reports")
-    mirror.check(write=False)
-    with mirror.answering():
-        mirror.pull(mirror.root / name, skip=(results.CHECKPOINTS, results.MODEL))
-    return mirror.root / name
+    return copied(where, skip=(results.CHECKPOINTS, results.MODEL))[0]
 
 
 def _check_measures(experiment: Experiment, shown: str, row: Mapping[str, Any]) -> None:

@@ -144,4 +144,5 @@ def _driver() -> str | None:
 
 
 def existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there."""
     return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -3,13 +3,14 @@
 Each node looks for itself, in a small task that imports nothing heavy unless GPUs are asked for.
 """
 
+import json
 import os
 import platform
 import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -330,12 +331,17 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
         )
 
 
-def doctor(experiment: Experiment | None, *, storage: Mirror, console: Console) -> None:
-    """Examine and print. Raises InputError where something has to be mended."""
+def doctor(experiment: Experiment | None, *, storage: Mirror, console: Console, as_json: bool = False) -> None:
+    """Examine and print, for a person or as JSON. Raises InputError where something has to be mended."""
     started = time.perf_counter()
     storage.check()
     with connected():
         findings = examine(experiment, storage=storage)
+    if as_json:
+        fine = all(finding.level != "error" for finding in findings)
+        print(json.dumps({"fine": fine, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        refuse(findings)
+        return
     print_findings([finding for finding in findings if finding.level != "error"], console)
     refuse(findings)
     console.print(f"Nothing stands in the way ({time.perf_counter() - started:.1f} s).", highlight=False)

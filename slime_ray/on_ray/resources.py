@@ -75,12 +75,24 @@ def why_never(wanted: Resources, nodes: Sequence[Node]) -> str | None:
 
 
 def waiting_for(wanted: Resources, free: Sequence[Node]) -> str:
-    """What a trial that cannot be placed now waits for. free: what every node has left."""
+    """What a trial that is not placed now waits for. free: what every node has left.
+
+    What is free may be enough: in all, but not on one node, or where Ray has not come to start it yet.
+    """
     left = ", ".join(
         f"{node.cpus:g} CPU" + (f" and {node.gpus:g} GPU" if wanted.gpu_per_worker else "") + f" on {node.name}"
         for node in free
     )
-    return f"{_request(wanted)}; free now: {left or 'nothing'}"
+    said = f"{_request(wanted)}; free now: {left or 'nothing'}"
+    if concurrent_trials(wanted, free):
+        return f"{said}, which is enough: Ray has not started it yet"
+    room = [node.slots(wanted) for node in free]
+    if sum(room) >= wanted.workers:
+        return f"{said}, which is enough, but not as placement {wanted.placement} asks"
+    cpus, gpus = (sum(getattr(node, kind) for node in free) for kind in ("cpus", "gpus"))
+    if _times(cpus, wanted.cpu_per_worker) < wanted.workers or gpus < wanted.workers * wanted.gpu_per_worker:
+        return said
+    return f"{said}, which is enough in all, but in parts that hold {sum(room)} of {wanted.workers} workers"
 
 
 def _request(wanted: Resources) -> str:

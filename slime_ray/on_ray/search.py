@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import Outcome, chance, distribution, make_sampler, suggest
 from slime_ray.points import Point, Rules, Search, exists, path_of
-from slime_ray.results import redact
+from slime_ray.redaction import redact
 from slime_ray.run_folder import STUDY
 from slime_ray.space import Scalar
 from slime_ray.training.outcome import one_sentence

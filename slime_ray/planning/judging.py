@@ -7,8 +7,6 @@ from slime_ray.judge_settings import Llm
 from slime_ray.planning.ranges import NOTHING, Range
 from slime_ray.settings import Settings
 
-ASKED_AGAIN = 0.1
-"""Share of judgments that may have to be asked for once more, for want of a valid verdict."""
 CHARACTERS = 4.0
 """Of a token of a judge's template, about."""
 

@@ -213,7 +213,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     Raises InputError for data or a tokenizer that cannot be used.
     """
     from slime_ray.data.corpus import load_corpus
-    from slime_ray.data.rendering import tokenize_pairs, tokenize_sft
+    from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft
     from slime_ray.model.loading import load_tokenizer
     from slime_ray.training.prompts import prompts_to_answer
 

@@ -26,6 +26,10 @@ class Difference:
     one: Any
     other: Any
 
+    def values(self) -> dict[str, Any]:
+        """Both values under their names; one that is ABSENT is left out."""
+        return {name: value for name in ("one", "other") if (value := getattr(self, name)) is not ABSENT}
+
 
 def compare_presets(one: str, other: str) -> list[Difference]:
     """Every path whose value differs between two presets, single ones or joined by slashes, in order of path.

@@ -28,7 +28,7 @@ from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.run_folder import Start, conclude, log_file, taken
 from slime_ray.settings import Settings
 from slime_ray.training.measuring import (
     Measured,
@@ -143,9 +143,7 @@ def evaluate(
             ) from None
         finally:
             mirror.push(run)
-        results.consolidate(run)
-        rows = results.finished_trials(run)
-        results.write_manifest(run, manifest | {"failed_trials": failures(rows), "finished": now()})
+        conclude(run, manifest)
         mirror.push(run)
     return run
 

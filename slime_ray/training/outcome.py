@@ -33,6 +33,7 @@ class OutOfMemory(Exception):
 
 
 def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
+    """The row of a trial of which nothing is measured yet: what it is, and where and when it began."""
     return results.trial_row(
         trial_id=trial.trial_id,
         phase=trial.phase,

@@ -12,7 +12,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.run_folder import Start, conclude, log_file, taken
 from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused, interrupts
@@ -85,9 +85,7 @@ def train_one(
                     ) from None
                 finally:
                     mirror.push(run)
-            results.consolidate(run)
-            rows = results.finished_trials(run)
-            results.write_manifest(run, manifest | {"failed_trials": failures(rows), "finished": now()})
+            rows = conclude(run, manifest)
             mirror.push(run)
         row = rows[trial.trial_id]
         if row["status"] == "failed":
@@ -104,6 +102,7 @@ class Voice:
         self.order: Order | None = None
 
     def report(self, told: Mapping[str, Any]) -> Order | None:
+        """Say what was told, unless it was said last; returns the order to leave, once there is one."""
         for tracker, reason in told.get("untracked", {}).items():
             self.say(f"It goes on without {tracker}: {reason}")
         step, loss = told.get("step"), told.get("loss")

@@ -20,15 +20,10 @@ from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
 from slime_ray.data import tasks
+from slime_ray.data.chat_template import stop_token_ids, template_hash
 from slime_ray.data.corpus import load_corpus
-from slime_ray.data.rendering import (
-    stop_token_ids,
-    template_hash,
-    tokenize_pairs,
-    tokenize_sft,
-    tokenized_hash,
-)
 from slime_ray.data.splits import content_hash
+from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
 from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
@@ -48,6 +43,8 @@ from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, 
 from slime_ray.world import World
 
 BASELINE_SEED = 0
+MADE = "made.json"
+"""Beside an SFT checkpoint, the hash of its weights: taken once, since they may be large."""
 FORMAT = 4
 """Raised when what a stage writes changes, so that older caches are not read."""
 
@@ -167,7 +164,9 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
         hashes={
             **info["hashes"],
             "train_ids": info["content"]["train"],
+            # Of what it is made from. Another machine makes other weights of the same.
             "sft_checkpoint": checkpoint.name.split("-")[1],
+            **_weights_made(checkpoint),
         },
         data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")),
         format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
@@ -263,6 +262,8 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
     if world.main:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         lm.save_pretrained(folder)
+        weights = fingerprint([content_of(str(file)) for file in sorted(folder.glob("*.safetensors"))])
+        (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
 
 
 def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
@@ -356,6 +357,14 @@ def _checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
 
 def _write(path: Path, **columns: list[Any]) -> None:
     pq.write_table(pa.table(columns), path)
+
+
+def _weights_made(checkpoint: Path) -> dict[str, str]:
+    """The hash of an SFT checkpoint's weights by its name; nothing for one of an earlier version."""
+    try:
+        return dict(json.loads((checkpoint / MADE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
 
 
 def _read_pairs(path: Path) -> list[TokenPair]:

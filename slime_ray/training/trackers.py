@@ -19,7 +19,7 @@ from filelock import FileLock
 from transformers import TrainerCallback
 
 from slime_ray.experiment import Trial
-from slime_ray.results import redact
+from slime_ray.redaction import redact
 from slime_ray.tracker_settings import Tracker
 from slime_ray.training.outcome import one_sentence
 

@@ -86,6 +86,20 @@ def test_other_prompts_or_another_baseline_are_said_and_do_not_agree(tmp_path):
     assert any("report prompts" in note for note in compare([results.load(one), results.load(other)]).notes)
 
 
+def test_another_sft_checkpoint_from_the_same_is_named_and_changed_code_of_the_users_too(tmp_path):
+    def run(name: str, **manifest) -> results.Run:
+        return results.load(run_of(tmp_path / name, {"a": 0.5}, **manifest))
+
+    one = run("one", hashes={"sft_checkpoint": "c", "sft_weights": "v"}, code={"mine:Hinge": "x"})
+    other = run("other", hashes={"sft_checkpoint": "c", "sft_weights": "w"}, code={"mine:Hinge": "y"})
+    found = verify(one, other)
+    assert found.agree
+    assert "Their SFT checkpoints have other weights" in found.text()
+    assert [item.path for item in found.differences] == ["code.mine:Hinge", "hashes.sft_weights"]
+    # A run of an earlier version does not know its own.
+    assert "have other weights" not in verify(one, run("earlier", hashes={"sft_checkpoint": "c"})).text()
+
+
 def test_differences_are_the_settings_data_and_versions_and_not_when_it_ran():
     one = {
         "created": "1", "name": "x", "seeds": [0, 1], "hashes": {"held_out": "a"}, "versions": {"torch": "2"},

@@ -75,7 +75,7 @@ def test_a_contrast_of_outcomes_has_the_interval_of_a_difference():
     # With one component its main effect, its Shapley value and the total effect are all one paired difference.
     rng = np.random.default_rng(0)
     without, present = rng.random((2, 6, 30))
-    outcomes = factorial.stacked({frozenset(): without, frozenset("a"): present}, ["a"])
+    outcomes = np.stack([without, present])
     paired = effects.effect(present - without).difference
     for weights in (
         factorial.effect_weights(["a"])[("a",)],
@@ -83,8 +83,3 @@ def test_a_contrast_of_outcomes_has_the_interval_of_a_difference():
         factorial.total_weights(["a"]),
     ):
         assert effects.interval(factorial.contrast(weights, outcomes)) == paired
-
-
-def test_a_missing_cell_is_never_passed_over():
-    with pytest.raises(KeyError):
-        factorial.stacked({frozenset(): np.zeros(3)}, ["a"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from slime_ray.data import sources
 from slime_ray.data.forms import PROMPT_COLUMN_DIFFERS, BadRow, pair_from_row
-from slime_ray.data.preferences import load_preferences, read_preferences
+from slime_ray.data.preferences import read_preferences
 from slime_ray.errors import InputError
 
 REAL_DATA = Path(__file__).parents[3] / "shared/data/preferences_en.jsonl"
@@ -163,7 +163,7 @@ def test_a_prompt_column_that_is_no_turn_of_the_conversation_is_noted(tmp_path):
 
 def test_several_assistant_messages_after_the_last_common_user_turn_are_kept(tmp_path):
     row = {"prompt": "u", "chosen": [assistant("a"), assistant("c")], "rejected": [assistant("b")]}
-    assert load_preferences(write_lines(tmp_path / "data.jsonl", [row]))[0]["chosen"] == [
+    assert read_preferences(write_lines(tmp_path / "data.jsonl", [row])).dataset[0]["chosen"] == [
         assistant("a"),
         assistant("c"),
     ]
@@ -223,8 +223,8 @@ def folder_of_jsonl(folder):
 def test_every_kind_of_source_gives_the_same_pairs(tmp_path, make):
     source = make(tmp_path)
     expected = [as_pair(number) for number in range(3)]
-    assert load_preferences(source).to_list() == expected
-    assert load_preferences(str(source), limit=2).to_list() == expected[:2]
+    assert read_preferences(source).dataset.to_list() == expected
+    assert read_preferences(str(source), limit=2).dataset.to_list() == expected[:2]
 
 
 def ultrafeedback_folder(folder):
@@ -319,7 +319,7 @@ def test_each_bad_row_is_skipped_with_its_reason_and_line(tmp_path, reason):
 def test_strict_loading_refuses_bad_rows_and_lists_every_reason(tmp_path):
     source = write_lines(tmp_path / "data.jsonl", [plain(0), *BAD_LINES.values()])
     with pytest.raises(InputError) as caught:
-        load_preferences(source, strict=True)
+        read_preferences(source, strict=True)
     message = str(caught.value)
     assert f"{len(BAD_LINES)} of {len(BAD_LINES) + 1} rows cannot be used" in message
     for line, reason in enumerate(BAD_LINES, start=2):
@@ -352,7 +352,7 @@ def test_skipping_is_said_in_one_warning(tmp_path, caplog):
     rows = [plain(0), b"{", {"prompt": "u", "chosen": "a", "rejected": "a"}]
     source = write_lines(tmp_path / "data.jsonl", rows)
     with caplog.at_level(logging.INFO):
-        load_preferences(source)
+        read_preferences(source)
     assert [record.getMessage() for record in caplog.records] == [
         f"{source}: skipped 2 of 3 rows: 1 not JSON (line 2); 1 chosen equals rejected (line 3)"
     ]
@@ -405,21 +405,21 @@ def test_limit_counts_usable_pairs(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     for source in (tmp_path / "none.jsonl", str(tmp_path / "none"), "./none", "none.jsonl"):
         with pytest.raises(InputError, match=r"none.*no such file or folder"):
-            load_preferences(source)
+            read_preferences(source)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_an_input_error(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HuggingFaceH4/ultrafeedback_binarized: no such file or folder here"):
-        load_preferences("HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")
+        read_preferences("HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")
 
 
 def test_an_unknown_split_says_which_there_are(tmp_path):
     ultrafeedback_folder(tmp_path)
     with pytest.raises(InputError, match=r"no split 'train'\. It has test_prefs, train_prefs"):
-        load_preferences(tmp_path)
+        read_preferences(tmp_path)
     with pytest.raises(InputError, match=r"no split 'test'\. It has train"):
-        load_preferences(jsonl_file(tmp_path), split="test")
+        read_preferences(jsonl_file(tmp_path), split="test")
 
 
 @pytest.mark.parametrize("make", ["jsonl", "parquet"])
@@ -428,7 +428,7 @@ def test_unknown_columns_are_listed_beside_the_known_forms(tmp_path, make):
     source = tmp_path / f"data.{make}"
     rows.to_json(source) if make == "jsonl" else rows.to_parquet(source)
     with pytest.raises(InputError, match=r"the columns are question, response_j, response_k.*known forms are"):
-        load_preferences(source)
+        read_preferences(source)
 
 
 def test_an_empty_source_is_refused(tmp_path):
@@ -437,13 +437,13 @@ def test_an_empty_source_is_refused(tmp_path):
     Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}).to_parquet(tmp_path / "empty.parquet")
     for name in ("empty.jsonl", "empty.json", "empty.parquet"):
         with pytest.raises(InputError, match="there are no rows"):
-            load_preferences(tmp_path / name)
+            read_preferences(tmp_path / name)
 
 
 def test_a_source_without_one_usable_row_is_refused_with_the_reasons(tmp_path):
     source = write_lines(tmp_path / "data.jsonl", [plain(0) | {"chosen": ""}, b"{"])
     with pytest.raises(InputError, match=r"none of its 2 rows can be used: 1 empty completion \(line 1\); 1 not JSON"):
-        load_preferences(source)
+        read_preferences(source)
 
 
 @pytest.mark.parametrize(
@@ -460,28 +460,28 @@ def test_a_source_without_one_usable_row_is_refused_with_the_reasons(tmp_path):
 def test_an_unreadable_file_is_an_input_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        load_preferences(tmp_path / name)
+        read_preferences(tmp_path / name)
 
 
 def test_unreadable_folders_are_input_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no data set can be made out"):
-        load_preferences(tmp_path / "empty")
+        read_preferences(tmp_path / "empty")
     (tmp_path / "half").mkdir()
     (tmp_path / "half/state.json").write_text("{")
     with pytest.raises(InputError, match="save_to_disk wrote, but it cannot be read"):
-        load_preferences(tmp_path / "half")
+        read_preferences(tmp_path / "half")
     source = saved_dataset(tmp_path)
     arrow = next(source.glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(InputError, match="cannot be read"):
-        load_preferences(source)
+        read_preferences(source)
 
 
 @pytest.mark.parametrize("option", [{"subset": "default"}, {"revision": "main"}, {"limit": 0}])
 def test_options_that_make_no_sense_are_refused(tmp_path, option):
     with pytest.raises(InputError, match=next(iter(option))):
-        load_preferences(jsonl_file(tmp_path), **option)
+        read_preferences(jsonl_file(tmp_path), **option)
 
 
 @settings(max_examples=150, deadline=None)
@@ -490,7 +490,7 @@ def test_no_content_of_a_file_gives_anything_but_an_input_error(tmp_path_factory
     source = tmp_path_factory.mktemp("any") / f"data.{suffix}"
     source.write_bytes(content)
     with pytest.raises(InputError):
-        load_preferences(source)
+        read_preferences(source)
 
 
 messages = st.lists(

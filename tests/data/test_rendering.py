@@ -15,19 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from slime_ray.data.preferences import load_preferences
-from slime_ray.data.rendering import (
-    render_pair,
-    render_prompt,
-    resolve_chat_template,
-    stop_token_ids,
-    template_hash,
-    tokenize_pairs,
-    tokenize_prompts,
-    tokenize_sft,
-    tokenized_hash,
-)
+from slime_ray.data.chat_template import resolve_chat_template, stop_token_ids, template_hash
+from slime_ray.data.preferences import read_preferences
+from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.splits import prompt_hash
+from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenize_sft, tokenized_hash
 from slime_ray.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -662,7 +654,7 @@ def test_tokenized_hash_tells_templates_apart(tokenizers):
 @pytest.mark.skipif(not REAL_DATA.is_file(), reason="the sample of real preference data is not here")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_real_preferences_are_tokenized_whole(tokenizers, family):
-    tokenizer, data = tokenizers[family], load_preferences(REAL_DATA)
+    tokenizer, data = tokenizers[family], read_preferences(REAL_DATA).dataset
     tokenized = tokenize_pairs(data, tokenizer, max_tokens=100_000)
     assert tokenized.kept == tuple(range(200))
     end = tokenizer.convert_tokens_to_ids(END[family])

@@ -14,7 +14,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_ray.data.preferences import load_preferences
+from slime_ray.data.preferences import read_preferences
 from slime_ray.data.tasks import PIECE, TASKS, Task, load_task
 from slime_ray.data.tasks.base import BREAK_RATE, SHARES, sentences
 from slime_ray.errors import InputError
@@ -402,7 +402,7 @@ GOLDEN = {
 def test_rows_are_preference_data_that_loads_as_it_is(task: Task, tmp_path: Path) -> None:
     pairs = task.pairs(20, seed=0)
     pairs.to_parquet(tmp_path / "pairs.parquet")
-    loaded = load_preferences(tmp_path / "pairs.parquet", strict=True)
+    loaded = read_preferences(tmp_path / "pairs.parquet", strict=True).dataset
     assert loaded.to_dict() == pairs.to_dict()
     assert loaded.features == pairs.features
     for column, role in {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}.items():

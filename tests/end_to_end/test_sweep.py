@@ -13,6 +13,8 @@ import pytest
 from slime_ray import results
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.search import study_storage
+from slime_ray.settings import fingerprint
+from slime_ray.training.cache import content_of
 from tests.end_to_end.conftest import SMALL, environment
 from tests.processes import left_behind
 
@@ -101,6 +103,8 @@ def test_the_manifest_says_what_was_run(finished):
     assert {"train_data", "held_out", "prompts_selection", "prompts_report", "chat_template", "sft_checkpoint"} <= set(
         manifest["hashes"]
     )
+    (weights,) = (finished[0].parent / ".stages").glob(f"sft-{manifest['hashes']['sft_checkpoint']}/*.safetensors")
+    assert manifest["hashes"]["sft_weights"] == fingerprint([content_of(str(weights))])
     assert manifest["failed_trials"] == []
     assert manifest["data"]["rows"] == "packed"
     assert (finished[0] / "experiment.yaml").read_text().startswith("name: small")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_ray.data.rendering import render_pair, render_prompt, stop_token_ids
+from slime_ray.data.chat_template import stop_token_ids
+from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.tasks import TASKS, Task
 from slime_ray.model.tiny import CONTEXT, SPECIAL_TOKENS, tiny_model, tiny_tokenizer
 

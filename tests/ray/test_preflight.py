@@ -1,16 +1,20 @@
 """What is found wrong before a sweep starts, from what nodes say of themselves; and which nodes there are."""
 
 import dataclasses
+import json
 import platform
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from slime_ray import tracker_settings
+from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment, Resources
 from slime_ray.experiment_file import load_experiment
 from slime_ray.judge_settings import NoJudge
@@ -153,3 +157,19 @@ def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_p
         "Node two: trackers: wandb needs the package wandb, which is not installed. Install slime-ray[wandb], or leave "
         "wandb out of `trackers`."
     ]
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_a_script_is_told_everything_that_was_found(level, monkeypatch, tmp_path, capsys):
+    found = [Finding("fine", "disk", "much is free."), Finding(level, "storage", "it is slow.")]
+    monkeypatch.setattr(preflight, "connected", nullcontext)
+    monkeypatch.setattr(preflight, "examine", lambda experiment, storage: found)
+    with pytest.raises(InputError, match="it is slow") if level == "error" else nullcontext():
+        preflight.doctor(None, storage=Mirror(tmp_path), console=Console(), as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "fine": level == "warning",
+        "findings": [
+            {"level": "fine", "about": "disk", "sentence": "much is free."},
+            {"level": level, "about": "storage", "sentence": "it is slow."},
+        ],
+    }

@@ -74,3 +74,26 @@ def test_what_a_trial_waits_for_is_said_with_what_is_free():
     sentence = waiting_for(Resources(workers=2, gpu_per_worker=1.0), [Node("a", 3, 1), Node("b", 0)])
     assert "2 workers of 1 CPU and 1 GPU" in sentence
     assert "3 CPU and 1 GPU on a" in sentence
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "end"),
+    [
+        ({}, [Node("a", 0)], "free now: 0 CPU on a"),
+        ({}, [], "free now: nothing"),
+        ({}, [Node("a", 1)], "free now: 1 CPU on a, which is enough: Ray has not started it yet"),
+        (
+            {"cpu_per_worker": 2},
+            [Node("a", 1), Node("b", 1)],
+            "1 CPU on a, 1 CPU on b, which is enough in all, but in parts that hold 0 of 1 workers",
+        ),
+        (
+            {"workers": 2, "placement": "STRICT_PACK"},
+            [Node("a", 1), Node("b", 1)],
+            "1 CPU on a, 1 CPU on b, which is enough, but not as placement STRICT_PACK asks",
+        ),
+        ({"workers": 2, "gpu_per_worker": 1.0}, [Node("a", 9, 1)], "free now: 9 CPU and 1 GPU on a"),
+    ],
+)
+def test_what_is_free_never_reads_as_a_contradiction(asked, free, end):
+    assert waiting_for(Resources(**asked), free).endswith(end)

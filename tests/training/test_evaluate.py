@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slime_ray import cli, results
-from slime_ray.data.rendering import stop_token_ids
+from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
 from slime_ray.experiment import arm_trials

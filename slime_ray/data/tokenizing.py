@@ -1,0 +1,321 @@
+"""Data sets as token ids within a run's limits, and what the limits did.
+
+`rendering` makes token ids of a conversation at full length. Here pairs, SFT examples and prompts are cut to
+`data.max_tokens` and its like, what cannot be used is dropped, and every cut and drop is counted.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+from slime_ray.data.chat_template import ChatRenderer, Refusal
+from slime_ray.data.forms import Messages
+from slime_ray.data.preferences import RowTally, SkippedRows
+from slime_ray.data.rendering import RenderedPair, render_pairs
+from slime_ray.data.splits import prompt_hash
+from slime_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+PROMPT_CUT = "prompts cut at their start"
+CHOSEN_CUT = "chosen completions cut at their end"
+REJECTED_CUT = "rejected completions cut at their end"
+SPECIAL_TEXT = "spell out a special token, which is encoded as plain text"
+NO_ROOM = "prompt leaves no room for a completion"
+SAME_TOKENS = "chosen and rejected have the same tokens"
+SAME_ONCE_CUT = "chosen and rejected have the same tokens once cut"
+
+_BATCH = 1000
+_IDS = List(Value("int32"))
+_FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "prompt_hash": Value("string")})
+_ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+@dataclass(frozen=True)
+class TruncationReport:
+    """What length limits and the template did. Rows count from 0; `changed` were kept, `dropped` were not."""
+
+    rows_read: int
+    changed: tuple[SkippedRows, ...]
+    dropped: tuple[SkippedRows, ...]
+
+    def _changed(self, *reasons: str) -> int:
+        return sum(group.count for group in self.changed if group.reason in reasons)
+
+    @property
+    def prompts_truncated(self) -> int:
+        return self._changed(PROMPT_CUT)
+
+    @property
+    def completions_truncated(self) -> int:
+        """Chosen and rejected counted apart, so at most two for a row."""
+        return self._changed(CHOSEN_CUT, REJECTED_CUT)
+
+    @property
+    def rows_with_special_text(self) -> int:
+        return self._changed(SPECIAL_TEXT)
+
+    @property
+    def rows_dropped(self) -> int:
+        return sum(group.count for group in self.dropped)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, for a run's manifest."""
+        return {
+            "rows_read": self.rows_read,
+            "prompts_truncated": self.prompts_truncated,
+            "completions_truncated": self.completions_truncated,
+            "rows_with_special_text": self.rows_with_special_text,
+            "rows_dropped": self.rows_dropped,
+            "changed": [group.as_dict() for group in self.changed],
+            "dropped": [group.as_dict() for group in self.dropped],
+        }
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """`dataset` has the columns prompt_ids, chosen_ids, rejected_ids (int32 lists) and prompt_hash.
+
+    The hash is `splits.prompt_hash` of the prompt at full length. `kept` holds for each row of `dataset` the
+    row it was made from.
+    """
+
+    dataset: Dataset
+    kept: tuple[int, ...]
+    truncation: TruncationReport
+
+
+@dataclass(frozen=True)
+class TokenizedPrompts:
+    """Prompts to generate from; `kept` holds for each the index of the prompt it came from."""
+
+    prompt_ids: tuple[list[int], ...]
+    prompt_hashes: tuple[str, ...]
+    kept: tuple[int, ...]
+    truncation: TruncationReport
+
+
+def tokenize_pairs(
+    dataset: Dataset,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_tokens: int,
+    max_prompt_tokens: int | None = None,
+    row_tokens: int | None = None,
+    strict: bool = False,
+) -> TokenizedPairs:
+    """Token ids of all pairs of `dataset` (columns prompt, chosen, rejected), no longer than allowed.
+
+    A prompt longer than `max_prompt_tokens` keeps its end; a completion that does not fit into `max_tokens`
+    together with its prompt keeps its start, and so loses its end-of-turn token. Where prompt and both completions
+    together are more than `row_tokens`, the longer completion is cut down to the other, and then both alike. A pair is
+    dropped where its prompt leaves no room for a completion, where chosen and rejected come out the same, where a
+    completion is several messages, or where the template refuses the conversation. One warning says how many; the
+    report says which.
+
+    Raises:
+        InputError: the template does not serve, a prompt leaves no room in `row_tokens`, or no pair is left; with
+            `strict`, one was cut or dropped.
+    """
+    limits = _Limits(max_tokens, max_prompt_tokens, row_tokens)
+    return _tokenize(dataset, tokenizer, limits, strict=strict, rejected=True)
+
+
+def tokenize_sft(
+    dataset: Dataset,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_tokens: int,
+    max_prompt_tokens: int | None = None,
+    row_tokens: int | None = None,
+    strict: bool = False,
+) -> TokenizedPairs:
+    """Token ids of SFT examples, cut as in `tokenize_pairs`; rejected_ids are empty.
+
+    The answers are those in the column `chosen` (or, where there is none, `completion`); a rejected one is not looked
+    at. Raises InputError as `tokenize_pairs` does.
+    """
+    if "chosen" not in dataset.column_names:
+        dataset = dataset.rename_column("completion", "chosen")
+    limits = _Limits(max_tokens, max_prompt_tokens, row_tokens)
+    return _tokenize(dataset, tokenizer, limits, strict=strict, rejected=False)
+
+
+def tokenize_prompts(
+    prompts: Sequence[Messages],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_prompt_tokens: int | None = None,
+    strict: bool = False,
+) -> TokenizedPrompts:
+    """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`."""
+    _check_limits(None, max_prompt_tokens)
+    renderer = ChatRenderer(tokenizer)
+    changed, dropped = RowTally(), RowTally()
+    texts = renderer.prompt_texts(prompts)
+    encoded = iter(renderer.encode([text for text in texts if isinstance(text, str)]))
+    ids: list[list[int]] = []
+    kept: list[int] = []
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        if isinstance(text, Refusal):
+            dropped.add(text.reason, f"row {number}")
+            continue
+        if renderer.has_special_text(prompt):
+            changed.add(SPECIAL_TEXT, f"row {number}")
+        full = next(encoded)
+        cut = _end_of(full, max_prompt_tokens)
+        if len(cut) < len(full):
+            changed.add(PROMPT_CUT, f"row {number}")
+        ids.append(cut)
+        kept.append(number)
+    report = TruncationReport(len(prompts), changed.result(), dropped.result())
+    _say(report, "prompts", strict=strict)
+    hashes = tuple(prompt_hash(prompts[number]) for number in kept)
+    return TokenizedPrompts(tuple(ids), hashes, tuple(kept), report)
+
+
+def tokenized_hash(dataset: Dataset) -> str:
+    """16 hexadecimal digits of SHA-256 over the token ids of every pair, in order.
+
+    Two runs with equal hashes saw the same prompts and completions, whatever the template and tokenizer were
+    called.
+    """
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(list(_ID_COLUMNS)).with_format("arrow").iter(batch_size=_BATCH):
+        for name in _ID_COLUMNS:
+            column = batch.column(name).combine_chunks()
+            digest.update(column.value_lengths().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Tokens that a sequence (prompt and one completion), a prompt, and a row (prompt and both) may have."""
+
+    sequence: int
+    prompt: int | None
+    row: int | None
+
+
+def _tokenize(
+    dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", limits: _Limits, *, strict: bool, rejected: bool
+) -> TokenizedPairs:
+    _check_limits(limits.sequence, limits.prompt)
+    renderer = ChatRenderer(tokenizer)
+    changed, dropped = RowTally(), RowTally()
+    kept: list[int] = []
+    given = ("prompt", "chosen", "rejected") if rejected else ("prompt", "chosen")
+    source = dataset.select_columns(list(given)).with_format("arrow")
+    chunks = [Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES)]
+    for first in range(0, len(dataset), _BATCH):
+        rows = source[first : first + _BATCH].to_pylist()
+        columns = [[row[name] for row in rows] for name in given]
+        columns_out: dict[str, list] = {name: [] for name in _FEATURES}
+        for number, (row, pair) in enumerate(zip(rows, render_pairs(renderer, *columns), strict=True), start=first):
+            place = f"row {number}"
+            if any(renderer.has_special_text(row[name]) for name in given):
+                changed.add(SPECIAL_TEXT, place)
+            fitted = pair if isinstance(pair, Refusal) else _fit(pair, limits)
+            if isinstance(fitted, Refusal):
+                dropped.add(fitted.reason, place)
+                continue
+            for reason in fitted.cuts:
+                changed.add(reason, place)
+            kept.append(number)
+            for name in _ID_COLUMNS:
+                columns_out[name].append(np.asarray(getattr(fitted.pair, name), dtype=np.int32))
+            columns_out["prompt_hash"].append(prompt_hash(row["prompt"]))
+        if columns_out["prompt_hash"]:
+            chunks.append(Dataset.from_dict(columns_out, features=_FEATURES))
+    report = TruncationReport(len(dataset), changed.result(), dropped.result())
+    _say(report, "pairs" if rejected else "SFT examples", strict=strict)
+    return TokenizedPairs(concatenate_datasets(chunks), tuple(kept), report)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    pair: RenderedPair
+    cuts: tuple[str, ...]
+
+
+def _fit(pair: RenderedPair, limits: _Limits) -> _Fitted | Refusal:
+    """The pair within its limits, or the reason to drop it."""
+    prompt = _end_of(pair.prompt_ids, limits.prompt)
+    room = limits.sequence - len(prompt)
+    if room < 1:
+        return Refusal(NO_ROOM)
+    if limits.row is not None:
+        room = min(room, _room_in_row(pair, len(prompt), limits.row))
+    chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
+    if chosen == rejected:
+        return Refusal(SAME_TOKENS if pair.chosen_ids == pair.rejected_ids else SAME_ONCE_CUT)
+    lengths = (
+        (PROMPT_CUT, prompt, pair.prompt_ids),
+        (CHOSEN_CUT, chosen, pair.chosen_ids),
+        (REJECTED_CUT, rejected, pair.rejected_ids),
+    )
+    cuts = tuple(reason for reason, cut, full in lengths if len(cut) < len(full))
+    return _Fitted(RenderedPair(prompt, chosen, rejected), cuts)
+
+
+def _room_in_row(pair: RenderedPair, prompt: int, row_tokens: int) -> int:
+    """The most tokens that each completion may keep so that the pair fits into a row."""
+    left = row_tokens - prompt
+    if left < 2:
+        raise InputError(
+            f"data.row_tokens is {row_tokens}, but a prompt has {prompt} tokens, which leaves no room for two "
+            "completions. Raise data.row_tokens, or lower data.max_prompt_tokens."
+        )
+    shorter = min(len(pair.chosen_ids), len(pair.rejected_ids))
+    return left - shorter if 2 * shorter <= left else left // 2
+
+
+def _end_of(ids: list[int], limit: int | None) -> list[int]:
+    return ids if limit is None or len(ids) <= limit else ids[len(ids) - limit :]
+
+
+def _check_limits(max_tokens: int | None, max_prompt_tokens: int | None) -> None:
+    if max_tokens is not None and max_tokens < 2:
+        raise InputError(f"max_tokens is {max_tokens}, but a prompt and a completion need 2. Raise data.max_tokens.")
+    if max_prompt_tokens is not None and max_prompt_tokens < 1:
+        raise InputError(f"max_prompt_tokens is {max_prompt_tokens}. Give 1 or more, or leave it out for no limit.")
+    if max_tokens is not None and max_prompt_tokens is not None and max_prompt_tokens >= max_tokens:
+        raise InputError(
+            f"max_prompt_tokens {max_prompt_tokens} leaves no room for completions within max_tokens {max_tokens}. "
+            "Lower data.max_prompt_tokens or raise data.max_tokens."
+        )
+
+
+def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
+    """Warns in one line about everything that is not as it was given, or refuses."""
+    lost = [*report.dropped, *(group for group in report.changed if group.reason != SPECIAL_TEXT)]
+    summary = "; ".join(map(str, lost))
+    if report.rows_read and report.rows_dropped == report.rows_read:
+        raise InputError(
+            f"None of the {report.rows_read} {what} is left: {summary}. Raise data.max_tokens, or give another chat "
+            "template."
+        )
+    if lost and strict:
+        raise InputError(
+            f"Of {report.rows_read} {what} some do not fit: {summary}. Raise data.max_tokens or "
+            "data.max_prompt_tokens, shorten them, or set data.strict to false."
+        )
+    dropped = "; ".join(map(str, report.dropped))
+    changed = "; ".join(map(str, report.changed))
+    if report.dropped or report.changed:
+        logger.warning(
+            "Of %d %s, dropped: %s. Changed: %s.",
+            report.rows_read,
+            what,
+            dropped or "none",
+            changed or "none",
+        )
