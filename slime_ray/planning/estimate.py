@@ -181,6 +181,7 @@ class _Estimate:
         slots = max(1, self.known.cluster.trials)
         one = self.wanted.workers == 1
         time = speed.around + speed.process + total(taken.values()) + (speed.process if one else NOTHING)
+        time = time + speed.report(searched=self.experiment.search is not None)
         time = time + _schedule(first, slots) + _schedule(last, slots)
         busy = total([*taken.values(), *first, *last])
         held = busy * (self.wanted.workers * self.wanted.gpu_per_worker / HOUR)

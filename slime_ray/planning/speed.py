@@ -38,7 +38,11 @@ class Speed(Protocol):
 
     @property
     def around(self) -> Range:
-        """Start and end of a sweep, its report included, beside its workers' starts."""
+        """Start and end of Ray."""
+        ...
+
+    def report(self, *, searched: bool) -> Range:
+        """The report at the end; of a search it has twice as many figures."""
         ...
 
 
@@ -157,8 +161,11 @@ class MeasuredSpeed:
 
     @property
     def around(self) -> Range:
-        # The report at the end imports about as much as a worker does at its start.
-        return self._about(self.measured.around + self.rates.process)
+        return self._about(self.measured.around)
+
+    def report(self, *, searched: bool) -> Range:
+        # What a worker takes to import everything says how fast this machine is at such work, which a GPU does not do.
+        return self._about(self.rates.process * (2 if searched else 1))
 
 
 class AssumedSpeed:
@@ -238,7 +245,10 @@ class AssumedSpeed:
 
     @property
     def around(self) -> Range:
-        return Range(10.0, 20.0, 60.0)
+        return Range(5.0, 10.0, 40.0)
+
+    def report(self, *, searched: bool) -> Range:
+        return Range(5.0, 10.0, 20.0) * (2 if searched else 1)
 
 
 def _over(amount: float, by: tuple[float, float, float]) -> Range:

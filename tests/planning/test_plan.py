@@ -201,7 +201,7 @@ def test_a_measured_plan_by_hand(load):
         0.01 + 2 * 0.001 + 2 * selection.tokens * 0.0005
     )  # fmt: skip
     assert plan.stages["baseline"].expected == pytest.approx(1.0 + chosen)
-    # Ray's start, the report's imports, the stages' process and the trial's.
+    # Ray's start, the report as long as a process, the stages' process and the trial's.
     stages = sum(taken.expected for taken in plan.stages.values())
     assert plan.time.expected == pytest.approx(20 + 10 + 10 + 10 + stages + trial)
     assert plan.trial_seconds.expected == pytest.approx(trial)
@@ -209,6 +209,15 @@ def test_a_measured_plan_by_hand(load):
         stages + trial - row.tokens.expected * 0.0005 + 20 + material.seconds[1] - material.seconds[0]
     )
     assert plan.peak == GIB
+
+
+def test_the_report_of_a_search_takes_twice_as_long(load):
+    search = "search: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}\n"
+    planner = Planner(load(TINY + "arms: {slime: {}}\n" + search, budget__trials=1))
+    plan = planner.plan(Cluster(trials=2, where="here"), MEASURED)
+    stages, trials = (sum(one.expected for one in ones) for ones in (plan.stages.values(), [plan.trial_seconds]))
+    # Both trials run at once, each in half of the seconds of both.
+    assert plan.time.expected == pytest.approx(20 + 2 * 10 + 10 + 10 + stages + trials / 2, rel=0.05)
 
 
 def test_trials_side_by_side_share_the_time(load):
