@@ -16,6 +16,8 @@ BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000",
 )  # fmt: skip
 GREY = "#6f6f6f"
+WIDTH = 7.2
+"""Inches: the text of a page with two columns (183 mm), legible down to a single column's 5.5."""
 DPI = 180
 """Of the png files."""
 STYLE: dict[str, Any] = {

@@ -8,7 +8,7 @@ import pandas as pd
 from slime_ray.results import Run
 
 from . import search_table, stability, statistics, tables
-from .drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, new_figure, plain, say, style
+from .drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, new_figure, plain, say, style
 from .printing import Table
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
@@ -30,7 +30,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
     judged = is_judged(run)
     column = "win_rate" if judged else "preference_accuracy"
     with style():
-        figure, axes = new_figure(7.2, 4.9)
+        figure, axes = new_figure(WIDTH, 4.9)
         # Collapsed runs crowd near 0: the root spreads them, and 0 stays on the axis, unlike with a logarithm.
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xticks(
@@ -174,7 +174,7 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     rows = max(1, -(-len(shown) // columns))
     with style():
         shape = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True, "squeeze": False}
-        figure, panels = new_figure(7.2, 1.75 * rows + 0.8, **shape)
+        figure, panels = new_figure(WIDTH, 1.75 * rows + 0.8, **shape)
         for panel in panels.flat[len(shown) :]:
             panel.set_axis_off()
         for (label, own), panel in zip(shown.items(), panels.flat, strict=False):
@@ -217,7 +217,7 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
     labels = _labels(run, table)
     shares = {label: stability.taken_by_parts(of_label(run, run.trials, label)) for label in labels}
     with style():
-        figure, axes = new_figure(7.2, 0.3 * max(3, len(labels)) + 1.2)
+        figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
         left = np.zeros(len(labels))
         for name, letter in [*letters, ("failed", "failed")]:
             widths = np.array([shares[label][name] for label in labels])

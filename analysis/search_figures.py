@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget_curve import Spent
-from .drawing import BLUE, GREY, ORANGE, VERMILLION, new_figure, plain, say, style
+from .drawing import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
 from .front import unbeaten
 from .knobs import Knob, Searched, unit_of
 from .printing import Table
@@ -29,7 +29,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
     frame = table.frame
     with style():
         shape = {"ncols": max(1, len(searched.names)), "sharey": True, "squeeze": False}
-        figure, panels = new_figure(7.2, 0.28 * max(3, len(frame)) + 0.9, **shape)
+        figure, panels = new_figure(WIDTH, 0.28 * max(3, len(frame)) + 0.9, **shape)
         if frame.empty:
             say(panels[0, 0], "Too few trials.")
             return figure
@@ -57,7 +57,7 @@ def slices(searched: Searched, columns: Columns) -> "Figure":
     with style():
         rows, wide = max(1, len(searched.names)), max(1, len(columns))
         shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
-        figure, panels = new_figure(min(7.2, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
+        figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
         if not columns or not complete.any():
             say(panels[0, 0], "Too few trials.")
             return figure
@@ -88,7 +88,7 @@ def contours(searched: Searched, columns: Columns) -> "Figure":
     pair = columns[:2]
     with style():
         shape = {"ncols": max(1, len(searched.names)), "sharex": True, "sharey": True, "squeeze": False}
-        figure, panels = new_figure(7.2, 3.2, **shape)
+        figure, panels = new_figure(WIDTH, 3.2, **shape)
         there = searched.complete & ~np.isnan(searched.places[:, pair]).any(axis=1)
         if len(pair) < 2 or there.sum() < 4:
             say(panels[0, 0], "Too few trials have both knobs.")
@@ -137,7 +137,7 @@ def parallel(searched: Searched, columns: Columns) -> "Figure":
     complete, front = searched.complete, _front(searched)
     knobs = [searched.knobs[column] for column in columns]
     with style():
-        figure, axes = new_figure(7.2, 3.4)
+        figure, axes = new_figure(WIDTH, 3.4)
         if not columns or not complete.any():
             say(axes, "Too few trials.")
             return figure
@@ -179,7 +179,7 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
     count = wide + (0 if spent is None else len(searched.names))
     rows = max(1, -(-count // 2))
     with style():
-        figure, panels = new_figure(7.2, 2.4 * rows, nrows=rows, ncols=2, squeeze=False)
+        figure, panels = new_figure(WIDTH, 2.4 * rows, nrows=rows, ncols=2, squeeze=False)
         for panel in panels.flat[max(1, count) :]:
             panel.set_axis_off()
         if spent is None:

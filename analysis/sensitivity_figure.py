@@ -9,7 +9,7 @@ from slime_ray.design import Design, Level
 
 from .ablation_table import REFERENCE
 from .design_cells import METRICS, Cells
-from .drawing import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, new_figure, plain, style
+from .drawing import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, style
 from .printing import Table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
     colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
     with style():
         shape = {"nrows": 2, "ncols": max(1, len(knobs)), "sharex": "col", "sharey": "row", "squeeze": False}
-        figure, panels = new_figure(max(4.2, 2.4 * len(knobs) + 0.8), 4.4, **shape)
+        figure, panels = new_figure(min(WIDTH, max(4.2, 2.4 * len(knobs) + 0.8)), 4.4, **shape)
         for knob, (upper, lower) in zip(knobs, panels.T, strict=False):
             lines = {center: knob_cells(found.design, center, knob) for center in centers}
             values = sorted({value for line in lines.values() for value, _ in line}, key=_rank)
@@ -38,7 +38,8 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
                 rows = [(place[value], measured[label]) for value, label in line]
                 _knob_line(upper, rows, found.rate, 100, colour=colours[center], label=center)
                 _knob_line(lower, rows, "stability", 1, colour=colours[center], label=center)
-            lower.set_xticks(list(place.values()), [plain(str(value)) for value in values])
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(knobs) > 3 else {}
+            lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
             lower.set_xlabel(plain(knob.rpartition(".")[2]))
             for panel in (upper, lower):
                 panel.grid(color="#e4e4e4", linewidth=0.6)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from slime_ray.analysis import search_figures, sections
-from slime_ray.analysis.drawing import render, style
+from slime_ray.analysis.drawing import WIDTH, render, style
 from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
@@ -61,6 +61,7 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
     for figure in figures.values():
         with style():
             figure.draw_without_rendering()
+        assert figure.get_figwidth() <= WIDTH
     for table in tables.values():
         assert table.markdown()
         assert table.latex()

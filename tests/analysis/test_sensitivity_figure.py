@@ -32,6 +32,14 @@ def lines(axes):
     return [line for line in axes.lines if not str(line.get_label()).startswith("_")]
 
 
+def test_any_number_of_knobs_fits_on_a_page_with_the_values_turned():
+    paths = [f"objective.{name}" for name in ("anchor_weight", "stabilizer_strength", "hard_margin", "soft_margin")]
+    design = knobs("sensitivity", dict.fromkeys(paths, 0.1), *({path: 1.0} for path in paths))
+    figure, _ = drawn(design, {one.label: 0.5 for one in design.cells})
+    assert figure.get_figwidth() == drawing.WIDTH
+    assert {text.get_rotation() for axes in figure.axes[4:] for text in axes.get_xticklabels()} == {45}
+
+
 def test_each_knob_has_a_column_with_its_values_in_order_and_the_center_in_all(two_knobs):
     figure, table = two_knobs
     upper, lower = figure.axes[:2], figure.axes[2:]
