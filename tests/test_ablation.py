@@ -184,6 +184,10 @@ def test_a_method_or_center_may_be_a_presets_objective(tmp_path):
     assert theirs.objective.anchor_weight == 0.8
     assert (theirs.objective.hard_margin, theirs.training.learning_rate) == (2.0, 3e-4)
     assert design.reference("base").label == "theirs"
+    # Knobs that stand below `objective` are laid on the preset's as well.
+    nested = "{mine: {}, theirs: {preset: released-config, objective: {hard_margin: 2.0}}}"
+    experiment, _ = expand(tmp_path, f"{{design: baselines, methods: {nested}, against: theirs}}")
+    assert experiment.settings_with(sets(experiment)["theirs"]).objective == theirs.objective
     centers = "{paper: {preset: paper}, config: {preset: released-config}}"
     experiment, _ = expand(tmp_path, f"{{design: exponent, exponents: [1.0], centers: {centers}}}")
     config = experiment.settings_with(sets(experiment)["config-p-1.0"]).objective
@@ -285,6 +289,7 @@ def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
     assert key(remove=["stabilizer"]) == key(remove=["stabilizer"], stabilizer_exponent=1.0, stabilizer_strength=9.0)
     assert key(remove=["soft_margin"]) == key(remove=["soft_margin"], gate_sharpness=1.0)
     assert key(remove=["soft_margin", "hard_margin"]) == key(margin_weight=0.0, hard_margin=3.0)
+    assert key(margin_weight=0.0) == key(margin_weight=0.0, remove=["hard_margin_clip"])
     parts = [[], ["anchor"], ["hard_margin"], ["hard_margin_clip"], ["soft_margin", "hard_margin_clip"]]
     assert len({key(remove=part) for part in parts}) == len(parts)
     assert key(remove=["hard_margin_clip"], hard_margin=1.0) != key(remove=["hard_margin_clip"])

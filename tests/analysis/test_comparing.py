@@ -58,6 +58,19 @@ def test_runs_that_differ_by_a_prompt_agree_without_being_identical(tmp_path):
     assert found.table.frame["same_answers"].tolist() == [0.0]
 
 
+def test_answers_are_compared_between_the_same_seeds(tmp_path):
+    for name in ("one", "other"):
+        for seed in (0, 1):
+            # The second seed of the other run answers otherwise.
+            said = str(seed) if name == "one" else "0"
+            add_trial(
+                tmp_path / name, f"arm-a-s{seed}", label="a", seed=seed, won=[1.0] * 4, answer=lambda _, it=said: it
+            )
+        finish(tmp_path / name)
+    found = verify(results.load(tmp_path / "one"), results.load(tmp_path / "other"))
+    assert found.table.frame["same_answers"].tolist() == [0.5]
+
+
 def test_stabilities_far_apart_do_not_agree(tmp_path):
     one = run_of(tmp_path / "one", {"a": 0.5}, stability=0.9)
     other = run_of(tmp_path / "other", {"a": 0.5}, stability=0.1)

@@ -1,6 +1,9 @@
 """The front and its knee: values by hand, and what resampled prompts do to them."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +72,27 @@ def test_the_table_names_the_knee_and_how_sure_it_is():
     assert (frame["on_front"] | (frame["knee_share"] >= front.SHOWN)).all()
     assert any(note.startswith("Over the resamples the knee lies at win rate") for note in table.notes)
     assert "knee %" in table.text()
+
+
+def test_a_trial_off_the_front_is_shown_where_it_is_the_knee_in_one_of_twenty_resamples():
+    run = points_run([(1.0, 0.0), (0.0, 1.0), (0.5, 0.8), (0.5, 0.7)])
+    # The last two win every other prompt, and not the same ones: which of them is ahead is as the prompts are drawn.
+    wins = {1: [1] * 8, 2: [0] * 8, 3: [1, 0] * 4, 4: [0, 1] * 4}
+    run = replace(
+        run,
+        answers=pd.DataFrame(
+            [
+                {"trial_id": f"search-000{number}", "prompt_id": f"p{place}", "outcome": float(won)}
+                for number, row in wins.items()
+                for place, won in enumerate(row)
+            ]
+        ),
+    )
+    frame = front.front(Searched.of(run), run.answers).frame.set_index("trial_id")
+    assert frame["on_front"].to_dict() == {
+        "search-0001": True, "search-0003": True, "search-0004": False, "search-0002": True
+    }  # fmt: skip
+    assert front.SHOWN < frame.loc["search-0004", "knee_share"] < 0.5
 
 
 def test_without_answers_the_front_has_no_shares():

@@ -71,6 +71,17 @@ COUNTS = {"gp": 7}
 """GP takes seconds for a trial; the first four are drawn by chance."""
 
 
+def test_what_is_being_tried_is_known_to_tpe_so_that_draws_side_by_side_keep_apart(tmp_path):
+    drawn = []
+    for running in (False, True):
+        search = opened(tmp_path / f"{running}", space("tpe"))
+        list(played(search, 12))
+        if running:
+            search.sampler.begin(99, {"objective.hard_margin": 1.5, "objective.soft_margin": 1.0})
+        drawn.append(search.sampler.draw(50))
+    assert drawn[0] != drawn[1]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_search_is_the_same_twice_and_the_same_where_it_is_gone_on_with(tmp_path, name):
     search, count = space(name), COUNTS.get(name, 14)

@@ -1,6 +1,7 @@
 """The simulated sweep: its clock and its bookkeeping by hand, with the searcher and the rules of a real one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -70,6 +71,11 @@ def test_a_trial_that_is_stopped_costs_its_share_and_has_no_result():
     assert (stopped["status"], stopped["updates"], stopped["win_rate"]) == ("stopped", 50, None)
     assert stopped["reason"] == "early: win_rate 0.1 at update 50 of 100, behind 1 of 1 other trials"
     assert heard[1] == ("search-0002", "stopped")
+
+
+def test_a_trial_ends_with_its_last_update_also_where_it_told_nothing_then():
+    found, _ = play([replace(recorded("early", 0.2), told={0: {"win_rate": 0.2}})])
+    assert [(one.ended, one.row["updates"], one.tokens) for one in found] == [(10.0, 100, 1000)]
 
 
 def test_side_by_side_a_rung_knows_only_who_has_been_there():
