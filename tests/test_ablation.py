@@ -286,7 +286,8 @@ def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
         return trained(Settings.model_validate(with_values(BASE, {"objective": values})))
 
     assert key(anchor_weight=0.0) == key(remove=["anchor"]) == key(remove=["anchor"], anchor_weight=3.0)
-    assert key(remove=["stabilizer"]) == key(remove=["stabilizer"], stabilizer_exponent=1.0, stabilizer_strength=9.0)
+    idle = {"stabilizer_strength": 9.0, "stabilizer_threshold": 3.0, "stabilizer_exponent": 1.0}
+    assert key(remove=["stabilizer"]) == key(remove=["stabilizer"], **idle)
     assert key(remove=["soft_margin"]) == key(remove=["soft_margin"], gate_sharpness=1.0)
     assert key(remove=["soft_margin", "hard_margin"]) == key(margin_weight=0.0, hard_margin=3.0)
     assert key(margin_weight=0.0) == key(margin_weight=0.0, remove=["hard_margin_clip"])
