@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.on_ray import samplers
 from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.on_ray.search import Observation, StudySearch
-from slime_ray.points import Search
+from slime_ray.points import Rules, Search
 from slime_ray.presets import preset_base
 from slime_ray.space import Dimension
 
@@ -87,6 +87,13 @@ COUNTS = {"gp": 7}
 )
 def test_a_dimension_has_its_own_scale_and_steps_for_optuna(way, form):
     assert samplers.distribution(Dimension.model_validate(way)) == form
+
+
+def test_a_sampler_that_learns_knows_which_way_each_goal_is_better():
+    learner = samplers.make_sampler(
+        space("tpe"), Rules(space("tpe"), BASE), ["maximize", "minimize"], trials=16, seed=0
+    )
+    assert [direction.name for direction in learner.study.directions] == ["MAXIMIZE", "MINIMIZE"]
 
 
 def test_gp_learns_by_how_much_a_requirement_holds(tmp_path):

@@ -62,6 +62,11 @@ def test_a_few_broken_answers_are_no_alarm_and_many_are():
         assert alarm(signs, tolerances=3, step=7) == expected
 
 
+def test_answers_that_are_whole_again_are_no_broken_outputs():
+    baseline = answers(*["1 2 3 4"] * 4)
+    assert answer_signs(baseline, baseline, [None] * 4, ["no_stop"] * 4)["broken_outputs"].value == 0
+
+
 def test_answers_that_grow_are_a_length_shift():
     signs = answer_signs(answers("x" * 40, "x" * 40), answers("x" * 10, "x" * 10), [None] * 2, [None] * 2)
     assert signs["length_shift"].value == pytest.approx(1.3863, abs=1e-4)
