@@ -38,7 +38,7 @@ def test_an_alarm_is_the_gravest_part_beyond_its_limit():
     assert alarm({"unlearning": drift, "rejected_collapse": collapse}, tolerances=3, step=120) == "collapse at step 120"
     assert alarm({"unlearning": drift}, tolerances=3, step=5) == "unlearning at step 5"
     assert alarm({"unlearning": Sign(0.29, 0.0, "unlearning")}, tolerances=3, step=5) is None
-    assert alarm({"unlearning": Sign(0.31, 0.01, "unlearning")}, tolerances=3, step=5) is None
+    assert alarm({"unlearning": Sign(0.31, 0.006, "unlearning")}, tolerances=3, step=5) is None
 
 
 def test_signs_say_what_was_seen():
