@@ -15,7 +15,7 @@ from slime_ray.design import COMPONENTS, Kind, Level, Metric
 from slime_ray.errors import InputError, near
 from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
 from slime_ray.points import value_at
-from slime_ray.presets import preset_base
+from slime_ray.presets import merge, preset_base
 from slime_ray.settings import Settings
 from slime_ray.space import Scalar
 from slime_ray.strict import Label, Strict
@@ -305,7 +305,7 @@ def given(values: Values, *keys: str) -> Values:
         raise Unfit(str(error).rstrip("."), *keys, "preset") from None
     if "objective" not in base:
         raise Unfit(f"the preset {name} has no objective", *keys, "preset")
-    return {"objective": base["objective"], **rest}
+    return merge({"objective": base["objective"]}, rest)
 
 
 def slime_objective(center: str, settings: Settings) -> SlimeObjective:

@@ -42,12 +42,24 @@ def test_a_dimension_of_steps_draws_and_contains_just_its_values(quantile, low, 
         assert (values[0], values[-1]) == pytest.approx(dimension.bounds)
         assert dimension.at(quantile) in values
         assert all(dimension.contains(value) and dimension.snap(value) == value for value in values)
-        assert not dimension.contains(values[0] + (values[1] - values[0]) / 2)
+        apart = values[1] - values[0]
+        assert not dimension.contains(values[0] + apart / 2)
+        assert not dimension.contains(values[0] - apart)
+        assert not dimension.contains(values[-1] + apart)
 
 
 def test_steps_are_the_numbers_that_people_write():
     assert list(Dimension.model_validate({"uniform": [0.1, 0.5], "step": 0.1}).values) == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert list(Dimension.model_validate({"integer": [16, 64], "step": 16}).values) == [16, 32, 48, 64]
+
+
+@pytest.mark.parametrize(
+    "way", [{"integer": [3, 6]}, {"uniform": [0.1, 0.4], "step": 0.1}, {"choice": ["a", "b", "c", "d"]}], ids=str
+)
+def test_each_of_a_few_values_is_drawn_as_often_as_the_others(way):
+    dimension = Dimension.model_validate(way)
+    drawn = [dimension.at((k + 0.5) / 400) for k in range(400)]
+    assert [drawn.count(value) for value in dimension.values] == [100] * 4
 
 
 def test_a_logarithmic_integer_is_even_on_its_scale():

@@ -11,21 +11,16 @@ import pytest
 import torch
 
 from slime_ray import cli
-from tests.end_to_end.conftest import environment
+from tests.end_to_end.conftest import SMALLEST, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MINE = """\
+MINE = f"""\
 name: mine
-preset: arithmetic
-base:
-  data: {sft_examples: 400, pairs: 32, held_out_pairs: 24}
-  sft: {updates: 30}
-  training: {updates: 4, pairs_per_update: 8, evaluations: 2}
-  evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 24}}
-arms: {slime: {}}
-search: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}
-budget: {trials: 1}
+{SMALLEST}\
+arms: {{slime: {{}}}}
+search: {{objective.anchor_weight: {{log_uniform: [0.01, 2.0]}}}}
+budget: {{trials: 1}}
 """
 """What stands for a reader's `mine.yaml`."""
 NOT_RUN = {

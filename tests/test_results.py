@@ -73,6 +73,16 @@ def test_a_run_of_an_earlier_version_has_no_pairs_and_is_read(run, kept):
     assert loaded.trials["trial_id"].tolist() == ["a", "b"]
 
 
+def test_a_run_of_an_earlier_version_lacks_columns_and_is_read_without_them(run):
+    results.consolidate(run)
+    later = ["attempts", "lost_seconds", "alarm", "planned_updates"]
+    file = run / "trials.parquet"
+    pd.read_parquet(file).drop(columns=later).to_parquet(file)
+    trials = results.load(run).trials
+    assert trials["trial_id"].tolist() == ["a", "b"]
+    assert trials[later].isna().all(axis=None)
+
+
 def test_a_trial_counts_only_once_its_last_file_is_written(run):
     (run / "trials" / "half").mkdir()
     (run / "trials" / "half" / "answers.parquet").write_bytes(b"PAR1 cut off")

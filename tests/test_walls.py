@@ -1,14 +1,13 @@
-"""Who may import whom. Read from the source, so nothing has to be importable."""
+"""Who may import whom."""
 
-import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.imports import cycles, imports_of, part_of, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -164,67 +163,6 @@ LAZY_IN_CLI = {"on_ray", "planning", "analysis", "benchmarks"}
 FOREIGN = {"slime", "analysis", "benchmarks", "search_spaces"}
 
 
-@dataclass(frozen=True)
-class Import:
-    """One imported module: by which module, where, and whether importing the one imports the other."""
-
-    importer: str
-    target: str
-    place: str
-    at_import_time: bool
-
-
-def sources(root: Path) -> dict[str, Path]:
-    """Modules of the package by name. Some of its folders stand beside slime_ray in a checkout."""
-    found = {}
-    beside = [(folder, "slime_ray.") for folder in ("analysis", "benchmarks", "search_spaces")]
-    for folder, prefix in [("slime_ray", ""), *beside]:
-        for path in sorted((root / folder).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            found[prefix + ".".join(parts).removesuffix(".__init__")] = path
-    return found
-
-
-def imports_of(name: str, path: Path, known: set[str]) -> Iterator[Import]:
-    """Every import in one file, inside functions too. `from a import b` is of a.b where that is a module."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    later = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_type_checking(node)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        for target in _targets(node, package, known):
-            yield Import(name, target, f"{path.name}:{node.lineno}", id(node) not in later)  # type: ignore[attr-defined]
-
-
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
-
-
-def _targets(node: ast.AST, package: str, known: set[str]) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        base = node.module or ""
-        if node.level:
-            anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*anchor, *([base] if base else [])])
-        named = [f"{base}.{alias.name}" for alias in node.names]
-        return [full if full in known or base == "slime_ray" else base for full in named]
-    called = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2]
-    if called in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):  # type: ignore[attr-defined]
-        return [str(node.args[0].value)]  # type: ignore[attr-defined]
-    return []
-
-
-def part_of(module: str) -> str:
-    """`slime_ray.model.lora` -> `model`, and "" for slime_ray itself."""
-    return module.split(".")[1] if module.count(".") else ""
-
-
 def breaches(root: Path) -> list[str]:
     """A sentence for each import that crosses a wall."""
     modules = sources(root)
@@ -250,40 +188,6 @@ def breaches(root: Path) -> list[str]:
         elif importer in NOTHING_BUT and top not in NOTHING_BUT[importer] | sys.stdlib_module_names:
             said.append(f"{where}: {importer} has no such dependency")
     return said + [f"import cycle: {' -> '.join(cycle)}" for cycle in cycles(found)]
-
-
-def cycles(found: list[Import]) -> list[list[str]]:
-    """Import cycles, lazy imports included: between modules, and between the parts of slime_ray."""
-    modules: dict[str, set[str]] = {}
-    parts: dict[str, set[str]] = {}
-    for item in found:
-        if item.target.startswith("slime_ray.") and item.target != item.importer:
-            modules.setdefault(item.importer, set()).add(item.target)
-            one, other = part_of(item.importer), part_of(item.target)
-            if one and one != other:
-                parts.setdefault(one, set()).add(other)
-    return [cycle for graph in (modules, parts) if (cycle := first_cycle(graph))]
-
-
-def first_cycle(graph: dict[str, set[str]]) -> list[str]:
-    """A cycle, its first node again at the end; empty if there is none."""
-    done: set[str] = set()
-
-    def walk(node: str, trail: list[str]) -> list[str]:
-        if node in trail:
-            return [*trail[trail.index(node) :], node]
-        if node in done:
-            return []
-        for following in sorted(graph.get(node, ())):
-            if cycle := walk(following, [*trail, node]):
-                return cycle
-        done.add(node)
-        return []
-
-    for start in sorted(graph):
-        if cycle := walk(start, []):
-            return cycle
-    return []
 
 
 def test_no_import_crosses_a_wall() -> None:
@@ -362,20 +266,18 @@ def test_a_breach_is_noticed(tmp_path: Path, file: str, code: str, complaint: st
 
 LOADED = """
 import importlib, pkgutil, sys
-for absent in {absent!r}:
-    sys.modules[absent] = None
 for name in {names!r}:
     module = importlib.import_module(name)
     for inner in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
         importlib.import_module(inner.name)
-print(sorted(set({heavy!r}) & {{name for name, module in sys.modules.items() if module is not None}}))
+print(sorted(set({heavy!r}) & set(sys.modules)))
 """
 HEAVY = ["torch", "ray", "optuna", "transformers", "datasets", "peft"]
 
 
-def loaded(names: list[str], *, absent: list[str]) -> str:
-    """Which heavy packages a fresh interpreter holds after importing all of `names` without `absent`."""
-    script = LOADED.format(names=names, absent=absent, heavy=HEAVY)
+def loaded(names: list[str]) -> str:
+    """Which heavy packages a fresh interpreter holds after importing all of `names`."""
+    script = LOADED.format(names=names, heavy=HEAVY)
     # From the root, so that it is this checkout's code.
     run = subprocess.run(
         [sys.executable, "-c", script],
@@ -391,49 +293,21 @@ def loaded(names: list[str], *, absent: list[str]) -> str:
 
 
 def test_analysis_and_results_load_neither_torch_nor_ray() -> None:
-    assert loaded(["slime_ray.analysis", "slime_ray.results"], absent=[]) == "[]"
-
-
-def test_analysis_and_results_work_where_torch_and_ray_are_not_installed() -> None:
-    assert loaded(["slime_ray.analysis", "slime_ray.results"], absent=HEAVY) == "[]"
+    assert loaded(["slime_ray.analysis", "slime_ray.results"]) == "[]"
 
 
 def test_files_of_the_field_are_read_and_written_without_torch_and_ray() -> None:
     modules = [
         f"slime_ray.evaluation.field_files{name}" for name in ("", ".scoring", ".export_arena_hard", ".export_mt_bench")
     ]
-    assert loaded(modules, absent=[]) == "[]"
+    assert loaded(modules) == "[]"
 
 
 def test_a_plan_by_the_formula_loads_neither_ray_nor_transformers() -> None:
     # The objectives, whose knobs are part of the settings, are torch's.
-    heavy = [name for name in HEAVY if name != "torch"]
-    names = (
-        "planner",
-        "estimate",
-        "flops",
-        "material",
-        "memory",
-        "plan",
-        "prices",
-        "shapes",
-        "speed",
-        "trials",
-        "work",
-    )
-    script = "import sys\n" + "\n".join(f"import slime_ray.planning.{name}" for name in names)
-    script += f"\nprint(sorted(set({heavy!r}) & set(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert run.stdout.strip() == "[]"
+    names = "planner estimate flops material memory plan prices shapes speed trials work"
+    assert loaded([f"slime_ray.planning.{name}" for name in names.split()]) == "['torch']"
 
 
 def test_the_command_starts_without_loading_torch_or_ray() -> None:
-    assert loaded(["slime_ray.cli"], absent=[]) == "[]"
+    assert loaded(["slime_ray.cli"]) == "[]"

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import ablation_table, factorial_table, paper_tables, tables
+from slime_ray.analysis import ablation_table, effects, factorial_table, paper_tables, tables
 from slime_ray.analysis.design_cells import Cells
 
 from slime_ray.design import COMPONENTS, Design
@@ -78,7 +78,7 @@ def test_the_reference_stands_first_and_each_difference_is_that_of_the_rates(loo
 
 
 def test_what_matters_is_said_to_and_nothing_else(loo):
-    _, _, (table, _, _) = loo
+    run, design, (table, _, _) = loo
     verdicts = table.frame.set_index("variant")["verdict"]
     assert verdicts["without-anchor"] == "matters"
     assert (
@@ -89,6 +89,9 @@ def test_what_matters_is_said_to_and_nothing_else(loo):
     assert row(table, "without-anchor")["p"] == max(
         row(table, "without-anchor")[f"p_{test}"] for test in ("seeds", "prompts", "both")
     )
+    # The smallest p-value is multiplied by four: the reference is compared with nothing.
+    d = Cells.of(run, design).difference(design.cells[1], "win_rate")
+    assert row(table, design.cells[1].label)["p_prompts"] == pytest.approx(4 * effects.effect(d).p_values["prompts"])
     assert "over all 4 comparisons" in " ".join(table.notes)
 
 
@@ -153,7 +156,7 @@ def test_few_seeds_carry_a_warning_and_no_significance(seeds, words):
         assert any(note.startswith("These checkpoints only") and words in note for note in table.notes)
     ablation, effects_table, _ = made
     assert set(ablation.frame["verdict"]) == {"compared with", "these checkpoints only"}
-    assert ablation.frame["p"].isna().all()
+    assert ablation.frame[["p", "d_z"]].isna().all(axis=None)
     assert set(effects_table.frame["verdict"]) == {"these checkpoints only", ""}
     assert row(effects_table, "anchor", "effect_of")["effect_high"] > 0
 

@@ -59,6 +59,12 @@ def test_stopped_and_lost_trials_cost_their_tokens_and_find_nothing():
     assert spent.expected["win_rate"] == pytest.approx([0.3125, 0.375, 0.4375, 0.5])
 
 
+def test_the_expected_best_of_one_scatters_as_a_mean_does():
+    searched = Searched.of(search_run(40))
+    spread = searched.goals[:, 0].std() / np.sqrt(40)
+    assert Spent.of(searched).resampled["win_rate"][:, 0].std() == pytest.approx(spread, rel=0.1)
+
+
 def test_in_random_order_the_same_trials_end_at_the_same_hypervolume():
     spent = Spent.of(Searched.of(search_run(30)))
     assert spent.shuffled.shape == (budget_curve.ORDERS, 30)

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from slime_ray.analysis.comparing import compare, verify
+from slime_ray.analysis import statistics
+from slime_ray.analysis.comparing import _difference, compare, verify
 from slime_ray.analysis.manifests import differences, why_not_comparable
 
 from slime_ray import cli, results
@@ -56,6 +58,47 @@ def test_runs_that_differ_by_a_prompt_agree_without_being_identical(tmp_path):
     assert found.agree
     assert not found.identical
     assert found.table.frame["same_answers"].tolist() == [0.0]
+
+
+def test_the_more_rows_there_are_the_more_one_of_them_may_differ_by_chance(tmp_path):
+    # Five prompts of 24 more are won: no resample of 270 leaves all of them out, (19 / 24)^24. That is less than one of
+    # 40, as 95 % intervals cut off, and more than one of 400, as those of ten rows do.
+    found = []
+    for count in (1, 10):
+        runs = []
+        for won in (6, 11):
+            for row in range(count):
+                of_row = 12 if row else won
+                outcomes = [1.0] * of_row + [0.0] * (24 - of_row)
+                add_trial(tmp_path / f"{won}-{count}", f"row{row}", won=outcomes)
+            runs.append(results.load(finish(tmp_path / f"{won}-{count}")))
+        found.append(verify(*runs))
+    assert [one.agree for one in found] == [False, True]
+    assert "99.5 % intervals" in found[1].table.notes[0]
+
+
+def test_seeds_that_are_not_the_same_are_not_paired():
+    one, other = np.random.default_rng(0).random((2, 5, 30))
+    paired, apart = (
+        _difference(([0, 1, 2, 3, 4], one), (seeds, other), 0.95) for seeds in ([0, 1, 2, 3, 4], [*range(5, 10)])
+    )
+    expected = statistics.two_way_interval(one - other)
+    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
+    means = one.mean(axis=0) - other.mean(axis=0)
+    assert (apart.low, apart.high) == pytest.approx(np.quantile(statistics.resample_means(means), [0.025, 0.975]))
+
+
+def test_answers_are_compared_between_the_same_seeds(tmp_path):
+    for name in ("one", "other"):
+        for seed in (0, 1):
+            # The second seed of the other run answers otherwise.
+            said = str(seed) if name == "one" else "0"
+            add_trial(
+                tmp_path / name, f"arm-a-s{seed}", label="a", seed=seed, won=[1.0] * 4, answer=lambda _, it=said: it
+            )
+        finish(tmp_path / name)
+    found = verify(results.load(tmp_path / "one"), results.load(tmp_path / "other"))
+    assert found.table.frame["same_answers"].tolist() == [0.5]
 
 
 def test_stabilities_far_apart_do_not_agree(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
-from slime_ray.analysis import effects
+from slime_ray.analysis import effects, statistics
 
 
 def grid(mean, *, seeds=8, prompts=200, between_seeds=0.0, between_prompts=0.0, rest=0.2, random=0):
@@ -88,6 +88,7 @@ def test_a_scalar_per_seed_has_the_paired_t_alone_with_its_interval():
 def test_the_same_outcomes_have_no_effect_and_a_certain_one_has_no_doubt():
     none = effects.claims({"same": np.zeros((6, 40))})["same"]
     assert (none.p, none.matters, none.effect.difference.value) == (1.0, False, 0.0)
+    assert none.corrected == dict.fromkeys(effects.TESTS, 1.0)
     certain = effects.claims({"all": np.ones((6, 40))})["all"]
     assert certain.matters
     assert np.isnan(certain.effect.d_z)
@@ -135,8 +136,18 @@ def test_few_seeds_speak_of_these_checkpoints_and_claim_nothing(seeds):
     assert claim.verdict == "these checkpoints only"
     assert np.isnan(claim.p)
     assert not claim.matters
+    # One seed has no spread of which to tell how many would settle it.
+    assert (claim.settling is None) == (seeds == 1)
     width = 2 * 1.96 * d.mean(axis=0).std() / np.sqrt(d.shape[1])
     assert claim.effect.difference.high - claim.effect.difference.low == pytest.approx(width, rel=0.1)
+
+
+def test_from_five_seeds_on_a_method_is_spoken_of():
+    d = grid(0.5, seeds=5, between_seeds=0.01)
+    claim = effects.claims({"a": d})["a"]
+    assert not claim.effect.of_checkpoints
+    assert claim.verdict == "matters"
+    assert claim.effect.difference == effects.interval(d) == statistics.two_way_interval(d)
 
 
 def test_improvement_is_the_share_of_better_outcomes_with_half_the_ties():

@@ -1,12 +1,17 @@
 """The front and its knee: values by hand, and what resampled prompts do to them."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from slime_ray.analysis import front, statistics
 from slime_ray.analysis.knobs import Searched
+
+from slime_ray.results import Run
 
 from .searches import points_run, search_run
 
@@ -20,6 +25,11 @@ def test_the_knee_lies_farthest_beyond_the_line_through_the_ends():
     assert found.on_front.tolist() == [True, True, True, True, False, False]
     assert found.distances[:4] == pytest.approx([0, 0, 0.4 / np.sqrt(2), 0.3 / np.sqrt(2)])
     assert np.isnan(found.distances[4:]).all()
+
+
+def test_of_equally_far_trials_the_one_with_more_of_the_first_goal_is_the_knee():
+    for points in ([[0, 1], [1, 0], [0.5, 0.8], [0.8, 0.5]], [[0, 1], [1, 0], [0.8, 0.5], [0.5, 0.8]]):
+        assert points[front.knee(np.array(points)).trial] == [0.8, 0.5]
 
 
 def test_a_front_that_bends_inwards_or_has_no_middle_has_no_knee():
@@ -69,6 +79,33 @@ def test_the_table_names_the_knee_and_how_sure_it_is():
     assert (frame["on_front"] | (frame["knee_share"] >= front.SHOWN)).all()
     assert any(note.startswith("Over the resamples the knee lies at win rate") for note in table.notes)
     assert "knee %" in table.text()
+
+
+def with_answers(run: Run, won: list[list[int]]) -> Run:
+    """The search with these outcomes of its trials, prompt by prompt."""
+    rows = [
+        {"trial_id": f"search-{number:04}", "prompt_id": f"p{place}", "outcome": float(outcome)}
+        for number, outcomes in enumerate(won, start=1)
+        for place, outcome in enumerate(outcomes)
+    ]
+    return replace(run, answers=pd.DataFrame(rows))
+
+
+def test_a_win_rate_to_be_minimized_is_resampled_as_one():
+    run = with_answers(points_run([(0.0, 0.0), (1.0, 1.0)]), [[0] * 8, [1] * 8])
+    run.manifest["goals"] = {"win_rate": "minimize", "stability": "maximize"}
+    assert front.front(Searched.of(run), run.answers).frame["front_share"].tolist() == [1, 1]
+
+
+def test_a_trial_off_the_front_is_shown_where_it_is_the_knee_in_one_of_twenty_resamples():
+    run = points_run([(1.0, 0.0), (0.0, 1.0), (0.5, 0.8), (0.5, 0.7)])
+    # The last two win every other prompt, and not the same ones: which of them is ahead is as the prompts are drawn.
+    run = with_answers(run, [[1] * 8, [0] * 8, [1, 0] * 4, [0, 1] * 4])
+    frame = front.front(Searched.of(run), run.answers).frame.set_index("trial_id")
+    assert frame["on_front"].to_dict() == {
+        "search-0001": True, "search-0003": True, "search-0004": False, "search-0002": True
+    }  # fmt: skip
+    assert front.SHOWN < frame.loc["search-0004", "knee_share"] < 0.5
 
 
 def test_without_answers_the_front_has_no_shares():

@@ -62,6 +62,9 @@ def test_every_invalid_verdict_widens_what_may_be():
     found = votes(("A>B", None), (None, None), ("A>B", "B>A"))
     assert found.invalid == 3
     assert found.bounds() == pytest.approx((0.5, 1.0))
+    # A prompt counts once, however often it was answered: (1 + (0 + 0) / 2) / 2, and not a third.
+    found = votes(("A>B", "B>A"), (None, None), (None, None), prompts=["p", "q", "q"])
+    assert found.bounds() == pytest.approx((0.5, 1.0))
 
 
 def judged(tmp_path, **columns):

@@ -30,6 +30,12 @@ def test_where_seeds_alone_differ_they_are_the_scalars():
     assert found == settling.Settling(34)
 
 
+def test_where_only_the_rest_differs_more_seeds_average_over_it():
+    # Of 100 prompts with a deviation of 1 each, a seed's mean has one of 0.1: the same d_z of 0.5.
+    found = settling.of_two_way(two_way(0.05, of_seeds=0.0, of_prompts=0.0, rest=1.0, prompts=100), 0.05)
+    assert found == settling.Settling(34)
+
+
 def test_a_smaller_level_and_a_smaller_difference_need_more():
     needed = [
         settling.of_two_way(two_way(mean, of_seeds=0.03, of_prompts=0.1, rest=0.4), level).seeds

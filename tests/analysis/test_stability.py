@@ -74,6 +74,31 @@ def test_spikes_in_a_row_tell_less_than_spikes_apart():
     assert width(range(100, 106)) > 1.3 * width(range(25, 145, 20))
 
 
+def test_shorter_answers_are_a_shift_as_longer_ones_are():
+    run, found = drifted()
+    swapped = {"answer_tokens": "baseline_tokens", "baseline_tokens": "answer_tokens"}
+    shorter = stability.intervals(replace(run, answers=run.answers.rename(columns=swapped)), run.trials)
+    assert shorter["length_shift"].low == pytest.approx(found["length_shift"].low)
+    assert shorter["length_shift"].high == pytest.approx(found["length_shift"].high)
+
+
+def test_pairs_prompts_and_steps_of_every_trial_are_drawn_apart():
+    run = Trained(pairs=150, prompts=150, updates=150).draw(np.random.default_rng(0))
+    # The same in every pair and answer: resampled alike, they would rise and fall together.
+    hit = np.arange(150) < 15
+    pairs = run.pairs.assign(chosen_logp=np.where(hit, run.pairs["chosen_logp0"] - 1.0, run.pairs["chosen_logp0"]))
+    answers = run.answers.assign(prompt_id=np.arange(150), broken=hit, baseline_broken=False)
+    [of_pairs], [of_prompts] = (
+        stability._of_pairs(pairs, 2000).values(),
+        stability._of_prompts(answers, 2000).values(),
+    )
+    losses = np.where(np.arange(150) % 15 == 14, 9.0, 1 + 0.01 * (-1.0) ** np.arange(150))
+    curves = run.curves.assign(value=np.concatenate([losses, np.ones(150)]))
+    spikes = [stability._spikes(curves, place, 2000) for place in (0, 1)]
+    drawn = [of_pairs["unlearning"], of_prompts["broken_outputs"], *spikes]
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
+
+
 @pytest.fixture(scope="module")
 def main(judged_run):
     return tables.win_rate_stability(results.load(judged_run))
@@ -125,6 +150,11 @@ def test_the_shares_of_the_damage_add_up(tmp_path):
     assert frame.loc["a", ["unlearning_share", "entropy_shift_share"]].tolist() == pytest.approx([0.2, 0.8])
     assert frame.loc["a", [f"{name}_share" for name in PARTS]].sum() == pytest.approx(1)
     assert frame.loc["b", [f"{name}_share" for name in PARTS]].isna().all()
+    taken = stability.taken_by_parts(run.trials[run.trials["label"] == "a"])
+    assert [taken[name] for name in ("stability", *parts)] == pytest.approx([1 / 6, 1 / 6, 4 / 6])
+    # A seed that failed lost all.
+    taken = stability.taken_by_parts(run.trials)
+    assert [taken[name] for name in ("failed", "stability", *parts)] == pytest.approx([1 / 2, 1 / 12, 1 / 12, 4 / 12])
 
 
 def test_the_table_of_parts_fits_a_terminal_and_says_its_tolerances(judged_run, main):

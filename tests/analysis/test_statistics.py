@@ -9,11 +9,11 @@ from slime_ray.analysis import statistics
 
 
 def test_a_win_rate_is_the_mean_over_prompts_of_their_mean_votes():
-    # Prompt means 1, 0.75 and 0; the fourth prompt has no verdict at all and is left out.
-    outcomes = np.array([[1.0, 1.0, 0.0, np.nan], [1.0, 0.5, np.nan, np.nan]])
+    # Prompt means 1, 0.75, 0 and 0.5 by one seed alone; the last prompt has no verdict at all and is left out.
+    outcomes = np.array([[1.0, 1.0, 0.0, 0.5, np.nan], [1.0, 0.5, 0.0, np.nan, np.nan]])
     estimate = statistics.win_rate_interval(outcomes)
     assert estimate is not None
-    assert estimate.value == pytest.approx(1.75 / 3)
+    assert estimate.value == pytest.approx(2.25 / 4)
     assert estimate.low <= estimate.value <= estimate.high
     assert statistics.win_rate_interval(np.full((2, 3), np.nan)) is None
 
@@ -59,6 +59,23 @@ def test_a_difference_between_seeds_counts_from_five_seeds_on():
     assert (wild.low, wild.high) == pytest.approx((calm.low, calm.high))
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_a_paired_difference_is_over_seeds_and_prompts_where_five_seeds_are_common(confidence):
+    policy, other = np.random.default_rng(6).random((2, 5, 20))
+    # A prompt that one seed has no verdict for is left out for all.
+    policy[1, 3] = np.nan
+    whole = np.delete(policy - other, 3, axis=1)
+    expected = [statistics.two_way_interval(whole, confidence=confidence)]
+    found = [statistics.paired_difference(policy, other, confidence=confidence)]
+    # Fewer seeds, or others: the means over seeds, whose prompts alone are drawn.
+    for one, two in ((policy[:4], other[:4]), (policy, other[:1])):
+        means = np.nanmean(one, axis=0) - two.mean(axis=0)
+        expected.append(statistics.interval(means.mean(), statistics.resample_means(means), confidence=confidence))
+        found.append(statistics.paired_difference(one, two, confidence=confidence))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
 def test_the_two_way_interval_is_that_of_the_analysis_of_variance():
     # Two seeds 1.5 away from the mean on either side, nothing else: variance of the mean (2 * 1.5^2 / 1) / 2 = 2.25, one
     # degree of freedom, for which every table of Student's t has 12.706 at 0.975.
@@ -71,6 +88,16 @@ def test_the_two_way_interval_is_that_of_the_analysis_of_variance():
     # prompts would seem to vary by it alone.
     left_over = statistics.two_way_interval(np.array([[1.0, 0.0], [0.0, 1.0]]))
     assert left_over.high - left_over.value == pytest.approx(12.706 * 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    # v = 4 + 9 - 1, and 4 alone where prompts vary by less than the rest; degrees v^2 / (4^2 + b^4 + 1^2).
+    ("b", "variance", "freedom"), [(3.0, 12.0, 144 / 98), (0.5, 4.0, 16 / 17.0625)]
+)  # fmt: skip
+def test_the_error_of_a_mean_takes_seeds_and_prompts_together_and_the_rest_once(b, variance, freedom):
+    # Seeds are off by +-2, prompts by +-b, the rest by +-1: mean squares over size are 4, b^2 and 1.
+    values = np.array([[2 + b + 1, 2 - b - 1], [-2 + b - 1, -2 - b + 1]])
+    assert statistics.TwoWay.of(values).error() == pytest.approx((variance**0.5, freedom))
 
 
 def test_arena_hard_counts_strong_verdicts_three_times():

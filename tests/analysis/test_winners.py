@@ -49,6 +49,7 @@ def test_the_search_s_and_the_confirmed_values_stand_side_by_side(run):
     # A seed that failed is a stability of 0.
     assert frame["stability_searched"].tolist() == pytest.approx([0.8, 0.8])
     assert frame["stability_confirmed"].tolist() == pytest.approx([0.6, 0.4])
+    assert frame["stability_change"].tolist() == pytest.approx([-0.2, -0.4])
     assert frame["seeds_finished"].tolist() == [2, 2]
     assert table.remarks == ("", "failed 1 of 3")
     assert "the best of 2 completed trials" in table.caption

@@ -4,75 +4,17 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
-import datasets
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_ray.data import sources
 from slime_ray.data.forms import PROMPT_COLUMN_DIFFERS, BadRow, pair_from_row
 from slime_ray.data.preferences import read_preferences
 from slime_ray.errors import InputError
 
-REAL_DATA = Path(__file__).parents[3] / "shared/data/preferences_en.jsonl"
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def plain(number):
-    return {"prompt": f"question {number}", "chosen": f"good {number}", "rejected": f"bad {number}"}
-
-
-def as_pair(number):
-    return {
-        "prompt": [user(f"question {number}")],
-        "chosen": [assistant(f"good {number}")],
-        "rejected": [assistant(f"bad {number}")],
-    }
-
-
-def ultrafeedback(number, score=8.0):
-    """A row as it stands in HuggingFaceH4/ultrafeedback_binarized."""
-    prompt = f"question {number}"
-    chosen = [
-        {"content": prompt, "role": "user"},
-        {"content": f"good {number}", "role": "assistant"},
-    ]
-    return {
-        "prompt": prompt,
-        "prompt_id": f"{number:064x}",
-        "chosen": chosen,
-        "rejected": [
-            {"content": prompt, "role": "user"},
-            {"content": f"bad {number}", "role": "assistant"},
-        ],
-        "messages": chosen,
-        "score_chosen": score,
-        "score_rejected": 4.0,
-    }
-
-
-def write_lines(path, rows):
-    path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows) + b"\n")
-    return path
-
-
-def skipped(report):
-    return {group.reason: group.rows for group in report.skipped}
-
+from .rows import as_pair, assistant, plain, skipped, system, ultrafeedback, user, write_lines
 
 # Forms
 
@@ -167,98 +109,6 @@ def test_several_assistant_messages_after_the_last_common_user_turn_are_kept(tmp
         assistant("a"),
         assistant("c"),
     ]
-
-
-# Sources
-
-
-def jsonl_file(folder):
-    return write_lines(folder / "pairs.jsonl", [plain(number) for number in range(3)])
-
-
-def json_array(folder):
-    (folder / "pairs.json").write_text(json.dumps([plain(number) for number in range(3)], indent=1))
-    return folder / "pairs.json"
-
-
-def json_lines_named_json(folder):
-    return write_lines(folder / "pairs.json", [plain(number) for number in range(3)])
-
-
-def jsonl_of_windows(folder):
-    lines = "\r\n".join(json.dumps(plain(number)) for number in range(3))
-    (folder / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n\r\n")
-    return folder / "pairs.jsonl"
-
-
-def parquet_file(folder):
-    Dataset.from_list([ultrafeedback(number) for number in range(3)]).to_parquet(folder / "pairs.parquet")
-    return folder / "pairs.parquet"
-
-
-def saved_dataset(folder):
-    Dataset.from_list([ultrafeedback(number) for number in range(3)]).save_to_disk(folder / "saved")
-    return folder / "saved"
-
-
-def saved_splits(folder):
-    rows = Dataset.from_list([as_pair(number) for number in range(3)])
-    DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(folder / "saved")
-    return folder / "saved"
-
-
-def folder_of_jsonl(folder):
-    write_lines(folder / "a.jsonl", [plain(0)])
-    write_lines(folder / "b.jsonl", [plain(1), plain(2)])
-    return folder
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        jsonl_file, json_array, json_lines_named_json, jsonl_of_windows, parquet_file, saved_dataset, saved_splits,
-        folder_of_jsonl,
-    ],
-)  # fmt: skip
-def test_every_kind_of_source_gives_the_same_pairs(tmp_path, make):
-    source = make(tmp_path)
-    expected = [as_pair(number) for number in range(3)]
-    assert read_preferences(source).dataset.to_list() == expected
-    assert read_preferences(str(source), limit=2).dataset.to_list() == expected[:2]
-
-
-def ultrafeedback_folder(folder):
-    """Two splits of the data set's own layout on the Hub."""
-    (folder / "data").mkdir()
-    for split, first in (("train_prefs", 0), ("test_prefs", 10)):
-        rows = Dataset.from_list([ultrafeedback(number) for number in range(first, first + 2)])
-        rows.to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
-    return folder
-
-
-def test_a_downloaded_ultrafeedback_folder_is_read_by_split(tmp_path):
-    loaded = read_preferences(ultrafeedback_folder(tmp_path), split="test_prefs")
-    assert loaded.dataset.to_list() == [as_pair(10), as_pair(11)]
-    assert loaded.report.columns_ignored == (
-        "messages", "prompt_id", "score_chosen", "score_rejected",
-    )  # fmt: skip
-
-
-def test_a_data_set_from_the_hub_is_read_by_split(tmp_path, monkeypatch):
-    # `load_dataset` reads a folder as it reads a repository, so this is the Hub's path without the network.
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "repository").mkdir()
-    folder = str(ultrafeedback_folder(tmp_path / "repository"))
-    found = sources._from_hub(folder, split="train_prefs", subset=None, revision=None)
-    assert [row for _, row in sources._arrow_rows(found, folder)][1]["prompt"] == "question 1"
-    with pytest.raises(InputError, match=r"no split 'train'\. It has .*train_prefs"):
-        sources._from_hub(folder, split="train", subset=None, revision=None)
-
-
-def test_rows_of_a_folder_are_named_by_file_and_line(tmp_path):
-    write_lines(tmp_path / "a.jsonl", [plain(0)])
-    write_lines(tmp_path / "b.jsonl", [plain(1), b"{"])
-    assert skipped(read_preferences(tmp_path).report) == {"not JSON": ("b.jsonl line 2",)}
 
 
 # Bad rows
@@ -399,100 +249,6 @@ def test_limit_counts_usable_pairs(tmp_path):
     assert loaded.report.rows_read == 3
 
 
-# What cannot be read at all
-
-
-def test_a_missing_file_is_named(tmp_path):
-    for source in (tmp_path / "none.jsonl", str(tmp_path / "none"), "./none", "none.jsonl"):
-        with pytest.raises(InputError, match=r"none.*no such file or folder"):
-            read_preferences(source)
-
-
-def test_a_hub_id_that_cannot_be_reached_is_an_input_error(monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="HuggingFaceH4/ultrafeedback_binarized: no such file or folder here"):
-        read_preferences("HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")
-
-
-def test_an_unknown_split_says_which_there_are(tmp_path):
-    ultrafeedback_folder(tmp_path)
-    with pytest.raises(InputError, match=r"no split 'train'\. It has test_prefs, train_prefs"):
-        read_preferences(tmp_path)
-    with pytest.raises(InputError, match=r"no split 'test'\. It has train"):
-        read_preferences(jsonl_file(tmp_path), split="test")
-
-
-@pytest.mark.parametrize("make", ["jsonl", "parquet"])
-def test_unknown_columns_are_listed_beside_the_known_forms(tmp_path, make):
-    rows = Dataset.from_list([{"question": "u", "response_j": "a", "response_k": "b"}])
-    source = tmp_path / f"data.{make}"
-    rows.to_json(source) if make == "jsonl" else rows.to_parquet(source)
-    with pytest.raises(InputError, match=r"the columns are question, response_j, response_k.*known forms are"):
-        read_preferences(source)
-
-
-def test_an_empty_source_is_refused(tmp_path):
-    (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "empty.json").write_text("[]")
-    Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}).to_parquet(tmp_path / "empty.parquet")
-    for name in ("empty.jsonl", "empty.json", "empty.parquet"):
-        with pytest.raises(InputError, match="there are no rows"):
-            read_preferences(tmp_path / name)
-
-
-def test_a_source_without_one_usable_row_is_refused_with_the_reasons(tmp_path):
-    source = write_lines(tmp_path / "data.jsonl", [plain(0) | {"chosen": ""}, b"{"])
-    with pytest.raises(InputError, match=r"none of its 2 rows can be used: 1 empty completion \(line 1\); 1 not JSON"):
-        read_preferences(source)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("data.json", b"[{]", r"data.json:1: not JSON: .* at column 3"),
-        ("data.json", b'["\xff"]', "not UTF-8 at byte 2"),
-        ("data.json", b"[" * 100_000, "not JSON that can be read"),
-        ("data.jsonl", b"[" * 100_000, "none of its 1 rows"),
-        ("data.parquet", b"not parquet at all", "cannot be read as parquet"),
-        ("data.csv", b"prompt,chosen,rejected\n", "files of this kind are not read"),
-    ],
-)
-def test_an_unreadable_file_is_an_input_error(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_preferences(tmp_path / name)
-
-
-def test_unreadable_folders_are_input_errors(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no data set can be made out"):
-        read_preferences(tmp_path / "empty")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half/state.json").write_text("{")
-    with pytest.raises(InputError, match="save_to_disk wrote, but it cannot be read"):
-        read_preferences(tmp_path / "half")
-    source = saved_dataset(tmp_path)
-    arrow = next(source.glob("*.arrow"))
-    arrow.write_bytes(arrow.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot be read"):
-        read_preferences(source)
-
-
-@pytest.mark.parametrize("option", [{"subset": "default"}, {"revision": "main"}, {"limit": 0}])
-def test_options_that_make_no_sense_are_refused(tmp_path, option):
-    with pytest.raises(InputError, match=next(iter(option))):
-        read_preferences(jsonl_file(tmp_path), **option)
-
-
-@settings(max_examples=150, deadline=None)
-@given(content=st.binary(max_size=60), suffix=st.sampled_from(["json", "jsonl", "parquet"]))
-def test_no_content_of_a_file_gives_anything_but_an_input_error(tmp_path_factory, content, suffix):
-    source = tmp_path_factory.mktemp("any") / f"data.{suffix}"
-    source.write_bytes(content)
-    with pytest.raises(InputError):
-        read_preferences(source)
-
-
 messages = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.sampled_from(["a", "b", ""])}
@@ -523,11 +279,3 @@ def test_any_row_is_either_a_sound_pair_or_has_a_reason(row):
 def test_reading_preferences_needs_no_torch():
     code = "import slime_ray.data.splits, slime_ray.data.preferences, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not REAL_DATA.is_file(), reason="the sample of real preference data is not here")
-def test_real_preferences_load_without_a_skipped_row():
-    loaded = read_preferences(REAL_DATA, strict=True)
-    with REAL_DATA.open() as file:
-        assert loaded.dataset.to_list() == [json.loads(line) for line in file]
-    assert len(loaded.dataset) == 200

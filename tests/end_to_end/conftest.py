@@ -8,25 +8,28 @@ from pathlib import Path
 
 import pytest
 
-SMALL = """\
-name: small
+SMALLEST = """\
 preset: arithmetic
 base:
   data: {sft_examples: 400, pairs: 32, held_out_pairs: 24}
   sft: {updates: 30}
   training: {updates: 4, pairs_per_update: 8, evaluations: 2}
   evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 24}}
+"""
+SMALL = f"""\
+name: small
+{SMALLEST}\
 arms:
-  sft: {training.updates: 0}
-  slime: {}
-  dpo: {objective: {name: dpo}}
+  sft: {{training.updates: 0}}
+  slime: {{}}
+  dpo: {{objective: {{name: dpo}}}}
 seeds: [0, 1]
 search:
-  objective.anchor_weight: {log_uniform: [0.01, 2.0]}
-  objective.hard_margin: {uniform: [0.5, 3.0]}
+  objective.anchor_weight: {{log_uniform: [0.01, 2.0]}}
+  objective.hard_margin: {{uniform: [0.5, 3.0]}}
 require: [objective.anchor_weight <= objective.hard_margin]
 start_from: [paper]
-budget: {trials: 2, confirm: {best: 1, seeds: 2}}
+budget: {{trials: 2, confirm: {{best: 1, seeds: 2}}}}
 """
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,6 +1,7 @@
 """The measured parts of stability-v1, each on numbers small enough to do by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,13 @@ def test_entropy_shift_is_the_same_up_and_down():
     assert stability.entropy_shift(one, double) == pytest.approx(math.log(2))
     assert stability.entropy_shift(one, half) == pytest.approx(math.log(2))
     assert stability.entropy_shift(one, held_out([[-1.0]], [[-1.0]], 0.0)) == math.inf
+
+
+def test_entropy_is_a_mean_over_tokens_whatever_the_pair():
+    # The pairs have two tokens and one: (1 + 1 + 4) / 3 is twice the entropy before, (1 + 4) / 2 would be 2.5 times.
+    after = replace(BEFORE, entropy=np.array([1.0, 1.0, 4.0]))
+    assert stability.entropy_shift(BEFORE, after) == pytest.approx(math.log(2))
+    assert stability.entropy_shift(after, BEFORE) == pytest.approx(math.log(2))
 
 
 def test_broken_outputs_count_only_what_was_added():

@@ -48,6 +48,7 @@ def test_winners_stand_first_who_are_within_tolerance_and_then_by_the_first_goal
         "h": 0, "c": 1, "a": 2, "b": 3, "d": 4, "e": 5, "f": 6
     }  # fmt: skip
     assert places({"half": (0.4, 0.5), "below": (0.6, 0.49)}, tie_break="winner") == {"half": 0, "below": 1}
+    assert ByFront(BOTH) == ByFront(BOTH, "winner")
     # Goals without stability, or another sense of it, know no tolerance.
     front = {"a": (0.9, 0.1), "b": (0.4, 0.9), "c": (0.6, 0.6)}
     assert places(front, {"one": "maximize", "two": "maximize"}, "winner") == {"a": 0, "c": 1, "b": 2}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
@@ -13,8 +14,9 @@ from slime_ray.errors import InputError
 from slime_ray.on_ray import samplers
 from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.on_ray.search import Observation, StudySearch
-from slime_ray.points import Search
+from slime_ray.points import Rules, Search
 from slime_ray.presets import preset_base
+from slime_ray.space import Dimension
 
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
@@ -69,6 +71,54 @@ def played(search: StudySearch, count: int) -> Iterator[dict[str, Any]]:
 SAMPLERS = ["tpe", "nsga2", "random", "quasi_random", "grid", "gp"]
 COUNTS = {"gp": 7}
 """GP takes seconds for a trial; the first four are drawn by chance."""
+
+
+@pytest.mark.parametrize(
+    ("way", "form"),
+    [
+        ({"uniform": [0.5, 3.0]}, FloatDistribution(0.5, 3.0)),
+        ({"uniform": [0.5, 3.0], "step": 0.5}, FloatDistribution(0.5, 3.0, step=0.5)),
+        ({"log_uniform": [0.01, 2.0]}, FloatDistribution(0.01, 2.0, log=True)),
+        ({"integer": [8, 16], "step": 4}, IntDistribution(8, 16, step=4)),
+        ({"log_integer": [4, 32]}, IntDistribution(4, 32, log=True)),
+        ({"choice": ["linear", "cosine"]}, CategoricalDistribution(["linear", "cosine"])),
+    ],
+    ids=str,
+)
+def test_a_dimension_has_its_own_scale_and_steps_for_optuna(way, form):
+    assert samplers.distribution(Dimension.model_validate(way)) == form
+
+
+def test_a_sampler_that_learns_knows_which_way_each_goal_is_better():
+    learner = samplers.make_sampler(
+        space("tpe"), Rules(space("tpe"), BASE), ["maximize", "minimize"], trials=16, seed=0
+    )
+    assert [direction.name for direction in learner.study.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_gp_learns_by_how_much_a_requirement_holds(tmp_path):
+    search = opened(tmp_path, space("gp"))
+    search.sampler.begin(0, {"objective.hard_margin": 2.0, "objective.soft_margin": 0.5})
+    search.sampler.end(0, [0.5, 0.5])
+    # For Optuna, what is at most 0 holds.
+    assert search.sampler.finished[-1].constraints == {REQUIRE[0]: -1.5}
+
+
+def test_tpe_knows_what_is_being_tried_and_what_was_stopped_but_not_what_came_to_nothing(tmp_path):
+    """So draws side by side keep apart, and being stopped speaks against a point."""
+
+    def drawn(after: str) -> dict[str, Any] | None:
+        search = opened(tmp_path / after, space("tpe"))
+        list(played(search, 12))
+        if after != "nothing":
+            search.sampler.begin(99, {"objective.hard_margin": 1.5, "objective.soft_margin": 1.0})
+        if after in ("stopped", "failed"):
+            search.sampler.end(99, "stopped" if after == "stopped" else None)
+        return search.sampler.draw(50)
+
+    found = {after: drawn(after) for after in ("nothing", "failed", "running", "stopped")}
+    assert found["failed"] == found["nothing"]
+    assert found["running"] != found["nothing"] != found["stopped"]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

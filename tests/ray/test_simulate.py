@@ -1,15 +1,18 @@
 """The simulated sweep: its clock and its bookkeeping by hand, with the searcher and the rules of a real one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
 from optuna.storages import InMemoryStorage
+from slime_ray.search_spaces import find_space
 
 from slime_ray.experiment import Search
+from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray.ranking import ByFront, ByMetric
 from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.simulate import Recorded, simulate
+from slime_ray.on_ray.simulate import Recorded, forgetful_search, simulate
 from slime_ray.on_ray.stopping import Halving
 from slime_ray.presets import preset_base
 
@@ -72,11 +75,23 @@ def test_a_trial_that_is_stopped_costs_its_share_and_has_no_result():
     assert heard[1] == ("search-0002", "stopped")
 
 
+def test_a_trial_ends_with_its_last_update_also_where_it_told_nothing_then():
+    found, _ = play([replace(recorded("early", 0.2), told={0: {"win_rate": 0.2}})])
+    assert [(one.ended, one.row["updates"], one.tokens) for one in found] == [(10.0, 100, 1000)]
+
+
 def test_side_by_side_a_rung_knows_only_who_has_been_there():
     # With two workers the first is halfway at 15 s, when the second, worse but faster, has long gone on.
     trials = [recorded("slow", 0.9, seconds=30.0), recorded("fast", 0.1)]
     found, _ = play(trials, Halving(ByMetric("win_rate"), first=0.5, reduction=2), workers=2)
     assert [(one.recorded.name, one.row["status"]) for one in found] == [("fast", "completed"), ("slow", "completed")]
+
+
+def test_the_searcher_of_an_experiment_has_its_goals_trials_and_seed():
+    experiment = load_experiment(find_space("anchor_stabilizer_margins"))
+    search = forgetful_search(experiment, trials=40, seed=3)
+    assert (search.goals, search.search) == (experiment.goals, experiment.search)
+    assert (search.sampler.trials, search.sampler.seed) == (40, 3)
 
 
 def one_search(seed: int) -> tuple[list[tuple], optuna.Study]:

@@ -108,10 +108,12 @@ def test_the_median_rule_compares_the_best_so_far_with_the_others_means():
     assert at("d", 20, 0.1) == (
         "early: mean_margin 0.29 at best at update 20 of 100, below 0.3, the median of 3 others"
     )
-    # It was better once than the median is now (means 0.2, 0.3, 0.4 and 0.195).
-    assert (at("e", 10, 0.26), at("e", 20, -9.0)) == (None, None)
     # It started again: what it was told then does not change.
     assert at("d", 20, 0.1) is None
+    # It was better once than the median is now (means 0.2, 0.3, 0.4 and 0.195).
+    assert (at("e", 10, 0.26), at("e", 20, -9.0)) == (None, None)
+    # As good as the median (means 0.195, 0.2, 0.3, 0.4 and -4.37) is good enough.
+    assert at("g", 20, 0.2) is None
     # Nobody has got as far as this.
     assert at("f", 30, -9.0) is None
 
@@ -128,8 +130,10 @@ def test_settings_name_the_rule():
     assert build_rule(EarlyStopping(goals=GOALS)) == Halving(ByFront(GOALS, "winner"), first=0.2, reduction=3)
     spread = EarlyStopping(goals=GOALS, tie_break="spread")
     assert build_rule(spread) == Halving(ByFront(GOALS, "spread"), first=0.2, reduction=3)
-    assert build_rule(EarlyStopping(rule="asha", first=0.1)) == asha(first=0.1)
-    assert build_rule(EarlyStopping(rule="median", metric="stability")) == Median("stability", first=0.2)
+    others = {"first": 0.1, "reduction": 4}
+    assert build_rule(EarlyStopping(goals=GOALS, **others)) == Halving(ByFront(GOALS, "winner"), **others)
+    assert build_rule(EarlyStopping(rule="asha", **others)) == asha(**others)
+    assert build_rule(EarlyStopping(rule="median", metric="stability", first=0.1)) == Median("stability", first=0.1)
 
 
 TEXT = """\

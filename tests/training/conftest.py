@@ -1,4 +1,7 @@
-"""Ranks of a process group: forks of one process, which has imported once what takes long."""
+"""A small experiment with its stages, and ranks of a process group.
+
+The ranks are forks of one process, which has imported once what takes long.
+"""
 
 import json
 import os
@@ -12,6 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from slime_ray.experiment import Experiment, arm_trials
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+
+from . import small_trials
 
 SECONDS = 240
 SERVER = """
@@ -110,4 +119,27 @@ def on_ranks(rank_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPa
             f"{ended or 'no answer in time'}: {errors.read_text()[-3000:] if errors.exists() else ''}"
         )
 
+    return run
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    path = tmp_path_factory.mktemp("yaml") / "trial.yaml"
+    path.write_text(small_trials.TEXT)
+    return load_experiment(path)
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
+    return Mirror(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="session")
+def whole(experiment: Experiment, storage: Mirror, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both arms, never interrupted."""
+    from slime_ray.training.worker import run_trial
+
+    run = tmp_path_factory.mktemp("whole")
+    for trial in arm_trials(experiment):
+        run_trial(trial, run=run, storage=storage, report=small_trials.nothing)
     return run

@@ -38,7 +38,7 @@ def test_an_alarm_is_the_gravest_part_beyond_its_limit():
     assert alarm({"unlearning": drift, "rejected_collapse": collapse}, tolerances=3, step=120) == "collapse at step 120"
     assert alarm({"unlearning": drift}, tolerances=3, step=5) == "unlearning at step 5"
     assert alarm({"unlearning": Sign(0.29, 0.0, "unlearning")}, tolerances=3, step=5) is None
-    assert alarm({"unlearning": Sign(0.31, 0.01, "unlearning")}, tolerances=3, step=5) is None
+    assert alarm({"unlearning": Sign(0.31, 0.006, "unlearning")}, tolerances=3, step=5) is None
 
 
 def test_signs_say_what_was_seen():
@@ -60,6 +60,11 @@ def test_a_few_broken_answers_are_no_alarm_and_many_are():
         reasons = ["no_stop"] * broken + [None] * (16 - broken)
         signs = answer_signs(baseline, baseline, reasons, [None] * 16)
         assert alarm(signs, tolerances=3, step=7) == expected
+
+
+def test_answers_that_are_whole_again_are_no_broken_outputs():
+    baseline = answers(*["1 2 3 4"] * 4)
+    assert answer_signs(baseline, baseline, [None] * 4, ["no_stop"] * 4)["broken_outputs"].value == 0
 
 
 def test_answers_that_grow_are_a_length_shift():

@@ -1,0 +1,257 @@
+"""Tokens of whole data sets: limits are kept, and everything that is cut or dropped is counted."""
+
+import logging
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slime_ray.data.rendering import render_pair, render_prompt
+from slime_ray.data.splits import prompt_hash
+from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenize_sft, tokenized_hash
+from slime_ray.errors import InputError
+
+from .chat import FAMILIES, SHORT, TALK, pair, say
+
+
+def spell(tokenizer, ids):
+    return "".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+# Limits
+
+
+def test_a_long_prompt_keeps_its_end_and_a_long_completion_its_start(letters):
+    rows = [
+        pair("pq", "ab", "c"),  # 3 + 3: fits
+        pair("ppppq", "ab", "c"),  # the prompt of 6 keeps 4, then 4 remain
+        pair("pq", "abcdef", "h"),  # 3 + 7: chosen keeps 5
+        pair("ppppq", "abcd", "habcd"),  # everything is cut
+    ]
+    tokenized = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8, max_prompt_tokens=4)
+    spelled = [
+        tuple(spell(letters, row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        for row in tokenized.dataset
+    ]
+    assert spelled == [
+        ("pq<a>", "ab<eos>", "c<eos>"),
+        ("ppq<a>", "ab<eos>", "c<eos>"),
+        ("pq<a>", "abcde", "h<eos>"),
+        ("ppq<a>", "abcd", "habc"),
+    ]
+    report = tokenized.truncation
+    assert (report.rows_read, report.rows_dropped) == (4, 0)
+    assert (report.prompts_truncated, report.completions_truncated) == (2, 3)
+    assert {group.reason: group.rows for group in report.changed} == {
+        "prompts cut at their start": ("row 1", "row 3"),
+        "chosen completions cut at their end": ("row 2", "row 3"),
+        "rejected completions cut at their end": ("row 3",),
+    }
+    assert [row["prompt_hash"] for row in tokenized.dataset] == [prompt_hash(row["prompt"]) for row in rows]
+
+
+def test_a_pair_longer_than_a_row_loses_from_its_longer_completion_first(letters):
+    rows = [
+        pair("pq", "ab", "c"),  # 3 + 3 + 2 = 8: fits
+        pair("pq", "abcdef", "h"),  # 3 + 7 + 2: chosen keeps 5
+        pair("pq", "abcdef", "habcdef"),  # 3 + 7 + 8: 7 remain, 3 for each
+        pair("pq", "a", "habcdef"),  # 3 + 2 + 8: rejected keeps 5
+    ]
+    options = {"max_tokens": 100, "row_tokens": 10}
+    tokenized = tokenize_pairs(Dataset.from_list(rows), letters, **options)
+    spelled = [
+        tuple(spell(letters, row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        for row in tokenized.dataset
+    ]
+    assert spelled == [
+        ("pq<a>", "ab<eos>", "c<eos>"),
+        ("pq<a>", "abcde", "h<eos>"),
+        ("pq<a>", "abc", "hab"),
+        ("pq<a>", "a<eos>", "habcd"),
+    ]
+    assert tokenized.truncation.completions_truncated == 4
+    with pytest.raises(InputError, match="Of 4 pairs some do not fit"):
+        tokenize_pairs(Dataset.from_list(rows), letters, strict=True, **options)
+
+
+def test_a_row_smaller_than_a_prompt_is_refused(letters):
+    rows = Dataset.from_list([pair("pppppp", "a", "b")])
+    with pytest.raises(InputError, match=r"data.row_tokens is 8, but a prompt has 7 tokens.* Raise data.row_tokens"):
+        tokenize_pairs(rows, letters, max_tokens=100, row_tokens=8)
+    assert len(tokenize_pairs(rows, letters, max_tokens=100, row_tokens=11).dataset) == 1
+
+
+def test_pairs_that_limits_make_useless_are_dropped_and_counted(letters, caplog):
+    rows = [
+        pair("pq", "a", "b"),
+        pair("ppppppp", "a", "b"),  # a prompt of 8 leaves no room
+        pair("pq", "abcdea", "abcdeb"),  # 5 remain: both are abcde
+        pair("pq", "a", "a"),  # the same from the start
+        pair("pp", "b", "a"),
+    ]
+    with caplog.at_level(logging.WARNING):
+        tokenized = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8)
+    assert tokenized.kept == (0, 4)
+    assert len(tokenized.dataset) == 2
+    assert {group.reason: group.rows for group in tokenized.truncation.dropped} == {
+        "prompt leaves no room for a completion": ("row 1",),
+        "chosen and rejected have the same tokens once cut": ("row 2",),
+        "chosen and rejected have the same tokens": ("row 3",),
+    }
+    assert "Of 5 pairs, dropped: 1 prompt leaves no room for a completion (row 1)" in caplog.text
+
+
+def test_pairs_that_the_template_refuses_are_dropped_with_its_words(tokenizers):
+    odd = [say("user", "a"), say("user", "b")]
+    several = pair() | {"chosen": [say("assistant", "a"), say("assistant", "b")]}
+    tokenized = tokenize_pairs(Dataset.from_list([pair(), pair(odd), several]), tokenizers["gemma3"], max_tokens=100)
+    assert tokenized.kept == (0,)
+    assert {group.reason: group.rows for group in tokenized.truncation.dropped} == {
+        "refused by the chat template: Conversation roles must alternate user/assistant/user/assistant/...": ("row 1",),
+        "several assistant messages in a completion": ("row 2",),
+    }
+
+
+def test_strict_tokenizing_refuses_what_does_not_fit_with_counts_and_rows(letters):
+    rows = Dataset.from_list([pair("pq", "a", "b"), pair("ppppppp", "a", "b"), pair("pq", "abcdef", "b")])
+    with pytest.raises(InputError) as caught:
+        tokenize_pairs(rows, letters, max_tokens=8, strict=True)
+    assert "1 prompt leaves no room for a completion (row 1)" in str(caught.value)
+    assert "1 chosen completions cut at their end (row 2)" in str(caught.value)
+    fitting = tokenize_pairs(rows.select([0]), letters, max_tokens=8, strict=True)
+    assert len(fitting.dataset) == 1
+
+
+def test_rows_keep_their_order_and_number_beyond_one_batch(letters):
+    rows = [pair("p" * (1 + number % 5), "a", "b") for number in range(2500)]
+    rows[2100] = pair("pppppppp", "a", "b")
+    tokenized = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8)
+    assert tokenized.truncation.dropped[0].rows == ("row 2100",)
+    assert tokenized.kept == tuple(number for number in range(2500) if number != 2100)
+    # A prompt of n letters has n + 1 tokens.
+    assert [len(ids) for ids in tokenized.dataset["prompt_ids"]] == [2 + number % 5 for number in tokenized.kept]
+
+
+def test_nothing_left_is_an_input_error_but_nothing_given_is_not(letters):
+    with pytest.raises(InputError, match="None of the 1 pairs is left: 1 prompt leaves no room"):
+        tokenize_pairs(Dataset.from_list([pair("ppppppp", "a", "b")]), letters, max_tokens=8)
+    empty = tokenize_pairs(Dataset.from_list([pair()]).select([]), letters, max_tokens=8).dataset
+    assert len(empty) == 0
+    assert empty.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "prompt_hash"]
+
+
+@pytest.mark.parametrize("column", ["chosen", "completion"])
+def test_sft_examples_have_the_ids_of_chosen_completions_and_no_rejected_ones(letters, column):
+    rows = [pair("pq", "ab", "c"), pair("pq", "abcdef", "h"), pair("pq", "a", "a"), pair("ppppppp", "a", "b")]
+    examples = Dataset.from_list(rows)
+    if column == "completion":
+        examples = examples.remove_columns("rejected").rename_column("chosen", "completion")
+    tokenized = tokenize_sft(examples, letters, max_tokens=8)
+    assert [spell(letters, ids) for ids in tokenized.dataset["chosen_ids"]] == ["ab<eos>", "abcde", "a<eos>"]
+    assert tokenized.dataset["rejected_ids"][:] == [[], [], []]
+    assert tokenized.kept == (0, 1, 2)
+    assert tokenized.truncation.as_dict() == {
+        "rows_read": 4,
+        "prompts_truncated": 0,
+        "completions_truncated": 1,
+        "rows_with_special_text": 0,
+        "rows_dropped": 1,
+        "changed": [{"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"]}],
+        "dropped": [{"reason": "prompt leaves no room for a completion", "count": 1, "rows": ["row 3"]}],
+    }
+
+
+@pytest.mark.parametrize("limits", [(1, None), (8, 0), (8, 8)])
+def test_limits_that_leave_no_room_are_refused(letters, limits):
+    with pytest.raises(InputError, match="max_"):
+        tokenize_pairs(Dataset.from_list([pair()]), letters, max_tokens=limits[0], max_prompt_tokens=limits[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.lists(st.tuples(*[st.text("abcdefghpq", min_size=1, max_size=12)] * 3), min_size=1, max_size=6),
+    max_tokens=st.integers(3, 20),
+    data=st.data(),
+)
+def test_no_kept_pair_is_longer_than_allowed_and_every_pair_is_accounted_for(letters, texts, max_tokens, data):
+    max_prompt_tokens = data.draw(st.none() | st.integers(1, max_tokens - 1))
+    rows = [pair(prompt, chosen, rejected) for prompt, chosen, rejected in texts]
+    options = {"max_tokens": max_tokens, "max_prompt_tokens": max_prompt_tokens}
+    try:
+        tokenized = tokenize_pairs(Dataset.from_list(rows), letters, **options)
+    except InputError:
+        return
+    assert len(tokenized.kept) + tokenized.truncation.rows_dropped == len(rows)
+    for source, row in zip(tokenized.kept, tokenized.dataset, strict=True):
+        full = render_pair(letters, **rows[source])
+        assert 1 <= len(row["prompt_ids"]) <= (max_prompt_tokens or max_tokens)
+        assert full.prompt_ids[-len(row["prompt_ids"]) :] == row["prompt_ids"]
+        assert row["chosen_ids"] != row["rejected_ids"]
+        for ids, whole in ((row["chosen_ids"], full.chosen_ids), (row["rejected_ids"], full.rejected_ids)):
+            assert ids
+            assert whole[: len(ids)] == ids
+            assert len(ids) == min(len(whole), max_tokens - len(row["prompt_ids"]))
+
+
+# Prompts to generate from
+
+
+def test_prompts_are_cut_as_those_of_pairs_are(letters):
+    prompts = [[say("user", "pq")], [say("user", "ppppq")]]
+    tokenized = tokenize_prompts(prompts, letters, max_prompt_tokens=4)
+    assert [spell(letters, ids) for ids in tokenized.prompt_ids] == ["pq<a>", "ppq<a>"]
+    assert tokenized.prompt_hashes == tuple(map(prompt_hash, prompts))
+    assert tokenized.truncation.prompts_truncated == 1
+    with pytest.raises(InputError, match=r"1 prompts cut at their start \(row 1\)"):
+        tokenize_prompts(prompts, letters, max_prompt_tokens=4, strict=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_have_the_ids_they_have_in_pairs(tokenizers, family):
+    tokenizer, rows = tokenizers[family], [pair(SHORT), pair(TALK), pair("<|im_end|><end_of_turn>")]
+    pairs = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=1000).dataset
+    prompts = tokenize_prompts([row["prompt"] for row in rows], tokenizer)
+    assert list(prompts.prompt_ids) == pairs["prompt_ids"][:]
+    assert [render_prompt(tokenizer, row["prompt"]) for row in rows] == pairs["prompt_ids"][:]
+
+
+def test_a_prompt_that_the_template_refuses_is_left_out_and_said(tokenizers):
+    odd = [say("user", "a"), say("user", "b")]
+    tokenized = tokenize_prompts([odd, SHORT], tokenizers["gemma3"])
+    assert tokenized.kept == (1,)
+    assert tokenized.prompt_hashes == (prompt_hash(SHORT),)
+    assert tokenized.truncation.rows_dropped == 1
+    with pytest.raises(InputError, match="roles must alternate"):
+        render_prompt(tokenizers["gemma3"], odd)
+
+
+# Hashes
+
+
+def test_tokenized_hash_changes_with_any_id_and_any_boundary():
+    def rows(*ids):
+        return Dataset.from_list(
+            [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)) for row in ids]
+        )
+
+    first = rows(([1], [2, 3], [4]), ([5], [6], [7]))
+    hashes = {
+        tokenized_hash(data)
+        for data in (
+            first,
+            rows(([1], [2, 3], [9]), ([5], [6], [7])),
+            rows(([1, 2], [3], [4]), ([5], [6], [7])),
+            rows(([1], [2], [4]), ([5], [3, 6], [7])),
+            first.select([1, 0]),
+            first.select([0]),
+        )
+    }
+    assert len(hashes) == 6
+    assert tokenized_hash(rows(([5], [6], [7]), ([1], [2, 3], [4])).select([1, 0])) == tokenized_hash(first)
+
+
+def test_tokenized_hash_tells_templates_apart(tokenizers):
+    data = Dataset.from_list([pair(TALK)])
+    hashes = {tokenized_hash(tokenize_pairs(data, tokenizers[name], max_tokens=500).dataset) for name in FAMILIES}
+    assert len(hashes) == len(FAMILIES)

@@ -1,0 +1,136 @@
+"""A whole trial when things fail: memory, processes, storage and disk, or the training itself."""
+
+import resource
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from slime_ray import results
+from slime_ray.experiment import Faults, Trial, arm_trials
+from slime_ray.training import attempts
+from slime_ray.training.course import Hosting
+from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.worker import run_trial
+
+from .small_trials import Orders, computed, nothing
+
+
+def test_a_trial_out_of_memory_has_one_more_try(experiment, storage, tmp_path):
+    trial = arm_trials(experiment)[0]
+    full = Orders(2, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory):
+        run_trial(trial, run=tmp_path, storage=storage, report=full)
+    assert results.finished_trials(tmp_path) == {}
+    row = run_trial(trial, run=tmp_path, storage=storage, report=full)
+    assert row["status"] == "failed"
+    assert "CUDA out of memory" in row["reason"]
+    assert (row["stability"], row["attempts"]) == (0.0, 2)
+
+
+def test_a_trial_that_is_lost_too_often_is_given_up(experiment, storage, tmp_path):
+    trial = arm_trials(experiment)[0]
+    hosting = Hosting(faults=Faults(retries=2))
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(trial, run=tmp_path, storage=storage, report=Orders(2, KeyboardInterrupt()), hosting=hosting)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
+    assert row["status"] == "failed"
+    assert "3 times" in row["reason"]
+    assert results.finished_trials(tmp_path)[trial.trial_id]["attempts"] == 4
+
+
+def test_a_result_waits_for_a_storage_that_takes_nothing_for_a_while(experiment, storage, whole, tmp_path):
+    """A file stands where the trial's folder belongs until the trial says that it waits."""
+    trial = arm_trials(experiment)[0]
+    folder, waited = tmp_path / "trials" / trial.trial_id, []
+
+    def report(told: Any) -> None:
+        if told.get("doing") == "answering" and folder.is_dir():
+            shutil.move(folder, tmp_path / "aside")
+            folder.write_text("in the way")
+        if str(told.get("doing")).startswith("waiting for storage"):
+            waited.append(told["doing"])
+            folder.unlink()
+            shutil.move(tmp_path / "aside", folder)
+
+    row = run_trial(trial, run=tmp_path, storage=storage, report=report)
+    assert row["status"] == "completed"
+    assert len(waited) == 1
+    assert computed(tmp_path, trial)[0] == computed(whole, trial)[0]
+
+
+def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes(experiment, storage, tmp_path):
+    """A folder stands where trial.json belongs, and nothing takes it away."""
+    trial = arm_trials(experiment)[0]
+    (tmp_path / "trials" / trial.trial_id / "trial.json").mkdir(parents=True)
+    waited = []
+
+    def report(told: Any) -> None:
+        if str(told.get("doing")).startswith("waiting for storage"):
+            waited.append(told["doing"])
+
+    hosting = Hosting(faults=Faults(storage_minutes=0.02))
+    with pytest.raises(OSError, match=r"trial\.json"):
+        run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=hosting)
+    assert waited
+    # The attempt did not end by a fault of the trial's: it may be made again.
+    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == [None]
+
+
+def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, storage, tmp_path):
+    """RLIMIT_FSIZE makes every write of more than so many bytes fail, as a full disk does, until it is lifted."""
+    trial = arm_trials(experiment)[0]
+    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    before, waited = resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def report(told: Any) -> None:
+        if told.get("doing") == "training" and told["step"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+        if str(told.get("doing")).startswith("waiting for storage"):
+            waited.append(told["doing"])
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    try:
+        row = run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=often)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (row["status"], row["updates"], len(waited)) == ("completed", 6, 1)
+    assert results.finished_trials(tmp_path)[trial.trial_id] == row
+
+
+def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, tmp_path):
+    """A file stands where the folder of checkpoints belongs from update 2 on; the process is gone at update 6."""
+    trial = arm_trials(experiment)[0]
+    folder = tmp_path / "trials" / trial.trial_id
+    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    seen: list[attempts.Attempt] = []
+
+    def report(told: Any) -> None:
+        if told.get("doing") == "training" and told["step"] in (2, 6):
+            seen.append(attempts.read(folder)[-1])
+            if told["step"] == 6:
+                raise KeyboardInterrupt
+            shutil.rmtree(folder / "resume")
+            (folder / "resume").write_text("in the way")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=often)
+    after_two, after_six = seen
+    assert after_two.started < after_two.saved == after_six.saved < after_six.alive
+    # All since then would be computed again.
+    assert after_six.lost_seconds > 0
+
+
+def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path):
+    trial = arm_trials(experiment)[0]
+    settings = trial.settings.model_dump()
+    settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    settings["model"]["lora"]["alpha"] = 1e30
+    wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
+    assert row["status"] == "diverged"
+    assert "became" in row["reason"]
+    assert row["updates"] < 200
+    assert row["stability"] == 0
