@@ -172,6 +172,29 @@ def test_the_same_seed_draws_the_same_points_one_at_a_time(tmp_path):
     assert draw("c", 2)[1:] != draw("d", 3)[1:]
 
 
+def test_no_point_of_a_space_of_few_is_tried_twice(tmp_path):
+    few = {"training.schedule": {"choice": ["linear", "cosine"]}, "training.pairs_per_update": {"choice": [8, 16, 32]}}
+    search = open_search(tmp_path, search=search_over(few, require=(), known=()))
+    points = [search.suggest(str(n)) for n in range(6)]
+    assert len({tuple(sorted(point.items())) for point in points if point}) == 6
+
+
+def test_a_draw_that_cannot_be_written_is_drawn_again(tmp_path, monkeypatch):
+    for folder in ("calm", "failing"):
+        (tmp_path / folder).mkdir()
+    calm = open_search(tmp_path / "calm", search=search_over(known=())).suggest("a")
+    search = open_search(tmp_path / "failing", search=search_over(known=()))
+    with monkeypatch.context() as failing:
+        failing.setattr(search, "_record", refuse)
+        with pytest.raises(StudyFailed):
+            search.suggest("a")
+    assert search.suggest("a") == calm
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError("No space left on device")
+
+
 def test_another_space_or_other_goals_are_refused(tmp_path):
     search = open_search(tmp_path)
     search.suggest("a")
