@@ -22,7 +22,7 @@ from .rows import Outcomes, is_judged, judge_of, judged_answers, outcomes_by_lab
 def compare(runs: Sequence[Run]) -> Table:
     """The rows of several runs in one table, by win rate.
 
-    Where judge, baseline, prompts, decoding or the version of stability are not the same, the notes say so first; rows
+    Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
     of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
     """
     names = [run.path.resolve() for run in runs]
@@ -45,9 +45,13 @@ def compare(runs: Sequence[Run]) -> Table:
     reasons = why_not_comparable(runs)
     return Table(
         frame=frame[["run", *(name for name in frame.columns if name != "run")]],
-        caption=f"{' and '.join(run.path.name for run in runs)}: the rows of {len(runs)} runs in one table.",
+        caption=" ".join(
+            [
+                f"{' and '.join(run.path.name for run in runs)}: the rows of {len(runs)} runs in one table.",
+                *(f"Not the same in all runs: {reason}. Numbers across them do not compare." for reason in reasons),
+            ]
+        ),
         notes=[
-            *(f"Not the same in all runs: {reason}. Numbers across them do not compare." for reason in reasons),
             "Intervals: as in each run's own report. Nothing is marked: rows of different runs share no correction.",
         ],
         columns=(

@@ -220,6 +220,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from slime_ray.data.places import missing_file
+
     experiment, source = checked(options)
     if lack := experiment.settings.evaluation.judge.lacks():
         raise InputError(lack)
@@ -230,6 +232,9 @@ def _check(options: argparse.Namespace) -> None:
     arms = experiment.design is None and f" {len(experiment.arms)} arms x {len(seeds)} seeds."
     trials = search and f" {len(search.dimensions)} searched knobs, {experiment.budget.trials} trials."
     print(f"{source}: fine.{arms or ''}{trials or ''}")
+    train = experiment.settings.data.train
+    if (missing := missing_file(train)) is not None:
+        print(f"warning: {train} is not on this machine{missing}. Trials read it where they run.")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
         from slime_ray.on_ray.earlier import earlier_runs

@@ -106,11 +106,18 @@ def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
 
 
 def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
-    """The same, with the files that it names read: trials run where this process does, or on the same files."""
+    """The same, with the files that it names read: trials run where this process does, or on the same files.
+
+    A scorer of the user's is imported; it runs here or where the same code is.
+    """
     experiment, source = load(options)
+    from slime_ray.evaluation.judges.exact import load_scorer
     from slime_ray.evaluation.questions import check_questions
 
     check_questions(experiment)
+    scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
+    if scorer is not None:
+        load_scorer(scorer)
     return experiment, source
 
 

@@ -1,7 +1,6 @@
 """Where preference data may lie: files, folders and the Hub. Each source names the place of every row."""
 
 import json
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,9 +11,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 
 from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, BadRow
+from slime_ray.data.places import SUFFIXES, may_be_hub_id
 from slime_ray.errors import InputError
-
-SUFFIXES = (".jsonl", ".json", ".parquet")
 
 _BATCH = 1000
 
@@ -26,7 +24,7 @@ def open_source(source: str | Path, *, split: str, subset: str | None, revision:
     """The rows of a file, a folder or a data set on the Hub. Raises InputError, at once or while reading."""
     path = Path(source).expanduser()
     if not path.exists():
-        if isinstance(source, Path) or not _may_be_hub_id(source):
+        if isinstance(source, Path) or not may_be_hub_id(source):
             raise InputError(f"{source}: there is no such file or folder. Check the path.")
         return _arrow_rows(_from_hub(source, split=split, subset=subset, revision=revision), source)
     for name, value in (("subset", subset), ("revision", revision)):
@@ -42,10 +40,6 @@ def open_source(source: str | Path, *, split: str, subset: str | None, revision:
         return _arrow_rows(_from_disk(path, split), str(source))
     files = _pick_split(source, _folder_files(path), split)
     return _rows_of_files(path, files)
-
-
-def _may_be_hub_id(source: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and not source.lower().endswith(SUFFIXES)
 
 
 def _pick_split(source: str | Path, splits: Mapping[Any, Any], split: str) -> Any:

@@ -44,7 +44,10 @@ def find_objective(name: str) -> type[Objective]:
     try:
         found = getattr(importlib.import_module(module), kind)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"name is {name!r}, which cannot be imported: {error}. Write package.module:Class") from None
+        raise ValueError(
+            f"name is {name!r}, which cannot be imported: {error}. Write package.module:Class, with its folder on "
+            "PYTHONPATH"
+        ) from None
     fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else None
     if not isinstance(found, type) or fields is None or not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"name is {name!r}, which is no frozen dataclass, as an objective is")

@@ -68,7 +68,7 @@ def save_checkpoint(
     partial = folder / f".{name}.{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in weights.items()}, partial / "model.safetensors")
+        save_file(_once(weights), partial / "model.safetensors")
         save_file(
             {
                 f"{kind}:{name}": value.contiguous()
@@ -104,6 +104,14 @@ def save_checkpoint(
         if other.name != name:
             shutil.rmtree(other, ignore_errors=True)
     return True
+
+
+def _once(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tied weights under their first name alone, which a file of safetensors asks for; loading ties them again."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, value in weights.items():
+        first.setdefault((value.data_ptr() or id(value), value.shape), name)
+    return {name: weights[name].contiguous() for name in first.values()}
 
 
 def latest(folder: Path) -> Saved | None:

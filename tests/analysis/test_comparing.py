@@ -126,7 +126,8 @@ def test_other_prompts_or_another_baseline_are_said_and_do_not_agree(tmp_path):
         "report prompts: one has p1, other has p2",
     )
     assert not found.agree
-    assert any("report prompts" in note for note in compare([results.load(one), results.load(other)]).notes)
+    table = compare([results.load(one), results.load(other)])
+    assert "Not the same in all runs: report prompts: one has p1, other has p2." in table.caption
 
 
 def test_another_sft_checkpoint_from_the_same_is_named_and_changed_code_of_the_users_too(tmp_path):

@@ -61,6 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["check", "demo", "--set", "model.chunk_logits=0"], "model.chunk_logits is 0"),
         (["check", "demo", "--set", "data.row_tokens=0"], "data.row_tokens is 0"),
         (["check", "demo", "--set", "model.attention=fast"], "model.attention is 'fast'"),
+        (["check", "demo", "--set", "evaluation.judge={name: exact, scorer: 'no:f'}"], "'no:f' cannot be imported"),
         (["report", "absent"], "absent"),
     ],
 )
@@ -68,6 +69,15 @@ def test_a_wrong_argument_is_a_sentence(capsys, tmp_path, monkeypatch, arguments
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_not_here_is_named_with_the_file_beside_it_that_may_be_meant(capsys, tmp_path):
+    (tmp_path / "hours.jsonl").write_text(pair(0) + "\n", encoding="utf-8")
+    assert main(["check", str(write(tmp_path, source="some/model", data=str(tmp_path / "houers.jsonl")))]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {tmp_path}/houers.jsonl is not on this machine; {tmp_path}/hours.jsonl is." in said
+    assert main(["check", str(write(tmp_path, source="some/model", data=str(tmp_path / "hours.jsonl")))]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_tiny_model_that_does_not_know_the_datas_words_is_refused(capsys, tmp_path):

@@ -40,7 +40,7 @@ def question(messages: Messages) -> str:
 def load_scorer(place: str) -> Scorer:
     """Import `package.module:function`. Raises InputError where it cannot be found or called."""
     module_name, colon, function = place.partition(":")
-    way_out = "Write package.module:function, importable from where slime-ray runs."
+    way_out = "Write package.module:function, with its folder on PYTHONPATH."
     if not colon:
         raise InputError(f"evaluation.judge.scorer is {place!r}. {way_out}")
     try:

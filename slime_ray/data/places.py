@@ -1,0 +1,25 @@
+"""Whether what a user names as data is a file here, or may be a data set on the Hub."""
+
+import difflib
+import re
+from pathlib import Path
+
+from slime_ray.strict import EMBEDDED
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+"""Of the files that are read."""
+
+
+def may_be_hub_id(source: str) -> bool:
+    """Whether a name without a file could be one of the Hub's."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and not source.lower().endswith(SUFFIXES)
+
+
+def missing_file(source: str) -> str | None:
+    """None for what is here, or need not be a file; else nothing, or which file beside it may be meant."""
+    path = Path(source).expanduser()
+    if path.exists() or source.startswith(EMBEDDED) or may_be_hub_id(source):
+        return None
+    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; {path.with_name(near[0])} is" if near else ""
