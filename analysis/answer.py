@@ -8,6 +8,8 @@ from . import search_table, tables
 from .printing import Table
 from .rows import LOST, is_judged
 
+FEWEST_PROMPTS = 20
+"""With fewer, a resampled interval is too rough to claim anything by."""
 Sentences = tuple[list[str], list[str]]
 """What is open, and what can be said."""
 
@@ -64,7 +66,16 @@ def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> No
     if unclear:
         open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
                      "checkpoint: the win interval covers 50 %.")  # fmt: skip
-    alone = "" if len(tied) > 1 or len(known) == 1 else ", separable from every other row"
+    prompts = int(known["prompts"].max())
+    few = prompts < FEWEST_PROMPTS
+    if few:
+        open_.append(
+            f"Everything here: {prompts} prompts were answered and judged; below {FEWEST_PROMPTS} intervals are rough. "
+            "See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
+        )
+    # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
+    shared = len(tied) > 1 or len(known) == 1 or few or best["label"] in unclear
+    alone = "" if shared else ", separable from every other row"
     said.append(
         f"{best['label']} has the highest win rate: {_percent(best)} "
         f"[{100 * best['win_rate_low']:.1f}, {100 * best['win_rate_high']:.1f}]{alone}, at stability "

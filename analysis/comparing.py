@@ -152,10 +152,11 @@ def verify(one: Run, other: Run) -> Verification:
         for label in labels
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label", "agrees", "same_answers"])
+    reasons = tuple(why_not_comparable([one, other]))
     return Verification(
         differences=tuple(differences(one.manifest, other.manifest)),
-        not_comparable=tuple(why_not_comparable([one, other])),
-        table=_verification_table(frame, one, other, confidence),
+        not_comparable=reasons,
+        table=_verification_table(frame, one, other, confidence, comparable=not reasons),
     )
 
 
@@ -225,7 +226,7 @@ def _same_answers(label: str, one: Run, other: Run) -> float:
     return float((both["answer_x"] == both["answer_y"]).mean()) if len(both) else math.nan
 
 
-def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: float) -> Table:
+def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: float, *, comparable: bool) -> Table:
     def pair(name: str, digits: int, scale: float) -> tuple[str, ...]:
         return cells(
             frame,
@@ -246,7 +247,13 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
             Column("difference, points", cells(frame, lambda row: with_interval(row, "difference", 1, scale=100))),
             Column("stabilities", pair("stability", 2, 1)),
             Column("same answers %", cells(frame, lambda row: number(row["same_answers"], 1, scale=100))),
-            Column("agrees", cells(frame, lambda row: "yes" if row["agrees"] else "no"), numeric=False, keep=9),
+            # Numbers that do not mean the same neither agree nor disagree.
+            Column(
+                "agrees",
+                cells(frame, lambda row: "yes" if row["agrees"] and comparable else "no" if comparable else "–"),
+                numeric=False,
+                keep=9,
+            ),
         )
         if len(frame)
         else (),

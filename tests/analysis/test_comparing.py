@@ -126,6 +126,7 @@ def test_other_prompts_or_another_baseline_are_said_and_do_not_agree(tmp_path):
         "report prompts: one has p1, other has p2",
     )
     assert not found.agree
+    assert found.table.columns[-1].cells == ("–",)
     table = compare([results.load(one), results.load(other)])
     assert "Not the same in all runs: report prompts: one has p1, other has p2." in table.caption
 

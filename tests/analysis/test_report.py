@@ -162,6 +162,21 @@ def test_a_clear_winner_is_called_separable(tmp_path):
     assert not any("told apart" in sentence for sentence in open_)
 
 
+@pytest.mark.parametrize(
+    ("won", "opened"),
+    [
+        ([1.0] * 19, "Everything here: 19 prompts were answered"),
+        ([1.0] * 22 + [0.0] * 18, "Whether a is better or worse"),
+    ],
+)
+def test_nothing_is_called_separable_by_few_prompts_or_where_the_baseline_may_be_as_good(tmp_path, won, opened):
+    add_trial(tmp_path, "a", label="a", won=won)
+    add_trial(tmp_path, "b", label="b", won=[0.0] * len(won))
+    open_, said = answer(results.load(finish(tmp_path)))
+    assert "separable" not in said[0]
+    assert any(sentence.startswith(opened) for sentence in open_)
+
+
 def test_without_a_judge_no_win_is_claimed(unjudged_run):
     run = results.load(unjudged_run)
     open_, said = answer(run)
