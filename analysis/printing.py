@@ -159,7 +159,7 @@ class Table:
         if left_out:
             lines += _wrapped(f"Left out here for width: {', '.join(left_out)}.", width)
         if any(column.marks for column in self.columns):
-            lines.append("* bold and + underlined in the other forms of this table.")
+            lines.append("* is called bold below, and + underlined, as they are in the other forms of this table.")
         for note in self.notes:
             lines += _wrapped(note, width)
         return "\n".join(lines).strip("\n")

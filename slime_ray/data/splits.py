@@ -109,7 +109,8 @@ def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) 
         selection = min(max(1, round(len(prompts) * selection / wanted)), len(prompts) - 1)
         logger.warning(
             "The held-out pairs have %d different prompts, fewer than the %d asked for: %d serve for selection (%d "
-            "asked), %d for reports (%d asked).",
+            "asked), %d for reports (%d asked). Set evaluation.selection_prompts and evaluation.prompts to what there "
+            "is, or raise data.held_out_pairs.",
             len(prompts), wanted, selection, asked, len(prompts) - selection, report,
         )  # fmt: skip
         report = len(prompts) - selection

@@ -120,7 +120,10 @@ def test_too_few_prompts_shrink_both_sets_in_proportion_and_say_so(caplog):
     with caplog.at_level(logging.WARNING):
         splits = split_prompts(pairs([1] * 30), selection=256, report=512, seed=0)
     assert (len(splits.selection), len(splits.report)) == (10, 20)
-    assert "10 serve for selection (256 asked), 20 for reports (512 asked)" in caplog.text
+    assert (
+        "10 serve for selection (256 asked), 20 for reports (512 asked). Set evaluation.selection_prompts"
+        in caplog.text
+    )
 
 
 def test_two_prompts_are_enough_and_one_is_not():
