@@ -122,9 +122,9 @@ def test_train_says_why_the_judge_stopped_and_resumes(storage, tmp_path, capsys)
 @pytest.mark.parametrize("command", ["check", "train"])
 def test_a_missing_key_is_a_sentence_before_anything_starts(storage, tmp_path, capsys, monkeypatch, command):
     monkeypatch.delenv(VARIABLE)
+    monkeypatch.chdir(tmp_path)
     with serving() as server:
-        path = str(written(tmp_path, server))
-        assert main([command, path, "--storage", str(tmp_path / "runs")]) == 2
+        assert main([command, str(written(tmp_path, server))]) == 2
         assert server.requests == []
     assert f"{VARIABLE} holds no key" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
