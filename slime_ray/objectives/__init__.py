@@ -43,7 +43,7 @@ def find_objective(name: str) -> type[Objective]:
         return OBJECTIVES[name]
     try:
         found = getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's own file raises
         raise ValueError(
             f"name is {name!r}, which cannot be imported: {error}. Write package.module:Class, with its folder on "
             "PYTHONPATH"

@@ -71,6 +71,15 @@ def test_a_wrong_argument_is_a_sentence(capsys, tmp_path, monkeypatch, arguments
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "setting", ["evaluation.judge={name: exact, scorer: 'unfinished:score'}", "objective={name: 'unfinished:Mine'}"]
+)
+def test_a_file_of_ones_own_that_is_no_python_is_a_sentence(capsys, tmp_path, monkeypatch, setting):
+    (tmp_path / "unfinished.py").write_text("def score(:", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "cannot be imported: invalid syntax" in refused(capsys, "check", "demo", "--set", setting)
+
+
 def test_data_that_is_not_here_is_named_with_the_file_beside_it_that_may_be_meant(capsys, tmp_path):
     (tmp_path / "hours.jsonl").write_text(pair(0) + "\n", encoding="utf-8")
     assert main(["check", str(write(tmp_path, source="some/model", data=str(tmp_path / "houers.jsonl")))]) == 0

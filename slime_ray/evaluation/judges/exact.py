@@ -45,7 +45,7 @@ def load_scorer(place: str) -> Scorer:
         raise InputError(f"evaluation.judge.scorer is {place!r}. {way_out}")
     try:
         scorer = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's own file raises
         raise InputError(f"evaluation.judge.scorer {place!r} cannot be imported: {error}. {way_out}") from None
     if not callable(scorer):
         raise InputError(f"evaluation.judge.scorer {place!r} is not a function. {way_out}")
