@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .printing import one_line
@@ -43,6 +43,12 @@ def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, An
     return figure, figure.subplots(**options)
 
 
+def lay_out(figure: "Figure") -> None:
+    """Work out where everything in the figure stands, without drawing it."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+
+
 def style() -> Any:
     """A context in which everything is drawn in STYLE."""
     import matplotlib
@@ -62,10 +68,13 @@ def render(figure: "Figure") -> dict[str, bytes]:
     files = {}
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # Where everything stands is worked out once, not twice for each kind of file. `savefig` would draw each kind
-        # once more, for a bounding box that is not asked for.
-        if (layout := figure.get_layout_engine()) is not None:
-            layout.execute(figure)
+        # Where everything stands is worked out once, not twice for each kind of file, and of axes without a name not
+        # where it would stand. `savefig` would draw each kind once more, for a bounding box that is not asked for.
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if not axis.get_label_text():
+                    axis.set_label_coords(0, 0)
+        lay_out(figure)
         figure.set_layout_engine(None)
         figure.dpi = DPI
         canvas, pdf = FigureCanvasAgg(figure), {"CreationDate": None, "Creator": None, "Producer": None}
@@ -76,7 +85,7 @@ def render(figure: "Figure") -> dict[str, bytes]:
             ("pdf", FigureCanvasPdf(figure).print_pdf, {"metadata": pdf}),
         ):
             buffer = io.BytesIO()
-            with _small_fonts():
+            with _small_fonts() if kind == "pdf" else nullcontext():
                 draw(buffer, **options)
             files[kind] = buffer.getvalue()
     return files
@@ -87,16 +96,24 @@ def _small_fonts() -> Iterator[None]:
     """Leave a font's rules for joining letters out of a PDF, where nothing reads them.
 
     Matplotlib has every font cut down to its letters, and the rules take more time than all of the drawing. It has no
-    option for that; where fontTools should rename the list it is only slower.
+    option for that; where fontTools should rename the function it is only slower.
     """
-    from fontTools.subset import Options
+    from fontTools import subset
 
-    kept = getattr(Options, "_drop_tables_default", [])
-    Options._drop_tables_default = [*kept, "GDEF", "GPOS", "GSUB"]
+    load = subset.load_font
+
+    def without_rules(*args: Any, **options: Any) -> Any:
+        font = load(*args, **options)
+        for table in ("GDEF", "GPOS", "GSUB"):
+            if table in font:
+                del font[table]
+        return font
+
+    subset.load_font = without_rules
     try:
         yield
     finally:
-        Options._drop_tables_default = kept
+        subset.load_font = load
 
 
 def plain(text: str) -> str:

@@ -24,14 +24,18 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
         if answers.empty:
             continue
         seed = answers["seed"].min()
-        return {"label": label, "seed": int(seed), "pairs": first_pairs(answers[answers["seed"] == seed])}
+        (pairs,) = first_pairs(answers[answers["seed"] == seed]).values()
+        return {"label": label, "seed": int(seed), "pairs": pairs}
     return None
 
 
-def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> list[dict[str, str]]:
-    """The first answers of one trial in the order of their prompts' ids, each at most so many characters long."""
-    first = answers.sort_values("prompt_id", kind="stable").head(EXAMPLES)
-    return [_pair(row, longest) for row in first[SHOWN].to_dict("records")]
+def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, str]]]:
+    """By trial its first answers in the order of their prompts' ids, each at most so many characters long."""
+    first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
+    pairs: dict[str, list[dict[str, str]]] = {}
+    for row in first[["trial_id", *SHOWN]].to_dict("records"):
+        pairs.setdefault(row["trial_id"], []).append(_pair(row, longest))
+    return pairs
 
 
 def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, str]:

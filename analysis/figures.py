@@ -8,7 +8,22 @@ import pandas as pd
 from slime_ray.results import Run
 
 from . import search_table, stability, statistics, tables
-from .drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, new_figure, plain, say, style
+from .drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    lay_out,
+    new_figure,
+    plain,
+    say,
+    style,
+)
 from .printing import Table
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
@@ -52,7 +67,12 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
         _limits(axes, [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist(), judged=judged)
         if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
+            legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
+            if rows:
+                bars = "upright bars: 95 % interval of the win rate; level bars: " if judged else "bars: "
+                legend.set_title(f"{bars}range of S over seeds")
+                legend.get_title().set_fontsize(8)
+                legend.set_alignment("left")
         else:
             say(axes, "No trial finished with something to show.")
         _label(figure, axes, rows, search, column, judged=judged)
@@ -115,7 +135,7 @@ def _label(
     from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw_without_rendering()
+    lay_out(figure)
     inside = axes.get_window_extent(renderer)
 
     def area(x0: float, x1: float, y0: float, y1: float, around: float) -> Bbox:
@@ -129,15 +149,20 @@ def _label(
         if judged:
             taken.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
     if judged:
-        line = axes.text(
-            0.5, 50, "50 %: no change", transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom", ha="center"
-        )
-        for place in (0.5, 0.75, 0.25, 0.88, 0.12, 0.5):
-            line.set_x(place)
-            box = line.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
+        words = axes.annotate(
+            "50 %: no change", (0.5, 50), xycoords=axes.get_yaxis_transform(), xytext=(0, 2.5),
+            textcoords="offset points", fontsize=7.5, va="bottom", ha="center",
+        )  # fmt: skip
+        words.set_in_layout(False)
+
+        def box_at(place: float) -> Bbox:
+            words.xy = (place, 50)
+            return words.get_window_extent(renderer)
+
+        places = (0.5, 0.75, 0.25, 0.88, 0.12, 0.62, 0.38)
+        box = box_at(min(places, key=lambda place: sum(box_at(place).overlaps(other) for other in taken)))
+        across = axes.transData.transform([(0, 50), (0, 50)])[:, 1] + [-1, 1]
+        taken += [box, Bbox([[inside.x0, across[0]], [inside.x1, across[1]]])]
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
         text = axes.annotate(
             plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),

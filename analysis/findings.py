@@ -48,7 +48,7 @@ class Findings:
     @cached_property
     def search(self) -> Understanding | None:
         """What the search says of its knobs, its front and its budget."""
-        return Understanding.of(self.run)
+        return Understanding.of(self.run, self.main)
 
     def of_design(self) -> Sentences:
         """Of a factorial design its main effects, which are what it declares; of others the cells."""

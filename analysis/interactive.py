@@ -181,24 +181,21 @@ def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, 
     kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
     curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
     lines = _lines(curves)
-    by_trial = {str(name): own for name, own in run.answers.groupby("trial_id", sort=False)}
+    seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
+    pairs = first_pairs(run.answers, longest=longest)
     details = {}
     for point in points:
-        # Of a row all its seeds.
-        own = [point["label"]] if point["kind"] == TRIAL else of_label(run, run.trials, point["label"])["trial_id"]
-        answers = next((by_trial[name] for name in own if name in by_trial), run.answers[:0])
+        # Of a row all its seeds, and the answers of the first that has any.
+        label = point["label"]
+        own = [label] if point["kind"] == TRIAL else of_label(run, run.trials, label)["trial_id"].tolist()
+        answered = next((str(name) for name in own if name in pairs), "")
         details[point["id"]] = {
             "lines": [line for name in own for line in lines.get(name, [])],
-            "seed": int(answers["seed"].iloc[0]) if len(answers) else None,
+            "seed": seeds.get(answered),
             "answers": [
-                {
-                    **pair,
-                    "prompt": texts.place(pair["prompt"]),
-                    "baseline": texts.place(pair["baseline"]),
-                    "answer": texts.place(pair["answer"]),
-                }
-                for pair in first_pairs(answers, longest=longest)
+                {**pair, **{text: texts.place(pair[text]) for text in ("prompt", "baseline", "answer")}}
+                for pair in pairs.get(answered, ())
             ],
         }
     return details

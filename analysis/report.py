@@ -1,9 +1,11 @@
 """The report of a run: tables and figures as files, and one self-contained page. Reads result files, nothing else."""
 
+import gc
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +43,8 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     differ, or where `out` cannot be written.
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
-    found = Findings(results.load(run_path))
-    files: dict[str, bytes] = {}
-    tables: list[tuple[Entry, Table]] = []
-    placed: list[tuple[Entry, Table | bytes]] = []
-    for entry, thing in made(found):
-        if isinstance(thing, Table):
-            tables.append((entry, thing))
-            placed.append((entry, thing))
-            kinds = _written(thing) if len(thing.frame) or thing is found.main else {}
-        else:
-            kinds = render(thing)
-            placed.append((entry, kinds["svg"]))
-        files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
-    files["report.html"] = build_page(found, placed).encode()
+    with _collected_once():
+        files, tables, found = _made(results.load(run_path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -64,6 +54,36 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     written = {entry.name: table for entry, table in tables if len(table.frame) or table is found.main}
     names = tuple(folder / name for name in files)
     return ReportFiles(folder / "report.html", folder, names, _text(found, tables), written)
+
+
+def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]], Findings]:
+    """The content of every file by its name, the tables, and what both were made from."""
+    found = Findings(run)
+    files: dict[str, bytes] = {}
+    placed: list[tuple[Entry, Table | bytes]] = []
+    for entry, thing in made(found):
+        if isinstance(thing, Table):
+            placed.append((entry, thing))
+            kinds = _written(thing) if len(thing.frame) or thing is found.main else {}
+        else:
+            kinds = render(thing)
+            placed.append((entry, kinds["svg"]))
+        files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
+    files["report.html"] = build_page(found, placed).encode()
+    return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)], found
+
+
+@contextmanager
+def _collected_once() -> Iterator[None]:
+    """Leave what is in memory already out of the garbage collector's rounds, which drawing sets off by the hundred."""
+    if gc.get_freeze_count():
+        yield  # By the caller's own choice; thawing it is not ours.
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _written(table: Table) -> dict[str, bytes]:

@@ -21,8 +21,8 @@ class Understanding:
     winners: Table
 
     @classmethod
-    def of(cls, run: Run) -> "Understanding | None":
-        """None of a run that did not search."""
+    def of(cls, run: Run, main: Table) -> "Understanding | None":
+        """None of a run that did not search. main: win_rate_stability(run)."""
         searched = Searched.of(run)
         if searched.trials.empty:
             return None
@@ -33,7 +33,7 @@ class Understanding:
             front=front.front(searched, run.answers),
             importance=importance.importance(searched),
             budget=budget_curve.budget_curve(searched, spent),
-            winners=winners.winners(run, searched),
+            winners=winners.winners(run, searched, main),
         )
 
     def by_importance(self) -> list[int]:

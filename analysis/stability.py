@@ -131,7 +131,7 @@ def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> np.ndarray:
     rng = np.random.default_rng([STEP_DRAWS, place])
     starts = rng.integers(0, len(flags), (resamples, round(len(flags) / length)))
     sums = np.concatenate([[0], np.cumsum(np.concatenate([flags, flags[: length - 1]]))])
-    return np.asarray((sums[starts + length] - sums[starts]).mean(axis=1) / length)
+    return np.asarray((sums[length:] - sums[:-length])[starts].mean(axis=1) / length)
 
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:

@@ -13,6 +13,8 @@ import numpy as np
 from slime_ray.design import FEWEST_SEEDS as FEWEST_SEEDS
 
 RESAMPLES = 10_000
+AT_ONCE = 1_000
+"""Resamples that are worked out together."""
 CONFIDENCE = 0.95
 POINTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 """What A wins by a verdict."""
@@ -53,8 +55,12 @@ def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
     are drawn is counted first, which makes all resamples one matrix product.
     """
     *leading, items = values.shape
-    # With more than two axes numpy would take one product a slice, and several times as long.
-    sums = values.reshape(-1, items) @ draws(items, seed, resamples)
+    rows, counts = values.reshape(-1, items), draws(items, seed, resamples)
+    sums = np.empty((len(rows), resamples))
+    # One product for all rows; a part of the resamples at a time, for the counts are converted, and stay in the cache.
+    for start in range(0, resamples, AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        np.matmul(rows, counts[:, part].astype(np.float64), out=sums[:, part])
     return np.moveaxis(sums.reshape(*leading, resamples), -1, 0)
 
 

@@ -3,9 +3,6 @@
 The best of many trials on one set of prompts is partly luck (the winner's curse); on other prompts and seeds it is not.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -15,14 +12,17 @@ from . import stability, statistics
 from .front import outcomes_of
 from .knobs import Searched, unit_of
 from .printing import Column, Table, cells, interval_cells, number
-from .rows import FINISHED, LOST, Outcomes, outcomes_by_label
+from .rows import FINISHED, Outcomes, outcomes_by_label
 
 AGAIN = 1
 """Seed of the resampling of the report prompts, apart from that of the selection prompts, which is 0."""
 
 
-def winners(run: results.Run, searched: Searched) -> Table:
-    """One row per confirmed winner, by the first goal as confirmed: each goal in the search, confirmed, the change."""
+def winners(run: results.Run, searched: Searched, main: Table) -> Table:
+    """One row per confirmed winner, by the first goal as confirmed: each goal in the search, confirmed, the change.
+
+    main: win_rate_stability(run), which has the confirmed stability with its interval.
+    """
     confirmed = run.trials[run.trials["phase"] == "confirm"]
     if confirmed.empty or not searched.names:
         return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", [])
@@ -39,7 +39,9 @@ def winners(run: results.Run, searched: Searched) -> Table:
             if goal == "win_rate" and first is not None:
                 row |= _win_rates(first[place], outcomes.get(str(label)))
             else:
-                row |= _plain(run, goal, searched.trials.loc[[place]], group)
+                row |= _plain(
+                    run, goal, searched.trials.loc[[place]], group, main.frame[main.frame["label"] == label].iloc[0]
+                )
         rows.append(row)
     if not rows:
         return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", [])
@@ -77,16 +79,16 @@ def _win_rates(first: np.ndarray, again: Outcomes | None) -> dict[str, float]:
     return statistics.columns(found)
 
 
-def _plain(run: results.Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame) -> dict[str, float]:
-    """Both values of another goal; of stability with intervals, a lost seed as 0."""
+def _plain(run: results.Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
+    """Both values of another goal; of stability with intervals, the confirmed one's as the main table's row has it."""
+    both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
+    again = group[goal].mean()
     if goal == "stability":
-        both: Mapping[str, Any] = {
-            f"{goal}_searched": stability.intervals(run, trial).get(goal),
-            f"{goal}_confirmed": stability.intervals(run, group).get(goal),
+        again, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
+        both = {
+            "stability_searched": stability.intervals(run, trial).get("stability"),
+            "stability_confirmed": statistics.Interval(again, low, high),
         }
-        again = group[goal].where(~group["status"].isin(LOST), 0.0).mean()
-    else:
-        both, again = {f"{goal}_searched": None, f"{goal}_confirmed": None}, group[goal].mean()
     before = float(trial[goal].iloc[0])
     values = {f"{goal}_searched": before, f"{goal}_confirmed": again, f"{goal}_change": again - before}
     return statistics.columns(both) | values

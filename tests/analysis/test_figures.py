@@ -7,7 +7,7 @@ import zlib
 import matplotlib
 import numpy as np
 import pytest
-from fontTools.subset import Options
+from fontTools import subset
 from fontTools.ttLib import TTFont
 from slime_ray.analysis import drawing, figures, rows, stability, tables
 
@@ -39,8 +39,8 @@ def test_a_figure_has_three_forms(one_trial_run):
 
 
 def test_a_pdf_has_its_letters_as_truetype_without_rules_for_joining_them(one_trial_run):
-    """What makes a PDF fast is a list of fontTools that has no public name: it has to be there, and as it was."""
-    before = list(Options._drop_tables_default)
+    """What makes a PDF fast stands in the place of a function of fontTools': it has to be there, and as it was."""
+    before = subset.load_font
     streams = re.findall(
         rb"stream\r?\n(.*?)\r?\nendstream",
         drawing.render(figures.pareto(results.load(one_trial_run)))["pdf"],
@@ -49,7 +49,7 @@ def test_a_pdf_has_its_letters_as_truetype_without_rules_for_joining_them(one_tr
     fonts = [TTFont(io.BytesIO(text)) for stream in streams if (text := unpacked(stream))[:4] == b"\x00\x01\x00\x00"]
     assert fonts
     assert all("glyf" in font and "GPOS" not in font and "GSUB" not in font for font in fonts)
-    assert before == Options._drop_tables_default
+    assert subset.load_font is before
 
 
 def unpacked(stream):
@@ -57,6 +57,12 @@ def unpacked(stream):
         return zlib.decompress(stream)
     except zlib.error:
         return b""
+
+
+def test_the_names_of_axes_stay_in_the_middle(one_trial_run):
+    (axes,) = (figure := figures.pareto(results.load(one_trial_run))).axes
+    drawing.render(figure)
+    assert axes.xaxis.label.get_position()[0] == axes.yaxis.label.get_position()[1] == 0.5
 
 
 def test_drawing_leaves_the_users_style_alone_and_needs_no_pyplot(one_trial_run):
@@ -171,8 +177,31 @@ def test_the_words_at_one_half_avoid_the_bars(tmp_path):
     figure.draw_without_rendering()
     (words,) = [text for text in figure.axes[0].texts if text.get_text().startswith("50 %")]
     box = words.get_window_extent(renderer)
-    x = figure.axes[0].transData.transform((0.25, 50))[0]
+    x, y = figure.axes[0].transData.transform((0.25, 50))
     assert not box.x0 <= x <= box.x1
+    assert box.y0 > y
+
+
+def test_the_line_at_one_half_crosses_no_label(tmp_path):
+    # Each label's nearest place, up and to the right of its marker, would be on the line.
+    for place in (0.2, 0.5, 0.8):
+        add_trial(tmp_path, f"a{place}", label=f"a{place}", won=[1.0] * 70 + [0.0] * 72, stability=place)
+    figure = figures.pareto(results.load(finish(tmp_path)))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    line = figure.axes[0].transData.transform((0, 50))[1]
+    boxes = [Text.get_window_extent(text, renderer) for text in figure.axes[0].texts if text.get_text()[0] == "a"]
+    assert len(boxes) == 3
+    assert not [box for box in boxes if box.y0 <= line <= box.y1]
+
+
+def test_the_legend_tells_the_bars_apart(judged_run, unjudged_run):
+    titles = [figures.pareto(results.load(run)).legends[0].get_title().get_text() for run in (judged_run, unjudged_run)]
+    said = "upright bars: 95 % interval of the win rate; level bars: range of S over seeds"
+    assert titles == [said, "bars: range of S over seeds"]
 
 
 def test_without_a_confirmed_winner_the_best_search_trial_has_a_curve(tmp_path):

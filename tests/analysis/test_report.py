@@ -1,6 +1,7 @@
 """A report stands alone, repeats, escapes what models and users wrote, and says first what is not settled."""
 
 import base64
+import gc
 import hashlib
 import json
 import re
@@ -273,6 +274,17 @@ def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_pa
 
 
 @pytest.mark.usefixtures("sketched")
+def test_the_garbage_collector_is_left_as_it_was(one_trial_run, tmp_path):
+    report.write_report(one_trial_run, tmp_path / "one")
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        report.write_report(one_trial_run, tmp_path / "other")
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
 def test_run_and_place_may_be_given_as_text(tmp_path):
     add_trial(tmp_path, "a", won=[1.0, 0.0])
     finish(tmp_path)

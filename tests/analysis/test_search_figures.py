@@ -10,7 +10,6 @@ from slime_ray.analysis.drawing import WIDTH, render, style
 from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.search_report import Understanding
 
 from slime_ray import results
 
@@ -65,7 +64,7 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
     for table in tables.values():
         assert table.markdown()
         assert table.latex()
-    assert all(sentence.endswith(".") for sentence in Understanding.of(run).sentences())
+    assert all(sentence.endswith(".") for sentence in Findings(run).search.sentences())
 
 
 def test_a_search_of_two_goals_has_all_of_them():
@@ -73,7 +72,7 @@ def test_a_search_of_two_goals_has_all_of_them():
     tables, figures = made(run)
     assert set(figures) == {"search_importance", "search_slices", "search_contours", "search_parallel", "search_budget"}
     assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
-    said = Understanding.of(run).sentences()
+    said = Findings(run).search.sentences()
     assert any("is the most important knob" in sentence for sentence in said)
     assert any(sentence.startswith("The knee of the search's front is") for sentence in said)
 
@@ -81,7 +80,7 @@ def test_a_search_of_two_goals_has_all_of_them():
 def test_a_run_without_a_search_has_nothing_to_understand():
     run = search_run(3)
     run.trials["phase"] = "arm"
-    assert Understanding.of(run) is None
+    assert Findings(run).search is None
 
 
 def test_figures_repeat_bit_for_bit():
@@ -145,7 +144,7 @@ def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
 
 
 def test_the_knobs_are_those_that_matter_most_first():
-    understanding = Understanding.of(search_run(100))
+    understanding = Findings(search_run(100)).search
     names = [understanding.searched.knobs[column].name for column in understanding.by_importance()]
     assert set(names[:2]) == {"hard_margin", "anchor_weight"}
     assert isinstance(understanding.importance.frame, pd.DataFrame)

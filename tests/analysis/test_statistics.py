@@ -147,6 +147,13 @@ def test_resampled_means_scatter_as_the_standard_error_says():
     assert means.std() == pytest.approx(values.std() / np.sqrt(1000), rel=0.05)
 
 
+def test_resamples_are_sums_of_what_was_drawn_however_many_are_worked_out_together():
+    values = np.random.default_rng(7).random((3, 40))
+    for resamples in (1, statistics.AT_ONCE, 2 * statistics.AT_ONCE + 1):
+        sums = statistics.resample_sums(values, resamples=resamples)
+        assert sums == pytest.approx((values @ statistics.draws(40, resamples=resamples)).T)
+
+
 def test_leading_axes_are_resampled_together_each_as_if_it_were_alone():
     values = np.random.default_rng(6).random((2, 3, 40))
     sums = statistics.resample_sums(values, resamples=50)

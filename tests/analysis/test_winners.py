@@ -8,6 +8,7 @@ from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
 from slime_ray.analysis.sections import made
+from slime_ray.analysis.tables import win_rate_stability
 from slime_ray.analysis.winners import winners
 
 from slime_ray import results
@@ -35,7 +36,7 @@ def run(tmp_path: Path) -> Path:
 
 def table_of(run: Path) -> Table:
     loaded = results.load(run)
-    return winners(loaded, Searched.of(loaded))
+    return winners(loaded, Searched.of(loaded), win_rate_stability(loaded))
 
 
 def test_the_search_s_and_the_confirmed_values_stand_side_by_side(run):
@@ -66,6 +67,17 @@ def test_the_interval_of_the_change_holds_the_noise_of_both_sets_of_prompts(run)
     row = table_of(run).frame.set_index("trial_id").loc["search-0002"]
     width = row["win_rate_searched_high"] - row["win_rate_searched_low"]
     assert row["win_rate_change_high"] - row["win_rate_change_low"] == pytest.approx(width)
+
+
+def test_the_confirmed_stability_and_its_interval_are_those_of_the_main_table(run):
+    loaded = results.load(run)
+    main = win_rate_stability(loaded)
+    main.frame[["stability_low", "stability_high"]] = [[0.1, 0.7], [0.2, 0.9]]
+    frame = winners(loaded, Searched.of(loaded), main).frame.set_index("trial_id")
+    own = main.frame.set_index("label")
+    for label in frame.index:
+        for end in ("", "_low", "_high"):
+            assert frame.loc[label, f"stability_confirmed{end}"] == own.loc[label, f"stability{end}"]
 
 
 def names_of(run: results.Run) -> list[str]:
