@@ -75,13 +75,13 @@ environment: $(STAMP)
 # hatchling: a test builds the wheel without downloading a build environment.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slime_ray needs Python 3.11 or newer")'
-	@echo "Installing into $(VENV), once: 2.3 GB, some minutes in which nothing is printed."
+	@echo "Installing into $(VENV), once: 2.3 GB, some minutes."
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-		uv pip install --quiet --python $(BIN)/python -c constraints.txt hatchling -e '.[dev]'; \
+		uv pip install --python $(BIN)/python -c constraints.txt hatchling -e '.[dev]'; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling -e '.[dev]'; \
+		$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt hatchling -e '.[dev]'; \
 	fi
 	@touch $@
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from slime_ray import results
+from slime_ray.stability_v1 import WITHIN_TOLERANCE
 
 from . import stability, statistics
 from .front import outcomes_of
@@ -136,7 +137,8 @@ def _notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
         notes.append(f"Over the {frame['win_rate_change'].notna().sum()} winners the win rate changed by {mean:+.1f}.")
     if "stability" in searched.names:
         notes.append("Stability: mean over seeds, one that failed or diverged as 0.")
-    calm = " of these those whose stability is 0.5 or more first," if "stability" in searched.trials else ""
+    within = f" of these those whose stability is {WITHIN_TOLERANCE} or more first,"
+    calm = within if "stability" in searched.trials else ""
     notes.append(
         f"How they were chosen: the trials that the fewest others beat in all goals,{calm} and then by "
         f"{unit_of(searched.names[0])[0].removesuffix(' %')}. The front's knee has no part in it."

@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -247,6 +248,9 @@ def _objective_schema(name: str, objective: type) -> type[BaseModel]:
 
 class ObjectiveSettings(Strict):
     """One objective by its registered name, with the knobs of its dataclass."""
+
+    # Pydantic would look for them in the source of every module that is loaded, where a model is made from fields.
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
     name: str
 

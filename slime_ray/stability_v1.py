@@ -38,6 +38,10 @@ TOLERANCES = StabilityParts(
 )
 
 
+WITHIN_TOLERANCE = 0.5
+"""S where one part is at its tolerance: of a front, trials that have as much are chosen before those below."""
+
+
 def damage(parts: StabilityParts) -> dict[str, float]:
     """(x/h)^2 of every part: what it adds to the denominator of S."""
     tolerances = asdict(TOLERANCES)
@@ -45,7 +49,7 @@ def damage(parts: StabilityParts) -> dict[str, float]:
 
 
 def stability_score(parts: StabilityParts, *, healthy: bool) -> float:
-    """S = g / (1 + sum of (x/h)^2), between 0 and 1; 0.5 when one part is at its tolerance.
+    """S = g / (1 + sum of (x/h)^2), between 0 and 1; WITHIN_TOLERANCE when one part is at its tolerance.
 
     healthy: g, false after NaN, Inf, divergence or a missing checkpoint. A part that is not finite gives 0.
     """

@@ -76,6 +76,37 @@ def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
         assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "command", "meant"),
+    [
+        ("sweep demo --sed 3", "sweep", "--seed"),
+        ("report runs/first --ouput=x", "report", "--out"),
+        ("bench report --trails 3", "bench report", "--trials"),
+        ("check demo --frobnicate", "check", None),
+    ],
+)
+def test_a_misspelt_option_gets_the_usage_of_its_command_and_what_may_be_meant(capsys, line, command, meant):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(line.split())
+    usage, *_, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: slime-ray {command} ")
+    assert error.endswith(f" (did you mean {meant}?)" if meant else "unrecognized arguments: --frobnicate")
+
+
+def test_a_reader_that_has_enough_gets_no_traceback(tmp_path):
+    """As in `slime-ray spaces | head -1`, but with a reader that is gone before anything is written."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for line in (["spaces"], ["presets", "--json"]):
+        gone, kept = os.pipe()
+        os.close(gone)
+        done = subprocess.run(
+            [sys.executable, "-m", "slime_ray", *line], stdout=kept, stderr=subprocess.PIPE, cwd=tmp_path, text=True,
+            env=buffered,
+        )  # fmt: skip
+        os.close(kept)
+        assert (done.stderr, done.returncode) == ("", 1)
+
+
 def test_no_command_takes_options_that_would_have_no_effect(capsys):
     for line in ("evaluate demo checkpoint --seeds", "evaluate demo checkpoint --trials", "check demo --storage",
                  "doctor demo --name"):  # fmt: skip

@@ -137,6 +137,8 @@ def test_the_commands(run, capsys):
     assert cli.main(["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]) == 0
     assert "search-0001-clone-1 runs next" in capsys.readouterr().out
     write_status(run, finished=1, total=5, trials={}, ended=True)
+    assert cli.main(["status", str(run)]) == 0
+    assert f"`slime-ray extend {run}`, or with the command that began it and --resume." in capsys.readouterr().out
     assert cli.main(["stop", str(run), "search-0002"]) == 2
     assert "No sweep is at work" in capsys.readouterr().err
     assert cli.main(["extend", str(run), "--trials", "-1"]) == 2

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
+        # A reader that is gone shows here, not when the process ends.
+        sys.stdout.flush()
     except SlimeRayError as error:
         if debug:
             raise

@@ -96,7 +96,7 @@ def _said(found: dict[str, Any], run: str) -> str:
         goals = ", ".join(f"{goal} {value:.3f}" for goal, value in point.items() if goal != "trial_id")
         lines.append(f"  on the front: {point['trial_id']} ({goals})")
     if found["state"] == "interrupted":
-        lines.append(f"It goes on with: slime-ray extend {run}")
+        lines.append(f"It goes on with `slime-ray extend {run}`, or with the command that began it and --resume.")
     return "\n".join(lines)
 
 

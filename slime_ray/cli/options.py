@@ -1,6 +1,7 @@
 """What several commands share: how they are declared, their options, their experiment, and the report at the end."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,22 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose options are written out: `--seed` is never taken for `--seeds`."""
+    """A parser whose options are written out: `--seed` is never taken for `--seeds`.
+
+    What it does not know is its own command's error, with that command's usage and the option that may be meant.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The same; but raises for what is left over, which argparse would say of the whole program."""
+        options, rest = super().parse_known_args(args, namespace)
+        if rest:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
+            self.error(f"unrecognized arguments: {' '.join(rest)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return options, rest
 
 
 def add_command(

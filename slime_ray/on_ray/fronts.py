@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 AT_ONCE = 512
-WITHIN_TOLERANCE = 0.5
-"""S at one tolerance of one part (stability-v1): of a front, trials above it are chosen before those below."""
 
 
 def signed(values: Sequence[Sequence[float]], directions: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -7,9 +7,10 @@ from ray.tune.search import Searcher
 
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.instructions import Clone
-from slime_ray.on_ray.fronts import WITHIN_TOLERANCE, dominators, signed
+from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.settings import fingerprint
+from slime_ray.stability_v1 import WITHIN_TOLERANCE
 
 SEARCH_SEED = 1000
 """Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""

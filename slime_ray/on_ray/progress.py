@@ -26,7 +26,8 @@ class Progress(Callback):
     def __init__(self, *, console: Console, total: int, finished: int):
         self.console, self.total, self.before = console, total, finished
         self.states: dict[str, dict[str, Any]] = {}
-        self.started = time.monotonic()
+        self.took: list[float] = []
+        self.at_once = 1
         self.untracked: set[str] = set()
         self.live: Live | None = None
 
@@ -47,7 +48,10 @@ class Progress(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its resources."""
         ours = Trial.model_validate(trial.config["trial"])
-        self.states[ours.trial_id] = {"label": ours.trial_id, "knobs": knobs(ours.values), "doing": "starting"}
+        self.states[ours.trial_id] = {
+            "label": ours.trial_id, "knobs": knobs(ours.values), "doing": "starting", "began": time.monotonic(),
+        }  # fmt: skip
+        self.at_once = max(self.at_once, len(self.running()))
         logger.info("%s started: %s", ours.trial_id, knobs(ours.values) or "the base settings")
         self.refresh()
 
@@ -97,6 +101,8 @@ class Progress(Callback):
         if state.get("reason"):
             ended += f" ({state['reason']})"
         logger.info(ended)
+        if "began" in state:
+            self.took.append(time.monotonic() - state["began"])
         if self.live is None:
             line = f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left"
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -106,12 +112,19 @@ class Progress(Callback):
         """Trials that are done, those of an earlier run included."""
         return self.before + sum(bool(state.get("finished")) for state in self.states.values())
 
+    def running(self) -> list[dict[str, Any]]:
+        """The trials that are not done."""
+        return [state for state in self.states.values() if not state.get("finished")]
+
     def time_left(self) -> str:
-        """What is left at the pace so far, as minutes and seconds."""
-        done = self.finished - self.before
-        if not done:
+        """What is left if each trial takes as long as those that are done, as minutes and seconds."""
+        if not self.took:
             return "unknown time"
-        seconds = (time.monotonic() - self.started) / done * (self.total - self.finished)
+        mean, now = sum(self.took) / len(self.took), time.monotonic()
+        begun = [max(0.0, mean - (now - state["began"])) for state in self.running()]
+        waiting = self.total - self.finished - len(begun)
+        # As many at once as there were; but the last ones take what they take.
+        seconds = max([(sum(begun) + waiting * mean) / self.at_once, *begun])
         return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
     def refresh(self) -> None:
@@ -126,7 +139,7 @@ class Progress(Callback):
             table.add_column(column, no_wrap=column != "knobs", overflow="ellipsis")
         for column in ("step", "loss", "drift", "win %", "stability"):
             table.add_column(column, justify="right", no_wrap=True)
-        running = [state for state in self.states.values() if not state.get("finished")]
+        running = self.running()
         done = [state for state in self.states.values() if state.get("finished")]
         for state in [*running, *reversed(done)][:ROWS_SHOWN]:
             table.add_row(

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from slime_ray.on_ray.fronts import WITHIN_TOLERANCE
+from slime_ray.stability_v1 import WITHIN_TOLERANCE
 
 Point = tuple[float, ...]
 """A trial's value of every metric of a ranking, in the ranking's order."""

@@ -15,7 +15,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from scipy.stats import qmc
 
 from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.points import Point, Rules, Search, path_of
@@ -88,6 +87,8 @@ class QuasiRandom:
     def __call__(self, position: int) -> Point:
         if position >= len(self.table):
             # In whole powers of 2, of which the sequence makes the most, and always the same from its start.
+            from scipy.stats import qmc  # It takes a second to import.
+
             engine = qmc.Sobol(self.table.shape[1], scramble=True, rng=np.random.default_rng([self.seed]))
             self.table = engine.random_base2(max(6, position.bit_length()))
         return self.search.at(self.table[position])

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Lengths
 from slime_ray.settings import Data, Model, Settings
@@ -146,10 +147,11 @@ def find_material(settings: Settings, given: Given) -> tuple[Material, Sample | 
     if pairs is None and (pairs := KNOWN_PAIRS.get((data.train.lower(), data.split))):
         told.append(f"{pairs:,} pairs, as its card says")
     if lengths is None or (pairs is None and data.pairs is None):
+        missing = missing_file(data.train)
         lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
         raise InputError(
-            f"data.train {data.train} is not read for a plan{'' if local else ', since it is not on this machine'}. "
-            f"Say how much it is with {lacking}."
+            f"data.train {data.train} is not read for a plan{'' if local else ', since it is not on this machine'}"
+            f"{missing or ''}. {'Say' if missing is None else 'Correct it, or say'} how much it is with {lacking}."
         )
     if given.lengths:
         told.append("lengths of {:g}, {:g} and {:g} tokens as given".format(*lengths))

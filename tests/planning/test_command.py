@@ -66,12 +66,20 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, tmp_path):
         (["--prices", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--json", "/nowhere/plan.json"], "--json /nowhere/plan.json: cannot be written"),
         (["--set", "model.source=somebody/something"], "its shape is not known here"),
-        (["--set", "data.train=somebody/something"], "is not read for a plan, since it is not on this machine"),
+        (["--set", "data.train=somebody/something"], "since it is not on this machine. Say how much it is with"),
+        (["--set", "data.train=pears.jsonl"], "since it is not on this machine. Correct it, or say how much"),
     ],
 )
 def test_what_is_wrong_or_does_not_fit_is_refused(space, capsys, arguments, complaint):
     assert main(["plan", space, *arguments]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_data_that_is_not_here_may_be_a_file_of_nearly_that_name(space, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    assert main(["plan", space, "--set", "data.train=pears.jsonl"]) == 2
+    assert "since it is not on this machine; pairs.jsonl is. Correct it" in capsys.readouterr().err
 
 
 def test_this_machine_has_no_gpu_for_it(space, capsys):

@@ -6,14 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.experiment import Experiment
+from slime_ray.experiment import Experiment, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.instructions import ask_for_clone, ask_to_stop
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray import prepare, watch
+from slime_ray.on_ray import progress as progress_module
 from slime_ray.on_ray.monitor import Heard
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import Node
@@ -244,6 +246,49 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, m
     assert monitor.orders == ["the sweep ended: budget.gpu_hours 0.5 is spent (0.5003)"]
     assert watching.spent == "gpu_hours"
     assert watching.plan.ending
+
+
+def test_what_is_left_counts_trials_side_by_side_and_how_far_they_are(monkeypatch, experiment):
+    clock, console = Clock(), Console(quiet=True)
+    monkeypatch.setattr(progress_module, "time", clock)
+    progress = Progress(console=console, total=7, finished=1)
+
+    (one,) = arm_trials(experiment)
+    arm = one.model_dump(mode="json")
+
+    def starts(name: str) -> None:
+        trial = SimpleNamespace(config={"trial": arm | {"trial_id": name}})
+        progress.on_trial_start(0, [], trial)
+
+    def ends(name: str) -> None:
+        trial = SimpleNamespace(config={"trial": {"trial_id": name}})
+        progress.on_trial_result(0, [], trial, {"finished": True, "status": "completed"})
+
+    starts("a")
+    starts("b")
+    assert progress.time_left() == "unknown time"
+    clock.now += 60
+    ends("a")
+    starts("c")
+    # b is as far as a was when it ended: 0 s; c 60 s; three wait, 180 s; by two.
+    assert progress.time_left() == "2 min 00 s"
+    clock.now += 30
+    # b takes longer than a did, which says nothing of the others; half of c is left.
+    assert progress.time_left() == "1 min 45 s"
+    for name in ("d", "e", "f"):
+        ends(name)
+    ends("c")
+    ends("b")
+    assert progress.time_left() == "0 min 00 s"
+
+
+def test_the_last_trial_takes_what_it_takes_however_many_ran_side_by_side(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress_module, "time", clock)
+    progress = Progress(console=Console(quiet=True), total=3, finished=0)
+    progress.states = {"a": {"finished": True}, "b": {"finished": True}, "c": {"began": clock.now - 10}}
+    progress.took, progress.at_once = [90.0, 110.0], 2
+    assert progress.time_left() == "1 min 30 s"
 
 
 def test_a_tracker_that_is_left_out_is_said_once_for_the_whole_sweep():
