@@ -1,5 +1,5 @@
 # make demo   the whole path on an embedded task: sweep, table, report
-# make test   what CI runs: lint, types, unit tests, then the tests that start Ray
+# make test   what CI runs: lint, types, unit tests, and the tests that start Ray
 # Each creates the environment in .venv first, if it is not there or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
@@ -14,25 +14,32 @@ endif
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test unit ray-tests test-faults test-slow test-statistics docs release-check lint types environment clean
+.PHONY: demo test tests unit ray-tests test-faults test-slow test-statistics docs release-check lint types environment clean
 
 demo: $(STAMP)
 	$(BIN)/slime-ray demo
 
-test: lint types
-	$(MAKE) --no-print-directory unit
-	$(MAKE) --no-print-directory ray-tests
+test: lint types tests
 
-# One thread per process: the tensors are small, and two workers share two cores. Nothing may reach for a hub.
-unit ray-tests test-faults test-slow: export OMP_NUM_THREADS := 1
-unit ray-tests test-faults test-slow: export HF_HUB_OFFLINE := 1
-unit ray-tests test-faults test-slow: export TOKENIZERS_PARALLELISM := false
+# One thread per process: the tensors are small, and two workers share two cores. Nothing may reach for a hub. Bytecode is
+# kept: sweeps start many processes.
+tests unit ray-tests test-faults test-slow: export OMP_NUM_THREADS := 1
+tests unit ray-tests test-faults test-slow: export HF_HUB_OFFLINE := 1
+tests unit ray-tests test-faults test-slow: export TOKENIZERS_PARALLELISM := false
+tests unit ray-tests test-faults test-slow: export PYTHONDONTWRITEBYTECODE :=
+
+# Two processes, a file at a time, in the order of tests/conftest.py: those that start Ray first, which wait a good deal.
+PYTEST := $(BIN)/python -m pytest --durations 15
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+
+tests: $(STAMP)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not faults"
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --durations 15 -m "not ray and not slow and not faults"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not ray and not slow and not faults"
 
 ray-tests: $(STAMP)
-	$(BIN)/python -m pytest --durations 15 -m "ray and not slow and not faults"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "ray and not slow and not faults"
 
 # Everything that a sweep has to survive, and what it cost, as the table of docs/reliability.md; half an hour.
 test-faults: $(STAMP)

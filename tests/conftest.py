@@ -7,6 +7,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-table", help="append what each fault cost to this file, one JSON object a line")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray first, README's commands before all: where tests run side by side, the short ones fill the gaps."""
+    items.sort(key=lambda item: (item.path.name != "test_readme.py", item.get_closest_marker("ray") is None))
+
+
 @pytest.fixture(scope="session")
 def sketch() -> dict[str, bytes]:
     """A small drawing in all its forms."""
