@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.janitor import descendants, janitor
+from slime_ray.training.outcome import one_sentence
 
 CONNECT_SECONDS = 5.0
 
@@ -51,6 +52,21 @@ def connected() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def told(failed: str) -> Iterator[None]:
+    """Raise an InputError of a task's as it is; whatever else a task or Ray raises as a RunError that begins with this.
+
+    failed: such as "The probe failed".
+    """
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from None
+        raise RunError(f"{failed}: {one_sentence(cause)}") from error
 
 
 def check_address(address: str) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 from rich.console import Console
 
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment
+from slime_ray.on_ray.connection import told
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
 from slime_ray.training.orders import interrupts
-from slime_ray.training.outcome import one_sentence
 
 if TYPE_CHECKING:
     from slime_ray.training.stages import Stages
@@ -46,17 +46,12 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         maker = maker.remote()
         making = maker.make.remote(experiment.base, place)
     try:
-        with interrupts(_stop):
-            _follow(making, place, console)
-        made = ray.get(making)
+        with told("The shared stages could not be made"):
+            with interrupts(_stop):
+                _follow(making, place, console)
+            made = ray.get(making)
     except NoPlace as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from None
-        raise RunError(f"The shared stages could not be made: {one_sentence(error.cause)}") from error
-    except ray.exceptions.RayError as error:
-        raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
     finally:
         if maker is not None:
             ray.kill(maker)

@@ -13,12 +13,12 @@ from rich.console import Console
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Resources
 from slime_ray.mirror import Mirror
+from slime_ray.on_ray.connection import told
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.planning.material import Sample
 from slime_ray.planning.speed import Measured, Rates, mean_of
 from slime_ray.settings import Settings
-from slime_ray.training.outcome import one_sentence
 
 MOST_SIDE_BY_SIDE = 8
 """Probes at a time. What more trials at a time do to each other, they do on other nodes."""
@@ -57,16 +57,11 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror,
             group: Any = ray.remote(_ProbeGroup)
             groups = [group.options(num_cpus=0).remote() for _ in range(runs)]
             started = [each.measure.remote(config) for each in groups]
-        done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
-        if late:
-            raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")
-        found = ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from None
-        raise RunError(f"The probe failed: {one_sentence(error.cause)}") from error
-    except ray.exceptions.RayError as error:
-        raise RunError(f"The probe failed: {one_sentence(error)}") from error
+        with told("The probe failed"):
+            done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
+            if late:
+                raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")
+            found = ray.get(done)
     finally:
         for each in groups:
             ray.kill(each)
