@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SHORT = (
     "data.sft_examples=400", "data.pairs=32", "data.held_out_pairs=24", "sft.updates=30", "training.updates=4",
     "training.pairs_per_update=8", "training.evaluations=2", "evaluation.prompts=16", "evaluation.selection_prompts=8",
-    "evaluation.kl_prompts=4",
+    "evaluation.kl_prompts=4", "resources.concurrent_trials=1",
 )  # fmt: skip
 """What makes a trial of the embedded task as small as it can be."""
 

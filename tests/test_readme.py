@@ -21,6 +21,7 @@ name: mine
 arms: {{slime: {{}}}}
 search: {{objective.anchor_weight: {{log_uniform: [0.01, 2.0]}}}}
 budget: {{trials: 1}}
+resources: {{concurrent_trials: 1}}
 """
 """What stands for a reader's `mine.yaml`."""
 NOT_RUN = {

@@ -33,6 +33,7 @@ ablate:
     dpo: {objective: {name: dpo}}
     nothing: {objective.remove: [anchor, stabilizer, soft_margin, hard_margin]}
     slime: {preset: paper}
+resources: {concurrent_trials: 1}
 """
 CELLS = ["broken", "sft", "dpo", "nothing", "slime"]
 
