@@ -79,7 +79,8 @@ types: $(STAMP)
 
 environment: $(STAMP)
 
-# hatchling: a test builds the wheel without downloading a build environment.
+# hatchling: a test builds the wheel without downloading a build environment. pip would compile on one core; what cannot be
+# compiled are templates in packages.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slime_ray needs Python 3.11 or newer")'
 	@echo "Installing into $(VENV), once: 2.3 GB, some minutes."
@@ -88,7 +89,9 @@ $(STAMP): pyproject.toml constraints.txt
 		uv pip install --python $(BIN)/python -c constraints.txt hatchling -e '.[dev]'; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt hatchling -e '.[dev]'; \
+		$(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check \
+			-c constraints.txt hatchling -e '.[dev]' && \
+		{ $(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib || true; }; \
 	fi
 	@touch $@
 
