@@ -108,9 +108,10 @@ def test_a_probe_measures_a_trial_where_trials_run(tmp_path, capsys, workers):
     assert main(["plan", str(path), "--probe", "--json", str(out), "--storage", str(storage)]) == 0
     plan = json.loads(out.read_text())
     rates = plan["measured"]["wall"]
-    assert all(
-        rates[name] > 0 for name in ("token", "sft_token", "read_token", "decode_step", "load", "save", "process")
-    )
+    assert all(rates[name] > 0 for name in ("read_token", "load", "save", "process"))
+    # Lines through two measurements each: of the one or the other number nothing may be left on a busy machine.
+    lines = [("update", "token"), ("sft_update", "sft_token"), ("decode_step", "decode_row")]
+    assert all(rates[beside] + rates[each] > 0 for beside, each in lines)
     assert all(value >= 0 for clock in ("wall", "processor") for value in plan["measured"][clock].values())
     assert plan["measured"]["side_by_side"] == max(1, len(os.sched_getaffinity(0)) // workers)
     assert plan["measured"]["peak_bytes"] > 2**27
