@@ -24,8 +24,8 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
         if answers.empty:
             continue
         seed = answers["seed"].min()
-        (pairs,) = first_pairs(answers[answers["seed"] == seed]).values()
-        return {"label": label, "seed": int(seed), "pairs": pairs}
+        pairs = first_pairs(answers[answers["seed"] == seed])
+        return {"label": label, "seed": int(seed), "pairs": next(iter(pairs.values()))}
     return None
 
 

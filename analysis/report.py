@@ -43,7 +43,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     differ, or where `out` cannot be written.
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
-    with _collected_once():
+    with _memory_frozen():
         files, tables, found = _made(results.load(run_path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]
 
 
 @contextmanager
-def _collected_once() -> Iterator[None]:
+def _memory_frozen() -> Iterator[None]:
     """Leave what is in memory already out of the garbage collector's rounds, which drawing sets off by the hundred."""
     if gc.get_freeze_count():
-        yield  # By the caller's own choice; thawing it is not ours.
+        yield  # Whoever froze it thaws it.
         return
     gc.freeze()
     try:

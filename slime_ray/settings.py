@@ -249,7 +249,8 @@ def _objective_schema(name: str, objective: type) -> type[BaseModel]:
 class ObjectiveSettings(Strict):
     """One objective by its registered name, with the knobs of its dataclass."""
 
-    # Pydantic would look for them in the source of every module that is loaded, where a model is made from fields.
+    # The docstrings are the dataclass's. Of a model that is made from fields, pydantic would look for them in the
+    # source of every module that is loaded.
     model_config = ConfigDict(use_attribute_docstrings=False)
 
     name: str

@@ -149,8 +149,7 @@ def _ablate(options: argparse.Namespace) -> None:
 def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
     if not options.quiet:
         _describe_design(experiment)
-        where = os.environ.get("RAY_ADDRESS") or "this machine"
-        print(f"{experiment.name}: getting Ray and the shared stages ready on {where}.", flush=True)
+        print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 

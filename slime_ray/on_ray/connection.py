@@ -1,4 +1,4 @@
-"""The Ray instance that a command works with: the one at RAY_ADDRESS, or one for itself alone."""
+"""The Ray instance that a command works with, at RAY_ADDRESS or for itself alone, and its errors as sentences."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ def connected() -> Iterator[None]:
 
 
 @contextmanager
-def told(failed: str) -> Iterator[None]:
+def errors_as_sentences(failed: str) -> Iterator[None]:
     """Raise an InputError of a task's as it is; whatever else a task or Ray raises as a RunError that begins with this.
 
     failed: such as "The probe failed".

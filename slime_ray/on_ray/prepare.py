@@ -10,7 +10,7 @@ from rich.console import Console
 
 from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment
-from slime_ray.on_ray.connection import told
+from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
@@ -46,7 +46,7 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         maker = maker.remote()
         making = maker.make.remote(experiment.base, place)
     try:
-        with told("The shared stages could not be made"):
+        with errors_as_sentences("The shared stages could not be made"):
             with interrupts(_stop):
                 _follow(making, place, console)
             made = ray.get(making)

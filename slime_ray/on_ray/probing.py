@@ -13,7 +13,7 @@ from rich.console import Console
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Resources
 from slime_ray.mirror import Mirror
-from slime_ray.on_ray.connection import told
+from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.planning.material import Sample
@@ -57,7 +57,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror,
             group: Any = ray.remote(_ProbeGroup)
             groups = [group.options(num_cpus=0).remote() for _ in range(runs)]
             started = [each.measure.remote(config) for each in groups]
-        with told("The probe failed"):
+        with errors_as_sentences("The probe failed"):
             done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
             if late:
                 raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from slime_ray.errors import InputError, RunError
-from slime_ray.on_ray.connection import told
+from slime_ray.on_ray.connection import errors_as_sentences
 
 
 def of_task(cause: Exception) -> ray.exceptions.RayTaskError:
@@ -21,7 +21,7 @@ def of_task(cause: Exception) -> ray.exceptions.RayTaskError:
     ],
 )
 def test_what_is_raised_there_is_a_sentence_here(raised, kind, said):
-    with pytest.raises(kind) as caught, told("The probe failed"):
+    with pytest.raises(kind) as caught, errors_as_sentences("The probe failed"):
         raise raised
     assert str(caught.value).startswith(said)
     assert "Traceback" not in str(caught.value)
@@ -29,5 +29,5 @@ def test_what_is_raised_there_is_a_sentence_here(raised, kind, said):
 
 
 def test_what_was_said_already_passes():
-    with pytest.raises(RunError, match=r"^It was given up\.$"), told("The probe failed"):
+    with pytest.raises(RunError, match=r"^It was given up\.$"), errors_as_sentences("The probe failed"):
         raise RunError("It was given up.")
