@@ -1,5 +1,7 @@
 """Figures: result frames in, a matplotlib Figure out."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,16 +85,17 @@ def _rows(axes: "Axes", rows: list[dict[Any, Any]], column: str, *, judged: bool
     where = "report prompts" if judged else "held-out pairs"
     styles = {"arm": ("o", BLUE, f"arms ({where})"), "confirm": ("D", VERMILLION, f"confirmed winner ({where})")}
     for phase, (marker, colour, name) in styles.items():
-        for row in (row for row in rows if row["phase"] == phase):
-            x, y = row["stability"], 100 * row[column]
-            bars: dict[str, Any] = {"xerr": [[x - row["stability_min"]], [row["stability_max"] - x]]}
-            if judged:
-                bars["yerr"] = [[y - 100 * row["win_rate_low"]], [100 * row["win_rate_high"] - y]]
-            axes.errorbar(
-                x, y, fmt=marker, color=colour, capsize=2, markersize=6.5, linewidth=1, label=name, clip_on=False,
-                markeredgecolor="white", markeredgewidth=0.6, zorder=4, **bars,
-            )  # fmt: skip
-            name = "_" + name
+        own = pd.DataFrame([row for row in rows if row["phase"] == phase])
+        if own.empty:
+            continue
+        x, y = own["stability"], 100 * own[column]
+        bars: dict[str, Any] = {"xerr": [x - own["stability_min"], own["stability_max"] - x]}
+        if judged:
+            bars["yerr"] = [y - 100 * own["win_rate_low"], 100 * own["win_rate_high"] - y]
+        axes.errorbar(
+            x, y, fmt=marker, color=colour, capsize=2, markersize=6.5, linewidth=0, elinewidth=1, label=name,
+            clip_on=False, markeredgecolor="white", markeredgewidth=0.6, zorder=4, **bars,
+        )  # fmt: skip
 
 
 def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: bool) -> None:
@@ -159,8 +162,11 @@ def _label(
             words.xy = (place, 50)
             return words.get_window_extent(renderer)
 
-        places = (0.5, 0.75, 0.25, 0.88, 0.12, 0.62, 0.38)
-        box = box_at(min(places, key=lambda place: sum(box_at(place).overlaps(other) for other in taken)))
+        def covered(place: float) -> int:
+            box = box_at(place)
+            return sum(box.overlaps(other) for other in taken)
+
+        box = box_at(min((0.5, 0.75, 0.25, 0.88, 0.12, 0.62, 0.38), key=covered))
         across = axes.transData.transform([(0, 50), (0, 50)])[:, 1] + [-1, 1]
         taken += [box, Bbox([[inside.x0, across[0]], [inside.x1, across[1]]])]
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
@@ -189,12 +195,14 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
 
     Where no winner was confirmed, the best search trial has a panel too.
     """
-    curves = run.curves[run.curves["source"] == "held_out"]
+    looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
+    curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
     shown = {label: of_label(run, curves, label) for label in _labels(run, table)}
     if not (run.trials["phase"] == "confirm").any():
         for trial_id in search_table.search_trials(run).frame["trial_id"][:1]:
             shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
     shown = {label: own for label, own in shown.items() if len(own)}
+    spans = _over_seeds(shown)
     columns = min(4, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     with style():
@@ -202,23 +210,17 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
         figure, panels = new_figure(WIDTH, 1.75 * rows + 0.8, **shape)
         for panel in panels.flat[len(shown) :]:
             panel.set_axis_off()
-        for (label, own), panel in zip(shown.items(), panels.flat, strict=False):
-            for metric, colour, dashes in (("chosen_logp", BLUE, "-"), ("rejected_logp", VERMILLION, "--")):
-                steps = own[own["metric"] == metric].groupby("step")["value"].agg(["mean", "min", "max"])
-                dot = "o" if len(steps) == 1 else None
-                name = metric.removesuffix("_logp")
-                panel.plot(
-                    steps.index,
-                    steps["mean"],
-                    dashes,
-                    color=colour,
-                    label=name,
-                    linewidth=1.4,
-                    marker=dot,
-                    markersize=4,
-                )
-                panel.fill_between(steps.index, steps["min"], steps["max"], color=colour, alpha=0.2, linewidth=0)
-            panel.set_title(plain(label), fontsize=9)
+        # Of the columns that end a row earlier, the last panel that there is has the numbers.
+        for panel in panels.flat[max(0, len(shown) - columns) : len(shown)]:
+            panel.tick_params(labelbottom=True)
+        for label, panel in zip(shown, panels.flat, strict=False):
+            for metric, (colour, dashes) in looks.items():
+                steps, mean, low, high = spans[label, metric].T
+                look = {"color": colour, "linewidth": 1.4, "marker": "o" if len(steps) == 1 else None, "markersize": 4}
+                panel.plot(steps, mean, dashes, label=metric.removesuffix("_logp"), **look)
+                panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            # In its place, or matplotlib would look for one in every drawing.
+            panel.set_title(plain(label), fontsize=9, y=1.0)
             panel.grid(color="#e4e4e4", linewidth=0.6)
         if not shown:
             say(panels[0, 0], "No held-out curve was recorded.")
@@ -229,6 +231,16 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
         figure.supxlabel("update", fontsize=9)
         figure.supylabel("held-out log-probability, nat/token", fontsize=9)
     return figure
+
+
+def _over_seeds(curves: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], np.ndarray]:
+    """(steps, 4) step, and mean, least and most over seeds, of every row and metric. curves: by row."""
+    spans: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.empty((0, 4)))
+    if curves:
+        over = pd.concat(curves, names=["row"]).groupby(["row", "metric", "step"])["value"].agg(["mean", "min", "max"])
+        for (row, metric), own in over.reset_index().groupby(["row", "metric"], sort=False):
+            spans[str(row), str(metric)] = own[["step", "mean", "min", "max"]].to_numpy(dtype=float)
+    return spans
 
 
 def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":

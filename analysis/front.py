@@ -15,6 +15,8 @@ from .knobs import Searched, unit_of
 from .printing import Column, Table, cells, interval_cells, number
 
 RESAMPLES = 2_000
+AT_ONCE = 200_000
+"""Trials of all resamples whose fronts are worked out together."""
 SHOWN = 0.05
 """A trial that is not on the front is shown if it is the knee in so many resamples."""
 
@@ -34,32 +36,50 @@ class Knee:
 
 def knee(points: np.ndarray) -> Knee:
     """points: (trials, 2); NaN is on no front. Of equally far trials the one with more of the first goal."""
-    ranked = np.isfinite(points).all(axis=1)
-    on_front = np.zeros(len(points), dtype=bool)
-    distances = np.full(len(points), np.nan)
-    if not ranked.any():
-        return Knee(None, on_front, distances)
-    on_front[ranked] = unbeaten(points[ranked])
-    front = points[on_front]
-    low, high = front.min(axis=0), front.max(axis=0)
-    if (high <= low).any():
-        return Knee(None, on_front, np.where(on_front, 0.0, np.nan))
-    # The ends are (0, 1) and (1, 0) here, so the line is x + y = 1.
-    distances[on_front] = (((front - low) / (high - low)).sum(axis=1) - 1) / np.sqrt(2)
-    best = max(np.flatnonzero(on_front), key=lambda trial: (round(float(distances[trial]), 12), points[trial, 0]))
-    return Knee(int(best) if distances[best] > 1e-12 else None, on_front, distances)
+    trial, on_front, distances = knees(points)
+    return Knee(None if trial < 0 else int(trial), on_front, distances)
+
+
+def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`knee` of many fronts at once: trial, -1 where there is none (...,), on_front and distances (..., trials).
+
+    points: (..., trials, 2).
+    """
+    on_front = unbeaten(points)
+    of_front = on_front[..., None]
+    low = np.where(of_front, points, np.inf).min(axis=-2, keepdims=True)
+    high = np.where(of_front, points, -np.inf).max(axis=-2, keepdims=True)
+    bends = (high > low).all(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The ends are (0, 1) and (1, 0) here, so the line is x + y = 1.
+        beyond = (((points - low) / (high - low)).sum(axis=-1) - 1) / np.sqrt(2)
+    distances = np.where(on_front, np.where(bends, beyond, 0.0), np.nan)
+    rounded = np.where(on_front, distances.round(12), -np.inf)
+    farthest = on_front & (rounded == rounded.max(axis=-1, keepdims=True))
+    trial = np.where(farthest, points[..., 0], -np.inf).argmax(axis=-1)
+    far = np.take_along_axis(distances, trial[..., None], axis=-1)[..., 0] > 1e-12
+    return np.where(far, trial, -1), on_front, distances
 
 
 def unbeaten(points: np.ndarray) -> np.ndarray:
-    """(trials,) as `statistics.on_front`, for two goals and without comparing every trial with every other."""
-    order = np.lexsort((-points[:, 1], -points[:, 0]))
-    ordered = points[order]
-    reached = np.maximum.accumulate(ordered[:, 1])
-    better = ordered[:, 1] > np.concatenate([[-np.inf], reached[:-1]])
+    """(..., trials) as `statistics.on_front`, for two goals and without comparing every trial with every other.
+
+    points: (..., trials, 2); NaN is on no front.
+    """
+    ranked = np.isfinite(points).all(axis=-1, keepdims=True)
+    first, second = np.moveaxis(np.where(ranked, points, -np.inf), -1, 0)
+    order = np.lexsort((-second, -first), axis=-1)
+    first, second = (np.take_along_axis(values, order, axis=-1) for values in (first, second))
+    reached = np.maximum.accumulate(second, axis=-1)
+    before = np.full_like(second, -np.inf)
+    before[..., 1:] = reached[..., :-1]
     # Trials that are equal stand behind one another, and are what the first of them is.
-    group = np.concatenate([[0], (ordered[1:] != ordered[:-1]).any(axis=1).cumsum()])
-    on_front = np.empty(len(points), dtype=bool)
-    on_front[order] = better[np.searchsorted(group, np.arange(group[-1] + 1))][group]
+    places = np.arange(points.shape[-2]) * np.ones_like(order)
+    equal = (first[..., 1:] == first[..., :-1]) & (second[..., 1:] == second[..., :-1])
+    places[..., 1:][equal] = 0
+    leader = np.maximum.accumulate(places, axis=-1)
+    on_front = np.empty(order.shape, dtype=bool)
+    np.put_along_axis(on_front, order, np.take_along_axis(second > before, leader, axis=-1), axis=-1)
     return on_front
 
 
@@ -87,17 +107,17 @@ def resample(
     sums = statistics.resample_sums(np.where(known, outcomes, 0.0), seed=seed, resamples=resamples)
     asked = statistics.resample_sums(known.astype(float), seed=seed, resamples=resamples)
     drawn = np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
-    on_front, is_knee = np.zeros(len(points)), np.zeros(len(points))
-    found = []
-    for values in drawn:
-        moved = points.copy()
-        moved[:, goal] = np.where(np.isfinite(points[:, goal]), values, np.nan)
-        this = knee(moved)
-        on_front += this.on_front
-        if this.trial is not None:
-            is_knee[this.trial] += 1
-            found.append(moved[this.trial])
-    return Resampled(on_front / resamples, is_knee / resamples, np.array(found).reshape(-1, 2))
+    on_front, is_knee, found = np.zeros(len(points)), np.zeros(len(points)), []
+    # Some resamples at a time, so that a large search takes no more memory than a small one.
+    for values in np.array_split(drawn, -(-drawn.size // AT_ONCE)):
+        moved = np.repeat(points[None], len(values), axis=0)
+        moved[..., goal] = np.where(np.isfinite(points[:, goal]), values, np.nan)
+        trial, front_of_each, _ = knees(moved)
+        with_knee = np.flatnonzero(trial >= 0)
+        on_front += front_of_each.sum(axis=0)
+        is_knee += np.bincount(trial[with_knee], minlength=len(points))
+        found.append(moved[with_knee, trial[with_knee]])
+    return Resampled(on_front / resamples, is_knee / resamples, np.concatenate(found))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -214,15 +215,17 @@ def _lines(curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     for (trial_id, *measure), places in sorted(groups.items(), key=lambda item: order[item[0][1:]]):
         panel, name = CURVES[measure[0], measure[1]]
         steps, values = all_steps[places], all_values[places]
-        stretches = np.array_split(np.arange(len(places)), min(STRETCHES, len(places)))
+        lengths = np.array([len(stretch) for stretch in np.array_split(places, min(STRETCHES, len(places)))])
+        ends = lengths.cumsum()
+        means = np.add.reduceat(values, ends - lengths) / lengths
         lines.setdefault(trial_id, []).append(
             {
                 "panel": panel,
                 "name": name,
                 "seed": int(seeds[places[0]]),
-                "steps": [int(steps[stretch[-1]]) for stretch in stretches],
-                "values": [_short(values[stretch].mean()) for stretch in stretches],
-                "updates": len(stretches[0]),
+                "steps": steps[ends - 1].tolist(),
+                "values": [_short(mean) for mean in means.tolist()],
+                "updates": int(lengths[0]),
             }
         )
     return lines
@@ -230,4 +233,4 @@ def _lines(curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
 
 def _short(value: float) -> float | None:
     """Four digits are more than a page shows."""
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+    return float(f"{value:.4g}") if math.isfinite(value) else None

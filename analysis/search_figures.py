@@ -41,7 +41,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
             reach = np.maximum([share - low, high - share], 0.0)
             axes.barh(range(len(frame)), share, height=0.65, color=BLUE, alpha=0.75)
             axes.errorbar(share, range(len(frame)), xerr=reach, fmt="none", ecolor=GREY, capsize=2, elinewidth=1)
-            axes.set_title(_title(goal), fontsize=9)
+            axes.set_title(_title(goal), fontsize=9, y=1.0)
             axes.set_xlim(0, 100)
         panels[0, 0].set_yticks(range(len(frame)), [plain(name) for name in frame["knob"]])
         panels[0, 0].invert_yaxis()
@@ -207,9 +207,10 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
             panel.step(trials, scale * spent.best[goal], where="post", color=BLUE, label="best so far, as drawn")
             panel.set_xlabel("trials")
             panel.set_ylabel(f"best {head}")
-        for panel in panels.flat[:count]:
+        for place, panel in enumerate(panels.flat[:count]):
             panel.grid(color="#e4e4e4", linewidth=0.6)
-            if panel.get_legend_handles_labels()[0]:
+            # The lines of all goals are named in the first's panel.
+            if place in (0, wide):
                 panel.legend(frameon=False, fontsize=7.5, loc="lower right")
     return figure
 

@@ -1,6 +1,6 @@
 """Intervals of stability and its parts, from the pairs, answers and curves of a row's trials."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from . import rows, statistics
 
 PAIR_DRAWS, STEP_DRAWS = 1, 2
 """Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
+TOGETHER = 32
+"""Trials whose resamples are worked out and kept at once: about 1 MB each."""
+SPIKING = ("loss", "grad_norm")
+"""The curves that part T is of."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,61 @@ def intervals(
     trial that failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was
     measured.
     """
-    lost = trials["status"].isin(rows.LOST)
-    scored = trials[~lost & trials["stability"].notna()]
-    pairs = run.pairs[run.pairs["trial_id"].isin(scored["trial_id"])]
-    answers = run.answers[run.answers["trial_id"].isin(scored["trial_id"])]
-    if scored.empty or not set(scored["trial_id"]) <= set(pairs["trial_id"]) & set(answers["trial_id"]):
-        return {}
+    return intervals_of_rows(run, {"": trials}, resamples=resamples)[""]
+
+
+def intervals_of_rows(
+    run: results.Run, trials: Mapping[str, pd.DataFrame], *, resamples: int = statistics.RESAMPLES
+) -> dict[str, dict[str, statistics.Interval]]:
+    """`intervals` of every row of a table, whose draws of pairs and of prompts are the same. trials: by row."""
+    found: dict[str, dict[str, statistics.Interval]] = {}
+    together: dict[str, pd.DataFrame] = {}
+    for place, (label, own) in enumerate(trials.items(), start=1):
+        together[label] = own
+        if place == len(trials) or sum(map(len, together.values())) >= TOGETHER:
+            found |= _intervals_of_rows(run, together, resamples)
+            together = {}
+    return found
+
+
+def _intervals_of_rows(
+    run: results.Run, trials: Mapping[str, pd.DataFrame], resamples: int
+) -> dict[str, dict[str, statistics.Interval]]:
+    scored = {label: own[~own["status"].isin(rows.LOST) & own["stability"].notna()] for label, own in trials.items()}
+    ids = pd.concat([own["trial_id"] for own in scored.values()])
+    pairs, answers = (frame[frame["trial_id"].isin(ids)] for frame in (run.pairs, run.answers))
+    if pairs.empty or answers.empty:
+        return {label: {} for label in trials}
     by_pairs, by_prompts = _of_pairs(pairs, resamples), _of_prompts(answers, resamples)
-    found = []
-    for place, trial_id in enumerate(scored["trial_id"]):
-        spikes = {"training_spikes": _spikes(run.curves[run.curves["trial_id"] == trial_id], place, resamples)}
-        found.append(Resampled(by_pairs[trial_id] | by_prompts[trial_id] | spikes))
-    score = sum(one.stability for one in found) / (len(found) + int(lost.sum()))
+    curves = run.curves[run.curves["trial_id"].isin(ids) & run.curves["metric"].isin(SPIKING)]
+    by_steps = {str(trial_id): own for trial_id, own in curves.groupby("trial_id", sort=False)}
+    found = {}
+    for label, own in scored.items():
+        names = own["trial_id"].tolist()
+        complete = bool(names) and all(name in by_pairs and name in by_prompts for name in names)
+        parts = [
+            Resampled(
+                by_pairs[name]
+                | by_prompts[name]
+                | {"training_spikes": _spikes(by_steps.get(name, curves[:0]), place, resamples)}
+            )
+            for place, name in enumerate(names if complete else ())
+        ]
+        found[label] = _intervals(trials[label], own, parts) if parts else {}
+    return found
+
+
+def _intervals(
+    trials: pd.DataFrame, scored: pd.DataFrame, resampled: Sequence[Resampled]
+) -> dict[str, statistics.Interval]:
+    """Of one row, from all its trials, those that were measured, and the resamples of the latter."""
+    lost = trials["status"].isin(rows.LOST)
+    score = sum(one.stability for one in resampled) / (len(resampled) + int(lost.sum()))
     values = {"stability": trials["stability"].where(~lost, 0.0).mean()} | {
         name: scored[name].mean() for name in rows.PARTS
     }
-    resampled = {name: np.mean([one.parts[name] for one in found], axis=0) for name in rows.PARTS}
-    return {name: statistics.interval(values[name], (resampled | {"stability": score})[name]) for name in values}
+    means = {name: np.mean([one.parts[name] for one in resampled], axis=0) for name in rows.PARTS}
+    return {name: statistics.interval(values[name], (means | {"stability": score})[name]) for name in values}
 
 
 def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
@@ -123,7 +165,7 @@ def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> np.ndarray:
     of steps are drawn (Politis and Romano 1992).
     """
     curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
-    losses, norms = (curves["value"][curves["metric"] == name].tolist() for name in ("loss", "grad_norm"))
+    losses, norms = (curves["value"][curves["metric"] == name].tolist() for name in SPIKING)
     flags = spike_flags(losses, norms)
     if not flags.any():
         return np.zeros(resamples)
@@ -146,9 +188,10 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
 
     What a trial that failed or diverged lost is under `failed`.
     """
+    nothing = dict.fromkeys([*rows.PARTS, "failed"], 0.0)
     seeds = []
-    for row in trials.to_dict("records"):
-        taken = dict.fromkeys([*rows.PARTS, "failed"], 0.0) | {"stability": 0.0}
+    for row in trials[["status", "stability", *rows.PARTS]].to_dict("records"):
+        taken = nothing | {"stability": 0.0}
         parts = {name: row[name] for name in rows.PARTS}
         if row["status"] in rows.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
             taken["failed"] = 1.0
@@ -160,5 +203,5 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
             taken["stability"] = row["stability"]
         seeds.append(taken)
     if not seeds:
-        return dict.fromkeys([*rows.PARTS, "failed"], 0.0) | {"stability": float("nan")}
-    return {str(name): float(value) for name, value in pd.DataFrame(seeds).mean().items()}
+        return nothing | {"stability": float("nan")}
+    return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}

@@ -39,13 +39,14 @@ class Interval:
 def draws(items: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """(items, resamples) how often each resample draws each item; kept, for all rows of a table share their prompts."""
     rng = np.random.default_rng(seed)
-    counts = np.empty((items, resamples), dtype=np.float32)
+    counts = np.empty((resamples, items), dtype=np.float32)
     at_once = max(1, 500_000 // items)
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
-        drawn = rng.integers(0, items, (size, items)) + items * np.arange(size)[:, None]
-        counts[:, start : start + size] = np.bincount(drawn.ravel(), minlength=size * items).reshape(size, items).T
-    return counts
+        drawn = rng.integers(0, items, (size, items))
+        drawn += items * np.arange(size)[:, None]
+        counts[start : start + size] = np.bincount(drawn.ravel(), minlength=size * items).reshape(size, items)
+    return counts.T
 
 
 def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

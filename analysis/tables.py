@@ -41,10 +41,12 @@ def win_rate_stability(run: results.Run) -> Table:
     judged, judge = is_judged(run), judge_of(run)
     outcomes = outcomes_by_label(run)
     intervals, votes = win_rate_intervals(outcomes), votes_by_label(run)
-    rows = []
-    for name, group in trials.groupby("label", sort=False):
-        label = str(name)
-        rows.append(_row(run, label, group, intervals.get(label), votes.get(label), judged=judged))
+    groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
+    parts = stability.intervals_of_rows(run, groups)
+    rows = [
+        _row(run, label, group, intervals.get(label), votes.get(label), parts[label], judged=judged)
+        for label, group in groups.items()
+    ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label"])
     if len(frame):
         lead = "win_rate" if judged else "preference_accuracy"
@@ -87,6 +89,7 @@ def _row(
     group: pd.DataFrame,
     interval: statistics.Interval | None,
     votes: Votes | None,
+    parts: Mapping[str, statistics.Interval],
     *,
     judged: bool,
 ) -> dict[str, Any]:
@@ -106,7 +109,6 @@ def _row(
     if again := int((group["attempts"].fillna(1) - 1).sum()):
         remarks.append(f"begun again {again} times" if again > 1 else "begun again once")
     phase = str(group["phase"].iloc[0])
-    intervals = stability.intervals(run, group)
     if votes and votes.invalid:
         low, high = votes.bounds()
         remarks.append(f"{votes.invalid} invalid verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
@@ -121,7 +123,7 @@ def _row(
         "sigma": seed_rates.std(ddof=1) if len(seed_rates) > 1 else math.nan,
         "stability_min": scores.min(),
         "stability_max": scores.max(),
-        **statistics.columns({name: intervals.get(name) for name in ("stability", *PARTS)}),
+        **statistics.columns({name: parts.get(name) for name in ("stability", *PARTS)}),
         "stability": scores.mean(),
         **{name: done[name].mean() for name in PARTS},
         **{f"{name}_share": share for name, share in stability.damage_shares(group).items()},

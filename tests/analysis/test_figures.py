@@ -3,12 +3,14 @@
 import io
 import re
 import zlib
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
 from fontTools import subset
 from fontTools.ttLib import TTFont
+from PIL import Image
 from slime_ray.analysis import drawing, figures, rows, stability, tables
 
 from slime_ray import results
@@ -32,8 +34,15 @@ def test_every_kind_of_run_has_every_figure(draw, kind, request):
 
 
 def test_a_figure_has_three_forms(one_trial_run):
-    files = drawing.render(figures.pareto(results.load(one_trial_run)))
-    assert files["png"].startswith(b"\x89PNG")
+    figure = figures.pareto(results.load(one_trial_run))
+    files = drawing.render(figure)
+    image = Image.open(io.BytesIO(files["png"]))
+    assert image.format == "PNG"
+    assert image.size == pytest.approx([drawing.DPI * inches for inches in figure.get_size_inches()], abs=1)
+    assert image.info["dpi"] == pytest.approx((drawing.DPI, drawing.DPI), rel=1e-3)
+    # White paper, black axes and a blue arm are all there.
+    colours = {colour for _, colour in image.convert("RGB").getcolors(image.width * image.height)}
+    assert {(255, 255, 255), (0, 0, 0), (0, 0x72, 0xB2)} <= colours
     assert files["pdf"].startswith(b"%PDF")
     assert b"<svg" in files["svg"]
 
@@ -50,6 +59,11 @@ def test_a_pdf_has_its_letters_as_truetype_without_rules_for_joining_them(one_tr
     assert fonts
     assert all("glyf" in font and "GPOS" not in font and "GSUB" not in font for font in fonts)
     assert subset.load_font is before
+
+
+def test_a_pdf_with_minus_signs_has_one_font(judged_run):
+    pdf = drawing.render(figures.logprob_curves(results.load(judged_run)))["pdf"]
+    assert len(re.findall(rb"/FontFile2 \d+ 0 R", pdf)) == 1
 
 
 def unpacked(stream):
@@ -83,7 +97,18 @@ def test_pareto_has_a_point_per_row_and_trial_and_says_which_prompts(judged_run)
     ]
     hollow = next(line for line in axes.lines if str(line.get_label()).startswith("search trials"))
     assert len(hollow.get_xdata()) == 8
-    assert len(axes.containers) == 8
+    frame = tables.win_rate_stability(results.load(judged_run)).frame.dropna(subset=["win_rate", "stability"])
+    assert set(frame["phase"]) == {"arm", "confirm"}
+    for phase, container in zip(("arm", "confirm"), axes.containers, strict=True):
+        own = frame[frame["phase"] == phase]
+        points, _, (level, upright) = container.lines
+        assert points.get_xydata() == pytest.approx(own[["stability", "win_rate"]].to_numpy() * [1, 100])
+        assert [line[:, 0].tolist() for line in level.get_segments()] == [
+            pytest.approx(ends) for ends in own[["stability_min", "stability_max"]].to_numpy()
+        ]
+        assert [line[:, 1].tolist() for line in upright.get_segments()] == [
+            pytest.approx(100 * ends) for ends in own[["win_rate_low", "win_rate_high"]].to_numpy()
+        ]
     said = texts(figure)
     assert "search-0004" in said
     assert "50 %: no change" in said
@@ -127,9 +152,31 @@ def test_curves_show_mean_and_range_over_seeds_per_row(judged_run):
     figure = figures.logprob_curves(run, table=table)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == [label.replace("$", r"\$") for label in table.frame["label"]]
-    chosen, rejected = figure.axes[titles.index("search-0004")].lines
+    panel = figure.axes[titles.index("search-0004")]
+    chosen, rejected = panel.lines
     assert chosen.get_ydata() == pytest.approx([-0.2, -0.25, -0.3])
     assert rejected.get_ydata() == pytest.approx([-0.3, -0.35, -0.4])
+    bands = [band.get_paths()[0].get_extents() for band in panel.collections]
+    assert [(band.ymin, band.ymax) for band in bands] == [pytest.approx((-0.4, -0.1)), pytest.approx((-0.5, -0.2))]
+
+
+def test_every_column_of_curves_has_its_updates_below_it(judged_run):
+    run = results.load(judged_run)
+    table = tables.win_rate_stability(run)
+    # Six panels, four in the first row.
+    few = replace(table, frame=table.frame.head(6))
+    panels = [axes for axes in figures.logprob_curves(run, table=few).axes if axes.get_title()]
+    said = [axes.xaxis.get_tick_params()["labelbottom"] for axes in panels]
+    assert said == [False, False, True, True, True, True]
+
+
+def test_a_row_without_one_of_its_curves_has_the_other(judged_run):
+    run = results.load(judged_run)
+    curves = run.curves[~((run.curves["label"] == "search-0004") & (run.curves["metric"] == "rejected_logp"))]
+    panels = {axes.get_title(): axes for axes in figures.logprob_curves(replace(run, curves=curves)).axes}
+    chosen, rejected = panels["search-0004"].lines
+    assert chosen.get_ydata() == pytest.approx([-0.1, -0.15, -0.2])
+    assert len(rejected.get_ydata()) == 0
 
 
 def test_a_confirmed_winner_is_not_mixed_with_its_search_trial(judged_run):
@@ -147,7 +194,7 @@ def test_bars_and_stability_make_up_one(judged_run):
     lost = stability.taken_by_parts(
         run.trials[run.trials["trial_id"] == "search-0004"].assign(entropy_shift=0.35, stability=0.5)
     )
-    assert lost["entropy_shift"] == pytest.approx(0.5)
+    assert lost["entropy_shift"] == 0.5
     assert sum(lost.values()) == pytest.approx(1)
 
 

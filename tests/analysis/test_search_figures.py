@@ -148,3 +148,12 @@ def test_the_knobs_are_those_that_matter_most_first():
     names = [understanding.searched.knobs[column].name for column in understanding.by_importance()]
     assert set(names[:2]) == {"hard_margin", "anchor_weight"}
     assert isinstance(understanding.importance.frame, pd.DataFrame)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("two goals", [True, False, True, False]), ("one goal", [True])])
+def test_lines_that_several_panels_of_a_budget_have_are_named_in_the_first(kind, named):
+    _, figures = made(SEARCHES[kind]())
+    panels = [axes for axes in figures["search_budget"].axes if axes.axison]
+    assert [axes.get_legend() is not None for axes in panels] == named
+    lines = {line.get_label() for axes in panels for line in axes.lines if not str(line.get_label()).startswith("_")}
+    assert lines == {text.get_text() for axes in panels if axes.get_legend() for text in axes.get_legend().texts}

@@ -1,6 +1,6 @@
 """Intervals of stability: of numbers done by hand, and of what a run recorded."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 
 import numpy as np
 import pytest
@@ -110,6 +110,22 @@ def test_lost_seeds_count_as_zero_in_every_resample(judged_run, main):
     alone = run.trials[(run.trials["label"] == "dpo") & (run.trials["status"] == "completed")]
     one = stability.intervals(run, alone)["stability"]
     assert (dpo["stability_low"], dpo["stability_high"]) == pytest.approx((one.low / 2, one.high / 2))
+
+
+def test_a_row_is_the_same_alone_and_among_others(judged_run, monkeypatch):
+    run = results.load(judged_run)
+    shown = run.trials[run.trials["phase"] == "arm"]
+    groups = {str(label): own for label, own in shown.groupby("label")}
+    alone = {label: stability.intervals(run, own) for label, own in groups.items()}
+    assert sum(map(bool, alone.values())) > 2
+    for together in (stability.TOGETHER, 3):
+        monkeypatch.setattr(stability, "TOGETHER", together)
+        among = stability.intervals_of_rows(run, groups)
+        assert among.keys() == alone.keys()
+        for label, own in alone.items():
+            assert among[label].keys() == own.keys()
+            for name, one in own.items():
+                assert astuple(among[label][name]) == pytest.approx(astuple(one), rel=1e-9)
 
 
 def test_seeds_are_averaged_in_every_resample(tmp_path):
