@@ -1,6 +1,7 @@
 """What all figures share: colours of Okabe and Ito, legible in print; a style without global state; their files."""
 
 import io
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,9 @@ STYLE: dict[str, Any] = {
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
 
 
+_PDFIUM = threading.Lock()
+
+
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
     """A figure of so many inches with its axes; options of `Figure.subplots`."""
     from matplotlib.figure import Figure
@@ -64,11 +68,17 @@ def style() -> Any:
 
 
 def render(figure: "Figure") -> dict[str, bytes]:
-    """The figure as svg, png and pdf: the same bytes every time, no date in them."""
+    """The figure as svg, pdf and png: the same bytes every time, no date in them."""
+    files = as_shapes(figure)
+    return files | {"png": as_image(files["pdf"])}
+
+
+def as_shapes(figure: "Figure") -> dict[str, bytes]:
+    """The figure as svg and pdf."""
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    pdf, svg = io.BytesIO(), io.BytesIO()
+    svg, pdf = io.StringIO(), io.BytesIO()
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Where everything stands is worked out once, not twice for each kind of file, and of axes without a name not
@@ -81,14 +91,17 @@ def render(figure: "Figure") -> dict[str, bytes]:
         with _small_fonts():
             FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
-    return {"svg": svg.getvalue(), "png": _photographed(pdf.getvalue()), "pdf": pdf.getvalue()}
+    return {"svg": svg.getvalue().encode(), "pdf": pdf.getvalue()}
 
 
-def _photographed(pdf: bytes) -> bytes:
-    """The page of a PDF as png. Matplotlib would take three times as long to draw the figure once more."""
+def as_image(pdf: bytes) -> bytes:
+    """The page of a PDF as png. Matplotlib would take three times as long to draw the figure once more.
+
+    Other threads work on meanwhile, all but those that are in here, too: PDFium takes one at a time.
+    """
     import pypdfium2
 
-    with pypdfium2.PdfDocument(pdf) as document:
+    with _PDFIUM, pypdfium2.PdfDocument(pdf) as document:
         image = document[0].render(scale=DPI / 72).to_pil()
     buffer = io.BytesIO()
     # A tenth larger than need be, in half the time.
