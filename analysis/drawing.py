@@ -102,7 +102,8 @@ def as_image(pdf: bytes) -> bytes:
     import pypdfium2
 
     with _PDFIUM, pypdfium2.PdfDocument(pdf) as document:
-        image = document[0].render(scale=DPI / 72).to_pil()
+        # Pixels are rounded up, and a page may be a rounding error wider than it was made.
+        image = document[0].render(scale=DPI / 72 - 1e-6).to_pil()
     buffer = io.BytesIO()
     # A tenth larger than need be, in half the time.
     image.save(buffer, "png", dpi=(DPI, DPI), compress_level=1, compress_type=zlib.Z_RLE)
