@@ -49,7 +49,10 @@ def intervals(
 def intervals_of_rows(
     run: results.Run, trials: Mapping[str, pd.DataFrame], *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, dict[str, statistics.Interval]]:
-    """`intervals` of every row of a table, whose draws of pairs and of prompts are the same. trials: by row."""
+    """`intervals` of every row of a table, whose draws of pairs and of prompts are the same. trials: by row.
+
+    A pair or prompt that only other rows have counts nothing in a row.
+    """
     found: dict[str, dict[str, statistics.Interval]] = {}
     together: dict[str, pd.DataFrame] = {}
     for place, (label, own) in enumerate(trials.items(), start=1):
