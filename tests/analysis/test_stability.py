@@ -3,6 +3,7 @@
 from dataclasses import asdict, astuple, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from slime_ray.analysis import stability, tables
 from slime_ray.analysis.stability_table import stability_parts
@@ -115,6 +116,14 @@ def test_lost_seeds_count_as_zero_in_every_resample(judged_run, main):
 def test_a_row_is_the_same_alone_and_among_others(judged_run, monkeypatch):
     run = results.load(judged_run)
     shown = run.trials[run.trials["phase"] == "arm"]
+    steps = np.arange(1, 151)
+    losses = np.where(steps % 29, 1 + 0.01 * (-1.0) ** steps, 9.0)
+    spiking = [
+        pd.DataFrame({"trial_id": trial_id, "source": "train", "metric": metric, "step": steps, "value": values})
+        for trial_id in shown["trial_id"]
+        for metric, values in (("loss", losses), ("grad_norm", 1.0))
+    ]
+    run = replace(run, curves=pd.concat(spiking))
     groups = {str(label): own for label, own in shown.groupby("label")}
     alone = {label: stability.intervals(run, own) for label, own in groups.items()}
     assert sum(map(bool, alone.values())) > 2
