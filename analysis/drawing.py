@@ -37,9 +37,7 @@ STYLE: dict[str, Any] = {
     "timezone": "UTC",
 }
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
-
-
-_PDFIUM = threading.Lock()
+_PDFIUM_LOCK = threading.Lock()
 
 
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
@@ -101,11 +99,11 @@ def as_image(pdf: bytes) -> bytes:
     """
     import pypdfium2
 
-    with _PDFIUM, pypdfium2.PdfDocument(pdf) as document:
+    with _PDFIUM_LOCK, pypdfium2.PdfDocument(pdf) as document:
         # Pixels are rounded up, and a page may be a rounding error wider than it was made.
         image = document[0].render(scale=DPI / 72 - 1e-6).to_pil()
     buffer = io.BytesIO()
-    # A tenth larger than need be, in half the time.
+    # An eighth larger than by default, in three fifths of the time.
     image.save(buffer, "png", dpi=(DPI, DPI), compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 

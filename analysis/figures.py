@@ -62,8 +62,10 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
             _search_points(axes, search, column, judged=judged)
-        rows = frame.dropna(subset=[column, "stability"]).to_dict("records") if len(frame) else []
-        _rows(axes, rows, column, judged=judged)
+        known = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
+        rows = known.to_dict("records")
+        if rows:
+            _rows(axes, known, column, judged=judged)
         if judged:
             axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
@@ -81,11 +83,11 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
     return figure
 
 
-def _rows(axes: "Axes", rows: list[dict[Any, Any]], column: str, *, judged: bool) -> None:
+def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> None:
     where = "report prompts" if judged else "held-out pairs"
     styles = {"arm": ("o", BLUE, f"arms ({where})"), "confirm": ("D", VERMILLION, f"confirmed winner ({where})")}
     for phase, (marker, colour, name) in styles.items():
-        own = pd.DataFrame([row for row in rows if row["phase"] == phase])
+        own = frame[frame["phase"] == phase]
         if own.empty:
             continue
         x, y = own["stability"], 100 * own[column]
@@ -219,8 +221,7 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
                 look = {"color": colour, "linewidth": 1.4, "marker": "o" if len(steps) == 1 else None, "markersize": 4}
                 panel.plot(steps, mean, dashes, label=metric.removesuffix("_logp"), **look)
                 panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-            # In its place, or matplotlib would look for one in every drawing.
-            panel.set_title(plain(label), fontsize=9, y=1.0)
+            panel.set_title(plain(label), fontsize=9)
             panel.grid(color="#e4e4e4", linewidth=0.6)
         if not shown:
             say(panels[0, 0], "No held-out curve was recorded.")

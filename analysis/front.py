@@ -74,7 +74,7 @@ def unbeaten(points: np.ndarray) -> np.ndarray:
     before = np.full_like(second, -np.inf)
     before[..., 1:] = reached[..., :-1]
     # Trials that are equal stand behind one another, and are what the first of them is.
-    places = np.arange(points.shape[-2]) * np.ones_like(order)
+    places = np.broadcast_to(np.arange(points.shape[-2]), order.shape).copy()
     equal = (first[..., 1:] == first[..., :-1]) & (second[..., 1:] == second[..., :-1])
     places[..., 1:][equal] = 0
     leader = np.maximum.accumulate(places, axis=-1)

@@ -41,7 +41,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
             reach = np.maximum([share - low, high - share], 0.0)
             axes.barh(range(len(frame)), share, height=0.65, color=BLUE, alpha=0.75)
             axes.errorbar(share, range(len(frame)), xerr=reach, fmt="none", ecolor=GREY, capsize=2, elinewidth=1)
-            axes.set_title(_title(goal), fontsize=9, y=1.0)
+            axes.set_title(_title(goal), fontsize=9)
             axes.set_xlim(0, 100)
         panels[0, 0].set_yticks(range(len(frame)), [plain(name) for name in frame["knob"]])
         panels[0, 0].invert_yaxis()

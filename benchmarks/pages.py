@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from slime_ray.analysis import statistics as intervals
 from slime_ray.analysis.report import write_report
+from slime_ray.analysis.statistics import draws
 
 from slime_ray import results
 from slime_ray.errors import InputError
@@ -69,12 +69,12 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
         write_report(run, Path(folder) / "first")
         for number in range(rounds):
             # A round draws its resamples anew, as a report in a new process does.
-            intervals.draws.cache_clear()
+            draws.cache_clear()
             clock, of_process = time.perf_counter(), time.process_time()
             written = write_report(run, Path(folder) / "report")
             seconds.append(time.perf_counter() - clock)
             cpu.append(time.process_time() - of_process)
-            command.append(_command(run, Path(folder) / "report"))
+            command.append(_time_command(run, Path(folder) / "report"))
             say(f"round {number + 1}: {seconds[-1]:.1f} s, the whole command {command[-1]:.1f} s")
         page, all_files = written.html.stat().st_size, sum(path.stat().st_size for path in written.files)
     return PageReport(
@@ -92,7 +92,7 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
     )
 
 
-def _command(run: Path, out: Path) -> float:
+def _time_command(run: Path, out: Path) -> float:
     """Seconds that `slime-ray report` takes. Raises InputError where it fails."""
     clock = time.perf_counter()
     line = [sys.executable, "-m", "slime_ray", "report", str(run), "--out", str(out)]

@@ -244,6 +244,8 @@ def test_report_measures_the_report_of_a_run_that_it_makes_up(tmp_path, capsys):
     found = json.loads(out.read_text())
     assert (found["benchmark"], found["trials"], len(found["seconds"])) == ("report", 24, 1)
     assert 900_000 < found["page"] < found["all_files"]
+    # Here alone the figures are drawn, and Python starts.
+    assert found["command"][0] > found["seconds"][0] > 0
     assert "24" in capsys.readouterr().out
     with pytest.raises(InputError, match="--trials 3: must be at least 24"):
         bench("report", "--trials", "3")
