@@ -60,13 +60,14 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
             ray.cancel(making, force=True)
         place.monitor.end(STAGES)
     for line in unused_rows(made["data"]):
+        logger.warning(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
 
 def unused_rows(data: Mapping[str, Any]) -> list[str]:
-    """What of the data could not be used, a line each. data: as the manifest keeps it."""
-    lines = []
+    """What a user should know of model and data, a line each. data: as the manifest keeps it."""
+    lines = [f"Model: {note}" for note in data.get("model_notes", ())]
     if skipped := data.get("rows_skipped"):
         why = "; ".join(f"{group['count']} {group['reason']} ({', '.join(group['rows'][:3])})" for group in skipped)
         count = sum(group["count"] for group in skipped)

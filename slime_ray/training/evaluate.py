@@ -4,6 +4,8 @@ What is left is a run like any other, one arm a policy, so that tables, reports 
 """
 
 import dataclasses
+import json
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -11,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
@@ -26,7 +26,7 @@ from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.run_folder import Start, conclude, log_file, taken
 from slime_ray.settings import Settings
@@ -42,6 +42,8 @@ from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, s
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
 from slime_ray.training.worker import is_memory_error, reset_process
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -265,16 +267,35 @@ class _Models(_Files):
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
 
     def load(self, one: Given) -> Policy:
-        """A whole model, or an adapter on the SFT checkpoint. Raises InputError where it cannot be loaded."""
-        from peft import PeftModel
+        """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
 
+        Raises InputError where it cannot be loaded.
+        """
         dtype = self.settings.model.dtype
-        try:
-            if (one.path / "adapter_config.json").is_file():
-                lm: Any = load_checkpoint(self.stages.checkpoint, dtype=dtype)
-                lm = PeftModel.from_pretrained(lm, str(one.path), local_files_only=True)
-            else:
-                lm = load_checkpoint(one.path, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{one.path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        if _is_on(one.path, self.stages.checkpoint):
+            lm = load_checkpoint(self.stages.checkpoint, dtype=dtype, note=self.note)
+            lm = load_adapter(lm, one.path)
+        else:
+            lm = load_checkpoint(one.path, dtype=dtype, note=self.note)
         return place(make_policy(lm, self.settings.model), sharded=False).eval()
+
+    def note(self, sentence: str) -> None:
+        """Say what was loaded, now and in the manifest."""
+        notes = self.data.setdefault("model_notes", [])
+        if sentence not in notes:
+            notes.append(sentence)
+            self.report({"doing": f"Model: {sentence}"})
+            logger.warning(sentence)
+
+
+def _is_on(policy: Path, checkpoint: Path) -> bool:
+    """Whether a policy is an adapter that was trained on this SFT checkpoint, be it in another storage.
+
+    The checkpoint's name is a hash of what it is made of.
+    """
+    try:
+        content = json.loads((policy / "adapter_config.json").read_text(encoding="utf-8"))
+        return Path(content["base_model_name_or_path"]).name == checkpoint.name
+    except (OSError, ValueError, KeyError, TypeError):
+        # None, or a broken one, which loading tells.
+        return False

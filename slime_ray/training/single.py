@@ -3,6 +3,7 @@
 It computes what the same trial computes in a sweep, and leaves a run of the same files.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from slime_ray.training.outcome import OutOfMemory, one_sentence
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], object]
 
 
@@ -66,6 +68,9 @@ def train_one(
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
         except OSError as error:
             raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
+        for note in stages.data.get("model_notes", ()):
+            logger.warning(note)
+            say(f"Model: {note}")
         manifest |= {"hashes": stages.hashes, "data": stages.data}
         with mirror.answering():
             results.write_manifest(run, manifest)

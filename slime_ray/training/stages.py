@@ -30,7 +30,7 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
-from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
+from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy, weight_sources
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, shard, whole_weights
@@ -45,6 +45,8 @@ from slime_ray.world import World
 BASELINE_SEED = 0
 MADE = "made.json"
 """Beside an SFT checkpoint, the hash of its weights: taken once, since they may be large."""
+NOTES = "notes.json"
+"""Next to it, what a user should know of the pretrained model that was loaded."""
 FORMAT = 4
 """Raised when what a stage writes changes, so that older caches are not read."""
 
@@ -143,9 +145,11 @@ def _source_content(data: Data) -> list[str | None]:
     return [content_of(str(file)) for file in files]
 
 
-def _weights(model: Model) -> str | None:
-    """Changes with the weights behind a local model, and with the code that makes an embedded one."""
-    return content_of(tiny.__file__) if model.task else content_of(model.source, by_time=True)
+def _weights(model: Model) -> list[str | None]:
+    """Changes with the weights behind a local model or adapter, and with the code that makes an embedded one."""
+    if model.task:
+        return [content_of(tiny.__file__)]
+    return [content_of(source, by_time=True) for source in weight_sources(model)]
 
 
 @lru_cache(maxsize=2)
@@ -168,7 +172,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
             "sft_checkpoint": checkpoint.name.split("-")[1],
             **_weights_made(checkpoint),
         },
-        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")),
+        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")) | _model_notes(checkpoint),
         format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
     )
 
@@ -228,7 +232,8 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
     sft, model, world = settings.sft, settings.sft_model, World.current()
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
-    lm = load_model(model, seed=seed)
+    notes: list[str] = []
+    lm = load_model(model, seed=seed, note=notes.append)
     if sft is not None:
         if model.lora:
             lm = add_lora(lm, model.lora)
@@ -264,6 +269,7 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
         lm.save_pretrained(folder)
         weights = fingerprint([content_of(str(file)) for file in sorted(folder.glob("*.safetensors"))])
         (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
+        (folder / NOTES).write_text(json.dumps({"model_notes": notes}), encoding="utf-8")
 
 
 def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
@@ -365,6 +371,12 @@ def _weights_made(checkpoint: Path) -> dict[str, str]:
         return dict(json.loads((checkpoint / MADE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
+
+
+def _model_notes(checkpoint: Path) -> dict[str, list[str]]:
+    """What the pretrained model's loading had to say; nothing of an earlier version."""
+    file = checkpoint / NOTES
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _read_pairs(path: Path) -> list[TokenPair]:

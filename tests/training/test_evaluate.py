@@ -81,7 +81,7 @@ def test_the_checkpoint_itself_is_a_baseline_like_any(trained, tmp_path):
     run = evaluated(space, checkpoint, "--baseline", checkpoint, storage=storage, name="itself")
     assert run.manifest["baseline"] == "arm-slime-s0"
     assert run.trials["win_rate"][0] == pytest.approx(0.5, abs=0.35)
-    sft = next((storage / ".stages").glob("sft-*"))
+    sft = next(path for path in (storage / ".stages").glob("sft-*") if path.is_dir())
     whole = evaluated(space, sft, storage=storage, name="whole")
     assert whole.trials["unlearning"][0] == 0
     assert whole.trials["kl_to_sft"][0] == pytest.approx(0, abs=1e-6)

@@ -150,7 +150,7 @@ def test_weights_that_are_missing_or_pickled_are_refused(judge, reward_folder, t
     model.model.save_pretrained(bare)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(reward_folder / name, bare)
-    with pytest.raises(InputError, match=r"lack weights, among them score.weight"):
+    with pytest.raises(InputError, match=r"its files lack 1 weight \(score.weight\)"):
         judge(folder=bare).scores(PROMPTS, OURS)
 
 

@@ -1,0 +1,231 @@
+"""Adapters of peft that are laid on the model they were trained on: whole, or not at all."""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from torch import nn
+from transformers import AutoConfig
+
+from slime_ray.model.files import ADAPTER, FileFault, check_adapter, check_folder, check_texts, read_object
+from slime_ray.model.lora import untie_head
+from slime_ray.model.pretrained import LoadError, Note, blaming, load_whole, refuse_not_finite, some
+
+CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""How far merging may change the logits, as a share of their size: what rounding does, and not more."""
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+PROBED = 8
+"""Tokens on which a merged model is compared with what it was merged of."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model is made of.
+
+    source, revision: Folder or Hub id of the whole model. adapter: A folder of peft's to merge into it, or None.
+    """
+
+    source: str
+    revision: str | None
+    adapter: Path | None = None
+
+    @property
+    def tokenizer(self) -> tuple[str, str | None]:
+        """Folder or Hub id of the tokenizer, and its revision. An adapter's own goes before its base's."""
+        if self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZERS):
+            return str(self.adapter), None
+        return self.source, self.revision
+
+    @property
+    def supplied(self) -> tuple[str, ...]:
+        """Last names of the modules that the adapter brings whole, such as a trained head."""
+        names = self.adapter and read_object(self.adapter / ADAPTER).get("modules_to_save")
+        return tuple(str(name).rsplit(".", 1)[-1] for name in names) if isinstance(names, list) else ()
+
+
+def parts_of(source: str, revision: str | None) -> Parts:
+    """Look whether a folder or Hub id is an adapter on another model.
+
+    Raises FileFault for an adapter whose base is not named or not here.
+    """
+    folder = Path(source)
+    local = folder.exists() or folder.is_absolute()
+    adapter = (folder if (folder / ADAPTER).is_file() else None) if local else _adapter_on_hub(source, revision)
+    return Parts(source, revision) if adapter is None else _on_base(adapter)
+
+
+@lru_cache(maxsize=16)
+def _adapter_on_hub(source: str, revision: str | None) -> Path | None:
+    try:
+        hf_hub_download(source, ADAPTER, revision=revision)
+    except Exception:
+        # It has none, or cannot be reached: loading it will tell.
+        return None
+    patterns = ["adapter_*", "*token*", "*.jinja", "vocab*", "merges*"]
+    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+
+
+def _on_base(folder: Path) -> Parts:
+    """An adapter with the model that its adapter_config.json names.
+
+    A path that is not absolute is looked for from the adapter's folder upwards, never from where a process runs.
+    """
+    content = read_object(folder / ADAPTER)
+    named, revision = content.get("base_model_name_or_path"), content.get("revision")
+    if not isinstance(named, str) or not named or not isinstance(revision, (str, type(None))):
+        raise FileFault(f"{folder / ADAPTER} names no base model (base_model_name_or_path)")
+    path = Path(named).expanduser()
+    places = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
+    for place in places:
+        if (place / "config.json").is_file():
+            return Parts(str(place), None, folder)
+        if place != folder and (place / ADAPTER).is_file():
+            raise FileFault(f"its base {place} is an adapter itself; merge that one first")
+    if path.is_absolute() or named.startswith((".", "~")) or named.count("/") > 1:
+        raise FileFault(f"its base {named} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
+    return Parts(named, revision or None, folder)
+
+
+def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **options: Any) -> Any:
+    """Load a whole model, and merge an adapter into it if there is one. For options, see `load_whole`."""
+    source, adapter = parts.source, parts.adapter
+    if adapter is not None:
+        check_texts(adapter)
+        check_adapter(adapter)
+    if Path(source).is_dir():
+        check_folder(Path(source))
+    supplied = parts.supplied
+    options |= {"use_safetensors": True, "revision": parts.revision}
+    try:
+        lm = load_whole(kind, source, note=note, supplied=supplied, **options)
+    except LoadError:
+        raise
+    except Exception:
+        _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
+        raise
+    if adapter is not None:
+        lm = merge_adapter(lm, adapter, task=task)
+        note(f"The adapter {adapter} was merged into its base {source}.")
+    return lm
+
+
+def _find_culprit(kind: Any, parts: Parts, trust_remote_code: bool) -> None:
+    """Raise FileFault where a local file of a whole model is to blame for what went wrong."""
+    folder = _snapshot(parts.source, parts.revision) or Path(parts.source)
+    if not folder.is_dir():
+        return
+    check_folder(folder)
+    with blaming(folder / "config.json"), torch.device("meta"):
+        kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def _snapshot(source: str, revision: str | None) -> Path | None:
+    """The folder of a Hub model in this machine's cache, or None."""
+    try:
+        return (
+            None if Path(source).exists() else Path(snapshot_download(source, revision=revision, local_files_only=True))
+        )
+    except Exception:
+        return None
+
+
+def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
+    """Lay an adapter on its base, not merged. Raises LoadError unless every weight of it finds its place.
+
+    Args:
+        lm: The base model.
+        folder: The adapter's folder, with adapter_config.json and adapter_model.safetensors.
+        task: peft's name of what the model is for.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    _refuse_unknown_options(folder)
+    config = PeftConfig.from_pretrained(str(folder))
+    if config.task_type not in (None, task):
+        raise LoadError(f"{folder} is an adapter for {config.task_type}, not for {task}")
+    if config.is_prompt_learning:
+        raise LoadError(
+            f"{folder} is an adapter of type {config.peft_type.value}, which adds to prompts, not to weights"
+        )
+    config.task_type, config.inference_mode = task, True
+    with warnings.catch_warnings():
+        # What peft warns of is checked below.
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(lm, config)
+        result = adapted.load_adapter(str(folder), "default", torch_device="cpu")
+    if result.missing_keys:
+        raise LoadError(f"the adapter {folder} lacks {some(result.missing_keys, 'weight')}")
+    if result.unexpected_keys:
+        raise LoadError(
+            f"the adapter {folder} has {some(result.unexpected_keys, 'weight')} that its base has no place for"
+        )
+    return adapted
+
+
+def _refuse_unknown_options(folder: Path) -> None:
+    """Raise LoadError for an option that is on and that this peft would pass over, computing something else."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    content = read_object(folder / ADAPTER)
+    kind = content.get("peft_type")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise LoadError(f"{folder / ADAPTER} has peft_type {kind!r}, which peft {version('peft')} does not know")
+    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    unknown = sorted(name for name, value in content.items() if value and name not in known)
+    if unknown:
+        raise LoadError(
+            f"{folder / ADAPTER} sets {', '.join(unknown)}, which peft {version('peft')} does not know; update peft"
+        )
+
+
+def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
+    """Merge an adapter into its base, which then computes what the two did together.
+
+    Head and embeddings that share their weights and of which the adapter changes one are untied, since the other would
+    change with it. Raises LoadError for an adapter that does not fit or cannot be merged.
+    """
+    head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
+    tied = heads_tied(lm)
+    ids = torch.arange(min(PROBED, embeddings.weight.shape[0]))[None]
+    adapted = attach_adapter(lm, folder, task=task).eval()
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        raise LoadError(
+            f"{folder} is an adapter of type {adapted.active_peft_config.peft_type.value}, which cannot be merged"
+        )
+    expected = _logits(adapted, ids)
+    if tied and (lm.get_output_embeddings() is not head or lm.get_input_embeddings() is not embeddings):
+        head.weight = nn.Parameter(embeddings.weight.detach().clone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = adapted.merge_and_unload()
+    if tied and not heads_tied(merged):
+        untie_head(merged)
+    merged.requires_grad_(True)
+    refuse_not_finite(merged)
+    share = float((_logits(merged, ids) - expected).norm() / expected.norm())
+    if not share <= TOLERANCE.get(merged.dtype, 0.1):
+        raise LoadError(
+            f"{folder} computes something else once it is merged (its logits change by {share:.2g} of their size); "
+            "merge it yourself and give the whole model"
+        )
+    return merged
+
+
+@torch.no_grad()
+def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = lm(input_ids=ids.to(lm.device)).logits.float()
+    return logits
+
+
+def heads_tied(lm: Any) -> bool:
+    """Whether a model's output head, if it has one, shares the weights of its input embeddings."""
+    head = lm.get_output_embeddings()
+    return head is not None and head.weight is lm.get_input_embeddings().weight
