@@ -103,6 +103,13 @@ def weight_files(folder: Path) -> Iterator[Path]:
         raise FileFault(f"{folder} has no {single.name}{_pickled(folder)}")
 
 
+def weight_names(file: Path) -> set[str]:
+    """Names of the weights in a safetensors file."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        return {*json.loads(stream.read(length))} - {"__metadata__"}
+
+
 def check_weights(file: Path) -> None:
     """Compare a safetensors file's size with what its header says. Raises FileFault where it is cut or no such file."""
     start = _start(file)

@@ -13,9 +13,28 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from torch import nn
 from transformers import AutoConfig
 
-from slime_ray.model.files import ADAPTER, FileFault, check_adapter, check_folder, check_texts, read_object
+from slime_ray.model.files import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    FileFault,
+    check_adapter,
+    check_folder,
+    check_texts,
+    read_object,
+    weight_names,
+)
 from slime_ray.model.lora import untie_head
-from slime_ray.model.pretrained import LoadError, Note, blaming, load_whole, refuse_not_finite, some
+from slime_ray.model.pretrained import (
+    LoadError,
+    Note,
+    blaming,
+    lacks_memory,
+    load_whole,
+    reason_of,
+    refuse_not_finite,
+    renamed,
+    some,
+)
 
 CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -106,13 +125,15 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
     options |= {"use_safetensors": True, "revision": parts.revision}
     try:
         lm = load_whole(kind, source, note=note, supplied=supplied, **options)
-    except LoadError:
-        raise
-    except Exception:
-        _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
-        raise
+    except Exception as error:
+        if not isinstance(error, LoadError):
+            _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
+        if adapter is None or lacks_memory(error):
+            raise
+        raise LoadError(f"its base {source}: {reason_of(error)}") from None
     if adapter is not None:
-        lm = merge_adapter(lm, adapter, task=task)
+        with blaming(adapter):
+            lm = merge_adapter(lm, adapter, task=task)
         note(f"The adapter {adapter} was merged into its base {source}.")
     return lm
 
@@ -148,26 +169,45 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     from peft import PeftConfig, get_peft_model
 
     _refuse_unknown_options(folder)
-    config = PeftConfig.from_pretrained(str(folder))
-    if config.task_type not in (None, task):
-        raise LoadError(f"{folder} is an adapter for {config.task_type}, not for {task}")
-    if config.is_prompt_learning:
-        raise LoadError(
-            f"{folder} is an adapter of type {config.peft_type.value}, which adds to prompts, not to weights"
-        )
-    config.task_type, config.inference_mode = task, True
     with warnings.catch_warnings():
-        # What peft warns of is checked below.
+        # What peft warns of is checked here.
         warnings.simplefilter("ignore")
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.task_type not in (None, task):
+            raise LoadError(f"the adapter {folder} is for {config.task_type}, not for {task}")
+        if config.is_prompt_learning:
+            kind = config.peft_type.value
+            raise LoadError(f"the adapter {folder} is of type {kind}, which adds to prompts, not to weights")
+        config.task_type, config.inference_mode = task, True
         adapted = get_peft_model(lm, config)
-        result = adapted.load_adapter(str(folder), "default", torch_device="cpu")
-    if result.missing_keys:
-        raise LoadError(f"the adapter {folder} lacks {some(result.missing_keys, 'weight')}")
+        try:
+            result = adapted.load_adapter(str(folder), "default", torch_device="cpu")
+        except KeyError as error:
+            # peft asks the file for what `modules_to_save` names.
+            raise LoadError(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
+    missing = {_in_file(name) for name in result.missing_keys} | _biases(adapted) - weight_names(
+        folder / ADAPTER_WEIGHTS
+    )
+    if missing:
+        hint = renamed(missing, result.unexpected_keys)
+        raise LoadError(f"the adapter {folder} lacks {some(missing, 'weight')}{hint}")
     if result.unexpected_keys:
-        raise LoadError(
-            f"the adapter {folder} has {some(result.unexpected_keys, 'weight')} that its base has no place for"
-        )
+        unexpected = some(result.unexpected_keys, "weight")
+        raise LoadError(f"the adapter {folder} has {unexpected} that its base has no place for")
     return adapted
+
+
+def _in_file(name: str) -> str:
+    """The name in an adapter's file of one that has the adapter's own name in it."""
+    return name.replace(".default", "")
+
+
+def _biases(adapted: Any) -> set[str]:
+    """Names of the base's biases that the adapter has trained, which peft does not miss."""
+    from peft import get_peft_model_state_dict
+
+    names = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name for name in names if name.endswith(".bias") and "lora_" not in name}
 
 
 def _refuse_unknown_options(folder: Path) -> None:
@@ -198,7 +238,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     adapted = attach_adapter(lm, folder, task=task).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise LoadError(
-            f"{folder} is an adapter of type {adapted.active_peft_config.peft_type.value}, which cannot be merged"
+            f"the adapter {folder} is of type {adapted.active_peft_config.peft_type.value}, which cannot be merged"
         )
     expected = _logits(adapted, ids)
     if tied and (lm.get_output_embeddings() is not head or lm.get_input_embeddings() is not embeddings):
@@ -207,7 +247,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
         warnings.simplefilter("ignore")
         merged = adapted.merge_and_unload()
     if tied and not heads_tied(merged):
-        untie_head(merged)
+        _tie_or_untie(merged)
     merged.requires_grad_(True)
     refuse_not_finite(merged)
     share = float((_logits(merged, ids) - expected).norm() / expected.norm())
@@ -217,6 +257,16 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
             "merge it yourself and give the whole model"
         )
     return merged
+
+
+def _tie_or_untie(lm: Any) -> None:
+    """Share the weights of head and embeddings where they are still equal, else have the configuration say so."""
+    head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
+    if torch.equal(head.weight, embeddings.weight):
+        head.weight = embeddings.weight
+        lm.config.tie_word_embeddings = True
+    else:
+        untie_head(lm)
 
 
 @torch.no_grad()

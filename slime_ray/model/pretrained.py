@@ -21,6 +21,16 @@ WAY_OUT = (
     "reach (HF_HUB_OFFLINE=1 allows only what is already downloaded)."
 )
 AGAIN = "Mend that, download or save it again, or give another one."
+WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "base_model",
+    "default",
+    "language_model",
+    "model",
+    "module",
+    "transformer",
+)
 SHOWN = 3
 """How many names of weights a sentence has."""
 logger = logging.getLogger(__name__)
@@ -47,7 +57,7 @@ def refusing(refusal: Callable[[str], InputError]) -> Iterator[None]:
         # A panic of tokenizers, which are written in Rust, is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise
         known = isinstance(error, (LoadError, FileFault))
         raise refusal(f"{reason_of(error)}. {AGAIN if known else WAY_OUT}") from None
@@ -55,7 +65,8 @@ def refusing(refusal: Callable[[str], InputError]) -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _lacks_memory(error: BaseException) -> bool:
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
@@ -64,6 +75,8 @@ def _lacks_memory(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """An error's message as part of a sentence: its first line, and the next where that only announces it."""
+    if isinstance(error, (LoadError, FileFault)):
+        return str(error).rstrip(".")
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines.pop(0) if lines else ""
     while lines and text.endswith(":"):
@@ -101,7 +114,7 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
     missing = {name for name in info["missing_keys"] if not set(name.split(".")) & set(supplied)}
     unexpected = set(info["unexpected_keys"])
     if missing:
-        raise LoadError(f"its files lack {some(missing, 'weight')}{_renamed(missing, unexpected)}")
+        raise LoadError(f"its files lack {some(missing, 'weight')}{renamed(missing, unexpected)}")
     if unexpected:
         note(f"The files of {source} hold {some(unexpected, 'weight')} that the model has no place for: not used.")
     refuse_not_finite(lm, but=supplied)
@@ -127,7 +140,11 @@ def blaming(file: Path) -> Iterator[None]:
     """Raise what goes wrong as a FileFault of this file."""
     try:
         yield
+    except (FileFault, LoadError):
+        raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         raise FileFault(f"{file} cannot be used: {reason_of(error)}") from None
 
 
@@ -144,14 +161,16 @@ def _times(shape: Any) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 
-def _renamed(missing: Collection[str], unexpected: Collection[str]) -> str:
+def renamed(missing: Collection[str], unexpected: Collection[str]) -> str:
     """What follows where the files have the missing weights under other names, as a wrapper leaves them."""
-    for name in sorted(missing):
-        # `model.` is the prefix of transformers' own, which a file may lack.
-        for other in sorted(unexpected):
-            if other != name and (other.endswith(f".{name}") or name.endswith(f".{other}")):
-                return f", but have {some(unexpected, 'weight')} of other names: save the model unwrapped"
+    if {_bare(name) for name in missing} & {_bare(name) for name in unexpected}:
+        return f", but have {some(unexpected, 'weight')}, as a wrapped model saves them: save the model unwrapped"
     return ""
+
+
+def _bare(name: str) -> tuple[str, ...]:
+    """A weight's name without what models and wrappers, such as those of torch.compile, put before it."""
+    return tuple(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def refuse_not_finite(lm: Any, *, but: Collection[str] = ()) -> None:
