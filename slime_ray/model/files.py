@@ -19,6 +19,8 @@ OBJECTS = (
 )  # fmt: skip
 """JSON files that transformers reads. Trainers leave others next to a model, which nobody reads."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+AGAIN = "Mend that, download or save it again, or give another one."
+"""The way out of a fault."""
 _LFS = b"version https://git-lfs"
 
 

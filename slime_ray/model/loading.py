@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.tasks import load_task
@@ -15,8 +16,9 @@ from slime_ray.errors import InputError
 from slime_ray.model.files import check_adapter, check_gguf
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import untie_head
-from slime_ray.model.merging import Parts, attach_adapter, heads_tied, load_parts, parts_of
-from slime_ray.model.pretrained import Note, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.merging import attach_adapter, heads_tied, load_parts
+from slime_ray.model.parts import Parts, parts_of
+from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Model
 
@@ -38,11 +40,8 @@ def load_tokenizer(model: Model) -> Any:
     if model.task:
         return tiny_tokenizer(load_task(model.task))
     source, options = _tokenizer_source(model)
-    with _reading("tokenizer", source, key="model.tokenizer" if model.tokenizer else "model.source"):
-        if "gguf_file" in options:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        else:
-            tokenizer = read_tokenizer(source, **options)
+    with _reading("tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"):
+        tokenizer: Any = read_tokenizer(source, **options)
     tokenizer.chat_template = resolve_chat_template(tokenizer, model.chat_template)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source}: the tokenizer has no end-of-sequence token, so no answer could ever end.")
@@ -98,7 +97,8 @@ def _load(model: Model, note: Note) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "attn_implementation": "sdpa"}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
-        lm = load_whole(AutoModelForCausalLM, gguf[0], note=note, **options)
+        with blaming(Path(*gguf)):
+            lm = load_whole(AutoModelForCausalLM, gguf[0], note=note, **options)
         # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
         lm.hf_quantizer = None
         del lm.config.quantization_config
@@ -146,24 +146,33 @@ def make_policy(lm: Any, model: Model) -> Policy:
 
 def _gguf(model: Model) -> tuple[str, str] | None:
     """(folder or repository, file) of a GGUF model, or None."""
-    if model.gguf_file:
-        return model.source, model.gguf_file
     path = Path(model.source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.source {model.source}: there is no such file. Check the path.")
+    if model.gguf_file:
+        folder, name = model.source, model.gguf_file
+    elif path.suffix == ".gguf":
+        folder, name = str(path.parent), path.name
+    else:
+        return None
+    file = Path(folder, name)
+    if (path.suffix == ".gguf" or path.is_dir()) and not file.is_file():
+        raise InputError(f"model.source {file}: there is no such file. Check the path.")
+    if find_spec("gguf") is None:
+        raise InputError(
+            f"model.source {model.source}: a GGUF file needs the package gguf, which is not installed. Install "
+            "slime-ray[gguf]."
+        )
+    if file.is_file():
         with _reading("model", model.source):
-            check_gguf(path)
-        return str(path.parent), path.name
-    return None
+            check_gguf(file)
+    return folder, name
 
 
 @contextmanager
-def _reading(what: str, source: str, *, key: str = "model.source") -> Iterator[None]:
+def _reading(what: str, source: str, *, key: str = "source") -> Iterator[None]:
     """Raise what goes wrong in reading a part of the settings' model as an InputError that names it."""
 
     def refusal(reason: str) -> InputError:
-        return InputError(f"{key} {source}: the {what} cannot be loaded: {reason}")
+        return InputError(f"model.{key} {source}: the {what} cannot be loaded: {reason}")
 
     with refusing(refusal):
         yield

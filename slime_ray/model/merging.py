@@ -2,21 +2,18 @@
 
 import dataclasses
 import warnings
-from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig
 
 from slime_ray.model.files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
-    FileFault,
     check_adapter,
     check_folder,
     check_texts,
@@ -24,6 +21,7 @@ from slime_ray.model.files import (
     weight_names,
 )
 from slime_ray.model.lora import untie_head
+from slime_ray.model.parts import Parts
 from slime_ray.model.pretrained import (
     LoadError,
     Note,
@@ -40,77 +38,8 @@ CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """How far merging may change the logits, as a share of their size: what rounding does, and not more."""
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 PROBED = 8
 """Tokens on which a merged model is compared with what it was merged of."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a model is made of.
-
-    source, revision: Folder or Hub id of the whole model. adapter: A folder of peft's to merge into it, or None.
-    """
-
-    source: str
-    revision: str | None
-    adapter: Path | None = None
-
-    @property
-    def tokenizer(self) -> tuple[str, str | None]:
-        """Folder or Hub id of the tokenizer, and its revision. An adapter's own goes before its base's."""
-        if self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZERS):
-            return str(self.adapter), None
-        return self.source, self.revision
-
-    @property
-    def supplied(self) -> tuple[str, ...]:
-        """Last names of the modules that the adapter brings whole, such as a trained head."""
-        names = self.adapter and read_object(self.adapter / ADAPTER).get("modules_to_save")
-        return tuple(str(name).rsplit(".", 1)[-1] for name in names) if isinstance(names, list) else ()
-
-
-def parts_of(source: str, revision: str | None) -> Parts:
-    """Look whether a folder or Hub id is an adapter on another model.
-
-    Raises FileFault for an adapter whose base is not named or not here.
-    """
-    folder = Path(source)
-    local = folder.exists() or folder.is_absolute()
-    adapter = (folder if (folder / ADAPTER).is_file() else None) if local else _adapter_on_hub(source, revision)
-    return Parts(source, revision) if adapter is None else _on_base(adapter)
-
-
-@lru_cache(maxsize=16)
-def _adapter_on_hub(source: str, revision: str | None) -> Path | None:
-    try:
-        hf_hub_download(source, ADAPTER, revision=revision)
-    except Exception:
-        # It has none, or cannot be reached: loading it will tell.
-        return None
-    patterns = ["adapter_*", "*token*", "*.jinja", "vocab*", "merges*"]
-    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-
-
-def _on_base(folder: Path) -> Parts:
-    """An adapter with the model that its adapter_config.json names.
-
-    A path that is not absolute is looked for from the adapter's folder upwards, never from where a process runs.
-    """
-    content = read_object(folder / ADAPTER)
-    named, revision = content.get("base_model_name_or_path"), content.get("revision")
-    if not isinstance(named, str) or not named or not isinstance(revision, (str, type(None))):
-        raise FileFault(f"{folder / ADAPTER} names no base model (base_model_name_or_path)")
-    path = Path(named).expanduser()
-    places = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
-    for place in places:
-        if (place / "config.json").is_file():
-            return Parts(str(place), None, folder)
-        if place != folder and (place / ADAPTER).is_file():
-            raise FileFault(f"its base {place} is an adapter itself; merge that one first")
-    if path.is_absolute() or named.startswith((".", "~")) or named.count("/") > 1:
-        raise FileFault(f"its base {named} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
-    return Parts(named, revision or None, folder)
 
 
 def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **options: Any) -> Any:

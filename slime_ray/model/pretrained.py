@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.errors import InputError
-from slime_ray.model.files import FileFault, check_texts
+from slime_ray.model.files import AGAIN, FileFault, check_texts
 
 Note = Callable[[str], object]
 """Takes a sentence about what was loaded that a user should know."""
@@ -20,7 +20,6 @@ WAY_OUT = (
     "Give a folder with config.json and safetensors weights, an adapter's folder, or a hub id that this machine can "
     "reach (HF_HUB_OFFLINE=1 allows only what is already downloaded)."
 )
-AGAIN = "Mend that, download or save it again, or give another one."
 WRAPPERS = (
     "_orig_mod",
     "_fsdp_wrapped_module",
@@ -105,6 +104,8 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
     try:
         lm, info = kind.from_pretrained(source, **options)
     except RuntimeError as error:
+        if lacks_memory(error):
+            raise
         failure = error.with_traceback(None)
     if failure is not None:
         # transformers says in a report of its own which shapes differ. What is loaded here is only looked at.
@@ -124,13 +125,16 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
 def read_tokenizer(source: str, **options: Any) -> Any:
     """Load a tokenizer as AutoTokenizer does. Raises FileFault for a broken file in a local folder."""
     folder = Path(source)
-    if folder.is_dir():
+    file = folder / options.get("gguf_file", "tokenizer.json")
+    if folder.is_dir() and "gguf_file" not in options:
         check_texts(folder)
     try:
         return AutoTokenizer.from_pretrained(source, **options)
-    except Exception:
-        if (file := folder / "tokenizer.json").is_file():
+    except Exception as error:
+        if file.is_file():
             with blaming(file):
+                if "gguf_file" in options:
+                    raise error
                 Tokenizer.from_file(str(file))
         raise
 

@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch.distributed import DistError
 
 from slime_ray import results
+from slime_ray.errors import InputError
 from slime_ray.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
@@ -157,8 +158,9 @@ def _cause(error: WorkerGroupError) -> Exception:
     """What broke a group. When one worker is lost the others fail too, with broken connections."""
     failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
     own = [failure for failure in failures if not is_loss(failure)]
-    if memory := [failure for failure in own if isinstance(failure, OutOfMemory)]:
-        return memory[0]
+    # Where one says what is wrong, the others only wait for it in vain.
+    if clear := [failure for failure in own if isinstance(failure, (InputError, OutOfMemory))]:
+        return clear[0]
     if own and len(own) == len(failures):
         return own[0]
     return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))

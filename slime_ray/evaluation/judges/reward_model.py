@@ -15,7 +15,8 @@ from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, S
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.judge_settings import RewardModel
 from slime_ray.model.files import check_texts
-from slime_ray.model.merging import CLASSIFIER, load_parts, parts_of
+from slime_ray.model.merging import CLASSIFIER, load_parts
+from slime_ray.model.parts import parts_of
 from slime_ray.model.pretrained import log_note, read_tokenizer, refusing
 
 
