@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,19 @@ def read_tokenizer(source: str, **options: Any) -> Any:
                 if "gguf_file" in options:
                     raise error
                 Tokenizer.from_file(str(file))
+        elif folder.is_dir():
+            raise FileFault(_without_tokenizer(folder, error)) from None
         raise
+
+
+def _without_tokenizer(folder: Path, error: Exception) -> str:
+    """Why a folder without tokenizer.json gives no tokenizer."""
+    models = sorted(folder.glob("*.model"))
+    if not models:
+        return f"{folder} has no tokenizer.json"
+    lacking = [package for package in ("sentencepiece", "tiktoken") if find_spec(package) is None]
+    needed = f"; it may need the package {' or '.join(lacking)}, which is not installed" if lacking else ""
+    return f"{folder} has no tokenizer.json, and {models[0].name} cannot be used: {reason_of(error)}{needed}"
 
 
 @contextmanager
