@@ -82,19 +82,24 @@ def _on_base(folder: Path) -> Parts:
     return Parts(named, revision or None, folder)
 
 
+def check_model(path: Path) -> None:
+    """Look at a model's folder, or a file of weights. Raises FileFault for the first thing that is wrong with it."""
+    if path.is_dir():
+        check_folder(path)
+        # Of an adapter, also what it was trained on.
+        base = Path(parts_of(str(path), None).source)
+        if base != path and base.is_dir():
+            check_folder(base)
+    elif path.suffix == ".gguf":
+        check_gguf(path)
+    elif path.suffix == ".safetensors":
+        check_weights(path)
+
+
 def fault_of(path: Path) -> str | None:
-    """What is wrong with a model's folder, or a file of weights, or None."""
+    """What `check_model` finds, or None."""
     try:
-        if path.is_dir():
-            check_folder(path)
-            # Of an adapter, also what it was trained on.
-            base = Path(parts_of(str(path), None).source)
-            if base != path and base.is_dir():
-                check_folder(base)
-        elif path.suffix == ".gguf":
-            check_gguf(path)
-        elif path.suffix == ".safetensors":
-            check_weights(path)
+        check_model(path)
     except FileFault as error:
         return str(error)
     return None

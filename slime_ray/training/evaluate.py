@@ -26,8 +26,10 @@ from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
+from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.parts import check_model
 from slime_ray.run_folder import Start, conclude, log_file, taken
 from slime_ray.settings import Settings
 from slime_ray.training.measuring import (
@@ -121,10 +123,12 @@ def evaluate(
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
-        # A mistake in the last file is told before the answers of the first are judged.
+        # A mistake in the last one is told before the answers of the first are judged.
         for one in given:
             if one.is_file:
                 bench.read(one)
+            else:
+                bench.check(one)
         bench.compare_with(against)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
@@ -185,6 +189,9 @@ class _Files:
                 "Files of answers need the questions that they answer: --set evaluation.questions=FILE, of Arena-Hard, "
                 "of MT-Bench, or one with `prompt` and `id`."
             )
+
+    def check(self, one: Given) -> None:
+        """Look at a model's files. Raises InputError for what cannot be loaded."""
 
     def compare_with(self, baseline: Given | None) -> None:
         """Take the baseline's answers."""
@@ -265,6 +272,12 @@ class _Models(_Files):
         asked = answer_prompts(trial, self.stages, policy, self.report)
         answered = judge_prompts(trial, self.stages, asked, self.judge)
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
+
+    def check(self, one: Given) -> None:
+        try:
+            check_adapter(one.path) if _is_on(one.path, self.stages.checkpoint) else check_model(one.path)
+        except FileFault as error:
+            raise InputError(f"{one.path} cannot be loaded: {error}. {AGAIN}") from None
 
     def load(self, one: Given) -> Policy:
         """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
