@@ -1,7 +1,7 @@
 """Models and tokenizers: embedded, from a local folder, an adapter with its base, a GGUF file, or a hub."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,7 +122,8 @@ def load_config(model: Model) -> Any | None:
     gguf, parts = _gguf(model), find_parts(model)
     source, file = gguf if gguf else (parts.source, None)
     try:
-        with _reading("configuration", model.source):
+        whole = Path(source, file or "config.json")
+        with _reading("configuration", model.source), blaming(whole) if whole.exists() else nullcontext():
             return AutoConfig.from_pretrained(
                 source,
                 gguf_file=file,

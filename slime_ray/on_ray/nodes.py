@@ -127,7 +127,7 @@ def look_at_node(
         read=read,
         disk=shutil.disk_usage(existing(storage.root)).free,
         missing=tuple(path for path in paths if not Path(path).exists()),
-        faults=tuple(fault for path in models if Path(path).exists() and (fault := fault_of(Path(path)))),
+        faults=tuple({fault for path in models if Path(path).exists() and (fault := fault_of(Path(path)))}),
         lack=judge.lacks(),
         untracked=lacks(trackers, bucket=storage.url is not None),
         home=os.environ.get("HF_HOME"),
