@@ -23,10 +23,10 @@ from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Model
 
 
-def find_parts(model: Model) -> Parts:
+def find_parts(model: Model, *, local_only: bool = False) -> Parts:
     """Look whether a real model is an adapter on another one. Raises InputError for an adapter without its base."""
     with _reading("model", model.source):
-        return parts_of(model.source, model.revision)
+        return parts_of(model.source, model.revision, local_only=local_only)
 
 
 def weight_sources(model: Model) -> list[str]:
@@ -119,7 +119,7 @@ def load_config(model: Model) -> Any | None:
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=0).config
-    gguf, parts = _gguf(model), find_parts(model)
+    gguf, parts = _gguf(model), find_parts(model, local_only=True)
     source, file = gguf if gguf else (parts.source, None)
     try:
         whole = Path(source, file or "config.json")

@@ -37,28 +37,31 @@ class Parts:
         return tuple(str(name).rsplit(".", 1)[-1] for name in names) if isinstance(names, list) else ()
 
 
-def parts_of(source: str, revision: str | None) -> Parts:
-    """Look whether a folder or Hub id is an adapter on another model.
+def parts_of(source: str, revision: str | None, *, local_only: bool = False) -> Parts:
+    """Look whether a folder or Hub id is an adapter on another model; local_only asks no Hub.
 
     Raises FileFault for an adapter whose base is not named or not here.
     """
     folder = Path(source)
     local = folder.exists() or folder.is_absolute()
-    adapter = (folder if (folder / ADAPTER).is_file() else None) if local else _adapter_on_hub(source, revision)
+    adapter = (
+        (folder if (folder / ADAPTER).is_file() else None) if local else _adapter_on_hub(source, revision, local_only)
+    )
     return Parts(source, revision) if adapter is None else _on_base(adapter)
 
 
 @lru_cache(maxsize=16)
-def _adapter_on_hub(source: str, revision: str | None) -> Path | None:
+def _adapter_on_hub(source: str, revision: str | None, local_only: bool) -> Path | None:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        hf_hub_download(source, ADAPTER, revision=revision)
+        hf_hub_download(source, ADAPTER, revision=revision, local_files_only=local_only)
     except Exception:
         # It has none, or cannot be reached: loading it will tell.
         return None
     patterns = ["adapter_*", "*token*", "*.jinja", "vocab*", "merges*"]
-    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    folder = snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=local_only)
+    return Path(folder)
 
 
 def _on_base(folder: Path) -> Parts:
