@@ -22,7 +22,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def lora(**options: Any) -> peft.LoraConfig:
-    return peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options)
+    chosen: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    return peft.LoraConfig(**chosen | options)
 
 
 KINDS: dict[str, peft.PeftConfig] = {
@@ -155,7 +156,7 @@ def weights(change: Callable) -> Callable[[Path], None]:
     return lambda folder: change_weights(folder / WEIGHTS, change)
 
 
-def other_base(**sizes: int) -> Callable[[Path], None]:
+def other_base(**sizes: Any) -> Callable[[Path], None]:
     return lambda folder: changed(base_model_name_or_path=str(save_llama(folder.parent / "other", **sizes)))(folder)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def weights(change: Callable) -> Callable[[Path], None]:
     return lambda folder: change_weights(folder / "model.safetensors", change)
 
 
-def refusal(folder: Path, **options: str) -> str:
+def refusal(folder: Path, **options: Any) -> str:
     """What is said of a model that both ways of loading refuse."""
     with pytest.raises(InputError) as caught:
         load_model(Model(source=str(folder), **options), seed=0)
