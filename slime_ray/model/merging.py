@@ -74,17 +74,18 @@ def _find_culprit(kind: Any, parts: Parts, trust_remote_code: bool) -> None:
         return
     check_folder(folder)
     with blaming(folder / "config.json"), torch.device("meta"):
-        kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _snapshot(source: str, revision: str | None) -> Path | None:
     """The folder of a Hub model in this machine's cache, or None."""
     try:
-        return (
-            None if Path(source).exists() else Path(snapshot_download(source, revision=revision, local_files_only=True))
-        )
+        if not Path(source).exists():
+            return Path(snapshot_download(source, revision=revision, local_files_only=True))
     except Exception:
-        return None
+        pass
+    return None
 
 
 def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
@@ -164,6 +165,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = heads_tied(lm)
     ids = torch.arange(min(PROBED, embeddings.weight.shape[0]))[None]
+    dtypes = {name: parameter.dtype for name, parameter in lm.named_parameters()}
     adapted = attach_adapter(lm, folder, task=task).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise LoadError(
@@ -177,6 +179,9 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
         merged = adapted.merge_and_unload()
     if tied and not heads_tied(merged):
         _tie_or_untie(merged)
+    for name, parameter in merged.named_parameters():
+        # What the adapter brings whole is in float32.
+        parameter.data = parameter.data.to(dtypes.get(name, merged.dtype))
     merged.requires_grad_(True)
     refuse_not_finite(merged)
     share = float((_logits(merged, ids) - expected).norm() / expected.norm())

@@ -215,7 +215,7 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
             continue
         try:
             parts = parts_of(source, None, local_only=True)
-        except FileFault:
+        except (FileFault, OSError):
             # Each node names it, where it looks at its files.
             continue
         found += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
