@@ -18,7 +18,7 @@ from slime_ray.model.files import (
     check_folder,
     check_texts,
     read_object,
-    weight_names,
+    weight_dtypes,
 )
 from slime_ray.model.lora import untie_head
 from slime_ray.model.parts import Parts
@@ -60,6 +60,11 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
         if adapter is None or lacks_memory(error):
             raise
         raise LoadError(f"its base {source}: {reason_of(error)}") from None
+    if getattr(lm.config, "quantization_config", None) and getattr(lm, "hf_quantizer", None) is None:
+        raise LoadError(
+            f"config.json has a quantization_config that transformers {version('transformers')} passes over; "
+            "update it, or give the model as it was before"
+        )
     if adapter is not None:
         with blaming(adapter):
             lm = merge_adapter(lm, adapter, task=task)
@@ -115,8 +120,8 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
             raise LoadError(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
-    missing = {_in_file(name) for name in result.missing_keys} | _biases(adapted) - weight_names(
-        folder / ADAPTER_WEIGHTS
+    missing = {_in_file(name) for name in result.missing_keys} | _biases(adapted) - set(
+        weight_dtypes(folder / ADAPTER_WEIGHTS)
     )
     if missing:
         hint = renamed(missing, result.unexpected_keys)
