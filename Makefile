@@ -54,8 +54,7 @@ test-slow: $(STAMP)
 # Whether 95 % intervals cover a known truth in 93 to 97 of 100 simulated evaluations, and whether tables of ablations claim
 # more than is there; the tables of docs/evaluation.md and docs/ablation.md.
 test-statistics: $(STAMP)
-	$(BIN)/slime-ray bench statistics
-	$(BIN)/slime-ray bench ablations
+	$(BIN)/python -m pytest -m slow tests/statistics
 
 # The pages of docs/ as a site in build/site; a link that leads nowhere fails.
 docs: $(STAMP)
@@ -69,13 +68,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The checker does not run slime_ray/__init__.py, which joins analysis/, benchmarks/ and search_spaces/ to the package, so it is
+# The checker does not run slime_ray/__init__.py, which joins analysis/ and search_spaces/ to the package, so it is
 # given the package as it is installed.
 types: $(STAMP)
 	rm -rf $(VENV)/types && mkdir $(VENV)/types
-	cp -Rp slime_ray tests pyproject.toml $(VENV)/types/
-	cp -Rp analysis benchmarks search_spaces $(VENV)/types/slime_ray/
-	cd $(VENV)/types && MYPY_CACHE_DIR=$(CURDIR)/.mypy_cache ../bin/mypy --explicit-package-bases slime_ray tests
+	cp -Rp slime_ray tests benchmarks pyproject.toml $(VENV)/types/
+	cp -Rp analysis search_spaces $(VENV)/types/slime_ray/
+	cd $(VENV)/types && MYPY_CACHE_DIR=$(CURDIR)/.mypy_cache ../bin/mypy --explicit-package-bases slime_ray tests benchmarks
 
 environment: $(STAMP)
 

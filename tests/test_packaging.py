@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "slime_ray": "slime_ray",
     "analysis": "slime_ray/analysis",
-    "benchmarks": "slime_ray/benchmarks",
     "search_spaces": "slime_ray/search_spaces",
 }
 
