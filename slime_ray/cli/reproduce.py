@@ -61,7 +61,8 @@ def _reproduce(options: argparse.Namespace) -> None:
     overrides = dict(parse_override(text) for text in options.overrides)
     with tempfile.TemporaryDirectory() as scratch:
         found = reproduction(
-            options.table, spaces=shipped_spaces(), into=options.write or Path(scratch, "experiment.yaml"), model=options.model,
+            options.table,
+            spaces=shipped_spaces(), into=options.write or Path(scratch, "experiment.yaml"), model=options.model,
             scale=options.scale, judge=options.judge, questions=options.questions, seeds=options.seeds,
             overrides=overrides, name=options.name,
         )  # fmt: skip
