@@ -78,18 +78,18 @@ types: $(STAMP)
 
 environment: $(STAMP)
 
-# hatchling: a test builds the wheel without downloading a build environment. pip would compile on one core; what cannot be
-# compiled are templates in packages.
+# pip knows dependency groups since 25.1, and would compile on one core. What cannot be compiled are templates in packages.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slime_ray needs Python 3.11 or newer")'
 	@echo "Installing into $(VENV), once: 2.3 GB, some minutes."
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-		uv pip install --python $(BIN)/python -c constraints.txt hatchling -e '.[dev]'; \
+		uv pip install --python $(BIN)/python -c constraints.txt --group dev -e .; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1' && \
 		$(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check \
-			-c constraints.txt hatchling -e '.[dev]' && \
+			-c constraints.txt --group dev -e . && \
 		{ $(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib || true; }; \
 	fi
 	@touch $@

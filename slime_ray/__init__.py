@@ -5,7 +5,7 @@ SLIME is here Stabilized Likelihood Implicit Margin Enforcement, an objective; i
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # A wheel has `analysis` and `search_spaces` inside this package. A checkout has them at its top level, so its root
 # joins the places where subpackages are looked up.
