@@ -64,11 +64,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "world",
     },
     "planning": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "world"},
+    "pareto": set(),
     "stability_v1": set(),
     "redaction": set(),
     "results": {"errors", "redaction", "stability_v1"},
     "run_folder": {*DESCRIPTION, "results"},
-    "run_status": {"results"},
+    "run_status": {"pareto", "results"},
     "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
@@ -84,12 +85,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_folder",
         "run_status",
         "instructions",
+        "pareto",
         "stability_v1",
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
-    "analysis": {"design", "errors", "results", "stability_v1"},
+    "analysis": {"design", "errors", "pareto", "results", "stability_v1"},
     # What it measures are the parts themselves: a step, a trial, the searcher and the rules of a sweep.
     "benchmarks": {
         *DESCRIPTION,
@@ -133,7 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party package -> the parts that may import it, be it inside a function.
 ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
-    "optuna": {"on_ray"},
+    "optuna": {"on_ray", "benchmarks"},
     "sqlalchemy": {"on_ray"},
     "torch": {"objectives", "world", "data", "model", "evaluation", "training", "planning", "on_ray", "benchmarks"},
     "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
@@ -153,6 +155,7 @@ NOTHING_BUT: dict[str, set[str]] = {
     "objectives": {"torch"},
     "errors": set(),
     "search_spaces": set(),
+    "pareto": {"numpy"},
     "tracker_settings": set(),
 }
 

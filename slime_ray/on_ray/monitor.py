@@ -15,8 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slime_ray.experiment import EarlyStopping
-from slime_ray.on_ray.recall import Told
-from slime_ray.on_ray.stopping import build_rule
+from slime_ray.on_ray.stopping import Told, build_rule
 from slime_ray.training.orders import Order
 
 DRAINING_SECONDS = 2.0

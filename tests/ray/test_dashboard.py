@@ -34,10 +34,10 @@ def made(run: Path, url: str | None) -> None:
         seed=0,
     )
     for number in range(TRIALS):
-        search.suggest(str(number))
-        search.name(str(number), [f"search-{number + 1:04}"])
+        name = f"search-{number + 1:04}"
+        search.ask([name])
         status = "diverged" if number == 2 else "completed"
-        search.on_trial_complete(str(number), {"win_rate": number / 10, "stability": 0.5, "status": status})
+        search.tell(name, {"win_rate": number / 10, "stability": 0.5, "status": status})
 
 
 def asked(app: Any, path: str) -> Any:
