@@ -147,6 +147,7 @@ class StudySearch:
     ):
         self.search, self.goals, self.storage, self.name = search, dict(goals), storage, name
         self.running: dict[str, Trial] = {}
+        self.recorded: set[str] = set()
         self.notes: list[str] = []
         """What the user is to know of what the study lacked."""
         rules = Rules(search, base)
@@ -207,13 +208,12 @@ class StudySearch:
         self._refuse_another_run(points)
         self._fail_unfinished()
         kept: list[FrozenTrial] = []
-        recorded: set[str] = set()
         for entry in self._entries():
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
                 same = self._point(entry) == points.get(trial_id) and self._agrees(entry, rows.get(trial_id, {}))
-                if same and trial_id not in recorded:
-                    recorded.add(trial_id)
+                if same and trial_id not in self.recorded:
+                    self.recorded.add(trial_id)
                 else:
                     entry = _without_result(entry)
             kept.append(entry)
@@ -227,7 +227,7 @@ class StudySearch:
         }
         tried = [*self.points.values(), *(point for entry in kept if _id(entry) and (point := self._point(entry)))]
         self.sampler.tried.update(map(key, tried))
-        self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in recorded})
+        self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.recorded})
         self.again = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 
     def _refuse_another_run(self, points: Mapping[str, Point]) -> None:
@@ -279,6 +279,7 @@ class StudySearch:
         missing = {name: row for name, row in rows.items() if name not in known or self._state(row) in ENDED}
         for trial_id, row in sorted(missing.items(), key=lambda item: (item[1].get("started") or "", item[0])):
             self._end(self._begin(self.points[trial_id], trial_id=trial_id), row)
+        self.recorded.update(missing)
         if lacking := len(missing.keys() - known):
             self.notes.append(f"The study lacked {lacking} finished trials; they were added from their results.")
 
@@ -360,10 +361,11 @@ class StudySearch:
     def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
         point = self.search.locate(values)
-        if point is None or trial_id in self.points:
+        if point is None or trial_id in self.recorded:
             return
         with asking():
             self._end(self._begin(point, trial_id=trial_id), result)
+        self.recorded.add(trial_id)
         self.points[trial_id] = point
         self.sampler.tried.add(key(point))
 

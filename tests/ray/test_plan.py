@@ -59,7 +59,7 @@ def run(plan: TrialPlan, stop_after: int | None = None) -> list[str]:
             break
         names.append(given["trial"]["trial_id"])
         # Later search trials win more often, whenever they are run.
-        number = int(names[-1].removeprefix("search-")) if names[-1].startswith("search-") else 0
+        number = int(names[-1][7:11]) if names[-1].startswith("search-") else 0
         plan.on_trial_complete(f"tune-{len(names) - 1}", result(number))
     return names
 
@@ -233,6 +233,20 @@ def test_a_clone_runs_before_what_waits_and_the_study_learns_of_it(experiment, t
     resumed = plan_for(experiment, tmp_path, rows=plan.rows)
     assert not resumed.add(clone)
     assert [*names, *run(resumed)][:7] == EXPECTED[:7]
+
+
+def test_a_deleted_clone_is_run_again_and_counts_once(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    clone = Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.5})
+    plan.add(clone)
+    run(plan)
+    del plan.rows[clone.trial_id]
+    resumed = plan_for(experiment, tmp_path, rows=plan.rows)
+    assert resumed.add(clone)
+    assert run(resumed) == [clone.trial_id]
+    assert resumed.study is not None
+    entries = resumed.study.study.get_trials(states=(TrialState.COMPLETE,))
+    assert [entry.params for entry in entries if entry.user_attrs["trial_id"] == clone.trial_id] == [clone.values]
 
 
 def test_a_clone_outside_the_space_runs_and_is_no_point_of_the_study(experiment, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,28 @@ def test_a_draw_that_cannot_be_written_is_drawn_again(tmp_path, monkeypatch):
 
 def refuse(*_: object, **__: object) -> None:
     raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("backend", ["file"], indirect=True)
+def test_the_study_of_a_run_of_version_0_1_0_is_gone_on_with(tmp_path):
+    """Trials 1 to 4 have results; 5 was paused and 6 was running, and both points were queued once more."""
+    shutil.copy(Path(__file__).parent / "data" / "study-0.1.0.journal", tmp_path / "study.journal")
+    hard = [1.5, 2.5, 1.838998371568321, 2.9330576263072263, 1.9082850870997645, 1.6816881670296406]
+    entries = {one.user_attrs.get("trial_id"): one.params for one in optuna_study(tmp_path).trials if one.params}
+    points = {f"search-000{n}": entries[f"search-000{n}"] for n in range(1, 7)}
+    assert [point["objective.hard_margin"] for point in points.values()] == hard
+    results = [finished(0.6, 0.9), finished(0.7, 0.8), finished(status="stopped"), finished(status="failed")]
+    rows = {f"search-000{n}": row(points[f"search-000{n}"], **result) for n, result in enumerate(results, 1)}
+    search = open_search(tmp_path, rows=rows)
+    assert completed(search) == {"search-0001": [0.6, 0.9], "search-0002": [0.7, 0.8]}
+    assert {TrialState.RUNNING, TrialState.WAITING}.isdisjoint(states(search))
+    free = [f"search-000{n}" for n in range(5, 9)]
+    assert [search.ask(free[k:]) for k in range(2)] == [(name, points[name]) for name in free[:2]]
+    assert ask(search, free[2]) not in points.values()
+
+
+def optuna_study(path: Path) -> optuna.Study:
+    return optuna.load_study(study_name="slime-ray", storage=study_storage(path))
 
 
 def test_another_space_or_other_goals_are_refused(tmp_path):
