@@ -16,8 +16,9 @@ import torch
 
 from slime_ray.experiment import Budget, EarlyStopping, Experiment, Resources
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import build_rule
+from slime_ray.on_ray.study import study_storage
 from slime_ray.points import SamplerName, Search
 from slime_ray.presets import preset_base
 

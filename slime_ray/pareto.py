@@ -40,7 +40,7 @@ def on_front(points: Points) -> npt.NDArray[np.bool_]:
     """
     if points.shape[-1] == 2:
         return _on_front_of_two(points)
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.asarray(np.isfinite(points).all(axis=1))
     finite[finite] = dominators(points[finite]) == 0
     return finite
 

@@ -8,7 +8,8 @@ from ray.tune.search import Searcher
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.instructions import Clone
-from slime_ray.on_ray.search import StudyFailed, StudySearch
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import StudyFailed
 from slime_ray.pareto import dominators, signed
 from slime_ray.settings import fingerprint
 from slime_ray.stability_v1 import WITHIN_TOLERANCE
@@ -193,8 +194,8 @@ def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> lis
 def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
     for name, row in rows.items():
-        trial = row.get("label") if row["phase"] == "confirm" else None
-        values = rows[trial]["values"] if trial in rows else points.get(trial) if trial else None
+        trial = str(row.get("label")) if row["phase"] == "confirm" else ""
+        values = rows[trial]["values"] if trial in rows else points.get(trial)
         if values is not None and row["values"] != values:
             raise InputError(
                 f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "

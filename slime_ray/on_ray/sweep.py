@@ -34,9 +34,10 @@ from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import concurrent_trials
-from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
+from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.stopping import past_reports
+from slime_ray.on_ray.study import StudyFailed, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
 from slime_ray.run_folder import Start, failures, log_file, now, taken

@@ -11,7 +11,8 @@ import pytest
 from optuna_dashboard._storage_url import get_storage
 
 from slime_ray.experiment import Search
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import study_storage
 from slime_ray.presets import preset_base
 from slime_ray.run_folder import STUDY
 

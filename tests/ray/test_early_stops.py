@@ -20,7 +20,7 @@ from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray import monitor
 from slime_ray.on_ray.janitor import descendants
 from slime_ray.on_ray.plan import best_rows
-from slime_ray.on_ray.search import study_storage
+from slime_ray.on_ray.study import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.training.orders import Order
 from tests.faults.conftest import until

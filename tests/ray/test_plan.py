@@ -12,7 +12,8 @@ from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.instructions import Clone
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
-from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import StudyFailed, study_storage
 
 TEXT = """\
 name: plan

@@ -14,8 +14,9 @@ from optuna.trial import TrialState, create_trial
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Search
-from slime_ray.on_ray import search as search_module
-from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
+from slime_ray.on_ray import study as study_module
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import StudyFailed, study_storage
 from slime_ray.presets import preset_base
 
 BASE = preset_base("arithmetic")
@@ -44,7 +45,7 @@ def backend(request, monkeypatch):
 
 
 def in_database(path: Path) -> BaseStorage:
-    return search_module.study_storage(path, f"sqlite:///{path}/study.db")
+    return study_module.study_storage(path, f"sqlite:///{path}/study.db")
 
 
 def search_over(space=SPACE, require=("objective.soft_margin <= objective.hard_margin",), known=(KNOWN,)) -> Search:
@@ -437,7 +438,7 @@ def test_the_study_is_an_ordinary_optuna_study(tmp_path):
 )
 def test_a_database_that_cannot_be_used_is_a_sentence_without_its_password(tmp_path, url, words):
     with pytest.raises(InputError, match=words) as refused:
-        search_module.study_storage(tmp_path, url)
+        study_module.study_storage(tmp_path, url)
     assert "secret" not in str(refused.value)
 
 
@@ -470,7 +471,7 @@ def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
 
 
 def in_journal(path: Path, **known: Any) -> StudySearch:
-    storage = search_module.study_storage(path)
+    storage = study_module.study_storage(path)
     return StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, **known)
 
 

@@ -15,7 +15,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray import sweep as sweeping
-from slime_ray.on_ray.search import study_storage
+from slime_ray.on_ray.study import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.run_folder import Start
 from tests.faults.conftest import until
