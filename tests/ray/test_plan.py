@@ -7,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from slime_ray import results
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
@@ -14,6 +15,8 @@ from slime_ray.instructions import Clone
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.study import StudyFailed, study_storage
+from slime_ray.on_ray.sweep import lost_values
+from slime_ray.run_status import write_status
 
 TEXT = """\
 name: plan
@@ -293,3 +296,27 @@ def test_a_finished_trial_that_was_taken_for_lost_counts_and_is_not_run_again(ex
     again: Any = resumed.suggest("next")
     assert again["trial"]["trial_id"] == "search-0002"
     assert again["trial"]["values"] != given["trial"]["values"]
+
+
+@pytest.mark.parametrize("tables", ["whole", "damaged", "absent"])
+def test_what_a_trial_without_a_result_set_is_read_from_the_other_files_of_the_run(tmp_path, tables):
+    def settings(value: float) -> dict[str, float]:
+        return {"objective.hard_margin": value}
+
+    kept = {"trial_id": "search-0001", "phase": "search", "settings": settings(1.0)}
+    gone = {"trial_id": "search-0002", "phase": "search", "settings": settings(2.0)}
+    for row in (kept, gone):
+        results.write_trial(tmp_path, row=results.trial_row(**row), answers=[], curves=[])
+    results.consolidate(tmp_path)
+    if tables == "damaged":
+        (tmp_path / "trials.parquet").write_bytes(b"PAR1 damaged")
+    if tables == "absent":
+        (tmp_path / "trials.parquet").unlink()
+    running = {"search-0003": {"step": 4, "values": settings(2.5)}, "arm-full-s0": {"values": {}}}
+    write_status(tmp_path, finished=2, total=9, trials=running)
+    rows = {
+        "search-0001": {"phase": "search", "label": "search-0001", "values": settings(1.0)},
+        "confirm-search-0004-s0": {"phase": "confirm", "label": "search-0004", "values": settings(0.75)},
+    }
+    lost = {"search-0003": settings(2.5), "search-0004": settings(0.75)}
+    assert lost_values(tmp_path, rows) == lost | ({"search-0002": settings(2.0)} if tables == "whole" else {})
