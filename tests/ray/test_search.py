@@ -37,6 +37,10 @@ KNOWN = {
 }
 
 
+FILE_ALONE = pytest.mark.parametrize("backend", ["file"], indirect=True)
+"""For what does not depend on where the study is, or is about the file."""
+
+
 @pytest.fixture(autouse=True, params=["file", "database"])
 def backend(request, monkeypatch):
     """All that is promised of a study holds for both places that it may be in."""
@@ -193,12 +197,14 @@ def test_a_deleted_trial_is_run_again_at_its_point_and_counts_once(tmp_path, del
     assert ask(resumed, "e") not in [kept["values"] for kept in rows.values()]
 
 
+@FILE_ALONE
 def test_what_was_deleted_is_said_once(tmp_path):
     rows = play(open_search(tmp_path), "abc")
     del rows["b"]
     assert open_search(tmp_path, rows=rows).notes == ["b has no result any more; it is run again."]
 
 
+@FILE_ALONE
 def test_a_trial_is_deleted_while_others_were_running(tmp_path):
     killed = open_search(tmp_path)
     rows = play(killed, "ab")
@@ -209,6 +215,7 @@ def test_a_trial_is_deleted_while_others_were_running(tmp_path):
     assert {name: ask(resumed, name) for name in "acd"} == {"a": gone["values"], **running}
 
 
+@FILE_ALONE
 def test_a_resumed_search_draws_what_the_whole_one_draws_also_after_a_deletion(tmp_path):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -268,6 +275,7 @@ def test_a_study_that_is_cut_off_while_it_is_written_anew_is_whole_the_next_time
     assert optuna.get_all_study_names(resumed.storage) == ["slime-ray"]
 
 
+@FILE_ALONE
 def test_the_study_of_another_run_is_refused(tmp_path):
     for name in ("mine", "other"):
         (tmp_path / name).mkdir()
@@ -303,7 +311,7 @@ def refusal(path: Path, rows: Any) -> str | None:
 HOWS = ["garbage", "a bad line", "a bad last line", "not an entry", "another operation", "no beginning", "cut", "empty"]
 
 
-@pytest.mark.parametrize("backend", ["file"], indirect=True)
+@FILE_ALONE
 @pytest.mark.parametrize("how", HOWS)
 def test_a_damaged_journal_is_one_sentence_with_its_name_or_made_again(tmp_path, how):
     rows = play(open_search(tmp_path), "abc")
@@ -343,6 +351,7 @@ def test_a_resumed_search_draws_other_points_than_before(tmp_path):
     assert all(ask(second, f"again-{n}") not in points.values() for n in range(4))
 
 
+@FILE_ALONE
 def test_the_same_seed_draws_the_same_points_one_at_a_time(tmp_path):
     def draw(folder: str, seed: int) -> list:
         (tmp_path / folder).mkdir()
@@ -357,6 +366,7 @@ def test_the_same_seed_draws_the_same_points_one_at_a_time(tmp_path):
     assert draw("c", 2)[1:] != draw("d", 3)[1:]
 
 
+@FILE_ALONE
 def test_no_point_of_a_space_of_few_is_tried_twice(tmp_path):
     few = {"training.schedule": {"choice": ["linear", "cosine"]}, "training.pairs_per_update": {"choice": [8, 16, 32]}}
     search = open_search(tmp_path, search=search_over(few, require=(), known=()))
@@ -380,7 +390,7 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError("No space left on device")
 
 
-@pytest.mark.parametrize("backend", ["file"], indirect=True)
+@FILE_ALONE
 def test_the_study_of_a_run_of_version_0_1_0_is_gone_on_with(tmp_path):
     """Trials 1 to 4 have results; 5 was paused and 6 was running, and both points were queued once more."""
     shutil.copy(Path(__file__).parent / "data" / "study-0.1.0.journal", tmp_path / "study.journal")
@@ -412,7 +422,7 @@ def test_another_space_or_other_goals_are_refused(tmp_path):
         open_search(tmp_path, search=search_over(wider))
 
 
-@pytest.mark.parametrize("backend", ["file"], indirect=True)
+@FILE_ALONE
 def test_a_space_that_requirements_almost_empty_is_refused_instead_of_searched_for_ever(tmp_path):
     almost = search_over(require=("objective.hard_margin <= 0.5000000001",), known=())
     with pytest.raises(InputError, match="1000 draws in a row"):
