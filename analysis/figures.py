@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from slime_ray.pareto import on_front
 from slime_ray.results import Run
 
-from . import search_table, stability, statistics, tables
+from . import search_table, stability, tables
 from .drawing import (
     BLACK,
     BLUE,
@@ -111,7 +112,7 @@ def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: b
     x, y = x[ranked], y[ranked]
     if not ranked.any():
         return
-    best = statistics.on_front(np.column_stack([x, y]))
+    best = on_front(np.column_stack([x, y]))
     order = np.lexsort((-y[best], x[best]))
     front_x, front_y = x[best][order], y[best][order]
     # All that lies left of and below this line is beaten by a trial.

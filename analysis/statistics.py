@@ -229,9 +229,3 @@ def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> I
     error, freedom = found.error()
     half = float(stdtrit(freedom, (1 + confidence) / 2) * error)
     return Interval(found.mean, found.mean - half, found.mean + half)
-
-
-def on_front(points: np.ndarray) -> np.ndarray:
-    """(points,) whether no other point is at least as good in all goals and better in one. points: (points, goals)."""
-    better = (points[:, None] >= points[None]).all(axis=2) & (points[:, None] > points[None]).any(axis=2)
-    return np.asarray(~better.any(axis=0))

@@ -64,11 +64,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "world",
     },
     "planning": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "world"},
+    "pareto": set(),
     "stability_v1": set(),
     "redaction": set(),
     "results": {"errors", "redaction", "stability_v1"},
     "run_folder": {*DESCRIPTION, "results"},
-    "run_status": {"results"},
+    "run_status": {"pareto", "results"},
     "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
@@ -84,14 +85,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_folder",
         "run_status",
         "instructions",
+        "pareto",
         "stability_v1",
         "world",
     },
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
-    "analysis": {"design", "errors", "results", "stability_v1"},
     # A step of training beside other recipes, and what a plan said of a sweep.
     "bench": {"errors", "data", "model", "objectives", "planning", "results"},
+    "analysis": {"design", "errors", "pareto", "results", "stability_v1"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
@@ -139,6 +141,7 @@ NOTHING_BUT: dict[str, set[str]] = {
     "objectives": {"torch"},
     "errors": set(),
     "search_spaces": set(),
+    "pareto": {"numpy"},
     "tracker_settings": set(),
 }
 

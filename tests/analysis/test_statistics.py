@@ -124,11 +124,6 @@ def test_every_resample_draws_as_many_items_as_there_are_and_the_seed_decides_wh
     assert (counts != statistics.draws(7, 4, 1000)).any()
 
 
-def test_the_front_keeps_what_nothing_dominates():
-    points = np.array([[0.9, 0.1], [0.5, 0.5], [0.4, 0.5], [0.1, 0.9], [0.5, 0.5]])
-    assert statistics.on_front(points).tolist() == [True, True, False, True, True]
-
-
 @settings(max_examples=10, deadline=None)
 @given(arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.sampled_from([0.0, 0.5, 1.0])))
 def test_swapping_the_sides_mirrors_estimate_and_interval(outcomes):
