@@ -8,6 +8,7 @@ import pytest
 
 from slime_ray.mirror import Mirror
 from slime_ray.training.cache import cached, content_of
+from slime_ray.training.outcome import StageError
 
 
 def silent(told: object) -> None:
@@ -33,7 +34,7 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_again(tmp_path):
         (folder / "file").write_text("half")
         raise RuntimeError("no space")
 
-    with pytest.raises(RuntimeError, match="no space"):
+    with pytest.raises(StageError, match="could not be made: RuntimeError: no space"):
         cached(Mirror(tmp_path), "sft", "k", fail, silent)
     assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
     assert cached(Mirror(tmp_path), "sft", "k", lambda folder: None, silent).is_dir()

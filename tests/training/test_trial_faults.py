@@ -11,6 +11,7 @@ from slime_ray import results
 from slime_ray.experiment import Faults, Trial, arm_trials
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
+from slime_ray.training.orders import Paused
 from slime_ray.training.outcome import OutOfMemory
 from slime_ray.training.worker import run_trial
 
@@ -72,11 +73,11 @@ def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes
             waited.append(told["doing"])
 
     hosting = Hosting(faults=Faults(storage_minutes=0.02))
-    with pytest.raises(OSError, match=r"trial\.json"):
+    with pytest.raises(Paused, match=r"the storage does not take what is written .*trial\.json"):
         run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=hosting)
     assert waited
     # The attempt did not end by a fault of the trial's: it may be made again.
-    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == [None]
+    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["paused"]
 
 
 def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, storage, tmp_path):
