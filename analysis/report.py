@@ -10,6 +10,7 @@ from pathlib import Path
 
 from slime_ray import results
 from slime_ray.errors import InputError
+from slime_ray.files import write
 
 from .drawing import as_image, as_shapes
 from .findings import Findings
@@ -47,7 +48,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            files.write(folder / name, content, durable=False)
+            write(folder / name, content, durable=False)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
     written = {entry.name: table for entry, table in tables if len(table.frame) or table is found.main}

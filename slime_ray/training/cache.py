@@ -99,7 +99,7 @@ def clear_unfinished(storage: Mirror, *, own: str | None = None, seconds: float 
 
 
 @contextmanager
-def stage_errors(done: str, storage: Mirror | None = None) -> Iterator[None]:
+def stage_errors(done: str, storage: Mirror) -> Iterator[None]:
     """Raise whatever goes wrong with shared stages as a StageError, but for memory that ran out: no trial is to blame.
 
     Args:
@@ -112,8 +112,10 @@ def stage_errors(done: str, storage: Mirror | None = None) -> Iterator[None]:
         if isinstance(error, SlimeRayError) or is_memory_error(error):
             raise
         logger.info("The shared stages could not be %s.", done, exc_info=True)
-        reasons = [*_damaged(storage), one_sentence(files.storage_error(error) or error).rstrip(".")]
-        raise StageError(f"The shared stages could not be {done}: {'; '.join(reasons)}.") from error
+        refusal = files.storage_error(error)
+        reasons = [*_damaged(storage), one_sentence(refusal or error).rstrip(".")]
+        way_out = f" Make room in {storage.shown}, and give the same command with --resume." if refusal else ""
+        raise StageError(f"The shared stages could not be {done}: {'; '.join(reasons)}.{way_out}") from error
 
 
 def using_stages(work: Callable[P, T]) -> Callable[P, T]:
@@ -129,11 +131,11 @@ def using_stages(work: Callable[P, T]) -> Callable[P, T]:
     return careful
 
 
-def _damaged(storage: Mirror | None) -> list[str]:
+def _damaged(storage: Mirror) -> list[str]:
     """What is wrong with the stages on this machine."""
-    records = (storage.root / STAGES).glob(f"[!.]*/{files.RECORD}") if storage else ()
     with suppress(OSError):
-        return [damage for record in sorted(records) if (damage := files.damage(record.parent))]
+        records = sorted((storage.root / STAGES).glob(f"[!.]*/{files.RECORD}"))
+        return [damage for record in records if (damage := files.damage(record.parent))]
     return []
 
 
