@@ -20,7 +20,10 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, er
 _PHRASES = (
     *(os.strerror(number).lower() for number in _REFUSALS),
     *(f"(os error {number})" for number in _REFUSALS),
+    # torch.save, by the version of its own file format.
     "pytorchstreamwriter failed",
+    ". unexpected pos ",
+    "iostream error",
     "database or disk is full",
 )
 """How libraries that raise no OSError say that a disk is full, read-only or broken."""
