@@ -85,15 +85,20 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _delete(old)
 
 
-def write(path: Path, content: Any, *, durable: bool = True) -> None:
+def write(path: Path, content: Any, *, durable: bool = True, private: bool = False) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: The file, in a folder that is there.
         content: Bytes, a buffer, or text, which is written in UTF-8.
         durable: As in `replacing`.
+        private: Whether nobody but its owner may read it.
     """
-    with replacing(path, durable=durable) as partial, partial.open("wb") as stream:
+    mode = 0o600 if private else 0o666
+    with (
+        replacing(path, durable=durable) as partial,
+        open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream,
+    ):
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -156,8 +161,7 @@ def damage(folder: Path) -> str | None:
     Sizes are always compared. A file is hashed once in a process, and again when its time of change is another one.
     """
     try:
-        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
-        entries = [(folder / name, int(size), digest) for name, (size, digest) in recorded.items()]
+        entries = [(folder / name, *entry) for name, entry in _recorded(folder).items()]
     except (FileNotFoundError, NotADirectoryError):
         return f"{folder} has no record of its files, {RECORD}" if folder.is_dir() else f"{folder} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -171,6 +175,19 @@ def damage(folder: Path) -> str | None:
         if digest is not None and _sha256(path) != digest:
             return f"{path} has another content than was written"
     return None
+
+
+def recorded_digests(folder: Path) -> dict[str, str | None]:
+    """SHA-256 of the files that a sealed folder has to hold, by name; nothing where its record cannot be read."""
+    try:
+        return {name: digest for name, (_, digest) in _recorded(folder).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _recorded(folder: Path) -> dict[str, tuple[int, str | None]]:
+    content = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    return {name: (int(size), digest) for name, (size, digest) in content.items()}
 
 
 def _held(folder: Path) -> list[Path]:

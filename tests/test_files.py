@@ -1,7 +1,9 @@
 """Files and folders are whole or not there; what is wrong with a folder is told; a full disk is known in any library."""
 
 import mmap
+import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,16 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o644)])
+def test_a_private_file_is_its_owners_alone(tmp_path, private, mode):
+    before = os.umask(0o022)
+    try:
+        files.write(tmp_path / "file", "secret", private=private)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])

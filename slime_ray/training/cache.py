@@ -11,7 +11,7 @@ import functools
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -46,12 +46,13 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         with stage_errors("made", storage):
-            needed = False
+            needed, before = False, {}
             if world.main:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
                 damaged = files.damage(_brought(storage, folder, report, locked=True))
                 needed = damaged is not None
+                before = files.recorded_digests(folder)
                 if damaged and folder.is_dir():
                     _tell(f"A shared stage is not whole and is made again: {damaged}.", report)
                     # Nobody may fetch it meanwhile.
@@ -70,10 +71,22 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
                     _patiently(lambda: storage.push(folder), report)
                 # Nobody reads it before it stands under its name.
                 world.broadcast(None)
+                if world.main:
+                    _refuse_other_weights(folder, before)
     finally:
         if world.main:
             lock.release()
     return _brought(storage, folder, report)
+
+
+def _refuse_other_weights(folder: Path, before: Mapping[str, str | None]) -> None:
+    """Raise StageError where a stage that is made again has other weights: finished trials began with the old ones."""
+    now = files.recorded_digests(folder)
+    if changed := [name for name in before if name.endswith(".safetensors") and now.get(name) != before[name]]:
+        raise StageError(
+            f"{folder} was damaged, and what was made again has other weights ({changed[0]}), as it may on another "
+            "machine, on a GPU or with other versions. Start the run anew under another name with --name."
+        )
 
 
 def _tell(sentence: str, report: Report) -> None:

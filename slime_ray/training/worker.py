@@ -120,9 +120,10 @@ def _run_trial(trial: Trial, run: Path, storage: Mirror, report: Report, hosting
             attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
         raise
     except Exception as error:
-        if isinstance(error, RunError) or (refusal := files.storage_error(error)):
+        refusal = error if isinstance(error, RunError) else files.storage_error(error)
+        if refusal is not None:
             trackers.end({"status": "paused"})
-            raise error if isinstance(error, RunError) else refused(refusal) from None
+            raise refusal if isinstance(refusal, RunError) else refused(refusal) from None
         with suppress(OSError):
             files.write(folder / "error.txt", traceback.format_exc())
         if is_memory_error(error):

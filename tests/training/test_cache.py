@@ -188,3 +188,22 @@ def test_a_full_disk_names_the_storage_and_the_way_out(tmp_path):
         f"(os error 28). Make room in {tmp_path}, and give the same command with --resume."
     )
     assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json"])
+def test_weights_that_come_out_otherwise_are_refused_once(tmp_path, damaged):
+    """As on another machine: trials that have finished began with the old ones."""
+    content = ["old"]
+
+    def make(folder: Path) -> None:
+        (folder / "model.safetensors").write_text(content[0])
+        (folder / "config.json").write_text("config")
+
+    folder = cached(Mirror(tmp_path), "sft", "k", make, silent)
+    (folder / damaged).unlink()
+    content[0] = "new"
+    with pytest.raises(StageError, match=r"other weights \(model.safetensors\).* another name"):
+        cached(Mirror(tmp_path), "sft", "k", make, silent)
+    # A run that begins now has no such trials.
+    cached(Mirror(tmp_path), "sft", "k", make, silent)
+    assert (folder / "model.safetensors").read_text() == "new"
