@@ -113,7 +113,7 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: st
         "failed_trials": [],
     }
     # A folder of this name is a whole run, also where this process is cut off half-way.
-    partial = run.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}")
+    partial = files.partial_name(run)
     try:
         partial.mkdir(parents=True)
         shutil.copyfile(source, partial / "experiment.yaml")

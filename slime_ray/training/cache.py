@@ -25,7 +25,8 @@ from slime_ray.training.orders import Report
 from slime_ray.training.outcome import StageError, is_memory_error, one_sentence, patiently, waiting_for_storage
 from slime_ray.world import World
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 LOCK_SECONDS = 10.0
 STORAGE_SECONDS = 900.0
 """How long an object store may refuse a folder before that counts as an error."""
