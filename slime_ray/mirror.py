@@ -24,9 +24,10 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from slime_ray import files
 from slime_ray.errors import InputError, RunError
 
-LAST = ("state.json", "trial.json", "manifest.json", ".complete")
+LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
 """Files that say that what stands beside them is whole."""
 PASSING = ("scratch",)
 """Folders that nobody else ever needs."""
@@ -134,8 +135,9 @@ class Mirror:
             yield
         except OSError as error:
             lines = str(error).strip().splitlines() or [""]
+            kind = "" if isinstance(error, files.StorageError) else f"{type(error).__name__}: "
             raise RunError(
-                f"{self.shown} could not be used ({type(error).__name__}: {lines[0]}). What it has is kept; give "
+                f"{self.shown} could not be used ({kind}{lines[0]}). What it has is kept; give "
                 "the same command again, with --resume where a run had begun."
             ) from None
 
@@ -215,14 +217,13 @@ class Mirror:
             if target.is_file() and self.sent.get(name) == known:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                with store.open_input_stream(f"{base}/{name}") as source, partial.open("wb") as sink:
-                    while block := source.read(1 << 22):
-                        sink.write(block)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with (
+                files.replacing(target, durable=False) as partial,
+                store.open_input_stream(f"{base}/{name}") as source,
+                partial.open("wb") as sink,
+            ):
+                while block := source.read(1 << 22):
+                    sink.write(block)
             self.sent[name] = known
             self.sent[f"{name}@here"] = _stamp(target)
 
@@ -256,9 +257,7 @@ class Mirror:
         if prune:
             kept = set(names)
             stale = [name for name, _ in self._remote(path) if name not in kept]
-            # What says that the others are whole goes first.
-            stale.sort(key=lambda name: PurePosixPath(name).name not in LAST)
-            for name in stale:
+            for name in sorted(stale, key=_says_less):
                 store.delete_file(f"{base}/{name}")
 
     def push_files(self, folder: Path) -> None:
@@ -272,7 +271,7 @@ class Mirror:
         shutil.rmtree(path, ignore_errors=True)
         if self.url is not None:
             store, base = _store(self.url)
-            for name, _ in self._remote(path):
+            for name in sorted((name for name, _ in self._remote(path)), key=_says_less):
                 store.delete_file(f"{base}/{name}")
 
     def has(self, path: Path) -> bool:
@@ -364,7 +363,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _partial(name: str) -> bool:
-    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != ".complete")
+    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
+
+
+def _says_less(name: str) -> bool:
+    """Order for deleting: what says that the others are whole goes first."""
+    return PurePosixPath(name).name not in LAST
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -9,8 +9,6 @@
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slime_ray import files
 from slime_ray.errors import InputError
 from slime_ray.redaction import redact
 from slime_ray.stability_v1 import STABILITY_VERSION
@@ -184,8 +183,8 @@ def write_trial(
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
     """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
-    files = sorted((run / "trials").glob("*/trial.json"))
-    found = {file.parent.name: finished_trial(file.parent) for file in files}
+    paths = sorted((run / "trials").glob("*/trial.json"))
+    found = {path.parent.name: finished_trial(path.parent) for path in paths}
     return {trial_id: row for trial_id, row in found.items() if row is not None}
 
 
@@ -339,22 +338,9 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schem
 def _replace_table(path: Path, table: pa.Table) -> None:
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
-    _replace(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, whole or not at all."""
-    _replace(path, text.encode())
-
-
-def _replace(path: Path, content: "bytes | pa.Buffer") -> None:
-    """Write a file whole or not at all, also when the power fails: readers see the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(path, text)

@@ -112,6 +112,7 @@ def run_sweep(
     with (
         mirror.held(run, skip=HEAVY),
         taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=mirror.remove) as manifest,
+        mirror.answering(),
         log_file(run / "log.txt"),
     ):
         memory = study_storage(run, study) if experiment.search else None
@@ -180,7 +181,8 @@ def _run(sweep: Sweep, place: Place) -> None:
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
-                write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
+                with sweep.forgiving("cannot say that it ended"):
+                    write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
             early, spent = early or watch.leaving, watch.spent
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)

@@ -37,11 +37,19 @@ from slime_ray.training.measuring import (
     measure_answers,
     measure_policy,
 )
-from slime_ray.training.orders import Paused, Report
-from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
+from slime_ray.training.orders import Paused, Report, ending
+from slime_ray.training.outcome import (
+    MODEL,
+    blank_row,
+    finish,
+    is_memory_error,
+    one_sentence,
+    say_nothing,
+    write_judging,
+)
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
-from slime_ray.training.worker import is_memory_error, reset_process
+from slime_ray.training.worker import reset_process
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,8 @@ class _Models(_Files):
 
     def __init__(self, settings: Settings, storage: Mirror, judge: Judge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
-        self.stages: Stages = prepare(settings, storage=storage, report=report)
+        with ending():
+            self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
         asked = self.stages.prompts["report"]
         self.questions = [

@@ -48,6 +48,17 @@ class Paused(Exception):
 
 
 @contextmanager
+def ending() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, so that nothing half-made stays behind."""
+
+    def handle() -> None:
+        raise KeyboardInterrupt
+
+    with interrupts(handle):
+        yield
+
+
+@contextmanager
 def interrupts(handle: Callable[[], object]) -> Iterator[None]:
     """Ctrl-C and SIGTERM call `handle`, in the main thread, instead of ending the process."""
 

@@ -36,7 +36,7 @@ from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, shard, whole_weights
 from slime_ray.objectives import SftObjective
 from slime_ray.settings import Data, Model, Settings, fingerprint
-from slime_ray.training.cache import cached, content_of
+from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.orders import Report
 from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
@@ -66,6 +66,7 @@ class Stages:
     format_check: FormatCheck | None
 
 
+@using_stages
 def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False) -> Stages:
     """Make what is missing in the storage, and return everything. `report` is told what is being made.
 
@@ -79,7 +80,9 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
     checkpoint = cached(
         storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
     )
-    step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
+    # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
+    weights = _weights_made(checkpoint)
+    step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"]])
     step0 = cached(
         storage,
         "step0",
@@ -88,7 +91,7 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
         report,
     )
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
-    answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
+    answers_key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, settings.evaluation.decoding])
     answers = cached(
         storage,
         "baseline",
@@ -99,6 +102,7 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
     return _load(tokens, checkpoint, step0, answers, settings.data.task)
 
 
+@using_stages
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False
 ) -> list[TokenPair]:
@@ -109,7 +113,8 @@ def train_pairs(
     pairs = _read_pairs(stages.tokens / "train.parquet")
     if not settings.objective.build().needs_reference:
         return pairs
-    key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_ids"]])
+    of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
+    key = fingerprint([FORMAT, *of])
     folder = cached(
         storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
     )
