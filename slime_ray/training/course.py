@@ -182,6 +182,7 @@ class Training:
             after_save=self.after_save,
             bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
+            dropout=trial.settings.model.dropout,
         )
         self.updates = self.trainer.updates
         self.marks = {
