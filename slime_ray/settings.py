@@ -39,6 +39,13 @@ ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 ALL_LINEAR = "all-linear"
 
 
+def _layers(value: Any) -> Any:
+    """Names of layers, which a single word is not."""
+    if isinstance(value, str) and value != ALL_LINEAR:
+        raise ValueError(f"{value!r} is no list of layers. Give [{value}], or {ALL_LINEAR}")
+    return value
+
+
 class Lora(Strict):
     """Low-rank adapters on the linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
 
@@ -48,7 +55,7 @@ class Lora(Strict):
     """The update is scaled by `alpha / rank`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's input that the adapters do not see in training."""
-    targets: list[str] | Literal["all-linear"] = list(ATTENTION_AND_MLP)
+    targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
     """Names of the linear layers that have them, or `all-linear` for every one of the text decoder. The default is
     attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
     train_head: bool = False

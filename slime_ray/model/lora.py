@@ -22,15 +22,18 @@ class AdaptedWeights:
     """Which weights of a model get adapters, by their full names.
 
     modules: layers that peft wraps. parameters: weights that peft adapts as parameters, such as fused experts. linear:
-    elements of the decoder's linear layers, by name. without: those of them that get no adapter. unmatched: targets
-    that name nothing.
+    elements of the decoder's linear layers, by name. without: those of them that get no adapter. outside: how many
+    layers of the same names are not the decoder's, such as those of a vision tower. unmatched: targets that name
+    nothing. barred: whether targets name weights that only `dropout: 0` can adapt.
     """
 
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
     linear: dict[str, int]
     without: tuple[str, ...]
+    outside: int
     unmatched: tuple[str, ...]
+    barred: bool
 
     def facts(self) -> dict[str, Any]:
         """What a run's manifest keeps: covered share of the decoder's linear weights, and layers with and without."""
@@ -42,6 +45,8 @@ class AdaptedWeights:
             "share": 1 - sum(missed.values()) / total,
             "adapted": sorted({_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}),
             "not_adapted": {name: elements / total for name, elements in missed.most_common()},
+            "outside": self.outside,
+            "barred_by_dropout": self.barred,
             "unmatched_targets": list(self.unmatched),
         }
 
@@ -104,7 +109,8 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
         hits = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
     else:
         hits = {target: layers.named(target) for target in lora.targets}
-    if lora.dropout:
+    barred = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*hits.values())))
+    if barred:
         hits = {target: {name for name in names if not layers.as_parameter(name)} for target, names in hits.items()}
     if lora.train_head:
         hits = {target: names - {layers.head} for target, names in hits.items()}
@@ -119,13 +125,15 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
         parameters=tuple(sorted(name if name in layers.fused else f"{name}.weight" for name in parameters)),
         linear=body,
         without=tuple(name for name in body if name not in chosen),
+        outside=sum(any(_ends(name, target) for target in hits) for name in layers.outside),
         unmatched=tuple(unmatched),
+        barred=barred,
     )
 
 
 def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
     reason = ""
-    if lora.dropout and any(layers.named(target) for target in unmatched):
+    if lora.dropout and any(map(layers.named, unmatched)):
         reason = " that takes lora.dropout, which has to be 0 for experts"
     elif any(_ends(name, target) for target in unmatched for name in layers.outside):
         reason = "'s text decoder; outside it, where no text passes, layers get no adapters"
@@ -165,7 +173,10 @@ def add_lora(lm: Any, lora: Lora) -> Any:
             f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: {layers.listed()}."
         ) from None
     tuner = wrapped.base_model
-    different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {*adapted.modules, *adapted.parameters}
+    different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
+        *adapted.modules,
+        *adapted.parameters,
+    }
     if different:
         raise InputError(
             f"lora.targets {lora.targets} mean other layers to peft, which differ in "

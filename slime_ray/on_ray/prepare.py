@@ -15,6 +15,7 @@ from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
+from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import interrupts
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         elif not ray.wait([making], timeout=0)[0]:
             ray.cancel(making, force=True)
         place.monitor.end(STAGES)
-    for line in unused_rows(made["data"]):
+    for line in (*unused_rows(made["data"]), *model_lines(made["data"])):
+        logger.info(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 

@@ -39,8 +39,9 @@ from slime_ray.training.measuring import (
 )
 from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
+from slime_ray.training.policies import place
 from slime_ray.training.single import Say, Voice
-from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
+from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import is_memory_error, reset_process
 
 

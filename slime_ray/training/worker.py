@@ -61,7 +61,8 @@ from slime_ray.training.outcome import (
     waiting_for_storage,
     write_judging,
 )
-from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
+from slime_ray.training.policies import place
+from slime_ray.training.stages import Stages, answering, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
