@@ -59,11 +59,14 @@ def _way_out(settings: Settings) -> str:
     return f"{sft} the weights of {settings.model.source} and model.dtype ({settings.model.dtype})."
 
 
-def check_saved(trained: np.ndarray, saved: np.ndarray, dtype: str) -> None:
-    """Raise InputError where a saved model is not the one that was trained.
+def check_saved(trained: np.ndarray, saved: np.ndarray, settings: Settings) -> None:
+    """Raise InputError where a saved model is not the one that was trained, or gives no finite numbers.
 
-    trained, saved: (tokens,) log-probabilities of the same tokens, in nats. dtype: of the weights.
+    trained, saved: (tokens,) log-probabilities of the same tokens, in nats.
     """
+    if not np.isfinite(trained).all():
+        raise InputError(f"{_start(settings)} gives log-probabilities that are not finite. {_way_out(settings)}")
+    dtype = settings.model.dtype
     difference, tolerance = float(np.abs(trained - saved).mean()), TOLERANCES[dtype]
     if difference <= tolerance:
         return

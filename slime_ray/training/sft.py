@@ -43,7 +43,7 @@ def make_sft(settings: Settings, pairs: Sequence[TokenPair], folder: Path, repor
         # Trainer's circles hold the optimizer, and there may be no place for a second model beside it.
         gc.collect()
         saved = _whole_policy(load_checkpoint(folder, dtype=model.dtype), model, on_device=not sharded)
-        check_saved(trained, chosen_logps(saved, compared), model.dtype)
+        check_saved(trained, chosen_logps(saved, compared), settings)
 
     World.current().from_main(save)
 
@@ -85,7 +85,8 @@ def _trained(
         dropout=model.dropout,
         after_update=after_update,
     )
-    trainer.train()
+    if trainer.updates:
+        trainer.train()
     logps = chosen_logps(policy, pairs[:COMPARED_PAIRS])
     if is_sharded(policy):
         return _gathered(policy, model, seed=seed), logps

@@ -123,14 +123,15 @@ def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, t
     assert after_six.lost_seconds > 0
 
 
-def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path):
+@pytest.mark.parametrize("evaluations", [1, 200], ids=["seen in the loss", "seen at an evaluation"])
+def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path, evaluations):
     trial = arm_trials(experiment)[0]
     settings = trial.settings.model_dump()
-    settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": evaluations}
     settings["model"]["lora"]["alpha"] = 1e30
     wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
     row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
     assert row["status"] == "diverged"
-    assert "became" in row["reason"]
+    assert "became" in row["reason"] or "not finite" in row["reason"]
     assert row["updates"] < 200
     assert row["stability"] == 0
