@@ -16,6 +16,7 @@ from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
 from slime_ray.training.cache import clear_unfinished
+from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import ending
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         place.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
         clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
-    for line in unused_rows(made["data"]):
+    for line in (*unused_rows(made["data"]), *model_lines(made["data"])):
+        logger.info(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 

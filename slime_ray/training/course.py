@@ -120,6 +120,9 @@ class Measurements:
         clock = time.perf_counter()
         before = self.stages.step0.first(self.CURVE_PAIRS)
         now = before if step == 0 else self.held_out(self.CURVE_PAIRS)
+        if not now.finite:
+            # The next loss would be the same. Answers of such a policy cannot be drawn.
+            return Order("stop", f"log-probabilities were not finite at update {step}")
         metrics = {
             "chosen_logp": float(now.chosen_means.mean()),
             "rejected_logp": float(now.rejected_means.mean()),
@@ -182,6 +185,7 @@ class Training:
             after_save=self.after_save,
             bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
+            dropout=trial.settings.model.dropout,
         )
         self.updates = self.trainer.updates
         self.marks = {

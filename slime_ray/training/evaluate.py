@@ -47,8 +47,9 @@ from slime_ray.training.outcome import (
     say_nothing,
     write_judging,
 )
+from slime_ray.training.policies import place
 from slime_ray.training.single import Say, Voice
-from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
+from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import reset_process
 
 

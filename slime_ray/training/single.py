@@ -3,6 +3,7 @@
 It computes what the same trial computes in a sweep, and leaves a run of the same files.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,14 @@ from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, conclude, log_file, taken
 from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
+from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import Order, Paused, ending, interrupts
 from slime_ray.training.outcome import OutOfMemory
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
 Say = Callable[[str], object]
+logger = logging.getLogger(__name__)
 
 
 def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
@@ -66,6 +69,9 @@ def train_one(
         with ending():
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
+        for line in model_lines(stages.data):
+            logger.info(line)
+            say(line)
         results.write_manifest(run, manifest)
         if trial.trial_id not in results.finished_trials(run):
             try:

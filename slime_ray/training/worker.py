@@ -64,7 +64,8 @@ from slime_ray.training.outcome import (
     what_failed,
     write_judging,
 )
-from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
+from slime_ray.training.policies import place
+from slime_ray.training.stages import Stages, answering, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World

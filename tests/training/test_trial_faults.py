@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.experiment import Faults, Trial, arm_trials
-from slime_ray.training import attempts, worker
+from slime_ray.training import attempts, course, sentinel, worker
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Paused
 from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
 from .small_trials import Orders, computed, nothing
@@ -129,6 +132,8 @@ def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storag
     trial = arm_trials(experiment)[0]
     settings = trial.settings.model_dump()
     settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    # The checkpoint that it starts from is a sound one.
+    settings["sft"]["lora"] = dict(settings["model"]["lora"])
     settings["model"]["lora"]["alpha"] = 1e30
     wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
     row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
@@ -190,3 +195,20 @@ def test_data_that_vanish_under_a_run_are_no_result_of_a_trial_but_of_one_that_s
     own = trial.model_copy(update={"values": {"data.train": "pairs.jsonl"}})
     row = run_trial(own, run=tmp_path, storage=storage, report=nothing)
     assert (row["status"], row["reason"]) == ("failed", "InputError: data.train pairs.jsonl: there is no such file.")
+
+
+def test_log_probabilities_that_are_no_numbers_end_a_trial_before_it_answers(
+    experiment, storage, tmp_path, monkeypatch
+):
+    def broken(*given: Any, **options: Any) -> HeldOut:
+        measured = measure_held_out(*given, **options)
+        return replace(measured, chosen=measured.chosen * float("nan"))
+
+    trial = arm_trials(experiment)[0]
+    prepare(trial.settings, storage=storage, report=nothing)
+    monkeypatch.setattr(course, "measure_held_out", broken)
+    monkeypatch.setattr(sentinel.Sentinel, "look", lambda *given: pytest.fail("it was asked") if given[1] else {})
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    assert row["status"] == "diverged"
+    assert "not finite" in row["reason"]
+    assert row["updates"] == 2
