@@ -148,13 +148,17 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _clone(options: argparse.Namespace) -> None:
     from slime_ray.experiment_file import parse_override
+    from slime_ray.inputs import code_of, hashes_of
     from slime_ray.instructions import FOLDER, ask_for_clone
-    from slime_ray.run_folder import reopened
+    from slime_ray.results import read_manifest
+    from slime_ray.run_folder import refuse_other_inputs, reopened
     from slime_ray.run_status import read_status
 
     with _opened(options.run) as (run, mirror):
         changes = dict(parse_override(text) for text in options.overrides)
-        clone = ask_for_clone(run, reopened(run), options.trial, changes)
+        experiment = reopened(run)
+        refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), code_of(experiment))
+        clone = ask_for_clone(run, experiment, options.trial, changes)
         mirror.push(run / FOLDER)
         at_work = read_status(run).at_work
     when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {options.run}"

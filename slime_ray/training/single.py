@@ -12,7 +12,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, conclude, log_file, taken
+from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused, interrupts
@@ -66,6 +66,7 @@ def train_one(
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
         except OSError as error:
             raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
+        refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
         with mirror.answering():
             results.write_manifest(run, manifest)

@@ -30,6 +30,7 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
+from slime_ray.inputs import change
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
@@ -47,7 +48,7 @@ from slime_ray.training.measuring import (
     measure_policy,
     stability_parts,
 )
-from slime_ray.training.orders import Paused, Report
+from slime_ray.training.orders import Order, Paused, Report
 from slime_ray.training.outcome import (
     MODEL,
     OutOfMemory,
@@ -160,6 +161,8 @@ def _train_and_measure(
     trackers: Trackers,
 ) -> Measured:
     settings = trial.settings
+    if changed := World.current().broadcast(change(hosting.inputs, settings)):
+        raise Paused(Order("pause", changed))
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
