@@ -25,6 +25,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from slime_ray.errors import InputError, RunError
+from slime_ray.redaction import redact_sentence, remember, shown_address
 
 LAST = ("state.json", "trial.json", "manifest.json", ".complete")
 """Files that say that what stands beside them is whole."""
@@ -53,21 +54,8 @@ def parted(address: str) -> tuple[str, str]:
     start, mark, query = address.partition("?")
     storage, _, name = start.rstrip("/").rpartition("/")
     if not is_url(storage):
-        raise InputError(f"{without_secrets(address)}: give a run's address, such as s3://bucket/runs/first.")
+        raise InputError(f"{shown_address(address)}: give a run's address, such as s3://bucket/runs/first.")
     return f"{storage}{mark}{query}", name
-
-
-def without_secrets(address: str) -> str:
-    """An address without its user, its password and its query."""
-    scheme, mark, rest = address.partition("://")
-    place, _, query = rest.partition("?")
-    # An @ behind a ? may end a password as well as stand in a query.
-    return scheme + mark + ("..." if "@" in query else place.rpartition("@")[2])
-
-
-def has_password(address: str) -> bool:
-    """Whether a user and a password stand in an address."""
-    return ":" in address.partition("://")[2].rpartition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -89,8 +77,9 @@ class Mirror:
             return cls(Path(storage).resolve())
         if urlsplit(storage).scheme not in SCHEMES:
             raise InputError(
-                f"--storage {without_secrets(storage)}: give a path, or an address that begins with s3:// or gs://."
+                f"--storage {shown_address(storage)}: give a path, or an address that begins with s3:// or gs://."
             )
+        remember(storage)
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
         return cls(_scratch() / key / who, storage)
 
@@ -115,9 +104,10 @@ class Mirror:
                 same = stream.read() == probe.encode()
             store.delete_file(f"{base}/{probe}")
         except (OSError, pa.ArrowException) as error:
+            reason = redact_sentence(str(error).splitlines()[0])[:300]
             raise InputError(
-                f"--storage {self.shown}: it cannot be used: {str(error).splitlines()[0][:300]}. Correct the address, "
-                "or what allows this machine to use it, such as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS."
+                f"--storage {self.shown}: it cannot be used: {reason}. Correct the address, or what allows "
+                "this machine to use it, such as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS."
             ) from None
         if not same:
             raise InputError(f"--storage {self.shown}: what was written there does not come back.")
@@ -125,7 +115,7 @@ class Mirror:
     @property
     def shown(self) -> str:
         """The storage without what may be secret in its address."""
-        return str(self.root) if self.url is None else without_secrets(self.url)
+        return str(self.root) if self.url is None else shown_address(self.url)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -133,10 +123,10 @@ class Mirror:
         try:
             yield
         except OSError as error:
-            lines = str(error).strip().splitlines() or [""]
+            reason = redact_sentence((str(error).strip().splitlines() or [""])[0])
             raise RunError(
-                f"{self.shown} could not be used ({type(error).__name__}: {lines[0]}). What it has is kept; give "
-                "the same command again, with --resume where a run had begun."
+                f"{self.shown} could not be used ({type(error).__name__}: {reason}). What it has is kept; give the "
+                "same command again, with --resume where a run had begun."
             ) from None
 
     @contextmanager
@@ -382,6 +372,8 @@ def _store(url: str) -> tuple[fs.FileSystem, str]:
         try:
             store, base = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
-            shown = without_secrets(url)
-            raise InputError(f"--storage {shown}: {str(error).splitlines()[0].replace(url, shown)}.") from None
+            shown = shown_address(url)
+            raise InputError(
+                f"--storage {shown}: {redact_sentence(str(error).splitlines()[0].replace(url, shown))}."
+            ) from None
     return store, base.rstrip("/")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slime_ray.errors import InputError
-from slime_ray.redaction import redact
+from slime_ray.redaction import redact, redact_sentence
 from slime_ray.stability_v1 import STABILITY_VERSION
 
 RUN_SCHEMA = "run-v1"
@@ -174,6 +174,8 @@ def write_trial(
     pairs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write one finished trial. Once this returns it counts as finished; before, it does not exist."""
+    if isinstance(row.get("reason"), str):
+        row = {**row, "reason": redact_sentence(row["reason"])}
     folder = run / "trials" / str(row["trial_id"])
     folder.mkdir(parents=True, exist_ok=True)
     _write_table(folder / "answers.parquet", answers, ANSWER_SCHEMA)
@@ -232,8 +234,9 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
 
 
 def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json; values under keys that look like secrets are masked."""
-    write_text(run / "manifest.json", json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str))
+    """Write manifest.json with secrets masked, for its owner alone where there was an address with a user."""
+    text = json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str)
+    write_text(run / "manifest.json", text, private="://***" in text)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -342,16 +345,16 @@ def _replace_table(path: Path, table: pa.Table) -> None:
     _replace(path, content.getvalue())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all."""
-    _replace(path, text.encode())
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a text file, in UTF-8, whole or not at all. private: nobody but its owner may read it."""
+    _replace(path, text.encode(), private=private)
 
 
-def _replace(path: Path, content: "bytes | pa.Buffer") -> None:
+def _replace(path: Path, content: "bytes | pa.Buffer", *, private: bool = False) -> None:
     """Write a file whole or not at all, also when the power fails: readers see the old one or the new one."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with partial.open("wb") as file:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

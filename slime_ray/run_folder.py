@@ -22,6 +22,7 @@ from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 from slime_ray.inputs import code_of, hashes_of, refuse_changed
+from slime_ray.redaction import redact, redact_sentence, remember
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets", "ray", "optuna", "numpy", "pandas", "tokenizers")
 LOCK = ".sweep.lock"
@@ -53,6 +54,7 @@ def taken(
     where an InputError ends the sweep before any trial.
     """
     resume = start == "resume" or (start == "either" and run.exists())
+    remember(study or "")
     inputs = {"inputs": hashes_of(experiment, named), "code": code_of(experiment)}
     if resume:
         manifest = _resumed(run, experiment, seed, study)
@@ -122,7 +124,8 @@ def _fresh(
     partial = run.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}")
     try:
         partial.mkdir(parents=True)
-        shutil.copyfile(source, partial / "experiment.yaml")
+        text = source.read_text(encoding="utf-8")
+        results.write_text(partial / "experiment.yaml", text, private=redact(text) != text)
         results.write_manifest(partial, manifest)
         partial.rename(run)
     except OSError as error:
@@ -245,11 +248,19 @@ def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+class _Redacting(logging.Formatter):
+    """Lines of a log, tracebacks too, without the secrets that they may quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        return redact_sentence(super().format(record))
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Have everything that the package logs, from INFO up, appended to this file."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("slime_ray")
     package.addHandler(handler)
     package.setLevel(logging.INFO)

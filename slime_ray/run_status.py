@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slime_ray import results
+from slime_ray.redaction import redact
 
 STATUS = "status.json"
 FRESH_SECONDS = 60.0
@@ -47,7 +48,7 @@ def write_status(
         written=time.time(), node=platform.node(), pid=os.getpid(), ended=ended, finished=finished, total=total,
         trials={name: dict(state) for name, state in trials.items()},
     )  # fmt: skip
-    results.write_text(run / STATUS, json.dumps(asdict(status), default=str))
+    results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
 def read_status(run: Path) -> RunStatus:

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {*DESCRIPTION, "experiment_file", "objectives"},
     "objectives": set(),
     "world": {"errors"},
-    "mirror": {"errors"},
+    "mirror": {"errors", "redaction"},
     "data": {*DESCRIPTION},
     "model": {*DESCRIPTION, "objectives", "data"},
     "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "stability_v1", "world"},
@@ -69,8 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "redaction": set(),
     "results": {"errors", "redaction", "stability_v1"},
     "inputs": {*DESCRIPTION},
-    "run_folder": {*DESCRIPTION, "inputs", "results"},
-    "run_status": {"results"},
+    "run_folder": {*DESCRIPTION, "inputs", "redaction", "results"},
+    "run_status": {"redaction", "results"},
     "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
@@ -92,7 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
-    "analysis": {"design", "errors", "results", "stability_v1"},
+    "analysis": {"design", "errors", "redaction", "results", "stability_v1"},
     # What it measures are the parts themselves: a step, a trial, the searcher and the rules of a sweep.
     "benchmarks": {
         *DESCRIPTION,
@@ -131,7 +131,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "on_ray",
     }
     | {"analysis", "benchmarks", "search_spaces"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "redaction"},
 }
 
 # Third-party package -> the parts that may import it, be it inside a function.

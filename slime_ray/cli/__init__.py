@@ -10,6 +10,7 @@ from slime_ray import __version__
 from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
+from slime_ray.redaction import redact, redact_sentence
 
 DESCRIPTION = """\
 Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         again = _again(options, given, "--resume")
         said = str(error).replace(AGAIN, f"`{again}`") if again else str(error)
-        print(f"slime-ray: {said}", file=sys.stderr)
+        print(f"slime-ray: {redact_sentence(said)}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if debug or not error.name or error.name.startswith("slime_ray"):
@@ -81,10 +82,10 @@ AGAIN = "the same command with --resume"
 def _again(options: argparse.Namespace, given: Sequence[str], flag: str) -> str | None:
     """The command line that goes on with this one's run; None where there is no run to go on with."""
     if instead := getattr(options, "again", None):
-        return str(instead(options))
+        return redact_sentence(str(instead(options)))
     if not hasattr(options, "start"):
         return None
-    return shlex.join(["slime-ray", *(word for word in given if word not in ("--resume", "--go-on")), flag])
+    return shlex.join(["slime-ray", *redact([word for word in given if word not in ("--resume", "--go-on")]), flag])
 
 
 def make_parser() -> argparse.ArgumentParser:

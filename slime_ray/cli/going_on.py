@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_ray.cli.options import add_command, console, quiet_option, show_report
 from slime_ray.errors import InputError
+from slime_ray.redaction import redact
 
 if TYPE_CHECKING:
     from slime_ray.mirror import Mirror
@@ -78,7 +79,7 @@ def _status(options: argparse.Namespace) -> None:
 
     with _opened(options.run) as (run, _):
         found = describe(run)
-    print(json.dumps(found, indent=1) if options.json else _said(found, options.run))
+    print(json.dumps(found, indent=1) if options.json else _said(found, redact(options.run)))
 
 
 def _said(found: dict[str, Any], run: str) -> str:
@@ -161,5 +162,5 @@ def _clone(options: argparse.Namespace) -> None:
         clone = ask_for_clone(run, experiment, options.trial, changes)
         mirror.push(run / FOLDER)
         at_work = read_status(run).at_work
-    when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {options.run}"
+    when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"
     print(f"{clone.trial_id} {when}.")

@@ -4,7 +4,9 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from slime_ray.redaction import redact_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the error, which may quote what was given, without its secrets."""
+        super().error(redact_sentence(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same; but raises for what is left over, which argparse would say of the whole program."""

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import Outcome, chance, distribution, make_sampler, suggest
 from slime_ray.points import Point, Rules, Search, exists, path_of
-from slime_ray.redaction import redact
+from slime_ray.redaction import redact, redact_sentence, remember
 from slime_ray.run_folder import STUDY
 from slime_ray.space import Scalar
 from slime_ray.training.outcome import one_sentence
@@ -43,7 +43,7 @@ class StudyFailed(RunError):
     """The study could not be read or written. reason: without a full stop."""
 
     def __init__(self, error: Exception):
-        failed = f"study's database failed ({redact(one_sentence(error))})"
+        failed = f"study's database failed ({redact_sentence(one_sentence(error))})"
         self.reason = f"the {failed}"
         super().__init__(
             f"The {failed}. What finished is kept; give the same command with --resume once it can be used again."
@@ -68,6 +68,7 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
         journal = run / "study.journal"
         _drop_unfinished_line(journal)
         return JournalStorage(JournalFileBackend(str(journal)))
+    remember(url)
     where = redact(url)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
@@ -77,7 +78,7 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
         reason, way = "it is no such address", "Write it as postgresql://user:password@host/database"
     except (SQLAlchemyError, RuntimeError) as error:
         reason, way = str(error).splitlines()[0], "Start the database or correct the address"
-    raise InputError(f"The study's database {where} cannot be used: {redact(reason).rstrip('.')}. {way}.")
+    raise InputError(f"The study's database {where} cannot be used: {redact_sentence(reason).rstrip('.')}. {way}.")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.redaction import redact_sentence
 from slime_ray.stability_v1 import stability_score
 from slime_ray.training import attempts
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
@@ -105,7 +106,7 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
         raise
     except Exception as error:
         with suppress(OSError):
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            results.write_text(folder / "error.txt", redact_sentence(traceback.format_exc()))
         if is_memory_error(error):
             attempts.note(folder, ended="memory")
             if not attempts.enough(attempts.read(folder), hosting.faults):
