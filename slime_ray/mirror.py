@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+from filelock import FileLock
 from pyarrow import fs
 
 from slime_ray.errors import InputError, RunError
@@ -298,6 +299,15 @@ def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, Mirror]:
     with mirror.answering():
         mirror.pull(mirror.root / name, skip=skip)
     return mirror.root / name, mirror
+
+
+@contextmanager
+def one_at_a_time(address: str) -> Iterator[None]:
+    """Hold the copy on this machine of the run at an address, so that no other command brings it up to date."""
+    root = Mirror.of(parted(address)[0], "reports").root
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{parted(address)[1]}.lock"):
+        yield
 
 
 def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:

@@ -350,6 +350,26 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     _replace(path, text.encode(), private=private)
 
 
+def write_new(path: Path, text: str) -> bool:
+    """Write a text file, whole, unless there is one of this name. Returns whether it was written."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        write_text(partial, text)
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without links.
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
 def _replace(path: Path, content: "bytes | pa.Buffer", *, private: bool = False) -> None:
     """Write a file whole or not at all, also when the power fails: readers see the old one or the new one."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

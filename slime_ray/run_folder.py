@@ -26,6 +26,8 @@ from slime_ray.redaction import redact, redact_sentence, remember
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets", "ray", "optuna", "numpy", "pandas", "tokenizers")
 LOCK = ".sweep.lock"
+LONGEST_PART, LONGEST_PATH = 245, 3500
+"""Bytes. File systems take 255 for a name and 4096 for a path; files of a trial lie deeper, under longer names."""
 STUDY = "slime-ray"
 """Name of the study in a file of the run's own."""
 Start = Literal["fresh", "resume", "either"]
@@ -53,6 +55,7 @@ def taken(
     started, storage that cannot be written, and a run that another sweep is at work on. A new folder is removed again
     where an InputError ends the sweep before any trial.
     """
+    _check_length(run)
     resume = start == "resume" or (start == "either" and run.exists())
     remember(study or "")
     inputs = {"inputs": hashes_of(experiment, named), "code": code_of(experiment)}
@@ -134,6 +137,19 @@ def _fresh(
             raise _there_already(run) from None
         raise InputError(f"{run} cannot be written: {error.strerror}. Give another place with --storage.") from None
     return manifest
+
+
+def _check_length(run: Path) -> None:
+    """Refuse what a file system would refuse, some of it only when a trial has trained."""
+    path = os.fsencode(run.absolute())
+    longest = max(len(part) for part in path.split(b"/"))
+    for length, limit in ((longest, LONGEST_PART), (len(path), LONGEST_PATH)):
+        if length > limit:
+            what = "has a part" if length == longest else "is a path"
+            raise InputError(
+                f"{str(run)[:60]}... {what} of {length} bytes, and {limit} are the limit. Give another place with "
+                "--storage, or a shorter --name."
+            )
 
 
 def _there_already(run: Path) -> InputError:

@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "points": {"presets", "settings", "space", "strict"},
     "search_file": {*DESCRIPTION, "objectives"},
     "experiment": {*DESCRIPTION, "objectives"},
-    "experiment_file": {*DESCRIPTION, "ablation", "expansion", "objectives", "search_file"},
+    "complaints": {*DESCRIPTION, "ablation"},
+    "experiment_file": {*DESCRIPTION, "ablation", "complaints", "expansion", "objectives", "search_file"},
     "reference": {*DESCRIPTION, "experiment_file", "objectives"},
     "objectives": set(),
     "world": {"errors"},
@@ -71,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": {*DESCRIPTION},
     "run_folder": {*DESCRIPTION, "inputs", "redaction", "results"},
     "run_status": {"redaction", "results"},
-    "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
+    "instructions": {*DESCRIPTION, "complaints", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
         "objectives",

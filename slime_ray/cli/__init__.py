@@ -1,6 +1,9 @@
 """The command line: parses, calls, prints. It holds no logic, and imports what a command needs only when it runs."""
 
 import argparse
+import codecs
+import errno
+import io
 import os
 import shlex
 import sys
@@ -38,6 +41,7 @@ Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = make_parser().parse_args(given)
     # An error message is for a person; a traceback is for whoever asks for it.
@@ -72,7 +76,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if debug or error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"slime-ray: {str(error.filename)[:60]}...: the name is too long for a file system.", file=sys.stderr)
+        return 2
     return 0
+
+
+PLAIN = {
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "×": "x",
+    "±": "+/-",
+    "·": "*",
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+    "²": "^2",
+    "→": "->",
+}
+"""What stands for a character that a terminal cannot show; for others it is a question mark."""
+
+
+def _prepare_streams() -> None:
+    """Have a character that a terminal cannot show replaced: what is done need not fail as it is told."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return "".join(PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+    codecs.register_error("slime_ray.plain", plain)
+    if sys.stdout is None:
+        # Nobody looks, as under some schedulers.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="slime_ray.plain")
 
 
 AGAIN = "the same command with --resume"

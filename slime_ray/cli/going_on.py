@@ -62,16 +62,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 @contextmanager
 def _opened(address: str) -> "Iterator[tuple[Path, Mirror]]":
     """A run's folder on this machine, up to date but for models, with its storage."""
-    from slime_ray.mirror import Mirror, copied, is_url
+    from slime_ray.mirror import Mirror, copied, is_url, one_at_a_time
     from slime_ray.results import CHECKPOINTS, MODEL
 
     if not is_url(address):
         run = Path(address).resolve()
         yield run, Mirror(run.parent)
         return
-    run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
-    with mirror.answering():
-        yield run, mirror
+    # Bringing the copy up to date deletes what another command has yet to send.
+    with one_at_a_time(address):
+        run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
+        with mirror.answering():
+            yield run, mirror
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -102,6 +104,7 @@ def _said(found: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
+    from slime_ray.experiment import MOST_TRIALS
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
     from slime_ray.results import read_manifest
@@ -109,6 +112,8 @@ def _extend(options: argparse.Namespace) -> None:
 
     with _opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
+    if experiment.budget.trials + options.trials > MOST_TRIALS:
+        raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
     if options.trials < 0:
         raise InputError(f"--trials {options.trials}: give the number of further trials.")
     if options.trials and experiment.search is None:
@@ -123,6 +128,8 @@ def _extend(options: argparse.Namespace) -> None:
                 f"{options.run} has {experiment.budget.trials} trials, and its space only {points} points, each of "
                 f"which is tried once. Give --trials {points - experiment.budget.trials} at most."
             )
+    # The folder may have been renamed, or be a copy.
+    experiment = experiment.model_copy(update={"name": run.name})
     storage = mirror.url or str(mirror.root)
     done = run_sweep(
         experiment.model_copy(update={"budget": budget}), source=run / "experiment.yaml", storage=storage,

@@ -30,6 +30,7 @@ from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.settings import Settings
+from slime_ray.strict import LONGEST_LABEL
 from slime_ray.training.measuring import (
     Measured,
     answer_prompts,
@@ -101,6 +102,9 @@ def evaluate(
     against = find_policy(baseline) if baseline else None
     if len({one.label for one in given}) < len(given):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
+    for one in given:
+        if len(one.label.encode()) > LONGEST_LABEL:
+            raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
     named = {f"the policy {one.label}": one.path for one in given} | {"the baseline": against and against.path}
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
