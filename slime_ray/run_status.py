@@ -54,10 +54,12 @@ def write_status(
 def read_status(run: Path) -> RunStatus:
     """What the run's sweep last said; one that has ended, where it said nothing that can be read."""
     try:
-        said = json.loads((run / STATUS).read_text(encoding="utf-8"))
-        return RunStatus(**said)
-    except (OSError, ValueError, TypeError):
+        said = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return RunStatus()
+    numbers = all(isinstance(one, (int, float)) for one in (said.written, said.pid, said.finished, said.total))
+    trials = isinstance(said.trials, dict) and all(isinstance(one, dict) for one in said.trials.values())
+    return said if numbers and trials else RunStatus()
 
 
 def describe(run: Path) -> dict[str, Any]:
