@@ -5,7 +5,6 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from slime_ray import results
 from slime_ray.errors import InputError
 
-from .drawing import as_image, as_shapes
+from .drawing import render
 from .findings import Findings
 from .page import build_page
 from .printing import Table
@@ -60,24 +59,20 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
 def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]], Findings]:
     """The content of every file by its name, the tables, and what both were made from."""
     found = Findings(run)
-    files: dict[str, bytes | Future[bytes]] = {}
+    files: dict[str, bytes] = {}
     placed: list[tuple[Entry, Table | bytes]] = []
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        for entry, thing in made(found):
-            kinds: Mapping[str, bytes | Future[bytes]] = {}
-            if isinstance(thing, Table):
-                placed.append((entry, thing))
-                if len(thing.frame) or thing is found.main:
-                    kinds = _written(thing)
-            else:
-                shapes = as_shapes(thing)
-                placed.append((entry, shapes["svg"]))
-                # While the next figure is drawn.
-                kinds = shapes | {"png": beside.submit(as_image, shapes["pdf"])}
-            files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
-        files["report.html"] = build_page(found, placed).encode()
-    whole = {name: content if isinstance(content, bytes) else content.result() for name, content in files.items()}
-    return whole, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)], found
+    for entry, thing in made(found):
+        kinds: Mapping[str, bytes] = {}
+        if isinstance(thing, Table):
+            placed.append((entry, thing))
+            if len(thing.frame) or thing is found.main:
+                kinds = _written(thing)
+        else:
+            kinds = render(thing)
+            placed.append((entry, kinds["svg"]))
+        files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
+    files["report.html"] = build_page(found, placed).encode()
+    return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)], found
 
 
 @contextmanager

@@ -94,22 +94,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
     "analysis": {"design", "errors", "redaction", "results", "stability_v1"},
-    # What it measures are the parts themselves: a step, a trial, the searcher and the rules of a sweep.
-    "benchmarks": {
-        *DESCRIPTION,
-        "experiment_file",
-        "objectives",
-        "data",
-        "model",
-        "evaluation",
-        "training",
-        "planning",
-        "mirror",
-        "on_ray",
-        "analysis",
-        "results",
-        "stability_v1",
-    },
+    # A step of training beside other recipes, and what a plan said of a sweep.
+    "bench": {"errors", "data", "model", "objectives", "planning", "results"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
@@ -131,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reproduction",
         "on_ray",
     }
-    | {"analysis", "benchmarks", "search_spaces"},
+    | {"analysis", "bench", "search_spaces"},
     "__main__": {"cli", "redaction"},
 }
 
@@ -140,14 +126,14 @@ ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
     "optuna": {"on_ray"},
     "sqlalchemy": {"on_ray"},
-    "torch": {"objectives", "world", "data", "model", "evaluation", "training", "planning", "on_ray", "benchmarks"},
-    "transformers": {"data", "model", "evaluation", "training", "benchmarks"},
+    "torch": {"objectives", "world", "data", "model", "evaluation", "training", "planning", "on_ray", "bench"},
+    "transformers": {"data", "model", "evaluation", "training", "bench"},
     "datasets": {"data", "model", "evaluation", "training"},
     "openai": {"evaluation"},
-    "peft": {"model", "training", "evaluation", "benchmarks"},
-    "pandas": {"analysis", "benchmarks", "results"},
+    "peft": {"model", "training", "evaluation", "bench"},
+    "pandas": {"analysis", "results"},
     "matplotlib": {"analysis"},
-    "scipy": {"analysis", "benchmarks", "on_ray"},
+    "scipy": {"analysis", "on_ray"},
     "tensorboardX": {"training"},
     "wandb": {"training"},
     "mlflow": {"training"},
@@ -162,10 +148,10 @@ NOTHING_BUT: dict[str, set[str]] = {
 }
 
 # Parts that a command needs only when it runs.
-LAZY_IN_CLI = {"on_ray", "planning", "analysis", "benchmarks"}
+LAZY_IN_CLI = {"on_ray", "planning", "analysis"}
 
 # Names that exist only in a checkout, or mean another project.
-FOREIGN = {"slime", "analysis", "benchmarks", "search_spaces"}
+FOREIGN = {"slime", "analysis", "search_spaces"}
 
 
 def breaches(root: Path) -> list[str]:
@@ -202,8 +188,8 @@ def test_no_import_crosses_a_wall() -> None:
 def test_every_part_of_the_package_is_checked() -> None:
     folders = {path.name for path in (ROOT / "slime_ray").iterdir() if (path / "__init__.py").is_file()}
     files = {path.stem for path in (ROOT / "slime_ray").glob("[!_]*.py")}
-    assert folders | files | {"analysis", "benchmarks", "search_spaces"} <= set(MAY_IMPORT)
-    assert {part_of(name) for name in sources(ROOT)} >= folders | {"analysis", "benchmarks", "search_spaces"}
+    assert folders | files | {"analysis", "search_spaces"} <= set(MAY_IMPORT)
+    assert {part_of(name) for name in sources(ROOT)} >= folders | {"analysis", "search_spaces"}
 
 
 def test_nothing_in_the_repository_is_imported_by_a_name_that_only_a_checkout_has() -> None:

@@ -132,7 +132,7 @@ def _again(options: argparse.Namespace, given: Sequence[str], flag: str) -> str 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command is under `command` of what it parses."""
-    from slime_ray.benchmarks.command import add_bench_parser
+    from slime_ray.bench.command import add_bench_parser
 
     parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")

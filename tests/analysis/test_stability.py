@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from slime_ray.analysis import stability, tables
 from slime_ray.analysis.stability_table import stability_parts
-from slime_ray.benchmarks.simulated import Trained
 
 from slime_ray import results
 from slime_ray.stability_v1 import StabilityParts, stability_score
+from tests.statistics.simulated import Trained
 
 from .conftest import add_trial, finish
 

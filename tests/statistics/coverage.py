@@ -1,25 +1,21 @@
-"""How often 95 % intervals cover a known truth, over many simulated evaluations, and how long they take."""
+"""How often 95 % intervals cover a known truth, over many simulated evaluations."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from slime_ray.analysis import stability
 from slime_ray.analysis.statistics import (
     FEWEST_SEEDS,
     Interval,
-    draws,
     interval,
     paired_difference,
     resample_means,
     win_rate_interval,
 )
 
-from slime_ray.errors import RunError
+from slime_ray.planning.tables import table
 
-from .machine import Machine, Say, describe_machine, now
 from .simulated import Lengths, Paired, Trained, Verdicts
 
 PROMISED = (0.93, 0.97)
@@ -53,17 +49,6 @@ class Coverage:
     def kept(self) -> bool:
         """Whether what was promised was kept."""
         return not self.promised or PROMISED[0] <= self.covered <= PROMISED[1]
-
-
-@dataclass(frozen=True)
-class StatisticsReport:
-    """resamples: of the simulations. seconds: of each interval by its name, on 1,000 prompts with 10,000 resamples."""
-
-    machine: Machine
-    date: str
-    resamples: int
-    coverages: list[Coverage]
-    seconds: dict[str, list[float]]
 
 
 def measure(case: Case, *, evaluations: int) -> Coverage:
@@ -173,46 +158,17 @@ def all_cases(*, resamples: int) -> list[Case]:
     return cases
 
 
-def measure_statistics(*, evaluations: int, resamples: int, rounds: int, say: Say) -> StatisticsReport:
-    """Measure the coverage of every case, and the seconds of the intervals of one row."""
-    coverages = []
-    for case in all_cases(resamples=resamples):
-        say(f"{case.name}, {case.size}")
-        coverages.append(measure(case, evaluations=evaluations))
-    return StatisticsReport(
-        machine=describe_machine(torch.device("cpu")),
-        date=now(),
-        resamples=resamples,
-        coverages=coverages,
-        seconds=measure_seconds(rounds),
-    )
-
-
-def measure_seconds(rounds: int) -> dict[str, list[float]]:
-    """Seconds of the intervals of a row of 1,000 prompts, every round with resamples drawn afresh."""
-    rng = np.random.default_rng(0)
-    verdicts, lengths = Verdicts(1000, 1), Lengths(1000).draw(rng)
-    votes = verdicts.draw(rng)
-    one, other = (verdicts.outcomes(verdicts.draw(rng)) for _ in range(2))
-    works: dict[str, Callable[[], object]] = {
-        "drawing the resamples, once a table": lambda: draws(1000),
-        "win rate": lambda: win_rate_interval(one),
-        "W_AH": votes.arena_hard,
-        "LC": lengths.length_controlled,
-        "paired difference": lambda: paired_difference(one, other),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        draws.cache_clear()
-        for name, work in works.items():
-            clock = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - clock)
-    return seconds
-
-
-def refuse_misses(report: StatisticsReport) -> None:
-    """Raise RunError where an interval does not cover as promised."""
-    missed = [f"{case.name} ({case.size}): {case.covered:.1%}" for case in report.coverages if not case.kept]
-    if missed:
-        raise RunError(f"Not within {PROMISED[0]:.0%} to {PROMISED[1]:.0%}: {'; '.join(missed)}.")
+def coverage_table(coverages: Sequence[Coverage]) -> str:
+    """Render coverages as the table of docs/evaluation.md."""
+    rows = [
+        (
+            at.name,
+            at.size,
+            f"{at.evaluations:,}",
+            f"{at.covered:.1%}",
+            f"{at.width:.3f}",
+            "" if not at.promised else "pass" if at.kept else "FAIL",
+        )
+        for at in coverages
+    ]
+    return table(("interval", "size", "evaluations", "covered", "mean width", ""), rows)
