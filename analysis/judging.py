@@ -3,14 +3,15 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from slime_ray import results
+from slime_ray.errors import InputError
 
 from . import rows, statistics
 from .length_control import length_controlled_rate
@@ -129,17 +130,17 @@ def judging(run: results.Run, main: Table) -> Table:
 
 def _took(run: results.Run) -> list[str]:
     """What the judge took in the whole run, and why verdicts are missing: sentences from the trials' own files."""
-    told: list[dict[str, Any]] = []
-    for file in sorted((run.path / "trials").glob(f"*/{results.JUDGING}")):
-        # Whoever copies a run may leave them out.
-        with suppress(OSError, ValueError):
-            told.append(json.loads(file.read_text(encoding="utf-8")))
+    files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
+    # Whoever copies a run may leave them out.
+    told = [_read(file) for file in files if file.exists()]
     reasons: Counter[str] = Counter()
     for one in told:
         reasons.update(one["missing"])
         reasons["no valid verdict, however often it was asked for"] += one["invalid"]
     why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
-    said = [f"Missing verdicts of all trials: {'; '.join(why)}."] if why else []
+    judged = len(rows.judged_trials(run))
+    whose = "all trials" if len(told) >= judged else f"{len(told)} of {judged} trials, whose {results.JUDGING} is there"
+    said = [f"Missing verdicts of {whose}: {'; '.join(why)}."] if why else []
     # Each trial tells of the run so far.
     last = max(told, key=lambda one: one["requests"], default=None)
     if last and last["requests"]:
@@ -147,6 +148,18 @@ def _took(run: results.Run) -> list[str]:
         tokens = last["input_tokens"] + last["output_tokens"]
         said.append(f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}.")
     return said
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a trial's judge took. Raises InputError where that cannot be read."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        numbers = [said[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
+        if not all(isinstance(one, int) for one in [*numbers, *said["missing"].values()]):
+            raise ValueError("it is not what a trial writes")
+        return {"cost": None, **said}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from slime_ray import files, mirror
 from slime_ray.errors import InputError, RunError
-from slime_ray.mirror import Mirror, has_password, joined, parted, without_secrets
+from slime_ray.mirror import Mirror, joined, parted
+from slime_ray.redaction import has_secret, shown_address
 from slime_ray.training.cache import cached
 
 
@@ -296,11 +297,11 @@ def test_no_refusal_of_an_address_tells_its_secrets(address):
 
 
 def test_an_address_is_shown_as_far_as_it_is_no_secret():
-    assert without_secrets("s3://bucket/runs") == "s3://bucket/runs"
-    assert without_secrets("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
-    assert has_password("s3://KEY:SEC/RET@bucket/runs")
-    assert not has_password("hdfs://user@host:8020/runs")
-    assert not has_password("s3://bucket/runs?endpoint_override=host:9000")
+    assert shown_address("s3://bucket/runs") == "s3://bucket/runs"
+    assert shown_address("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
+    assert has_secret("s3://KEY:SEC/RET@bucket/runs")
+    assert not has_secret("hdfs://user@host:8020/runs")
+    assert not has_secret("s3://bucket/runs?endpoint_override=host:9000")
 
 
 def test_a_storage_that_is_only_read_is_not_written(tmp_path):

@@ -42,12 +42,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "points": {"presets", "settings", "space", "strict"},
     "search_file": {*DESCRIPTION, "objectives"},
     "experiment": {*DESCRIPTION, "objectives"},
-    "experiment_file": {*DESCRIPTION, "ablation", "expansion", "objectives", "search_file"},
+    "complaints": {*DESCRIPTION, "ablation"},
+    "experiment_file": {*DESCRIPTION, "ablation", "complaints", "expansion", "objectives", "search_file"},
     "reference": {*DESCRIPTION, "experiment_file", "objectives"},
     "objectives": set(),
     "world": {"errors"},
     "files": set(),
-    "mirror": {"errors", "files"},
+    "mirror": {"errors", "files", "redaction"},
     "data": {*DESCRIPTION},
     "model": {*DESCRIPTION, "objectives", "data"},
     "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "stability_v1", "world"},
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "evaluation",
         "files",
+        "inputs",
         "mirror",
         "redaction",
         "results",
@@ -70,9 +72,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stability_v1": set(),
     "redaction": set(),
     "results": {"errors", "files", "redaction", "stability_v1"},
-    "run_folder": {*DESCRIPTION, "files", "results"},
-    "run_status": {"pareto", "results"},
-    "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
+    "inputs": {*DESCRIPTION},
+    "run_folder": {*DESCRIPTION, "files", "inputs", "redaction", "results"},
+    "run_status": {"pareto", "redaction", "results"},
+    "instructions": {*DESCRIPTION, "complaints", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
         "objectives",
@@ -85,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mirror",
         "redaction",
         "results",
+        "inputs",
         "run_folder",
         "run_status",
         "instructions",
@@ -94,9 +98,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
+    "analysis": {"design", "errors", "files", "pareto", "redaction", "results", "stability_v1"},
     # A step of training beside other recipes, and what a plan said of a sweep.
     "bench": {"errors", "data", "model", "objectives", "planning", "results"},
-    "analysis": {"design", "errors", "files", "pareto", "results", "stability_v1"},
     "cli": {
         *DESCRIPTION,
         "experiment_file",
@@ -110,6 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mirror",
         "redaction",
         "results",
+        "inputs",
         "run_folder",
         "run_status",
         "instructions",
@@ -118,7 +123,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "on_ray",
     }
     | {"analysis", "bench", "search_spaces"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "redaction"},
 }
 
 # Third-party package -> the parts that may import it, be it inside a function.

@@ -60,7 +60,7 @@ class Hosting:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
-    trackers: what shows its curves, beside the result files.
+    trackers: what shows its curves, beside the result files. inputs: digests of what it reads.
     """
 
     threads: int = 1
@@ -68,6 +68,7 @@ class Hosting:
     faults: Faults = field(default_factory=Faults)
     heartbeat_seconds: float = 5.0
     trackers: tuple[Tracker, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

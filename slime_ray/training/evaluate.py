@@ -28,8 +28,9 @@ from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.run_folder import Start, conclude, log_file, taken
+from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.settings import Settings
+from slime_ray.strict import LONGEST_LABEL
 from slime_ray.training.measuring import (
     Measured,
     answer_prompts,
@@ -110,6 +111,10 @@ def evaluate(
     against = find_policy(baseline) if baseline else None
     if len({one.label for one in given}) < len(given):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
+    for one in given:
+        if len(one.label.encode()) > LONGEST_LABEL:
+            raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
+    named = {f"the policy {one.label}": one.path for one in given} | {"the baseline": against and against.path}
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
@@ -120,7 +125,7 @@ def evaluate(
     run = mirror.root / experiment.name
     with (
         mirror.held(run),
-        taken(run, measured, source=source, seed=0, start=start) as manifest,
+        taken(run, measured, source=source, seed=0, start=start, named=named) as manifest,
         log_file(run / "log.txt"),
         mirror.answering(),
     ):
@@ -133,6 +138,7 @@ def evaluate(
             if one.is_file:
                 bench.read(one)
         bench.compare_with(against)
+        refuse_other_stages(run, manifest, bench.hashes)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)

@@ -13,7 +13,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, conclude, log_file, taken
+from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
 from slime_ray.training.facts import model_lines
@@ -68,6 +68,7 @@ def train_one(
         reset_process(seed=0, threads=hosting.threads)
         with ending():
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
+        refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
         for line in model_lines(stages.data):
             logger.info(line)

@@ -28,11 +28,13 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
+from slime_ray.inputs import change
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.redaction import redact_sentence
 from slime_ray.stability_v1 import stability_score
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
@@ -126,7 +128,7 @@ def _run_trial(trial: Trial, run: Path, storage: Mirror, report: Report, hosting
             trackers.end({"status": "paused"})
             raise refusal if isinstance(refusal, RunError) else refused(refusal) from None
         with suppress(OSError):
-            files.write(folder / "error.txt", traceback.format_exc())
+            files.write(folder / "error.txt", redact_sentence(traceback.format_exc()))
         if is_memory_error(error):
             attempts.note(folder, ended="memory")
             if not attempts.enough(attempts.read(folder), hosting.faults):
@@ -174,6 +176,8 @@ def _train_and_measure(
     trackers: Trackers,
 ) -> Measured:
     settings = trial.settings
+    if changed := World.current().broadcast(change(hosting.inputs, settings)):
+        raise Paused(Order("pause", changed))
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
