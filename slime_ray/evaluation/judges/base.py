@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict, verdict_of_scores
 
 __all__ = ["POINTS_OF_A", "Judge", "Messages", "Progress", "ScoringJudge", "Summary", "Verdict"]
 
@@ -22,7 +22,8 @@ class Summary:
     """What a judge's last call took. A verdict is a label, or the score of one answer.
 
     new, cached: verdicts that were computed or asked for, and those that the cache had. invalid: judgments that had no
-    valid verdict, however often they were asked for. missing: how many more verdicts there are not, by reason.
+    valid verdict, however often they were asked for. missing: how many more verdicts there are not, by reason: an
+    answer without a score, too, counts once.
     shortened: conversations that lost their start to a limit. requests, input_tokens, output_tokens, cost: of this
     judge in the whole run so far; cost is None without prices. models: as the endpoint called what answered.
     """
@@ -39,11 +40,16 @@ class Summary:
     models: tuple[str, ...] = ()
 
     @property
+    def complete(self) -> bool:
+        """Whether every verdict is there, made from whole conversations."""
+        return not (self.invalid or self.missing or self.shortened)
+
+    @property
     def sentence(self) -> str:
         """What a person wants to know of it."""
         parts = [f"{self.new} verdicts are new, {self.cached} were kept"]
         parts += [f"{self.invalid} judgments were invalid"] if self.invalid else []
-        parts += [f"{count} verdicts are missing ({reason})" for reason, count in self.missing.items()]
+        parts += [f"{count} verdicts are missing: {reason}" for reason, count in self.missing.items()]
         parts += [f"{self.shortened} conversations were cut at their start"] if self.shortened else []
         if self.requests:
             spent = f"{self.requests} requests, {self.input_tokens + self.output_tokens} tokens"
@@ -99,11 +105,7 @@ class ScoringJudge(Judge):
 
     def verdict(self, score_a: float | None, score_b: float | None) -> Verdict:
         """What two scores say; None if one of them is missing."""
-        if score_a is None or score_b is None:
-            return None
-        if abs(score_a - score_b) <= self.tie_band:
-            return "A=B"
-        return "A>B" if score_a > score_b else "B>A"
+        return verdict_of_scores(score_a, score_b, tie_band=self.tie_band)
 
     def __call__(
         self,
