@@ -1,4 +1,4 @@
-"""Verdicts: Arena-Hard's labels, what they are worth and how scores give them. Imports nothing that judges or trains."""
+"""Verdicts: Arena-Hard's labels, their worth, and how scores give them. Imports nothing that judges or trains."""
 
 import math
 from decimal import Decimal

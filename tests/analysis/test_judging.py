@@ -45,9 +45,17 @@ def test_an_invalid_verdict_has_no_vote():
 
 
 def test_a_prompt_and_all_its_votes_are_drawn_together():
-    # One prompt, however often it was answered, leaves nothing to draw.
-    found = votes(("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B"), prompts=["p"] * 3).arena_hard()
-    assert found.low == found.value == found.high
+    # Three prompts with the same votes in all, however they stand in each, leave nothing to draw.
+    same = [("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B")]
+    found = votes(*same, *same[::-1], *same, prompts=["p"] * 3 + ["q"] * 3 + ["r"] * 3).arena_hard()
+    assert found.low == pytest.approx(found.value) == found.high
+
+
+def test_one_prompt_however_often_it_was_answered_has_no_interval():
+    found = votes(("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B"), prompts=["p"] * 3)
+    for estimate in (found.arena_hard(), found.length_controlled()):
+        assert 0 < estimate.value < 1
+        assert np.isnan([estimate.low, estimate.high]).all()
 
 
 def test_two_orders_agree_when_they_name_the_same_winner_however_strongly():

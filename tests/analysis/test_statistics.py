@@ -70,7 +70,9 @@ def test_a_paired_difference_is_over_seeds_and_prompts_where_five_seeds_are_comm
     # Fewer seeds, or others: the means over seeds, whose prompts alone are drawn.
     for one, two in ((policy[:4], other[:4]), (policy, other[:1])):
         means = np.nanmean(one, axis=0) - two.mean(axis=0)
-        expected.append(statistics.interval(means.mean(), statistics.resample_means(means), confidence=confidence))
+        expected.append(
+            statistics.interval(means.mean(), statistics.resample_means(means), units=means.size, confidence=confidence)
+        )
         found.append(statistics.paired_difference(one, two, confidence=confidence))
     for one, other in zip(found, expected, strict=True):
         assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))

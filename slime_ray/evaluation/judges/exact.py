@@ -37,7 +37,7 @@ class ExactJudge(ScoringJudge):
                     "number, or None or NaN for an answer without a score."
                 ) from error
         none = scores.count(None)
-        self.summary = Summary(new=len(scores) - none, missing={NO_SCORE: none} if none else {})
+        self.summary = Summary(new=len(scores) - none, missing={NO_SCORE: none} if none else {}, unit="scores")
         return scores
 
 

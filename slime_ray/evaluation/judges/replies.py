@@ -49,7 +49,7 @@ def read_reply(body: bytes) -> Reply:
     try:
         choice = given["choices"][0]
         message = choice["message"]
-        text = _text(message["content"] if "content" in message else None)
+        text = _text(message.get("content"))
         lack = _lack(choice.get("finish_reason"), message)
     except (AttributeError, IndexError, KeyError, TypeError):
         raise Failure("an answer that is no chat completion", "passing", paid=True) from None

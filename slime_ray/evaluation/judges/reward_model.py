@@ -71,7 +71,9 @@ class RewardModelJudge(ScoringJudge):
             new = len(found)
             missing["the reward model's chat template refuses the conversation"] = len(left) - len(rendered)
             missing[f"in {self.settings.dtype} the reward model gave an answer NaN"] = len(scores) - new
-        self.summary = Summary(new=new, cached=len(keys) - len(left), missing=dict(+missing), shortened=shortened)
+        self.summary = Summary(
+            new=new, cached=len(keys) - len(left), missing=dict(+missing), shortened=shortened, unit="scores"
+        )
         return [self._read(known[key]) if key in known else None for key in keys]
 
     def _read(self, value: str) -> float | None:
