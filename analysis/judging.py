@@ -17,7 +17,14 @@ from .length_control import length_controlled_rate
 from .printing import Column, Table, cells, interval_cells, number
 
 EXACT = "exact"
-"""Its verdicts depend on neither order nor strength nor luck: there is nothing to say about its judging."""
+"""Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
+
+
+ASIDE = {
+    "failed": "comparisons were not judged, since an answer is $ERROR$, a failed generation",
+    "empty": "comparisons have an empty answer, judged as it is",
+}
+"""What a trial's judging.json counts apart, in words."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,21 @@ def votes_by_label(run: results.Run) -> dict[str, Votes]:
 
 
 def judging(run: results.Run, main: Table) -> Table:
-    """A row for each row of the main table that was judged; none where the exact judge did it.
+    """A row for each row of the main table that was judged; none where the exact judge gave all verdicts.
 
     In `frame` all rates are shares (0..1).
     """
     judge = rows.judge_of(run)
-    votes = {} if judge.partition(":")[0] == EXACT else votes_by_label(run)
+    votes = votes_by_label(run)
+    if judge.partition(":")[0] == EXACT and not any(own.invalid for own in votes.values()):
+        votes = {}
     shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
     if not shown:
-        return Table(frame=pd.DataFrame(columns=["label"]), caption="No judge but the exact one.", notes=[])
+        return Table(
+            frame=pd.DataFrame(columns=["label"]),
+            caption="The exact judge gave all verdicts.",
+            notes=[],
+        )
     frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
     return Table(
         frame=frame,
@@ -112,6 +125,7 @@ def judging(run: results.Run, main: Table) -> Table:
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "invalid: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+            *([f"Without ends: {statistics.TOO_FEW}."] if frame["win_rate_low"].isna().any() else []),
             *_took(run),
         ],
         columns=(
@@ -140,6 +154,9 @@ def _took(run: results.Run) -> list[str]:
         reasons["no valid verdict, however often it was asked for"] += one["invalid"]
     why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
     said = [f"Missing verdicts of all trials: {'; '.join(why)}."] if why else []
+    for name, words in ASIDE.items():
+        if count := sum(one.get(name, 0) for one in told):
+            said.append(f"Of all trials {count} {words}.")
     # Each trial tells of the run so far.
     last = max(told, key=lambda one: one["requests"], default=None)
     if last and last["requests"]:

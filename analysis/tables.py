@@ -273,7 +273,8 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
     if frame["stability_low"].notna().any():
         notes.append(
             "[95 %] of S: percentile bootstrap over held-out pairs, prompts and blocks of updates together, of these "
-            "checkpoints; rows without it, as with too few pairs or prompts, give the lowest and highest seed. The parts' own are in the table of parts."
+            "checkpoints; rows without it, as where pairs or prompts are too few, give the lowest and highest seed. "
+            "The parts' own are in the table of parts."
         )
     else:
         notes.append("In parentheses: S of the lowest and highest seed.")
@@ -282,6 +283,11 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
         + "drift: mean change of the chosen log-probability (nat/token). format: share of answers that pass the "
         "task's format check. acc.: share of held-out pairs with a positive margin."
     )
+    if judged and (frame["win_rate_low"] == frame["win_rate_high"]).any():
+        notes.append(
+            "An interval without width: all prompts agree, which says nothing of those that were not asked. Of n "
+            "prompts that were all won, up to about 3/n of others may still be lost."
+        )
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')
     begun = run.trials["attempts"].fillna(1)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import failures_table, search_table, tables
+from slime_ray.analysis import answer, failures_table, figures, search_table, tables
 
 from slime_ray import results
 
@@ -235,13 +235,13 @@ def test_small_shares_of_spikes_are_not_printed_as_none(tmp_path):
 
 def test_a_stopped_seed_is_measured_and_counts_in_rates_as_in_stability(tmp_path):
     # Leaving its losses out would reward whoever stops the runs that drift.
-    add_trial(tmp_path, "a0", label="a", seed=0, won=[1.0, 1.0], stability=0.6)
+    add_trial(tmp_path, "a0", label="a", seed=0, won=[1.0, 1.0, 1.0], stability=0.6)
     add_trial(
         tmp_path,
         "a1",
         label="a",
         seed=1,
-        won=[0.0, 0.0],
+        won=[0.0, 0.0, 0.0],
         stability=0.2,
         status="stopped",
         reason="drifted",
@@ -253,6 +253,29 @@ def test_a_stopped_seed_is_measured_and_counts_in_rates_as_in_stability(tmp_path
     assert a["kl_to_sft"] == pytest.approx(0.2)
     assert (a["seeds_finished"], a["seeds"]) == (1, 2)
     assert a["note"] == "stopped 1 of 2: drifted"
+
+
+@pytest.mark.parametrize("won", [[1.0], [1.0, 0.0]], ids=["one", "two"])
+def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_path, won):
+    add_trial(tmp_path, "a", label="a", won=won)
+    add_trial(tmp_path, "b", label="b", won=[0.0] * len(won))
+    run = results.load(finish(tmp_path))
+    table = tables.win_rate_stability(run)
+    assert table.remarks == ("too few prompts for an interval",) * 2
+    assert table.frame["win_rate_mark"].tolist() == ["best", "best"]
+    cells = next(column.cells for column in table.columns if column.head.startswith("win rate"))
+    assert cells == (f"{100 * np.mean(won):.1f}", "0.0")
+    _, said = answer.answer(run, table)
+    assert "(too few prompts for an interval)" in said[0]
+    figures.pareto(run, table=table)
+    for text in (table.text(), table.markdown(), table.html(), *said):
+        assert "nan" not in text
+
+
+def test_an_interval_without_width_is_explained(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * 4)
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    assert any(note.startswith("An interval without width: all prompts agree") for note in table.notes)
 
 
 def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(tmp_path):
