@@ -110,7 +110,7 @@ def judging(run: results.Run, main: Table) -> Table:
     if not shown:
         return Table(
             frame=pd.DataFrame(columns=["label"]),
-            caption="The exact judge gave all verdicts.",
+            caption="Of the judging there is nothing to say.",
             notes=[],
         )
     frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])

@@ -180,11 +180,9 @@ class Endpoint:
     def _refusal(self, error: Any) -> Failure:
         status, judge = error.status_code, self.judge
         if 300 <= status < 400:
-            place = urlsplit(error.response.headers.get("location", ""))
-            where = f"{place.scheme}://{place.hostname}{place.path}" if place.hostname else place.path or "nowhere"
             return Failure(
-                f"{judge.base_url} redirects to {printable(where)[:200]} ({status}), where nothing is sent. Write the "
-                "address that answers in evaluation.judge.base_url",
+                f"{judge.base_url} redirects to {_shown(error.response.headers.get('location', ''))} ({status}), where "
+                "nothing is sent. Write the address that answers in evaluation.judge.base_url",
                 "endpoint",
             )
         if status in (401, 403):
@@ -210,6 +208,16 @@ class Endpoint:
 
     def _masked(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
+
+
+def _shown(location: str) -> str:
+    """An address without user, password and query, which may be secrets."""
+    try:
+        place = urlsplit(location)
+        place = place._replace(netloc=place.netloc.rpartition("@")[2], query="", fragment="")
+    except ValueError:
+        return "no address"
+    return printable(place.geturl())[:200] or "no address"
 
 
 def seconds_of(value: str | None) -> float | None:
