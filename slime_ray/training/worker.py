@@ -47,7 +47,7 @@ from slime_ray.training.measuring import (
     measure_policy,
     stability_parts,
 )
-from slime_ray.training.orders import Paused, Report
+from slime_ray.training.orders import Paused, Report, judging
 from slime_ray.training.outcome import (
     MODEL,
     OutOfMemory,
@@ -61,7 +61,7 @@ from slime_ray.training.outcome import (
     waiting_for_storage,
     write_judging,
 )
-from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
+from slime_ray.training.stages import Stages, place, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
@@ -163,7 +163,7 @@ def _train_and_measure(
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
-        progress=answering(report, "judging"),
+        progress=judging(report),
     )
     stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
     pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
