@@ -124,8 +124,8 @@ def judging(run: results.Run, main: Table) -> Table:
             "baseline answer's: the win rate at equal lengths. longer: mean of d.",
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
-            "invalid: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
-            *([f"Without ends: {statistics.TOO_FEW}."] if frame["win_rate_low"].isna().any() else []),
+            "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+            *([f"Without ends: {statistics.TOO_FEW}."] if any(_without_ends(frame)) else []),
             *_took(run),
         ],
         columns=(
@@ -136,7 +136,7 @@ def judging(run: results.Run, main: Table) -> Table:
             ),
             Column("longer", cells(frame, lambda row: number(row["more_tokens"], 1, signed=True)), keep=4),
             Column("consistent %", cells(frame, lambda row: number(row["order_consistency"], 1, scale=100))),
-            Column("invalid", cells(frame, _invalid_cell)),
+            Column("missing", cells(frame, _invalid_cell)),
         ),
     )
 
@@ -180,6 +180,10 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
         "worst_case": low,
         "best_case": high,
     }
+
+
+def _without_ends(frame: pd.DataFrame) -> pd.Series:
+    return frame["win_rate"].notna() & frame["win_rate_low"].isna()
 
 
 def _invalid_cell(row: pd.Series) -> str:

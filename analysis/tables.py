@@ -113,7 +113,7 @@ def _row(
     phase = str(group["phase"].iloc[0])
     if votes and votes.invalid:
         low, high = votes.bounds()
-        remarks.append(f"{votes.invalid} invalid verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
+        remarks.append(f"{votes.invalid} missing verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
     return {
         "label": label,
         "phase": phase,

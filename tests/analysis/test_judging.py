@@ -106,7 +106,7 @@ def test_a_row_of_which_every_verdict_is_invalid_says_so(tmp_path):
     add_trial(tmp_path, "a", label="a", won=[float("nan")] * 2, judge=JUDGE)
     run = results.load(finish(tmp_path, {"judge": JUDGE}))
     main = tables.win_rate_stability(run)
-    assert main.remarks == ("4 invalid verdicts: between 0.0 and 100.0 %",)
+    assert main.remarks == ("4 missing verdicts: between 0.0 and 100.0 %",)
     frame = judging.judging(run, main).frame
     assert np.isnan(frame["arena_hard"][0])
     assert frame["invalid_verdicts"].tolist() == [4]

@@ -97,7 +97,7 @@ def test_no_change_needs_both_little_divergence_and_an_interval_over_one_half(ma
 def test_missing_verdicts_are_counted_with_their_worst_and_best_case(tmp_path):
     table = small(tmp_path, a=[1.0, 1.0, 0.0, float("nan")])
     assert row(table, "a")["win_rate"] == pytest.approx(2 / 3)
-    assert row(table, "a")["note"] == "2 invalid verdicts: between 50.0 and 75.0 %"
+    assert row(table, "a")["note"] == "2 missing verdicts: between 50.0 and 75.0 %"
 
 
 def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run):
