@@ -64,7 +64,7 @@ class RewardModelJudge(ScoringJudge):
                 for index, score in zip(rendered, scores, strict=True)
                 if not math.isnan(score)
             }
-            if scores and not found:
+            if scores and not found and not known:
                 raise self._unusable(f"in {self.settings.dtype} all its scores are NaN")
             self.verdicts.keep(self.name, found)
             known |= found
