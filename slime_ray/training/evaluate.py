@@ -167,6 +167,8 @@ def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> N
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
     found = bench.measure(one, trial)
+    if found.judging and not found.judging.complete:
+        say(f"{one.label}: {found.judging.sentence}")
     seconds = time.perf_counter() - clock
     row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id

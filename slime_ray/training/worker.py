@@ -48,7 +48,7 @@ from slime_ray.training.measuring import (
     measure_policy,
     stability_parts,
 )
-from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.orders import Order, Paused, Report, judging
 from slime_ray.training.outcome import (
     MODEL,
     OutOfMemory,
@@ -67,7 +67,7 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.policies import place
-from slime_ray.training.stages import Stages, answering, prepare, train_pairs
+from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
@@ -181,7 +181,7 @@ def _train_and_measure(
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
-        progress=answering(report, "judging"),
+        progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)
     if settings.model.lora:
