@@ -74,7 +74,7 @@ def played(search: StudySearch, count: int) -> Iterator[dict[str, Any]]:
     """Trials one at a time."""
     rows = ROWS[id(search.storage)]
     for _ in range(count):
-        name = next(iter(search.again), f"trial-{len(rows)}")
+        name = next(iter(search.reruns), f"trial-{len(rows)}")
         point = begun(search, name)
         search.tell(name, result(point))
         rows[name] = {"phase": "search", "values": point, **result(point)}
@@ -117,7 +117,7 @@ def test_tpe_knows_what_is_being_tried_and_what_was_stopped_but_not_what_came_to
         search = opened(tmp_path / after, space("tpe"))
         list(played(search, 12))
         # Known points are begun first, and count as tried.
-        search.known = [{"objective.hard_margin": 2.5, "objective.soft_margin": 0.13}]
+        search.queue = [{"objective.hard_margin": 2.5, "objective.soft_margin": 0.13}]
         begun(search, "known")
         if after != "running":
             search.tell("known", {"status": after, **dict.fromkeys(GOALS, 0.0)})
