@@ -66,8 +66,10 @@ class RuledSampler(BaseSampler):
             # NSGA-II counts a trial among its parents once it was asked about it.
             self.sampler.sample_relative(study, trial, search_space)
             return {}
-        broken, patience = "", PATIENCE.get(self.search.sampler, MAX_DRAWS)
-        for draw in range(MAX_DRAWS):
+        # A study that was made again has forgotten how far its sequence had come.
+        limit = MAX_DRAWS + (len(self.history) if self.search.sampler == "quasi_random" else 0)
+        broken, patience = "", PATIENCE.get(self.search.sampler, limit)
+        for draw in range(limit):
             point = self._draw(study, trial) if draw < patience else self._by_chance()
             if because := self.rules.broken(point):
                 broken = because[0]

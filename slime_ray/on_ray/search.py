@@ -153,8 +153,9 @@ class StudySearch:
             **{_id(entry): point for entry in kept if _id(entry) and (point := self._point(entry))},
             **points,
         }
-        tried = [*self.points.values(), *(point for entry in kept if _id(entry) and (point := self._point(entry)))]
-        self.sampler.history.update(map(key, tried))
+        # A study of version 0.1.0 may hold further points of an id.
+        others = [point for entry in kept if _id(entry) and (point := self._point(entry))]
+        self.sampler.history.update(map(key, [*self.points.values(), *others]))
         self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.final_ids})
         self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 

@@ -248,3 +248,15 @@ def test_the_children_of_nsga2_have_their_parents_knobs(tmp_path):
     parents = {value for point in points[:10] for value in point.values()}
     inherited = sum(value in parents for point in points[10:] for value in point.values())
     assert inherited >= 5
+
+
+def test_a_sequence_goes_on_where_the_study_was_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(samplers, "MAX_DRAWS", 4)
+    search = space("quasi_random", {"objective.hard_margin": {"uniform": [0.5, 3.0]}})
+    whole = list(played(opened(tmp_path / "whole", search), 12))
+    first = opened(tmp_path / "lost", search)
+    before = list(played(first, 8))
+    rows = ROWS[id(first.storage)]
+    STORAGES[tmp_path / "lost"] = InMemoryStorage()
+    ROWS[id(STORAGES[tmp_path / "lost"])] = rows
+    assert before + list(played(opened(tmp_path / "lost", search), 4)) == whole
