@@ -64,6 +64,9 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         if len(search):
             _search_points(axes, search, column, judged=judged)
         known = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
+        if judged and len(known):
+            # A rate without an interval is a point.
+            known = known.assign(**{end: known[end].fillna(known[column]) for end in ("win_rate_low", "win_rate_high")})
         rows = known.to_dict("records")
         if rows:
             _rows(axes, known, column, judged=judged)

@@ -88,10 +88,10 @@ def _win_rates(first: np.ndarray, again: Outcomes | None) -> dict[str, float]:
         means = statistics.prompt_means(again[1])
         confirmed = statistics.win_rate_interval(again[1], seed=AGAIN)
         if searched is not None and confirmed is not None:
-            drawn = statistics.resample_means(means[~np.isnan(means)], seed=AGAIN)
-            change = statistics.interval(
-                confirmed.value - searched.value, drawn - statistics.resample_means(first[~np.isnan(first)])
-            )
+            before, after = first[~np.isnan(first)], means[~np.isnan(means)]
+            drawn = statistics.resample_means(after, seed=AGAIN) - statistics.resample_means(before)
+            units = min(before.size, after.size)
+            change = statistics.interval(confirmed.value - searched.value, drawn, units=units)
     found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
     return statistics.columns(found)
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from slime_ray import results
+from slime_ray.bench.machine import Say, describe_machine, now
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Search, Trial
 from slime_ray.experiment_file import load_experiment
@@ -24,7 +25,6 @@ from slime_ray.training.orders import evaluations
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 
-from .machine import Say, describe_machine, now
 from .simulate import Recorded
 
 TABLE = Path(__file__).parent / "data" / "arithmetic.parquet"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.experiment import Budget, EarlyStopping, Experiment, Resources
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch
@@ -21,8 +22,6 @@ from slime_ray.on_ray.stopping import build_rule
 from slime_ray.on_ray.study import study_storage
 from slime_ray.points import SamplerName, Search
 from slime_ray.presets import preset_base
-
-from .machine import Machine, Say, describe_machine, now
 
 GOALS: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {
@@ -199,3 +198,24 @@ def _stretch(upto: int, rounds: Sequence[Sequence[Taken]]) -> Stretch:
     every = list(itertools.chain.from_iterable(rounds))
     means = {name: statistics.fmean(getattr(one, name) for one in every) for name in Taken.__dataclass_fields__}
     return Stretch(upto=upto, **means, longest=max(one.wall for one in every))
+
+
+if __name__ == "__main__":
+    from .common import run
+    from .search_tables import search_cost_table
+
+    def measure(*, trials: int, stretch: int, rounds: int, say: Say) -> SearchCostReport:
+        """Measure every sampler."""
+        return measure_search_cost(samplers=SAMPLERS, trials=trials, stretch=stretch, rounds=rounds, say=say)
+
+    run(
+        "search_cost",
+        "What drawing a trial and writing it down costs as a search grows.",
+        {
+            "trials": (1000, 1, "trials of a search"),
+            "stretch": (100, 1, "trials that means are taken over"),
+            "rounds": (3, 1, "searches of each sampler"),
+        },
+        measure,
+        search_cost_table,
+    )

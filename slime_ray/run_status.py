@@ -14,6 +14,7 @@ import numpy as np
 
 from slime_ray import results
 from slime_ray.pareto import on_front, signed
+from slime_ray.redaction import redact
 
 STATUS = "status.json"
 FRESH_SECONDS = 60.0
@@ -50,16 +51,18 @@ def write_status(
         written=time.time(), node=platform.node(), pid=os.getpid(), ended=ended, finished=finished, total=total,
         trials={name: dict(state) for name, state in trials.items()},
     )  # fmt: skip
-    results.write_text(run / STATUS, json.dumps(asdict(status), default=str))
+    results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
 def read_status(run: Path) -> RunStatus:
     """What the run's sweep last said; one that has ended, where it said nothing that can be read."""
     try:
-        said = json.loads((run / STATUS).read_text(encoding="utf-8"))
-        return RunStatus(**said)
-    except (OSError, ValueError, TypeError):
+        said = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return RunStatus()
+    numbers = all(isinstance(one, (int, float)) for one in (said.written, said.pid, said.finished, said.total))
+    trials = isinstance(said.trials, dict) and all(isinstance(one, dict) for one in said.trials.values())
+    return said if numbers and trials else RunStatus()
 
 
 def describe(run: Path) -> dict[str, Any]:

@@ -13,12 +13,21 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed import DistError
 
-from slime_ray import results
+from slime_ray import files, results
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Paused
-from slime_ray.training.outcome import CHECKPOINTS, MODEL, OutOfMemory, one_sentence, record_failure
+from slime_ray.training.outcome import (
+    CHECKPOINTS,
+    MODEL,
+    OutOfMemory,
+    one_sentence,
+    record_failure,
+    refused,
+    what_failed,
+)
 
 COLLECTIVE_SECONDS = 6 * 3600
 """How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
@@ -72,6 +81,10 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
         if broken is None:
             preempted = bool(made) and made[-1].ended == "preempted"
             raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
+        if reason := _not_its_fault(broken):
+            attempts.note(folder, ended="paused")
+            place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+            raise Paused(Order("pause", reason))
         if not isinstance(broken, (GroupLost, OutOfMemory)):
             return failed(one_sentence(broken))
         logger.warning("%s lost its workers: %s", trial.trial_id, broken)
@@ -86,6 +99,14 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
             return failed(f"given up: {enough}")
         place.patiently(trial.trial_id, lambda: storage.push_files(folder))
     return row
+
+
+def _not_its_fault(error: Exception) -> str | None:
+    """Why a trial of this error leaves without a result, where stages, a storage or a judge did not do their part."""
+    if isinstance(error, RunError):
+        return what_failed(error)
+    refusal = files.storage_error(error)
+    return what_failed(refused(refusal)) if refusal else None
 
 
 def _trial_worker(config: dict[str, Any]) -> None:
@@ -135,8 +156,10 @@ def _cause(error: WorkerGroupError) -> BaseException:
     """What broke a group. When one worker is lost the others fail too, with broken connections."""
     failures = [_raised(failure) for failure in error.worker_failures.values()]
     own = [failure for failure in failures if not is_loss(failure)]
-    if memory := [failure for failure in own if isinstance(failure, OutOfMemory)]:
-        return memory[0]
+    # Where one says what is wrong, the others only wait for it in vain.
+    for failure in own:
+        if isinstance(failure, (InputError, OutOfMemory, RunError)) or files.storage_error(failure):
+            return failure
     if own and len(own) == len(failures):
         return own[0]
     return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))

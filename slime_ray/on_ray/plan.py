@@ -67,7 +67,11 @@ class TrialPlan(Searcher):
         """Trials that may still have to run; how many confirmations there will be is known only after the search."""
         left, confirm = self.missing(), self.experiment.budget.confirm
         to_search = any(not name.startswith("confirm-") for name in left)
-        return len(left) + (confirm.best * confirm.seeds if to_search and confirm and self.study else 0)
+        if not (to_search and confirm and self.study):
+            return len(left)
+        # Of those that stand already none is run again.
+        standing = sum(row.get("phase") == "confirm" for row in self.rows.values())
+        return len(left) + max(0, confirm.best * confirm.seeds - standing)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration; None while it depends on trials that still run."""

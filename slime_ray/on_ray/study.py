@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from slime_ray.errors import InputError, RunError
-from slime_ray.redaction import redact
+from slime_ray.redaction import redact, redact_sentence, remember
 from slime_ray.training.outcome import one_sentence
 
 MADE_AGAIN = "it is made again from the trials' results"
@@ -22,7 +22,7 @@ class StudyFailed(RunError):
     """The study could not be read or written. reason: without a full stop."""
 
     def __init__(self, error: Exception):
-        failed = f"study's database failed ({redact(one_sentence(error))})"
+        failed = f"study's database failed ({redact_sentence(one_sentence(error))})"
         self.reason = f"the {failed}"
         super().__init__(
             f"The {failed}. What finished is kept; give the same command with --resume once it can be used again, or "
@@ -49,6 +49,7 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
     """
     if url is None:
         return _journal(run / "study.journal")
+    remember(url)
     where = redact(url)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
@@ -60,7 +61,7 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
         reason, way = str(error).splitlines()[0], "Start the database or correct the address"
         if url.startswith("sqlite"):
             way += f"; a damaged file may be moved away, and {MADE_AGAIN}"
-    raise InputError(f"The study's database {where} cannot be used: {redact(reason).rstrip('.')}. {way}.")
+    raise InputError(f"The study's database {where} cannot be used: {redact_sentence(reason).rstrip('.')}. {way}.")
 
 
 def _journal(path: Path) -> BaseStorage:

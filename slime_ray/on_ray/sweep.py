@@ -22,6 +22,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Experiment, Trial
+from slime_ray.inputs import digests
 from slime_ray.instructions import Instructions
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
@@ -40,7 +41,7 @@ from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.study import StudyFailed, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
-from slime_ray.run_folder import Start, failures, log_file, now, taken
+from slime_ray.run_folder import Start, failures, log_file, now, refuse_other_stages, taken
 from slime_ray.run_status import read_status, write_status
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
@@ -112,6 +113,7 @@ def run_sweep(
     with (
         mirror.held(run, skip=HEAVY),
         taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=mirror.remove) as manifest,
+        mirror.answering(),
         log_file(run / "log.txt"),
     ):
         memory = study_storage(run, study) if experiment.search else None
@@ -126,7 +128,7 @@ def run_sweep(
             monitor = Monitor.start(early, past_reports(run) if early else ())
             place = Place(
                 Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
-                tuple(experiment.trackers),
+                tuple(experiment.trackers), digests(experiment),
             )  # fmt: skip
             try:
                 _run(sweep, place)
@@ -143,7 +145,9 @@ def _run(sweep: Sweep, place: Place) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
-    manifest |= prepare_on_cluster(experiment, place, sweep.console)
+    made = prepare_on_cluster(experiment, place, sweep.console)
+    refuse_other_stages(run, manifest, made["hashes"])
+    manifest |= made
     earlier = [Earlier.from_json(one) for one in manifest["earlier"]]
     refuse_other_data(earlier, manifest["hashes"])
     for one in earlier:
@@ -180,7 +184,8 @@ def _run(sweep: Sweep, place: Place) -> None:
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
-                write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
+                with sweep.forgiving("cannot say that it ended"):
+                    write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
             early, spent = early or watch.leaving, watch.spent
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)

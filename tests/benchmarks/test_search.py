@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slime_ray.benchmarks import recording
-from slime_ray.benchmarks import search as bench
-from slime_ray.benchmarks.simulate import Recorded
 
+from benchmarks import recording
+from benchmarks import search as bench
+from benchmarks.simulate import Recorded
 from slime_ray.errors import InputError
 from slime_ray.experiment import EarlyStopping
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from slime_ray.benchmarks.simulate import Forgetful, Recorded, simulate
 from slime_ray.search_spaces import find_space
 
+from benchmarks.simulate import Forgetful, Recorded, simulate
 from slime_ray.experiment import Search
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray.ranking import ByFront, ByMetric

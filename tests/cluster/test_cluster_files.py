@@ -273,7 +273,7 @@ def test_only_what_the_package_is_built_from_goes_into_the_image():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert kept == {
         "pyproject.toml", "constraints.txt", "README.md", "LICENSE",
-        "slime_ray", "analysis", "benchmarks", "search_spaces",
+        "slime_ray", "analysis", "search_spaces",
     }  # fmt: skip
     assert all((ROOT / name).exists() for name in kept)
 
