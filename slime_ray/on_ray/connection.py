@@ -67,7 +67,6 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, SlimeRayError):
-            # Ray's copy of it carries the task's traceback in its text.
             kind = InputError if isinstance(cause, InputError) else RunError
             raise kind(str(cause)) from None
         raise RunError(f"{failed}: {one_sentence(cause)}") from error
