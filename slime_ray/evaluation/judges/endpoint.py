@@ -127,7 +127,7 @@ class Endpoint:
         decoding: dict[str, Any] = {sent_as: self.judge.max_tokens}
         if self.judge.temperature is not None:
             decoding["temperature"] = self.judge.temperature
-        create = self.client.chat.completions.with_raw_response.create
+        create: Any = self.client.chat.completions.with_raw_response.create
         try:
             async with asyncio.timeout(self.judge.timeout_seconds):
                 given = await create(model=self.judge.model, messages=messages, **decoding)
