@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from slime_ray import cli, inputs, results
 from slime_ray.errors import InputError
@@ -110,20 +112,40 @@ def test_a_run_of_an_earlier_version_is_resumed_and_guarded_from_then_on(source)
         held(source)
 
 
-@pytest.mark.parametrize("place", [0, 0.37, 1])
-def test_a_change_of_large_weights_is_seen_wherever_it_begins(tmp_path, monkeypatch, place):
+@pytest.fixture
+def small_samples(monkeypatch) -> None:
+    """A thousandth of the sizes, so that tests need no large files."""
     monkeypatch.setattr(inputs, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(inputs, "SAMPLES", 16)
-    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 8)
-    file, content = tmp_path / "model.safetensors", bytearray(os.urandom(10_000))
+    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 4)
+
+
+@pytest.mark.parametrize("place", [0, 0.37, 1])
+def test_a_change_of_a_large_file_is_seen_wherever_it_begins(tmp_path, small_samples, place):
+    file, content = tmp_path / "model.bin", bytearray(os.urandom(100_000))
     file.write_bytes(content)
     before = inputs.hash_of(file)
-    # Training changes more than a byte: a sixteenth of the file holds a sample.
-    start = int(place * (len(content) - 700))
-    content[start : start + 700] = bytes(700)
+    # A thousand samples: one in a hundred bytes.
+    start = int(place * (len(content) - 200))
+    content[start : start + 200] = bytes(200)
     file.write_bytes(content)
     os.utime(file, ns=(2, 2))
     assert inputs.hash_of(file) != before
+
+
+@pytest.mark.parametrize("weight", ["embed", "layer", "score", "bias"])
+def test_one_weight_of_a_large_model_that_is_another_is_seen(tmp_path, small_samples, weight):
+    """Such as the head of a reward model, a few thousandths of its file."""
+    weights = {"embed": torch.randn(300, 100), "layer": torch.randn(100, 100), "score": torch.randn(1, 100)}
+    weights["bias"] = torch.randn(1)
+    file = tmp_path / "model.safetensors"
+    save_file(weights, file)
+    before = inputs.hash_of(file)
+    save_file(weights | {weight: weights[weight] + 1e-3}, file)
+    os.utime(file, ns=(2, 2))
+    assert inputs.hash_of(file) != before
+    save_file(weights, file)
+    os.utime(file, ns=(3, 3))
+    assert inputs.hash_of(file) == before
 
 
 def test_an_adapter_changes_with_the_base_that_it_names(tmp_path):
