@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from slime_ray import results
 from slime_ray.errors import InputError
+from slime_ray.files import write
 
 from .drawing import render
 from .findings import Findings
@@ -48,7 +47,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _replace(folder / name, content)
+            write(folder / name, content, durable=False)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
     written = {entry.name: table for entry, table in tables if len(table.frame) or table is found.main}
@@ -98,12 +97,3 @@ def _text(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
     if found.main.frame.empty:
         shown = [found.search_trials if table is found.main else table for table in shown]
     return "\n\n\n".join(table.text() for table in shown)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,8 +17,9 @@ import torch
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.experiment import Budget, EarlyStopping, Experiment, Resources
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import build_rule
+from slime_ray.on_ray.study import study_storage
 from slime_ray.points import SamplerName, Search
 from slime_ray.presets import preset_base
 
@@ -77,15 +78,16 @@ class SearchCostReport:
 
 
 class Watched:
-    """Adds up the seconds of some of an object's methods."""
+    """Adds up the calls of some of an object's methods, and their seconds."""
 
     def __init__(self, seen: object, *names: str):
-        self.seconds = 0.0
+        self.seconds, self.calls = 0.0, 0
         for name in names:
             setattr(seen, name, self._timed(getattr(seen, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
             clock = time.perf_counter()
             try:
                 return call(*arguments, **options)
@@ -160,8 +162,9 @@ def search_once(sampler: SamplerName, folder: Path, *, trials: int, seed: int) -
         search=search, base=experiment.base, goals=GOALS, storage=study_storage(folder), trials=trials, seed=seed
     )
     plan = TrialPlan(experiment, study=study, rows={}, seed=seed)
-    drawing = Watched(study.sampler, "draw", "begin", "end")
-    writing = Watched(study.study, "add_trial", "tell", "get_trials")
+    drawing, drawn = Watched(study.sampler, "sample_relative"), Watched(study.sampler.rules, "broken")
+    writes = ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_state_values")
+    writing = Watched(study.storage, *writes)
     chance, taken = random.Random(seed), []
     for number in range(trials):
         before = time.perf_counter(), time.process_time(), drawing.seconds, writing.seconds
@@ -178,7 +181,7 @@ def search_once(sampler: SamplerName, folder: Path, *, trials: int, seed: int) -
                 writing=writing.seconds - before[3],
             )
         )
-    return taken, study.position
+    return taken, drawn.calls
 
 
 def made_up(values: Mapping[str, float], chance: random.Random) -> dict[str, Any]:

@@ -25,10 +25,11 @@ import pyarrow as pa
 from filelock import FileLock
 from pyarrow import fs
 
+from slime_ray import files
 from slime_ray.errors import InputError, RunError
 from slime_ray.redaction import redact_sentence, remember, shown_address
 
-LAST = ("state.json", "trial.json", "manifest.json", ".complete")
+LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
 """Files that say that what stands beside them is whole."""
 PASSING = ("scratch",)
 """Folders that nobody else ever needs."""
@@ -125,9 +126,10 @@ class Mirror:
             yield
         except OSError as error:
             reason = redact_sentence((str(error).strip().splitlines() or [""])[0])
+            kind = "" if isinstance(error, files.StorageError) else f"{type(error).__name__}: "
             raise RunError(
-                f"{self.shown} could not be used ({type(error).__name__}: {reason}). What it has is kept; give the "
-                "same command again, with --resume where a run had begun."
+                f"{self.shown} could not be used ({kind}{reason}). What it has is kept; give "
+                "the same command again, with --resume where a run had begun."
             ) from None
 
     @contextmanager
@@ -206,14 +208,13 @@ class Mirror:
             if target.is_file() and self.sent.get(name) == known:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                with store.open_input_stream(f"{base}/{name}") as source, partial.open("wb") as sink:
-                    while block := source.read(1 << 22):
-                        sink.write(block)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with (
+                files.replacing(target, durable=False) as partial,
+                store.open_input_stream(f"{base}/{name}") as source,
+                partial.open("wb") as sink,
+            ):
+                while block := source.read(1 << 22):
+                    sink.write(block)
             self.sent[name] = known
             self.sent[f"{name}@here"] = _stamp(target)
 
@@ -247,9 +248,7 @@ class Mirror:
         if prune:
             kept = set(names)
             stale = [name for name, _ in self._remote(path) if name not in kept]
-            # What says that the others are whole goes first.
-            stale.sort(key=lambda name: PurePosixPath(name).name not in LAST)
-            for name in stale:
+            for name in sorted(stale, key=_says_less):
                 store.delete_file(f"{base}/{name}")
 
     def push_files(self, folder: Path) -> None:
@@ -263,7 +262,7 @@ class Mirror:
         shutil.rmtree(path, ignore_errors=True)
         if self.url is not None:
             store, base = _store(self.url)
-            for name, _ in self._remote(path):
+            for name in sorted((name for name, _ in self._remote(path)), key=_says_less):
                 store.delete_file(f"{base}/{name}")
 
     def has(self, path: Path) -> bool:
@@ -364,7 +363,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _partial(name: str) -> bool:
-    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != ".complete")
+    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
+
+
+def _says_less(name: str) -> bool:
+    """Order for deleting: what says that the others are whole goes first."""
+    return PurePosixPath(name).name not in LAST
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -10,7 +10,6 @@
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slime_ray import files
 from slime_ray.errors import InputError
 from slime_ray.redaction import redact, redact_sentence
 from slime_ray.stability_v1 import STABILITY_VERSION
@@ -186,8 +186,8 @@ def write_trial(
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
     """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
-    files = sorted((run / "trials").glob("*/trial.json"))
-    found = {file.parent.name: finished_trial(file.parent) for file in files}
+    paths = sorted((run / "trials").glob("*/trial.json"))
+    found = {path.parent.name: finished_trial(path.parent) for path in paths}
     return {trial_id: row for trial_id, row in found.items() if row is not None}
 
 
@@ -367,17 +367,17 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schem
 def _replace_table(path: Path, table: pa.Table) -> None:
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
-    _replace(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write a text file, in UTF-8, whole or not at all. private: nobody but its owner may read it."""
-    _replace(path, text.encode(), private=private)
+    files.write(path, text, private=private)
 
 
 def write_new(path: Path, text: str) -> bool:
     """Write a text file, whole, unless there is one of this name. Returns whether it was written."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    partial = files.partial_name(path)
     try:
         write_text(partial, text)
         os.link(partial, path)
@@ -393,16 +393,3 @@ def write_new(path: Path, text: str) -> bool:
     finally:
         partial.unlink(missing_ok=True)
     return True
-
-
-def _replace(path: Path, content: "bytes | pa.Buffer", *, private: bool = False) -> None:
-    """Write a file whole or not at all, also when the power fails: readers see the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from slime_ray import __version__, results
+from slime_ray import __version__, files, results
 from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
@@ -72,6 +72,8 @@ def taken(
         raise InputError(
             f"Another sweep is at work on {run}. Wait for it or end it, or give this one another name with --name."
         ) from None
+    for folder in (run, *(run / "trials").glob("*/")):
+        files.clear_partials(folder)
     try:
         yield manifest
     except InputError:
@@ -124,7 +126,7 @@ def _fresh(
         "failed_trials": [],
     }
     # A folder of this name is a whole run, also where this process is cut off half-way.
-    partial = run.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}")
+    partial = files.partial_name(run)
     try:
         partial.mkdir(parents=True)
         text = source.read_text(encoding="utf-8")
@@ -264,6 +266,18 @@ def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a disk that may be full: a line that it does not take is lost, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback. What matters is told by those who need the disk."""
+
+    def close(self) -> None:
+        """Close the file, whatever is left to be written."""
+        with suppress(OSError):
+            super().close()
+
+
 class _Redacting(logging.Formatter):
     """Lines of a log, tracebacks too, without the secrets that they may quote."""
 
@@ -275,7 +289,7 @@ class _Redacting(logging.Formatter):
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Have everything that the package logs, from INFO up, appended to this file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("slime_ray")
     package.addHandler(handler)

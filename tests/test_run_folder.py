@@ -1,6 +1,7 @@
 """A run's folder: whose name is free again when nothing was started, on a disk and in a store."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from slime_ray.errors import InputError
 from slime_ray.experiment import Arm, Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, taken
+from slime_ray.run_folder import Start, log_file, taken
 
 HINGE = """
 from dataclasses import dataclass
@@ -168,3 +169,20 @@ def test_a_run_without_code_of_the_users_and_one_of_an_earlier_version_are_gone_
     run = source.parent / "runs" / "first"
     results.write_manifest(run, {key: value for key, value in results.read_manifest(run).items() if key != "code"})
     assert held(experiment, source, "resume")["code"] == {}
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_nothing_else(capfd):
+    with log_file(Path("/dev/full")):
+        logging.getLogger("slime_ray.sweep").warning("nobody reads this")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_killed_process_left_half_written_is_deleted_when_the_run_is_taken(experiment, source, tmp_path):
+    run = tmp_path / experiment.name
+    with taken(run, experiment, source=source, seed=0, start="fresh"):
+        pass
+    (run / "trials" / "arm-slime-s0").mkdir(parents=True)
+    for folder in (run, run / "trials" / "arm-slime-s0"):
+        (folder / ".curves.parquet.0123abcd").write_text("half")
+    with taken(run, experiment, source=source, seed=0, start="resume"):
+        assert list(run.rglob("*.0123abcd")) == []

@@ -120,7 +120,7 @@ def job_client(address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise InputError("`slime-ray launch` needs Ray's job client: pip install 'slime-ray[cluster]'.") from None
-    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private"):
+    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not address.startswith(("http://", "https://")):
         raise InputError(
@@ -139,8 +139,8 @@ def job_client(address: str) -> Any:
             raise InputError(stranger)
         with _address_as_given():
             client = JobSubmissionClient(address)
-            # Learned when it connected, and said nowhere else; `get_version` gives that of the interface.
-            version = str(client._server_ray_version)
+        # A cluster that asks for a token tells its version to the client alone, which checks that it can talk to it.
+        version = str(answer.json()["ray_version"]) if answer.ok else ray.__version__
     except ray.exceptions.AuthenticationError:
         raise InputError(
             f"The Ray cluster at {address} refused this client's token. Give it the cluster's: RAY_AUTH_MODE=token, "

@@ -76,7 +76,7 @@ def verdict_cases(prompts: int, seeds: int, *, resamples: int) -> list[Case]:
     def naive(rng: np.random.Generator) -> tuple[float, Interval | None]:
         points = world.draw(rng).points.ravel()
         points = points[~np.isnan(points)]
-        return world.win_rate, interval(points.mean(), resample_means(points, resamples=resamples))
+        return world.win_rate, interval(points.mean(), resample_means(points, resamples=resamples), units=points.size)
 
     size = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)}"
     return [
@@ -112,7 +112,7 @@ def paired_cases(prompts: int, seeds: int, spread: float, *, resamples: int) -> 
         values = (policy - other)[:, ~np.isnan(policy - other).any(axis=0)]
         by_seed = resample_means(values, resamples=resamples)
         drawn = np.random.default_rng(1).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-        return of_method, interval(values.mean(), (by_seed * drawn).sum(axis=1) / seeds)
+        return of_method, interval(values.mean(), (by_seed * drawn).sum(axis=1) / seeds, units=values.shape[1])
 
     size = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)} that differ by {spread:.2f}"
     of = "method" if seeds >= FEWEST_SEEDS else "checkpoints"
