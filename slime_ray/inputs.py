@@ -22,6 +22,7 @@ WHOLE_BYTES = 64 << 20
 """Larger files are hashed by samples: weights may be large, and training changes nearly all of them."""
 PARTS, SAMPLES, SAMPLE_BYTES = 64, 16, 4096
 """Samples of each part, or of each weight."""
+OWN = __name__.partition(".")[0]
 SHOWN = 12
 """Digits of a hash in a message."""
 _MODEL = ("config.json", "adapter_config.json", "tokenizer_config.json")
@@ -219,6 +220,9 @@ def _modules(module: str) -> dict[str, Path]:
         name = left.pop()
         above = _file_of(name.partition(".")[0])
         if name in found or above is None or not (above == root or root in above.parents):
+            continue
+        if name.partition(".")[0] == OWN:
+            # A file of the user's may lie in this package's checkout; its version stands in the manifest.
             continue
         if (file := _file_of(name)) is None:
             continue

@@ -240,3 +240,13 @@ def test_a_trial_pauses_before_it_computes_anything_from_a_changed_input(source,
         run_trial(trial, run=run, storage=Mirror(tmp_path / "runs"), report=lambda told: None, hosting=hosting)
     assert results.finished_trials(run) == {}
     assert not (tmp_path / "runs" / ".stages").exists()
+
+
+def test_this_package_is_no_code_of_the_users_where_their_file_lies_in_its_checkout(monkeypatch):
+    root = Path(inputs.__file__).parents[1]
+    file = root / "own_scorer_for_a_test.py"
+    monkeypatch.setattr(
+        inputs, "_file_of", lambda module: {"own": file, "slime_ray": root / "slime_ray/__init__.py"}.get(module)
+    )
+    monkeypatch.setattr(inputs, "_imports", lambda file, package: ["slime_ray", "slime_ray.errors"])
+    assert inputs._modules("own") == {"own": file}
