@@ -11,6 +11,8 @@ from typing import Any
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.judges import build_judge
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
@@ -66,6 +68,8 @@ def train_one(
             faults=experiment.faults,
             trackers=tuple(experiment.trackers),
         )
+        # One that cannot be used would be noticed only when the stages are made.
+        build_judge(trial.settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name))
         reset_process(seed=0, threads=hosting.threads)
         with ending():
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
