@@ -118,7 +118,8 @@ def evaluate(
     for one in given:
         if len(one.label.encode()) > LONGEST_LABEL:
             raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
-    named = {f"the policy {one.label}": one.path for one in given} | {"the baseline": against and against.path}
+    named: dict[str, Path | None] = {f"the policy {one.label}": one.path for one in given}
+    named["the baseline"] = against.path if against else None
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})

@@ -217,6 +217,24 @@ def test_files_of_answers_are_compared_without_a_model(tmp_path, monkeypatch):
     assert "mine" in (tmp_path / "runs" / "files" / "report" / "win_rate_stability.md").read_text()
 
 
+def test_an_evaluation_is_not_resumed_with_another_baseline_or_other_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("slime_ray.evaluation.judges.load_scorer", lambda place: longest)
+    given = files(tmp_path)
+    evaluated(*given, storage=tmp_path / "runs", name="files")
+    again = ["evaluate", *map(str, given), "--storage", str(tmp_path / "runs"), "--name", "files", "--resume"]
+    assert cli.main(again) == 0
+    write(tmp_path / "theirs.jsonl", ["another", "baseline", "now"])
+    assert cli.main(again) == 2
+    assert "the baseline has changed since the run was started" in capsys.readouterr().err
+    without = [word for word in again if word not in ("--baseline", str(tmp_path / "theirs.jsonl"))]
+    assert cli.main(without) == 2
+    assert "the baseline has changed since the run was started" in capsys.readouterr().err
+    write(tmp_path / "theirs.jsonl", ["hi", "one two three", "blue"])
+    write(tmp_path / "mine.jsonl", ["other", "answers", "now"])
+    assert cli.main(again) == 2
+    assert "the policy mine has changed since the run was started" in capsys.readouterr().err
+
+
 def test_a_judge_that_runs_out_says_so_and_what_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, KEY)
     with serving() as server:
