@@ -19,6 +19,7 @@ from slime_ray.training.course import Hosting
 from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import Order, Paused, interrupts
 from slime_ray.training.outcome import OutOfMemory, one_sentence
+from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
@@ -70,7 +71,8 @@ def train_one(
         except OSError as error:
             raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
         manifest |= {"hashes": stages.hashes, "data": stages.data}
-        for line in model_lines(stages.data):
+        other = trial.settings.model != experiment.settings.model
+        for line in model_lines(model_facts(trial.settings, stages.checkpoint) if other else stages.data):
             logger.info(line)
             say(line)
         with mirror.answering():
