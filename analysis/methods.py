@@ -27,7 +27,7 @@ def _of_rows(run: Run) -> list[str]:
     return [
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
-        "invalid verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
+        "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
         f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "
         "both orders and all seeds of a prompt kept together.",
         "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. With "

@@ -20,8 +20,9 @@ from slime_ray.errors import InputError
 from slime_ray.strict import Located, Positive, Strict, fingerprint
 from slime_ray.yaml_source import load_yaml
 
-SHOWN = 1
-"""Raised when the way in which answers are shown to a language model changes, so that older verdicts are not reused."""
+SHOWN = 2
+"""Raised when the way in which answers are shown to a language model, or its judgment is read, changes, so that older
+verdicts are not reused."""
 RUNNING = {
     "api_key_env",
     "asks",

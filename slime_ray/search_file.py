@@ -147,7 +147,10 @@ class SearchReader:
                 for value in values:
                     if not any(parent.contains(value) for parent in parents[path]):
                         raise self.error(at, f"`when` of {name}: {path} is never {value}")
-        scenarios = search.scenarios()
+        try:
+            scenarios = search.scenarios()
+        except ValueError as error:
+            raise self.error(("search",), f"{error}. Search fewer of them together") from None
         for name, dimension in search.dimensions.items():
             mine = [scenario for scenario in scenarios if exists(dimension, scenario)]
             if not mine:

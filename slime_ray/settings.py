@@ -24,7 +24,7 @@ from pydantic import (
 
 from slime_ray.judge_settings import AnyJudge, Exact, NoJudge, judge_by_name
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
-from slime_ray.strict import EMBEDDED, Fraction, Located, Positive, Strict, fingerprint, located
+from slime_ray.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 
 __all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
 
@@ -124,7 +124,7 @@ class Data(Strict):
     where that is more, so that every pair does. The objective slime-released makes its own micro-batches."""
     strict: bool = False
     """Whether a row that cannot be used as it is ends the run, instead of being skipped or cut, and counted."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the split."""
 
     @property
@@ -164,7 +164,7 @@ class Sft(Schedule):
 
     examples_per_update: Positive = 64
     """Of an update, over all workers."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the order of the examples and of new weights. Another one is another SFT checkpoint."""
     lora: Literal["same"] | Lora | None = "same"
     """Its adapters, which are merged at its end: `same` as model.lora, others, or null to train every weight."""

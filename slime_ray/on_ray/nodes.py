@@ -15,6 +15,7 @@ import ray
 from slime_ray.errors import InputError
 from slime_ray.judge_settings import JudgeSettings
 from slime_ray.mirror import Mirror
+from slime_ray.on_ray.cluster_state import cluster_state
 from slime_ray.on_ray.resources import Node
 from slime_ray.tracker_settings import Tracker, lacks
 
@@ -49,7 +50,7 @@ class Look:
 
 def alive_nodes() -> list[Node]:
     """What the nodes have in all, and those that an autoscaler may add."""
-    config = ray._private.state.state.get_cluster_config()
+    config = cluster_state("get_cluster_config")
     living = [node for node in ray.nodes() if node["Alive"]]
     return with_those_to_come(living, config.node_group_configs if config is not None else ())
 
@@ -76,7 +77,7 @@ def with_those_to_come(living: Sequence[Mapping[str, Any]], groups: Iterable[Any
 def free_nodes() -> list[Node]:
     """What the living nodes have left."""
     names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    left = ray._private.state.available_resources_per_node()
+    left = cluster_state("available_resources_per_node") or {}
     return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in left.items() if key in names]
 
 

@@ -15,15 +15,21 @@ from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
+from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.facts import model_lines
-from slime_ray.training.orders import interrupts
+from slime_ray.training.orders import ending
 
 if TYPE_CHECKING:
+    from slime_ray.on_ray.monitor import Heard
     from slime_ray.training.stages import Stages
 
 STAGES = "stages"
 """What the making of the stages is called where trials are called by their ids."""
 LOOK_SECONDS = 0.2
+CANCEL_SECONDS = 10.0
+"""How long a task that makes stages may take to clear up when it is told to end."""
+UNLOCK_SECONDS = 5.0
+"""How long to wait for the locks of makers that were killed."""
 RESTARTS = 3
 """How often the making starts again when its process is lost."""
 AGAIN = "Give the same command with --resume to go on."
@@ -48,18 +54,16 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         making = maker.make.remote(experiment.base, place)
     try:
         with errors_as_sentences("The shared stages could not be made"):
-            with interrupts(_stop):
+            with ending():
                 _follow(making, place, console)
             made = ray.get(making)
     except NoPlace as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
     finally:
-        if maker is not None:
-            ray.kill(maker)
-        # Ray 2.60 takes the whole process down where a task is cancelled that has just ended.
-        elif not ray.wait([making], timeout=0)[0]:
-            ray.cancel(making, force=True)
+        _end(making, maker)
         place.monitor.end(STAGES)
+        # A process that was killed could not clear up itself.
+        clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
     for line in (*unused_rows(made["data"]), *model_lines(made["data"])):
         logger.info(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -80,8 +84,15 @@ def unused_rows(data: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _stop() -> None:
-    raise KeyboardInterrupt
+def _end(making: Any, maker: Any) -> None:
+    """End the making of stages, if it has not ended: first so that it can delete what it has half made."""
+    if maker is not None:
+        ray.kill(maker)
+        return
+    for force in (False, True):
+        # Ray 2.60 takes the whole process down where a task is cancelled that has just ended.
+        if not ray.wait([making], timeout=CANCEL_SECONDS if force else 0)[0]:
+            ray.cancel(making, force=force)
 
 
 def _follow(making: Any, place: Place, console: Console) -> None:
@@ -92,9 +103,18 @@ def _follow(making: Any, place: Place, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     wait, said = Wait(place.resources, place.faults, say), ""
+    notices: set[str] = set()
+
+    def listen() -> "Heard | None":
+        voice = place.monitor.heard().get(STAGES)
+        if voice and (notice := voice.told.get("notice")) and notice not in notices:
+            notices.add(notice)
+            say(notice)
+        return voice
+
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
-            voice = place.monitor.heard().get(STAGES)
+            voice = listen()
             if voice is None or not voice.at_work:
                 wait.go_on()
                 continue
@@ -112,6 +132,7 @@ def _follow(making: Any, place: Place, console: Console) -> None:
                     logger.info(line)
                 else:
                     say(line)
+    listen()
 
 
 def _line(told: dict[str, Any]) -> str:

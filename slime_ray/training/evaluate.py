@@ -28,8 +28,9 @@ from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.run_folder import Start, conclude, log_file, taken
+from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.settings import Settings
+from slime_ray.strict import LONGEST_LABEL
 from slime_ray.training.measuring import (
     Measured,
     answer_prompts,
@@ -37,12 +38,20 @@ from slime_ray.training.measuring import (
     measure_answers,
     measure_policy,
 )
-from slime_ray.training.orders import Paused, Report
-from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
+from slime_ray.training.orders import Paused, Report, ending
+from slime_ray.training.outcome import (
+    MODEL,
+    blank_row,
+    finish,
+    is_memory_error,
+    one_sentence,
+    say_nothing,
+    write_judging,
+)
 from slime_ray.training.policies import place
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
-from slime_ray.training.worker import is_memory_error, reset_process
+from slime_ray.training.worker import reset_process
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,10 @@ def evaluate(
     against = find_policy(baseline) if baseline else None
     if len({one.label for one in given}) < len(given):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
+    for one in given:
+        if len(one.label.encode()) > LONGEST_LABEL:
+            raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
+    named = {f"the policy {one.label}": one.path for one in given} | {"the baseline": against and against.path}
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
@@ -112,7 +125,7 @@ def evaluate(
     run = mirror.root / experiment.name
     with (
         mirror.held(run),
-        taken(run, measured, source=source, seed=0, start=start) as manifest,
+        taken(run, measured, source=source, seed=0, start=start, named=named) as manifest,
         log_file(run / "log.txt"),
         mirror.answering(),
     ):
@@ -125,6 +138,7 @@ def evaluate(
             if one.is_file:
                 bench.read(one)
         bench.compare_with(against)
+        refuse_other_stages(run, manifest, bench.hashes)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)
@@ -153,6 +167,8 @@ def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> N
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
     found = bench.measure(one, trial)
+    if found.judging and not found.judging.complete:
+        say(f"{one.label}: {found.judging.sentence}")
     seconds = time.perf_counter() - clock
     row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
@@ -226,7 +242,8 @@ class _Models(_Files):
 
     def __init__(self, settings: Settings, storage: Mirror, judge: Judge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
-        self.stages: Stages = prepare(settings, storage=storage, report=report)
+        with ending():
+            self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
         asked = self.stages.prompts["report"]
         self.questions = [

@@ -30,7 +30,7 @@ from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer
 from slime_ray.settings import Data, Model, Settings, fingerprint
-from slime_ray.training.cache import cached, content_of
+from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
 from slime_ray.training.orders import Report
 from slime_ray.training.policies import checkpoint_policy, model_facts
@@ -63,6 +63,7 @@ class Stages:
     format_check: FormatCheck | None
 
 
+@using_stages
 def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False) -> Stages:
     """Make what is missing in the storage, and return everything. `report` is told what is being made.
 
@@ -76,7 +77,9 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
     checkpoint = cached(
         storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
     )
-    step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
+    # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
+    weights = _weights_made(checkpoint)
+    step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"]])
     step0 = cached(
         storage,
         "step0",
@@ -85,7 +88,7 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
         report,
     )
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
-    answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
+    answers_key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, settings.evaluation.decoding])
     answers = cached(
         storage,
         "baseline",
@@ -97,6 +100,7 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
     return replace(stages, data=stages.data | model_facts(settings, checkpoint))
 
 
+@using_stages
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False
 ) -> list[TokenPair]:
@@ -107,7 +111,8 @@ def train_pairs(
     pairs = _read_pairs(stages.tokens / "train.parquet")
     if not settings.objective.build().needs_reference:
         return pairs
-    key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_ids"]])
+    of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
+    key = fingerprint([FORMAT, *of])
     folder = cached(
         storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
     )

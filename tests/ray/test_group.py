@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 
 from slime_ray import results
 from slime_ray.experiment import Faults, Resources, Trial, arm_trials

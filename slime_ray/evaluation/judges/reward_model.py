@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, Summary
 from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdicts import read_score
 from slime_ray.judge_settings import RewardModel
 
 
@@ -49,21 +52,35 @@ class RewardModelJudge(ScoringJudge):
                 f"{len(left)} of {len(keys)} scores of {self.name} are not in {self.verdicts.folder}, and offline the "
                 "model is not asked. Judge online first."
             )
-        missing: dict[str, int] = {}
+        missing: Counter[str] = Counter()
         new, shortened = 0, 0
         if left:
             tokenizer = self._load(AutoTokenizer)
             conversations, shortened = self._encode(tokenizer, [pairs[place] for place in left])
             rendered = [index for index, ids in enumerate(conversations) if ids]
             scores = self._score(tokenizer, [conversations[index] for index in rendered])
-            found = {keys[left[index]]: repr(score) for index, score in zip(rendered, scores, strict=True)}
+            found = {
+                keys[left[index]]: repr(score)
+                for index, score in zip(rendered, scores, strict=True)
+                if not math.isnan(score)
+            }
+            if scores and not found and not known:
+                raise self._unusable(f"in {self.settings.dtype} all its scores are NaN")
             self.verdicts.keep(self.name, found)
             known |= found
             new = len(found)
-            if refused := len(left) - new:
-                missing = {"the reward model's chat template refuses the conversation": refused}
-        self.summary = Summary(new=new, cached=len(keys) - len(left), missing=missing, shortened=shortened)
-        return [float(known[key]) if key in known else None for key in keys]
+            missing["the reward model's chat template refuses the conversation"] = len(left) - len(rendered)
+            missing[f"in {self.settings.dtype} the reward model gave an answer NaN"] = len(scores) - new
+        self.summary = Summary(
+            new=new, cached=len(keys) - len(left), missing=dict(+missing), shortened=shortened, unit="scores"
+        )
+        return [self._read(known[key]) if key in known else None for key in keys]
+
+    def _read(self, value: str) -> float | None:
+        try:
+            return read_score(float(value))
+        except ValueError:
+            raise self.verdicts.unreadable(value) from None
 
     def _encode(self, tokenizer: Any, pairs: Sequence[tuple[Messages, str]]) -> tuple[list[list[int]], int]:
         """Token ids of each conversation, none where the template refuses it, and how many lost their start."""
@@ -104,8 +121,6 @@ class RewardModelJudge(ScoringJudge):
             for index, score in zip(members, logits[:, 0].double().tolist(), strict=True):
                 scores[index] = score
             self.progress(done, len(batches))
-        if not all(map(_is_finite, scores)):
-            raise self._unusable(f"in {self.settings.dtype} it gives scores that are not finite")
         return scores
 
     def _model(self) -> Any:
@@ -153,7 +168,3 @@ def _padding(config: Any, tokenizer: Any, conversations: Sequence[list[int]]) ->
         last = {ids[-1] for ids in conversations}
         text.pad_token_id = next(token for token in range(len(tokenizer)) if token not in last)
     return int(text.pad_token_id)
-
-
-def _is_finite(score: float) -> bool:
-    return score - score == 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.evaluation.win_rate import compare
+from slime_ray.evaluation.win_rate import Comparison, compare
 from slime_ray.judge_settings import RewardModel
 
 # Words of the task, so that the tokenizer has tokens for them.
@@ -160,3 +161,47 @@ def test_a_tokenizer_without_a_chat_template_is_refused(judge, reward_folder, tm
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template"):
         judge(folder=folder).scores(PROMPTS, OURS)
+
+
+def broken_at(folder, target, tokens):
+    """A copy of the reward model whose embeddings of these tokens are NaN."""
+    shutil.copytree(folder, target)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokens] = torch.nan
+    model.save_pretrained(target)
+    return target
+
+
+def test_answers_that_get_no_number_have_missing_verdicts_and_are_not_kept(judge, reward_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(reward_folder)
+    (token,) = tokenizer.encode("8", add_special_tokens=False)[-1:]
+    folder = broken_at(reward_folder, tmp_path / "nan", [token])
+    judged = compare(judge(folder=folder), PROMPTS, ["8", *OURS[1:]], THEIRS)
+    assert judged.comparisons[0] == Comparison(None, None)
+    assert judged.scores[0] is None
+    assert None not in judged.scores[1:]
+    assert judged.summary.missing == {"in float32 the reward model gave an answer NaN": 1}
+    again = compare(judge(folder=folder), PROMPTS, ["8", *OURS[1:]], THEIRS)
+    assert (again.summary.new, sum(again.summary.missing.values())) == (0, 1)
+
+
+def test_a_model_that_gives_no_number_at_all_is_refused(judge, reward_folder, tmp_path):
+    folder = broken_at(reward_folder, tmp_path / "nan", slice(None))
+    with pytest.raises(InputError, match="in float32 all its scores are NaN"):
+        judge(folder=folder).scores(PROMPTS, OURS)
+
+
+def test_infinite_scores_tie_with_equal_ones_when_they_are_read_back(judge, verdicts):
+    kept = judge()
+    compare(kept, PROMPTS, OURS, THEIRS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = 'inf'")
+    assert judge()(PROMPTS, OURS, THEIRS) == ["A=B"] * len(PROMPTS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = 'nan'")
+    assert judge()(PROMPTS, OURS, THEIRS) == [None] * len(PROMPTS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = 'high'")
+    with pytest.raises(RunError, match=r"keeps 'high' as a verdict, which is none"):
+        judge()(PROMPTS, OURS, THEIRS)

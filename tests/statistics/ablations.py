@@ -230,7 +230,7 @@ def crossed_bootstrap(values: np.ndarray, *, resamples: int = 1_000) -> statisti
     """Owen's (2007): seeds and prompts drawn independently of each other."""
     by_seed = statistics.resample_means(values.astype(np.float32), resamples=resamples)
     drawn = np.random.default_rng(1).multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    return statistics.interval(values.mean(), (by_seed * drawn).sum(axis=1) / len(values))
+    return statistics.interval(values.mean(), (by_seed * drawn).sum(axis=1) / len(values), units=values.shape[1])
 
 
 def try_foretold(name: str, study: Study, *, comparisons: int, studies: int) -> Settled:

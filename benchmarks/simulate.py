@@ -51,7 +51,7 @@ class Played:
 
 
 class Searcher(Protocol):
-    """What hands out points: `StudySearch`, or anything that has these two methods of a searcher of Ray Tune."""
+    """What hands out points: `Forgetful`, or anything that has these two methods of a searcher of Ray Tune."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next point; None where there is none left."""
@@ -60,18 +60,29 @@ class Searcher(Protocol):
         """How a trial ended."""
 
 
-def forgetful_search(experiment: Experiment, *, trials: int, seed: int) -> StudySearch:
+class Forgetful:
     """The searcher that a sweep of this experiment would have, with a study that is gone with it."""
-    if experiment.search is None:
-        raise ValueError(f"{experiment.name} has no search")
-    return StudySearch(
-        search=experiment.search,
-        base=experiment.base,
-        goals=experiment.goals,
-        storage=InMemoryStorage(),
-        trials=trials,
-        seed=seed,
-    )
+
+    def __init__(self, experiment: Experiment, *, trials: int, seed: int):
+        if experiment.search is None:
+            raise ValueError(f"{experiment.name} has no search")
+        self.study = StudySearch(
+            search=experiment.search,
+            base=experiment.base,
+            goals=experiment.goals,
+            storage=InMemoryStorage(),
+            trials=trials,
+            seed=seed,
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """See Searcher."""
+        begun = self.study.ask([trial_id])
+        return begun and begun[1]
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """See Searcher."""
+        self.study.tell(trial_id, result or {})
 
 
 def simulate(

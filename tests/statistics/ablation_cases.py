@@ -1,23 +1,19 @@
 """The simulated ablations that are counted, and what they have to come to."""
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
 from slime_ray.analysis import effects, factorial
 
 from slime_ray.design import COMPONENTS
-from slime_ray.errors import RunError
+from slime_ray.planning.tables import table
 
 from .ablations import (
-    FLIPS,
     Claimed,
     Covering,
     DrawDifferences,
     Settled,
-    count_claims,
     count_covered,
     crossed_bootstrap,
     differences_of,
@@ -28,7 +24,6 @@ from .ablations import (
     stability_difference,
     try_foretold,
 )
-from .machine import Machine, Say, describe_machine, now
 from .studies import Study
 
 CALM = Study(
@@ -41,70 +36,28 @@ POWER_CALM = 0.78
 """Share of planted effects of 5 points that are found with 8 calm seeds and 500 prompts, as docs/ablation.md has it."""
 
 
-@dataclass(frozen=True)
-class AblationsReport:
-    """flips: of a sign-flip test. shapley: by how much, at most, Shapley values failed to add up to the total effect.
-
-    seconds: of the comparisons and effects of 16 cells, 8 seeds and 500 prompts, each round.
-    """
-
-    machine: Machine
-    date: str
-    flips: int
-    claims: list[Claimed]
-    coverings: list[Covering]
-    settled: list[Settled]
-    shapley: float
-    seconds: list[float]
-
-    def refuse_misses(self) -> None:
-        """Raise RunError where tables claim too much or intervals do not cover as promised."""
-        claims = [f"{one.name} ({one.size}): {one.claimed:.1%} false claims" for one in self.claims if not one.kept]
-        covered = [f"{one.name} ({one.size}): {one.covered:.1%}" for one in self.coverings if not one.kept]
-        missed = claims + covered + ([f"Shapley values: {self.shapley:.1e} apart"] if self.shapley > 1e-9 else [])
-        if missed:
-            raise RunError(f"Not as promised: {'; '.join(missed)}.")
-
-
-def measure_ablations(*, studies: int, rounds: int, say: Say) -> AblationsReport:
-    """All of them; `studies` of each kind."""
-    claims = []
-    for name, size, draw, planted in claim_cases():
-        say(f"claims: {name}, {size}")
-        claims.append(count_claims(name, size, draw, studies=studies, planted=planted))
-    coverings = []
+def covering_cases(studies: int) -> Iterator[Covering]:
+    """Measure every kind of interval that the tables print, `studies` of each."""
     for size, study in (
         ("5 seeds, 256 prompts", replace(RESTLESS, seeds=5, prompts=256)),
         ("8 seeds, 500 prompts", CALM),
     ):
-        say(f"covering, {size}")
-        planted_study = study.with_rates((0.60, 0.55, 0.58, 0.60, 0.63))
-        coverings += count_covered(size, differences_of(planted_study), studies=studies)
-        coverings += count_covered(
-            size, differences_of(planted_study), studies=studies, interval=crossed_bootstrap,
+        planted = study.with_rates((0.60, 0.55, 0.58, 0.60, 0.63))
+        yield from count_covered(size, differences_of(planted), studies=studies)
+        yield from count_covered(
+            size, differences_of(planted), studies=studies, interval=crossed_bootstrap,
             note=", crossed bootstrap (not used)", promised=False,
         )  # fmt: skip
-        coverings += count_covered(size, effects_of(replace(study, shifts=FACTORIAL)), studies=studies)
+        yield from count_covered(size, effects_of(replace(study, shifts=FACTORIAL)), studies=studies)
     for seeds in (5, 8):
-        coverings += count_covered(f"{seeds} seeds", stability_difference(seeds), studies=4 * studies)
-    settled = []
+        yield from count_covered(f"{seeds} seeds", stability_difference(seeds), studies=4 * studies)
+
+
+def settled_cases(studies: int) -> Iterator[Settled]:
+    """Try the numbers of seeds that are foretold to settle a difference."""
     for points, study in ((5, replace(RESTLESS, seeds=5)), (3, CALM), (2, replace(CALM, prompts=256))):
-        say(f"seeds that would settle {points} points")
-        settled.append(
-            try_foretold(
-                f"{points} points", study.with_rates((0.60, 0.60 - points / 100)), comparisons=4, studies=studies
-            )
-        )
-    return AblationsReport(
-        machine=describe_machine(torch.device("cpu")),
-        date=now(),
-        flips=FLIPS,
-        claims=claims,
-        coverings=coverings,
-        settled=settled,
-        shapley=shapley_gap(studies),
-        seconds=measure_tables(rounds),
-    )
+        sized = study.with_rates((0.60, 0.60 - points / 100))
+        yield try_foretold(f"{points} points", sized, comparisons=4, studies=studies)
 
 
 FACTORIAL = tuple(
@@ -147,18 +100,43 @@ def shapley_gap(studies: int) -> float:
     return max(gaps)
 
 
-def measure_tables(rounds: int) -> list[float]:
-    """Seconds of all comparisons and effects of 16 cells, 8 seeds and 500 prompts; sign flips drawn anew each time."""
-    outcomes = replace(CALM, shifts=FACTORIAL).draw(np.random.default_rng(0))
-    seconds = []
-    for _ in range(rounds):
-        effects.signs.cache_clear()
-        clock = time.perf_counter()
-        for claim in effects.claims({str(cell): outcomes[cell] - outcomes[-1] for cell in range(15)}).values():
-            _ = claim.settling, effects.improvement(claim.d)
-        weights = [*factorial.effect_weights(COMPONENTS).values(), *factorial.shapley_weights(COMPONENTS).values()]
-        effects.claims({str(place): factorial.contrast(own, outcomes) for place, own in enumerate(weights[:4])})
-        for own in weights:
-            effects.interval(factorial.contrast(own, outcomes))
-        seconds.append(time.perf_counter() - clock)
-    return seconds
+def claims_table(claims: Sequence[Claimed]) -> str:
+    """Render claims as the table of docs/ablation.md."""
+    rows = [
+        (
+            one.name,
+            one.size,
+            f"{one.studies:,}",
+            f"{one.claimed:.1%}",
+            f"{one.upper:.1%}",
+            f"{one.two_tests:.1%}",
+            *(f"{share:.1%}" for share in one.by_test.values()),
+            "-" if one.found is None else f"{one.found:.1%}",
+            "pass" if one.kept else "FAIL",
+        )
+        for one in claims
+    ]
+    titles = ("truth", "size", "designs", "false", "bound", "t, flips", *claims[0].by_test, "found", "")
+    return table(titles, rows)
+
+
+def covering_table(coverings: Sequence[Covering]) -> str:
+    """Render coverages as the table of docs/ablation.md."""
+    rows = [
+        (
+            one.name,
+            one.size,
+            f"{one.intervals:,}",
+            f"{one.covered:.1%}",
+            f"{one.width:.3f}",
+            "" if not one.promised else "pass" if one.kept else "FAIL",
+        )
+        for one in coverings
+    ]
+    return table(("interval", "size", "intervals", "covered", "mean width", ""), rows)
+
+
+def settled_table(settled: Sequence[Settled]) -> str:
+    """Render what was foretold as the table of docs/ablation.md."""
+    rows = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in settled]
+    return table(("true difference", "foretold", "studies of that size", "claimed"), rows)

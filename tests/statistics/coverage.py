@@ -1,25 +1,21 @@
-"""How often 95 % intervals cover a known truth, over many simulated evaluations, and how long they take."""
+"""How often 95 % intervals cover a known truth, over many simulated evaluations."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from slime_ray.analysis import stability
 from slime_ray.analysis.statistics import (
     FEWEST_SEEDS,
     Interval,
-    draws,
     interval,
     paired_difference,
     resample_means,
     win_rate_interval,
 )
 
-from slime_ray.errors import RunError
+from slime_ray.planning.tables import table
 
-from .machine import Machine, Say, describe_machine, now
 from .simulated import Lengths, Paired, Trained, Verdicts
 
 PROMISED = (0.93, 0.97)
@@ -55,17 +51,6 @@ class Coverage:
         return not self.promised or PROMISED[0] <= self.covered <= PROMISED[1]
 
 
-@dataclass(frozen=True)
-class StatisticsReport:
-    """resamples: of the simulations. seconds: of each interval by its name, on 1,000 prompts with 10,000 resamples."""
-
-    machine: Machine
-    date: str
-    resamples: int
-    coverages: list[Coverage]
-    seconds: dict[str, list[float]]
-
-
 def measure(case: Case, *, evaluations: int) -> Coverage:
     """Draw evaluations with seeds 0, 1, ... and count."""
     covered, width, known = 0, 0.0, 0
@@ -91,7 +76,7 @@ def verdict_cases(prompts: int, seeds: int, *, resamples: int) -> list[Case]:
     def naive(rng: np.random.Generator) -> tuple[float, Interval | None]:
         points = world.draw(rng).points.ravel()
         points = points[~np.isnan(points)]
-        return world.win_rate, interval(points.mean(), resample_means(points, resamples=resamples))
+        return world.win_rate, interval(points.mean(), resample_means(points, resamples=resamples), units=points.size)
 
     size = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)}"
     return [
@@ -127,7 +112,7 @@ def paired_cases(prompts: int, seeds: int, spread: float, *, resamples: int) -> 
         values = (policy - other)[:, ~np.isnan(policy - other).any(axis=0)]
         by_seed = resample_means(values, resamples=resamples)
         drawn = np.random.default_rng(1).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-        return of_method, interval(values.mean(), (by_seed * drawn).sum(axis=1) / seeds)
+        return of_method, interval(values.mean(), (by_seed * drawn).sum(axis=1) / seeds, units=values.shape[1])
 
     size = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)} that differ by {spread:.2f}"
     of = "method" if seeds >= FEWEST_SEEDS else "checkpoints"
@@ -173,46 +158,17 @@ def all_cases(*, resamples: int) -> list[Case]:
     return cases
 
 
-def measure_statistics(*, evaluations: int, resamples: int, rounds: int, say: Say) -> StatisticsReport:
-    """Measure the coverage of every case, and the seconds of the intervals of one row."""
-    coverages = []
-    for case in all_cases(resamples=resamples):
-        say(f"{case.name}, {case.size}")
-        coverages.append(measure(case, evaluations=evaluations))
-    return StatisticsReport(
-        machine=describe_machine(torch.device("cpu")),
-        date=now(),
-        resamples=resamples,
-        coverages=coverages,
-        seconds=measure_seconds(rounds),
-    )
-
-
-def measure_seconds(rounds: int) -> dict[str, list[float]]:
-    """Seconds of the intervals of a row of 1,000 prompts, every round with resamples drawn afresh."""
-    rng = np.random.default_rng(0)
-    verdicts, lengths = Verdicts(1000, 1), Lengths(1000).draw(rng)
-    votes = verdicts.draw(rng)
-    one, other = (verdicts.outcomes(verdicts.draw(rng)) for _ in range(2))
-    works: dict[str, Callable[[], object]] = {
-        "drawing the resamples, once a table": lambda: draws(1000),
-        "win rate": lambda: win_rate_interval(one),
-        "W_AH": votes.arena_hard,
-        "LC": lengths.length_controlled,
-        "paired difference": lambda: paired_difference(one, other),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        draws.cache_clear()
-        for name, work in works.items():
-            clock = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - clock)
-    return seconds
-
-
-def refuse_misses(report: StatisticsReport) -> None:
-    """Raise RunError where an interval does not cover as promised."""
-    missed = [f"{case.name} ({case.size}): {case.covered:.1%}" for case in report.coverages if not case.kept]
-    if missed:
-        raise RunError(f"Not within {PROMISED[0]:.0%} to {PROMISED[1]:.0%}: {'; '.join(missed)}.")
+def coverage_table(coverages: Sequence[Coverage]) -> str:
+    """Render coverages as the table of docs/evaluation.md."""
+    rows = [
+        (
+            at.name,
+            at.size,
+            f"{at.evaluations:,}",
+            f"{at.covered:.1%}",
+            f"{at.width:.3f}",
+            "" if not at.promised else "pass" if at.kept else "FAIL",
+        )
+        for at in coverages
+    ]
+    return table(("interval", "size", "evaluations", "covered", "mean width", ""), rows)

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from slime_ray.benchmarks import exact, memory, memory_child, step
-from slime_ray.benchmarks.command import add_bench_parser
-from slime_ray.benchmarks.machine import describe_machine
-from slime_ray.benchmarks.options import RECIPES, Options
 
-from slime_ray.errors import InputError, RunError
+from slime_ray.bench import memory, memory_child, step
+from slime_ray.bench.command import add_bench_parser
+from slime_ray.bench.options import RECIPES, Options
+from slime_ray.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--shrink", "40", "--pairs", "2", "--rounds", "2", "--device", "cpu"]
@@ -132,38 +130,9 @@ def test_step_memory_grows_with_the_step():
     assert weigh(4) > 2 * weigh(40)
 
 
-def test_exact_passes_and_a_missed_bound_is_an_error(tmp_path, capsys, monkeypatch):
-    out = tmp_path / "exact.json"
-    bench("exact", "--pairs", "4", "--json", str(out))
-    found = json.loads(out.read_text())
-    assert {check["model"] for check in found["checks"]} == {"Llama", "Qwen3", "Gemma3"}
-    assert all(check["measured"] <= check["bound"] for check in found["checks"])
-    assert "FAIL" not in capsys.readouterr().out
-    missed = exact.Check(model="Llama", what="gradients, packed and alone", measured=float("nan"), bound=1e-10)
-    report = exact.ExactReport(
-        date="", machine=describe_machine(torch.device("cpu")), pairs=4, seed=0, checks=(missed,)
-    )
-    with pytest.raises(RunError, match="not exact: gradients, packed and alone of Llama"):
-        exact.refuse_misses(report)
-
-
-def test_generate_answers_to_the_limit_in_every_round(tmp_path, capsys):
-    out = tmp_path / "generate.json"
-    bench("generate", "--prompts", "3", "--rounds", "2", "--json", str(out))
-    found = json.loads(out.read_text())
-    assert (found["benchmark"], found["threads"], found["rounds"]) == ("generate", 1, 2)
-    assert found["limit"] == {"arithmetic": 64, "notes": 48}
-    assert [(times["task"], times["batch"], times["tokens"]) for times in found["times"]] == [
-        ("arithmetic", 256, 3 * 64), ("arithmetic", 1, 3 * 64), ("notes", 256, 3 * 48), ("notes", 1, 3 * 48)
-    ]  # fmt: skip
-    assert all(len(times["seconds"]) == 2 for times in found["times"])
-    assert "\nnotes, one at a time " in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["generate", "--prompts", "0"], "--prompts 0: must be at least 1"),
         (["step", "--vocab", "7"], "--vocab 7: must be at least 8"),
         (["step", "--vocab", "4096,x"], "--vocab 4096,x: must be whole numbers"),
         (["step", "--rounds", "0"], "--rounds 0: must be at least 1"),
@@ -178,7 +147,6 @@ def test_generate_answers_to_the_limit_in_every_round(tmp_path, capsys):
         (["step", "--max-tokens", "8", "--shrink", "8"], "leaves no room for a prompt and a completion"),
         (["step", "--json", "/nowhere/out.json"], "--json /nowhere/out.json: cannot be written"),
         (["memory", "--rounds", "-1"], "--rounds -1: must be at least 1"),
-        (["exact", "--pairs", "2"], "--pairs 2: must be at least 4"),
     ],
 )
 def test_what_was_given_wrong_is_said(arguments, complaint):
@@ -207,45 +175,10 @@ def loaded(module: str, packages: list[str]) -> set[str]:
 
 
 def test_the_command_loads_torch_only_when_it_runs():
-    assert loaded("slime_ray.benchmarks.command", ["torch", "transformers", "peft", "numpy"]) == set()
+    assert loaded("slime_ray.bench.command", ["torch", "transformers", "peft", "numpy"]) == set()
 
 
 def test_a_benchmark_needs_torch_transformers_and_peft_and_no_more():
     absent = ["ray", "pydantic", "datasets", "pandas", "rich", "optuna", "accelerate.state"]
     # accelerate comes with peft.
-    assert loaded("slime_ray.benchmarks.step, slime_ray.benchmarks.exact", absent) <= {"accelerate.state"}
-
-
-def test_search_cost_measures_each_sampler_as_its_search_grows(tmp_path, capsys):
-    out = tmp_path / "cost.json"
-    arguments = ("--samplers", "tpe,random", "--trials", "12", "--stretch", "6", "--rounds", "2", "--json", str(out))
-    bench("search-cost", *arguments)
-    found = json.loads(out.read_text())
-    assert [(cost["sampler"], [at["upto"] for at in cost["stretches"]]) for cost in found["costs"]] == [
-        ("tpe", [12]),
-        ("random", [12]),
-    ]
-    for cost in found["costs"]:
-        [at] = cost["stretches"]
-        assert 0 < at["drawing"] + at["writing"] < at["wall"] <= at["longest"]
-        assert cost["draws"] >= 1
-    assert found["rule"] > 0
-    said = capsys.readouterr().out
-    assert "\ntpe " in said
-    assert "Early stopping by two goals adds" in said
-    with pytest.raises(InputError, match="--samplers grid: must be among tpe, nsga2"):
-        bench("search-cost", "--samplers", "grid")
-
-
-@pytest.mark.usefixtures("sketched")
-def test_report_measures_the_report_of_a_run_that_it_makes_up(tmp_path, capsys):
-    out = tmp_path / "report.json"
-    bench("report", "--trials", "24", "--rounds", "1", "--json", str(out))
-    found = json.loads(out.read_text())
-    assert (found["benchmark"], found["trials"], len(found["seconds"])) == ("report", 24, 1)
-    assert 900_000 < found["page"] < found["all_files"]
-    # Here alone the figures are drawn, and Python starts.
-    assert found["command"][0] > found["seconds"][0] > 0
-    assert "24" in capsys.readouterr().out
-    with pytest.raises(InputError, match="--trials 3: must be at least 24"):
-        bench("report", "--trials", "3")
+    assert loaded("slime_ray.bench.step, slime_ray.bench.memory", absent) <= {"accelerate.state"}

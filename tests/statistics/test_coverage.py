@@ -1,16 +1,12 @@
-"""95 % intervals cover what is true; the short form of `slime-ray bench statistics`."""
+"""95 % intervals cover what is true. `make test-statistics` runs the long form."""
 
-import argparse
-import json
 import math
 
 import numpy as np
 import pytest
-from slime_ray.benchmarks import coverage
-from slime_ray.benchmarks.command import add_bench_parser
-from slime_ray.benchmarks.simulated import Paired, Trained, Verdicts
 
-from slime_ray.errors import InputError, RunError
+from . import coverage
+from .simulated import Paired, Trained, Verdicts
 
 EVALUATIONS, RESAMPLES = 400, 1000
 
@@ -63,32 +59,3 @@ def test_the_truths_are_what_many_prompts_come_to():
     # Nine nodes against many seeds.
     drawn = Paired(1, 4000, 0.3)
     assert drawn.of_checkpoints(drawn.shifts(rng)) == pytest.approx(drawn.of_method(), abs=0.005)
-
-
-def bench(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_bench_parser(parser.add_subparsers(required=True))
-    options = parser.parse_args(["bench", "statistics", *arguments])
-    options.command(options)
-
-
-def test_the_command_prints_the_table_and_fails_where_a_promise_is_not_kept(tmp_path, capsys, monkeypatch):
-    few = coverage.verdict_cases(64, 1, resamples=40)
-    monkeypatch.setattr(coverage, "all_cases", lambda resamples: few)
-    monkeypatch.setattr(coverage, "PROMISED", (0.5, 1.0))
-    out = tmp_path / "out.json"
-    bench("--evaluations", "20", "--resamples", "40", "--rounds", "1", "--json", str(out))
-    printed = capsys.readouterr().out
-    assert "single votes (not used)" in printed
-    assert "pass" in printed
-    assert "together" in printed
-    found = json.loads(out.read_text())
-    assert [at["evaluations"] for at in found["coverages"]] == [20, 20, 20]
-    monkeypatch.setattr(coverage, "PROMISED", (0.0, 0.1))
-    with pytest.raises(RunError, match=r"Not within 0% to 10%: win rate \(64 prompts"):
-        bench("--evaluations", "20", "--resamples", "40", "--rounds", "1")
-
-
-def test_options_out_of_range_are_refused():
-    with pytest.raises(InputError, match="--resamples 3: must be at least 40"):
-        bench("--resamples", "3")

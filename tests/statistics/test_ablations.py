@@ -1,20 +1,14 @@
-"""What ablation tables claim is true as often as they say; the short form of `slime-ray bench ablations`."""
+"""What ablation tables claim is true as often as they say. `make test-statistics` runs the long form."""
 
-import argparse
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from slime_ray.analysis import effects
-from slime_ray.benchmarks import ablation_cases, ablations
-from slime_ray.benchmarks.command import add_bench_parser
-from slime_ray.benchmarks.machine import describe_machine
-from slime_ray.benchmarks.studies import Study
 
-from slime_ray.errors import InputError, RunError
+from . import ablation_cases, ablations
+from .studies import Study
 
 STUDIES = 300
 SMALL = replace(ablation_cases.CALM, prompts=200)
@@ -100,41 +94,3 @@ def test_the_bound_is_that_of_clopper_and_pearson():
     # The upper end p is where so few or fewer are drawn with probability 5 %: none of 59 with 0.95 ** 59 = 0.0485.
     assert ablations.upper_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
     assert ablations.upper_bound(3, 3) == 1.0
-
-
-def bench(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_bench_parser(parser.add_subparsers(required=True))
-    options = parser.parse_args(["bench", "ablations", *arguments])
-    options.command(options)
-
-
-def test_the_command_prints_the_tables_and_fails_where_a_promise_is_not_kept(tmp_path, capsys, monkeypatch):
-    for name, lenient in (("FALSE_CLAIMS", 1.0), ("BOUND", 1.0), ("COVERED", (0.0, 1.0))):
-        monkeypatch.setattr(ablations, name, lenient)
-    out = tmp_path / "out.json"
-    bench("--studies", "2", "--rounds", "1", "--json", str(out))
-    printed = capsys.readouterr().out
-    for words in ("no main effect", "one of 5 points", "Shapley value", "crossed bootstrap (not used)", "foretold"):
-        assert words in printed
-    found = json.loads(out.read_text())
-    assert {one["studies"] for one in found["claims"]} == {2}
-    # Of two studies an interval covers none, half or all: never 93 to 97 %.
-    monkeypatch.setattr(ablations, "COVERED", (0.93, 0.97))
-    with pytest.raises(RunError, match=r"Not as promised: difference \("):
-        bench("--studies", "2", "--rounds", "1")
-
-
-def test_false_claims_and_shapley_values_that_do_not_add_up_are_named():
-    claimed = ablations.Claimed("none", "8 seeds", 100, 0.06, 0.1, 0.06, {}, None)
-    covering = ablations.Covering("difference", "8 seeds", 100, 0.95, 0.1, promised=True)
-    machine = describe_machine(torch.device("cpu"))
-    report = ablation_cases.AblationsReport(machine, "today", 10, [claimed], [covering], [], 1e-8, [])
-    with pytest.raises(RunError, match=r"promised: none \(8 seeds\): 6.0% false claims; Shapley values: 1.0e-08 apart"):
-        report.refuse_misses()
-    replace(report, claims=[], shapley=0.0).refuse_misses()
-
-
-def test_options_out_of_range_are_refused():
-    with pytest.raises(InputError, match="--studies 0: must be at least 1"):
-        bench("--studies", "0")

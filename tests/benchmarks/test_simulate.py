@@ -5,14 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from optuna.storages import InMemoryStorage
 from slime_ray.search_spaces import find_space
 
+from benchmarks.simulate import Forgetful, Recorded, simulate
 from slime_ray.experiment import Search
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray.ranking import ByFront, ByMetric
-from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.simulate import Recorded, forgetful_search, simulate
 from slime_ray.on_ray.stopping import Halving
 from slime_ray.presets import preset_base
 
@@ -89,7 +87,7 @@ def test_side_by_side_a_rung_knows_only_who_has_been_there():
 
 def test_the_searcher_of_an_experiment_has_its_goals_trials_and_seed():
     experiment = load_experiment(find_space("anchor_stabilizer_margins"))
-    search = forgetful_search(experiment, trials=40, seed=3)
+    search = Forgetful(experiment, trials=40, seed=3).study
     assert (search.goals, search.search) == (experiment.goals, experiment.search)
     assert (search.sampler.trials, search.sampler.seed) == (40, 3)
 
@@ -97,14 +95,9 @@ def test_the_searcher_of_an_experiment_has_its_goals_trials_and_seed():
 def one_search(seed: int) -> tuple[list[tuple], optuna.Study]:
     """A real searcher over one knob, whose value is the win rate."""
     knob = "objective.anchor_weight"
-    study = StudySearch(
-        search=Search.model_validate({"dimensions": {knob: {"uniform": [0.0, 1.0]}}}),
-        base=preset_base("arithmetic"),
-        goals=GOALS,
-        storage=InMemoryStorage(),
-        trials=24,
-        seed=seed,
-    )
+    search = Search.model_validate({"dimensions": {knob: {"uniform": [0.0, 1.0]}}})
+    changes = {"search": search, "base": preset_base("arithmetic"), "goals": GOALS}
+    searcher = Forgetful(load_experiment(find_space("front")).model_copy(update=changes), trials=24, seed=seed)
 
     def replay(point: Mapping[str, Any]) -> Recorded:
         # Above a half, both goals fall: what lies there is dominated.
@@ -112,8 +105,8 @@ def one_search(seed: int) -> tuple[list[tuple], optuna.Study]:
         return recorded("it", win)
 
     rule = Halving(ByFront({"win_rate": "maximize"}), first=0.5, reduction=3)
-    found = simulate(study, rule, replay, trials=24, workers=3)
-    return [(one.row["trial_id"], one.row["win_rate"], one.tokens) for one in found], study.study
+    found = simulate(searcher, rule, replay, trials=24, workers=3)
+    return [(one.row["trial_id"], one.row["win_rate"], one.tokens) for one in found], searcher.study.study
 
 
 def test_the_searcher_of_a_sweep_plays_the_same_again_from_the_same_seed():

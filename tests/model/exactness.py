@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
+from slime_ray.bench.lengths import BenchPair
+from slime_ray.bench.recipes import OBJECTIVE
 from slime_ray.data.packing import pack
-from slime_ray.errors import InputError, RunError
 from slime_ray.model.logprobs import Policy
 from slime_ray.planning.flops import Lengths
-
-from .lengths import BenchPair
-from .machine import Machine, describe_machine, now
-from .recipes import OBJECTIVE
 
 VOCABULARY = 211
 WINDOW = 8
@@ -51,7 +48,6 @@ DIVISIONS = (1, 2, 4)
 class Check:
     """One comparison: the largest absolute difference and the bound that it must not pass."""
 
-    model: str
     what: str
     measured: float
     bound: float
@@ -60,17 +56,6 @@ class Check:
     def passed(self) -> bool:
         """Whether it holds; a NaN does not."""
         return self.measured <= self.bound
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExactReport:
-    """A whole run of `bench exact`."""
-
-    date: str
-    machine: Machine
-    pairs: int
-    seed: int
-    checks: tuple[Check, ...]
 
 
 class DoubleNorm(nn.Module):
@@ -85,24 +70,6 @@ class DoubleNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size); returns the same shape."""
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (self.offset + self.weight)
-
-
-def check_exactness(*, pairs: int = 8, seed: int = 0) -> ExactReport:
-    """Compare on every architecture. Raises InputError for too few pairs to divide."""
-    if pairs < max(DIVISIONS):
-        raise InputError(f"--pairs {pairs}: must be at least {max(DIVISIONS)}, to be divided into that many parts.")
-    step = random_pairs(pairs, seed)
-    checks = [check for name, config in MODELS.items() for check in _compare(name, double_model(config(), seed), step)]
-    return ExactReport(
-        date=now(), machine=describe_machine(torch.device("cpu")), pairs=pairs, seed=seed, checks=tuple(checks)
-    )
-
-
-def refuse_misses(report: ExactReport) -> None:
-    """Raise RunError if any comparison missed its bound."""
-    missed = [f"{check.what} of {check.model}" for check in report.checks if not check.passed]
-    if missed:
-        raise RunError(f"not exact: {'; '.join(missed)}. Report this with the versions above.")
 
 
 def double_model(config: PreTrainedConfig, seed: int) -> Any:
@@ -136,7 +103,7 @@ def random_pairs(count: int, seed: int) -> list[BenchPair]:
     return [BenchPair(draw(WINDOW, 40), draw(1, 60), draw(1, 60)) for _ in range(count)]
 
 
-def _compare(name: str, lm: Any, step: Sequence[BenchPair]) -> list[Check]:
+def compare(lm: Any, step: Sequence[BenchPair]) -> list[Check]:
     parameters = list(lm.parameters())
     alone = torch.cat([_alone(lm, pair.prompt_ids, pair.chosen_ids) for pair in step]
                       + [_alone(lm, pair.prompt_ids, pair.rejected_ids) for pair in step])  # fmt: skip
@@ -166,7 +133,7 @@ def _compare(name: str, lm: Any, step: Sequence[BenchPair]) -> list[Check]:
                 _largest(map(torch.sub, gradients, whole_gradients)),
             )
         )
-    return [Check(model=name, what=what, measured=value, bound=BOUNDS[kind]) for what, kind, value in checks]
+    return [Check(what=what, measured=value, bound=BOUNDS[kind]) for what, kind, value in checks]
 
 
 def _alone(lm: Any, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:

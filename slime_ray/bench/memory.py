@@ -146,7 +146,7 @@ def _in_a_process(
         "options": options.as_json(),
     }
     child = subprocess.run(
-        [sys.executable, "-m", "slime_ray.benchmarks.memory_child"],
+        [sys.executable, "-m", "slime_ray.bench.memory_child"],
         input=json.dumps(request),
         env=environment,
         capture_output=True,

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from slime_ray.benchmarks.lengths import (
+
+from slime_ray.bench.lengths import (
     FromFile,
     Lengths,
     cut,
@@ -13,7 +14,6 @@ from slime_ray.benchmarks.lengths import (
     read_lengths,
     sequence_length,
 )
-
 from slime_ray.errors import InputError
 
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from slime_ray.benchmarks.cases import Case, Shape, build_case
-from slime_ray.benchmarks.exact import make_norms_double
-from slime_ray.benchmarks.lengths import BenchPair
-from slime_ray.benchmarks.options import RECIPES
-from slime_ray.benchmarks.recipes import OBJECTIVE, lay_out_sequences, released_loss
-from slime_ray.benchmarks.stepper import Stepper
 from torch import nn
+
+from slime_ray.bench.cases import Case, Shape, build_case
+from slime_ray.bench.lengths import BenchPair
+from slime_ray.bench.options import RECIPES
+from slime_ray.bench.recipes import OBJECTIVE, lay_out_sequences, released_loss
+from slime_ray.bench.stepper import Stepper
+from tests.model.exactness import make_norms_double
 
 VOCABULARY = 53
 SHAPE = Shape(

@@ -81,7 +81,7 @@ budget: {trials: 4}
 @dataclass(frozen=True)
 class PlannedRun:
     """One sweep. load, load_after: processes that wanted a core when the probe began and when the sweep was done, means
-    over a minute. planned, ran: by what was planned, see `report.FIGURES`. probe: what the plan says was measured."""
+    over a minute. planned, ran: by what was planned, see `tables.FIGURES`. probe: what the plan says was measured."""
 
     case: str
     load: float
