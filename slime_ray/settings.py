@@ -66,8 +66,8 @@ class Model(Strict):
     """The pretrained model."""
 
     source: Located
-    """A folder with `config.json` and safetensors, a .gguf file, a Hub id, or `embedded/arithmetic` or `embedded/notes`
-    for a tiny one."""
+    """A folder with `config.json` and safetensors, or of an adapter of peft's, which is merged into its base; a .gguf
+    file, a Hub id, or `embedded/arithmetic` or `embedded/notes` for a tiny one."""
     tokenizer: Located | None = None
     """Folder or Hub id of the tokenizer and its chat template, such as an instruction-tuned sibling; null is
     `source`'s own."""

@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed import DistError
 
 from slime_ray import files, results
-from slime_ray.errors import RunError
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
@@ -156,8 +156,9 @@ def _cause(error: WorkerGroupError) -> BaseException:
     """What broke a group. When one worker is lost the others fail too, with broken connections."""
     failures = [_raised(failure) for failure in error.worker_failures.values()]
     own = [failure for failure in failures if not is_loss(failure)]
+    # Where one says what is wrong, the others only wait for it in vain.
     for failure in own:
-        if isinstance(failure, (OutOfMemory, RunError)) or files.storage_error(failure):
+        if isinstance(failure, (InputError, OutOfMemory, RunError)) or files.storage_error(failure):
             return failure
     if own and len(own) == len(failures):
         return own[0]

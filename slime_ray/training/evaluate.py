@@ -4,6 +4,8 @@ What is left is a run like any other, one arm a policy, so that tables, reports 
 """
 
 import dataclasses
+import json
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -11,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
@@ -26,8 +26,10 @@ from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.files import AGAIN, FileFault, check_adapter
+from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.parts import check_model
 from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.settings import Settings
 from slime_ray.strict import LONGEST_LABEL
@@ -52,6 +54,8 @@ from slime_ray.training.policies import place
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import reset_process
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,12 @@ def evaluate(
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
-        # A mistake in the last file is told before the answers of the first are judged.
+        # A mistake in the last one is told before the answers of the first are judged.
         for one in given:
             if one.is_file:
                 bench.read(one)
+            else:
+                bench.check(one)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
@@ -200,6 +206,9 @@ class _Files:
                 "Files of answers need the questions that they answer: --set evaluation.questions=FILE, of Arena-Hard, "
                 "of MT-Bench, or one with `prompt` and `id`."
             )
+
+    def check(self, one: Given) -> None:
+        """Look at a model's files. Raises InputError for what cannot be loaded."""
 
     def compare_with(self, baseline: Given | None) -> None:
         """Take the baseline's answers."""
@@ -282,17 +291,42 @@ class _Models(_Files):
         answered = judge_prompts(trial, self.stages, asked, self.judge)
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
 
-    def load(self, one: Given) -> Policy:
-        """A whole model, or an adapter on the SFT checkpoint. Raises InputError where it cannot be loaded."""
-        from peft import PeftModel
-
-        dtype = self.settings.model.dtype
+    def check(self, one: Given) -> None:
         try:
-            if (one.path / "adapter_config.json").is_file():
-                lm: Any = load_checkpoint(self.stages.checkpoint, dtype=dtype)
-                lm = PeftModel.from_pretrained(lm, str(one.path), local_files_only=True)
-            else:
-                lm = load_checkpoint(one.path, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{one.path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+            check_adapter(one.path) if _is_on(one.path, self.stages.checkpoint) else check_model(one.path)
+        except FileFault as error:
+            raise InputError(f"{one.path} cannot be loaded: {error}. {AGAIN}") from None
+
+    def load(self, one: Given) -> Policy:
+        """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
+
+        Raises InputError where it cannot be loaded.
+        """
+        dtype = self.settings.model.dtype
+        if _is_on(one.path, self.stages.checkpoint):
+            lm = load_checkpoint(self.stages.checkpoint, dtype=dtype, note=self.note)
+            lm = load_adapter(lm, one.path)
+        else:
+            lm = load_checkpoint(one.path, dtype=dtype, note=self.note)
         return place(make_policy(lm, self.settings.model), sharded=False).eval()
+
+    def note(self, sentence: str) -> None:
+        """Say what was loaded, now and in the manifest."""
+        notes = self.data.setdefault("model_notes", [])
+        if sentence not in notes:
+            notes.append(sentence)
+            self.report({"doing": f"Model: {sentence}"})
+            logger.warning(sentence)
+
+
+def _is_on(policy: Path, checkpoint: Path) -> bool:
+    """Whether a policy is an adapter that was trained on this SFT checkpoint, be it in another storage.
+
+    The checkpoint's name is a hash of what it is made of.
+    """
+    try:
+        content = json.loads((policy / "adapter_config.json").read_text(encoding="utf-8"))
+        return Path(content["base_model_name_or_path"]).name == checkpoint.name
+    except (OSError, ValueError, KeyError, TypeError):
+        # None, or a broken one, which loading tells.
+        return False

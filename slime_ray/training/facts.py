@@ -8,8 +8,9 @@ NAMED = 6
 
 
 def model_lines(data: Mapping[str, Any]) -> list[str]:
-    """What a user should know of adapters and dropout, a sentence or two a line. data: as the manifest keeps it."""
-    lines = [_adapters(stage, found) for stage, found in (data.get("adapters") or {}).items()]
+    """What a user should know of the model, its adapters and its dropout. data: as the manifest keeps it."""
+    lines = [f"Model: {note}" for note in data.get("model_notes", ())]
+    lines += [_adapters(stage, found) for stage, found in (data.get("adapters") or {}).items()]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in (data.get("dropout") or {}).items())
     if rates and data.get("dropout_on"):
         lines.append(f"Dropout of the model's configuration ({rates}) is on in training: losses depend on the draw.")

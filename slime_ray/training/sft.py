@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,22 @@ COMPARED_PAIRS = 4
 """Pairs on which the saved model is compared with the trained one."""
 
 
-def make_sft(settings: Settings, pairs: Sequence[TokenPair], folder: Path, report: Report, *, sharded: bool) -> None:
+def make_sft(
+    settings: Settings,
+    pairs: Sequence[TokenPair],
+    folder: Path,
+    report: Report,
+    *,
+    sharded: bool,
+    note: Callable[[str], object],
+) -> None:
     """Train on the chosen completions of `pairs`, merge any adapters, and save the whole model.
 
-    Without `sft` the model is saved as it is. Raises InputError for a loss that is not finite, and where what was saved
-    is not what was trained.
+    Without `sft` the model is saved as it is. `note` takes what a user should know of the model that is loaded. Raises
+    InputError for a loss that is not finite, and where what was saved is not what was trained.
     """
     model, compared = settings.sft_model, pairs[:COMPARED_PAIRS]
-    lm, trained = _trained(settings, pairs, folder / "scratch", report, sharded)
+    lm, trained = _trained(settings, pairs, folder / "scratch", report, sharded, note)
     # Trainer looks into its folder at its end, on every rank.
     World.current().broadcast(None)
 
@@ -49,13 +57,18 @@ def make_sft(settings: Settings, pairs: Sequence[TokenPair], folder: Path, repor
 
 
 def _trained(
-    settings: Settings, pairs: Sequence[TokenPair], scratch: Path, report: Report, sharded: bool
+    settings: Settings,
+    pairs: Sequence[TokenPair],
+    scratch: Path,
+    report: Report,
+    sharded: bool,
+    note: Callable[[str], object],
 ) -> tuple[Any, np.ndarray]:
     """The model after SFT without adapters, on rank 0, and its log-probabilities of the compared pairs with them."""
     sft, model = settings.sft, settings.sft_model
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
-    lm = load_model(model, seed=seed)
+    lm = load_model(model, seed=seed, note=note)
     if settings.model.lora:
         # What trials cannot adapt is refused before a long training.
         find_adapted(lm, settings.model.lora)

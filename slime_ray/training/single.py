@@ -23,6 +23,7 @@ from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], object]
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
-from slime_ray.model.loading import load_tokenizer
+from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.settings import Data, Model, Settings, fingerprint
 from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
@@ -42,6 +42,8 @@ from slime_ray.world import World
 BASELINE_SEED = 0
 MADE = "made.json"
 """Beside an SFT checkpoint, the hash of its weights: taken once, since they may be large."""
+NOTES = "notes.json"
+"""Next to it, what a user should know of the pretrained model that was loaded."""
 FORMAT = 5
 """Raised when what a stage writes changes, so that older caches are not read."""
 
@@ -146,9 +148,11 @@ def _source_content(data: Data) -> list[str | None]:
     return [content_of(str(file)) for file in files]
 
 
-def _weights(model: Model) -> str | None:
-    """Changes with the weights behind a local model, and with the code that makes an embedded one."""
-    return content_of(tiny.__file__) if model.task else content_of(model.source, by_time=True)
+def _weights(model: Model) -> list[str | None]:
+    """Changes with the weights behind a local model or adapter, and with the code that makes an embedded one."""
+    if model.task:
+        return [content_of(tiny.__file__)]
+    return [content_of(source, by_time=True) for source in weight_sources(model)]
 
 
 @lru_cache(maxsize=2)
@@ -171,7 +175,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
             "sft_checkpoint": checkpoint.name.split("-")[1],
             **_weights_made(checkpoint),
         },
-        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")),
+        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")) | _model_notes(checkpoint),
         format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
     )
 
@@ -227,11 +231,13 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
 
 
 def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
+    notes: list[str] = []
     pairs = _read_pairs(tokens / ("sft.parquet" if settings.sft else "train.parquet"))
-    make_sft(settings, pairs, folder, report, sharded=sharded)
+    make_sft(settings, pairs, folder, report, sharded=sharded, note=notes.append)
     if World.current().main:
         weights = fingerprint([content_of(str(file)) for file in sorted(folder.glob("*.safetensors"))])
         (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
+        (folder / NOTES).write_text(json.dumps({"model_notes": notes}), encoding="utf-8")
 
 
 def _make_step0(
@@ -315,6 +321,12 @@ def _weights_made(checkpoint: Path) -> dict[str, str]:
         return dict(json.loads((checkpoint / MADE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
+
+
+def _model_notes(checkpoint: Path) -> dict[str, list[str]]:
+    """What the pretrained model's loading had to say; nothing of an earlier version."""
+    file = checkpoint / NOTES
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _read_pairs(path: Path) -> list[TokenPair]:

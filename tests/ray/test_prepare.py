@@ -18,3 +18,8 @@ def test_rows_that_could_not_be_used_are_told_with_their_places():
         "Data: 3 of 20 held-out rows are left out in tokenizing; manifest.json says which.",
     ]
     assert unused_rows({"rows_read": 1024, "skipped": [], "truncated": {"sft": whole}}) == []
+
+
+def test_what_was_loaded_for_a_model_is_told():
+    note = "The adapter a was merged into its base b."
+    assert unused_rows({"rows_read": 8, "model_notes": [note]}) == [f"Model: {note}"]

@@ -15,9 +15,11 @@ from slime_ray.evaluation.field_files import answers_to, read_answers, read_ques
 from slime_ray.experiment import arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
+from slime_ray.model.loading import load_checkpoint
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, serving
+from tests.model.tiny_files import change_json, change_weights, without
 
 TEXT = """\
 name: given
@@ -81,7 +83,7 @@ def test_the_checkpoint_itself_is_a_baseline_like_any(trained, tmp_path):
     run = evaluated(space, checkpoint, "--baseline", checkpoint, storage=storage, name="itself")
     assert run.manifest["baseline"] == "arm-slime-s0"
     assert run.trials["win_rate"][0] == pytest.approx(0.5, abs=0.35)
-    sft = next((storage / ".stages").glob("sft-*"))
+    sft = next(path for path in (storage / ".stages").glob("sft-*") if path.is_dir())
     whole = evaluated(space, sft, storage=storage, name="whole")
     assert whole.trials["unlearning"][0] == 0
     assert whole.trials["kl_to_sft"][0] == pytest.approx(0, abs=1e-6)
@@ -277,3 +279,51 @@ def test_a_broken_checkpoint_is_named(trained, tmp_path, capsys):
     options = ["--storage", str(storage), "--name", "broken"]
     assert cli.main(["evaluate", str(space), str(broken), *options]) == 2
     assert f"{broken} cannot be loaded" in capsys.readouterr().err
+
+
+def refused(capsys, space, policy, storage):
+    """Standard error of an evaluation that refuses a policy and leaves no run."""
+    assert cli.main(["evaluate", str(space), str(policy), "--storage", str(storage), "--name", "refused"]) == 2
+    assert not (storage / "refused").exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["adapter", "whole model"])
+def test_a_policy_that_lacks_weights_is_refused_by_their_names(trained, tmp_path, capsys, lacking):
+    space, storage, row = trained
+    policy, weights = tmp_path / "policy", "adapter_model.safetensors"
+    if lacking == "adapter":
+        shutil.copytree(storage / "first" / "trials" / row["trial_id"] / "checkpoint", policy)
+    else:
+        shutil.copytree(next(path for path in (storage / ".stages").glob("sft-*") if path.is_dir()), policy)
+        weights = "model.safetensors"
+    change_weights(policy / weights, without("layers.0.self_attn.v_proj"))
+    assert f"{policy} cannot be loaded" in (said := refused(capsys, space, policy, storage))
+    assert "layers.0.self_attn.v_proj" in said
+
+
+def test_an_adapter_is_measured_on_what_it_was_trained_on(trained, tmp_path, capsys):
+    """On the SFT checkpoint of this experiment wherever its storage is, else on its own base, which is said."""
+    space, storage, row = trained
+    moved, foreign = tmp_path / "moved", tmp_path / "foreign"
+    shutil.copytree(storage / "first" / "trials" / row["trial_id"] / "checkpoint", moved)
+    name = Path(json.loads((moved / "adapter_config.json").read_text())["base_model_name_or_path"]).name
+    change_json(moved / "adapter_config.json", base_model_name_or_path=f"/elsewhere/runs/.stages/{name}")
+    sft = storage / ".stages" / name
+    shutil.copytree(sft, tmp_path / "base")
+    change_weights(
+        tmp_path / "base" / "model.safetensors", lambda found: {key: 1.1 * value for key, value in found.items()}
+    )
+    shutil.copytree(moved, foreign)
+    change_json(foreign / "adapter_config.json", base_model_name_or_path=str(tmp_path / "base"))
+    load_checkpoint(foreign, dtype="float32").save_pretrained(tmp_path / "merged")
+    run = evaluated(space, moved, foreign, tmp_path / "merged", storage=storage, name="three")
+    drift = dict(zip(run.trials["label"], run.trials["mean_margin"], strict=True))
+    assert drift["moved"] == pytest.approx(row["mean_margin"], rel=1e-4)
+    assert drift["foreign"] == pytest.approx(drift["merged"], rel=1e-4)
+    assert drift["foreign"] != pytest.approx(drift["moved"], rel=1e-2)
+    note = f"The adapter {foreign} was merged into its base {tmp_path / 'base'}."
+    assert run.manifest["data"]["model_notes"] == [note]
+    assert note in capsys.readouterr().out
+    change_json(foreign / "adapter_config.json", base_model_name_or_path="/elsewhere/runs/.stages/sft-0123")
+    assert "its base /elsewhere/runs/.stages/sft-0123 is not here" in refused(capsys, space, foreign, storage)

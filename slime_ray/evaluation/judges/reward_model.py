@@ -4,12 +4,12 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.errors import InputError, RunError
@@ -17,6 +17,10 @@ from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, S
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.evaluation.verdicts import read_score
 from slime_ray.judge_settings import RewardModel
+from slime_ray.model.files import check_texts
+from slime_ray.model.merging import CLASSIFIER, load_parts
+from slime_ray.model.parts import parts_of
+from slime_ray.model.pretrained import log_note, read_tokenizer, refusing
 
 
 class RewardModelJudge(ScoringJudge):
@@ -36,7 +40,12 @@ class RewardModelJudge(ScoringJudge):
         """Raises InputError for what is no reward model, before its weights are read."""
         self.settings, self.verdicts, self.offline, self.progress = settings, verdicts, offline, progress
         self.name, self.tie_band = settings.identity, settings.tie_band
-        self.config = self._load(AutoConfig)
+        with refusing(self._not_loaded):
+            self.parts = parts_of(settings.model, settings.revision)
+        self.config = self._load(AutoConfig.from_pretrained, self.parts.source, self.parts.revision)
+        if self.parts.supplied:
+            # The head is the adapter's, and its base may be no classifier at all.
+            self.config.num_labels = 1
         if self.config.num_labels != 1:
             raise self._unusable(f"it has {self.config.num_labels} labels, and a reward model has one")
         self.key = f"{settings.scoring} {self._weights()}"
@@ -55,7 +64,7 @@ class RewardModelJudge(ScoringJudge):
         missing: Counter[str] = Counter()
         new, shortened = 0, 0
         if left:
-            tokenizer = self._load(AutoTokenizer)
+            tokenizer = self._load(read_tokenizer, *self.parts.tokenizer)
             conversations, shortened = self._encode(tokenizer, [pairs[place] for place in left])
             rendered = [index for index, ids in enumerate(conversations) if ids]
             scores = self._score(tokenizer, [conversations[index] for index in rendered])
@@ -124,36 +133,41 @@ class RewardModelJudge(ScoringJudge):
         return scores
 
     def _model(self) -> Any:
-        dtype = getattr(torch, self.settings.dtype)
-        model, found = self._load(
-            AutoModelForSequenceClassification, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        if found["missing_keys"]:
-            raise self._unusable(f"its files lack weights, among them {sorted(found['missing_keys'])[0]}")
-        return model
-
-    def _load(self, kind: Any, **options: Any) -> Any:
         settings = self.settings
-        try:
-            return kind.from_pretrained(
-                settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **options
+        with refusing(self._not_loaded):
+            return load_parts(
+                AutoModelForSequenceClassification,
+                self.parts,
+                task=CLASSIFIER,
+                note=log_note,
+                config=self.config,
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=settings.trust_remote_code,
             )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise self._unusable(lines[0].rstrip(".") if lines else type(error).__name__) from None
+
+    def _load(self, read: Callable[..., Any], source: str, revision: str | None) -> Any:
+        with refusing(self._not_loaded):
+            if Path(source).is_dir():
+                check_texts(Path(source))
+            return read(source, revision=revision, trust_remote_code=self.settings.trust_remote_code)
 
     def _unusable(self, reason: str) -> InputError:
-        return InputError(
-            f"evaluation.judge.model {self.settings.model} cannot be used as a reward model: {reason}. Give a folder "
-            "or hub id of a sequence classifier of one label, with safetensors and a chat template."
+        return self._not_loaded(
+            f"{reason}. Give a folder or hub id of a sequence classifier of one label, with safetensors and a chat "
+            "template."
         )
 
+    def _not_loaded(self, reason: str) -> InputError:
+        return InputError(f"evaluation.judge.model {self.settings.model} cannot be used as a reward model: {reason}")
+
     def _weights(self) -> str:
-        """Changes with the weights: the hub's commit, or sizes and times of a folder's files."""
+        """Changes with the weights: the hub's commit, and sizes and times of the files of local folders."""
         commit: str | None = getattr(self.config, "_commit_hash", None)
-        files = sorted(Path(self.settings.model).glob("*")) if commit is None else []
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-        return commit or hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+        folders = [folder for folder in (self.parts.adapter, None if commit else Path(self.parts.source)) if folder]
+        files = [file for folder in folders for file in sorted(folder.glob("*")) if file.is_file()]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        local = hashlib.sha256(repr(stats).encode()).hexdigest()[:16] if folders else ""
+        return f"{commit or ''}{local}"
 
     def _key(self, prompt: Messages, answer: str) -> str:
         turns = [[turn["role"], turn["content"]] for turn in prompt]
