@@ -21,6 +21,7 @@ from slime_ray.training.course import Hosting
 from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import Order, Paused, ending, interrupts
 from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
@@ -75,7 +76,8 @@ def train_one(
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
         refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
-        for line in model_lines(stages.data):
+        other = trial.settings.model != experiment.settings.model
+        for line in model_lines(model_facts(trial.settings, stages.checkpoint) if other else stages.data):
             logger.info(line)
             say(line)
         results.write_manifest(run, manifest)

@@ -35,6 +35,7 @@ def settings(experiment) -> Settings:
 def with_sft(settings: Settings, *, lora: Any = "same", dtype: str = "float32", **changes: Any) -> Settings:
     schedule = {"updates": 6, "learning_rate": 5e-3, "examples_per_update": 3, "lora": lora} | changes
     model = settings.model.model_copy(update={"dtype": dtype})
+    assert settings.sft is not None
     return settings.model_copy(update={"model": model, "sft": settings.sft.model_copy(update=schedule)})
 
 
