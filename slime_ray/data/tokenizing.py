@@ -6,7 +6,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
+from slime_ray.data.lost_text import LostText
 from slime_ray.data.preferences import RowTally, SkippedRows
 from slime_ray.data.rendering import RenderedPair, render_pairs
 from slime_ray.data.splits import prompt_hash
@@ -33,6 +34,8 @@ NO_ROOM = "prompt leaves no room for a completion"
 SAME_TOKENS = "chosen and rejected have the same tokens"
 SAME_ONCE_CUT = "chosen and rejected have the same tokens once cut"
 
+LOST = "with text that the chat template leaves out or rewrites"
+
 _BATCH = 1000
 _IDS = List(Value("int32"))
 _FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "prompt_hash": Value("string")})
@@ -46,6 +49,7 @@ class TruncationReport:
     rows_read: int
     changed: tuple[SkippedRows, ...]
     dropped: tuple[SkippedRows, ...]
+    rows_with_lost_text: int = 0
 
     def _changed(self, *reasons: str) -> int:
         return sum(group.count for group in self.changed if group.reason in reasons)
@@ -74,6 +78,7 @@ class TruncationReport:
             "prompts_truncated": self.prompts_truncated,
             "completions_truncated": self.completions_truncated,
             "rows_with_special_text": self.rows_with_special_text,
+            "rows_with_lost_text": self.rows_with_lost_text,
             "rows_dropped": self.rows_dropped,
             "changed": [group.as_dict() for group in self.changed],
             "dropped": [group.as_dict() for group in self.dropped],
@@ -160,6 +165,7 @@ def tokenize_prompts(
     _check_limits(None, max_prompt_tokens)
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
+    lossy = 0
     texts = renderer.prompt_texts(prompts)
     encoded = iter(renderer.encode([text for text in texts if isinstance(text, str)]))
     ids: list[list[int]] = []
@@ -170,13 +176,14 @@ def tokenize_prompts(
             continue
         if renderer.has_special_text(prompt):
             changed.add(SPECIAL_TEXT, f"row {number}")
+        lossy += _count_lost(changed, f"row {number}", [("prompt", each) for each in renderer.lost_texts(prompt, text)])
         full = next(encoded)
         cut = _end_of(full, max_prompt_tokens)
         if len(cut) < len(full):
             changed.add(PROMPT_CUT, f"row {number}")
         ids.append(cut)
         kept.append(number)
-    report = TruncationReport(len(prompts), changed.result(), dropped.result())
+    report = TruncationReport(len(prompts), changed.result(), dropped.result(), lossy)
     _say(report, "prompts", strict=strict)
     hashes = tuple(prompt_hash(prompts[number]) for number in kept)
     return TokenizedPrompts(tuple(ids), hashes, tuple(kept), report)
@@ -213,6 +220,7 @@ def _tokenize(
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
     kept: list[int] = []
+    lossy = 0
     given = ("prompt", "chosen", "rejected") if rejected else ("prompt", "chosen")
     source = dataset.select_columns(list(given)).with_format("arrow")
     chunks = [Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES)]
@@ -225,9 +233,10 @@ def _tokenize(
             if any(renderer.has_special_text(row[name]) for name in given):
                 changed.add(SPECIAL_TEXT, place)
             fitted = pair if isinstance(pair, Refusal) else _fit(pair, limits)
-            if isinstance(fitted, Refusal):
-                dropped.add(fitted.reason, place)
+            if isinstance(pair, Refusal) or isinstance(fitted, Refusal):
+                dropped.add((pair if isinstance(pair, Refusal) else fitted).reason, place)
                 continue
+            lossy += _count_lost(changed, place, pair.lost)
             for reason in fitted.cuts:
                 changed.add(reason, place)
             kept.append(number)
@@ -236,9 +245,20 @@ def _tokenize(
             columns_out["prompt_hash"].append(prompt_hash(row["prompt"]))
         if columns_out["prompt_hash"]:
             chunks.append(Dataset.from_dict(columns_out, features=_FEATURES))
-    report = TruncationReport(len(dataset), changed.result(), dropped.result())
+    report = TruncationReport(len(dataset), changed.result(), dropped.result(), lossy)
     _say(report, "pairs" if rejected else "SFT examples", strict=strict)
     return TokenizedPairs(concatenate_datasets(chunks), tuple(kept), report)
+
+
+def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:
+    """Count what the template made of a row's text, a part and role once. Returns 1 for a row with lost text, else 0."""
+    firsts: dict[str, str] = {}
+    for part, text in lost:
+        what = f"{text.role} turns of prompts" if part == "prompt" else f"{part} completions"
+        firsts.setdefault(f"{what} {LOST}", text.beginning)
+    for reason, beginning in firsts.items():
+        changed.add(reason, place, beginning)
+    return int(bool(firsts))
 
 
 @dataclass(frozen=True)
@@ -299,15 +319,12 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
     """Warns in one line about everything that is not as it was given, or refuses."""
     lost = [*report.dropped, *(group for group in report.changed if group.reason != SPECIAL_TEXT)]
     summary = "; ".join(map(str, lost))
+    ways = _ways_out(group.reason for group in lost)
     if report.rows_read and report.rows_dropped == report.rows_read:
-        raise InputError(
-            f"None of the {report.rows_read} {what} is left: {summary}. Raise data.max_tokens, or give another chat "
-            "template."
-        )
+        raise InputError(f"None of the {report.rows_read} {what} is left: {summary}. {ways}.")
     if lost and strict:
         raise InputError(
-            f"Of {report.rows_read} {what} some do not fit: {summary}. Raise data.max_tokens or "
-            "data.max_prompt_tokens, shorten them, or set data.strict to false."
+            f"Of {report.rows_read} {what} some do not fit or are changed: {summary}. {ways}, or set data.strict to false."
         )
     dropped = "; ".join(map(str, report.dropped))
     changed = "; ".join(map(str, report.changed))
@@ -319,3 +336,13 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
             dropped or "none",
             changed or "none",
         )
+
+
+def _ways_out(reasons: Iterable[str]) -> str:
+    """What can be done about rows that are cut, changed or dropped."""
+    lengths = {PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT, NO_ROOM, SAME_ONCE_CUT}
+    found = set(reasons)
+    ways = ["Raise data.max_tokens or data.max_prompt_tokens"] if found & lengths else []
+    if found - lengths:
+        ways.append("Give a chat template that writes these rows as they are (model.chat_template)")
+    return f"{', or '.join([ways[0], *(way[0].lower() + way[1:] for way in ways[1:])])}, or change the rows"
