@@ -48,10 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world": {"errors"},
     "mirror": {"errors"},
     "data": {*DESCRIPTION},
+    "data_facts": set(),
     "model": {*DESCRIPTION, "objectives", "data"},
     "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "stability_v1", "world"},
     "training": {
         *DESCRIPTION,
+        "data_facts",
         "objectives",
         "data",
         "model",
@@ -63,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stability_v1",
         "world",
     },
-    "planning": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "world"},
+    "planning": {*DESCRIPTION, "objectives", "data", "data_facts", "model", "evaluation", "training", "world"},
     "stability_v1": set(),
     "redaction": set(),
     "results": {"errors", "redaction", "stability_v1"},
@@ -72,6 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "instructions": {*DESCRIPTION, "experiment_file", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
+        "data_facts",
         "objectives",
         "data",
         "model",
@@ -89,7 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
-    "analysis": {"design", "errors", "results", "stability_v1"},
+    "analysis": {"data_facts", "design", "errors", "results", "stability_v1"},
     # A step of training beside other recipes, and what a plan said of a sweep.
     "bench": {"errors", "data", "model", "objectives", "planning", "results"},
     "cli": {

@@ -83,9 +83,10 @@ def stop_token_ids(
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a conversation could not be rendered."""
+    """Why a conversation could not be rendered. example: how it goes, where that helps to find it."""
 
     reason: str
+    example: str = ""
 
 
 class ChatRenderer:

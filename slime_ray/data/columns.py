@@ -13,6 +13,8 @@ from slime_ray.data.messages import ROLES
 UNREAD = "(bytes, not read)"
 """Stands for a cell with images or other bytes, which are not loaded."""
 
+COLUMN = "with a column "
+
 _METADATA = re.compile(
     r"id|ids|idx|index|key|uid|uuid|guid|hash|source|sources|dataset|data_source|origin|split|subset|category|categories"
     r"|topics?|domain|tags?|task_(type|name|category)|language|lang|locale|country|license|url|link|timestamp|date|time"
@@ -50,7 +52,7 @@ def is_metadata(name: str, declared: Collection[str] = ()) -> bool:
 
 
 def left_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()) -> list[str]:
-    """Names of a row's other columns and fields with something that is in none of the pair's messages.
+    """A reason for each other column and field of a row with something that is in none of the pair's messages.
 
     Numbers and names of metadata are passed over, and so is a column that repeats the pair's own messages. In fields of
     messages numbers count, since `weight` and its like change what is trained on.
@@ -60,7 +62,7 @@ def left_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()
         trained = {message["content"].strip() for part in (pair.prompt, pair.chosen, pair.rejected) for message in part}
         others = [name for name in others if any(text not in trained for text in _texts(row[name]))]
     fields = sorted(name for name in pair.fields if not is_metadata(name, declared))
-    return [*(f"column {name}" for name in others), *(f"field {name} of messages" for name in fields)]
+    return [*(f"{COLUMN}{name}" for name in others), *(f"with a field {name} of messages" for name in fields)]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -141,4 +143,3 @@ def _nearest(wanted: str, names: list[str]) -> str | None:
     containing = [lower for lower in by_name if wanted in lower and not is_metadata(lower)]
     near = containing or difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.75)
     return by_name[near[0]] if near else None
-

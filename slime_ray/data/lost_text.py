@@ -61,4 +61,9 @@ def _missing(content: str, rendered: str) -> str:
     missing: Callable[[int], bool] = lambda length: _squeezed(content[:length]) not in rendered  # noqa: E731
     first = bisect_left(range(len(content) + 1), True, key=missing) - 1
     start = first if first > CERTAIN else 0
-    return " ".join(content[start : start + 2 * SHOWN].split())[:SHOWN]
+    return one_line(content[start:])
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return " ".join(text[: 2 * SHOWN].split())[:SHOWN]

@@ -211,14 +211,16 @@ def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
     left = [*report.text_ignored, *(group for group in report.noted if group.reason == PROMPT_COLUMN_DIFFERS)]
     if left and strict:
         raise InputError(
-            f"{source}: it has text that nothing is trained on, besides prompt, chosen and rejected and the role and "
-            f"content of messages: {'; '.join(map(str, left))}. Write it into the messages or remove it, name what is "
+            f"{source}: it has rows with text that nothing is trained on, besides prompt, chosen and rejected and role "
+            f"and content of messages: {'; '.join(map(str, left))}. Write it into the messages or remove it, name what is "
             "no text to train on in data.metadata, or set data.strict to false."
         )
     if report.skipped:
         logger.warning("%s: skipped %s: %s", source, counts, summary)
     if report.text_ignored:
-        logger.warning("%s: text that nothing is trained on: %s", source, "; ".join(map(str, report.text_ignored)))
+        logger.warning(
+            "%s: rows with text that nothing is trained on: %s", source, "; ".join(map(str, report.text_ignored))
+        )
     if report.noted:
         logger.warning("%s: kept, but odd: %s", source, "; ".join(map(str, report.noted)))
 

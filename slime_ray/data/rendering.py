@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
-from slime_ray.data.lost_text import LostText
+from slime_ray.data.lost_text import LostText, one_line
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def render_pairs(
         if refusal is None:
             rendered[row] = [str(text) for text in texts]
         else:
-            results[row] = refusal
+            results[row] = Refusal(refusal.reason, one_line(prompts[row][-1]["content"]))
     prompt_texts, *answer_texts = zip(*rendered.values(), strict=True) if rendered else [()] * (1 + len(completions))
     columns = [renderer.encode(prompt_texts), *(renderer.encode(texts, inner=True) for texts in answer_texts)]
     for (row, texts), *ids in zip(rendered.items(), *columns, strict=True):

@@ -117,10 +117,10 @@ def _check_encoding(path: Path) -> None:
     """Raise InputError for what would otherwise be an error in every line."""
     with path.open("rb") as file:
         start = file.read(4)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
-        raise InputError(f"{path}: looks like UTF-16 or UTF-32. Save the file as UTF-8.")
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
         raise InputError(f"{path}: is compressed. Unpack it and give the file that was in it.")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        raise InputError(f"{path}: looks like UTF-16 or UTF-32. Save the file as UTF-8.")
 
 
 def _jsonl_rows(path: Path, label: str) -> Rows:

@@ -6,7 +6,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
-from slime_ray.data.lost_text import LostText
+from slime_ray.data.lost_text import LostText, one_line
 from slime_ray.data.preferences import RowTally, SkippedRows
-from slime_ray.data.rendering import RenderedPair, render_pairs
+from slime_ray.data.rendering import SEVERAL_MESSAGES, RenderedPair, render_pairs
 from slime_ray.data.splits import prompt_hash
 from slime_ray.errors import InputError
 
@@ -160,8 +160,9 @@ def tokenize_prompts(
     *,
     max_prompt_tokens: int | None = None,
     strict: bool = False,
+    what: str = "prompts",
 ) -> TokenizedPrompts:
-    """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`."""
+    """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`. what: their name."""
     _check_limits(None, max_prompt_tokens)
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
@@ -172,7 +173,7 @@ def tokenize_prompts(
     kept: list[int] = []
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         if isinstance(text, Refusal):
-            dropped.add(text.reason, f"row {number}")
+            dropped.add(text.reason, f"row {number}", one_line(prompt[-1]["content"]))
             continue
         if renderer.has_special_text(prompt):
             changed.add(SPECIAL_TEXT, f"row {number}")
@@ -184,7 +185,7 @@ def tokenize_prompts(
         ids.append(cut)
         kept.append(number)
     report = TruncationReport(len(prompts), changed.result(), dropped.result(), lossy)
-    _say(report, "prompts", strict=strict)
+    _say(report, what, strict=strict)
     hashes = tuple(prompt_hash(prompts[number]) for number in kept)
     return TokenizedPrompts(tuple(ids), hashes, tuple(kept), report)
 
@@ -232,9 +233,12 @@ def _tokenize(
             place = f"row {number}"
             if any(renderer.has_special_text(row[name]) for name in given):
                 changed.add(SPECIAL_TEXT, place)
-            fitted = pair if isinstance(pair, Refusal) else _fit(pair, limits)
-            if isinstance(pair, Refusal) or isinstance(fitted, Refusal):
-                dropped.add((pair if isinstance(pair, Refusal) else fitted).reason, place)
+            if isinstance(pair, Refusal):
+                dropped.add(pair.reason, place, pair.example)
+                continue
+            fitted = _fit(pair, limits)
+            if isinstance(fitted, Refusal):
+                dropped.add(fitted.reason, place)
                 continue
             lossy += _count_lost(changed, place, pair.lost)
             for reason in fitted.cuts:
@@ -319,12 +323,13 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
     """Warns in one line about everything that is not as it was given, or refuses."""
     lost = [*report.dropped, *(group for group in report.changed if group.reason != SPECIAL_TEXT)]
     summary = "; ".join(map(str, lost))
-    ways = _ways_out(group.reason for group in lost)
+    ways = _ways_out({group.reason for group in lost})
     if report.rows_read and report.rows_dropped == report.rows_read:
         raise InputError(f"None of the {report.rows_read} {what} is left: {summary}. {ways}.")
     if lost and strict:
         raise InputError(
-            f"Of {report.rows_read} {what} some do not fit or are changed: {summary}. {ways}, or set data.strict to false."
+            f"Of {report.rows_read} {what} some do not fit or are changed: {summary}. {ways}, or set data.strict to "
+            "false."
         )
     dropped = "; ".join(map(str, report.dropped))
     changed = "; ".join(map(str, report.changed))
@@ -338,11 +343,11 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
         )
 
 
-def _ways_out(reasons: Iterable[str]) -> str:
+def _ways_out(reasons: set[str]) -> str:
     """What can be done about rows that are cut, changed or dropped."""
     lengths = {PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT, NO_ROOM, SAME_ONCE_CUT}
-    found = set(reasons)
-    ways = ["Raise data.max_tokens or data.max_prompt_tokens"] if found & lengths else []
-    if found - lengths:
-        ways.append("Give a chat template that writes these rows as they are (model.chat_template)")
-    return f"{', or '.join([ways[0], *(way[0].lower() + way[1:] for way in ways[1:])])}, or change the rows"
+    ways = ["raise data.max_tokens or data.max_prompt_tokens"] if reasons & lengths else []
+    if reasons - lengths - {SAME_TOKENS, SEVERAL_MESSAGES}:
+        ways.append("give a chat template that writes these rows as they are (model.chat_template)")
+    text = ", ".join([*ways, "or change the rows" if ways else "change the rows"])
+    return text[0].upper() + text[1:]

@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
 from rich.console import Console
 
+from slime_ray.data_facts import data_lines
 from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment
 from slime_ray.on_ray.connection import errors_as_sentences
@@ -59,23 +59,10 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         elif not ray.wait([making], timeout=0)[0]:
             ray.cancel(making, force=True)
         place.monitor.end(STAGES)
-    for line in unused_rows(made["data"]):
+    for line in data_lines(made["data"]):
+        logger.warning(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}
-
-
-def unused_rows(data: Mapping[str, Any]) -> list[str]:
-    """What of the data could not be used, a line each. data: as the manifest keeps it."""
-    lines = []
-    if skipped := data.get("rows_skipped"):
-        why = "; ".join(f"{group['count']} {group['reason']} ({', '.join(group['rows'][:3])})" for group in skipped)
-        count = sum(group["count"] for group in skipped)
-        lines.append(f"Data: {count} of {data['rows_read']} rows are left out: {why}.")
-    for part, found in data.get("truncated", {}).items():
-        if found["rows_dropped"]:
-            dropped = f"{found['rows_dropped']} of {found['rows_read']} {part.replace('_', '-')} rows"
-            lines.append(f"Data: {dropped} are left out in tokenizing; manifest.json says which.")
-    return lines
 
 
 def _stop() -> None:

@@ -4,6 +4,7 @@ What is left is a run like any other, one arm a policy, so that tables, reports 
 """
 
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from slime_ray import results
+from slime_ray.data_facts import data_lines
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -42,6 +44,8 @@ from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, s
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
 from slime_ray.training.worker import is_memory_error, reset_process
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,9 @@ def evaluate(
             if one.is_file:
                 bench.read(one)
         bench.compare_with(against)
+        for line in data_lines(bench.data):
+            logger.warning(line)
+            say(line)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)

@@ -3,12 +3,14 @@
 It computes what the same trial computes in a sweep, and leaves a run of the same files.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from slime_ray import results
+from slime_ray.data_facts import data_lines
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.mirror import Mirror
@@ -21,6 +23,7 @@ from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
 Say = Callable[[str], object]
+logger = logging.getLogger(__name__)
 
 
 def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
@@ -67,6 +70,9 @@ def train_one(
         except OSError as error:
             raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
         manifest |= {"hashes": stages.hashes, "data": stages.data}
+        for line in data_lines(stages.data):
+            logger.warning(line)
+            say(line)
         with mirror.answering():
             results.write_manifest(run, manifest)
             if trial.trial_id not in results.finished_trials(run):
