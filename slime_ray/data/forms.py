@@ -18,8 +18,6 @@ KNOWN_FORMS = (
 )
 
 PROMPT_COLUMN_DIFFERS = "the prompt column is no user turn of the conversation, which was taken as it is"
-
-
 PROMPT_REPEATED = "both completions begin with the whole prompt, which is kept in them"
 NO_TEXT = "a prompt or completion is the word that an empty cell is written as (nan, None, null), taken as text"
 

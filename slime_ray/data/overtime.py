@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 
 _limits: dict[int, float] = {}
 """By thread, the processor time of this process at which its work is ended."""

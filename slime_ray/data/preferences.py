@@ -212,8 +212,8 @@ def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
     if left and strict:
         raise InputError(
             f"{source}: it has rows with text that nothing is trained on, besides prompt, chosen and rejected and role "
-            f"and content of messages: {'; '.join(map(str, left))}. Write it into the messages or remove it, name what is "
-            "no text to train on in data.metadata, or set data.strict to false."
+            f"and content of messages: {'; '.join(map(str, left))}. Write it into the messages or remove it, name what "
+            "is no text to train on in data.metadata, or set data.strict to false."
         )
     if report.skipped:
         logger.warning("%s: skipped %s: %s", source, counts, summary)

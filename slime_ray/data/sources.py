@@ -234,6 +234,6 @@ def unknown_form(source: str, columns: Iterable[Any]) -> InputError:
     """The error of data whose columns are those of no known form."""
     names = sorted(map(str, columns))
     return InputError(
-        f"{source}: the columns are {', '.join(names) or 'none'}, which is no known form of preference data: chosen and "
-        f"rejected are needed. {renaming(names)}. The known forms are {KNOWN_FORMS}."
+        f"{source}: the columns are {', '.join(names) or 'none'}, which is no known form of preference data: chosen "
+        f"and rejected are needed. {renaming(names)}. The known forms are {KNOWN_FORMS}."
     )

@@ -255,7 +255,7 @@ def _tokenize(
 
 
 def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:
-    """Count what the template made of a row's text, a part and role once. Returns 1 for a row with lost text, else 0."""
+    """Count a row's lost text, a part and role once. Returns 1 for a row that has some, else 0."""
     firsts: dict[str, str] = {}
     for part, text in lost:
         what = f"{text.role} turns of prompts" if part == "prompt" else f"{part} completions"
