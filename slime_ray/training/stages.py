@@ -205,6 +205,8 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         content[name] = tokenized_hash(tokenized.dataset)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     for name, asked in prompts.items():
+        if asked.truncation is not None:
+            truncated[f"{name}_prompts"] = asked.truncation.as_dict()
         content[f"prompts-{name}"] = fingerprint([asked.token_ids, asked.categories, asked.later])
         write_prompts(folder / f"prompts-{name}.parquet", asked)
     stop_tokens = list(stop_token_ids(tokenizer))
