@@ -6,7 +6,8 @@ computes that attention; without one (generation, one sequence per row) it is pl
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -68,6 +69,16 @@ class RowLayout:
                 _compile=device.type == "cuda",
             )
         return self._block_masks[window]
+
+
+@contextmanager
+def plain_attention(lm: Any) -> Iterator[None]:
+    """Have a model that takes `ROW_ATTENTION` use transformers' eager attention meanwhile."""
+    lm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(ROW_ATTENTION)
 
 
 def visible(

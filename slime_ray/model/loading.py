@@ -44,12 +44,10 @@ def load_model(model: Model, *, seed: int) -> Any:
         return tiny_model(load_task(model.task), seed=seed)
     dtype = getattr(torch, model.dtype)
     lm: Any
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     try:
         if gguf := _gguf(model):
-            lm = AutoModelForCausalLM.from_pretrained(
-                gguf[0], gguf_file=gguf[1], dtype=dtype, attn_implementation="sdpa"
-            )
+            lm = AutoModelForCausalLM.from_pretrained(gguf[0], gguf_file=gguf[1], dtype=dtype)
             # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
             lm.hf_quantizer = None
             del lm.config.quantization_config
@@ -87,7 +85,7 @@ def load_config(model: Model) -> Any | None:
 def load_checkpoint(folder: Path, *, dtype: str) -> Any:
     """A model that a stage saved with `save_pretrained` (safetensors only)."""
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
     )
 
 

@@ -39,6 +39,7 @@ from slime_ray.training.measuring import (
 )
 from slime_ray.training.orders import Paused, Report
 from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
+from slime_ray.training.reach import check_reach
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
 from slime_ray.training.worker import is_memory_error, reset_process
@@ -277,4 +278,7 @@ class _Models(_Files):
                 lm = load_checkpoint(one.path, dtype=dtype)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{one.path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-        return place(make_policy(lm, self.settings.model), sharded=False).eval()
+        policy = place(make_policy(lm, self.settings.model), sharded=False).eval()
+        max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
+        check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
+        return policy

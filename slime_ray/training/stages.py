@@ -39,6 +39,7 @@ from slime_ray.settings import Data, Model, Settings, fingerprint
 from slime_ray.training.cache import cached, content_of
 from slime_ray.training.orders import Report
 from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
+from slime_ray.training.reach import check_reach
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
 
@@ -233,6 +234,7 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
         if model.lora:
             lm = add_lora(lm, model.lora)
         policy = place(make_policy(lm, model), sharded=sharded)
+        _check_reach(policy, settings, tokens)
 
         def after_update(step: int, metrics: Metrics) -> Next:
             if world.main and step % max(1, trainer.updates // 20) == 0:
@@ -282,6 +284,7 @@ def _make_step0(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
     policy, world = _checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    _check_reach(policy, settings, tokens)
     if world.main and policy.why_not_packed is not None:
         report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
@@ -295,6 +298,7 @@ def _make_baseline(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
     policy, world = _checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    _check_reach(policy, settings, tokens)
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in PROMPT_SETS:
@@ -349,6 +353,10 @@ def place(policy: Policy, *, sharded: bool) -> Policy:
 
 def _checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
     return place(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
+
+
+def _check_reach(policy: Policy, settings: Settings, tokens: Path) -> None:
+    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
