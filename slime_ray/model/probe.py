@@ -4,6 +4,8 @@ Two made-up pairs run through the whole model one sequence at a time, and throug
 trained heads take part: it is the model as it is now.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +84,8 @@ def why_not_padded(policy: Any) -> str | None:
 
     padding = len(long) - len(short)
     try:
-        alone = steps([short], [[1] * len(short)])
+        with _refusing(f"{type(policy.causal_lm).__name__} cannot answer prompts"):
+            alone = steps([short], [[1] * len(short)])
         padded = steps([[0] * padding + short, long], [[0] * padding + [1] * len(short), [1] * len(long)])
     finally:
         policy.train(was_training)
@@ -105,7 +108,8 @@ class _Probe:
         self.watch = PositionWatch(self.lm)
         sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in self.pairs]
         self.sequences = sequences + [(pair.prompt_ids, pair.rejected_ids) for pair in self.pairs]
-        own = [self._own(*sequence) for sequence in self.sequences]
+        with _refusing(f"{self.name} computes no logits of text alone"):
+            own = [self._own(*sequence) for sequence in self.sequences]
         self.expected = torch.cat([logps for logps, _ in own])
         precision = self.lm.get_input_embeddings().weight.dtype
         self.wide = precision in (torch.float32, torch.float64)
@@ -154,14 +158,8 @@ class _Probe:
 
     def _check_rows(self) -> None:
         """Compare the head on sequences alone, and the same sequences padded to one length."""
-        try:
+        with _refusing(f"{self.name} cannot be used as a decoder and an output head"):
             together = self._ours(self.pairs, shared_prompt=False)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            text = str(error).strip().splitlines()
-            raise InputError(
-                f"{self.name} cannot be used as a decoder and an output head: {type(error).__name__}"
-                f"{f' ({text[0]})' if text else ''}. {WAY_OUT}"
-            ) from None
         difference = self._difference(together, self.expected)
         if difference <= self.allowed:
             return
@@ -195,6 +193,19 @@ class _Probe:
         # A token that sees what it must not is off by far more than rounding.
         allowed = max(1e-4, self.allowed)
         return None if difference <= allowed else f"packed rows give log-probabilities that differ by {difference:.2g}"
+
+
+@contextmanager
+def _refusing(sentence: str) -> Iterator[None]:
+    """Refuse a model for an error of its own, with the sentence before it. Memory that runs out is none."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        detail = f" ({lines[0].rstrip('.')})" if lines else ""
+        raise InputError(f"{sentence}: {type(error).__name__}{detail}. {WAY_OUT}") from None
 
 
 def _suspects(config: Any) -> str:
