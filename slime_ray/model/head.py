@@ -23,6 +23,7 @@ _DIVISORS = {
         "logits_scaling",
     ),
     "inkling_text": "logits_mup_width_multiplier",
+    "minicpm3": "logits_scaling",
 }
 _FACTORS = {
     **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "cohere_compass_text"), "logit_scale"),

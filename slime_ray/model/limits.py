@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from slime_ray.errors import InputError
 from slime_ray.model.parts import decoder_of
@@ -76,27 +77,13 @@ class PositionWatch:
     def limits(self) -> Limits:
         """The limits of the model that was watched."""
         config = self.lm.config.get_text_config()
-        ids = self.lm.get_input_embeddings().weight.shape[0]
-        size = getattr(config, _SIZES.get(config.model_type, "max_position_embeddings"), None)
+        size = _positions(config)
         tables = [rows for module, calls in self.tables.items() if (rows := self._rows(module, calls, size))]
-        tables += [size for name, table in decoder_of(self.lm).named_buffers() if _is_table(name, table, size)]
-        if config.model_type in _SIZES:
-            tables.append(size)
-        far = 4 * (getattr(config, "max_position_embeddings", None) or 2**15)
-        lengths = [steady_length(module, call, far=far) for module, call in self.rotary.items()]
-        steady = [length for length in lengths if length is not None]
-        if steady and min([*steady, *tables]) == min(steady):
-            kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-            named = f" (rope_type {kind} in its config.json)" if isinstance(kind, str) else ""
-            return Limits(
-                ids,
-                min(steady),
-                f"the {min(steady)} positions up to which this model's rotary frequencies{named} do not depend on the "
-                "longest sequence of a batch",
-            )
-        if tables:
-            return Limits(ids, min(tables), f"the model's {min(tables)} positions")
-        return Limits(ids)
+        tables += _other_tables(self.lm)
+        lengths = [settings.get("original_max_position_embeddings") for settings in _ropes(config)]
+        far = 4 * max([length for length in [*lengths, size] if isinstance(length, int)], default=2**15)
+        steady = [steady_length(module, call, far=far) for module, call in self.rotary.items()]
+        return _limits(self.lm, tables, [length for length in steady if length is not None])
 
     def _rows(self, module: nn.Embedding, calls: list[torch.Tensor], size: int | None) -> int | None:
         """Positions in a table of them; None for an embedding of anything else."""
@@ -107,7 +94,76 @@ class PositionWatch:
         ):
             return rows - int(calls[0][0])
         # Subclasses compute what they look up themselves, at an offset.
-        return size if size is not None and type(module) is not nn.Embedding and 0 <= rows - size <= 16 else None
+        return size if type(module) is not nn.Embedding and _holds(rows, size) else None
+
+
+def declared_limits(config: Any) -> Limits:
+    """The limits that a configuration promises, without weights. What they really are, `PositionWatch` measures.
+
+    config: the whole model's. An architecture that transformers does not have is promised to have none.
+    """
+    text = config.get_text_config()
+    try:
+        with torch.device("meta"):
+            lm: Any = AutoModelForCausalLM.from_config(config)
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
+        return Limits(text.vocab_size)
+    size, embeddings = _positions(text), lm.get_input_embeddings()
+    tables = [
+        size
+        for module in decoder_of(lm).modules()
+        if isinstance(module, nn.Embedding) and module is not embeddings and _holds(module.weight.shape[0], size)
+    ]
+    steady = [
+        rope.get("original_max_position_embeddings") or size
+        for rope in _ropes(text)
+        if rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return _limits(lm, tables + _other_tables(lm), steady)
+
+
+def _limits(lm: Any, tables: list[int], steady: list[int]) -> Limits:
+    """The narrowest of all tables, and of all lengths up to which rotary frequencies are steady."""
+    ids = lm.get_input_embeddings().weight.shape[0]
+    if steady and min(steady) == min([*steady, *tables]):
+        kinds = sorted({str(rope["rope_type"]) for rope in _ropes(lm.config.get_text_config()) if "rope_type" in rope})
+        return Limits(
+            ids,
+            min(steady),
+            f"the {min(steady)} positions up to which this model's rotary frequencies"
+            f"{f' (rope_type {kinds[0]} in its config.json)' if len(kinds) == 1 else ''} do not depend on the longest "
+            "sequence of a batch",
+        )
+    selected = getattr(lm.config.get_text_config(), "index_topk", None)
+    if selected and selected <= min([selected, *tables]):
+        # Beyond them equal scores are chosen among by what stands behind, which padding changes.
+        return Limits(ids, selected, f"the {selected} positions up to which its sparse attention (index_topk) sees all")
+    return Limits(ids, min(tables), f"the model's {min(tables)} positions") if tables else Limits(ids)
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Rotary settings; some models have one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [rope, *(each for each in rope.values() if isinstance(each, dict))]
+
+
+def _positions(config: Any) -> int | None:
+    return getattr(config, _SIZES.get(config.model_type, "max_position_embeddings"), None)
+
+
+def _holds(rows: int, size: int | None) -> bool:
+    """Whether a table of so many rows may be one of `size` positions, at an offset."""
+    return size is not None and 0 <= rows - size <= 16
+
+
+def _other_tables(lm: Any) -> list[int]:
+    """Sizes of tables that are no embeddings: buffers, and what is computed anew for a fixed length."""
+    config = lm.config.get_text_config()
+    size = _positions(config)
+    if size is None:
+        return []
+    buffers = [name for name, table in decoder_of(lm).named_buffers() if _is_table(name, table, size)]
+    return [size] * (len(buffers) + (config.model_type in _SIZES))
 
 
 def _position_argument(module: nn.Module) -> str | None:
@@ -115,7 +171,7 @@ def _position_argument(module: nn.Module) -> str | None:
     return next((name for name in ("position_ids", "seq_len") if name in parameters), None)
 
 
-def _is_table(name: str, table: torch.Tensor, size: int | None) -> bool:
+def _is_table(name: str, table: torch.Tensor, size: int) -> bool:
     return "pos" in name.rsplit(".", 1)[-1] and table.is_floating_point() and table.dim() == 2 and len(table) == size
 
 

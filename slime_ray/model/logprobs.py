@@ -11,7 +11,7 @@ from torch import nn
 
 from slime_ray.data.packing import Rows
 from slime_ray.errors import InputError
-from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout
+from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_setting
 from slime_ray.model.head import Head, logit_cap, logit_scale
 from slime_ray.model.limits import Limits
 from slime_ray.model.parts import decoder_of
@@ -67,7 +67,11 @@ class Policy(nn.Module):
                 "gives no log-probabilities. Use a causal language model."
             )
         self.limits: Limits | None = None
-        self.takes_row_attention = _set_row_attention(self.causal_lm)
+        # Beyond a window an architecture may do what only attention functions of known names are given.
+        self.exact = self.config.model_type in EXACT_ARCHITECTURES
+        self.takes_row_attention = (self.exact or local_setting(self.config) is None) and _set_row_attention(
+            self.causal_lm
+        )
         if hasattr(lm, "peft_config"):
             from slime_ray.model.fused_lora import fuse_lora
 
@@ -124,6 +128,11 @@ class Policy(nn.Module):
         if reason is not None:
             logger.warning("%s: %s. Prompts are answered one at a time.", type(self.causal_lm).__name__, reason)
         return reason is None
+
+    def leave_attention(self) -> None:
+        """Give the model sdpa back, as transformers knows it. Its pairs are not packed then."""
+        self.causal_lm.set_attn_implementation("sdpa")
+        self.takes_row_attention = False
 
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(sequences, tokens, vocabulary): what the model itself computes, for `probe` to compare with."""
@@ -209,7 +218,7 @@ class Policy(nn.Module):
         Raises InputError where log-probabilities would not be those of the model itself.
         """
         self.limits = None
-        findings = probe(self, exact=self.config.model_type in EXACT_ARCHITECTURES)
+        findings = probe(self)
         if findings.why_not_packed is not None:
             logger.warning(
                 "%s: %s. Every sequence gets a row of its own, which is slower and gives the same numbers.",

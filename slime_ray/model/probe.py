@@ -14,19 +14,9 @@ from transformers import GenerationConfig
 
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
-from slime_ray.model.attention import plain_attention
+from slime_ray.model.attention import ROW_ATTENTION, local_setting, plain_attention
 from slime_ray.model.limits import Limits, PositionWatch
 from slime_ray.model.parts import WAY_OUT
-
-LOCAL = (
-    "attention_chunk_size",
-    "attention_window_size",
-    "index_topk",
-    "local_window_size",
-    "sliding_window",
-    "window_size",
-)
-"""Settings that hide some of the tokens before a token. Sequences as short as the probe's do not show it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +35,11 @@ class _ProbePair:
 
 
 @torch.no_grad()
-def probe(policy: Any, *, exact: bool) -> Findings:
+def probe(policy: Any) -> Findings:
     """Compare a Policy with its model's own logits, and find the limits of its ids and positions.
 
     Args:
         policy: a Policy on the device where it will be used. All ranks of a sharded one call this together.
-        exact: packed rows of this architecture are known to be exact at any length.
 
     Raises:
         InputError: log-probabilities would not be those of the model. Names the architecture and what differs.
@@ -58,7 +47,7 @@ def probe(policy: Any, *, exact: bool) -> Findings:
     was_training = policy.training
     policy.eval()
     try:
-        return _Probe(policy).findings(exact=exact)
+        return _Probe(policy).findings()
     finally:
         policy.train(was_training)
 
@@ -106,21 +95,28 @@ class _Probe:
         self.name = type(self.lm).__name__
         self.pairs = _made_up_pairs(self.lm)
         self.watch = PositionWatch(self.lm)
+        # What speaks against our attention function.
+        self.unlike: str | None = None
         sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in self.pairs]
         self.sequences = sequences + [(pair.prompt_ids, pair.rejected_ids) for pair in self.pairs]
         with _refusing(f"{self.name} computes no logits of text alone"):
             own = [self._own(*sequence) for sequence in self.sequences]
         self.expected = torch.cat([logps for logps, _ in own])
+        if not bool(self.expected.isfinite().all()):
+            raise InputError(
+                f"{self.name} gives logits that are not finite: its weights are damaged, or "
+                f"{str(self.lm.dtype).removeprefix('torch.')} (model.dtype) is too narrow for it."
+            )
         precision = self.lm.get_input_embeddings().weight.dtype
         self.wide = precision in (torch.float32, torch.float64)
         rounding = torch.finfo(torch.float32 if self.wide else precision).eps * max(top for _, top in own)
-        self.allowed = max(1e-5, 64 * rounding) if self.wide else max(0.1, rounding)
+        self.allowed = max(1e-4, 64 * rounding) if self.wide else max(0.1, rounding)
 
-    def findings(self, *, exact: bool) -> Findings:
+    def findings(self) -> Findings:
         """Compare, in this order: the attention, the head, padded rows, packed rows."""
         self._check_attention()
         self._check_rows()
-        return Findings(self._why_not_packed(exact=exact), self.watch.limits())
+        return Findings(self._why_not_packed(), self.watch.limits())
 
     def _own(self, prompt: list[int], completion: list[int]) -> tuple[torch.Tensor, float]:
         """Log-probabilities from the model's own logits of one sequence, and the largest logit."""
@@ -128,7 +124,7 @@ class _Probe:
         with self.watch.watching(ids.shape[1]):
             logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
         logps = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-        return logps, float(logits.abs().max())
+        return logps, float(logits.detach().abs().max())
 
     def _ours(self, pairs: list[_ProbePair], *, shared_prompt: bool) -> torch.Tensor:
         logps = self.policy(pack(pairs, shared_prompt=shared_prompt).to(self.policy.device))
@@ -140,20 +136,30 @@ class _Probe:
         return float(difference.max() if self.wide else difference.mean())
 
     def _check_attention(self) -> None:
-        """Compare `ROW_ATTENTION` with the plainest one: some of what a model hands to its attention may be ignored."""
+        """Compare `ROW_ATTENTION` with the plainest one: some of what an architecture needs may not come to it.
+
+        Where it does not, the model gets sdpa back, as transformers knows it.
+        """
         if not self.policy.takes_row_attention:
             return
         # The longest sequence.
-        longest = max(range(len(self.sequences)), key=lambda index: sum(map(len, self.sequences[index])))
-        lengths = [len(completion) for _, completion in self.sequences]
-        with plain_attention(self.lm):
-            plain, _ = self._own(*self.sequences[longest])
-        difference = self._difference(self.expected.split(lengths)[longest], plain)
+        number = max(range(len(self.sequences)), key=lambda index: sum(map(len, self.sequences[index])))
+        with plain_attention(self.lm, usual=ROW_ATTENTION):
+            plain, _ = self._own(*self.sequences[number])
         # Two ways of computing, each with its own rounding in every layer.
-        if not difference <= 4 * self.allowed:
+        allowed = 4 * self.allowed
+        lengths = [len(completion) for _, completion in self.sequences]
+        difference = self._difference(self.expected.split(lengths)[number], plain)
+        if difference <= allowed:
+            return
+        self.policy.leave_attention()
+        self.expected = torch.cat([self._own(*sequence)[0] for sequence in self.sequences])
+        self.unlike = f"its attention with the function of ours differs by {difference:.2g}"
+        difference = self._difference(self.expected.split(lengths)[number], plain)
+        if not difference <= allowed:
             raise InputError(
-                f"{self.name}: its attention differs by {difference:.2g} nat from the one of transformers called "
-                f"eager, so something that this architecture needs is left out. {WAY_OUT}"
+                f"{self.name}: its attention called sdpa differs by {difference:.2g} nat from the one called eager, so "
+                f"something that this architecture needs is left out. {WAY_OUT}"
             )
 
     def _check_rows(self) -> None:
@@ -178,21 +184,22 @@ class _Probe:
             f"here. {WAY_OUT}"
         )
 
-    def _why_not_packed(self, *, exact: bool) -> str | None:
-        if not self.policy.takes_row_attention:
-            return "this architecture takes no attention function of ours"
+    def _why_not_packed(self) -> str | None:
         config = self.lm.config.get_text_config()
-        local = next((name for name in LOCAL if getattr(config, name, None)), None)
-        if local is not None and not exact:
+        local = None if self.policy.exact else local_setting(config)
+        if local is not None:
             return f"its {local} of {getattr(config, local)} positions is not known to be honoured in packed rows"
+        if not self.policy.takes_row_attention:
+            return self.unlike or "this architecture takes no attention function of ours"
         try:
             packed = self._ours(self.pairs, shared_prompt=True)
         except Exception as error:
             return f"packed rows fail with {type(error).__name__}"
         difference = self._difference(packed, self.expected)
         # A token that sees what it must not is off by far more than rounding.
-        allowed = max(1e-4, self.allowed)
-        return None if difference <= allowed else f"packed rows give log-probabilities that differ by {difference:.2g}"
+        if difference <= self.allowed:
+            return None
+        return f"packed rows give log-probabilities that differ by {difference:.2g}"
 
 
 @contextmanager

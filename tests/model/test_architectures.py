@@ -129,7 +129,7 @@ def adapted_difference(family: Family, tmp_path: Path) -> float:
     """The difference of a trained policy with adapters from the merged model, loaded anew."""
     lm = tiny_family(family.model_type, **family.settings)
     inside = decoder_of(lm).named_modules()
-    names = {name.rsplit(".", 1)[-1] for name, module in inside if isinstance(module, nn.Linear | Conv1D)}
+    names = {name.rsplit(".", 1)[-1] for name, module in inside if type(module) in (nn.Linear, Conv1D)}
     # peft takes none of these in state space models.
     targets = sorted(names - {"out_proj", "conv1d"}) or sorted(names)
     lm = get_peft_model(lm, LoraConfig(r=2, target_modules=targets))

@@ -92,7 +92,9 @@ def test_a_model_that_does_more_to_its_logits_is_refused_by_name(kind, dtype, ad
     lm = _loud(kind).to(dtype)
     if adapters:
         lm = add_lora(lm, Lora(rank=2, targets=["q_proj"], train_head=True))
-    with pytest.raises(InputError, match=rf"{kind.__name__}: log-probabilities .* differ by .* nat .* logit_factor 1.5"):
+    with pytest.raises(
+        InputError, match=rf"{kind.__name__}: log-probabilities .* differ by .* nat .* logit_factor 1.5"
+    ):
         assert Policy(lm).shares_prompts
 
 
@@ -121,6 +123,15 @@ def test_a_model_that_takes_no_text_alone_is_refused(monkeypatch):
         assert Policy(_loud(Louder)).shares_prompts
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_named_before_training(value):
+    lm = tiny_family("llama")
+    with torch.no_grad():
+        lm.model.norm.weight[3] = value
+    with pytest.raises(InputError, match=r"LlamaForCausalLM gives logits that are not finite.*float32"):
+        assert Policy(lm).shares_prompts
+
+
 def test_what_the_head_has_hooked_to_it_counts():
     lm = tiny_family("llama", tie_word_embeddings=False)
     lm.lm_head.register_forward_hook(lambda module, args, output: output.roll(1, -1))
@@ -131,19 +142,39 @@ def test_attention_that_leaves_something_out_is_refused(monkeypatch):
     """gpt-oss has sinks, which sdpa passes over in silence."""
     monkeypatch.setattr(GptOssPreTrainedModel, "_supports_sdpa", True)
     lm = tiny_family("gpt_oss")
-    with pytest.raises(InputError, match="GptOssForCausalLM: its attention differs by .* from the one of transformers"):
+    monkeypatch.setattr(attention, "_LOCAL", ())
+    with pytest.raises(
+        InputError, match=r"GptOssForCausalLM: its attention called sdpa differs by .* nat from the one"
+    ):
         assert Policy(lm).shares_prompts
+
+
+def test_attention_that_knows_functions_by_name_gets_its_own_back(monkeypatch):
+    """DeepSeek's sparse attention masks only for names that it knows: beyond its index, other tokens would be seen."""
+    sparse = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 2, "head_dim": 4, "num_key_value_heads": 4}
+    lm = tiny_family("deepseek_v32", **sparse)
+    policy = Policy(lm).eval()
+    assert policy.why_not_packed == "its index_topk of 4 positions is not known to be honoured in packed rows"
+    assert policy.findings.limits.positions == 4
+    # Were that setting not known by name, the numbers would show it.
+    monkeypatch.setattr(attention, "_LOCAL", ())
+    policy = Policy(lm).eval()
+    assert "its attention with the function of ours differs by" in policy.why_not_packed
+    assert not policy.takes_row_attention
 
 
 def test_sinks_and_soft_caps_of_attention_are_left_to_the_model(caplog):
     for kind in ("gpt_oss", "gemma2"):
         policy = Policy(tiny_family(kind)).eval()
-        assert "no attention function of ours" in policy.why_not_packed
+        assert "sliding_window of 4" in policy.why_not_packed
+        assert not policy.takes_row_attention
         assert difference(policy) <= 1e-5
 
 
 def test_a_model_that_sees_the_padding_behind_it_is_refused():
-    with pytest.raises(InputError, match="BertGenerationDecoder gives a sequence other log-probabilities beside a long"):
+    with pytest.raises(
+        InputError, match="BertGenerationDecoder gives a sequence other log-probabilities beside a long"
+    ):
         assert Policy(tiny_family("bert-generation")).shares_prompts
 
 
