@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from slime_ray.errors import InputError
-from slime_ray.model.parts import decoder_of
+from slime_ray.model.parts import decoder_of, empty_model
 
 _SIZES = {"mpt": "max_seq_len"}
 """Model types whose positions end with a number of their configuration, and no table shows it."""
@@ -34,6 +33,24 @@ class Limits:
         """Raise InputError for a sequence of too many tokens. what: its description; remedy: the way out."""
         if self.positions is not None and tokens > self.positions:
             raise InputError(f"{what} has {tokens} tokens, more than {self.reason}. {remedy}")
+
+    def check_answer(self, prompt: int, answer: int, what: str) -> None:
+        """Raise InputError where a prompt leaves no room for the longest answer. Both in tokens."""
+        self.check_length(
+            prompt + answer,
+            f"{what} with an answer of {answer} tokens",
+            "Set a smaller evaluation.decoding.max_new_tokens, or data.max_prompt_tokens.",
+        )
+
+    def check_ids(self, largest: int, place: str, token: str | None = None) -> None:
+        """Raise InputError for an id that the model does not have. token: its text, where that is known."""
+        if largest >= self.ids:
+            name = "a token" if token is None else f"the token {token!r}"
+            raise InputError(
+                f"{place}: {name} has id {largest}, and the model has {self.ids} ids, 0 to {self.ids - 1}. Use the "
+                "tokenizer that belongs to model.source, or give the model embeddings for the added tokens "
+                "(resize_token_embeddings) and save it again."
+            )
 
 
 @dataclass
@@ -102,11 +119,8 @@ def declared_limits(config: Any) -> Limits:
 
     config: the whole model's. An architecture that transformers does not have is promised to have none.
     """
-    text = config.get_text_config()
-    try:
-        with torch.device("meta"):
-            lm: Any = AutoModelForCausalLM.from_config(config)
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
+    text, lm = config.get_text_config(), empty_model(config)
+    if lm is None:
         return Limits(text.vocab_size)
     size, embeddings = _positions(text), lm.get_input_embeddings()
     tables = [

@@ -115,12 +115,8 @@ class Policy(nn.Module):
 
         longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
         """
-        self.findings.limits.check_length(
-            longest + max_new_tokens,
-            f"A prompt of {longest} tokens with an answer of {max_new_tokens}",
-            "Set a smaller evaluation.decoding.max_new_tokens, or data.max_prompt_tokens.",
-        )
-        return batch if batch == 1 or self._pads_prompts else 1
+        self.findings.limits.check_answer(longest, max_new_tokens, f"A prompt of {longest} tokens")
+        return batch if batch == 1 or self.exact or self._pads_prompts else 1
 
     @cached_property
     def _pads_prompts(self) -> bool:

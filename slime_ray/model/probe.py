@@ -75,7 +75,10 @@ def why_not_padded(policy: Any) -> str | None:
     try:
         with _refusing(f"{type(policy.causal_lm).__name__} cannot answer prompts"):
             alone = steps([short], [[1] * len(short)])
-        padded = steps([[0] * padding + short, long], [[0] * padding + [1] * len(short), [1] * len(long)])
+        try:
+            padded = steps([[0] * padding + short, long], [[0] * padding + [1] * len(short), [1] * len(long)])
+        except (IndexError, RuntimeError, ValueError) as error:
+            return f"prompts of unequal lengths together fail with {type(error).__name__}"
     finally:
         policy.train(was_training)
     likely = alone[0] > alone[0].max() - 10

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from slime_ray.data.rendering import render_prompts
-from slime_ray.errors import InputError
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.model.limits import Limits
 from slime_ray.training.prompts import PROMPT_SETS, read_prompts
@@ -35,11 +34,7 @@ def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
             _check_id(limits, max(ids, default=0), f"{name} prompt {number}", tokens)
         if limits.positions is not None:
             for number, asked in enumerate(_longest_prompts(prompts, max_new_tokens, tokens)):
-                limits.check_length(
-                    asked + max_new_tokens,
-                    f"{name} prompt {number} with an answer of {max_new_tokens} tokens",
-                    "Set a smaller evaluation.decoding.max_new_tokens, or data.max_prompt_tokens.",
-                )
+                limits.check_answer(asked, max_new_tokens, f"{name} prompt {number}")
 
 
 def _check_pairs(limits: Limits, path: Path, part: str, tokens: Path) -> None:
@@ -66,11 +61,7 @@ def _check_id(limits: Limits, largest: int, place: str, tokens: Path) -> None:
     if largest < limits.ids:
         return
     tokenizer: Any = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
-    raise InputError(
-        f"{place}: the token {tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, and the model has "
-        f"{limits.ids} ids, 0 to {limits.ids - 1}. Use the tokenizer that belongs to model.source, or give the model "
-        "embeddings for the added tokens (resize_token_embeddings) and save it again."
-    )
+    limits.check_ids(largest, place, tokenizer.convert_ids_to_tokens(largest))
 
 
 def _longest_prompts(prompts: Prompts, max_new_tokens: int, tokens: Path) -> Iterator[int]:

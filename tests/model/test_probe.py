@@ -199,7 +199,7 @@ def test_the_probe_runs_once_and_leaves_the_mode_and_the_random_state_alone(monk
 
 
 def test_prompts_that_padding_changes_are_answered_one_at_a_time(caplog, monkeypatch):
-    policy = Policy(tiny_family("llama"))
+    policy = Policy(tiny_family("granite"))
     assert policy.prompts_at_a_time(9, max_new_tokens=4, batch=8) == 8
     deaf = Policy(copy.deepcopy(policy.lm))
     generate = deaf.lm.generate
