@@ -52,6 +52,7 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.policies import place
+from slime_ray.training.reach import check_reach
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import reset_process
@@ -315,7 +316,10 @@ class _Models(_Files):
             lm = load_adapter(lm, one.path)
         else:
             lm = load_checkpoint(one.path, dtype=dtype, note=self.note)
-        return place(make_policy(lm, self.settings.model), sharded=False).eval()
+        policy = place(make_policy(lm, self.settings.model), sharded=False).eval()
+        max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
+        check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
+        return policy
 
     def note(self, sentence: str) -> None:
         """Say what was loaded, now and in the manifest."""
