@@ -54,8 +54,7 @@ test-slow: $(STAMP)
 # Whether 95 % intervals cover a known truth in 93 to 97 of 100 simulated evaluations, and whether tables of ablations claim
 # more than is there; the tables of docs/evaluation.md and docs/ablation.md.
 test-statistics: $(STAMP)
-	$(BIN)/slime-ray bench statistics
-	$(BIN)/slime-ray bench ablations
+	$(BIN)/python -m pytest -m slow tests/statistics
 
 # The pages of docs/ as a site in build/site; a link that leads nowhere fails.
 docs: $(STAMP)
@@ -69,28 +68,28 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The checker does not run slime_ray/__init__.py, which joins analysis/, benchmarks/ and search_spaces/ to the package, so it is
+# The checker does not run slime_ray/__init__.py, which joins analysis/ and search_spaces/ to the package, so it is
 # given the package as it is installed.
 types: $(STAMP)
 	rm -rf $(VENV)/types && mkdir $(VENV)/types
-	cp -Rp slime_ray tests pyproject.toml $(VENV)/types/
-	cp -Rp analysis benchmarks search_spaces $(VENV)/types/slime_ray/
-	cd $(VENV)/types && MYPY_CACHE_DIR=$(CURDIR)/.mypy_cache ../bin/mypy --explicit-package-bases slime_ray tests
+	cp -Rp slime_ray tests benchmarks pyproject.toml $(VENV)/types/
+	cp -Rp analysis search_spaces $(VENV)/types/slime_ray/
+	cd $(VENV)/types && MYPY_CACHE_DIR=$(CURDIR)/.mypy_cache ../bin/mypy --explicit-package-bases slime_ray tests benchmarks
 
 environment: $(STAMP)
 
-# hatchling: a test builds the wheel without downloading a build environment. pip would compile on one core; what cannot be
-# compiled are templates in packages.
+# pip knows dependency groups since 25.1, and would compile on one core. What cannot be compiled are templates in packages.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slime_ray needs Python 3.11 or newer")'
 	@echo "Installing into $(VENV), once: 2.3 GB, some minutes."
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-		uv pip install --python $(BIN)/python -c constraints.txt hatchling -e '.[dev]'; \
+		uv pip install --python $(BIN)/python -c constraints.txt --group dev -e .; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1' && \
 		$(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check \
-			-c constraints.txt hatchling -e '.[dev]' && \
+			-c constraints.txt --group dev -e . && \
 		{ $(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib || true; }; \
 	fi
 	@touch $@

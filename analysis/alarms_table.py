@@ -26,7 +26,7 @@ def alarms(run: results.Run) -> Table:
     rows = []
     for label, group in trials.groupby(names, sort=False):
         said = group["alarm"].dropna()
-        steps = said.str.extract(r" at step (\d+)$")[0].astype(int)
+        steps = said.str.extract(r" at step (\d{1,9})$")[0].dropna().astype(int)
         rows.append(
             {
                 "label": str(label),

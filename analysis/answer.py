@@ -5,8 +5,9 @@ import pandas as pd
 from slime_ray.results import Run
 
 from . import search_table, tables
-from .printing import Table
+from .printing import Table, number
 from .rows import LOST, is_judged
+from .statistics import TOO_FEW
 
 FEWEST_PROMPTS = 20
 """With fewer, a resampled interval is too rough to claim anything by."""
@@ -55,6 +56,15 @@ def _percent(row: pd.Series, column: str = "win_rate") -> str:
     return f"{100 * row[column]:.1f} %"
 
 
+def _at_stability(row: pd.Series) -> str:
+    return f", at stability {number(row['stability'])}" if pd.notna(row["stability"]) else ""
+
+
+def _ends(row: pd.Series) -> str:
+    low, high = 100 * row["win_rate_low"], 100 * row["win_rate_high"]
+    return f"({TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
+
+
 def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
     best = known.iloc[0]
     tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
@@ -77,9 +87,7 @@ def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> No
     shared = len(tied) > 1 or len(known) == 1 or few or best["label"] in unclear
     alone = "" if shared else ", separable from every other row"
     said.append(
-        f"{best['label']} has the highest win rate: {_percent(best)} "
-        f"[{100 * best['win_rate_low']:.1f}, {100 * best['win_rate_high']:.1f}]{alone}, at stability "
-        f"{best['stability']:.2f}."
+        f"{best['label']} has the highest win rate: {_percent(best)} {_ends(best)}{alone}{_at_stability(best)}."
     )
     if len(tied) > 1:
         calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
@@ -96,8 +104,8 @@ def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> No
 def _say_accuracy(known: pd.DataFrame, _open: list[str], said: list[str]) -> None:
     best = known.iloc[0]
     said.append(
-        f"{best['label']} has the highest held-out preference accuracy: {_percent(best, 'preference_accuracy')}, at "
-        f"stability {best['stability']:.2f}. Accuracy can rise while answers get worse."
+        f"{best['label']} has the highest held-out preference accuracy: {_percent(best, 'preference_accuracy')}"
+        f"{_at_stability(best)}. Accuracy can rise while answers get worse."
     )
 
 

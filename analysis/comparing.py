@@ -180,7 +180,7 @@ def _row(
     if label in outcomes[0] and label in outcomes[1]:
         difference = _difference(outcomes[0][label], outcomes[1][label], confidence)
     remarks = []
-    if difference is not None and not difference.covers(0.0):
+    if difference is not None and difference.excludes(0.0):
         remarks.append("the win rates differ")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")

@@ -1,11 +1,7 @@
 """What all figures share: colours of Okabe and Ito, legible in print; a style without global state; their files."""
 
 import io
-import threading
 import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .printing import one_line
@@ -37,7 +33,6 @@ STYLE: dict[str, Any] = {
     "timezone": "UTC",
 }
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
-_PDFIUM_LOCK = threading.Lock()
 
 
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
@@ -66,71 +61,22 @@ def style() -> Any:
 
 
 def render(figure: "Figure") -> dict[str, bytes]:
-    """The figure as svg, pdf and png: the same bytes every time, no date in them."""
-    files = as_shapes(figure)
-    return files | {"png": as_image(files["pdf"])}
-
-
-def as_shapes(figure: "Figure") -> dict[str, bytes]:
-    """The figure as svg and pdf."""
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    svg, pdf = io.StringIO(), io.BytesIO()
+    """Return the figure as svg, pdf and png, by kind: the same bytes every time, without dates."""
+    without_dates = {
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    files = {}
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # Where everything stands is worked out once, not twice for each kind of file, and of axes without a name not
-        # where it would stand. `savefig` would draw each kind once more, for a bounding box that is not asked for.
-        for axes in figure.axes:
-            for axis in (axes.xaxis, axes.yaxis):
-                if not axis.get_label_text():
-                    axis.set_label_coords(0, 0)
+        # Once, not again for each kind of file.
         lay_out(figure)
-        with _small_fonts():
-            FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
-    return {"svg": svg.getvalue().encode(), "pdf": pdf.getvalue()}
-
-
-def as_image(pdf: bytes) -> bytes:
-    """The page of a PDF as png. Matplotlib would take three times as long to draw the figure once more.
-
-    Other threads work on meanwhile, all but those that are in here, too: PDFium takes one at a time.
-    """
-    import pypdfium2
-
-    with _PDFIUM_LOCK, pypdfium2.PdfDocument(pdf) as document:
-        # Pixels are rounded up, and a page may be a rounding error wider than it was made.
-        image = document[0].render(scale=DPI / 72 - 1e-6).to_pil()
-    buffer = io.BytesIO()
-    # An eighth larger than by default, in three fifths of the time.
-    image.save(buffer, "png", dpi=(DPI, DPI), compress_level=1, compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _small_fonts() -> Iterator[None]:
-    """Leave a font's rules for joining letters out of a PDF, where nothing reads them.
-
-    Matplotlib has every font cut down to its letters, and the rules take more time than all of the drawing. It has no
-    option for that; where fontTools should rename the function it is only slower.
-    """
-    from fontTools import subset
-
-    load = subset.load_font
-
-    def without_rules(*args: Any, **options: Any) -> Any:
-        font = load(*args, **options)
-        for table in ("GDEF", "GPOS", "GSUB"):
-            if table in font:
-                del font[table]
-        return font
-
-    subset.load_font = without_rules
-    try:
-        yield
-    finally:
-        subset.load_font = load
+        for kind, metadata in without_dates.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+            files[kind] = buffer.getvalue()
+    return files
 
 
 def plain(text: str) -> str:

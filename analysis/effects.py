@@ -80,7 +80,8 @@ def interval(d: np.ndarray) -> Interval:
         return statistics.two_way_interval(d)
     of_prompts = d.mean(axis=0)
     # Single precision, as the draws have it: no copy of them is made.
-    return statistics.interval(of_prompts.mean(), statistics.resample_means(of_prompts.astype(np.float32)))
+    resampled = statistics.resample_means(of_prompts.astype(np.float32))
+    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts))
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:

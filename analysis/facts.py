@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from slime_ray.redaction import redact
 from slime_ray.results import Run
 
 from .printing import one_line
@@ -47,7 +48,7 @@ def facts(run: Run) -> Facts:
     said: list[tuple[str, Any]] = [
         ("started", manifest.get("created")),
         ("finished", manifest.get("finished") or "not finished"),
-        ("command", " ".join(map(str, manifest.get("command") or []))),
+        ("command", " ".join(redact(list(map(str, manifest.get("command") or []))))),
         ("trials", f"{len(trials)}: {', '.join(f'{count} {status}' for status, count in ends.items())}"),
         ("cost", f"{trials['total_seconds'].sum():.0f} trial seconds, {int(trials['tokens'].sum()):,} training tokens"),
         ("slime_ray", manifest.get("slime_ray")),
@@ -57,6 +58,7 @@ def facts(run: Run) -> Facts:
         ("rows skipped", "; ".join(map(_skipped, skipped)) or "none"),
         *((f"cut, {name}", words) for name, words in truncated.items()),
         ("hashes", _words(manifest.get("hashes"))),
+        ("inputs", _words(manifest.get("inputs"))),
         ("fingerprint", manifest.get("fingerprint")),
         ("stability", manifest.get("stability_version")),
     ]  # fmt: skip

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from slime_ray.pareto import on_front
 from slime_ray.results import Run
 
-from . import search_table, stability, statistics, tables
+from . import search_table, stability, tables
 from .drawing import (
     BLACK,
     BLUE,
@@ -63,6 +64,9 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         if len(search):
             _search_points(axes, search, column, judged=judged)
         known = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
+        if judged and len(known):
+            # A rate without an interval is a point.
+            known = known.assign(**{end: known[end].fillna(known[column]) for end in ("win_rate_low", "win_rate_high")})
         rows = known.to_dict("records")
         if rows:
             _rows(axes, known, column, judged=judged)
@@ -111,7 +115,7 @@ def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: b
     x, y = x[ranked], y[ranked]
     if not ranked.any():
         return
-    best = statistics.on_front(np.column_stack([x, y]))
+    best = on_front(np.column_stack([x, y]))
     order = np.lexsort((-y[best], x[best]))
     front_x, front_y = x[best][order], y[best][order]
     # All that lies left of and below this line is beaten by a trial.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from slime_ray import pareto
+
 from . import statistics
 from .knobs import Searched, unit_of
 from .printing import Column, Table, cells, interval_cells, number
@@ -45,7 +47,7 @@ def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     points: (..., trials, 2).
     """
-    on_front = unbeaten(points)
+    on_front = pareto.on_front(points)
     of_front = on_front[..., None]
     low = np.where(of_front, points, np.inf).min(axis=-2, keepdims=True)
     high = np.where(of_front, points, -np.inf).max(axis=-2, keepdims=True)
@@ -59,28 +61,6 @@ def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     trial = np.where(farthest, points[..., 0], -np.inf).argmax(axis=-1)
     far = np.take_along_axis(distances, trial[..., None], axis=-1)[..., 0] > 1e-12
     return np.where(far, trial, -1), on_front, distances
-
-
-def unbeaten(points: np.ndarray) -> np.ndarray:
-    """(..., trials) as `statistics.on_front`, for two goals and without comparing every trial with every other.
-
-    points: (..., trials, 2); NaN is on no front.
-    """
-    ranked = np.isfinite(points).all(axis=-1, keepdims=True)
-    first, second = np.moveaxis(np.where(ranked, points, -np.inf), -1, 0)
-    order = np.lexsort((-second, -first), axis=-1)
-    first, second = (np.take_along_axis(values, order, axis=-1) for values in (first, second))
-    reached = np.maximum.accumulate(second, axis=-1)
-    before = np.full_like(second, -np.inf)
-    before[..., 1:] = reached[..., :-1]
-    # Trials that are equal stand behind one another, and are what the first of them is.
-    places = np.broadcast_to(np.arange(points.shape[-2]), order.shape).copy()
-    equal = (first[..., 1:] == first[..., :-1]) & (second[..., 1:] == second[..., :-1])
-    places[..., 1:][equal] = 0
-    leader = np.maximum.accumulate(places, axis=-1)
-    on_front = np.empty(order.shape, dtype=bool)
-    np.put_along_axis(on_front, order, np.take_along_axis(second > before, leader, axis=-1), axis=-1)
-    return on_front
 
 
 @dataclass(frozen=True)

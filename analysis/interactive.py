@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from slime_ray import pareto
 from slime_ray.results import Run
 
 from . import statistics, tables
@@ -171,7 +172,7 @@ def _front(finished: pd.DataFrame, column: str) -> list[dict[str, Any]]:
     if finished.empty:
         return []
     points = finished[["stability", column]].to_numpy(dtype=float)
-    best = points[statistics.on_front(points)]
+    best = points[pareto.on_front(points)]
     best = best[np.lexsort((-best[:, 1], best[:, 0]))]
     corners = [(0.0, best[0, 1]), *best, (best[-1, 0], 0.0)]
     return [{"x": _short(x), "y": _short(100 * y)} for x, y in corners]

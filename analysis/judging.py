@@ -3,21 +3,29 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from slime_ray import results
+from slime_ray.errors import InputError
 
 from . import rows, statistics
 from .length_control import length_controlled_rate
 from .printing import Column, Table, cells, interval_cells, number
 
 EXACT = "exact"
-"""Its verdicts depend on neither order nor strength nor luck: there is nothing to say about its judging."""
+"""Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
+
+
+ASIDE = {
+    "failed": "comparisons were not judged, since an answer is $ERROR$, a failed generation",
+    "empty": "comparisons have an empty answer, judged as it is",
+}
+"""What a trial's judging.json counts apart, in words."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +99,21 @@ def votes_by_label(run: results.Run) -> dict[str, Votes]:
 
 
 def judging(run: results.Run, main: Table) -> Table:
-    """A row for each row of the main table that was judged; none where the exact judge did it.
+    """A row for each row of the main table that was judged; none where the exact judge gave all verdicts.
 
     In `frame` all rates are shares (0..1).
     """
     judge = rows.judge_of(run)
-    votes = {} if judge.partition(":")[0] == EXACT else votes_by_label(run)
+    votes = votes_by_label(run)
+    if judge.partition(":")[0] == EXACT and not any(own.invalid for own in votes.values()):
+        votes = {}
     shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
     if not shown:
-        return Table(frame=pd.DataFrame(columns=["label"]), caption="No judge but the exact one.", notes=[])
+        return Table(
+            frame=pd.DataFrame(columns=["label"]),
+            caption="Of the judging there is nothing to say.",
+            notes=[],
+        )
     frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
     return Table(
         frame=frame,
@@ -111,7 +125,8 @@ def judging(run: results.Run, main: Table) -> Table:
             "baseline answer's: the win rate at equal lengths. longer: mean of d.",
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
-            "invalid: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+            "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+            *([f"Without ends: {statistics.TOO_FEW}."] if any(_without_ends(frame)) else []),
             *_took(run),
         ],
         columns=(
@@ -122,24 +137,27 @@ def judging(run: results.Run, main: Table) -> Table:
             ),
             Column("longer", cells(frame, lambda row: number(row["more_tokens"], 1, signed=True)), keep=4),
             Column("consistent %", cells(frame, lambda row: number(row["order_consistency"], 1, scale=100))),
-            Column("invalid", cells(frame, _invalid_cell)),
+            Column("missing", cells(frame, _invalid_cell)),
         ),
     )
 
 
 def _took(run: results.Run) -> list[str]:
     """What the judge took in the whole run, and why verdicts are missing: sentences from the trials' own files."""
-    told: list[dict[str, Any]] = []
-    for file in sorted((run.path / "trials").glob(f"*/{results.JUDGING}")):
-        # Whoever copies a run may leave them out.
-        with suppress(OSError, ValueError):
-            told.append(json.loads(file.read_text(encoding="utf-8")))
+    files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
+    # Whoever copies a run may leave them out.
+    told = [_read(file) for file in files if file.exists()]
     reasons: Counter[str] = Counter()
     for one in told:
         reasons.update(one["missing"])
         reasons["no valid verdict, however often it was asked for"] += one["invalid"]
     why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
-    said = [f"Missing verdicts of all trials: {'; '.join(why)}."] if why else []
+    judged = len(rows.judged_trials(run))
+    whose = "all trials" if len(told) >= judged else f"{len(told)} of {judged} trials, whose {results.JUDGING} is there"
+    said = [f"Missing verdicts of {whose}: {'; '.join(why)}."] if why else []
+    for name, words in ASIDE.items():
+        if count := sum(one.get(name, 0) for one in told):
+            said.append(f"Of {whose} {count} {words}.")
     # Each trial tells of the run so far.
     last = max(told, key=lambda one: one["requests"], default=None)
     if last and last["requests"]:
@@ -147,6 +165,18 @@ def _took(run: results.Run) -> list[str]:
         tokens = last["input_tokens"] + last["output_tokens"]
         said.append(f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}.")
     return said
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a trial's judge took. Raises InputError where that cannot be read."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        numbers = [said[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
+        if not all(isinstance(one, int) for one in [*numbers, *said["missing"].values()]):
+            raise ValueError("it is not what a trial writes")
+        return {"cost": None, **said}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
@@ -163,6 +193,10 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
         "worst_case": low,
         "best_case": high,
     }
+
+
+def _without_ends(frame: pd.DataFrame) -> pd.Series:
+    return frame["win_rate"].notna() & frame["win_rate_low"].isna()
 
 
 def _invalid_cell(row: pd.Series) -> str:

@@ -39,7 +39,7 @@ def length_controlled_rate(
     y, d = outcomes[known][order], more_tokens[known][order]
     names, places = np.unique(prompts[known][order], return_inverse=True)
     if (y == 0).all() or (y == 1).all():
-        return statistics.Interval(float(y[0]), float(y[0]), float(y[0]))
+        return statistics.interval(float(y[0]), y, units=len(names))
     spread = d.std()
     x = np.tanh(d / spread) if spread > 0 else np.zeros(len(d))
     if _told_apart(y, x):
@@ -54,7 +54,7 @@ def length_controlled_rate(
         # One answer to each prompt: they are in the order of the draws already.
         block = block if len(names) == len(y) else block[places]
         intercepts[place : place + size] = _fit(y, x, block, np.repeat(start, block.shape[1], axis=1))[0]
-    return statistics.interval(float(_sigmoid(fitted[0, 0])), _sigmoid(intercepts))
+    return statistics.interval(float(_sigmoid(fitted[0, 0])), _sigmoid(intercepts), units=len(names))
 
 
 def _told_apart(y: np.ndarray, x: np.ndarray) -> bool:

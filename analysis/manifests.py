@@ -16,6 +16,7 @@ KINDS: dict[str, Kind] = {
     "sweep_seed": "settings",
     "goals": "settings",
     "hashes": "data",
+    "inputs": "data",
     "data": "data",
     "judge": "measurement",
     "baseline": "measurement",

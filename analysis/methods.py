@@ -2,17 +2,20 @@
 
 from dataclasses import asdict
 
+from slime_ray.facts import data_lines
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
 from . import effects, judging, statistics
 from .findings import Findings
+from .printing import one_line
 from .rows import PARTS, version_of
 
 
 def methods(found: Findings) -> list[str]:
-    """A note for each estimator that the report uses."""
+    """A note for each estimator that the report uses, after what of the data was not trained on as it was given."""
     return [
+        *map(one_line, data_lines(found.run.manifest.get("data") or {})),
         *_of_rows(found.run),
         *(_of_judging() if len(judging.judging(found.run, found.main).frame) else []),
         *(_of_ablations() if found.cells else []),
@@ -27,7 +30,7 @@ def _of_rows(run: Run) -> list[str]:
     return [
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
-        "invalid verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
+        "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
         f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "
         "both orders and all seeds of a prompt kept together.",
         "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. With "

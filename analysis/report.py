@@ -2,18 +2,16 @@
 
 import gc
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from slime_ray import results
 from slime_ray.errors import InputError
+from slime_ray.files import write
 
-from .drawing import as_image, as_shapes
+from .drawing import render
 from .findings import Findings
 from .page import build_page
 from .printing import Table
@@ -49,7 +47,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _replace(folder / name, content)
+            write(folder / name, content, durable=False)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
     written = {entry.name: table for entry, table in tables if len(table.frame) or table is found.main}
@@ -60,24 +58,20 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
 def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]], Findings]:
     """The content of every file by its name, the tables, and what both were made from."""
     found = Findings(run)
-    files: dict[str, bytes | Future[bytes]] = {}
+    files: dict[str, bytes] = {}
     placed: list[tuple[Entry, Table | bytes]] = []
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        for entry, thing in made(found):
-            kinds: Mapping[str, bytes | Future[bytes]] = {}
-            if isinstance(thing, Table):
-                placed.append((entry, thing))
-                if len(thing.frame) or thing is found.main:
-                    kinds = _written(thing)
-            else:
-                shapes = as_shapes(thing)
-                placed.append((entry, shapes["svg"]))
-                # While the next figure is drawn.
-                kinds = shapes | {"png": beside.submit(as_image, shapes["pdf"])}
-            files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
-        files["report.html"] = build_page(found, placed).encode()
-    whole = {name: content if isinstance(content, bytes) else content.result() for name, content in files.items()}
-    return whole, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)], found
+    for entry, thing in made(found):
+        kinds: Mapping[str, bytes] = {}
+        if isinstance(thing, Table):
+            placed.append((entry, thing))
+            if len(thing.frame) or thing is found.main:
+                kinds = _written(thing)
+        else:
+            kinds = render(thing)
+            placed.append((entry, kinds["svg"]))
+        files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
+    files["report.html"] = build_page(found, placed).encode()
+    return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)], found
 
 
 @contextmanager
@@ -103,12 +97,3 @@ def _text(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
     if found.main.frame.empty:
         shown = [found.search_trials if table is found.main else table for table in shown]
     return "\n\n\n".join(table.text() for table in shown)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slime_ray.pareto import on_front
+
 from .budget_curve import Spent
 from .drawing import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
-from .front import unbeaten
 from .knobs import Knob, Searched, unit_of
 from .printing import Table
 
@@ -219,7 +220,7 @@ def _front(searched: Searched) -> np.ndarray:
     """(trials,) whether each is on the front; of two goals only."""
     mask = searched.complete.copy()
     if mask.any() and len(searched.names) == 2:
-        mask[mask] = unbeaten(searched.goals[mask])
+        mask[mask] = on_front(searched.goals[mask])
     else:
         mask[:] = False
     return mask

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
+from slime_ray import pareto, results
 
-from . import statistics
 from .printing import ABSENT, Column, Table, cells, number, one_line
 from .rows import FINISHED, is_judged, judge_of, name_of
 
@@ -19,7 +18,7 @@ def front_mask(run: results.Run, trials: pd.DataFrame) -> np.ndarray:
     ranked = (trials["status"] == FINISHED).to_numpy() & np.isfinite(points).all(axis=1)
     mask = np.zeros(len(trials), dtype=bool)
     if goals and ranked.any():
-        mask[ranked] = statistics.on_front(points[ranked])
+        mask[ranked] = pareto.on_front(points[ranked])
     return mask
 
 

@@ -86,21 +86,35 @@ def _intervals_of_rows(
             )
             for place, name in enumerate(names if complete else ())
         ]
-        found[label] = _intervals(trials[label], own, parts) if parts else {}
+        units = [
+            frame.loc[frame["trial_id"].isin(names), item].nunique()
+            for frame, item in ((pairs, "pair"), (answers, "prompt_id"))
+        ]
+        found[label] = _intervals(trials[label], own, parts, *units) if parts else {}
     return found
 
 
 def _intervals(
-    trials: pd.DataFrame, scored: pd.DataFrame, resampled: Sequence[Resampled]
+    trials: pd.DataFrame, scored: pd.DataFrame, resampled: Sequence[Resampled], pairs: int, prompts: int
 ) -> dict[str, statistics.Interval]:
-    """Of one row, from all its trials, those that were measured, and the resamples of the latter."""
+    """Of one row, from all its trials, those that were measured, and the resamples of the latter.
+
+    pairs, prompts: how many there were to resample.
+    """
     lost = trials["status"].isin(rows.LOST)
     score = sum(one.stability for one in resampled) / (len(resampled) + int(lost.sum()))
     values = {"stability": trials["stability"].where(~lost, 0.0).mean()} | {
         name: scored[name].mean() for name in rows.PARTS
     }
     means = {name: np.mean([one.parts[name] for one in resampled], axis=0) for name in rows.PARTS}
-    return {name: statistics.interval(values[name], (means | {"stability": score})[name]) for name in values}
+    units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), pairs)
+    units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
+    few = min(pairs, prompts)
+    return {
+        # The steps that spikes are counted over stand beside these.
+        name: statistics.interval(values[name], (means | {"stability": score})[name], units=units.get(name, few))
+        for name in values
+    }
 
 
 def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:

@@ -16,6 +16,10 @@ RESAMPLES = 10_000
 AT_ONCE = 1_000
 """Resamples that are worked out together."""
 CONFIDENCE = 0.95
+FEWEST_UNITS = 3
+"""Prompts or pairs that an interval takes: fewer have hardly any resamples that differ."""
+TOO_FEW = "too few prompts for an interval"
+"""What is said of an estimate without ends."""
 POINTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 """What A wins by a verdict."""
 VOTES = {"A>>B": 3, "A>B": 1, "A=B": 1, "B>A": 1, "B>>A": 3}
@@ -24,7 +28,7 @@ VOTES = {"A>>B": 3, "A>B": 1, "A=B": 1, "B>A": 1, "B>>A": 3}
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval; the ends are NaN where there are too few units for one."""
 
     value: float
     low: float
@@ -33,6 +37,10 @@ class Interval:
     def covers(self, value: float) -> bool:
         """Whether `value` lies in the interval."""
         return self.low <= value <= self.high
+
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies beyond one of the ends. Without ends it is neither covered nor excluded."""
+        return value < self.low or value > self.high
 
 
 @lru_cache(maxsize=4)
@@ -70,8 +78,10 @@ def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMP
     return resample_sums(values, seed=seed, resamples=resamples) / values.shape[-1]
 
 
-def interval(value: float, resampled: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
-    """The percentile interval of a resampled estimate."""
+def interval(value: float, resampled: np.ndarray, *, units: int, confidence: float = CONFIDENCE) -> Interval:
+    """The percentile interval of an estimate; without ends where fewer than FEWEST_UNITS units were resampled."""
+    if units < FEWEST_UNITS:
+        return Interval(float(value), np.nan, np.nan)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
@@ -104,7 +114,7 @@ def win_rate_interval(outcomes: np.ndarray, *, seed: int = 0, resamples: int = R
     means = means[~np.isnan(means)]
     if not means.size:
         return None
-    return interval(means.mean(), resample_means(means, seed=seed, resamples=resamples))
+    return interval(means.mean(), resample_means(means, seed=seed, resamples=resamples), units=means.size)
 
 
 def ratio_interval(
@@ -119,7 +129,7 @@ def ratio_interval(
         return None
     pairs = np.stack([numerators[known], denominators[known]])
     sums = resample_sums(pairs, seed=seed, resamples=resamples)
-    return interval(pairs[0].sum() / pairs[1].sum(), sums[:, 0] / sums[:, 1])
+    return interval(pairs[0].sum() / pairs[1].sum(), sums[:, 0] / sums[:, 1], units=int(known.sum()))
 
 
 def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
@@ -153,7 +163,7 @@ def paired_difference(
     if not differences.size:
         return None
     resampled = resample_means(differences, seed=seed, resamples=resamples)
-    return interval(differences.mean(), resampled, confidence=confidence)
+    return interval(differences.mean(), resampled, units=differences.size, confidence=confidence)
 
 
 @dataclass(frozen=True)
@@ -229,9 +239,3 @@ def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> I
     error, freedom = found.error()
     half = float(stdtrit(freedom, (1 + confidence) / 2) * error)
     return Interval(found.mean, found.mean - half, found.mean + half)
-
-
-def on_front(points: np.ndarray) -> np.ndarray:
-    """(points,) whether no other point is at least as good in all goals and better in one. points: (points, goals)."""
-    better = (points[:, None] >= points[None]).all(axis=2) & (points[:, None] > points[None]).any(axis=2)
-    return np.asarray(~better.any(axis=0))

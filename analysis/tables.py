@@ -76,7 +76,7 @@ def win_rate_intervals(outcomes: Mapping[str, Outcomes]) -> dict[str, statistics
     if complete:
         resampled = statistics.resample_means(np.stack([means[label] for label in complete]))
         for index, label in enumerate(complete):
-            found[label] = statistics.interval(means[label].mean(), resampled[:, index])
+            found[label] = statistics.interval(means[label].mean(), resampled[:, index], units=means[label].size)
     for label, (_, values) in outcomes.items():
         if label not in found and (interval := statistics.win_rate_interval(values)) is not None:
             found[label] = interval
@@ -108,10 +108,12 @@ def _row(
         remarks.append(f"{status} {len(ended)} of {len(group)}: {reasons or 'no reason was recorded'}")
     if again := int((group["attempts"].fillna(1) - 1).sum()):
         remarks.append(f"begun again {again} times" if again > 1 else "begun again once")
+    if judged and interval is not None and math.isnan(interval.low):
+        remarks.append(statistics.TOO_FEW)
     phase = str(group["phase"].iloc[0])
     if votes and votes.invalid:
         low, high = votes.bounds()
-        remarks.append(f"{votes.invalid} invalid verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
+        remarks.append(f"{votes.invalid} missing verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
     return {
         "label": label,
         "phase": phase,
@@ -154,7 +156,7 @@ def separable(one: Outcomes | None, other: Outcomes | None) -> bool:
         values = statistics.prompt_means(values)[None]
         other_values = statistics.prompt_means(other_values)[None]
     difference = statistics.paired_difference(values, other_values)
-    return difference is None or not difference.covers(0.0)
+    return difference is None or difference.excludes(0.0)
 
 
 def best_marks(rates: Mapping[str, float], outcomes: Mapping[str, Outcomes]) -> list[Mark]:
@@ -271,7 +273,8 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
     if frame["stability_low"].notna().any():
         notes.append(
             "[95 %] of S: percentile bootstrap over held-out pairs, prompts and blocks of updates together, of these "
-            "checkpoints; rows without it give the lowest and highest seed. The parts' own are in the table of parts."
+            "checkpoints; rows without it, as where pairs or prompts are too few, give the lowest and highest seed. "
+            "The parts' own are in the table of parts."
         )
     else:
         notes.append("In parentheses: S of the lowest and highest seed.")
@@ -280,6 +283,11 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
         + "drift: mean change of the chosen log-probability (nat/token). format: share of answers that pass the "
         "task's format check. acc.: share of held-out pairs with a positive margin."
     )
+    if judged and (frame["win_rate_low"] == frame["win_rate_high"]).any():
+        notes.append(
+            "An interval without width: all prompts agree, which says nothing of those that were not asked. Of n "
+            "prompts that were all won, up to about 3/n of others may still be lost."
+        )
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')
     begun = run.trials["attempts"].fillna(1)

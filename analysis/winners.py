@@ -3,6 +3,8 @@
 The best of many trials on one set of prompts is partly luck (the winner's curse); on other prompts and seeds it is not.
 """
 
+import json
+
 import numpy as np
 import pandas as pd
 
@@ -30,9 +32,9 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
     first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
     drawn = searched.trials["trial_id"].tolist()
     outcomes = outcomes_by_label(run)
-    rows = []
+    rows, strange = [], _of_other_knobs(confirmed, searched)
     for label, group in confirmed.groupby("label", sort=True):
-        if label not in drawn:
+        if label not in drawn or label in strange:
             continue
         place = drawn.index(label)
         row = {"trial_id": label, "seeds_finished": int((group["status"] == FINISHED).sum()), "seeds": len(group)}
@@ -45,7 +47,7 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
                 )
         rows.append(row)
     if not rows:
-        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", [])
+        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", _warnings(strange))
     lead = searched.names[0]
     frame = pd.DataFrame(rows).sort_values(
         [f"{lead}_confirmed", "trial_id"], ascending=[searched.ways[0] == "minimize", True], na_position="last"
@@ -55,7 +57,7 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
         frame=frame,
         caption="The winners of the search, as the search measured them (one seed, the selection prompts, the best of "
         f"{int(searched.complete.sum())} completed trials) and confirmed (other seeds, the report prompts).",
-        notes=_notes(searched, frame),
+        notes=[*_warnings(strange), *_notes(searched, frame)],
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
@@ -65,6 +67,20 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
     )
 
 
+def _of_other_knobs(confirmed: pd.DataFrame, searched: Searched) -> list[str]:
+    """Labels whose confirmations set something else than the trial does: they confirm another point."""
+    own = dict(zip(searched.trials["trial_id"], searched.trials["settings"], strict=True))
+    again = zip(confirmed["label"], confirmed["settings"], strict=True)
+    return sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
+
+
+def _warnings(strange: list[str]) -> list[str]:
+    return [
+        f"Left out: {', '.join(strange)}, whose confirmations were trained with other knobs than the trial has. Delete "
+        "their folders and resume the sweep to have it confirmed."
+    ] * bool(strange)
+
+
 def _win_rates(first: np.ndarray, again: Outcomes | None) -> dict[str, float]:
     """Both win rates and their difference, with intervals over prompts; the two sets of prompts are independent."""
     searched, confirmed, change = statistics.win_rate_interval(first[None]), None, None
@@ -72,10 +88,10 @@ def _win_rates(first: np.ndarray, again: Outcomes | None) -> dict[str, float]:
         means = statistics.prompt_means(again[1])
         confirmed = statistics.win_rate_interval(again[1], seed=AGAIN)
         if searched is not None and confirmed is not None:
-            drawn = statistics.resample_means(means[~np.isnan(means)], seed=AGAIN)
-            change = statistics.interval(
-                confirmed.value - searched.value, drawn - statistics.resample_means(first[~np.isnan(first)])
-            )
+            before, after = first[~np.isnan(first)], means[~np.isnan(means)]
+            drawn = statistics.resample_means(after, seed=AGAIN) - statistics.resample_means(before)
+            units = min(before.size, after.size)
+            change = statistics.interval(confirmed.value - searched.value, drawn, units=units)
     found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
     return statistics.columns(found)
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
+from slime_ray.bench.machine import Machine, Say, describe_machine, now, threads
 from slime_ray.data.tasks import load_task
 from slime_ray.data.tokenizing import tokenize_prompts
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from slime_ray.planning.tables import table
 from slime_ray.presets import preset_base
 from slime_ray.settings import Decoding
 
-from .machine import Machine, Say, describe_machine, now, threads
+from .common import middle, run
 
 TASKS = ("arithmetic", "notes")
 ALONE = 16
@@ -96,3 +98,37 @@ def _cases(name: str, prompts: int) -> list[tuple[str, Decoding, list[list[int]]
     batched = Decoding.model_validate(preset_base(name)["evaluation"]["decoding"])
     alone = batched.model_copy(update={"batch": 1})
     return [(name, batched, asked, answer), (name, alone, asked[:ALONE], answer)]
+
+
+def generate_table(report: GenerateReport) -> str:
+    """Render the report."""
+    machine = report.machine
+    rows = [
+        (
+            f"{times.task}, {f'batches of {times.batch}' if times.batch > 1 else 'one at a time'}",
+            f"{times.prompts}",
+            f"{times.tokens:,}",
+            *middle(times.seconds, 1.0, ".2f"),
+            f"{times.prompts / times.median:,.1f}",
+        )
+        for times in report.times
+    ]
+    return "\n\n".join(
+        [
+            f"Answers of the embedded tasks' models on {machine.processor}, {report.threads} thread of {machine.cores} "
+            f"cores; torch {machine.torch}, transformers {machine.transformers}, {report.date}; {report.rounds} rounds",
+            table(("", "answers", "tokens", "s", "range", "answers/s"), rows),
+            "Medians of interleaved rounds; ranges from least to most. Random weights and no stop token: every answer "
+            "has as many tokens as its preset allows.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run(
+        "generate",
+        "Answers to the embedded tasks' prompts, in batches and one by one, on one core.",
+        {"prompts": (256, 1, "prompts of each task"), "rounds": (5, 1, "repetitions")},
+        measure_answering,
+        generate_table,
+    )

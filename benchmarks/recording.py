@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import torch
 
 from slime_ray import results
+from slime_ray.bench.machine import Say, describe_machine, now
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, Search, Trial
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
-from slime_ray.on_ray.simulate import Recorded
 from slime_ray.space import Scalar
 from slime_ray.training.orders import evaluations
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 
-from .machine import Say, describe_machine, now
+from .simulate import Recorded
 
 TABLE = Path(__file__).parent / "data" / "arithmetic.parquet"
 SPACE = """\

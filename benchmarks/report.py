@@ -1,298 +1,224 @@
-"""What a benchmark found, as a table to read and as JSON to keep."""
+"""What the report of a large run takes: seconds to make, bytes of its page. The run is made up."""
 
-import dataclasses
-import json
+import os
 import statistics
-from collections.abc import Sequence
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from slime_ray.analysis.report import write_report
+from slime_ray.analysis.statistics import draws
+
+from slime_ray import results
+from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.errors import InputError
 from slime_ray.planning.tables import table
 
-from .options import Options
+from .common import run
 
-if TYPE_CHECKING:
-    from .ablation_cases import AblationsReport
-    from .coverage import StatisticsReport
-    from .exact import ExactReport
-    from .generate import GenerateReport
-    from .memory import MemoryReport
-    from .step import SpeedReport
-    from .sweep import SweepReport
-
-SCHEMA = 1
-"""Of the JSON files. It rises when a field changes its meaning."""
-
-NOT_MEASURED = "not measured"
-
-
-def speed_table(report: "SpeedReport") -> str:
-    """`bench step` in text."""
-    blocks = [_header(report, "Training step")]
-    for at in report.vocabularies:
-        steps = report.options.steps
-        blocks.append(
-            f"Vocabulary {at.vocabulary:,}, body {at.body_parameters / 1e6:,.1f} M weights. {at.pairs} pairs a round "
-            f"in {steps} steps, {at.real_tokens:,} tokens with each prompt once; mean prompt {at.mean_lengths[0]:.0f}, "
-            f"chosen {at.mean_lengths[1]:.0f}, rejected {at.mean_lengths[2]:.0f}, longest sequence "
-            f"{at.longest_sequence}."
-        )
-        rows = [
-            (
-                recipe.name,
-                recipe.head,
-                f"{recipe.micro}",
-                recipe.failure or _number(recipe.seconds_per_step, ".3g"),
-                _number(recipe.tokens_per_second, ",.0f"),
-                _number(recipe.pairs_per_second, ".3g"),
-                _spread(recipe.to_authors),
-                _spread(recipe.to_padded),
-                f"{recipe.flops / steps / 1e9:,.1f}",
-                _number(recipe.flops_to_authors, ".2f", "x"),
-                NOT_MEASURED if recipe.share_of_peak is None else f"{recipe.share_of_peak:.1%}",
-                f"{recipe.padding:.0%}",
-            )
-            for recipe in at.recipes
-        ]
-        titles = (
-            "recipe", "head", "pairs/pass", "s/step", "tokens/s", "pairs/s", "to authors", "to padded, same head",
-            "GFLOP/step", "FLOP ratio", "of peak", "padding",
-        )  # fmt: skip
-        blocks.append(table(titles, rows))
-    sorted_over = report.options.sort_over
-    blocks.append(
-        "Medians over rounds, least to most in brackets; tokens are real ones, each prompt counted once. FLOPs by "
-        "formula, nothing counted that is computed twice to save memory. Padded steps "
-        + (f"sorted by length over {sorted_over} steps' worth of pairs." if sorted_over > 1 else "as drawn, unsorted.")
-    )
-    return "\n\n".join(blocks)
+ARMS, ARM_SEEDS, CONFIRMED = 8, 2, 2
+PAIRS, REPORT_PROMPTS, SEARCH_PROMPTS, UPDATES, EVALUATIONS = 512, 512, 256, 150, 6
+SPACE: dict[str, tuple[float, float]] = {
+    "objective.anchor_weight": (1e-2, 2.0),
+    "objective.stabilizer_strength": (1e-4, 0.3),
+    "objective.hard_margin": (0.5, 3.0),
+    "objective.soft_margin": (0.1, 2.0),
+    "training.learning_rate": (3e-5, 1e-3),
+}
+HELD_OUT = ("chosen_logp", "rejected_logp", "chosen_drift", "mean_margin", "preference_accuracy", "entropy")
+TRAIN = ("loss", "grad_norm", "learning_rate", "chosen_logp", "rejected_logp", "anchor", "stabilizer", "margin")
+BOUNDS = {"page_bytes": 5e6, "seconds": 10.0}
+"""What is promised of a run of 100 trials."""
 
 
-def memory_table(report: "MemoryReport") -> str:
-    """`bench memory` in text."""
-    blocks = [_header(report, "Step memory: the highest point of a training step less what was held before it")]
-    for at in report.vocabularies:
-        blocks.append(
-            f"Vocabulary {at.vocabulary:,}. {report.options.pairs} pairs a step, the same for every recipe; mean "
-            f"prompt {at.mean_lengths[0]:.0f}, chosen {at.mean_lengths[1]:.0f}, rejected {at.mean_lengths[2]:.0f}."
-        )
-        rows = [
-            (
-                recipe.name,
-                recipe.head,
-                recipe.failure or f"{_mib(recipe.step_bytes)} MiB",
-                f"{_mib(recipe.estimate)} MiB",
-                _spread(recipe.to_authors),
-                _spread(recipe.to_padded),
-            )
-            for recipe in at.recipes
-        ]
-        titles = ("recipe", "head", "step memory", "estimated", "authors' / this", "padded's / this, same head")
-        blocks.append(table(titles, rows))
-    blocks.append(
-        "Medians over as many steps as there are rounds, least to most in brackets; each recipe in its own process, "
-        "after a warm-up."
-    )
-    return "\n\n".join(blocks)
+@dataclass(frozen=True)
+class PageReport:
+    """seconds, cpu: of each round's report, by the wall and of this process. page, all_files: bytes.
+
+    command: seconds of `slime-ray report` in a process of its own, Python's start and all imports with it. answer:
+    characters of an answer. load: of the machine in the last minute.
+    """
+
+    trials: int
+    answer: int
+    seconds: tuple[float, ...]
+    cpu: tuple[float, ...]
+    command: tuple[float, ...]
+    load: float
+    page: int
+    all_files: int
+    machine: Machine
+    matplotlib: str
+    date: str
 
 
-def exact_table(report: "ExactReport") -> str:
-    """`bench exact` in text."""
-    rows = [
-        (check.model, check.what, f"{check.measured:.1e}", f"{check.bound:.0e}", "pass" if check.passed else "FAIL")
-        for check in report.checks
-    ]
-    return "\n\n".join(
-        [
-            f"Exactness in float64, torch {report.machine.torch}, transformers {report.machine.transformers}, "
-            f"{report.date}",
-            table(("model", "largest difference of", "measured", "bound", ""), rows),
-        ]
+def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
+    """Make up a run of so many trials whose answers have so many characters, and report it. At least 24 trials."""
+    seconds, cpu, command = [], [], []
+    with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
+        run = Path(folder) / "run"
+        say(f"making up a run of {trials} trials")
+        make_run(run, trials=trials, answer=answer)
+        # What is imported when the first figure is drawn is no part of a report.
+        write_report(run, Path(folder) / "first")
+        for number in range(rounds):
+            # A round draws its resamples anew, as a report in a new process does.
+            draws.cache_clear()
+            clock, of_process = time.perf_counter(), time.process_time()
+            written = write_report(run, Path(folder) / "report")
+            seconds.append(time.perf_counter() - clock)
+            cpu.append(time.process_time() - of_process)
+            command.append(_time_command(run, Path(folder) / "report"))
+            say(f"round {number + 1}: {seconds[-1]:.1f} s, the whole command {command[-1]:.1f} s")
+        page, all_files = written.html.stat().st_size, sum(path.stat().st_size for path in written.files)
+    return PageReport(
+        trials=trials,
+        answer=answer,
+        seconds=tuple(seconds),
+        cpu=tuple(cpu),
+        command=tuple(command),
+        load=os.getloadavg()[0],
+        page=page,
+        all_files=all_files,
+        machine=describe_machine(torch.device("cpu")),
+        matplotlib=version("matplotlib"),
+        date=now(),
     )
 
 
-def sweep_table(report: "SweepReport") -> str:
-    """`bench sweep` in text."""
+def _time_command(run: Path, out: Path) -> float:
+    """Seconds that `slime-ray report` takes. Raises InputError where it fails."""
+    clock = time.perf_counter()
+    line = [sys.executable, "-m", "slime_ray", "report", str(run), "--out", str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"slime-ray report ended with {done.returncode}: {done.stderr.strip()}")
+    return time.perf_counter() - clock
+
+
+def page_table(report: PageReport) -> str:
+    """Render the report."""
     machine = report.machine
-    runs = [
-        ("processes one after another", report.cold, f"{report.ratio:.2f}x"),
-        (f"processes, {report.cores} at a time", report.cold_side_by_side, f"{report.ratio_side_by_side:.2f}x"),
-        ("one sweep", report.sweep, ""),
-    ]
-    rows = [(name, *_middle(seconds, 1.0, ".1f"), ratio) for name, seconds, ratio in runs]
-    warm = [
-        ("training and evaluation", report.training),
-        ("everything else", report.beside),
-        ("of it between two trials", report.gaps),
-    ]
+    row = (
+        f"{report.trials}",
+        f"{report.answer}",
+        f"{statistics.median(report.seconds):.1f}",
+        f"{statistics.median(report.cpu):.1f}",
+        f"{statistics.median(report.command):.1f}",
+        f"{report.page / 1e6:.2f}",
+        f"{report.all_files / 1e6:.1f}",
+    )
     return "\n\n".join(
         [
-            f"{report.trials} trials of {report.updates} updates, on {machine.processor}, {machine.cores} cores; torch "
-            f"{machine.torch}, transformers {machine.transformers}, {report.date}; {len(report.sweep)} rounds",
-            table(("", "s", "range", "to one sweep"), rows),
-            table(
-                ("a warm trial, one at a time", "ms", "range"),
-                [(name, *_middle(seconds, 1000.0, ".0f")) for name, seconds in warm],
-            ),
-            "Medians; ranges from least to most. The shared stages were made beforehand. A sweep's time holds Ray's "
-            "start and end and the report.",
+            f"The report of a made-up run on {machine.processor}, {machine.cores} cores, load {report.load:.1f}; "
+            f"matplotlib {report.matplotlib}, {report.date}; {len(report.seconds)} rounds",
+            table(("trials", "characters", "seconds", "CPU s", "command s", "page MB", "all files MB"), [row]),
+            "Characters of an answer. Seconds: medians over rounds, by the wall and of this process; command: of "
+            "`slime-ray report` in a process of its own, with Python's start and all imports. Promised of 100 trials "
+            f"are at most {BOUNDS['seconds']:.0f} s and {BOUNDS['page_bytes'] / 1e6:.0f} MB.",
         ]
     )
 
 
-def generate_table(report: "GenerateReport") -> str:
-    """`bench generate` in text."""
-    machine = report.machine
-    rows = [
-        (
-            f"{times.task}, {f'batches of {times.batch}' if times.batch > 1 else 'one at a time'}",
-            f"{times.prompts}",
-            f"{times.tokens:,}",
-            *_middle(times.seconds, 1.0, ".2f"),
-            f"{times.prompts / times.median:,.1f}",
-        )
-        for times in report.times
+def make_run(run: Path, *, trials: int, answer: int) -> None:
+    """A run of 8 arms and 2 confirmed winners with 2 seeds each and a search, with all curves, pairs and answers."""
+    rng = np.random.default_rng(0)
+    words = ["Tens:", "Ones:", "The", "total", "is", "10", "+", "30", "=", "40.", "That", "it."]
+    text = " ".join(rng.choice(words, size=answer))[:answer]
+    found = trials - ARM_SEEDS * (ARMS + CONFIRMED)
+    for arm in range(ARMS):
+        for seed in range(ARM_SEEDS):
+            about = {"trial_id": f"arm-{arm}-s{seed}", "phase": "arm", "label": f"arm-{arm}", "seed": seed}
+            _add(run, rng, about, {"objective.anchor_weight": 0.1 * arm}, text)
+    for number in range(1, found + 1):
+        name = f"search-{number:04}"
+        knobs = {path: float(np.exp(rng.uniform(*np.log(ends)))) for path, ends in SPACE.items()}
+        _add(run, rng, {"trial_id": name, "phase": "search", "label": name, "seed": 1000}, knobs, text)
+        for seed in range(ARM_SEEDS if number <= CONFIRMED else 0):
+            about = {"trial_id": f"confirm-{name}-s{seed}", "phase": "confirm", "label": name, "seed": seed}
+            _add(run, rng, about, knobs, text)
+    results.consolidate(run)
+    manifest = {
+        "schema": results.RUN_SCHEMA,
+        "name": "made-up",
+        "created": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T01:00:00+00:00",
+        "judge": "exact",
+        "goals": {"win_rate": "maximize", "stability": "maximize"},
+        "seeds": list(range(ARM_SEEDS)),
+        "stability_version": "stability-v1",
+        "experiment": {
+            "arms": [{"label": f"arm-{arm}"} for arm in range(ARMS)],
+            "search": {"dimensions": {path: {"log_uniform": list(ends)} for path, ends in SPACE.items()}},
+            "budget": {"trials": found, "confirm": {"best": CONFIRMED, "seeds": ARM_SEEDS}},
+        },
+    }
+    results.write_manifest(run, manifest)
+
+
+def _add(run: Path, rng: np.random.Generator, about: dict[str, Any], knobs: dict[str, Any], text: str) -> None:
+    prompts = SEARCH_PROMPTS if about["phase"] == "search" else REPORT_PROMPTS
+    about = {**about, "prompt_set": "selection" if about["phase"] == "search" else "report"}
+    outcomes = (rng.random(prompts) < rng.uniform(0.2, 0.8)).astype(float)
+    parts = ("unlearning", "rejected_collapse", "entropy_shift", "broken_outputs", "length_shift", "training_spikes")
+    damage = rng.uniform(0, (0.2, 0.1, 0.7, 0.1, 0.8, 0.02))
+    row = results.trial_row(
+        **about, status="completed", objective="slime", settings=knobs, config={}, judge="exact",
+        win_rate=float(outcomes.mean()), prompts=prompts, stability=float(rng.uniform(0.05, 0.95)), healthy=True,
+        **dict(zip(parts, map(float, damage), strict=True)), kl_to_sft=0.05, chosen_drift=-0.02, rejected_drift=-0.1,
+        preference_accuracy=float(rng.uniform(0.6, 0.95)), mean_margin=0.3, format_valid=0.95, pairs=PAIRS,
+        updates=UPDATES, planned_updates=UPDATES, tokens=180_000, train_seconds=12.0, evaluation_seconds=6.0,
+        total_seconds=18.0,
+    )  # fmt: skip
+    answers = [
+        dict.fromkeys(results.ANSWER_SCHEMA.names)
+        | {name: row[name] for name in ("trial_id", "label", "phase", "seed", "prompt_set")}
+        | {
+            "prompt_id": f"p{place:04}", "turn": 1, "prompt": [{"role": "user", "content": f"What is {place} + 1?"}],
+            "answer": f"{about['trial_id']} {place} {text}"[: len(text)], "answer_tokens": 20, "baseline_tokens": 20,
+            "baseline_answer": f"{place} {text}", "verdict_ab": "A>B" if won else "B>A",
+            "verdict_ba": "B>A" if won else "A>B", "outcome": float(won), "broken": False, "baseline_broken": False,
+        }
+        for place, won in enumerate(outcomes)
+    ]  # fmt: skip
+    own = {name: row[name] for name in ("trial_id", "label", "phase", "seed")}
+    steps = {
+        "train": (TRAIN, range(1, UPDATES + 1)),
+        "held_out": (HELD_OUT, range(0, UPDATES + 1, UPDATES // EVALUATIONS)),
+    }
+    curves = [
+        {**own, "step": step, "source": source, "metric": metric, "value": float(rng.normal())}
+        for source, (metrics, at) in steps.items()
+        for metric in metrics
+        for step in at
     ]
-    return "\n\n".join(
-        [
-            f"Answers of the embedded tasks' models on {machine.processor}, {report.threads} thread of {machine.cores} "
-            f"cores; torch {machine.torch}, transformers {machine.transformers}, {report.date}; {report.rounds} rounds",
-            table(("", "answers", "tokens", "s", "range", "answers/s"), rows),
-            "Medians of interleaved rounds; ranges from least to most. Random weights and no stop token: every answer "
-            "has as many tokens as its preset allows.",
-        ]
+    pairs = [
+        {
+            **own, "pair": pair, "chosen_tokens": 20, "rejected_tokens": 20, "chosen_logp0": -1.0,
+            "chosen_logp": -1.0 - 0.1 * shift, "rejected_logp0": -1.5, "rejected_logp": -1.6,
+            "rejected_collapsed": int(shift > 0.9), "entropy0": 1.0, "entropy": 1.0 - 0.2 * shift,
+        }
+        for pair, shift in enumerate(rng.random(PAIRS).tolist())
+    ]  # fmt: skip
+    results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pairs)
+
+
+if __name__ == "__main__":
+    run(
+        "report",
+        "Seconds and bytes of the report of a large run, which is made up.",
+        {
+            "trials": (100, 24, "trials of the run"),
+            "answer": (200, 1, "characters of an answer"),
+            "rounds": (3, 1, "repetitions"),
+        },
+        measure_report,
+        page_table,
     )
-
-
-def statistics_table(report: "StatisticsReport") -> str:
-    """`bench statistics` in text."""
-    machine = report.machine
-    rows = [
-        (
-            at.name,
-            at.size,
-            f"{at.evaluations:,}",
-            f"{at.covered:.1%}",
-            f"{at.width:.3f}",
-            "" if not at.promised else "pass" if at.kept else "FAIL",
-        )
-        for at in report.coverages
-    ]
-    together = [sum(one) for one in zip(*report.seconds.values(), strict=True)]
-    timed = [*report.seconds.items(), ("together", together)]
-    return "\n\n".join(
-        [
-            f"95 % intervals on simulated evaluations, {report.resamples:,} resamples each; {machine.processor}, "
-            f"{machine.cores} cores; Python {machine.python}, {report.date}",
-            table(("interval", "size", "evaluations", "covered", "mean width", ""), rows),
-            table(
-                ("1,000 prompts, 10,000 resamples", "ms", "range"),
-                [(name, *_middle(seconds, 1000.0, ".0f")) for name, seconds in timed],
-            ),
-            f"Medians of {len(together)} rounds, ranges from least to most.",
-        ]
-    )
-
-
-def ablations_table(report: "AblationsReport") -> str:
-    """`bench ablations` in text."""
-    machine = report.machine
-    claims = [
-        (
-            one.name,
-            one.size,
-            f"{one.studies:,}",
-            f"{one.claimed:.1%}",
-            f"{one.upper:.1%}",
-            f"{one.two_tests:.1%}",
-            *(f"{share:.1%}" for share in one.by_test.values()),
-            "-" if one.found is None else f"{one.found:.1%}",
-            "pass" if one.kept else "FAIL",
-        )
-        for one in report.claims
-    ]
-    titles = ("truth", "size", "designs", "false", "bound", "t, flips", *report.claims[0].by_test, "found", "")
-    coverings = [
-        (
-            one.name,
-            one.size,
-            f"{one.intervals:,}",
-            f"{one.covered:.1%}",
-            f"{one.width:.3f}",
-            "" if not one.promised else "pass" if one.kept else "FAIL",
-        )
-        for one in report.coverings
-    ]
-    settled = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in report.settled]
-    return "\n\n".join(
-        [
-            f"Simulated ablations, {report.flips:,} sign flips each; {machine.processor}, {machine.cores} cores; "
-            f"Python {machine.python}, {report.date}",
-            table(titles, claims),
-            "false: designs that claim a difference where there is none, by the rule of the tables; bound: upper end "
-            "of its 95 % confidence interval. t, flips: if those two tests were enough; seeds, prompts, both: if one "
-            "were. found: planted differences that are claimed.",
-            table(("interval", "size", "intervals", "covered", "mean width", ""), coverings),
-            table(("true difference", "foretold", "studies of that size", "claimed"), settled),
-            f"Shapley values and the total effect were at most {report.shapley:.1e} apart. The effects of 16 cells, 8 "
-            f"seeds and 500 prompts took {_middle(report.seconds, 1.0, '.2f')[0]} s "
-            f"({_middle(report.seconds, 1.0, '.2f')[1]}).",
-        ]
-    )
-
-
-def _middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
-    values = [unit * value for value in seconds]
-    return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"
-
-
-def as_json(benchmark: str, report: Any) -> dict[str, Any]:
-    """A report as JSON takes it. `benchmark`: the name of its subcommand."""
-    values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
-    if isinstance(getattr(report, "options", None), Options):
-        values["options"] = report.options.as_json()
-    return values
-
-
-def write_json(benchmark: str, report: Any, path: Path) -> None:
-    """Write a report. Raises InputError where that is not possible."""
-    text = json.dumps(as_json(benchmark, report), indent=1)
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--json {path}: cannot be written ({error.strerror}). Name a file in a folder that exists."
-        ) from None
-
-
-def check_json(path: Path | None) -> None:
-    """Raise InputError, before anything runs, for a file that could not be written."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise InputError(f"--json {path}: cannot be written. Name a file in a folder that exists.")
-
-
-def _header(report: Any, title: str) -> str:
-    machine, options = report.machine, report.options
-    where = machine.gpu or f"{machine.processor}, {machine.cores} cores, {report.threads} threads"
-    return "\n".join(
-        [
-            f"{title}. {options.shape} shape, {report.dtype}, on {where}; {machine.memory_gib} GiB of RAM",
-            f"torch {machine.torch}, transformers {machine.transformers}, peft {machine.peft}, {report.date}",
-            f"lengths: {options.lengths}, sequences of at most {options.max_tokens} tokens, divided by "
-            f"{report.shrink}; {options.pairs} pairs a step, {options.rounds} rounds, seed {options.seed}"
-            + (", gradient checkpointing" if options.gradient_checkpointing else ""),
-        ]
-    )
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
-
-
-def _spread(ratio: tuple[float, float, float] | None) -> str:
-    return "-" if ratio is None else f"{ratio[0]:.2f}x ({ratio[1]:.2f}-{ratio[2]:.2f})"
-
-
-def _mib(size: float | None) -> str:
-    return "-" if size is None else f"{size / 2**20:,.0f}"

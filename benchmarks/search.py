@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from slime_ray.analysis.budget_curve import hypervolumes
 
+from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.experiment import EarlyStopping, Experiment, Search
 from slime_ray.on_ray.plan import best_rows
-from slime_ray.on_ray.simulate import Played, Recorded, Searcher, forgetful_search, simulate
 from slime_ray.on_ray.stopping import build_rule
 
-from .machine import Machine, Say, describe_machine, now
 from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, from_run, load_table, recorded_trial, train
+from .simulate import Forgetful, Played, Recorded, Searcher, simulate
 
 GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
 RULES: dict[str, EarlyStopping] = {
@@ -253,7 +254,7 @@ def search_grid(
 
 def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, each: int) -> Searcher:
     if searcher == CHOSEN:
-        return Within(forgetful_search(space, trials=len(cells()), seed=seed), tokens, each=each)
+        return Within(Forgetful(space, trials=len(cells()), seed=seed), tokens, each=each)
     order = cells()
     random.Random(seed).shuffle(order)
     return Given(order)
@@ -315,7 +316,7 @@ def volume(
     def play(searcher: Searcher, early: EarlyStopping) -> list[Played]:
         return simulate(searcher, build_rule(early), replay, trials=trials)
 
-    own = [play(forgetful_search(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]
+    own = [play(Forgetful(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]
     other = [play(Given(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
     spent, whole = (sum(one.tokens for played in runs for one in played) for runs in (own, other))
     return Volume(
@@ -340,10 +341,32 @@ def _affordable(played: Sequence[Played], tokens: int) -> list[Played]:
 
 def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
     """Area that the completed trials dominate, of win rate and stability from 0 to 1; at most 1."""
-    points = sorted(((row["win_rate"], row["stability"]) for row in rows if row["status"] == "completed"), reverse=True)
-    area, reached = 0.0, 0.0
-    for win_rate, stable in points:
-        if stable > reached:
-            area += win_rate * (stable - reached)
-            reached = stable
-    return area
+    points = [[row["win_rate"], row["stability"]] for row in rows if row["status"] == "completed"]
+    return float(hypervolumes(np.array(points))[-1]) if points else 0.0
+
+
+if __name__ == "__main__":
+    from .common import run
+    from .recording import TABLE, condense, record
+    from .search_tables import search_tables
+
+    def measure(*, seeds: int, trials: int, train: int, record_first: int, say: Say) -> SearchReport:
+        """Search over the shipped table, recorded anew first where asked."""
+        folder = Path("runs/recorded")
+        if record_first:
+            record(folder, say)
+            condense(folder, TABLE)
+        return measure_search(table=TABLE, folder=folder, seeds=seeds, trials=trials, trained=train, say=say)
+
+    run(
+        "search",
+        "How well searches and early stopping find, over recorded trials that are played again.",
+        {
+            "seeds": (10, 1, "searches of each kind"),
+            "trials": (32, 1, "trials of a search in the comparison with random search"),
+            "train": (0, 0, "seeds of a comparison whose trials are trained, kept in runs/recorded"),
+            "record_first": (0, 0, "1: train the table's missing trials in runs/recorded and write it anew, an hour"),
+        },
+        measure,
+        search_tables,
+    )

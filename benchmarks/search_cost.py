@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
+from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.experiment import Budget, EarlyStopping, Experiment, Resources
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import build_rule
+from slime_ray.on_ray.study import study_storage
 from slime_ray.points import SamplerName, Search
 from slime_ray.presets import preset_base
-
-from .machine import Machine, Say, describe_machine, now
 
 GOALS: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {
@@ -78,15 +78,16 @@ class SearchCostReport:
 
 
 class Watched:
-    """Adds up the seconds of some of an object's methods."""
+    """Adds up the calls of some of an object's methods, and their seconds."""
 
     def __init__(self, seen: object, *names: str):
-        self.seconds = 0.0
+        self.seconds, self.calls = 0.0, 0
         for name in names:
             setattr(seen, name, self._timed(getattr(seen, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
             clock = time.perf_counter()
             try:
                 return call(*arguments, **options)
@@ -161,8 +162,9 @@ def search_once(sampler: SamplerName, folder: Path, *, trials: int, seed: int) -
         search=search, base=experiment.base, goals=GOALS, storage=study_storage(folder), trials=trials, seed=seed
     )
     plan = TrialPlan(experiment, study=study, rows={}, seed=seed)
-    drawing = Watched(study.sampler, "draw", "begin", "end")
-    writing = Watched(study.study, "add_trial", "tell", "get_trials")
+    drawing, drawn = Watched(study.sampler, "sample_relative"), Watched(study.sampler.rules, "broken")
+    writes = ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_state_values")
+    writing = Watched(study.storage, *writes)
     chance, taken = random.Random(seed), []
     for number in range(trials):
         before = time.perf_counter(), time.process_time(), drawing.seconds, writing.seconds
@@ -179,7 +181,7 @@ def search_once(sampler: SamplerName, folder: Path, *, trials: int, seed: int) -
                 writing=writing.seconds - before[3],
             )
         )
-    return taken, study.position
+    return taken, drawn.calls
 
 
 def made_up(values: Mapping[str, float], chance: random.Random) -> dict[str, Any]:
@@ -196,3 +198,24 @@ def _stretch(upto: int, rounds: Sequence[Sequence[Taken]]) -> Stretch:
     every = list(itertools.chain.from_iterable(rounds))
     means = {name: statistics.fmean(getattr(one, name) for one in every) for name in Taken.__dataclass_fields__}
     return Stretch(upto=upto, **means, longest=max(one.wall for one in every))
+
+
+if __name__ == "__main__":
+    from .common import run
+    from .search_tables import search_cost_table
+
+    def measure(*, trials: int, stretch: int, rounds: int, say: Say) -> SearchCostReport:
+        """Measure every sampler."""
+        return measure_search_cost(samplers=SAMPLERS, trials=trials, stretch=stretch, rounds=rounds, say=say)
+
+    run(
+        "search_cost",
+        "What drawing a trial and writing it down costs as a search grows.",
+        {
+            "trials": (1000, 1, "trials of a search"),
+            "stretch": (100, 1, "trials that means are taken over"),
+            "rounds": (3, 1, "searches of each sampler"),
+        },
+        measure,
+        search_cost_table,
+    )

@@ -1,4 +1,4 @@
-"""What the benchmarks of searches and of plans print."""
+"""Tables of the benchmarks of searches."""
 
 import statistics
 from typing import TYPE_CHECKING
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from slime_ray.planning.tables import table
 
 if TYPE_CHECKING:
-    from .plan import PlanReport
     from .search import SearchReport
     from .search_cost import SearchCostReport
 
@@ -94,57 +93,3 @@ def search_cost_table(report: "SearchCostReport") -> str:
             f"Early stopping by two goals adds {1000 * report.rule:.1f} ms a trial, for up to ten evaluations.",
         ]
     )
-
-
-def plan_table(report: "PlanReport") -> str:
-    """`bench plan` in text."""
-    machine = report.machine
-    rows = [
-        (
-            run.case,
-            f"{run.load:.1f}, {run.load_after:.1f}",
-            *(_error(run.planned[name], run.ran[name], form) for name, form in FIGURES.items()),
-        )
-        for run in report.runs
-    ]
-    errors = [
-        (name, _percent(statistics.median(found)), f"{_percent(min(found))} to {_percent(max(found))}",
-         f"{sum(abs(error) <= 0.25 for error in found)} of {len(found)}")
-        for name in FIGURES
-        for found in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
-    ]  # fmt: skip
-    return "\n\n".join(
-        [
-            f"Plans after a probe, and the sweeps that were then run, on {machine.processor}, {machine.cores} cores; "
-            f"torch {machine.torch}, transformers {machine.transformers}, {report.date}",
-            table(("sweep", "load before, after", *FIGURES), rows),
-            table(("planned to run", "median error", "range", "within 25 %"), errors),
-            *(
-                [f"{len(report.failed)} sweeps did not come to their end, the first {report.failed[0]}"]
-                if report.failed
-                else []
-            ),
-            "Planned / run. Time is that of the whole command, trial seconds those of all trials together, processor "
-            "seconds those of the processes that make stages and train. Load: processes that wanted a core, over the "
-            "minute before; with more of them than cores, what a probe saw and what a sweep saw differ.",
-        ]
-    )
-
-
-FIGURES = {
-    "time": ".0f",
-    "trial seconds": ".0f",
-    "processor seconds": ".0f",
-    "tokens": ",.0f",
-    "peak MiB": ",.0f",
-    "disk MiB": ",.1f",
-}
-"""What is planned and then measured, and how it is written."""
-
-
-def _error(planned: float, ran: float, form: str) -> str:
-    return f"{planned:{form}} / {ran:{form}} ({_percent(planned / ran - 1)})"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.0f} %"

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.errors import RunError
+from slime_ray.planning.tables import table
 
-from .machine import Machine, Say, describe_machine, now
+from .common import middle, run
 
 EXPERIMENT = """\
 name: tiny
@@ -142,3 +144,42 @@ def _between(run: Path) -> dict[str, list[float]]:
         "beside": [after["started"] - before["started"] - before["work"] for before, after in pairs],
         "training": [trial["work"] for trial in warm],
     }
+
+
+def sweep_table(report: SweepReport) -> str:
+    """Render the report."""
+    machine = report.machine
+    runs = [
+        ("processes one after another", report.cold, f"{report.ratio:.2f}x"),
+        (f"processes, {report.cores} at a time", report.cold_side_by_side, f"{report.ratio_side_by_side:.2f}x"),
+        ("one sweep", report.sweep, ""),
+    ]
+    rows = [(name, *middle(seconds, 1.0, ".1f"), ratio) for name, seconds, ratio in runs]
+    warm = [
+        ("training and evaluation", report.training),
+        ("everything else", report.beside),
+        ("of it between two trials", report.gaps),
+    ]
+    return "\n\n".join(
+        [
+            f"{report.trials} trials of {report.updates} updates, on {machine.processor}, {machine.cores} cores; torch "
+            f"{machine.torch}, transformers {machine.transformers}, {report.date}; {len(report.sweep)} rounds",
+            table(("", "s", "range", "to one sweep"), rows),
+            table(
+                ("a warm trial, one at a time", "ms", "range"),
+                [(name, *middle(seconds, 1000.0, ".0f")) for name, seconds in warm],
+            ),
+            "Medians; ranges from least to most. The shared stages were made beforehand. A sweep's time holds Ray's "
+            "start and end and the report.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run(
+        "sweep",
+        "Many tiny trials in one sweep against a process for each.",
+        {"trials": (16, 4, "trials"), "updates": (20, 1, "updates of a trial"), "rounds": (3, 1, "repetitions")},
+        measure_sweep,
+        sweep_table,
+    )

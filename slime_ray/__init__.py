@@ -5,10 +5,10 @@ SLIME is here Stabilized Likelihood Implicit Margin Enforcement, an objective; i
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-# In a wheel `analysis`, `benchmarks` and `search_spaces` lie inside this package. In a checkout they stand beside it,
-# at the top level, so the checkout's root joins the places where subpackages are looked up.
+# A wheel has `analysis` and `search_spaces` inside this package. A checkout has them at its top level, so its root
+# joins the places where subpackages are looked up.
 _package = Path(__file__).resolve().parent
 if not (_package / "analysis").is_dir() and (_package.parent / "analysis" / "__init__.py").is_file():
     __path__.append(str(_package.parent))

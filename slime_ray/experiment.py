@@ -9,9 +9,13 @@ from slime_ray.design import Design
 from slime_ray.judge_settings import lasting
 from slime_ray.points import Search, with_values
 from slime_ray.settings import Positive, Settings, Strict, fingerprint
+from slime_ray.strict import Seed
 from slime_ray.tracker_settings import DEFAULT, Tracker
 
 GOALS = ("win_rate", "stability", "preference_accuracy", "mean_margin")
+MOST_TRIALS = 100_000
+"""Of a search, and of arms with all their seeds."""
+MOST_SEEDS = 10_000
 Phase = Literal["arm", "search", "confirm"]
 PromptSet = Literal["selection", "report"]
 Way = Literal["maximize", "minimize"]
@@ -22,9 +26,9 @@ Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin"
 class Confirm(Strict):
     """The best trials of the search are run again, with the table's seeds and prompts they were not chosen on."""
 
-    best: Annotated[int, Field(ge=0)] = 1
+    best: Annotated[int, Field(ge=0, le=MOST_SEEDS)] = 1
     """How many: those that the fewest others beat in all goals come first."""
-    seeds: Positive = 2
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 2
     """How many of the table's seeds each is run with, and further ones where it has too few."""
 
 
@@ -35,7 +39,7 @@ class Budget(Strict):
     on with --resume. hours are of this start; the others count the whole run, with all that was computed twice.
     """
 
-    trials: Annotated[int, Field(ge=0)] = 0
+    trials: Annotated[int, Field(ge=0, le=MOST_TRIALS)] = 0
     """Of the search; its winners are confirmed after them."""
     confirm: Confirm | None = None
     """Which winners are run again; null confirms none."""
@@ -146,7 +150,7 @@ class Experiment(Strict):
     base: dict[str, Any]
     arms: list[Arm]
     search: Search | None
-    seeds: list[Annotated[int, Field(ge=0)]]
+    seeds: list[Seed]
     goals: dict[str, Way]
     budget: Budget
     resources: Resources

@@ -1,19 +1,22 @@
 """Reading an experiment's YAML: resolving presets, arms and paths, and saying what is wrong where."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_ray.ablation import DESIGNS, Ablation, AnyAblation, Unfit, Values, idle_knobs
+from slime_ray.ablation import Ablation, AnyAblation, Unfit, Values, idle_knobs
+from slime_ray.complaints import explain
 from slime_ray.design import Design
 from slime_ray.errors import InputError, near
 from slime_ray.expansion import expand
 from slime_ray.experiment import (
     GOALS,
+    MOST_SEEDS,
+    MOST_TRIALS,
     Arm,
     Budget,
     EarlyStopping,
@@ -22,12 +25,12 @@ from slime_ray.experiment import (
     Resources,
     with_values,
 )
-from slime_ray.judge_settings import JUDGE_SETTINGS, Llm
+from slime_ray.judge_settings import Llm
 from slime_ray.presets import merge, preset_base
 from slime_ray.search_file import SearchKeys, SearchReader
-from slime_ray.settings import OBJECTIVE_SETTINGS, Settings, fingerprint
-from slime_ray.space import Dimension, Scalar
-from slime_ray.strict import Label, Strict
+from slime_ray.settings import Settings, fingerprint
+from slime_ray.space import Scalar, equal_values
+from slime_ray.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName, Seed, Strict
 from slime_ray.tracker_settings import DEFAULT, Tracker
 from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 
@@ -35,7 +38,7 @@ from slime_ray.yaml_source import KeyPath, YamlSource, load_yaml, read_value
 class _File(SearchKeys):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
-    name: Label
+    name: RunName
     """Of the run's folder: letters, digits, dots, dashes and underscores."""
     summary: str | None = None
     """What `slime-ray spaces` says of it."""
@@ -49,7 +52,7 @@ class _File(SearchKeys):
     """Paths with lists of values: every arm is run with every combination."""
     ablate: AnyAblation | None = None
     """A design, which makes the arms itself; in place of `arms` and `grid`."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
     """Every arm is run with each of them."""
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
     """What the search is after: win_rate, stability, preference_accuracy, mean_margin; one or several."""
@@ -118,6 +121,11 @@ class _Resolver:
             raise self.error(("budget", "trials"), "there are trials to spend but no `search` says on what")
         if len(set(file.seeds)) < len(file.seeds):
             raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
+        if file.budget.confirm and max(file.seeds) + file.budget.confirm.seeds > LARGEST_SEED:
+            raise self.error(
+                ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
+            )
+        self._check_arms(file, arms)
         if len(set(file.trackers)) < len(file.trackers):
             raise self.error(("trackers",), f"{file.trackers} names a tracker twice. Leave one out")
         return Experiment(
@@ -138,9 +146,44 @@ class _Resolver:
             keys, sentence = explain(error, model)
             raise self.error((*at, *keys), where + sentence) from None
 
+    def _check_arms(self, file: _File, arms: list[Arm]) -> None:
+        """Each has a name of its own, which a file system takes, and there is an end of them."""
+        known: set[str] = set()
+        for arm in arms:
+            if len(arm.label) > LONGEST_LABEL:
+                raise self.error(
+                    ("arms",), f"the arm {arm.label[:40]}... has a name of {len(arm.label)} characters, and "
+                    f"{LONGEST_LABEL} are the limit. Give its arm, its center or its values shorter ones"
+                )  # fmt: skip
+            if arm.label in known:
+                raise self.error(("arms",), f"two arms are called {arm.label}. Give one of them another name")
+            known.add(arm.label)
+        if (count := len(arms) * len(file.seeds)) > MOST_TRIALS:
+            raise self.error(
+                ("seeds",), f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are "
+                "the limit. Give fewer seeds"
+            )  # fmt: skip
+
+    def _check_grid(self, file: _File) -> None:
+        cells = math.prod(map(len, file.grid.values())) * len(file.arms)
+        if cells > MOST_TRIALS:
+            raise self.error(
+                ("grid",),
+                f"the grid makes {cells:,} arms, and {MOST_TRIALS:,} are the limit. Give fewer values, or make a "
+                "`search` of them with `sampler: quasi_random`",
+            )
+        for path, values in file.grid.items():
+            if not values:
+                raise self.error(("grid", path), f"grid.{path} is empty. Give it values, or leave it out")
+            if (same := equal_values(values)) is not None:
+                raise self.error(
+                    ("grid", path), f"grid.{path} has {same[0]!r} and {same[1]!r}, which are equal. Remove one of them"
+                )
+
     def _arms(self, file: _File, base: dict[str, Any]) -> list[Arm]:
         arms: list[Arm] = []
         known: dict[str, str] = {}
+        self._check_grid(file)
         for name, values in file.arms.items():
             for point in _product(file.grid):
                 label = "-".join([name, *(_short(path, value) for path, value in point.items())])
@@ -258,7 +301,10 @@ class _Resolver:
 
 
 def _short(path: str, value: Scalar) -> str:
-    return f"{path.rsplit('.', 1)[-1]}={value:g}" if isinstance(value, float) else f"{path.rsplit('.', 1)[-1]}={value}"
+    """A value of the grid as a part of a label, which names a folder."""
+    # Six digits, unless those are another number's.
+    short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{path.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+-]', '-', short)}"
 
 
 def _product(grid: Mapping[str, list[Scalar]]) -> list[dict[str, Scalar]]:
@@ -268,78 +314,6 @@ def _product(grid: Mapping[str, list[Scalar]]) -> list[dict[str, Scalar]]:
     return points
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# pydantic's complaints as sentences
-
-
-def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
-    """Where the first complaint of a validation lies and what it says, as `path: what is wrong. The way out`."""
-    # An unknown key is what most often makes the other complaints: a misspelt key leaves the right one missing.
-    complaints = sorted(error.errors(), key=lambda item: item["type"] not in ("extra_forbidden", "union_tag_invalid"))
-    complaint = complaints[0]
-    keys = _without_tags(key for key in complaint["loc"] if key not in _NOISE)
-    path = ".".join(map(str, keys)) or "the file"
-    given = complaint.get("input")
-    kind, context = complaint["type"], complaint.get("ctx", {})
-    if kind == "extra_forbidden":
-        allowed = _keys_beside(model, complaint["loc"])
-        return keys, f"{path}: unknown key{near(str(keys[-1]), allowed)}"
-    if kind == "missing":
-        return keys[:-1], f"{path} is missing. Add it, or a preset that has it"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag, options = context["discriminator"].strip("'"), _TAGGED[str(keys[-1])]
-        if kind == "union_tag_not_found":
-            return keys, f"{path}.{tag} is missing. Give one of: {', '.join(options)}"
-        return (*keys, tag), f"{path}.{tag} is {context['tag']!r}{near(context['tag'], options)}"
-    if kind == "literal_error" and isinstance(given, str):
-        return keys, f"{path} is {given!r}{near(given, re.findall(QUOTED, context['expected']))}"
-    if kind == "value_error":
-        message = str(context["error"])
-        field = message.split(" ", 1)[0].rstrip(":")
-        if keys and field.isidentifier() and keys[-1] != field and keys[-1] == "objective":
-            return (*keys, field), f"{path}.{message}"
-        return keys, f"{path}: {message}" if keys else message
-    if kind == "string_pattern_mismatch":
-        return keys, f"{path} is {given!r}. Use letters, digits, dots, dashes and underscores, a letter or digit first"
-    return keys, f"{path} is {given!r}: {complaint['msg'][0].lower()}{complaint['msg'][1:]}"
-
-
-QUOTED = r"'([^']*)'"
-_NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constrained-int")
-
-
-_TAGGED: Mapping[str, Mapping[str, Any]] = {
-    "objective": OBJECTIVE_SETTINGS,
-    "judge": JUDGE_SETTINGS,
-    "ablate": DESIGNS,
-}
-"""Keys whose value is one of several models, by a word in it, which pydantic puts behind the key."""
-
-
-def _without_tags(keys: Iterable[str | int]) -> KeyPath:
-    kept: list[str | int] = []
-    last: str | int = ""
-    for key in keys:
-        if key not in _TAGGED.get(str(last), ()):
-            kept.append(key)
-        last = key
-    return tuple(kept)
-
-
-def _keys_beside(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    """The keys that are allowed where the last key of `loc` stands."""
-    for before, key in zip(("", *loc), loc[:-1], strict=False):
-        if key in _TAGGED.get(str(before), ()):
-            model = _TAGGED[str(before)][str(key)]
-            continue
-        field = getattr(model, "model_fields", {}).get(key)
-        if field is None:
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((item for item in candidates if hasattr(item, "model_fields")), Dimension)
-    return list(getattr(model, "model_fields", {}))
-
-
 def parse_override(text: str) -> tuple[str, Any]:
     """Read one `key=value` of `--set`, the value as YAML reads it. Raises InputError."""
     key, equals, value = text.partition("=")
@@ -347,8 +321,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: write it as key=value, such as training.updates=50.")
     try:
         return key.strip(), read_value(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+    except ValueError as error:
+        raise InputError(f"--set {text[:200]}: the value cannot be read: {error}.") from None
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -357,4 +331,9 @@ def parse_seeds(text: str) -> list[int]:
         raise InputError(
             f"--seeds {text}: give how many, such as 8, or a list, such as 0,1,5; a comma ends a list of one."
         )
-    return [int(word) for word in text.split(",") if word] if "," in text else list(range(int(text)))
+    words = [word for word in text.split(",") if word]
+    if too_long := [word for word in words if len(word) > 20 or int(word) > LARGEST_SEED]:
+        raise InputError(f"--seeds: {too_long[0]:.40} is more than the largest seed, {LARGEST_SEED}.")
+    if "," not in text and int(text) > MOST_SEEDS:
+        raise InputError(f"--seeds {text}: {MOST_SEEDS:,} seeds are the limit.")
+    return list(map(int, words)) if "," in text else list(range(int(text)))

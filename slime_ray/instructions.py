@@ -16,13 +16,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_ray import results
+from slime_ray.complaints import explain
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment, with_values
-from slime_ray.experiment_file import explain
 from slime_ray.run_status import read_status
 from slime_ray.settings import Settings
 
 FOLDER = "instructions"
+_TRIAL_ID = re.compile(r"\w[\w.=+,:-]*")
+LONGEST_ID = 230
+"""Bytes; files of instructions have longer names."""
 _STOP, _CLONE = re.compile(r"stop-(.+)"), re.compile(r"(.+)-clone-(\d+)")
 
 
@@ -64,12 +67,14 @@ def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
 
     known: trials that may run now. Raises InputError where it has finished already or there is none of this id.
     """
-    if results.finished_trial(run / "trials" / trial_id) is not None:
+    if _finished(run, trial_id) is not None:
         raise InputError(f"{trial_id} has finished: there is nothing to stop.")
     if trial_id not in known:
         running = ", ".join(sorted(known)) or "none"
-        raise InputError(f"{run} has no running trial {trial_id}. Running: {running}.")
-    return _write(run, f"stop-{trial_id}", {"reason": "stopped by hand"})
+        raise InputError(f"{run} has no running trial {trial_id:.100}. Running: {running}.")
+    path = _folder(run) / f"stop-{trial_id}.json"
+    results.write_text(path, json.dumps({"reason": "stopped by hand"}))
+    return path
 
 
 def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Mapping[str, Any]) -> Clone:
@@ -85,17 +90,22 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
     except ValidationError as error:
         keys, sentence = explain(error, Settings)
         raise InputError(f"--set: {sentence}{'' if keys else '.'}") from None
-    taken = [match for file in (run / FOLDER).glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
+    folder = _folder(run)
+    taken = [match for file in folder.glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
     number = 1 + max((int(match[2]) for match in taken), default=0)
     origin = _CLONE.fullmatch(trial_id)
-    clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
-    _write(run, clone.trial_id, {"of": clone.of, "values": clone.values})
-    return clone
+    while True:
+        clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
+        content = json.dumps({"of": clone.of, "values": clone.values})
+        if results.write_new(folder / f"{clone.trial_id}.json", content):
+            return clone
+        # Somebody else asked at the same moment.
+        number += 1
 
 
 def _values_of(run: Path, trial_id: str) -> dict[str, Any]:
     """What a trial sets over base, whether it has finished, runs, or was asked for."""
-    row = results.finished_trial(run / "trials" / trial_id)
+    row = _finished(run, trial_id)
     if row is not None:
         return dict(json.loads(row["settings"] or "{}"))
     for clone in Instructions.read(run).clones:
@@ -104,11 +114,22 @@ def _values_of(run: Path, trial_id: str) -> dict[str, Any]:
     for name, state in read_status(run).trials.items():
         if name == trial_id:
             return dict(state.get("values") or {})
-    raise InputError(f"{run} has no trial {trial_id} that has begun. `slime-ray status {run}` lists those that run.")
+    raise InputError(
+        f"{run} has no trial {trial_id:.100} that has begun. `slime-ray status {run}` lists those that run."
+    )
 
 
-def _write(run: Path, name: str, content: Mapping[str, Any]) -> Path:
-    path = run / FOLDER / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    results.write_text(path, json.dumps(content))
-    return path
+def _finished(run: Path, trial_id: str) -> dict[str, Any] | None:
+    """The row of the run's own finished trial; an id may lead to no other place."""
+    if not _TRIAL_ID.fullmatch(trial_id) or len(trial_id.encode()) > LONGEST_ID:
+        return None
+    return results.finished_trial(run / "trials" / trial_id)
+
+
+def _folder(run: Path) -> Path:
+    """Where instructions are written. Raises InputError where that is not in the run."""
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link, and instructions are written in the run alone. Make it a folder.")
+    return folder

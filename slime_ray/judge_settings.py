@@ -20,8 +20,9 @@ from slime_ray.errors import InputError
 from slime_ray.strict import Located, Positive, Strict, fingerprint
 from slime_ray.yaml_source import load_yaml
 
-SHOWN = 1
-"""Raised when the way in which answers are shown to a language model changes, so that older verdicts are not reused."""
+SHOWN = 2
+"""Raised when the way in which answers are shown to a language model, or its judgment is read, changes, so that older
+verdicts are not reused."""
 RUNNING = {
     "api_key_env",
     "asks",
@@ -209,7 +210,7 @@ class Llm(JudgeSettings):
     max_tokens: Positive = 2048
     """Of a judgment."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Of one request."""
+    """Of one request, until its whole answer is there."""
     retries: Annotated[int, Field(ge=0)] = 5
     """After a rate limit, a time-out, an error of the server or a lost connection."""
     asks: Positive = 3

@@ -22,11 +22,14 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+from filelock import FileLock
 from pyarrow import fs
 
+from slime_ray import files
 from slime_ray.errors import InputError, RunError
+from slime_ray.redaction import redact_sentence, remember, shown_address
 
-LAST = ("state.json", "trial.json", "manifest.json", ".complete")
+LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
 """Files that say that what stands beside them is whole."""
 PASSING = ("scratch",)
 """Folders that nobody else ever needs."""
@@ -53,21 +56,8 @@ def parted(address: str) -> tuple[str, str]:
     start, mark, query = address.partition("?")
     storage, _, name = start.rstrip("/").rpartition("/")
     if not is_url(storage):
-        raise InputError(f"{without_secrets(address)}: give a run's address, such as s3://bucket/runs/first.")
+        raise InputError(f"{shown_address(address)}: give a run's address, such as s3://bucket/runs/first.")
     return f"{storage}{mark}{query}", name
-
-
-def without_secrets(address: str) -> str:
-    """An address without its user, its password and its query."""
-    scheme, mark, rest = address.partition("://")
-    place, _, query = rest.partition("?")
-    # An @ behind a ? may end a password as well as stand in a query.
-    return scheme + mark + ("..." if "@" in query else place.rpartition("@")[2])
-
-
-def has_password(address: str) -> bool:
-    """Whether a user and a password stand in an address."""
-    return ":" in address.partition("://")[2].rpartition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -89,8 +79,9 @@ class Mirror:
             return cls(Path(storage).resolve())
         if urlsplit(storage).scheme not in SCHEMES:
             raise InputError(
-                f"--storage {without_secrets(storage)}: give a path, or an address that begins with s3:// or gs://."
+                f"--storage {shown_address(storage)}: give a path, or an address that begins with s3:// or gs://."
             )
+        remember(storage)
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
         return cls(_scratch() / key / who, storage)
 
@@ -115,9 +106,10 @@ class Mirror:
                 same = stream.read() == probe.encode()
             store.delete_file(f"{base}/{probe}")
         except (OSError, pa.ArrowException) as error:
+            reason = redact_sentence(str(error).splitlines()[0])[:300]
             raise InputError(
-                f"--storage {self.shown}: it cannot be used: {str(error).splitlines()[0][:300]}. Correct the address, "
-                "or what allows this machine to use it, such as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS."
+                f"--storage {self.shown}: it cannot be used: {reason}. Correct the address, or what allows "
+                "this machine to use it, such as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS."
             ) from None
         if not same:
             raise InputError(f"--storage {self.shown}: what was written there does not come back.")
@@ -125,7 +117,7 @@ class Mirror:
     @property
     def shown(self) -> str:
         """The storage without what may be secret in its address."""
-        return str(self.root) if self.url is None else without_secrets(self.url)
+        return str(self.root) if self.url is None else shown_address(self.url)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -133,9 +125,10 @@ class Mirror:
         try:
             yield
         except OSError as error:
-            lines = str(error).strip().splitlines() or [""]
+            reason = redact_sentence((str(error).strip().splitlines() or [""])[0])
+            kind = "" if isinstance(error, files.StorageError) else f"{type(error).__name__}: "
             raise RunError(
-                f"{self.shown} could not be used ({type(error).__name__}: {lines[0]}). What it has is kept; give "
+                f"{self.shown} could not be used ({kind}{reason}). What it has is kept; give "
                 "the same command again, with --resume where a run had begun."
             ) from None
 
@@ -215,14 +208,13 @@ class Mirror:
             if target.is_file() and self.sent.get(name) == known:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                with store.open_input_stream(f"{base}/{name}") as source, partial.open("wb") as sink:
-                    while block := source.read(1 << 22):
-                        sink.write(block)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with (
+                files.replacing(target, durable=False) as partial,
+                store.open_input_stream(f"{base}/{name}") as source,
+                partial.open("wb") as sink,
+            ):
+                while block := source.read(1 << 22):
+                    sink.write(block)
             self.sent[name] = known
             self.sent[f"{name}@here"] = _stamp(target)
 
@@ -256,9 +248,7 @@ class Mirror:
         if prune:
             kept = set(names)
             stale = [name for name, _ in self._remote(path) if name not in kept]
-            # What says that the others are whole goes first.
-            stale.sort(key=lambda name: PurePosixPath(name).name not in LAST)
-            for name in stale:
+            for name in sorted(stale, key=_says_less):
                 store.delete_file(f"{base}/{name}")
 
     def push_files(self, folder: Path) -> None:
@@ -272,7 +262,7 @@ class Mirror:
         shutil.rmtree(path, ignore_errors=True)
         if self.url is not None:
             store, base = _store(self.url)
-            for name, _ in self._remote(path):
+            for name in sorted((name for name, _ in self._remote(path)), key=_says_less):
                 store.delete_file(f"{base}/{name}")
 
     def has(self, path: Path) -> bool:
@@ -308,6 +298,15 @@ def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, Mirror]:
     with mirror.answering():
         mirror.pull(mirror.root / name, skip=skip)
     return mirror.root / name, mirror
+
+
+@contextmanager
+def one_at_a_time(address: str) -> Iterator[None]:
+    """Hold the copy on this machine of the run at an address, so that no other command brings it up to date."""
+    root = Mirror.of(parted(address)[0], "reports").root
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{parted(address)[1]}.lock"):
+        yield
 
 
 def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
@@ -364,7 +363,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _partial(name: str) -> bool:
-    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != ".complete")
+    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
+
+
+def _says_less(name: str) -> bool:
+    """Order for deleting: what says that the others are whole goes first."""
+    return PurePosixPath(name).name not in LAST
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -382,6 +386,8 @@ def _store(url: str) -> tuple[fs.FileSystem, str]:
         try:
             store, base = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
-            shown = without_secrets(url)
-            raise InputError(f"--storage {shown}: {str(error).splitlines()[0].replace(url, shown)}.") from None
+            shown = shown_address(url)
+            raise InputError(
+                f"--storage {shown}: {redact_sentence(str(error).splitlines()[0].replace(url, shown))}."
+            ) from None
     return store, base.rstrip("/")

@@ -20,6 +20,8 @@ LEARNING: tuple[SamplerName, ...] = ("tpe", "nsga2", "gp")
 """Samplers whose draws follow from results; those of the others follow from the seed alone."""
 COUNTED = 100_000
 """Points of a finite space that are counted; more are as good as endless."""
+MOST_SCENARIOS = 10_000
+"""Combinations of switches, each of which is checked."""
 TRIES = 4096
 """Points of a space that are tried for one that meets its requirements."""
 
@@ -116,8 +118,14 @@ class Search(Strict):
         return self.walk(lambda name, dimension: dimension.at(by_name[name]))
 
     def scenarios(self) -> list[Point]:
-        """Every combination of switches that makes a difference: all cases of which knobs a trial has."""
-        return list(self._combinations(self.switches, self._cases))
+        """Every combination of switches that makes a difference: all cases of which knobs a trial has.
+
+        Raises ValueError where these are too many.
+        """
+        found = list(islice(self._combinations(self.switches, self._cases), MOST_SCENARIOS + 1))
+        if len(found) > MOST_SCENARIOS:
+            raise ValueError(f"what decides which knobs there are has more than {MOST_SCENARIOS:,} combinations")
+        return found
 
     def ends(self) -> Iterator[tuple[str, Point, Scalar]]:
         """Each dimension's name with all values at its ends, once for each scenario in which it exists."""

@@ -134,6 +134,10 @@ def _printed(section: Section, titles: Mapping[str, str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def _paragraphs(text: str) -> list[str]:
     """Formulas that a docstring sets off by their indent stay as they are."""
     return (
@@ -173,7 +177,11 @@ def _words(schema: Schema, titles: Mapping[str, str]) -> str:
         inner = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
         held = _words(inner[0], titles) if isinstance(inner[0], dict) and inner[0] else ""
         return f"mapping to {held}" if held else kind
-    bounds = ", ".join(f"{sign} {schema[bound]:g}" for bound, sign in BOUNDS.items() if bound in schema)
+    bounds = ", ".join(
+        f"{sign} {schema[bound] if isinstance(schema[bound], int) else format(schema[bound], 'g')}"
+        for bound, sign in BOUNDS.items()
+        if bound in schema
+    )
     return f"{kind} {bounds}".rstrip()
 
 

@@ -10,7 +10,6 @@ import yaml
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment, with_values
 from slime_ray.experiment_file import load_experiment, parse_seeds
-from slime_ray.search_spaces import shipped_spaces
 from slime_ray.settings import Settings
 from slime_ray.yaml_source import load_yaml
 
@@ -95,6 +94,7 @@ class Reproduction:
 def reproduction(
     table: int,
     *,
+    spaces: Mapping[str, Path],
     into: Path,
     model: str | None = None,
     scale: Scale = "paper",
@@ -104,12 +104,22 @@ def reproduction(
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> Reproduction:
-    """Write the experiment of one of the paper's tables to the file `into`, on one of its models or in miniature.
+    """Write the experiment of one of the paper's tables, on one of its models or in miniature.
 
-    judge: name of a model at an OpenAI-compatible endpoint, which judges with Arena-Hard's template. questions: a file
-    of Arena-Hard's or MT-Bench's questions, which are answered instead of held-out prompts. seeds: as `--seeds` takes
-    them. overrides: values by path, over all of this. Raises InputError for an unknown table or model, and where a
-    judge is missing.
+    Args:
+        table: Number of the table in the paper.
+        spaces: Files of the shipped experiments, by name.
+        into: File to write.
+        model: Preset of a model family, for `scale` paper.
+        scale: paper, or demo for the embedded task.
+        judge: Model at an OpenAI-compatible endpoint, which judges with Arena-Hard's template.
+        questions: File of Arena-Hard's or MT-Bench's questions, answered instead of held-out prompts.
+        seeds: As `--seeds` takes them.
+        overrides: Values by path, laid over all of this.
+        name: Name of the run.
+
+    Raises:
+        InputError: The table or model is unknown, or a judge is missing.
     """
     if table not in SPACES:
         raise InputError(f"--table {table}: the tables that can be run are {', '.join(map(str, SPACES))}.")
@@ -121,7 +131,7 @@ def reproduction(
         chosen["base.evaluation.questions"] = str(questions)
     if seeds is not None:
         chosen["seeds"] = parse_seeds(seeds)
-    data = load_yaml(shipped_spaces()[SPACES[table]]).data
+    data = load_yaml(spaces[SPACES[table]]).data
     for key, value in {**chosen, **overrides}.items():
         data = with_values(data, {key: value})
     data |= {

@@ -10,7 +10,6 @@
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slime_ray import files
 from slime_ray.errors import InputError
-from slime_ray.redaction import redact
+from slime_ray.redaction import redact, redact_sentence
 from slime_ray.stability_v1 import STABILITY_VERSION
 
 RUN_SCHEMA = "run-v1"
@@ -174,6 +174,8 @@ def write_trial(
     pairs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write one finished trial. Once this returns it counts as finished; before, it does not exist."""
+    if isinstance(row.get("reason"), str):
+        row = {**row, "reason": redact_sentence(row["reason"])}
     folder = run / "trials" / str(row["trial_id"])
     folder.mkdir(parents=True, exist_ok=True)
     _write_table(folder / "answers.parquet", answers, ANSWER_SCHEMA)
@@ -184,24 +186,30 @@ def write_trial(
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
     """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
-    files = sorted((run / "trials").glob("*/trial.json"))
-    found = {file.parent.name: finished_trial(file.parent) for file in files}
+    paths = sorted((run / "trials").glob("*/trial.json"))
+    found = {path.parent.name: finished_trial(path.parent) for path in paths}
     return {trial_id: row for trial_id, row in found.items() if row is not None}
 
 
 def finished_trial(folder: Path) -> dict[str, Any] | None:
-    """The row of the trial whose folder this is, if it has finished."""
+    """The row of the trial whose folder this is, if it has finished. Raises InputError where that cannot be told."""
+    file = folder / "trial.json"
     try:
-        row = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        row = json.loads(file.read_text(encoding="utf-8"))
+        whole = row["trial_id"] == folder.name and isinstance(json.loads(row["settings"] or "{}"), dict)
+        return row if whole and all(isinstance(row[name], str) for name in ("phase", "label", "status")) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return row if isinstance(row, dict) and row.get("trial_id") == folder.name else None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}. Make it readable, or copy the run again.") from None
 
 
 def consolidate(run: Path) -> None:
     """Rewrite the run's parquet files from its finished trials. Raises InputError where one is damaged."""
-    for name, table in _together(run, finished_trials(run)).items():
-        _replace_table(run / f"{name}.parquet", table)
+    tables = _together(run, finished_trials(run))
+    # The trials' own come last: who is cut off in between leaves a trial out, and none without its answers.
+    for name in (*tables.keys() - {"trials"}, "trials"):
+        _replace_table(run / f"{name}.parquet", tables[name])
 
 
 def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
@@ -214,26 +222,45 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
         numbers = all(value is None or type(value) in (int, float) for value in values)
         columns[KNOB + path] = values if numbers else [None if value is None else _json(value) for value in values]
         schema = schema.append(pa.field(KNOB + path, _NUMBER if numbers else _TEXT))
-    together = {"trials": pa.table(columns, schema=schema)}
+    try:
+        together = {"trials": pa.table(columns, schema=schema)}
+    except (pa.ArrowException, OverflowError) as error:
+        raise InputError(f"{run / 'trials'}: a trial.json holds {str(error).splitlines()[0]}. {_WAY_OUT}") from None
     for name in ("answers", "curves", "pairs"):
-        tables = []
-        for file in (run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows):
-            try:
-                tables.append(pq.read_table(file, schema=SCHEMAS[name]))
-            except FileNotFoundError:
-                continue
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{file} cannot be read: {str(error).splitlines()[0]}. Copy it again, or delete its folder and "
-                    "give the sweep once more with --resume to repeat this trial."
-                ) from None
+        files = [run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows]
+        if name in _LATER_FILES and not any(file.exists() for file in files):
+            files = []
+        tables = [_read_trial(file, SCHEMAS[name]) for file in files]
         together[name] = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
     return together
 
 
+_WAY_OUT = "Copy it again, or delete its folder and give the sweep once more with --resume to repeat this trial."
+
+
+def _read_parquet(file: Path, schema: pa.Schema | None = None) -> pa.Table:
+    if file.is_dir():
+        # Arrow would take it for a table in parts, and an empty one at that.
+        raise IsADirectoryError(f"{file} is a folder")
+    return pq.read_table(file, schema=schema)
+
+
+def _read_trial(file: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        table = _read_parquet(file, schema)
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing, of a trial that has finished. {_WAY_OUT}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. {_WAY_OUT}") from None
+    if table.column("trial_id").unique().to_pylist() not in ([], [file.parent.name]):
+        raise InputError(f"{file} is another trial's. {_WAY_OUT}")
+    return table
+
+
 def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json; values under keys that look like secrets are masked."""
-    write_text(run / "manifest.json", json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str))
+    """Write manifest.json with secrets masked, for its owner alone where there was an address with a user."""
+    text = json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str)
+    write_text(run / "manifest.json", text, private="://***" in text)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -245,7 +272,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{run} is not a run: it has no manifest.json. Give the folder that a sweep wrote.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}. Copy the run again.") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != RUN_SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
@@ -253,7 +280,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     for path, kind in _MANIFEST_KINDS.items():
         value: Any = manifest
         for part in path.split("."):
-            value = value.get(part) if value is not None else None
+            value = value.get(part) if isinstance(value, dict) else None
         if value is not None and not isinstance(value, kind):
             should = "a list" if kind is list else "a mapping"
             raise InputError(f"{file}: {path} should be {should}, not {value!r:.40}. Copy the run again.")
@@ -261,7 +288,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 _MANIFEST_KINDS = {
-    **dict.fromkeys(("versions", "host", "experiment", "goals", "hashes", "decoding", "data"), dict),
+    **dict.fromkeys(("versions", "host", "experiment", "goals", "hashes", "inputs", "code", "decoding", "data"), dict),
     **dict.fromkeys(("experiment.search", "experiment.search.dimensions"), dict),
     **dict.fromkeys(("experiment.budget", "experiment.budget.confirm", "data.truncated"), dict),
     **dict.fromkeys(("seeds", "failed_trials", "experiment.arms", "data.skipped", "data.rows_skipped"), list),
@@ -274,7 +301,8 @@ def load(run: str | Path) -> Run:
     run = Path(run)
     manifest = read_manifest(run)
     rows = finished_trials(run)
-    if (run / "trials").is_dir() and not (run / "trials.parquet").is_file():
+    begun = bool(rows) or ((run / "trials").is_dir() and not (run / "trials.parquet").exists())
+    if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS):
         tables = _together(run, rows)
     else:
         tables = {name: _read_table(run, name) for name in SCHEMAS}
@@ -293,7 +321,7 @@ def _read_table(run: Path, name: str) -> pa.Table:
     if name in _LATER_FILES and not file.exists():
         return schema.empty_table()
     try:
-        table = pq.read_table(file)
+        table = _read_parquet(file)
     except FileNotFoundError:
         raise InputError(
             f"{run}: {file.name} is missing. No trial has finished yet, or the copy is incomplete."
@@ -308,7 +336,7 @@ def _read_table(run: Path, name: str) -> pa.Table:
     fields = [schema.field(field.name) if field.name in schema.names else field for field in table.schema]
     try:
         return table.cast(pa.schema(fields))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise InputError(f"{file}: {str(error).splitlines()[0]}: it is not a file of this schema.") from None
 
 
@@ -339,22 +367,29 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schem
 def _replace_table(path: Path, table: pa.Table) -> None:
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
-    _replace(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all."""
-    _replace(path, text.encode())
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a text file, in UTF-8, whole or not at all. private: nobody but its owner may read it."""
+    files.write(path, text, private=private)
 
 
-def _replace(path: Path, content: "bytes | pa.Buffer") -> None:
-    """Write a file whole or not at all, also when the power fails: readers see the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+def write_new(path: Path, text: str) -> bool:
+    """Write a text file, whole, unless there is one of this name. Returns whether it was written."""
+    partial = files.partial_name(path)
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(partial, text)
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without links.
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
     finally:
         partial.unlink(missing_ok=True)
+    return True

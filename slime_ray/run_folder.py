@@ -1,6 +1,5 @@
 """A run's folder: taken by one sweep at a time, with its manifest and its log."""
 
-import hashlib
 import json
 import logging
 import os
@@ -12,21 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from slime_ray import __version__, results
+from slime_ray import __version__, files, results
 from slime_ray.design import Design
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
-from slime_ray.judge_settings import Exact
+from slime_ray.inputs import code_of, hashes_of, refuse_changed
+from slime_ray.redaction import redact, redact_sentence, remember
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets", "ray", "optuna", "numpy", "pandas", "tokenizers")
 LOCK = ".sweep.lock"
+LONGEST_PART, LONGEST_PATH = 245, 3500
+"""Bytes. File systems take 255 for a name and 4096 for a path; files of a trial lie deeper, under longer names."""
 STUDY = "slime-ray"
 """Name of the study in a file of the run's own."""
 Start = Literal["fresh", "resume", "either"]
@@ -42,18 +43,28 @@ def taken(
     seed: int,
     start: Start,
     study: str | None = None,
+    named: Mapping[str, Path | None] = {},
     remove: Callable[[Path], object] = shutil.rmtree,
 ) -> Iterator[dict[str, Any]]:
     """Hold the run's folder for one sweep and give its manifest, a new one or that of the run that goes on.
 
-    study: address of a database that holds the search's memory, instead of the run's own file. remove: deletes a run,
-    wherever it is kept.
+    study: address of a database that holds the search's memory, instead of the run's own file. named: inputs that are
+    no settings, by what a message calls them. remove: deletes a run, wherever it is kept.
 
-    Raises InputError for a name that is taken, a run that cannot be resumed, storage that cannot be written, and a run
-    that another sweep is at work on. A new folder is removed again where an InputError ends the sweep before any trial.
+    Raises InputError for a name that is taken, a run that cannot be resumed, inputs that have changed since it was
+    started, storage that cannot be written, and a run that another sweep is at work on. A new folder is removed again
+    where an InputError ends the sweep before any trial.
     """
+    _check_length(run)
     resume = start == "resume" or (start == "either" and run.exists())
-    manifest = _resumed(run, experiment, seed, study) if resume else _fresh(run, experiment, source, seed, study)
+    remember(study or "")
+    inputs = {"inputs": hashes_of(experiment, named), "code": code_of(experiment)}
+    if resume:
+        manifest = _resumed(run, experiment, seed, study)
+        refuse_other_inputs(run, manifest, **inputs)
+        manifest |= {key: (manifest.get(key) or {}) | found for key, found in inputs.items()}
+    else:
+        manifest = _fresh(run, experiment, source, seed, study, inputs)
     lock = FileLock(run / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -61,6 +72,10 @@ def taken(
         raise InputError(
             f"Another sweep is at work on {run}. Wait for it or end it, or give this one another name with --name."
         ) from None
+    except OSError as error:
+        raise InputError(f"{run} cannot be written: {error.strerror}. Make room, or correct its rights.") from None
+    for folder in (run, *(run / "trials").glob("*/")):
+        files.clear_partials(folder)
     try:
         yield manifest
     except InputError:
@@ -85,7 +100,9 @@ def reopened(run: Path) -> Experiment:
         ) from None
 
 
-def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: str | None) -> dict[str, Any]:
+def _fresh(
+    run: Path, experiment: Experiment, source: Path, seed: int, study: str | None, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
     if run.exists():
         raise _there_already(run)
     manifest = {
@@ -99,7 +116,7 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: st
         "host": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
         "experiment": experiment.model_dump(mode="json"),
         "fingerprint": experiment.fingerprint,
-        "code": own_code(experiment),
+        **inputs,
         "goals": experiment.goals,
         "seeds": experiment.seeds,
         "sweep_seed": seed,
@@ -111,10 +128,11 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: st
         "failed_trials": [],
     }
     # A folder of this name is a whole run, also where this process is cut off half-way.
-    partial = run.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}")
+    partial = files.partial_name(run)
     try:
         partial.mkdir(parents=True)
-        shutil.copyfile(source, partial / "experiment.yaml")
+        text = source.read_text(encoding="utf-8")
+        results.write_text(partial / "experiment.yaml", text, private=redact(text) != text)
         results.write_manifest(partial, manifest)
         partial.rename(run)
     except OSError as error:
@@ -123,6 +141,19 @@ def _fresh(run: Path, experiment: Experiment, source: Path, seed: int, study: st
             raise _there_already(run) from None
         raise InputError(f"{run} cannot be written: {error.strerror}. Give another place with --storage.") from None
     return manifest
+
+
+def _check_length(run: Path) -> None:
+    """Refuse what a file system would refuse, some of it only when a trial has trained."""
+    path = os.fsencode(run.absolute())
+    longest = max(len(part) for part in path.split(b"/"))
+    for length, limit in ((longest, LONGEST_PART), (len(path), LONGEST_PATH)):
+        if length > limit:
+            what = "has a part" if length == longest else "is a path"
+            raise InputError(
+                f"{str(run)[:60]}... {what} of {length} bytes, and {limit} are the limit. Give another place with "
+                "--storage, or a shorter --name."
+            )
 
 
 def _there_already(run: Path) -> InputError:
@@ -156,12 +187,6 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"{run} was started with the judge {manifest.get('judge')}, which is {experiment.settings.judge_identity} "
             "now. Give its template back the content it had, or give the run another name with --name."
         )
-    code = own_code(experiment)
-    if changed := [name for name, digest in (manifest.get("code") or {}).items() if code.get(name) != digest]:
-        raise InputError(
-            f"{run} was started with other code of {changed[0]}: its file has changed since. Give the file back the "
-            "content it had, or give the run another name with --name."
-        )
     if manifest.get("sweep_seed") != seed:
         raise InputError(
             f"{run} was started with --seed {manifest.get('sweep_seed')}. Give the same seed to resume it."
@@ -177,29 +202,35 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
     return manifest | said | {"fingerprint": experiment.fingerprint, "finished": None, "study": kept}
 
 
+def refuse_other_inputs(
+    run: Path, manifest: Mapping[str, Any], inputs: Mapping[str, str], code: Mapping[str, str]
+) -> None:
+    """Raise InputError where inputs or code of the user's are not those that the run was started with.
+
+    A run that was cut off before its shared stages were made has computed nothing from its inputs yet.
+    """
+    if manifest.get("hashes") is not None:
+        refuse_changed(run, manifest.get("inputs") or {}, inputs)
+    before = manifest.get("code") or {}
+    refuse_changed(run, *({f"the code of {name}": digest for name, digest in each.items()} for each in (before, code)))
+
+
+def refuse_other_stages(run: Path, manifest: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+    """Raise InputError where the shared stages, made again, are not those that the run has rows of.
+
+    hashes: of the stages as they are now.
+    """
+    before = dict(manifest.get("hashes") or {})
+    if "sft_weights" in before and "sft_weights" in hashes:
+        # The other hash is of what they were made from, by time of its files.
+        before.pop("sft_checkpoint", None)
+    refuse_changed(run, *({f"stage {name}": str(digest) for name, digest in each.items()} for each in (before, hashes)))
+
+
 def _listed(seeds: Iterable[int]) -> str:
     """Seeds as --seeds takes them, where a comma ends a list of one."""
     words = [str(seed) for seed in sorted(seeds)]
     return ",".join(words) if len(words) > 1 else f"{words[0]},"
-
-
-def own_code(experiment: Experiment) -> dict[str, str]:
-    """SHA-256 of the file of every objective and scorer of the user's, by the `module:name` of the experiment.
-
-    Of that file alone, not of what it imports; what has no file, or cannot be found from here, is left out.
-    """
-    all_settings = [experiment.settings, *(experiment.settings_with(arm.set) for arm in experiment.arms)]
-    judge = experiment.settings.evaluation.judge
-    names = {settings.objective.name for settings in all_settings} | {isinstance(judge, Exact) and judge.scorer}
-    found = {}
-    for name in sorted(name for name in names if name and ":" in name):
-        try:
-            spec = find_spec(name.partition(":")[0])
-        except (ImportError, ValueError):
-            continue
-        if spec and spec.has_location and spec.origin:
-            found[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-    return found
 
 
 def _versions() -> dict[str, str]:
@@ -237,11 +268,31 @@ def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a disk that may be full: a line that it does not take is lost, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback. What matters is told by those who need the disk."""
+
+    def close(self) -> None:
+        """Close the file, whatever is left to be written."""
+        with suppress(OSError):
+            super().close()
+
+
+class _Redacting(logging.Formatter):
+    """Lines of a log, tracebacks too, without the secrets that they may quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        return redact_sentence(super().format(record))
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Have everything that the package logs, from INFO up, appended to this file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("slime_ray")
     package.addHandler(handler)
     package.setLevel(logging.INFO)

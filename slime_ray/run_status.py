@@ -10,7 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from slime_ray import results
+from slime_ray.pareto import on_front, signed
+from slime_ray.redaction import redact
 
 STATUS = "status.json"
 FRESH_SECONDS = 60.0
@@ -47,16 +51,18 @@ def write_status(
         written=time.time(), node=platform.node(), pid=os.getpid(), ended=ended, finished=finished, total=total,
         trials={name: dict(state) for name, state in trials.items()},
     )  # fmt: skip
-    results.write_text(run / STATUS, json.dumps(asdict(status), default=str))
+    results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
 def read_status(run: Path) -> RunStatus:
     """What the run's sweep last said; one that has ended, where it said nothing that can be read."""
     try:
-        said = json.loads((run / STATUS).read_text(encoding="utf-8"))
-        return RunStatus(**said)
-    except (OSError, ValueError, TypeError):
+        said = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return RunStatus()
+    numbers = all(isinstance(one, (int, float)) for one in (said.written, said.pid, said.finished, said.total))
+    trials = isinstance(said.trials, dict) and all(isinstance(one, dict) for one in said.trials.values())
+    return said if numbers and trials else RunStatus()
 
 
 def describe(run: Path) -> dict[str, Any]:
@@ -86,18 +92,13 @@ def describe(run: Path) -> dict[str, Any]:
 
 def _front(rows: Mapping[str, Mapping[str, Any]], goals: Mapping[str, str]) -> list[dict[str, Any]]:
     """Completed search trials that no other equals or beats in every goal and beats in one, by the first goal."""
-    signs = [(goal, 1 if way == "maximize" else -1) for goal, way in goals.items()]
-    points = {
-        name: [sign * float(row[goal]) for goal, sign in signs]
-        for name, row in rows.items()
+    complete = [
+        row
+        for row in rows.values()
         if row["phase"] == "search"
         and row["status"] == "completed"
         and all(row.get(goal) is not None for goal in goals)
-    }
-    front = {
-        name: own
-        for name, own in points.items()
-        if not any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in points.values())
-    }
-    ordered = sorted(front, key=lambda name: [-value for value in front[name]])
-    return [{"trial_id": name} | {goal: rows[name][goal] for goal in goals} for name in ordered]
+    ]
+    points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
+    front = sorted(np.flatnonzero(on_front(points)).tolist(), key=lambda place: [-value for value in points[place]])
+    return [{name: complete[place][name] for name in ("trial_id", *goals)} for place in front]

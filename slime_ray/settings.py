@@ -24,7 +24,7 @@ from pydantic import (
 
 from slime_ray.judge_settings import AnyJudge, Exact, NoJudge, judge_by_name
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
-from slime_ray.strict import EMBEDDED, Fraction, Located, Positive, Strict, fingerprint, located
+from slime_ray.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 
 __all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
 
@@ -35,6 +35,15 @@ def _located_template(value: str) -> str:
 
 
 Temperature = Annotated[float, Field(ge=0)]
+ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = "all-linear"
+
+
+def _layers(value: Any) -> Any:
+    """Names of layers, which a single word is not."""
+    if isinstance(value, str) and value != ALL_LINEAR:
+        raise ValueError(f"{value!r} is no list of layers. Give [{value}], or {ALL_LINEAR}")
+    return value
 
 
 class Lora(Strict):
@@ -46,8 +55,9 @@ class Lora(Strict):
     """The update is scaled by `alpha / rank`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's input that the adapters do not see in training."""
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    """Names of the linear layers that have them; the default is attention and MLP of all families that ship."""
+    targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
+    """Names of the linear layers that have them, or `all-linear` for every one of the text decoder. The default is
+    attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
     train_head: bool = False
     """Whether the output head is trained in full, beside the adapters."""
 
@@ -56,8 +66,8 @@ class Model(Strict):
     """The pretrained model."""
 
     source: Located
-    """A folder with `config.json` and safetensors, a .gguf file, a Hub id, or `embedded/arithmetic` or `embedded/notes`
-    for a tiny one."""
+    """A folder with `config.json` and safetensors, or of an adapter of peft's, which is merged into its base; a .gguf
+    file, a Hub id, or `embedded/arithmetic` or `embedded/notes` for a tiny one."""
     tokenizer: Located | None = None
     """Folder or Hub id of the tokenizer and its chat template, such as an instruction-tuned sibling; null is
     `source`'s own."""
@@ -73,6 +83,8 @@ class Model(Strict):
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
     lora: Lora | None = None
     """Adapters that are trained; null trains every weight."""
+    dropout: bool = False
+    """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
     attention: Literal["auto", "segments", "flex"] = "auto"
     """Over packed rows: flex_attention (`flex`, a GPU only), or segment by segment; `auto` is flex on a GPU."""
     chunk_logits: Positive | None = None
@@ -111,8 +123,11 @@ class Data(Strict):
     """The budget of one packed row, which is one micro-batch; a pair has to fit. Null: 8192, or twice `max_tokens`
     where that is more, so that every pair does. The objective slime-released makes its own micro-batches."""
     strict: bool = False
-    """Whether a row that cannot be used as it is ends the run, instead of being skipped or cut, and counted."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    """Whether a row that cannot be used as it is ends the run, instead of being skipped or changed, and counted. So
+    does text besides the three columns, or besides role and content of messages."""
+    metadata: list[str] = []
+    """Further columns, and fields of messages, that hold no text to train on: `strict` does not mind them."""
+    seed: Seed = 0
     """Of the split."""
 
     @property
@@ -152,7 +167,7 @@ class Sft(Schedule):
 
     examples_per_update: Positive = 64
     """Of an update, over all workers."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the order of the examples and of new weights. Another one is another SFT checkpoint."""
     lora: Literal["same"] | Lora | None = "same"
     """Its adapters, which are merged at its end: `same` as model.lora, others, or null to train every weight."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -19,6 +19,16 @@ WAYS = ("uniform", "log_uniform", "integer", "log_integer", "choice")
 def _listed(value: Any) -> Any:
     """One value may stand without its brackets."""
     return value if isinstance(value, list) else [value]
+
+
+def equal_values(values: Sequence[Scalar]) -> tuple[Scalar, Scalar] | None:
+    """Two of the values that are the same one, if any are: a sampler cannot tell 1 from 1.0, nor either from true."""
+    first: dict[Scalar, Scalar] = {}
+    for value in values:
+        if value in first:
+            return first[value], value
+        first[value] = value
+    return None
 
 
 class Dimension(Strict):
@@ -47,12 +57,16 @@ class Dimension(Strict):
         if self.step is not None and given[0] not in ("uniform", "integer"):
             raise ValueError(f"step goes with uniform and integer, and this is {given[0]}. Leave it out")
         if self.choice is not None:
-            if len(self.choice) < 2 or len({repr(value) for value in self.choice}) < len(self.choice):
-                raise ValueError("choice needs at least two values, each once")
+            if len(self.choice) < 2:
+                raise ValueError("choice needs at least two values. Give one value in base to fix it")
+            if (same := equal_values(self.choice)) is not None:
+                raise ValueError(f"choice has {same[0]!r} and {same[1]!r}, which are equal. Remove one of them")
             return self
         low, high = self.bounds
         if low >= high:
             raise ValueError(f"low {low} is not below high {high}. Swap them, or give one value in base to fix it")
+        if not math.isfinite(self._steps):
+            raise ValueError(f"from {low:g} to {high:g} is more than a number can tell. Narrow it, or make step larger")
         if self.is_log and low <= 0:
             raise ValueError(f"{given[0]} starts at {low}: a logarithmic range needs a low above 0")
         if self.is_integer and self.step is not None and not self.step.is_integer():
@@ -106,7 +120,8 @@ class Dimension(Strict):
     @property
     def _steps(self) -> float:
         low, high = self.bounds
-        return (high - low) / (self.step or 1)
+        # A step may be so small that the quotient is none.
+        return (high - low) / (self.step or 1) if math.isfinite(high - low) else math.inf
 
     def _nth(self, place: int) -> Scalar:
         if self.choice is not None:

@@ -23,8 +23,15 @@ def located(value: str) -> str:
     return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
 
 
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+LONGEST_NAME = 100
+LONGEST_LABEL = 120
+"""Together with what stands around them they are the names of folders and files, which have 255 bytes at most."""
+LARGEST_SEED = 2**32 - 1
+"""The largest that NumPy takes."""
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_LABEL)]
 """A name that may stand in a path."""
+RunName = Annotated[Label, Field(max_length=LONGEST_NAME)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Located = Annotated[str, AfterValidator(located)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,8 +1,11 @@
-"""YAML files with the line of every key, so that an error can name the place."""
+"""YAML files with the line of every key, so that an error can name the place.
+
+Values are what they look like: YAML 1.1, which PyYAML reads, takes 1:30 for 90, 010 for 8 and 2026-01-01 for a date.
+"""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +15,45 @@ import yaml
 from slime_ray.errors import InputError
 
 KeyPath = tuple[str | int, ...]
+MOST_BYTES = 1 << 20
+MOST_VALUES = 100_000
+"""With every alias written out; ten lines of nested aliases hold more than any memory."""
+DEEPEST = 60
+LARGEST = 2**63 - 1
+_TAG = "tag:yaml.org,2002:"
+_NUMBERS = {
+    "int": r"^[-+]?(?:0|[1-9][\d_]*|0x[\dA-Fa-f]+)$",
+    # YAML 1.1 calls 1e-6 text, since it wants a dot and a sign.
+    "float": r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan"
+    r"|\.Inf|\.NaN|\.INF|\.NAN)$",
+}
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-6 as a number; YAML 1.1 wants a dot and a sign and calls it text otherwise."""
+    """SafeLoader whose plain scalars are numbers, flags and nulls where they look like them, and text otherwise.
+
+    Its graph of nodes has a limited depth, before Python's own limit is met.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose what comes next."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise _Wrong(_line(self.peek_event().start_mark), f"nested more than {DEEPEST} deep. Write it flatter")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in ("bool", "null", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
+for _name, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list("-+0123456789."))
 
 
 @dataclass(frozen=True)
@@ -54,63 +79,140 @@ def load_yaml(path: str | Path) -> YamlSource:
     """Read one YAML mapping. Raises InputError, with file and line, for anything that is not one."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file. Check the path.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder. Give a YAML file in it.") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{path}: {len(content):,} bytes are more than a file of settings may have, {MOST_BYTES:,}.")
+    reader = _Reader(text)
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = reader.compose()
         if node is None:
             raise InputError(f"{path}: the file is empty. Start from one that ships with the package.")
-        lines: dict[KeyPath, int] = {}
-        _collect_lines(node, (), lines, path)
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not valid YAML: {first}.") from None
+        data = reader.value(node, ())
+    except _Wrong as wrong:
+        raise InputError(f"{path}:{wrong.line}: {wrong}.") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}:1: expected a mapping of keys to values, found {type(data).__name__}.")
-    _refuse_nan(data, (), path, lines)
-    return YamlSource(path=path, data=data, lines=lines)
-
-
-def _collect_lines(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            line = key_node.start_mark.line + 1
-            if key in seen:
-                raise InputError(f"{path}:{line}: the key {key!r} stands here twice. Remove one of them.")
-            seen.add(key)
-            lines[(*at, key)] = line
-            _collect_lines(value_node, (*at, key), lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*at, index)] = item.start_mark.line + 1
-            _collect_lines(item, (*at, index), lines, path)
-
-
-def _refuse_nan(value: Any, at: KeyPath, path: Path, lines: Mapping[KeyPath, int]) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_nan(item, (*at, str(key)), path, lines)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_nan(item, (*at, index), path, lines)
-    elif isinstance(value, float) and not math.isfinite(value):
-        place = f"{path}:{lines.get(at, 1)}"
-        raise InputError(f"{place}: {'.'.join(map(str, at))} is {value}. Give a finite number.")
+    return YamlSource(path=path, data=data, lines=reader.lines)
 
 
 def read_value(text: str) -> Any:
-    """One YAML value, such as the right-hand side of `--set`. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    """One YAML value, such as the right-hand side of `--set`. Raises ValueError with what is wrong."""
+    reader = _Reader(text)
+    node = reader.compose()
+    return None if node is None else reader.value(node, ())
+
+
+class _Wrong(ValueError):
+    """What is wrong with a text, and in which line, from 1."""
+
+    def __init__(self, line: int, sentence: str):
+        super().__init__(sentence)
+        self.line = line
+
+
+class _Reader:
+    """Turns YAML into plain values, with the line of each. Raises _Wrong."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.lines: dict[KeyPath, int] = {}
+        self.left = MOST_VALUES
+
+    def compose(self) -> yaml.Node | None:
+        """The graph of the text's nodes, whose depth has a limit."""
+        try:
+            return yaml.compose(self.text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            raise _Wrong(_line(error.problem_mark), f"not valid YAML: {error.problem or error.context}") from None
+        except yaml.reader.ReaderError as error:
+            line = self.text.count("\n", 0, error.position) + 1
+            raise _Wrong(line, f"not valid YAML: the character U+{ord(self.text[error.position]):04X}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            if isinstance(error, _Wrong):
+                raise
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise _Wrong(1, f"not valid YAML: {first}") from None
+
+    def value(self, node: yaml.Node, at: KeyPath) -> Any:
+        """The plain value of a node, whose place is noted by the keys that lead to it."""
+        line = node.start_mark.line + 1
+        self._count(line)
+        if len(at) > DEEPEST:
+            raise _Wrong(line, "an alias stands in what it names, or aliases are nested too deeply. Write it out")
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return {key: self.value(inner, (*at, key)) for key, inner in self._entries(node, at)}
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            for index, item in enumerate(node.value):
+                self.lines[(*at, index)] = item.start_mark.line + 1
+            return [self.value(item, (*at, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, at, line)
+        raise _Wrong(line, f"the tag {_shown(node.tag)} is not read. Leave it out")
+
+    def _count(self, line: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise _Wrong(line, f"with its aliases written out it holds more than {MOST_VALUES:,} values. Use fewer")
+
+    def _entries(self, node: yaml.MappingNode, at: KeyPath) -> Iterator[tuple[str, yaml.Node]]:
+        """A mapping's keys as they are written, and what stands under them; first what `<<` brings in."""
+        written: dict[str, yaml.Node] = {}
+        merged: dict[str, yaml.Node] = {}
+        for key_node, inner in node.value:
+            line = key_node.start_mark.line + 1
+            self._count(line)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _Wrong(line, "a key has to be a word. Put quotes around it, or give it a value of its own")
+            key = str(key_node.value)
+            if key in written:
+                raise _Wrong(line, f"the key {key!r} stands here twice. Remove one of them")
+            if key_node.tag == f"{_TAG}merge":
+                for one in inner.value if isinstance(inner, yaml.SequenceNode) else [inner]:
+                    if not isinstance(one, yaml.MappingNode) or one is node or len(at) > DEEPEST:
+                        raise _Wrong(line, "`<<` needs a mapping, such as an alias of one")
+                    # The first of several has its way.
+                    merged = {**dict(self._entries(one, (*at, key))), **merged}
+            else:
+                written[key] = inner
+                self.lines[(*at, key)] = line
+        yield from {**merged, **written}.items()
+
+    def _scalar(self, node: yaml.ScalarNode, at: KeyPath, line: int) -> Any:
+        text, kind = str(node.value), node.tag.removeprefix(_TAG)
+        where = f"{'.'.join(map(str, at))} is " if at else ""
+        if kind == "str":
+            return text
+        if kind == "null":
+            return None
+        if kind == "bool" and text.lower() in yaml.SafeLoader.bool_values:
+            return yaml.SafeLoader.bool_values[text.lower()]
+        if kind not in _NUMBERS or not re.match(_NUMBERS[kind], text):
+            raise _Wrong(line, f"{where}{text[:40]!r} with the tag {_shown(node.tag)}, which is not read. Leave it out")
+        plain = text.replace("_", "").lower()
+        if kind == "int":
+            # Python refuses to read thousands of digits.
+            if len(plain) > 20 or abs(number := int(plain, 16 if "0x" in plain else 10)) > LARGEST:
+                raise _Wrong(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
+            return number
+        value = float(plain.replace(".inf", "inf").replace(".nan", "nan"))
+        if not math.isfinite(value):
+            raise _Wrong(line, f"{where}{value}. Give a finite number")
+        return value
+
+
+def _line(mark: yaml.Mark | None) -> int:
+    return mark.line + 1 if mark else 1
+
+
+def _shown(tag: str) -> str:
+    return tag.replace(_TAG, "!!")

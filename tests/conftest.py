@@ -26,6 +26,4 @@ def sketch() -> dict[str, bytes]:
 @pytest.fixture
 def sketched(sketch: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look at no drawing: a report takes most of its time to draw, and here has a sketch instead."""
-    shapes = {"svg": sketch["svg"], "pdf": sketch["pdf"]}
-    monkeypatch.setattr("slime_ray.analysis.report.as_shapes", lambda figure: shapes)
-    monkeypatch.setattr("slime_ray.analysis.report.as_image", lambda pdf: sketch["png"])
+    monkeypatch.setattr("slime_ray.analysis.report.render", lambda figure: sketch)

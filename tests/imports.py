@@ -19,7 +19,7 @@ class Import:
 def sources(root: Path) -> dict[str, Path]:
     """Modules of the package by name. Some of its folders stand beside slime_ray in a checkout."""
     found = {}
-    beside = [(folder, "slime_ray.") for folder in ("analysis", "benchmarks", "search_spaces")]
+    beside = [(folder, "slime_ray.") for folder in ("analysis", "search_spaces")]
     for folder, prefix in [("slime_ray", ""), *beside]:
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts

@@ -81,7 +81,7 @@ def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
     [
         ("sweep demo --sed 3", "sweep", "--seed"),
         ("report runs/first --ouput=x", "report", "--out"),
-        ("bench report --trails 3", "bench report", "--trials"),
+        ("bench step --stpes 3", "bench step", "--steps"),
         ("check demo --frobnicate", "check", None),
     ],
 )
@@ -241,7 +241,7 @@ def test_only_a_terminal_gets_colour_and_not_where_no_color_is_set():
         (["slime-ray", "swe"], {"sweep"}),
         (["slime-ray", "sweep", "dem"], {"demo"}),
         (["slime-ray", "sweep", "demo", "--res"], {"--resume"}),
-        (["slime-ray", "bench", "sta"], {"statistics"}),
+        (["slime-ray", "bench", "mem"], {"memory"}),
     ],
 )
 def test_bash_completes_commands_options_and_experiments(tmp_path, capsys, words, wanted):

@@ -10,7 +10,7 @@ from slime_ray.search_spaces import find_space, shipped_spaces
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import with_values
-from slime_ray.experiment_file import load_experiment, parse_override
+from slime_ray.experiment_file import load_experiment, parse_override, parse_seeds
 from slime_ray.objectives import SlimeObjective
 from slime_ray.presets import preset_base, preset_names
 from slime_ray.settings import Settings
@@ -247,3 +247,88 @@ def test_a_relative_path_means_the_same_wherever_a_trial_runs(tmp_path, monkeypa
     assert shipped.model.chat_template == "chatml"
     monkeypatch.chdir("/")
     assert Settings.model_validate(settings.model_dump()) == settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Limits
+
+SEARCH = "budget: {trials: 2}\nsearch: {objective.hard_margin: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (f"arms: {{{'x' * 121}: {{}}}}", r"mine.yaml:8: arms.x{15}: x{40}\.\.\. has 121 characters, and 120 are the limit"),
+        (f"grid: {{training.learning_rate: [1e-4], {'a' * 90}.b: [1]}}", "unknown key"),
+        ("grid: {model.revision: [" + "r" * 119 + "]}", r"mine.yaml:\d: the arm full-revision=r.* and 120 are the limit"),
+        ("grid: {training.learning_rate: []}", "mine.yaml:8: grid.training.learning_rate is empty"),
+        ("grid: {training.updates: [1, 1.0]}", "grid.training.updates has 1 and 1.0, which are equal"),
+        ("grid: {training.updates: [3, 4, 3]}", "grid.training.updates has 3 and 3, which are equal"),
+        ("seeds: [4294967296]", "mine.yaml:8: seeds.0 is 4294967296: .* less than or equal to 4294967295"),
+        ("seeds: [-1]", "mine.yaml:8: seeds.0 is -1: .*greater than or equal to 0"),
+        ("seeds: [99999999999999999999]", "mine.yaml:8: seeds.0 is 99999999999999999999. Give a whole number of at most"),
+        ("base: {data: {seed: 4294967296}}", "data.seed is 4294967296"),
+        ("base: {sft: {seed: 4294967296, learning_rate: 1e-4}}", "sft.seed is 4294967296"),
+        (f"{SEARCH}{{uniform: [1, 2]}}}}\nbudget: {{trials: 100001}}", "budget.trials is 100001: .*100000"),
+        (f"{SEARCH}{{choice: [1, 1.0]}}}}", "mine.yaml:9: .*choice has 1 and 1.0, which are equal. Remove one"),
+        (f"{SEARCH}{{choice: [true, 1]}}}}", "choice has True and 1, which are equal"),
+        (f"{SEARCH}{{choice: [0.1, 0.10]}}}}", "choice has 0.1 and 0.1, which are equal"),
+        (f"{SEARCH}{{choice: [1, 2, 0x1]}}}}", "choice has 1 and 1, which are equal"),
+        (f"{SEARCH}{{choice: [1]}}}}", "choice needs at least two values. Give one value in base"),
+        (f"{SEARCH}{{uniform: [1, 1]}}}}", "low 1.0 is not below high 1.0"),
+        (f"{SEARCH}{{integer: [2, 2]}}}}", "low 2 is not below high 2"),
+        (f"{SEARCH}{{uniform: [0, 1], step: 1e-320}}}}", "from 0 to 1 is more than a number can tell"),
+        (f"{SEARCH}{{uniform: [-1e308, 1e308]}}}}", "is more than a number can tell. Narrow it"),
+    ],
+)  # fmt: skip
+def test_what_a_file_system_numpy_or_a_sampler_would_refuse_is_refused_before(tmp_path, change, message):
+    good = GOOD
+    for key in ("arms", "base"):
+        # A key that the change has stands there once.
+        if change.startswith(f"{key}:"):
+            good = re.sub(rf"^{key}:\n( .*\n)+", "", good, flags=re.MULTILINE)
+            message = message.replace("mine.yaml:8", r"mine.yaml:\d")
+    if "trials: 100001" in change:
+        change = change.replace("budget: {trials: 2}\n", "")
+    with pytest.raises(InputError, match=message):
+        load_experiment(write(tmp_path, good + change + "\n"))
+
+
+def test_a_grid_of_a_hundred_million_arms_is_refused_with_their_number(tmp_path):
+    values = ", ".join(map(str, range(1, 101)))
+    grid = "".join(
+        f"  {path}: [{values}]\n" for path in ("training.updates", "data.pairs", "data.max_tokens", "data.seed")
+    )
+    with pytest.raises(InputError, match=r"mine\.yaml:8: the grid makes 200,000,000 arms, and 100,000 are the limit"):
+        load_experiment(write(tmp_path, GOOD + "grid:\n" + grid))
+
+
+def test_arms_of_a_grid_never_share_a_label_and_labels_name_folders(tmp_path):
+    grid = "grid: {training.learning_rate: [1.0000001e-4, 1e-4, 1.0000002e-4]}\n"
+    labels = [arm.label for arm in load_experiment(write(tmp_path, GOOD + grid)).arms]
+    assert labels[:3] == [
+        "full-learning_rate=0.00010000001", "full-learning_rate=0.0001", "full-learning_rate=0.00010000002"
+    ]  # fmt: skip
+    labels = [
+        arm.label for arm in load_experiment(write(tmp_path, GOOD + "grid: {model.revision: [a/b, ../c]}\n")).arms
+    ]
+    assert labels[:2] == ["full-revision=a-b", "full-revision=..-c"]
+    with pytest.raises(InputError, match="two arms are called full-revision=a-b"):
+        load_experiment(write(tmp_path, GOOD + "grid: {model.revision: [a/b, a-b]}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("99999999999999999999", "99999999999999999999 is more than the largest seed, 4294967295"),
+        ("4294967296,", "4294967296 is more than the largest seed"),
+        ("0,9999999999999999999999999", "is more than the largest seed"),
+        ("9" * 5000, "is more than the largest seed"),
+        ("10001", "10,000 seeds are the limit"),
+        ("-1", "give how many"),
+    ],
+)
+def test_seeds_beyond_their_limit_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_seeds(text)
+    assert parse_seeds("4294967295,") == [4294967295]

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from slime_ray import cli
-from slime_ray.errors import InputError
+from slime_ray import cli, results
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
@@ -143,3 +146,69 @@ def test_the_commands(run, capsys):
     assert "No sweep is at work" in capsys.readouterr().err
     assert cli.main(["extend", str(run), "--trials", "-1"]) == 2
     assert cli.main(["status", os.devnull]) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nothing is lost, and nothing is written elsewhere
+
+
+def test_all_who_ask_for_clones_at_once_get_one_each(run, experiment):
+    together = threading.Barrier(16)
+
+    def ask(number: int) -> list[Clone]:
+        together.wait()
+        changes = [{"objective.hard_margin": 1 + number / 100 + place / 1000} for place in range(3)]
+        return [ask_for_clone(run, experiment, "search-0001", change) for change in changes]
+
+    with ThreadPoolExecutor(16) as pool:
+        told = [clone for clones in pool.map(ask, range(16)) for clone in clones]
+    assert len({clone.trial_id for clone in told}) == 48
+    found = {clone.trial_id: clone for clone in Instructions.read(run).clones}
+    assert found == {clone.trial_id: clone for clone in told}
+
+
+def test_a_file_is_new_once_where_there_are_no_links_too(tmp_path, monkeypatch):
+    for link in (os.link, None):
+        if link is None:
+            monkeypatch.setattr(os, "link", lambda *given: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+        file = tmp_path / f"{link is None}.json"
+        assert results.write_new(file, "first")
+        assert not results.write_new(file, "second")
+        assert file.read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "trial",
+    ["../../other/trials/search-0001", "../trials/search-0001", "/etc/passwd", "..", ".", "", "search-0001/",
+     "./search-0001", "a\\b", "x" * 300, "search-0001\n", "é" * 200],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["stop"], ["clone", "--set", "objective.hard_margin=2.5"]])
+def test_an_id_that_leads_out_of_the_run_is_no_trial(run, command, trial, capsys):
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    before = {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()}
+    assert cli.main([command[0], str(run), trial, *command[1:]]) == 2
+    assert "trial" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()} == before
+
+
+def test_instructions_are_not_written_through_a_link(run, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (run / "instructions").symlink_to(tmp_path / "elsewhere")
+    assert cli.main(["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_extend_works_on_the_run_that_is_named_and_not_on_the_one_that_it_is_a_copy_of(run, monkeypatch, capsys):
+    shutil.copytree(run, run.parent / "copy")
+    worked: list[Path] = []
+
+    def sweep(experiment: Experiment, *, storage: str, **options: object) -> Path:
+        worked.append(Path(storage) / experiment.name)
+        raise RunError("enough")
+
+    monkeypatch.setattr("slime_ray.on_ray.sweep.run_sweep", sweep)
+    assert cli.main(["extend", str(run.parent / "copy")]) == 1
+    assert worked == [run.parent / "copy"]

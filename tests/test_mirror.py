@@ -3,7 +3,6 @@
 import json
 import pickle
 import platform
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_ray import mirror
+from slime_ray import files, mirror
 from slime_ray.errors import InputError, RunError
-from slime_ray.mirror import Mirror, has_password, joined, parted, without_secrets
+from slime_ray.mirror import Mirror, joined, parted
+from slime_ray.redaction import has_secret, shown_address
 from slime_ray.training.cache import cached
 
 
@@ -35,6 +35,12 @@ def read(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def stage(folder: Path) -> dict[str, bytes]:
+    """What a stage holds, which its record agrees with."""
+    assert files.damage(folder) is None
+    return {name: content for name, content in read(folder).items() if name != files.RECORD}
+
+
 names = st.sampled_from(["a", "b.json", "trial.json", "resume/step-1/state.json", "resume/step-2/x", "checkpoint/m"])
 
 
@@ -42,14 +48,14 @@ names = st.sampled_from(["a", "b.json", "trial.json", "resume/step-1/state.json"
 @given(steps=st.lists(st.dictionaries(names, st.binary(max_size=8)), min_size=1, max_size=4))
 def test_the_other_machine_sees_what_was_pushed_and_nothing_that_is_gone(tmp_path_factory, steps):
     here, there = two(tmp_path_factory.mktemp("storage"))
-    for files in steps:
+    for content in steps:
         for path in sorted(here.root.rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
-        write(here, files)
+        write(here, content)
         (here.root / "run").mkdir(parents=True, exist_ok=True)
         here.push(here.root / "run", prune=True)
         there.pull(there.root / "run")
-        assert read(there.root / "run") == files
+        assert read(there.root / "run") == content
 
 
 def test_what_is_half_written_and_what_nobody_needs_stays_here(tmp_path):
@@ -119,7 +125,7 @@ def test_a_stage_is_made_on_one_machine_and_fetched_on_the_other(tmp_path):
     folder = cached(here, "sft", "k", make, lambda told: None)
     other = cached(there, "sft", "k", make, lambda told: None)
     assert len(made) == 1
-    assert read(folder) == read(other) == {"weights": b"w", ".complete": b""}
+    assert stage(folder) == stage(other) == {"weights": b"w"}
     # Half of an upload is no stage: the last object is missing.
     (tmp_path / "bucket" / ".stages" / "sft-k" / ".complete").unlink()
     third = Mirror(tmp_path / "third", here.url)
@@ -127,11 +133,41 @@ def test_a_stage_is_made_on_one_machine_and_fetched_on_the_other(tmp_path):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("where", ["on the disk", "in the store", "in both"])
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_store_gets_a_new_one(tmp_path, where):
+    here, there = two(tmp_path)
+    made, notices = [], []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "weights").write_text("whole")
+
+    def report(told: Any) -> None:
+        notices.extend([told["notice"]] if "notice" in told else [])
+
+    cached(here, "sft", "k", make, report)
+    far, near = tmp_path / "bucket" / ".stages" / "sft-k", there.root / ".stages" / "sft-k"
+    cached(there, "sft", "k", make, report)
+    if where != "in the store":
+        (near / "weights").write_text("half"[:2])
+    if where != "on the disk":
+        (far / "weights").write_text("half"[:2])
+        third = Mirror(tmp_path / "third", here.url)
+        near = third.root / ".stages" / "sft-k"
+        cached(third, "sft", "k", make, report)
+    else:
+        cached(there, "sft", "k", make, report)
+    assert stage(near) == stage(far) == {"weights": b"whole"}
+    assert len(made) == (1 if where == "on the disk" else 2)
+    assert len(notices) == 1
+    assert f"{near / 'weights'} has 2 bytes instead of 5" in notices[0]
+
+
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_a_store_that_refuses_a_stage_for_a_while_is_waited_for(tmp_path, where):
-    """Where it is made, a file stands in the way in the store; where it is fetched, a folder in that of an object."""
+    """A file stands in the way of the folder, in the store where it is made, on the other machine's disk later."""
     here, there = two(tmp_path)
-    stage, waited = tmp_path / "bucket" / ".stages" / "sft-k", []
+    far, near, waited = tmp_path / "bucket" / ".stages" / "sft-k", there.root / ".stages" / "sft-k", []
 
     def make(folder: Path) -> None:
         (folder / "weights").write_text("w")
@@ -139,19 +175,17 @@ def test_a_store_that_refuses_a_stage_for_a_while_is_waited_for(tmp_path, where)
     def report(told: Any) -> None:
         if told["doing"].startswith("waiting for storage"):
             waited.append(told)
-            if where == "here":
-                stage.unlink()
-            else:
-                shutil.rmtree(there.root / ".stages" / "sft-k")
+            (far if where == "here" else near).unlink()
 
     if where == "here":
-        stage.parent.mkdir(parents=True)
-        stage.write_text("in the way")
-        assert read(cached(here, "sft", "k", make, report)) == {"weights": b"w", ".complete": b""}
+        far.parent.mkdir(parents=True)
+        far.write_text("in the way")
+        assert stage(cached(here, "sft", "k", make, report)) == {"weights": b"w"}
     else:
         cached(here, "sft", "k", make, report)
-        (there.root / ".stages" / "sft-k" / "weights").mkdir(parents=True)
-        assert read(cached(there, "sft", "k", make, report)) == {"weights": b"w", ".complete": b""}
+        near.parent.mkdir(parents=True)
+        near.write_text("in the way")
+        assert stage(cached(there, "sft", "k", make, report)) == {"weights": b"w"}
     assert len(waited) == 1
 
 
@@ -263,11 +297,11 @@ def test_no_refusal_of_an_address_tells_its_secrets(address):
 
 
 def test_an_address_is_shown_as_far_as_it_is_no_secret():
-    assert without_secrets("s3://bucket/runs") == "s3://bucket/runs"
-    assert without_secrets("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
-    assert has_password("s3://KEY:SEC/RET@bucket/runs")
-    assert not has_password("hdfs://user@host:8020/runs")
-    assert not has_password("s3://bucket/runs?endpoint_override=host:9000")
+    assert shown_address("s3://bucket/runs") == "s3://bucket/runs"
+    assert shown_address("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
+    assert has_secret("s3://KEY:SEC/RET@bucket/runs")
+    assert not has_secret("hdfs://user@host:8020/runs")
+    assert not has_secret("s3://bucket/runs?endpoint_override=host:9000")
 
 
 def test_a_storage_that_is_only_read_is_not_written(tmp_path):

@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "slime_ray": "slime_ray",
     "analysis": "slime_ray/analysis",
-    "benchmarks": "slime_ray/benchmarks",
     "search_spaces": "slime_ray/search_spaces",
 }
 
@@ -135,6 +134,18 @@ def test_the_wheel_holds_code_presets_spaces_and_templates(built: Built) -> None
         "slime_ray/search_spaces/demo.yaml",
     } <= names
     assert {"slime_ray/presets/paper.yaml", "slime_ray/presets/templates/chatml.jinja"} <= names
+
+
+def test_the_wheel_has_the_licence_of_every_part_and_its_types(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        names = wheel.namelist()
+        (metadata,) = (wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert "License-Expression: Apache-2.0 AND BSD-3-Clause" in metadata
+    assert {name.partition("licenses/")[2] for name in names if "licenses/" in name} == {
+        "LICENSE",
+        "analysis/web/vega.LICENSE",
+    }
+    assert "slime_ray/py.typed" in names
 
 
 def test_no_generic_name_lands_in_a_users_environment(built: Built) -> None:

@@ -29,7 +29,7 @@ NOT_RUN = {
     "slime-ray ablate leave_one_out --seeds 8": "112 trials; tests/end_to_end/test_ablate.py runs a small one",
     "slime-ray reproduce --table 4 --scale demo": "minutes; tests/test_reproduction.py resolves it",
     "slime-ray launch mine.yaml --name first --storage /shared/runs": "a cluster; tests/ray/test_launch.py has one",
-    "slime-ray bench step": "minutes; tests/benchmarks runs it small",
+    "slime-ray bench step": "minutes; tests/bench runs it small",
 }
 """Lines of the README that are only read by the parser, each with where it is tried."""
 

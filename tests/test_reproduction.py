@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from slime_ray.search_spaces import shipped_spaces
 
 from slime_ray import cli
 from slime_ray.errors import InputError
@@ -19,7 +20,7 @@ def into(tmp_path) -> Path:
 @pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize("table", SPACES)
 def test_every_table_of_every_family_is_the_papers_recipe(into, table, model):
-    found = reproduction(table, model=model, judge="j", into=into).experiment
+    found = reproduction(table, model=model, judge="j", spaces=shipped_spaces(), into=into).experiment
     settings = found.settings
     # Section 4.1: AdamW, 5e-7 falling linearly to 0, one epoch, 8 GPUs x 8 pairs x 2, no warm-up, no clipping.
     training = settings.training
@@ -38,7 +39,7 @@ def test_every_table_of_every_family_is_the_papers_recipe(into, table, model):
 
 def test_the_cells_are_those_of_the_papers_tables(into):
     def variants(table: int) -> list[str]:
-        design = reproduction(table, scale="demo", into=into).experiment.design
+        design = reproduction(table, scale="demo", spaces=shipped_spaces(), into=into).experiment.design
         assert design is not None
         return [cell.variant for cell in design.cells]
 
@@ -52,7 +53,14 @@ def test_the_cells_are_those_of_the_papers_tables(into):
 
 def test_the_file_that_is_written_is_the_experiment(into):
     found = reproduction(
-        5, model="gemma3-4b", judge="j", seeds="2", overrides={"evaluation.prompts": 64}, name="mine", into=into
+        5,
+        model="gemma3-4b",
+        judge="j",
+        seeds="2",
+        overrides={"evaluation.prompts": 64},
+        name="mine",
+        spaces=shipped_spaces(),
+        into=into,
     )
     again = load_experiment(into)
     assert again == found.experiment
@@ -60,10 +68,10 @@ def test_the_file_that_is_written_is_the_experiment(into):
 
 
 def test_the_plan_says_where_paper_and_code_disagree_and_what_the_paper_lacks(into):
-    said = reproduction(4, model="qwen3-4b", judge="j", into=into).text()
+    said = reproduction(4, model="qwen3-4b", judge="j", spaces=shipped_spaces(), into=into).text()
     assert "The paper has this table for gemma3-4b alone." in said
     assert all(item.what in said for item in DISCREPANCIES)
-    miniature = reproduction(4, scale="demo", into=into).text()
+    miniature = reproduction(4, scale="demo", spaces=shipped_spaces(), into=into).text()
     assert "cannot confirm or refute the paper's numbers" in miniature
 
 
@@ -79,7 +87,7 @@ def test_the_plan_says_where_paper_and_code_disagree_and_what_the_paper_lacks(in
 )
 def test_what_cannot_be_run_is_refused(into, given, complaint):
     with pytest.raises(InputError, match=complaint):
-        reproduction(into=into, **given)
+        reproduction(spaces=shipped_spaces(), into=into, **given)
 
 
 def test_the_command_prints_the_plan_or_writes_the_file(into, capsys):

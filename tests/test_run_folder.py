@@ -1,6 +1,7 @@
 """A run's folder: whose name is free again when nothing was started, on a disk and in a store."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from slime_ray.errors import InputError
 from slime_ray.experiment import Arm, Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, taken
+from slime_ray.run_folder import Start, log_file, taken
 
 HINGE = """
 from dataclasses import dataclass
@@ -156,7 +157,9 @@ def test_a_run_is_not_gone_on_with_with_other_code_of_the_users(tmp_path, monkey
     for name, file in files.items():
         text = file.read_text()
         file.write_text(text + "# another line\n")
-        with pytest.raises(InputError, match=f"other code of {name}: its file has changed"):
+        with pytest.raises(
+            InputError, match=f"the code of {name} has changed since the run was started .its hash was "
+        ):
             held(load_experiment(source), source, "resume")
         file.write_text(text)
 
@@ -165,4 +168,34 @@ def test_a_run_without_code_of_the_users_and_one_of_an_earlier_version_are_gone_
     assert held(experiment, source, "fresh")["code"] == {}
     run = source.parent / "runs" / "first"
     results.write_manifest(run, {key: value for key, value in results.read_manifest(run).items() if key != "code"})
-    assert "code" not in held(experiment, source, "resume")
+    assert held(experiment, source, "resume")["code"] == {}
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_nothing_else(capfd):
+    with log_file(Path("/dev/full")):
+        logging.getLogger("slime_ray.sweep").warning("nobody reads this")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_killed_process_left_half_written_is_deleted_when_the_run_is_taken(experiment, source, tmp_path):
+    run = tmp_path / experiment.name
+    with taken(run, experiment, source=source, seed=0, start="fresh"):
+        pass
+    (run / "trials" / "arm-slime-s0").mkdir(parents=True)
+    for folder in (run, run / "trials" / "arm-slime-s0"):
+        (folder / ".curves.parquet.0123abcd").write_text("half")
+    with taken(run, experiment, source=source, seed=0, start="resume"):
+        assert list(run.rglob("*.0123abcd")) == []
+
+
+def test_a_run_that_cannot_be_locked_is_refused(experiment, source, tmp_path):
+    run = tmp_path / experiment.name
+    with taken(run, experiment, source=source, seed=0, start="fresh"):
+        pass
+    (run / ".sweep.lock").unlink(missing_ok=True)
+    (run / ".sweep.lock").mkdir()
+    with (
+        pytest.raises(InputError, match="cannot be written: Is a directory"),
+        taken(run, experiment, source=source, seed=0, start="resume"),
+    ):
+        pass

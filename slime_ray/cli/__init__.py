@@ -1,6 +1,9 @@
 """The command line: parses, calls, prints. It holds no logic, and imports what a command needs only when it runs."""
 
 import argparse
+import codecs
+import errno
+import io
 import os
 import shlex
 import sys
@@ -10,6 +13,7 @@ from slime_ray import __version__
 from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
+from slime_ray.redaction import redact, redact_sentence
 
 DESCRIPTION = """\
 Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
@@ -37,6 +41,7 @@ Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = make_parser().parse_args(given)
     # An error message is for a person; a traceback is for whoever asks for it.
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         again = _again(options, given, "--resume")
         said = str(error).replace(AGAIN, f"`{again}`") if again else str(error)
-        print(f"slime-ray: {said}", file=sys.stderr)
+        print(f"slime-ray: {redact_sentence(said)}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if debug or not error.name or error.name.startswith("slime_ray"):
@@ -71,7 +76,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if debug or error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"slime-ray: {str(error.filename)[:60]}...: the name is too long for a file system.", file=sys.stderr)
+        return 2
     return 0
+
+
+PLAIN = {
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "×": "x",
+    "±": "+/-",
+    "·": "*",
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+    "²": "^2",
+    "→": "->",
+}
+"""What stands for a character that a terminal cannot show; for others it is a question mark."""
+
+
+def _prepare_streams() -> None:
+    """Have a character that a terminal cannot show replaced: what is done need not fail as it is told."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return "".join(PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+    codecs.register_error("slime_ray.plain", plain)
+    if sys.stdout is None:
+        # Nobody looks, as under some schedulers.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="slime_ray.plain")
 
 
 AGAIN = "the same command with --resume"
@@ -81,15 +124,15 @@ AGAIN = "the same command with --resume"
 def _again(options: argparse.Namespace, given: Sequence[str], flag: str) -> str | None:
     """The command line that goes on with this one's run; None where there is no run to go on with."""
     if instead := getattr(options, "again", None):
-        return str(instead(options))
+        return redact_sentence(str(instead(options)))
     if not hasattr(options, "start"):
         return None
-    return shlex.join(["slime-ray", *(word for word in given if word not in ("--resume", "--go-on")), flag])
+    return shlex.join(["slime-ray", *redact([word for word in given if word not in ("--resume", "--go-on")]), flag])
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command is under `command` of what it parses."""
-    from slime_ray.benchmarks.command import add_bench_parser
+    from slime_ray.bench.command import add_bench_parser
 
     parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")

@@ -14,6 +14,7 @@ from slime_ray.cli.options import (
     experiment_options,
     load,
     quiet_option,
+    seed_number,
     show_report,
     start_options,
     storage_option,
@@ -48,7 +49,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     ablate.set_defaults(command=_ablate)
     for command in (sweep, ablate):
         experiment_options(command)
-        command.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
+        command.add_argument(
+            "--seed", type=seed_number, default=0, help="seed of the search and of its trials (default 0)"
+        )
         start_options(command)
         quiet_option(command)
         command.add_argument(
@@ -95,7 +98,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         more="Ctrl-C stops following; the sweep goes on.",
     )  # fmt: skip
     experiment_options(launch)
-    launch.add_argument("--seed", type=int, default=0, help="seed of the search and of its trials (default 0)")
+    launch.add_argument("--seed", type=seed_number, default=0, help="seed of the search and of its trials (default 0)")
     launch.add_argument("--address", help="Ray's dashboard (default: port 8265 of this machine, where tunnels end)")
     launch.add_argument("--no-follow", dest="follow", action="store_false", help="submit, and do not wait")
     launch.set_defaults(command=_launch)

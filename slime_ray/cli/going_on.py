@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_ray.cli.options import add_command, console, quiet_option, show_report
 from slime_ray.errors import InputError
+from slime_ray.redaction import redact
 
 if TYPE_CHECKING:
     from slime_ray.mirror import Mirror
@@ -61,16 +62,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 @contextmanager
 def _opened(address: str) -> "Iterator[tuple[Path, Mirror]]":
     """A run's folder on this machine, up to date but for models, with its storage."""
-    from slime_ray.mirror import Mirror, copied, is_url
+    from slime_ray.mirror import Mirror, copied, is_url, one_at_a_time
     from slime_ray.results import CHECKPOINTS, MODEL
 
     if not is_url(address):
         run = Path(address).resolve()
         yield run, Mirror(run.parent)
         return
-    run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
-    with mirror.answering():
-        yield run, mirror
+    # Bringing the copy up to date deletes what another command has yet to send.
+    with one_at_a_time(address):
+        run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
+        with mirror.answering():
+            yield run, mirror
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -78,7 +81,7 @@ def _status(options: argparse.Namespace) -> None:
 
     with _opened(options.run) as (run, _):
         found = describe(run)
-    print(json.dumps(found, indent=1) if options.json else _said(found, options.run))
+    print(json.dumps(found, indent=1) if options.json else _said(found, redact(options.run)))
 
 
 def _said(found: dict[str, Any], run: str) -> str:
@@ -101,6 +104,7 @@ def _said(found: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
+    from slime_ray.experiment import MOST_TRIALS
     from slime_ray.mirror import Mirror
     from slime_ray.on_ray.sweep import run_sweep
     from slime_ray.results import read_manifest
@@ -108,6 +112,8 @@ def _extend(options: argparse.Namespace) -> None:
 
     with _opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
+    if experiment.budget.trials + options.trials > MOST_TRIALS:
+        raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
     if options.trials < 0:
         raise InputError(f"--trials {options.trials}: give the number of further trials.")
     if options.trials and experiment.search is None:
@@ -122,6 +128,8 @@ def _extend(options: argparse.Namespace) -> None:
                 f"{options.run} has {experiment.budget.trials} trials, and its space only {points} points, each of "
                 f"which is tried once. Give --trials {points - experiment.budget.trials} at most."
             )
+    # The folder may have been renamed, or be a copy.
+    experiment = experiment.model_copy(update={"name": run.name})
     storage = mirror.url or str(mirror.root)
     done = run_sweep(
         experiment.model_copy(update={"budget": budget}), source=run / "experiment.yaml", storage=storage,
@@ -148,14 +156,18 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _clone(options: argparse.Namespace) -> None:
     from slime_ray.experiment_file import parse_override
+    from slime_ray.inputs import code_of, hashes_of
     from slime_ray.instructions import FOLDER, ask_for_clone
-    from slime_ray.run_folder import reopened
+    from slime_ray.results import read_manifest
+    from slime_ray.run_folder import refuse_other_inputs, reopened
     from slime_ray.run_status import read_status
 
     with _opened(options.run) as (run, mirror):
         changes = dict(parse_override(text) for text in options.overrides)
-        clone = ask_for_clone(run, reopened(run), options.trial, changes)
+        experiment = reopened(run)
+        refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), code_of(experiment))
+        clone = ask_for_clone(run, experiment, options.trial, changes)
         mirror.push(run / FOLDER)
         at_work = read_status(run).at_work
-    when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {options.run}"
+    when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"
     print(f"{clone.trial_id} {when}.")

@@ -2,15 +2,21 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from slime_ray.redaction import redact_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from slime_ray.experiment import Experiment
     from slime_ray.mirror import Mirror
+
+
+LARGEST_SEARCH_SEED = 4_000_000_000
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +27,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the error, which may quote what was given, without its secrets."""
+        super().error(redact_sentence(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same; but raises for what is left over, which argparse would say of the whole program."""
@@ -76,6 +86,13 @@ def experiment_options(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
     )  # fmt: skip
+
+
+def seed_number(text: str) -> int:
+    """A seed of a search: an integer from 0 to what NumPy takes, less what trials' seeds add to it."""
+    if not re.fullmatch(r"\d{1,10}", text) or int(text) > LARGEST_SEARCH_SEED:
+        raise argparse.ArgumentTypeError(f"{text:.40} is no whole number from 0 to {LARGEST_SEARCH_SEED}")
+    return int(text)
 
 
 def storage_option(parser: argparse.ArgumentParser) -> None:

@@ -56,11 +56,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _reproduce(options: argparse.Namespace) -> None:
     from slime_ray.experiment_file import parse_override
     from slime_ray.reproduction import reproduction
+    from slime_ray.search_spaces import shipped_spaces
 
     overrides = dict(parse_override(text) for text in options.overrides)
     with tempfile.TemporaryDirectory() as scratch:
         found = reproduction(
-            options.table, into=options.write or Path(scratch, "experiment.yaml"), model=options.model,
+            options.table,
+            spaces=shipped_spaces(), into=options.write or Path(scratch, "experiment.yaml"), model=options.model,
             scale=options.scale, judge=options.judge, questions=options.questions, seeds=options.seeds,
             overrides=overrides, name=options.name,
         )  # fmt: skip

@@ -1,11 +1,12 @@
 """One policy's answers beside the baseline's: verdicts, broken outputs, lengths, and the rows of answers.parquet."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.broken import broken_reason
+from slime_ray.evaluation.broken import FAILED, broken_reason
 from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import Judge, Messages, Summary, question
@@ -14,6 +15,7 @@ from slime_ray.world import World
 
 FormatCheck = Callable[[str, str], bool]
 """The task's own check of an answer's form: (last user message, answer) -> well-formed."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def judge_answers(
 ) -> Answered:
     """Compare answers with the baseline's to the same turns. markers: special tokens as text, which none may hold.
 
-    first: judge only so many of them; the others have no verdict. None judges all.
+    first: judge only so many of them; the others have no verdict. None judges all. Where an answer is FAILED, or one
+    before it in its conversation, nothing is judged and both verdicts are missing.
     Of the ranks of a process group the first one judges, for all of them. Raises RunError where the judge cannot go on.
     """
     several = any(turn > 1 for turn in prompts.turns)
@@ -111,10 +114,8 @@ def judge_answers(
     nothing: list[None] = [None] * len(answers)
     judged = Judged(nothing, nothing, nothing)
     if judge is not None:
-        texts = [answer.text for answer in answers[:first]], [answer.text for answer in baseline[:first]]
-        judged = World.current().from_main(
-            lambda: compare(judge, prompts.messages[:first], *texts, baseline_prompts=baseline_prompts[:first])
-        )
+        sides = list(zip(prompts.messages, answers, baseline_prompts, baseline, strict=True))[:first]
+        judged = World.current().from_main(lambda: _compare(judge, sides))
     unjudged = nothing[len(judged.comparisons) :]
     return Answered(
         prompts=prompts,
@@ -128,6 +129,35 @@ def judge_answers(
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
         judging=judged.summary,
     )
+
+
+_Sides = Sequence[tuple[Messages, Answer, Messages, Answer]]
+"""The policy's conversation and answer with the baseline's."""
+
+
+def _compare(judge: Judge, sides: _Sides) -> Judged:
+    """Judge what did not fail, and log what a reader of the verdicts has to know."""
+    sound = [place for place, side in enumerate(sides) if not _failed(*side[:2]) and not _failed(*side[2:])]
+    chosen = [sides[place] for place in sound]
+    texts = [side[1].text for side in chosen], [side[3].text for side in chosen]
+    found = compare(judge, [side[0] for side in chosen], *texts, baseline_prompts=[side[2] for side in chosen])
+    comparisons: list[Comparison | None] = [Comparison(None, None)] * len(sides)
+    scores: list[float | None] = [None] * len(sides)
+    baseline_scores = list(scores)
+    for index, place in enumerate(sound):
+        comparisons[place] = found.comparisons[index]
+        scores[place], baseline_scores[place] = found.scores[index], found.baseline_scores[index]
+    summary = found.summary
+    if summary is not None:
+        empty = sum(not (a.strip() and b.strip()) for a, b in zip(*texts, strict=True))
+        summary = replace(summary, failed=len(sides) - len(sound), empty=empty)
+        logger.log(logging.INFO if summary.complete else logging.WARNING, "%s: %s", judge.name, summary.sentence)
+    return Judged(comparisons, scores, baseline_scores, summary)
+
+
+def _failed(messages: Messages, answer: Answer) -> bool:
+    own = [message["content"] for message in messages if message["role"] == "assistant"]
+    return any(str(text).strip() == FAILED for text in (*own, answer.text))
 
 
 def broken_reasons(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from slime_ray.evaluation.generate import Answer
 
 REPETITION_LIMIT = 0.5
+FAILED = "$ERROR$"
+"""What scripts of the field write in place of an answer whose generation failed."""
 
 
 def sequence_repetition(token_ids: Sequence[int], n: int = 4) -> float:
@@ -19,6 +21,8 @@ def broken_reason(answer: Answer, *, markers: Sequence[str] = (), format_ok: boo
     markers: texts of the chat template that must not appear in an answer. format_ok: what the task's own check said,
     if it has one.
     """
+    if answer.text.strip() == FAILED:
+        return "failed_generation"
     if not answer.text.strip():
         return "empty"
     if not answer.stopped:

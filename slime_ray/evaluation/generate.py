@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import is_sharded
@@ -46,7 +46,8 @@ def generate_answers(
     policy: a Policy or a causal language model. The same prompts, decoding and seed give the same answers: the random
     state is set for each batch from `seed` and put back afterwards. The ranks of a process group divide the batches
     among themselves, and all get all answers. categories: of the prompts, which `decoding` may give temperatures of
-    their own. progress: told how many batches this rank has done, of how many.
+    their own. progress: told how many batches this rank has done, of how many. Raises FloatingPointError for logits
+    that are not numbers.
     """
     temperatures = [decoding.temperature_of(category) for category in categories or [None] * len(prompts)]
     order = sorted(range(len(prompts)), key=lambda index: (temperatures[index], len(prompts[index]), index))
@@ -76,6 +77,7 @@ def generate_answers(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=_config(decoding, temperatures[members[0]], padding, stop_tokens),
+                logits_processor=LogitsProcessorList([_Numbers()]),
                 # Ranks that share a model's parts have to make equally many steps.
                 synced_gpus=world.size > 1 and is_sharded(policy),
             )
@@ -92,6 +94,16 @@ def generate_answers(
     for members, some in zip(batches, found, strict=True):
         answers |= zip(members, some, strict=True)
     return [answers[index] for index in range(len(prompts))]
+
+
+class _Numbers(LogitsProcessor):
+    """Raises FloatingPointError for logits that are not numbers: the likeliest of them would be no answer."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: (prompts, vocabulary), given back as they are. Minus infinity bans a token."""
+        if bool((scores.isnan() | scores.isposinf()).any()):
+            raise FloatingPointError("the model gives logits that are not numbers")
+        return scores
 
 
 @contextmanager

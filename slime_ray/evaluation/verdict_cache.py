@@ -43,12 +43,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reply:
-    """A judgment. model: as the endpoint calls it. Tokens are None where the endpoint does not say."""
+    """A judgment. model: as the endpoint calls it. Tokens are None where the endpoint does not say.
+
+    lack: why the text may hold no verdict, None where the endpoint names no reason.
+    """
 
     text: str
     model: str | None
     input_tokens: int | None
     output_tokens: int | None
+    lack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,9 @@ class Verdicts:
             with closing(sqlite3.connect(address, uri=True, timeout=seconds)) as connection:
                 return look(connection)
         except sqlite3.Error as error:
+            if own and "no such table" in str(error):
+                # Another process is about to write the first row.
+                return otherwise
             if own:
                 raise self._damaged(error) from None
             if path not in self._warned:
@@ -224,6 +231,13 @@ class Verdicts:
                     connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             raise self._damaged(error) from None
+
+    def unreadable(self, value: str) -> RunError:
+        """The error of a kept value that is no verdict of its judge."""
+        return RunError(
+            f"{self.folder} keeps {value[:40]!r} as a verdict, which is none. A file there is damaged or was changed: "
+            "move it away, and the other files there are still used."
+        )
 
     def _damaged(self, error: Exception) -> RunError:
         return RunError(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from slime_ray.errors import InputError
-from slime_ray.model.parts import decoder_of, empty_model
+from slime_ray.model.decoder import decoder_of, empty_model
 
 _SIZES = {"mpt": "max_seq_len"}
 """Model types whose positions end with a number of their configuration, and no table shows it."""

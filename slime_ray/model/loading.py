@@ -1,32 +1,47 @@
-"""Models and tokenizers: embedded, from a local folder, a GGUF file, or a hub."""
+"""Models and tokenizers: embedded, from a local folder, an adapter with its base, a GGUF file, or a hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
+from slime_ray.model.files import check_adapter, check_gguf
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import untie_head
+from slime_ray.model.merging import attach_adapter, heads_tied, load_parts
+from slime_ray.model.parts import Parts, parts_of
+from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Model
+
+
+def find_parts(model: Model, *, local_only: bool = False) -> Parts:
+    """Look whether a real model is an adapter on another one. Raises InputError for an adapter without its base."""
+    with _reading("model", model.source):
+        return parts_of(model.source, model.revision, local_only=local_only)
+
+
+def weight_sources(model: Model) -> list[str]:
+    """List the files, folders and Hub ids that a real model's weights come from, its own first."""
+    parts = find_parts(model)
+    return [model.source, parts.source] if parts.adapter else [model.source]
 
 
 def load_tokenizer(model: Model) -> Any:
     """The tokenizer with its chat template in place and a padding token. Raises InputError where there is none."""
     if model.task:
         return tiny_tokenizer(load_task(model.task))
-    source = model.tokenizer or model.source
-    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    try:
-        if model.tokenizer is None and (gguf := _gguf(model)):
-            tokenizer = AutoTokenizer.from_pretrained(gguf[0], gguf_file=gguf[1])
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_loaded("tokenizer", source, error) from None
+    source, options = _tokenizer_source(model)
+    with _reading("tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"):
+        tokenizer: Any = read_tokenizer(source, **options)
     tokenizer.chat_template = resolve_chat_template(tokenizer, model.chat_template)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source}: the tokenizer has no end-of-sequence token, so no answer could ever end.")
@@ -35,28 +50,65 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def load_model(model: Model, *, seed: int) -> Any:
+def _tokenizer_source(model: Model) -> tuple[str, dict[str, Any]]:
+    """Folder or Hub id, and options of `from_pretrained`. An adapter's own tokenizer goes before its base's."""
+    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    if model.tokenizer:
+        return model.tokenizer, options
+    if gguf := _gguf(model):
+        return gguf[0], {"gguf_file": gguf[1], "revision": model.revision}
+    source, revision = find_parts(model).tokenizer
+    return source, options | {"revision": revision}
+
+
+def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     """The pretrained causal language model; an embedded one gets random weights from `seed`.
 
-    Raises InputError for a model that cannot be found or read.
+    An adapter is merged into its base. `note` receives what a user should know of what was loaded. Raises InputError
+    for a model that cannot be found or read, or whose files do not hold every weight of it.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=seed)
-    dtype = getattr(torch, model.dtype)
-    lm: Any
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    try:
-        if gguf := _gguf(model):
-            lm = AutoModelForCausalLM.from_pretrained(gguf[0], gguf_file=gguf[1], dtype=dtype)
-            # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
-            lm.hf_quantizer = None
-            del lm.config.quantization_config
-        else:
-            lm = AutoModelForCausalLM.from_pretrained(
-                model.source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
-            )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_loaded("model", model.source, error) from None
+    with _reading("model", model.source):
+        return _load(model, note)
+
+
+def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
+    """A model that `save_pretrained` wrote (safetensors only), or an adapter of peft's, merged into its base.
+
+    Raises InputError where it cannot be read, or does not hold every weight.
+    """
+    with refusing(partial(_damaged, folder)):
+        return _load(Model(source=str(folder), dtype=dtype), note)  # type: ignore[arg-type]
+
+
+def load_adapter(lm: Any, folder: Path) -> Any:
+    """Lay an adapter of peft's on the model it was trained on. Raises InputError unless all of it fits."""
+    with refusing(partial(_damaged, folder)):
+        check_adapter(folder)
+        return attach_adapter(lm, folder)
+
+
+def _damaged(folder: Path, reason: str) -> InputError:
+    return InputError(f"{folder} cannot be loaded: {reason}")
+
+
+def _load(model: Model, note: Note) -> Any:
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if gguf := _gguf(model):
+        options |= {"gguf_file": gguf[1], "revision": model.revision}
+        with blaming(Path(*gguf)):
+            lm = load_whole(AutoModelForCausalLM, gguf[0], note=note, **options)
+        # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
+        lm.hf_quantizer = None
+        del lm.config.quantization_config
+        return lm
+    parts = parts_of(model.source, model.revision)
+    options |= {"trust_remote_code": model.trust_remote_code}
+    lm = load_parts(AutoModelForCausalLM, parts, note=note, **options)
+    if lm.config.get_text_config().tie_word_embeddings and not heads_tied(lm):
+        untie_head(lm)
+        note(f"Head and embeddings of {parts.source} differ, though its configuration ties them: they stay apart.")
     return lm
 
 
@@ -67,26 +119,22 @@ def load_config(model: Model) -> Any | None:
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=0).config
-    gguf = _gguf(model)
-    options: dict[str, Any] = {"gguf_file": gguf[1]} if gguf else {"revision": model.revision}
+    gguf, parts = _gguf(model), find_parts(model, local_only=True)
+    source, file = gguf if gguf else (parts.source, None)
     try:
-        return AutoConfig.from_pretrained(
-            gguf[0] if gguf else model.source,
-            trust_remote_code=model.trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        if Path(model.source).exists():
-            raise _not_loaded("configuration", model.source, error) from None
+        whole = Path(source, file or "config.json")
+        with _reading("configuration", model.source), blaming(whole) if whole.exists() else nullcontext():
+            return AutoConfig.from_pretrained(
+                source,
+                gguf_file=file,
+                revision=parts.revision,
+                trust_remote_code=model.trust_remote_code,
+                local_files_only=True,
+            )
+    except InputError:
+        if Path(source).exists():
+            raise
         return None
-
-
-def load_checkpoint(folder: Path, *, dtype: str) -> Any:
-    """A model that a stage saved with `save_pretrained` (safetensors only)."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-    )
 
 
 def make_policy(lm: Any, model: Model) -> Policy:
@@ -99,21 +147,33 @@ def make_policy(lm: Any, model: Model) -> Policy:
 
 def _gguf(model: Model) -> tuple[str, str] | None:
     """(folder or repository, file) of a GGUF model, or None."""
-    if model.gguf_file:
-        return model.source, model.gguf_file
     path = Path(model.source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.source {model.source}: there is no such file. Check the path.")
-        return str(path.parent), path.name
-    return None
+    if model.gguf_file:
+        folder, name = model.source, model.gguf_file
+    elif path.suffix == ".gguf":
+        folder, name = str(path.parent), path.name
+    else:
+        return None
+    file = Path(folder, name)
+    if (path.suffix == ".gguf" or path.is_dir()) and not file.is_file():
+        raise InputError(f"model.source {file}: there is no such file. Check the path.")
+    if find_spec("gguf") is None:
+        raise InputError(
+            f"model.source {model.source}: a GGUF file needs the package gguf, which is not installed. Install "
+            "slime-ray[gguf]."
+        )
+    if file.is_file():
+        with _reading("model", model.source):
+            check_gguf(file)
+    return folder, name
 
 
-def _not_loaded(what: str, source: str, error: Exception) -> InputError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    way_out = (
-        "Check model.source: a folder with config.json and safetensors weights, a .gguf file, or a hub id that this "
-        "machine can reach (HF_HUB_OFFLINE=1 allows only what is already downloaded)."
-    )
-    return InputError(f"model.source {source}: the {what} cannot be loaded: {reason.rstrip('.')}. {way_out}")
+@contextmanager
+def _reading(what: str, source: str, *, key: str = "source") -> Iterator[None]:
+    """Raise what goes wrong in reading a part of the settings' model as an InputError that names it."""
+
+    def refusal(reason: str) -> InputError:
+        return InputError(f"model.{key} {source}: the {what} cannot be loaded: {reason}")
+
+    with refusing(refusal):
+        yield

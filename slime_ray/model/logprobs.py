@@ -12,9 +12,9 @@ from torch import nn
 from slime_ray.data.packing import Rows
 from slime_ray.errors import InputError
 from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_setting
+from slime_ray.model.decoder import decoder_of
 from slime_ray.model.head import Head, logit_cap, logit_scale
 from slime_ray.model.limits import Limits
-from slime_ray.model.parts import decoder_of
 from slime_ray.model.probe import Findings, probe, why_not_padded
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}

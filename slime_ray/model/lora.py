@@ -1,45 +1,218 @@
-"""Low-rank adapters through peft, and the tied head that must be cut loose before it is trained."""
+"""Low-rank adapters through peft: which weights get them, and tied weights that must be untied before."""
 
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from slime_ray.errors import InputError
-from slime_ray.settings import Lora
+from slime_ray.settings import ALL_LINEAR, ATTENTION_AND_MLP, Lora
+
+READ_AS_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Names that peft reads as those of fused experts in some architectures, whatever layer is meant."""
+
+
+@dataclass(frozen=True)
+class AdaptedWeights:
+    """Which weights of a model get adapters, by their full names.
+
+    modules: layers that peft wraps. parameters: weights that peft adapts as parameters, such as fused experts. linear:
+    elements of the decoder's linear layers, by name. without: those of them that get no adapter. outside: how many
+    layers of the same names are not the decoder's, such as those of a vision tower. unmatched: targets that name
+    nothing. barred: whether targets name weights that only `dropout: 0` can adapt.
+    """
+
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    linear: dict[str, int]
+    without: tuple[str, ...]
+    outside: int
+    unmatched: tuple[str, ...]
+    barred: bool
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's manifest keeps: covered share of the decoder's linear weights, and layers with and without."""
+        total = max(1, sum(self.linear.values()))
+        missed: Counter[str] = Counter()
+        for name in self.without:
+            missed[_in_layer(name)] += self.linear[name]
+        return {
+            "share": 1 - sum(missed.values()) / total,
+            "adapted": sorted({_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}),
+            "not_adapted": {name: elements / total for name, elements in missed.most_common()},
+            "outside": self.outside,
+            "barred_by_dropout": self.barred,
+            "unmatched_targets": list(self.unmatched),
+        }
+
+
+class _Layers:
+    """The layers that can have adapters: those of the text decoder, its output head and the input embeddings.
+
+    linear, fused: elements of each weight by name; fused ones are parameters that hold the layers of several experts.
+    """
+
+    def __init__(self, lm: Any):
+        self.names = {id(module): name for name, module in lm.named_modules()}
+        self.head = self.names.get(id(lm.get_output_embeddings()))
+        inside = self.names[id(lm.get_decoder())]
+        ours = {id(lm.get_output_embeddings()), id(lm.get_input_embeddings())}
+        self.linear: dict[str, int] = {}
+        self.fused: dict[str, int] = {}
+        self.embeddings: set[str] = set()
+        self.outside: set[str] = set()
+        for name, module in lm.named_modules():
+            if not (id(module) in ours or not inside or name.startswith(f"{inside}.")):
+                self.outside |= {name} if _is_linear(module) else set()
+            elif _is_linear(module):
+                self.linear[name] = module.weight.numel()
+            elif isinstance(module, nn.Embedding):
+                self.embeddings.add(name)
+            elif not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                for weight, parameter in module.named_parameters(recurse=False):
+                    if parameter.ndim == 3 and min(parameter.shape) > 1:
+                        self.fused[f"{name}.{weight}"] = parameter.numel()
+
+    def named(self, target: str) -> set[str]:
+        """What a target names: a layer by its name or the end of its path. Experts need a path: they cost memory."""
+        layers = {name for name in (*self.linear, *self.embeddings) if _ends(name, target)}
+        return layers | {
+            name
+            for name in self.fused
+            if ("." in target and _ends(name, target))
+            or (name.endswith(".weight") and _ends(name.removesuffix(".weight"), target))
+        }
+
+    def as_parameter(self, name: str) -> bool:
+        """Whether a weight is adapted as a parameter, which peft does without dropout."""
+        return name in self.fused or (bool(self.fused) and name.rsplit(".", 1)[-1] in READ_AS_EXPERTS)
+
+    def listed(self) -> str:
+        """All linear layers, as `targets` takes them."""
+        names = {name.rsplit(".", 1)[-1] if not name[-1].isdigit() else _in_layer(name) for name in self.linear}
+        return f"{sorted(names | {_in_layer(name) for name in self.fused})}"
+
+
+def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
+    """Resolve `lora.targets` against a model, which may be on the meta device.
+
+    Only layers of the text decoder, its head and its embeddings count. Raises InputError where targets name none of
+    them: one of those that a user chose, or all of the default ones.
+    """
+    layers = _Layers(lm)
+    hits: dict[str, set[str]]
+    if lora.targets == ALL_LINEAR:
+        hits = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
+    else:
+        hits = {target: layers.named(target) for target in lora.targets}
+    barred = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*hits.values())))
+    if barred:
+        hits = {target: {name for name in names if not layers.as_parameter(name)} for target, names in hits.items()}
+    if lora.train_head:
+        hits = {target: names - {layers.head} for target, names in hits.items()}
+    unmatched = [target for target, names in hits.items() if not names]
+    if len(unmatched) == len(hits) or (unmatched and tuple(lora.targets) != ATTENTION_AND_MLP):
+        raise _unmatched(layers, lora, unmatched)
+    chosen: set[str] = set().union(*hits.values())
+    body = {name: count for name, count in (layers.linear | layers.fused).items() if name != layers.head}
+    parameters = {name for name in chosen if layers.as_parameter(name)}
+    return AdaptedWeights(
+        modules=tuple(sorted(chosen - parameters)),
+        parameters=tuple(sorted(name if name in layers.fused else f"{name}.weight" for name in parameters)),
+        linear=body,
+        without=tuple(name for name in body if name not in chosen),
+        outside=sum(any(_ends(name, target) for target in hits) for name in layers.outside),
+        unmatched=tuple(unmatched),
+        barred=barred,
+    )
+
+
+def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
+    reason = ""
+    if lora.dropout and any(map(layers.named, unmatched)):
+        reason = " that takes lora.dropout, which has to be 0 for experts"
+    elif any(_ends(name, target) for target in unmatched for name in layers.outside):
+        reason = "'s text decoder; outside it, where no text passes, layers get no adapters"
+    return InputError(
+        f"lora.targets {unmatched or lora.targets} name no layer of this model{reason}. Its linear layers are: "
+        f"{layers.listed()}. Name some of them, or give targets: {ALL_LINEAR}."
+    )
 
 
 def add_lora(lm: Any, lora: Lora) -> Any:
     """Wrap a causal language model with fresh adapters (B = 0, so it computes what it did before).
 
     With `train_head` the output head is trained in full. A head that shares its weights with the input embeddings is
-    untied first: otherwise the trained head and the saved model would disagree. Raises InputError for targets that the
-    model does not have.
+    untied first where either is trained: otherwise the saved model would differ from the trained one. Raises InputError
+    for targets that the model does not have, or that peft cannot adapt.
     """
     from peft import LoraConfig, get_peft_model
 
-    modules_to_save = None
-    if lora.train_head:
-        untie_head(lm)
-        head = lm.get_output_embeddings()
-        modules_to_save = [next(name for name, module in lm.named_modules() if module is head).rsplit(".", 1)[-1]]
+    adapted, layers = find_adapted(lm, lora), _Layers(lm)
+    saved = [layers.head] if lora.train_head and layers.head else []
+    _untie(lm, {*adapted.modules, *saved}, layers)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        modules_to_save=modules_to_save,
+        target_modules=_peft_targets(lm, lora, adapted),
+        target_parameters=list(adapted.parameters) or None,
+        modules_to_save=saved or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(lm, config)
-    except ValueError:
-        linear = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in lm.named_modules() if isinstance(module, nn.Linear)}
-        )
+        wrapped = get_peft_model(lm, config)
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"model.lora.targets {list(lora.targets)} name no layer of this model. Its linear layers are: {linear}."
+            f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: {layers.listed()}."
         ) from None
+    tuner: Any = wrapped.base_model
+    different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
+        *adapted.modules,
+        *adapted.parameters,
+    }
+    if different:
+        raise InputError(
+            f"lora.targets {lora.targets} mean other layers to peft, which differ in "
+            f"{sorted({_in_layer(name) for name in different})}. Name others of: {layers.listed()}."
+        )
+    return wrapped
+
+
+def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
+    """The targets as given where peft finds the same layers by them, which other tools read easily; else full names."""
+    if lora.targets != ALL_LINEAR and not adapted.parameters:
+        short = [target for target in lora.targets if target not in adapted.unmatched]
+        if {name for name, _ in lm.named_modules() if any(_ends(name, target) for target in short)} == {
+            *adapted.modules
+        }:
+            return short
+    return list(adapted.modules)
+
+
+def _untie(lm: Any, trained: Iterable[str], layers: _Layers) -> None:
+    """Give trained layers weights of their own. Raises InputError where others than head and embeddings share them."""
+    sharing: dict[int, set[str]] = defaultdict(set)
+    for name, module in lm.named_modules():
+        for parameter in module.parameters(recurse=False):
+            sharing[id(parameter)].add(name)
+    ends = {layers.head, layers.names.get(id(lm.get_input_embeddings()))}
+    for names in sharing.values():
+        if len(names) < 2 or names.isdisjoint(trained):
+            continue
+        if names != ends:
+            raise InputError(
+                f"lora.targets {sorted(names)} share their weights in this model, so that adapters could not be "
+                f"merged into one of them alone. Name others of: {layers.listed()}."
+            )
+        untie_head(lm)
 
 
 def untie_head(lm: Any) -> None:
@@ -47,6 +220,28 @@ def untie_head(lm: Any) -> None:
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     if head.weight is embeddings.weight:
         head.weight = nn.Parameter(embeddings.weight.detach().clone())
-    lm.config.tie_word_embeddings = False
+    for config in (lm.config, lm.config.get_text_config()):
+        config.tie_word_embeddings = False
     lm._tied_weights_keys = {}
     lm.all_tied_weights_keys = {}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a layer maps vectors to vectors by a weight. Some routers inherit from a linear layer and do more."""
+    if type(module) in (nn.Linear, Conv1D):
+        return True
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        return False
+    with torch.no_grad():
+        probe = module.weight.new_zeros(1, module.weight.shape[0 if isinstance(module, Conv1D) else 1])
+        return isinstance(module(probe), torch.Tensor)
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _in_layer(name: str) -> str:
+    """A weight's name inside its layer: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    numbered = re.match(r".*?\.\d+\.(.+)", name)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", numbered[1] if numbered else name)

@@ -1,46 +1,108 @@
-"""Parts of a causal language model of transformers."""
+"""What a model is made of: a folder or Hub id, or an adapter of peft's and the model that it was trained on.
 
-from typing import Any
+Nothing heavy is imported here: a sweep's driver asks before anything is started.
+"""
 
-import torch
-from transformers import AutoModelForCausalLM
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-from slime_ray.errors import InputError
+from slime_ray.model.files import ADAPTER, FileFault, check_folder, check_gguf, check_weights, read_object
 
-WAY_OUT = "docs/models.md lists the architectures that work; use one of them, or open an issue."
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
-def decoder_of(lm: Any) -> Any:
-    """The module below the output head, from token ids to last hidden states.
+@dataclass(frozen=True)
+class Parts:
+    """What a model is made of.
 
-    Raises InputError for a model in which there is none.
+    source, revision: Folder or Hub id of the whole model. adapter: A folder of peft's to merge into it, or None.
     """
-    head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
-    for part in (lm.get_decoder(), lm.base_model, getattr(lm, "model", None)):
-        # Some architectures have the whole model, or the head, under a decoder's name.
-        modules = set() if part is None else set(part.modules())
-        if embeddings in modules and (head not in modules or head is embeddings):
-            return part
-    raise InputError(f"{type(lm).__name__} has no decoder that can be found below its output head. {WAY_OUT}")
+
+    source: str
+    revision: str | None
+    adapter: Path | None = None
+
+    @property
+    def tokenizer(self) -> tuple[str, str | None]:
+        """Folder or Hub id of the tokenizer, and its revision. An adapter's own goes before its base's."""
+        if self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZERS):
+            return str(self.adapter), None
+        return self.source, self.revision
+
+    @property
+    def supplied(self) -> tuple[str, ...]:
+        """Ends of the names of modules that the adapter brings whole, such as a trained head."""
+        names = self.adapter and read_object(self.adapter / ADAPTER).get("modules_to_save")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def empty_model(config: Any) -> Any | None:
-    """The model of a configuration without weights; None where transformers has no such architecture."""
+def parts_of(source: str, revision: str | None, *, local_only: bool = False) -> Parts:
+    """Look whether a folder or Hub id is an adapter on another model; local_only asks no Hub.
+
+    Raises FileFault for an adapter whose base is not named or not here.
+    """
+    folder = Path(source)
+    local = folder.exists() or folder.is_absolute()
+    adapter = (
+        (folder if (folder / ADAPTER).is_file() else None) if local else _adapter_on_hub(source, revision, local_only)
+    )
+    return Parts(source, revision) if adapter is None else _on_base(adapter)
+
+
+@lru_cache(maxsize=16)
+def _adapter_on_hub(source: str, revision: str | None, local_only: bool) -> Path | None:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
+        hf_hub_download(source, ADAPTER, revision=revision, local_files_only=local_only)
+    except Exception:
+        # It has none, or cannot be reached: loading it will tell.
         return None
+    patterns = ["adapter_*", "*token*", "*.jinja", "vocab*", "merges*"]
+    folder = snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=local_only)
+    return Path(folder)
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    """A configuration as a dictionary whose text model has transformers' common names, whatever its own are."""
-    text = config.get_text_config()
-    common = {name: getattr(text, name) for name in text.attribute_map if hasattr(text, name)}
-    whole: dict[str, Any] = config.to_dict()
-    return whole | common if text is config else whole | {"text_config": text.to_dict() | common}
+def _on_base(folder: Path) -> Parts:
+    """An adapter with the model that its adapter_config.json names.
+
+    A path that is not absolute is looked for from the adapter's folder upwards, never from where a process runs.
+    """
+    content = read_object(folder / ADAPTER)
+    named, revision = content.get("base_model_name_or_path"), content.get("revision")
+    if not isinstance(named, str) or not named or not isinstance(revision, (str, type(None))):
+        raise FileFault(f"{folder / ADAPTER} names no base model (base_model_name_or_path)")
+    path = Path(named).expanduser()
+    places = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
+    for place in places:
+        if (place / "config.json").is_file():
+            return Parts(str(place), None, folder)
+        if place != folder and (place / ADAPTER).is_file():
+            raise FileFault(f"its base {place} is an adapter itself; merge that one first")
+    if path.is_absolute() or named.startswith((".", "~")) or named.count("/") > 1:
+        raise FileFault(f"its base {named} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
+    return Parts(named, revision or None, folder)
 
 
-def matrix_weights(lm: Any) -> int:
-    """Weights of a model's matrices and tables, shared ones once, towers of other kinds included."""
-    return sum(parameter.numel() for parameter in lm.parameters() if parameter.ndim > 1)
+def check_model(path: Path) -> None:
+    """Look at a model's folder, or a file of weights. Raises FileFault for the first thing that is wrong with it."""
+    if path.is_dir():
+        check_folder(path)
+        # Of an adapter, also what it was trained on.
+        base = Path(parts_of(str(path), None).source)
+        if base != path and base.is_dir():
+            check_folder(base)
+    elif path.suffix == ".gguf":
+        check_gguf(path)
+    elif path.suffix == ".safetensors":
+        check_weights(path)
+
+
+def fault_of(path: Path) -> str | None:
+    """What `check_model` finds, or None."""
+    try:
+        check_model(path)
+    except (FileFault, OSError) as error:
+        return str(error)
+    return None

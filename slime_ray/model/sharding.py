@@ -7,8 +7,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from slime_ray.model.decoder import decoder_of
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.parts import decoder_of
 
 
 def shard(policy: Policy) -> Policy:

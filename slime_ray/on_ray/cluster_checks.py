@@ -3,7 +3,7 @@
 import difflib
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,20 +59,17 @@ class ClusterChecks:
         kinds = of if isinstance(of, tuple) else (of,)
         if value is None:
             if wanted:
-                raise self.error(at, f" is missing. Give {wanted}")
+                raise self.error(at, f" is missing. Give {wanted}{self._misspelt(at)}")
             return default
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise self.error(at, f" is {shown(value)} and has to be a {KINDS[kinds[0]]}")
         return value
 
-    def known(self, at: KeyPath, keys: Iterable[Any], allowed: Iterable[str]) -> None:
-        """Refuse the first key that is not allowed, naming the nearest that is."""
-        allowed = list(allowed)
-        for key in keys:
-            if key not in allowed:
-                near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(sorted(allowed))}."
-                raise InputError(f"{self.source.place((*at, key))}: {dotted((*at, key))}: unknown key. {hint}")
+    def _misspelt(self, at: KeyPath) -> str:
+        """The key that was meant for a missing one, where one is like it."""
+        there = self.value(*at[:-1], of=dict, default={}) if isinstance(at[-1], str) else {}
+        like = difflib.get_close_matches(str(at[-1]), map(str, there), n=1, cutoff=0.8)
+        return f"; there is {like[0]}" if like else ""
 
     def placeholders(self) -> Iterator[str]:
         """A line for what the user still has to write; the file passes with it."""

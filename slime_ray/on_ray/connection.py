@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import InputError, RunError, SlimeRayError
 from slime_ray.on_ray.janitor import descendants, janitor
 from slime_ray.training.outcome import one_sentence
 
@@ -28,6 +28,10 @@ def connected() -> Iterator[None]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's newer output prints a box of its own even at verbose=0; the older one is silent.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # They print tracebacks: of what Tune cannot save for a restore of its own, which is never used here, and of lost
+    # attempts, which `Watch` logs.
+    for part in ("experiment_state", "tune_controller"):
+        logging.getLogger(f"ray.tune.execution.{part}").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
@@ -56,7 +60,7 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def errors_as_sentences(failed: str) -> Iterator[None]:
-    """Raise an InputError of a task's as it is; whatever else a task or Ray raises as a RunError that begins with this.
+    """Raise a task's sentence as it is; whatever else a task or Ray raises as a RunError that begins with this.
 
     failed: such as "The probe failed".
     """
@@ -64,8 +68,9 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if isinstance(cause, InputError):
-            raise InputError(str(cause)) from None
+        if isinstance(cause, SlimeRayError):
+            kind = InputError if isinstance(cause, InputError) else RunError
+            raise kind(str(cause)) from None
         raise RunError(f"{failed}: {one_sentence(cause)}") from error
 
 

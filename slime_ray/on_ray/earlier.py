@@ -12,10 +12,11 @@ from slime_ray import results
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 from slime_ray.judge_settings import lasting
-from slime_ray.mirror import copied, is_url, without_secrets
+from slime_ray.mirror import copied, is_url
 from slime_ray.on_ray.plan import best_rows
 from slime_ray.on_ray.search import Observation
 from slime_ray.points import Point, Search, path_of, value_at
+from slime_ray.redaction import shown_address
 from slime_ray.settings import Settings
 from slime_ray.space import Dimension, Scalar
 from slime_ray.stability_v1 import STABILITY_VERSION
@@ -68,7 +69,7 @@ def refuse_other_data(earlier: list[Earlier], hashes: Mapping[str, str]) -> None
 
 
 def _read(experiment: Experiment, search: Search, where: str, best: int | None) -> Earlier:
-    shown = without_secrets(where)
+    shown = shown_address(where) if is_url(where) else where
     run = _folder(where)
     manifest = results.read_manifest(run)
     rows = [row for row in results.finished_trials(run).values() if row.get("phase") == "search"]

@@ -4,25 +4,30 @@ Ray Train starts the workers and joins them to a process group; what becomes of 
 where the attempts at the trial are counted: Ray Train cannot tell an error that will come again from a lost node.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch.distributed import DistError
 
-from slime_ray import results
+from slime_ray import files, results
+from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Paused
-from slime_ray.training.outcome import CHECKPOINTS, MODEL, OutOfMemory, one_sentence, record_failure
+from slime_ray.training.outcome import (
+    CHECKPOINTS,
+    MODEL,
+    OutOfMemory,
+    one_sentence,
+    record_failure,
+    refused,
+    what_failed,
+)
 
 COLLECTIVE_SECONDS = 6 * 3600
 """How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
@@ -35,24 +40,6 @@ QUIET = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
 logger = logging.getLogger(__name__)
-
-
-class GroupTrainer(TorchTrainer):
-    """Ray Train's trainer with its controller in this process, an actor that serves one trial after another.
-
-    Ray would give the controller a process of its own, and a further one the task to free the placement group when that
-    dies: four seconds of a trial's start on two cores. A placement group goes with the actor that made it, and workers
-    with the one that started them. Of Ray's internals it uses what 2.60 has, which pyproject.toml asks for.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in made if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        controller = TrainController(**arguments)
-        asyncio.run(controller.run())
-        return controller.get_result()
 
 
 class GroupLost(Exception):
@@ -94,6 +81,10 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
         if broken is None:
             preempted = bool(made) and made[-1].ended == "preempted"
             raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
+        if reason := _not_its_fault(broken):
+            attempts.note(folder, ended="paused")
+            place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+            raise Paused(Order("pause", reason))
         if not isinstance(broken, (GroupLost, OutOfMemory)):
             return failed(one_sentence(broken))
         logger.warning("%s lost its workers: %s", trial.trial_id, broken)
@@ -108,6 +99,14 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
             return failed(f"given up: {enough}")
         place.patiently(trial.trial_id, lambda: storage.push_files(folder))
     return row
+
+
+def _not_its_fault(error: Exception) -> str | None:
+    """Why a trial of this error leaves without a result, where stages, a storage or a judge did not do their part."""
+    if isinstance(error, RunError):
+        return what_failed(error)
+    refusal = files.storage_error(error)
+    return what_failed(refused(refusal)) if refusal else None
 
 
 def _trial_worker(config: dict[str, Any]) -> None:
@@ -133,7 +132,7 @@ def run_group(
     """
     os.environ.update(QUIET)
     gpu = resources.gpu_per_worker
-    trainer = GroupTrainer(
+    trainer = TorchTrainer(
         work,
         train_loop_config=dict(config),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
@@ -153,15 +152,23 @@ def run_group(
         raise GroupLost(one_sentence(error.controller_failure)) from None
 
 
-def _cause(error: WorkerGroupError) -> Exception:
+def _cause(error: WorkerGroupError) -> BaseException:
     """What broke a group. When one worker is lost the others fail too, with broken connections."""
-    failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    failures = [_raised(failure) for failure in error.worker_failures.values()]
     own = [failure for failure in failures if not is_loss(failure)]
-    if memory := [failure for failure in own if isinstance(failure, OutOfMemory)]:
-        return memory[0]
+    # Where one says what is wrong, the others only wait for it in vain.
+    for failure in own:
+        if isinstance(failure, (InputError, OutOfMemory, RunError)) or files.storage_error(failure):
+            return failure
     if own and len(own) == len(failures):
         return own[0]
     return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))
+
+
+def _raised(failure: Exception) -> BaseException:
+    """What a worker raised; Ray Train hands it over inside of an error of its own, with the traceback as text."""
+    inner = failure.args[0] if failure.args else None
+    return inner if isinstance(inner, BaseException) else failure
 
 
 def is_loss(error: BaseException) -> bool:

@@ -21,7 +21,8 @@ import ray
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import Experiment, with_values
-from slime_ray.mirror import has_password, is_url, joined, without_secrets
+from slime_ray.mirror import is_url, joined
+from slime_ray.redaction import has_secret, shown_address
 from slime_ray.settings import Settings
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -49,7 +50,7 @@ class Submission:
     @property
     def shown(self) -> str:
         """The same for people, without what may be secret."""
-        return without_secrets(self.run) if is_url(self.storage) else self.run
+        return shown_address(self.run) if is_url(self.storage) else self.run
 
     @property
     def content(self) -> str:
@@ -79,10 +80,10 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
             f"--storage {submission.storage}: give the absolute path of a folder that all nodes of the cluster share, "
             "or an address such as s3://bucket/runs."
         )
-    if has_password(submission.storage):
+    if has_secret(submission.storage):
         raise InputError(
-            f"--storage {without_secrets(submission.storage)}: whoever sees the cluster's dashboard would see the "
-            "password in this address. Give it without, and what it grants to the nodes' own environment."
+            f"--storage {shown_address(submission.storage)}: whoever sees the cluster's dashboard would see the "
+            "secret in this address. Give it without, and what it grants to the nodes' own environment."
         )
     client = job_client(address)
     job, status = _find(client, submission)
@@ -119,7 +120,7 @@ def job_client(address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise InputError("`slime-ray launch` needs Ray's job client: pip install 'slime-ray[cluster]'.") from None
-    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private"):
+    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not address.startswith(("http://", "https://")):
         raise InputError(
@@ -138,8 +139,8 @@ def job_client(address: str) -> Any:
             raise InputError(stranger)
         with _address_as_given():
             client = JobSubmissionClient(address)
-            # Learned when it connected, and said nowhere else; `get_version` gives that of the interface.
-            version = str(client._server_ray_version)
+        # A cluster that asks for a token tells its version to the client alone, which checks that it can talk to it.
+        version = str(answer.json()["ray_version"]) if answer.ok else ray.__version__
     except ray.exceptions.AuthenticationError:
         raise InputError(
             f"The Ray cluster at {address} refused this client's token. Give it the cluster's: RAY_AUTH_MODE=token, "

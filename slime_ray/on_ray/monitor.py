@@ -15,8 +15,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slime_ray.experiment import EarlyStopping
-from slime_ray.on_ray.recall import Told
-from slime_ray.on_ray.stopping import build_rule
+from slime_ray.on_ray.cluster_state import cluster_state
+from slime_ray.on_ray.stopping import Told, build_rule
 from slime_ray.training.orders import Order
 
 DRAINING_SECONDS = 2.0
@@ -119,8 +119,7 @@ class MonitorActor:
     def _draining_nodes(self) -> set[str]:
         if time.monotonic() - self.looked > DRAINING_SECONDS:
             self.looked = time.monotonic()
-            # The same source as Ray Train's own watcher; Ray has no public one outside a Train worker.
-            self.draining = ray._private.state.state.get_draining_nodes() or {}
+            self.draining = cluster_state("get_draining_nodes") or {}
         return set(self.draining)
 
 

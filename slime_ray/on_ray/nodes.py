@@ -15,6 +15,8 @@ import ray
 from slime_ray.errors import InputError
 from slime_ray.judge_settings import JudgeSettings
 from slime_ray.mirror import Mirror
+from slime_ray.model.parts import fault_of
+from slime_ray.on_ray.cluster_state import cluster_state
 from slime_ray.on_ray.resources import Node
 from slime_ray.tracker_settings import Tracker, lacks
 
@@ -27,8 +29,11 @@ MANY = 1000
 
 @dataclass(frozen=True)
 class Look:
-    """What a node says of itself. disk: free bytes. missing: local paths of the request that are not there. lack: what
-    it lacks to judge. untracked: what it lacks for the trackers."""
+    """What a node says of itself.
+
+    disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
+    models that are. lack: what it lacks to judge. untracked: what it lacks for the trackers.
+    """
 
     node: str
     name: str
@@ -38,6 +43,7 @@ class Look:
     read: bool
     disk: int
     missing: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     lack: str | None = None
     untracked: str | None = None
     gpus: int | None = None
@@ -49,7 +55,7 @@ class Look:
 
 def alive_nodes() -> list[Node]:
     """What the nodes have in all, and those that an autoscaler may add."""
-    config = ray._private.state.state.get_cluster_config()
+    config = cluster_state("get_cluster_config")
     living = [node for node in ray.nodes() if node["Alive"]]
     return with_those_to_come(living, config.node_group_configs if config is not None else ())
 
@@ -76,7 +82,7 @@ def with_those_to_come(living: Sequence[Mapping[str, Any]], groups: Iterable[Any
 def free_nodes() -> list[Node]:
     """What the living nodes have left."""
     names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    left = ray._private.state.available_resources_per_node()
+    left = cluster_state("available_resources_per_node") or {}
     return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in left.items() if key in names]
 
 
@@ -89,8 +95,12 @@ def look_at_node(
     storage: Mirror,
     judge: JudgeSettings,
     trackers: Sequence[Tracker] = (),
+    models: Sequence[str] = (),
 ) -> Look:
-    """Ray task: one node looks at itself. probe: a folder in a shared storage with a file that holds the token."""
+    """Ray task: one node looks at itself.
+
+    probe: a folder in a shared storage with a file that holds the token. models: those of the paths that hold models.
+    """
     wrote, read = None, False
     try:
         storage.check()
@@ -118,6 +128,7 @@ def look_at_node(
         read=read,
         disk=shutil.disk_usage(existing(storage.root)).free,
         missing=tuple(path for path in paths if not Path(path).exists()),
+        faults=tuple({fault for path in models if Path(path).exists() and (fault := fault_of(Path(path)))}),
         lack=judge.lacks(),
         untracked=lacks(trackers, bucket=storage.url is not None),
         home=os.environ.get("HF_HOME"),

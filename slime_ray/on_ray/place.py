@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial works: the storage and its run's name in it, its resources, who hears of it, what shows it."""
+    """Where a trial works: the storage and its run's name in it, its resources, who hears of it, what shows it.
+
+    inputs: digests of what trials read, as the sweep began with it.
+    """
 
     storage: Mirror
     name: str
@@ -29,6 +32,7 @@ class Place:
     faults: "Faults"
     monitor: Monitor
     trackers: "tuple[Tracker, ...]" = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def run(self) -> Path:
@@ -58,6 +62,7 @@ class Place:
             sharded=self.resources.strategy == "fsdp2" and self.resources.workers > 1,
             faults=self.faults,
             trackers=self.trackers,
+            inputs=self.inputs,
         )
 
 

@@ -5,10 +5,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.instructions import Clone
-from slime_ray.on_ray.fronts import dominators, signed
-from slime_ray.on_ray.search import StudyFailed, StudySearch
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import StudyFailed
+from slime_ray.pareto import dominators, signed
 from slime_ray.settings import fingerprint
 from slime_ray.stability_v1 import WITHIN_TOLERANCE
 
@@ -29,6 +31,7 @@ class TrialPlan(Searcher):
         super().__init__(metric=next(iter(experiment.goals)))
         self.experiment, self.study, self.seed = experiment, study, seed
         self.rows = dict(rows)
+        refuse_other_confirmations(self.rows, study.points if study else {})
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
         self.search_ids = self._unused_ids()
@@ -64,7 +67,11 @@ class TrialPlan(Searcher):
         """Trials that may still have to run; how many confirmations there will be is known only after the search."""
         left, confirm = self.missing(), self.experiment.budget.confirm
         to_search = any(not name.startswith("confirm-") for name in left)
-        return len(left) + (confirm.best * confirm.seeds if to_search and confirm and self.study else 0)
+        if not (to_search and confirm and self.study):
+            return len(left)
+        # Of those that stand already none is run again.
+        standing = sum(row.get("phase") == "confirm" for row in self.rows.values())
+        return len(left) + max(0, confirm.best * confirm.seeds - standing)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration; None while it depends on trials that still run."""
@@ -73,9 +80,8 @@ class TrialPlan(Searcher):
         if self.waiting:
             return self._hand_out(trial_id, self.waiting.pop(0))
         if self.search_ids and self.study is not None:
-            point = self.study.suggest(trial_id, self.search_ids)
-            if point is not None:
-                name = self.study.name(trial_id, self.search_ids)
+            if begun := self.study.ask(self.search_ids):
+                name, point = begun
                 self.search_ids.remove(name)
                 return self._hand_out(trial_id, search_trial(self.experiment, name, point, SEARCH_SEED + self.seed))
             self.search_ids.clear()
@@ -108,11 +114,12 @@ class TrialPlan(Searcher):
         """
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and self.study is not None:
+            outcome = {} if error else result or {}
             try:
                 if trial.trial_id in self.clones:
-                    self.study.know(trial.trial_id, trial.values, {} if error else result or {})
+                    self.study.record(trial.trial_id, trial.values, outcome)
                 else:
-                    self.study.on_trial_complete(trial_id, result, error)
+                    self.study.tell(trial.trial_id, outcome)
             except StudyFailed as failure:
                 self.failed = failure
         if (result or {}).get("status") == "paused":
@@ -186,6 +193,18 @@ def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> lis
         for row in winners
         for seed in seeds
     ]
+
+
+def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
+    for name, row in rows.items():
+        trial = str(row.get("label")) if row["phase"] == "confirm" else ""
+        values = rows[trial]["values"] if trial in rows else points.get(trial)
+        if values is not None and row["values"] != values:
+            raise InputError(
+                f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
+                "Delete its folder to have the trial's own confirmed."
+            )
 
 
 def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:

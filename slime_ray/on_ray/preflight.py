@@ -22,6 +22,8 @@ from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 from slime_ray.judge_settings import JudgeSettings, NoJudge, RewardModel
 from slime_ray.mirror import Mirror
+from slime_ray.model.files import AGAIN, FileFault
+from slime_ray.model.parts import fault_of, parts_of
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
@@ -58,8 +60,9 @@ def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
             return findings
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
         paths, judge = (local_paths(settings), settings.evaluation.judge) if settings else ([], NoJudge())
+        models = local_models(settings) if settings else []
         trackers = tuple(experiment.trackers) if experiment else ()
-        looks, silent = _look(probe, token, paths, gpus, storage, judge, trackers)
+        looks, silent = _look(probe, token, paths, gpus, storage, judge, trackers, models)
         findings += silent
         findings += _storage(looks, probe, token, storage)
     finally:
@@ -85,6 +88,7 @@ def _look(
     storage: Mirror,
     judge: JudgeSettings,
     trackers: Sequence[Tracker],
+    models: Sequence[str],
 ) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
@@ -94,13 +98,13 @@ def _look(
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [look_at_node(here, str(probe), token, paths, False, storage, judge, trackers)], []
+        return [look_at_node(here, str(probe), token, paths, False, storage, judge, trackers, models)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
         own = gpus and node["Resources"].get("GPU", 0) > 0
         reference = task.options(**options).remote(
-            node["NodeID"], str(probe), token, paths, own, storage, judge, trackers
+            node["NodeID"], str(probe), token, paths, own, storage, judge, trackers, models
         )
         asked[reference] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
@@ -189,9 +193,33 @@ def _token(looks: Sequence[Look]) -> Iterator[Finding]:
 def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
-    named = [model.source, model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
-    named += [evaluation.judge.model] if isinstance(evaluation.judge, RewardModel) else []
-    return [path for path in named if path and Path(path).is_absolute()]
+    named = [model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
+    return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
+
+
+def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
+    """Folders and files of this machine that hold models, after each adapter what it was trained on."""
+    named = [source for _, source in _models(settings, judge)]
+    return [path for path in named if Path(path).is_absolute()]
+
+
+def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
+    """What loads a model, in words, and its folder, file or Hub id."""
+    scoring = settings.evaluation.judge
+    named = [("model.source", settings.model.source, settings.model.gguf_file)]
+    named += [("evaluation.judge.model", scoring.model, None)] if judge and isinstance(scoring, RewardModel) else []
+    found = []
+    for key, source, file in named:
+        found.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
+        if source.startswith(EMBEDDED):
+            continue
+        try:
+            parts = parts_of(source, None, local_only=True)
+        except (FileFault, OSError):
+            # Each node names it, where it looks at its files.
+            continue
+        found += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
+    return found
 
 
 def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Finding]:
@@ -202,20 +230,33 @@ def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Findi
                 f"Node {look.name} does not have {', '.join(look.missing)}. Put it on the shared storage, or on every "
                 "node under the same path.",
             )  # fmt: skip
-    judge = settings.evaluation.judge
-    hub = [
-        (kind, f"{key} {source}", source)
-        for kind, key, source in (
-            ("model", "model.source", settings.model.source),
-            ("dataset", "data.train", settings.data.train),
-            *((("model", "evaluation.judge.model", judge.model),) if isinstance(judge, RewardModel) else ()),
-        )
-        if not source.startswith(EMBEDDED) and not Path(source).is_absolute()
-    ]
+        for fault in look.faults:
+            told = f"Node {look.name}: {fault}" if len(looks) > 1 else fault
+            yield Finding("error", "model and data", f"{told}. {AGAIN}")
+    train = settings.data.train
+    named = [("dataset", f"data.train {train}", train), *(("model", *model) for model in _models(settings))]
+    hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
     for kind, name, source in hub:
         yield _on_hub(kind, name, source, looks)
-    if not hub and not any(look.missing for look in looks):
+    if not hub and not any(look.missing or look.faults for look in looks):
         yield Finding("fine", "model and data", "Both are there.")
+
+
+def _tokenizer(settings: Settings) -> Iterator[Finding]:
+    """Read configuration and tokenizer of a model that this machine has; its weights are left alone."""
+    model = settings.model
+    if model.task or not all(Path(path).is_absolute() for path in (model.source, model.tokenizer or model.source)):
+        return
+    # Here, since the checks of a sweep have no time for what it imports.
+    from slime_ray.model.loading import load_config, load_tokenizer
+
+    try:
+        load_config(model)
+        load_tokenizer(model)
+    except InputError as error:
+        yield Finding("error", "model and data", str(error))
+    else:
+        yield Finding("fine", "tokenizer", f"The tokenizer of {model.tokenizer or model.source} was read.")
 
 
 def _judge(looks: Sequence[Look]) -> Iterator[Finding]:
@@ -236,7 +277,11 @@ def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(source, repo_type=kind, local_files_only=True)
+        folder = Path(snapshot_download(source, repo_type=kind, local_files_only=True))
+        if kind == "model" and (
+            faults := [fault for file in folder.glob("*.safetensors") if (fault := fault_of(file))]
+        ):
+            return Finding("error", "model and data", f"{name}: {faults[0]}. {AGAIN}")
         return Finding("fine", "model and data", f"{name} is in this machine's cache.")
     except HFValidationError:
         return Finding(
@@ -278,7 +323,8 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     adapters a twentieth of them.
     """
     settings = experiment.settings
-    source = Path(settings.model.source)
+    # An adapter is merged, so what counts is what it was trained on.
+    source = Path(next((path for path in reversed(local_models(settings, judge=False))), ""))
     if settings.model.task or not source.is_absolute() or not source.exists():
         return None
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
@@ -337,6 +383,8 @@ def doctor(experiment: Experiment | None, *, storage: Mirror, console: Console, 
     storage.check()
     with connected():
         findings = examine(experiment, storage=storage)
+    if experiment and all(finding.level != "error" for finding in findings):
+        findings += _tokenizer(experiment.settings)
     if as_json:
         fine = all(finding.level != "error" for finding in findings)
         print(json.dumps({"fine": fine, "findings": [asdict(finding) for finding in findings]}, indent=1))

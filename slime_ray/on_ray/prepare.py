@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -10,19 +9,26 @@ from rich.console import Console
 
 from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment
+from slime_ray.facts import data_lines, model_lines
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
-from slime_ray.training.orders import interrupts
+from slime_ray.training.cache import clear_unfinished
+from slime_ray.training.orders import ending
 
 if TYPE_CHECKING:
+    from slime_ray.on_ray.monitor import Heard
     from slime_ray.training.stages import Stages
 
 STAGES = "stages"
 """What the making of the stages is called where trials are called by their ids."""
 LOOK_SECONDS = 0.2
+CANCEL_SECONDS = 10.0
+"""How long a task that makes stages may take to clear up when it is told to end."""
+UNLOCK_SECONDS = 5.0
+"""How long to wait for the locks of makers that were killed."""
 RESTARTS = 3
 """How often the making starts again when its process is lost."""
 AGAIN = "Give the same command with --resume to go on."
@@ -47,39 +53,31 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         making = maker.make.remote(experiment.base, place)
     try:
         with errors_as_sentences("The shared stages could not be made"):
-            with interrupts(_stop):
+            with ending():
                 _follow(making, place, console)
             made = ray.get(making)
     except NoPlace as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
     finally:
-        if maker is not None:
-            ray.kill(maker)
-        # Ray 2.60 takes the whole process down where a task is cancelled that has just ended.
-        elif not ray.wait([making], timeout=0)[0]:
-            ray.cancel(making, force=True)
+        _end(making, maker)
         place.monitor.end(STAGES)
-    for line in unused_rows(made["data"]):
+        # A process that was killed could not clear up itself.
+        clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
+    for line in (*data_lines(made["data"]), *model_lines(made["data"])):
+        logger.warning(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
 
-def unused_rows(data: Mapping[str, Any]) -> list[str]:
-    """What of the data could not be used, a line each. data: as the manifest keeps it."""
-    lines = []
-    if skipped := data.get("rows_skipped"):
-        why = "; ".join(f"{group['count']} {group['reason']} ({', '.join(group['rows'][:3])})" for group in skipped)
-        count = sum(group["count"] for group in skipped)
-        lines.append(f"Data: {count} of {data['rows_read']} rows are left out: {why}.")
-    for part, found in data.get("truncated", {}).items():
-        if found["rows_dropped"]:
-            dropped = f"{found['rows_dropped']} of {found['rows_read']} {part.replace('_', '-')} rows"
-            lines.append(f"Data: {dropped} are left out in tokenizing; manifest.json says which.")
-    return lines
-
-
-def _stop() -> None:
-    raise KeyboardInterrupt
+def _end(making: Any, maker: Any) -> None:
+    """End the making of stages, if it has not ended: first so that it can delete what it has half made."""
+    if maker is not None:
+        ray.kill(maker)
+        return
+    for force in (False, True):
+        # Ray 2.60 takes the whole process down where a task is cancelled that has just ended.
+        if not ray.wait([making], timeout=CANCEL_SECONDS if force else 0)[0]:
+            ray.cancel(making, force=force)
 
 
 def _follow(making: Any, place: Place, console: Console) -> None:
@@ -90,9 +88,18 @@ def _follow(making: Any, place: Place, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     wait, said = Wait(place.resources, place.faults, say), ""
+    notices: set[str] = set()
+
+    def listen() -> "Heard | None":
+        voice = place.monitor.heard().get(STAGES)
+        if voice and (notice := voice.told.get("notice")) and notice not in notices:
+            notices.add(notice)
+            say(notice)
+        return voice
+
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
-            voice = place.monitor.heard().get(STAGES)
+            voice = listen()
             if voice is None or not voice.at_work:
                 wait.go_on()
                 continue
@@ -110,6 +117,7 @@ def _follow(making: Any, place: Place, console: Console) -> None:
                     logger.info(line)
                 else:
                     say(line)
+    listen()
 
 
 def _line(told: dict[str, Any]) -> str:

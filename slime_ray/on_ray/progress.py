@@ -29,6 +29,7 @@ class Progress(Callback):
         self.took: list[float] = []
         self.at_once = 1
         self.untracked: set[str] = set()
+        self.notices: set[str] = set()
         self.live: Live | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,6 +59,10 @@ class Progress(Callback):
     def hear(self, told: Mapping[str, Mapping[str, Any]]) -> None:
         """How the running trials get on, by trial id."""
         for name, news in told.items():
+            if (notice := news.get("notice")) and notice not in self.notices:
+                # Several trials may come upon the same.
+                self.notices.add(notice)
+                self.say(notice)
             if name in self.states and not self.states[name].get("finished"):
                 if news.get("alarm") and not self.states[name].get("alarm"):
                     self.say(f"Sentinel: {name}: {news['alarm']}.")

@@ -4,13 +4,13 @@ A ranking looks at values alone. Neither the order in which trials arrived nor t
 equal places.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
+from slime_ray.pareto import fronts
 from slime_ray.stability_v1 import WITHIN_TOLERANCE
 
 Point = tuple[float, ...]
@@ -70,7 +70,8 @@ class ByFront:
         # The best by the first goal comes first, as the tie-break wants it.
         points, counts = points[::-1], counts[::-1]
         mine = int(np.flatnonzero((points == values[0]).all(axis=1))[0])
-        earlier, front = _front_of(mine, points)
+        place = fronts(points)
+        earlier, front = np.flatnonzero(place < place[mine]), np.flatnonzero(place == place[mine])
         order = front[epsilon_net(points[front]) if self.tie_break == "spread" else self._as_chosen(points[front])]
         ahead = order[: int(np.flatnonzero(order == mine)[0])]
         return int(counts[earlier].sum() + counts[ahead].sum())
@@ -96,44 +97,6 @@ def epsilon_net(points: np.ndarray) -> np.ndarray:
         nearest[order] = -1.0
         order.append(int(nearest.argmax()))
     return np.array(order)
-
-
-def _front_of(mine: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of all in earlier fronts than the one point's, and of those in its own.
-
-    points: (points, goals), different ones, in descending order.
-    """
-    if points.shape[1] == 2:
-        fronts = fronts_of_two(points)
-        return np.flatnonzero(fronts < fronts[mine]), np.flatnonzero(fronts == fronts[mine])
-    beats = np.all(points[:, None, :] >= points[None, :, :], axis=2)
-    np.fill_diagonal(beats, False)
-    left = np.ones(len(points), dtype=bool)
-    dominators = beats.sum(axis=0)
-    while True:
-        front = left & (dominators == 0)
-        if front[mine]:
-            return np.flatnonzero(~left), np.flatnonzero(front)
-        left &= ~front
-        dominators -= beats[front].sum(axis=0)
-
-
-def fronts_of_two(points: np.ndarray) -> np.ndarray:
-    """(points,) the front of each, from 0, for two goals and without comparing every point with every other.
-
-    points: (points, 2), different ones, in descending order. So a point is beaten by those before it that are as good
-    in the second goal, and belongs to the first front whose best in that goal is worse than it (Jensen 2003).
-    """
-    fronts, best = np.empty(len(points), dtype=int), list[float]()
-    for place, value in enumerate(points[:, 1].tolist()):
-        # The best of the fronts fall from one to the next; kept with the other sign, they are in order.
-        front = bisect_right(best, -value)
-        fronts[place] = front
-        if front == len(best):
-            best.append(-value)
-        else:
-            best[front] = -value
-    return fronts
 
 
 def _numbers(points: Sequence[Point], signs: Sequence[float] = (1.0,)) -> np.ndarray:

@@ -1,27 +1,13 @@
 """Checks of a KubeRay RayJob, without a cluster."""
 
-import copy
-import logging
+import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from slime_ray.errors import InputError
-from slime_ray.on_ray.cluster_checks import ClusterChecks, NodeType
+from slime_ray.on_ray.cluster_checks import DRIVERS, ClusterChecks, NodeType
 from slime_ray.yaml_source import KeyPath
 
-# No installed package holds KubeRay's schema: these are the keys of ray.io/v1 in KubeRay 1.7. What stands in a pod's
-# template is Kubernetes' own.
-SPEC_KEYS = """activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus
-    entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec
-    runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend
-    ttlSecondsAfterFinished"""
-CLUSTER_KEYS = """authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec
-    headServiceAnnotations historyServerOptions managedBy networkPolicy rayVersion suspend tlsOptions upgradeStrategy
-    workerGroupSpecs"""
-HEAD_KEYS = "enableIngress headService ingressOptions labels rayStartParams resources serviceType template"
-GROUP_KEYS = """groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts priority rayStartParams replicas
-    resources scaleStrategy suspend template"""
 SPOT_LABELS = {
     "cloud.google.com/gke-spot": "true",
     "cloud.google.com/gke-preemptible": "true",
@@ -31,6 +17,7 @@ SPOT_LABELS = {
 }
 # The command, not a folder of that name.
 CALLED = re.compile(r"(?<![\w/.-])slime-ray\s|\s-m slime_ray\s")
+START_PARAMS = {"CPU": "num-cpus", "GPU": "num-gpus"}
 CLUSTER: KeyPath = ("spec", "rayClusterSpec")
 HEAD: KeyPath = (*CLUSTER, "headGroupSpec")
 GROUPS: KeyPath = (*CLUSTER, "workerGroupSpecs")
@@ -47,22 +34,14 @@ class RayJobFile(ClusterChecks):
         version = self.value("apiVersion", of=str, wanted="ray.io/v1")
         if version != "ray.io/v1":
             raise self.error(("apiVersion",), f" is {version} and has to be ray.io/v1")
-        self.known((), self.data, ("apiVersion", "kind", "metadata", "spec"))
         self.value("metadata", "name", of=str, wanted="the job's name")
-        self._keys(("spec",), SPEC_KEYS)
-        self._keys(CLUSTER, CLUSTER_KEYS)
-        self._keys(HEAD, HEAD_KEYS)
         self.value(*GROUPS, of=list, wanted="a group of workers")
         groups = self._items(GROUPS)
-        for group in groups:
-            self._keys(group, GROUP_KEYS)
         yield self._life()
         yield from self._nodes(groups)
         yield from self._pods([HEAD, *groups])
         yield self._token()
-
-    def _keys(self, at: KeyPath, allowed: str) -> None:
-        self.known(at, self.value(*at, of=dict, wanted="a map"), allowed.split())
+        yield f"keys beyond these are KubeRay's: kubectl apply --dry-run=server -f {self.source.path.name}"
 
     def _life(self) -> str:
         """What ends the job and its costs, and what a retry does."""
@@ -103,33 +82,47 @@ class RayJobFile(ClusterChecks):
         limits = [self.limits(group, "minReplicas", "maxReplicas") for group in groups]
         for group in (HEAD, *groups):
             self.value(*group, "template", "spec", "containers", 0, of=dict, wanted="the Ray container")
-        derived = self._as_ray_reads_it()
-        types = derived["available_node_types"]
-        head = NodeType("head", HEAD, self._on_spot(HEAD), types["headgroup"]["resources"], 0, 0, 0)
+        head = NodeType("head", HEAD, self._on_spot(HEAD), self.resources(HEAD), 0, 0, 0)
         workers = [
-            NodeType(name, at, self._on_spot(at), types[name]["resources"], *least_most, types[name].get("priority", 0))
+            NodeType(name, at, self._on_spot(at), self.resources(at), *least_most, self._priority(at))
             for name, at, least_most in zip(names, groups, limits, strict=True)
         ]
         yield from self.nodes(head, workers)
-        yield f"a worker that is idle for {derived['idle_timeout_minutes']:g} minutes leaves"
+        seconds = self.value(*CLUSTER, "autoscalerOptions", "idleTimeoutSeconds", of=(int, float), default=60)
+        yield f"a worker that is idle for {seconds / 60:g} minutes leaves"
 
-    def _as_ray_reads_it(self) -> dict[str, Any]:
-        """The autoscaler's configuration, by the code with which Ray makes it from the cluster's resource."""
-        from ray.autoscaler._private.kuberay import autoscaling_config
+    def _priority(self, group: KeyPath) -> int:
+        priority: int = self.value(*group, "priority", of=int, default=0)
+        return priority
 
-        spec = copy.deepcopy(self.value(*CLUSTER, of=dict))
-        resource = {"metadata": {"name": "check", "namespace": "check"}, "spec": spec}
-        # Ray also logs what it then raises.
-        logger = logging.getLogger(autoscaling_config.__name__)
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
+    def resources(self, group: KeyPath) -> dict[str, float]:
+        """What a node offers to Ray: what `rayStartParams` say, and else the limits of the Ray container."""
+        container: KeyPath = (*group, "template", "spec", "containers", 0, "resources")
+        offer: dict[str, float] = {}
+        for part in ("requests", "limits"):
+            for key in self.value(*container, part, of=dict, default={}):
+                if kind := "CPU" if key == "cpu" else "GPU" if str(key).endswith("/gpu") else None:
+                    offer[kind] = self._amount((*container, part, key))
+        at: KeyPath = (*group, "rayStartParams")
+        params = self.value(*at, of=dict, default={})
+        offer |= {kind: self._amount((*at, key)) for kind, key in START_PARAMS.items() if key in params}
+        if custom := self._text(at, "resources"):
+            try:
+                # Quoted twice, for the shell in which KubeRay writes it.
+                offer |= {str(kind): float(amount) for kind, amount in dict(json.loads(json.loads(custom))).items()}
+            except (ValueError, TypeError):
+                raise self.error(
+                    (*at, "resources"), f""" is {custom}. Write it as '"{{\\"{DRIVERS}\\": 16}}"'"""
+                ) from None
+        return offer
+
+    def _amount(self, at: KeyPath) -> float:
+        """A number, or one of Kubernetes' quantities, such as 500m."""
+        text = str(self.value(*at, of=(str, int, float), default=0))
         try:
-            return autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
-        except Exception as error:  # Ray raises whatever a value that it did not expect makes it raise.
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise self.error(CLUSTER, f": Ray cannot read it: {said[0].rstrip('.')}") from None
-        finally:
-            logger.setLevel(level)
+            return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+        except ValueError:
+            raise self.error(at, f" is {text!r} and has to be a number") from None
 
     def _on_spot(self, group: KeyPath) -> bool:
         labels = self.value(*group, "template", "spec", "nodeSelector", of=dict, default={})

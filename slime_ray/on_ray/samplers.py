@@ -1,244 +1,150 @@
-"""Where the points of a search come from: Optuna's samplers, which learn from results, and sequences, which do not.
+"""Draw the points of a search with Optuna's samplers, so that every point is new and keeps the requirements.
 
-A draw follows from the seed, its position and, where the sampler learns, from the results that are known; nothing else
-is remembered. So a search that is gone on with draws what it would have drawn, where its trials run one at a time.
+A draw follows from the seed, its position and, where the sampler learns, from the results in the study. So a search
+that is resumed draws what it would have drawn, where its trials run one at a time.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
-from optuna.study import StudyDirection
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from slime_ray.on_ray.fronts import dominators, signed
-from slime_ray.points import Point, Rules, Search, path_of
+from slime_ray.errors import InputError
+from slime_ray.points import Point, Rules, Search
 from slime_ray.space import Dimension, Scalar
 
-BEST, NEWEST, AGAIN_EVERY = 50, 150, 100
-"""What TPE and GP are shown of the results, once there are more: the least dominated and the newest others, chosen
-again every so many results. Their cost grows with what they are shown; TPE takes at most 25 results for good, and gives
-the oldest others next to no weight."""
-Outcome = Sequence[float] | Literal["stopped"] | None
-"""What came of a trial: its values of the goals, nothing, or that it was stopped early, which speaks against it."""
+MAX_DRAWS = 1000
+PATIENCE = {"tpe": 64, "nsga2": 64, "gp": 3}
+"""Draws in a row that may lead to no trial before chance decides. GP takes a second for one, and repeats its best."""
+PointKey = frozenset[tuple[str, Scalar]]
 
 
-class Sampler(Protocol):
-    """Draws points, which need not keep the requirements, and hears of all that are tried, by the study's numbers.
+class RuledSampler(BaseSampler):
+    """One of Optuna's samplers, asked again until a point keeps the requirements and was not tried before.
 
-    patience: so many draws in a row may lead to no trial, before chance is asked instead; None is as many as it takes.
+    history: points that were handed out or observed. drawing: whether points are drawn, or only fixed ones recorded.
     """
 
-    patience: int | None
+    def __init__(self, search: Search, rules: Rules, *, trials: int, seed: int):
+        self.search, self.rules, self.trials, self.seed = search, rules, trials, seed
+        self.space = {name: distribution(dimension) for name, dimension in search.dimensions.items()}
+        self.history: set[PointKey] = set()
+        self.drawing = True
+        self._place()
 
-    def draw(self, position: int) -> Point | None:
-        """The draw at a position, from 0; None where there is no further one."""
+    def _place(self) -> None:
+        position = [self.seed, len(self.history)]
+        self.random = np.random.default_rng(position)
+        self.sampler = optuna_sampler(self.search, trials=self.trials, seed=self.seed, position=position)
 
-    def begin(self, number: int, point: Point) -> None:
-        """A point is tried, wherever it came from."""
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Seed the draw by its position, not by what was drawn since the process started."""
+        self._place()
+        self.sampler.before_trial(study, trial)
 
-    def end(self, number: int, outcome: Outcome) -> None:
-        """It has ended."""
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All dimensions, also those that not every point has."""
+        # TPE learns from this call which dimensions occur together.
+        self.sampler.infer_relative_search_space(study, trial)
+        return self.space
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Scalar]:
+        """A new point that keeps the requirements, by the names of its dimensions.
+
+        Raises:
+            InputError: no such point came up in MAX_DRAWS draws.
+        """
+        if not self.drawing:
+            # NSGA-II counts a trial among its parents once it was asked about it.
+            self.sampler.sample_relative(study, trial, search_space)
+            return {}
+        # A study that was made again has forgotten how far its sequence had come.
+        limit = MAX_DRAWS + (len(self.history) if self.search.sampler == "quasi_random" else 0)
+        broken, patience = "", PATIENCE.get(self.search.sampler, limit)
+        for draw in range(limit):
+            point = self._draw(study, trial) if draw < patience else self._by_chance()
+            if because := self.rules.broken(point):
+                broken = because[0]
+            elif key(point) not in self.history:
+                return self.search.named(point)
+        raise InputError(
+            f"{MAX_DRAWS} draws in a row "
+            + (f"broke {broken!r}: the requirements" if broken else "were points that were tried before: they")
+            + " leave almost nothing of the space. Narrow the ranges to where the requirements hold, or widen them."
+        )
+
+    def _draw(self, study: optuna.Study, trial: FrozenTrial) -> Point:
+        params = self.sampler.sample_relative(study, trial, self.space)
+        if not params:
+            return self._by_chance()
+
+        def pick(name: str, dimension: Dimension) -> Scalar:
+            if name not in params:
+                params[name] = self.sampler.sample_independent(study, trial, name, self.space[name])
+            return dimension.snap(params[name])
+
+        return self.search.walk(pick)
+
+    def _by_chance(self) -> Point:
+        return self.search.at(self.random.random(len(self.space)))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Pass on; every knob of a point is drawn by `sample_relative`."""
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Pass on."""
+        self.sampler.after_trial(study, trial, state, values)
 
 
-def make_sampler(search: Search, rules: Rules, directions: Sequence[str], *, trials: int, seed: int) -> Sampler:
-    """The sampler that the search names. directions: of the goals. trials: of the whole search."""
-    if search.sampler == "random":
-        return chance(search, seed)
-    if search.sampler == "quasi_random":
-        return Drawn(QuasiRandom(search, seed))
-    if search.sampler == "grid":
-        return Drawn(Grid(search, rules, seed))
-    return Learner(search, rules, directions, trials=trials, seed=seed)
+def optuna_sampler(search: Search, *, trials: int, seed: int, position: Sequence[int]) -> BaseSampler:
+    """Optuna's sampler of the name that the search gives.
 
-
-def chance(search: Search, seed: int) -> "Drawn":
-    """Independent draws, each even on its dimension's scale."""
-    return Drawn(lambda position: search.at(_generator(seed, position).random(len(search.dimensions))))
-
-
-class Drawn:
-    """A sampler that learns nothing. at: the point at a position, None behind the last."""
-
-    patience: int | None = None
-
-    def __init__(self, at: Callable[[int], Point | None]):
-        self.draw = at
-
-    def begin(self, number: int, point: Point) -> None:
-        """Changes nothing."""
-
-    def end(self, number: int, outcome: Outcome) -> None:
-        """Changes nothing."""
-
-
-class QuasiRandom:
-    """A scrambled Sobol sequence over all dimensions; a point takes those that it has."""
-
-    def __init__(self, search: Search, seed: int):
-        self.search, self.seed = search, seed
-        self.table = np.empty((0, len(search.dimensions)))
-
-    def __call__(self, position: int) -> Point:
-        if position >= len(self.table):
-            # In whole powers of 2, of which the sequence makes the most, and always the same from its start.
-            from scipy.stats import qmc  # It takes a second to import.
-
-            engine = qmc.Sobol(self.table.shape[1], scramble=True, rng=np.random.default_rng([self.seed]))
-            self.table = engine.random_base2(max(6, position.bit_length()))
-        return self.search.at(self.table[position])
-
-
-class Grid:
-    """Every point of a finite space that keeps the requirements, once, in an order of the seed's."""
-
-    def __init__(self, search: Search, rules: Rules, seed: int):
-        points = [point for point in search.points() if not rules.broken(point)]
-        self.points = [points[place] for place in np.random.default_rng([seed]).permutation(len(points))]
-
-    def __call__(self, position: int) -> Point | None:
-        return self.points[position] if position < len(self.points) else None
-
-
-class Learner:
-    """One of Optuna's samplers, with a study in memory that holds what it is shown.
-
-    The study that lasts is a record alone: what a sampler writes and reads while it draws would cost more there than
-    the drawing, and draws that break a requirement are nobody's business.
+    Args:
+        search: the space, with the sampler's name.
+        trials: number of trials of the whole search.
+        seed: of the search; a sequence is one sequence for all draws.
+        position: what seeds this draw.
     """
-
-    def __init__(self, search: Search, rules: Rules, directions: Sequence[str], *, trials: int, seed: int):
-        self.search, self.rules, self.seed, self.trials = search, rules, seed, trials
-        self.directions = list(directions)
-        # What GP takes for the best point may break a requirement, and is the same again and again.
-        self.patience: int | None = 3 if search.sampler == "gp" else 20
-        self.study = self._empty()
-        self.running: dict[int, tuple[Trial, Point]] = {}
-        self.finished: list[FrozenTrial] = []
-
-    def _empty(self) -> optuna.Study:
-        directions = [StudyDirection[direction.upper()] for direction in self.directions]
-        return optuna.create_study(directions=directions, sampler=self._sampler(0))
-
-    def _sampler(self, position: int) -> BaseSampler:
-        seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
-        name, conditional = self.search.sampler, self.search.is_conditional
-        startup = min(10, max(4, self.trials // 4))
+    name = search.sampler
+    own = int(np.random.SeedSequence(position).generate_state(1)[0])
+    startup = min(10, max(4, trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
         if name == "nsga2":
-            return Generations(self.search, seed=seed, population_size=min(50, max(4, self.trials // 4)))
+            return NSGAIISampler(seed=own, population_size=min(50, max(4, trials // 4)))
         if name == "gp":
-            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return WithinRules(
-                self.search, self.rules, seed=seed, n_startup_trials=startup, multivariate=True, group=conditional,
-                constant_liar=True,
-            )  # fmt: skip
-
-    def draw(self, position: int) -> Point:
-        """A point of the sampler's; in the first trials, one by chance."""
-        self.study.sampler = self._sampler(position)
-        trial = self.study.ask()
-        point = self._suggested(trial)
-        self.study.tell(trial, state=TrialState.FAIL)
-        return point
-
-    def begin(self, number: int, point: Point) -> None:
-        """Points that are being tried count, so that draws side by side keep apart."""
-        self.study.enqueue_trial(self.search.named(point))
-        trial = self.study.ask()
-        if self.search.sampler == "nsga2":
-            # Asking for it makes the trial one of the present generation, without which it is no parent.
-            _ = trial.relative_params
-        self._suggested(trial)
-        self.running[number] = trial, point
-
-    def end(self, number: int, outcome: Outcome) -> None:
-        """A result, or none; from time to time, what the sampler is shown of them is chosen anew."""
-        trial, point = self.running.pop(number)
-        if outcome is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-            return
-        if self.search.sampler == "gp":
-            # By how much requirements hold or not is one more thing that it learns.
-            for requirement, excess in self.rules.excesses(point).items():
-                trial.set_constraint(requirement, excess)
-        if outcome == "stopped":
-            self.finished.append(self.study.tell(trial, state=TrialState.PRUNED))
-        else:
-            self.finished.append(self.study.tell(trial, list(outcome)))
-        many = len(self.finished) > BEST + NEWEST and len(self.finished) % AGAIN_EVERY == 0
-        # The generations of NSGA-II are all of its results, and cost it little.
-        if many and self.search.sampler != "nsga2":
-            self._choose()
-
-    def _choose(self) -> None:
-        complete = [place for place, trial in enumerate(self.finished) if trial.state == TrialState.COMPLETE]
-        points = signed([self.finished[place].values for place in complete], self.directions)
-        best = {complete[place] for place in np.argsort(dominators(points), kind="stable")[:BEST]}
-        others = [place for place in range(len(self.finished)) if place not in best]
-        self.study = self._empty()
-        self.study.add_trials(self.finished[place] for place in sorted(best | set(others[-NEWEST:])))
-        running, self.running = self.running, {}
-        for number, (_, point) in running.items():
-            self.begin(number, point)
-
-    def _suggested(self, trial: Trial) -> Point:
-        return self.search.walk(lambda name, dimension: dimension.snap(suggest(trial, name, dimension)))
+            return GPSampler(seed=own, n_startup_trials=startup, warn_independent_sampling=False)
+        if name == "quasi_random":
+            return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        if name == "tpe":
+            return TPESampler(
+                seed=own, n_startup_trials=startup, multivariate=True, group=search.is_conditional, constant_liar=True
+            )
+        return RandomSampler(seed=own)
 
 
-class Generations(NSGAIISampler):
-    """NSGA-II (Deb et al. 2002)."""
-
-    def __init__(self, search: Search, **settings: Any):
-        super().__init__(**settings)
-        self.space = in_all_trials(search)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """`in_all_trials`, and where that is nothing what Optuna finds."""
-        return self.space or super().infer_relative_search_space(study, trial)
+def grid(search: Search, rules: Rules, seed: int) -> list[Point]:
+    """Every point of a finite space that keeps the requirements, in an order of the seed's."""
+    points = [point for point in search.points() if not rules.broken(point)]
+    return [points[place] for place in np.random.default_rng([seed]).permutation(len(points))]
 
 
-class WithinRules(TPESampler):
-    """TPE that takes the best of its candidates that keep the requirements, as far as the candidates tell.
-
-    Without that it would draw again and again where good points lie next to what is not allowed, for TPE knows nothing
-    of requirements. It hooks into a method that is not public: where that is gone, points are drawn again.
-    """
-
-    def __init__(self, search: Search, rules: Rules, **settings: Any):
-        super().__init__(**settings)
-        self.numbers = {name: path_of(name) for name, one in search.dimensions.items() if one.choice is None}
-        self.requirements = rules.requirements
-        self.space = in_all_trials(search)
-        searched, self.fixed = set(map(path_of, search.dimensions)), {}
-        if rules.requirements and not search.switches:
-            # What is not searched is the same in every trial, where all have the same knobs.
-            values = rules.values(search.at([0.0] * len(search.dimensions)))
-            self.fixed = {path: value for path, value in values.items() if path not in searched}
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """`in_all_trials`, and where that is nothing what Optuna finds."""
-        return self.space or super().infer_relative_search_space(study, trial)
-
-    def _compute_acquisition_func(self, samples: dict[str, Any], *models: Any) -> Any:
-        values = super()._compute_acquisition_func(samples, *models)
-        known = self.fixed | {path: samples[name] for name, path in self.numbers.items() if name in samples}
-        for requirement in self.requirements:
-            if all(path in known for path in requirement.paths):
-                larger = known[requirement.larger] if isinstance(requirement.larger, str) else requirement.larger
-                values = np.where(known[requirement.smaller] <= larger, values, -np.inf)
-        return values
-
-
-def in_all_trials(search: Search) -> dict[str, BaseDistribution]:
-    """All dimensions, where every trial has them; Optuna looks through all trials to learn that."""
-    return {} if search.is_conditional else {name: distribution(one) for name, one in search.dimensions.items()}
+def key(point: Point) -> PointKey:
+    """A point as a set may hold it."""
+    return frozenset(point.items())
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
@@ -259,7 +165,3 @@ def suggest(trial: Trial, name: str, dimension: Dimension) -> Scalar:
     if dimension.is_integer:
         return trial.suggest_int(name, int(low), int(high), step=int(dimension.step or 1), log=dimension.is_log)
     return trial.suggest_float(name, low, high, step=dimension.step, log=dimension.is_log)
-
-
-def _generator(seed: int, position: int) -> np.random.Generator:
-    return np.random.default_rng([seed, position])

@@ -1,83 +1,29 @@
-"""StudySearch: Ray Tune's OptunaSearch over a study that outlives the process, with its gaps closed."""
+"""StudySearch: an Optuna study that outlives the process, with one point for every trial id, for ever."""
 
-import logging
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from ray.tune.search.optuna import OptunaSearch
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from slime_ray.errors import InputError, RunError
-from slime_ray.on_ray.samplers import Outcome, chance, distribution, make_sampler, suggest
+from slime_ray.errors import InputError
+from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
+from slime_ray.on_ray.study import MADE_AGAIN, StudyFailed, asking
 from slime_ray.points import Point, Rules, Search, exists, path_of
-from slime_ray.redaction import redact
 from slime_ray.run_folder import STUDY
-from slime_ray.space import Scalar
-from slime_ray.training.outcome import one_sentence
 
-MAX_DRAWS = 1000
 PAUSED = "paused"
-SHORT = {"maximize": "max", "minimize": "min"}
-logger = logging.getLogger(__name__)
-
-
-def _drop_unfinished_line(journal: Path) -> None:
-    """What a full disk has cut off would join the next entry to something that cannot be read."""
-    content = journal.read_bytes() if journal.is_file() else b""
-    if content and not content.endswith(b"\n"):
-        os.truncate(journal, content.rfind(b"\n") + 1)
-
-
-class StudyFailed(RunError):
-    """The study could not be read or written. reason: without a full stop."""
-
-    def __init__(self, error: Exception):
-        failed = f"study's database failed ({redact(one_sentence(error))})"
-        self.reason = f"the {failed}"
-        super().__init__(
-            f"The {failed}. What finished is kept; give the same command with --resume once it can be used again."
-        )
-
-
-@contextmanager
-def asking() -> Iterator[None]:
-    """Around whatever needs the study. Raises StudyFailed."""
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        raise StudyFailed(error) from error
-
-
-def study_storage(run: Path, url: str | None = None) -> BaseStorage:
-    """Where the run's study is: a journal file in its folder, or the database at `url`, as SQLAlchemy writes it.
-
-    `optuna-dashboard` opens either as it is. Raises InputError for a database that cannot be used.
-    """
-    if url is None:
-        journal = run / "study.journal"
-        _drop_unfinished_line(journal)
-        return JournalStorage(JournalFileBackend(str(journal)))
-    where = redact(url)
-    try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except (ImportError, NoSuchModuleError) as error:
-        reason, way = str(error).splitlines()[0], "Install its driver, such as psycopg[binary] for postgresql://"
-    except ArgumentError:
-        reason, way = "it is no such address", "Write it as postgresql://user:password@host/database"
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason, way = str(error).splitlines()[0], "Start the database or correct the address"
-    raise InputError(f"The study's database {where} cannot be used: {redact(reason).rstrip('.')}. {way}.")
+DELETED = "deleted"
+SPARE = ".rebuilt"
+"""Suffix of a study that is written whole before it replaces the one of the run."""
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+Rows = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -89,21 +35,28 @@ class Observation:
     values: tuple[float, ...]
 
 
-class StudySearch(OptunaSearch):
-    """The experiment's search in a study that outlives the process: who tried what, and what came of it.
+class StudySearch:
+    """The search of an experiment: what every trial tried, and what came of it, in a study of Optuna's.
 
-    What it does that OptunaSearch does not: every requirement between knobs holds for every point it hands out, and no
-    point is handed out twice; a trial that errored, has no finite goal or did not complete is told FAIL instead of
-    COMPLETE or nothing, and one that was stopped PRUNED with what it reached, so that the sampler knows where not to
-    look and no front holds it; a reopened study must have the same goals and space; of its unfinished trials, those
-    that have a row by now are told how they ended, and the others FAIL, and their points are queued again under the
-    same names; known points are queued once, however often the study is opened, and what was observed elsewhere is
-    added once.
+    An id keeps its point for ever. A trial whose result is gone is trained again at its point, and of its entries only
+    the one that agrees with its result counts. The study can be made again from the results, so these win wherever the
+    two differ. A trial without a whole result is FAIL, one that was stopped PRUNED with what it reached.
 
-    rows: of the trials that have finished, by trial id, as in trials.parquet. name: of the study in the storage.
+    Args:
+        search: the space, the known points and the sampler's name.
+        base: the settings over which a point is laid.
+        goals: metric -> maximize or minimize.
+        storage: where the study is.
+        trials: number of trials of the whole search.
+        seed: makes the draws repeatable where trials run one at a time, also over an interruption.
+        rows: results of the trials that have finished, by id, with their `values`, as of trials.parquet.
+        lost: values of trials whose results are gone, by id, as other files of the run have them.
+        observed: results from elsewhere, each added once.
+        name: of the study in the storage.
 
-    seed: makes the draws repeatable when trials run one at a time, also where the search is gone on with. Side by side,
-    what a sampler that learns knows depends on which trials have finished by then; the other samplers do not ask.
+    Raises:
+        InputError: the study is about other goals, another space, or another run.
+        StudyFailed: it cannot be read or written.
     """
 
     def __init__(
@@ -115,241 +68,281 @@ class StudySearch(OptunaSearch):
         storage: BaseStorage,
         trials: int,
         seed: int,
-        rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        rows: Rows = MappingProxyType({}),
+        lost: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         observed: Sequence[Observation] = (),
         name: str = STUDY,
     ):
-        self.search, self.goals, self.storage = search, dict(goals), storage
-        self.rules = Rules(search, base)
+        self.search, self.goals, self.storage, self.name = search, dict(goals), storage, name
+        self.running: dict[str, Trial] = {}
+        self.final_ids: set[str] = set()
+        self.notes: list[str] = []
+        """What the user is to know of what the study lacked."""
+        rules = Rules(search, base)
+        self.sampler = RuledSampler(search, rules, trials=trials, seed=seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        existing = _existing_study(storage, name, self.goals, search)
-        super().__init__(
-            space={name: distribution(dimension) for name, dimension in search.dimensions.items()},
-            metric=list(goals),
-            mode=[SHORT[direction] for direction in goals.values()],
-            # Asked only where a queued point says nothing of a knob.
-            sampler=optuna.samplers.RandomSampler(seed=seed),
+        with asking():
+            self._restore_spare()
+            self.study = self._create(name)
+            self._check()
+            self.study.set_user_attr("goals", self.goals)
+            self._reconcile({trial_id: row for trial_id, row in rows.items() if row.get("phase") == "search"}, lost)
+            self._observe(observed)
+        self.queue = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
+
+    def _create(self, name: str) -> optuna.Study:
+        return optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=self.storage,
+            sampler=self.sampler,
+            directions=[StudyDirection[way.upper()] for way in self.goals.values()],
+            load_if_exists=True,
         )
-        self.study: optuna.Study = self._ot_study  # type: ignore[assignment]
-        self.sampler = make_sampler(search, self.rules, list(goals.values()), trials=trials, seed=seed)
-        self.chance = chance(search, seed)
-        self.position = 1 + max((int(one.user_attrs.get("draw", -1)) for one in existing), default=-1)
-        self.tried: set[frozenset[tuple[str, Scalar]]] = set()
-        self.running: dict[str, FrozenTrial] = {}
-        self.reserved: set[str] = set()
-        self.study.set_user_attr("goals", self.goals)
-        # A trial that was paused is done with once another stands for it.
-        told = {frozen.user_attrs.get("trial_id") for frozen in existing if frozen.state == TrialState.COMPLETE}
-        queued = {frozen.user_attrs.get("again") for frozen in existing}
-        for frozen in existing:
-            self._reopen(frozen, rows, done=frozen.number in queued or frozen.user_attrs.get("trial_id") in told)
-        known = {frozen.user_attrs.get("source") for frozen in existing}
+
+    def _entries(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _point(self, entry: FrozenTrial) -> Point | None:
+        """The point of an entry; None where it was cut off before it had all of its knobs."""
+        point = {path_of(name): value for name, value in entry.params.items()}
+        try:
+            return point if self.search.named(point).keys() == entry.params.keys() else None
+        except KeyError:
+            return None
+
+    def _check(self) -> None:
+        """Raise InputError where the study is about something else."""
+        before = self.study.user_attrs.get("goals", self.goals)
+        if list(before.items()) != list(self.goals.items()):
+            raise InputError(f"The study was started with the goals {before}, not {self.goals}. {self._way_out}")
+        for entry in self._entries():
+            point = {path_of(name): value for name, value in entry.params.items()}
+            own = {name for name, dimension in self.search.dimensions.items() if exists(dimension, point)}
+            ended = entry.state in ENDED
+            others = set(entry.distributions) ^ own if ended else set(entry.distributions) - own
+            had = {name: has for name, has in entry.distributions.items() if name not in others}
+            if changed := sorted(others) or [name for name, has in had.items() if has != self.sampler.space.get(name)]:
+                raise InputError(
+                    f"The study was started with another search space: {', '.join(changed)} changed. {self._way_out}"
+                )
+
+    @property
+    def _way_out(self) -> str:
+        return f"Give the run a new --name, or move the study away: {MADE_AGAIN}."
+
+    def _reconcile(self, rows: Rows, lost: Mapping[str, Mapping[str, Any]]) -> None:
+        """Have the study say what the results say, and queue the points of the trials that have none."""
+        points = {trial_id: point for trial_id, row in rows.items() if (point := self.search.locate(row["values"]))}
+        self._refuse_another_run(points)
+        self._fail_unfinished()
+        kept: list[FrozenTrial] = []
+        for entry in self._entries():
+            trial_id = _id(entry)
+            if trial_id and entry.state in ENDED:
+                same = self._point(entry) == points.get(trial_id) and self._agrees(entry, rows.get(trial_id, {}))
+                if same and trial_id not in self.final_ids:
+                    self.final_ids.add(trial_id)
+                else:
+                    entry = _without_result(entry)
+            kept.append(entry)
+        if rebuilt := {_id(entry) for entry, before in zip(kept, self._entries(), strict=True) if entry is not before}:
+            self._rebuild(kept)
+            self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
+        self.points = {
+            **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
+            **{_id(entry): point for entry in kept if _id(entry) and (point := self._point(entry))},
+            **points,
+        }
+        # A study of version 0.1.0 may hold further points of an id.
+        others = [point for entry in kept if _id(entry) and (point := self._point(entry))]
+        self.sampler.history.update(map(key, [*self.points.values(), *others]))
+        self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.final_ids})
+        self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
+
+    def _refuse_another_run(self, points: Mapping[str, Point]) -> None:
+        had: dict[str, list[Point]] = {}
+        for entry in self._entries():
+            if _id(entry) in points and (point := self._point(entry)):
+                had.setdefault(_id(entry), []).append(point)
+        if strange := sorted(trial_id for trial_id, before in had.items() if points[trial_id] not in before):
+            raise InputError(
+                f"The study has another point for {strange[0]} than trials/{strange[0]}/trial.json, so it belongs to "
+                f"another run. Put the run's own back, or move this one away: {MADE_AGAIN}."
+            )
+
+    def _fail_unfinished(self) -> None:
+        """Nothing is at work while a study is opened."""
+        while self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self.study.tell(self.study.ask(), state=TrialState.FAIL)
+        for entry in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(entry.number, state=TrialState.FAIL)
+
+    def _agrees(self, entry: FrozenTrial, row: Mapping[str, Any]) -> bool:
+        return entry.state == self._state(row) and all(map(math.isclose, self._values(row) or (), entry.values or ()))
+
+    def _rebuild(self, entries: list[FrozenTrial]) -> None:
+        """Write the study anew with these entries. Whenever it is cut off, one whole study is left."""
+        spare = self._create(self.name + SPARE)
+        spare.set_user_attr("goals", self.goals)
+        spare.add_trials(entries)
+        spare.set_user_attr("whole", True)
+        self._restore_spare()
+        self.study = self._create(self.name)
+
+    def _restore_spare(self) -> None:
+        spare = self.name + SPARE
+        names = optuna.get_all_study_names(self.storage)
+        if spare not in names:
+            return
+        if optuna.load_study(study_name=spare, storage=self.storage).user_attrs.get("whole"):
+            if self.name in names:
+                optuna.delete_study(study_name=self.name, storage=self.storage)
+            optuna.copy_study(
+                from_study_name=spare, from_storage=self.storage, to_storage=self.storage, to_study_name=self.name
+            )
+        optuna.delete_study(study_name=spare, storage=self.storage)
+
+    def _record_missing(self, rows: Rows) -> None:
+        """Add the results that the study was never told, or has lost."""
+        known = {_id(entry) for entry in self._entries()}
+        missing = {name: row for name, row in rows.items() if name not in known or self._state(row) in ENDED}
+        for trial_id, row in sorted(missing.items(), key=lambda item: (item[1].get("started") or "", item[0])):
+            self._end(self._begin(self.points[trial_id], trial_id=trial_id), row)
+        self.final_ids.update(missing)
+        if lacking := len(missing.keys() - known):
+            self.notes.append(f"The study lacked {lacking} finished trials; they were added from their results.")
+
+    def _observe(self, observed: Sequence[Observation]) -> None:
+        known = {entry.user_attrs.get("source") for entry in self._entries()}
         for one in observed:
+            self.sampler.history.add(key(one.point))
             if one.source not in known:
-                self._add(one.point, one.values, source=one.source)
-        for point in search.known_points:
-            self.study.enqueue_trial(search.named(point), skip_if_exists=True)
+                self.study.tell(self._begin(one.point, source=one.source), list(one.values))
 
-    def _reopen(self, frozen: FrozenTrial, rows: Mapping[str, Mapping[str, Any]], *, done: bool) -> None:
-        """Learn what came of an earlier trial, and have it run again where nothing did."""
-        name, point = str(frozen.user_attrs.get("trial_id", "")), _point(frozen.params)
-        if frozen.state == TrialState.WAITING:
-            self.reserved.update([name] if name else [])
-            return
-        if point:
-            self.tried.add(_key(point))
-        if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED):
-            self._learn(frozen.number, point, frozen.values if frozen.state == TrialState.COMPLETE else "stopped")
-            return
-        if frozen.state == TrialState.RUNNING:
-            # It may have finished, and the sweep died before the study heard of it.
-            outcome = self._tell(frozen, rows.get(name, {}))
-            if name in rows:
-                self._learn(frozen.number, point, outcome)
-                return
-        elif frozen.user_attrs.get("status") != PAUSED or done:
-            return
-        elif name in rows:
-            # It was taken for one that has yet to run.
-            if (outcome := self._outcome(rows[name])) and outcome != "stopped":
-                self._add(point, outcome, trial_id=name)
-            return
-        # A queued trial takes its parameters one by one, and may have been cut off in between.
-        if params := frozen.system_attrs.get("fixed_params", frozen.params):
-            named = {"trial_id": name} if name else {}
-            self.study.enqueue_trial(params, user_attrs={"again": frozen.number, **named})
-            self.reserved.update(named.values())
+    def _begin(self, point: Point, **attrs: str) -> Trial:
+        """Start a trial at a point that was not drawn."""
+        self.study.enqueue_trial(self.search.named(point), user_attrs=attrs)
+        self.sampler.drawing = False
+        try:
+            trial = self.study.ask()
+            if self.search.sampler == "nsga2":
+                # Asking for it makes the trial one of the present generation, without which it is no parent.
+                _ = trial.relative_params
+            self._suggest(trial)
+        finally:
+            self.sampler.drawing = True
+        return trial
 
-    def _learn(self, number: int, point: Point, outcome: Outcome) -> None:
-        self.sampler.begin(number, point)
-        self.sampler.end(number, outcome)
+    def _suggest(self, trial: Trial) -> Point:
+        return self.search.walk(lambda name, dimension: dimension.snap(suggest(trial, name, dimension)))
 
-    def _add(self, point: Point, values: Sequence[float], **attrs: str) -> None:
-        """Record a trial that has ended already."""
-        self._record(self.search.named(point), state=TrialState.COMPLETE, values=list(values), user_attrs=attrs)
-        self.tried.add(_key(point))
-        self._learn(self._last().number, point, values)
+    def ask(self, free: Sequence[str]) -> tuple[str, Point] | None:
+        """Begin the next trial.
 
-    def _record(self, params: Mapping[str, Scalar], **columns: Any) -> None:
-        """Add a trial in one step: each step is a write that waits for the disk."""
-        space = {name: distribution(self.search.dimensions[name]) for name in params}
-        self.study.add_trial(create_trial(params=dict(params), distributions=space, **columns))
+        Args:
+            free: ids of the trials that have yet to run, in order.
 
-    def _last(self) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[-1]
+        Returns:
+            Its id with its point, as path -> value; None where a grid has no further one.
 
-    def suggest(self, trial_id: str, free: Sequence[str] = ()) -> dict[str, Any] | None:
-        """The next point, as {path: value}; None where a finite space has no further one.
-
-        free: which of our trials it may become, see `name`. Raises InputError when none can be drawn, and StudyFailed.
+        Raises:
+            InputError: no point can be drawn.
+            StudyFailed: the study cannot be read or written.
         """
         with asking():
-            if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                point: Point | None = self._queued(trial_id)
-            else:
-                point = self._drawn(trial_id, free)
-        if point is not None:
-            self.tried.add(_key(point))
-            self.sampler.begin(self.running[trial_id].number, point)
-        return point
-
-    def _queued(self, trial_id: str) -> Point:
-        trial = self.study.ask()
-        point = self.search.walk(lambda name, dimension: suggest(trial, name, dimension))
-        self.running[trial_id] = self.study.get_trials(deepcopy=False)[trial.number]
-        return point
-
-    def _drawn(self, trial_id: str, free: Sequence[str]) -> Point | None:
-        broken = ""
-        for misses in range(MAX_DRAWS):
-            tired = self.sampler.patience is not None and misses >= self.sampler.patience
-            point = (self.chance if tired else self.sampler).draw(self.position)
-            if point is None:
+            if trial_id := next((name for name in free if name in self.reruns), None):
+                point = self.reruns[trial_id]
+                self.running[trial_id] = self._begin(point, trial_id=trial_id)
+                del self.reruns[trial_id]
+                return trial_id, point
+            trial_id = free[0]
+            self.queue = [point for point in self.queue if key(point) not in self.sampler.history]
+            if self.queue:
+                point = self.queue[0]
+                self.running[trial_id] = self._begin(point, trial_id=trial_id)
+            elif self.search.sampler == "grid":
                 return None
-            position, self.position = self.position, self.position + 1
-            if because := self.rules.broken(point):
-                broken = because[0]
-            elif _key(point) not in self.tried:
-                name = self._free(free)
-                attrs = {"draw": position} | ({"trial_id": name} if name else {})
-                try:
-                    self._record(self.search.named(point), state=TrialState.RUNNING, user_attrs=attrs)
-                except Exception:
-                    self.position = position
-                    raise
-                self.running[trial_id] = self._last()
-                return point
-        raise InputError(
-            f"{MAX_DRAWS} draws in a row "
-            + (f"broke {broken!r}: the requirements" if broken else "were points that were tried before: they")
-            + " leave almost nothing of the space. Narrow the ranges to where the requirements hold, or widen them."
-        )
+            else:
+                point = self._draw(trial_id)
+        self.points[trial_id] = point
+        self.sampler.history.add(key(point))
+        return trial_id, point
 
-    def _free(self, free: Sequence[str]) -> str:
-        return next((name for name in free if name not in self.reserved), free[0] if free else "")
+    def _draw(self, trial_id: str) -> Point:
+        trial = self.study.ask()
+        try:
+            point = self._suggest(trial)
+        except InputError:
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        # Written last: an entry with an id has its whole point.
+        trial.set_user_attr("trial_id", trial_id)
+        self.running[trial_id] = trial
+        return point
 
-    def name(self, trial_id: str, free: Sequence[str]) -> str:
-        """Which of our trials a point becomes: the one that it was before an interruption, else a free one.
-
-        Raises StudyFailed.
-        """
-        frozen = self.running[trial_id]
-        name: str = frozen.user_attrs.get("trial_id", "")
-        if name not in free:
-            name = self._free(free)
+    def tell(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Record how a trial ended, once. Raises StudyFailed, and may then be called again."""
+        if trial := self.running.get(trial_id):
             with asking():
-                self._set(frozen, "trial_id", name)
-        self.reserved.discard(name)
-        return name
+                self._end(trial, result)
+            del self.running[trial_id]
 
-    def _set(self, frozen: FrozenTrial, key: str, value: Any) -> None:
-        # Optuna has a public way only for trials that it drew itself.
-        self.storage.set_trial_user_attr(frozen._trial_id, key, value)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended, once. Raises StudyFailed."""
-        if trial_id in self._completed_trials:
-            return
-        frozen, result = self.running[trial_id], result or {}
-        with asking():
-            if error or result.get("status") != "completed":
-                self._set(frozen, "status", str(result.get("status", "died")))
-            outcome = self._tell(frozen, {} if error else result)
-        self._completed_trials.add(trial_id)
-        self.sampler.end(frozen.number, outcome)
-
-    def know(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Tell the study of a trial that it did not draw, once, where that lies in its space. Raises StudyFailed."""
-        outcome, point = self._outcome(result), self.search.locate(values)
-        if point is None or outcome is None or outcome == "stopped":
+    def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
+        point = self.search.locate(values)
+        if point is None or trial_id in self.final_ids:
             return
         with asking():
-            existing = self.study.get_trials(deepcopy=False)
-            if all(known.user_attrs.get("trial_id") != trial_id for known in existing):
-                self._add(point, outcome, trial_id=trial_id)
+            self._end(self._begin(point, trial_id=trial_id), result)
+        self.final_ids.add(trial_id)
+        self.points[trial_id] = point
+        self.sampler.history.add(key(point))
 
-    def _tell(self, frozen: FrozenTrial, result: Mapping[str, Any]) -> Outcome:
-        """Tell the study what came of a trial, and return it."""
-        outcome = self._outcome(result)
-        if outcome == "stopped":
-            reached = {"updates": result.get("updates", result.get("step")), "tokens": result.get("tokens")}
-            for key, value in {"reason": result.get("reason"), **reached}.items():
-                self._set(frozen, key, value)
-            self.study.tell(frozen.number, state=TrialState.PRUNED)
-        elif outcome is None:
-            self.study.tell(frozen.number, state=TrialState.FAIL)
-        else:
-            self.study.tell(frozen.number, outcome)
-        return outcome
+    def _end(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        state = self._state(result)
+        if (status := result.get("status")) != "completed":
+            trial.set_user_attr("status", str(status or "died"))
+        if state == TrialState.PRUNED:
+            for name, value in {
+                "reason": result.get("reason"),
+                "updates": result.get("updates", result.get("step")),
+                "tokens": result.get("tokens"),
+            }.items():
+                trial.set_user_attr(name, value)
+        if state == TrialState.COMPLETE and self.search.sampler == "gp":
+            # By how much requirements hold is one more thing that it learns.
+            point = {path_of(name): value for name, value in trial.params.items()}
+            for requirement, excess in self.sampler.rules.excesses(point).items():
+                trial.set_constraint(requirement, excess)
+        self.study.tell(trial, self._values(result), state=state)
 
-    def _outcome(self, result: Mapping[str, Any]) -> Outcome:
+    def _state(self, result: Mapping[str, Any]) -> TrialState:
         if result.get("status") == "stopped":
-            return "stopped"
+            return TrialState.PRUNED
+        return TrialState.COMPLETE if self._values(result) else TrialState.FAIL
+
+    def _values(self, result: Mapping[str, Any]) -> list[float] | None:
+        """The goals of a completed trial; None for any other, and where one of them is no finite number."""
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None
 
-    def close(self, rows: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
-        """Nothing is at work any more: what has no row is failed, and its point queued when the study is reopened."""
-        for trial_id in self.running.keys() - self._completed_trials:
-            name = self.running[trial_id].user_attrs.get("trial_id", "")
+    def close(self, rows: Rows = MappingProxyType({})) -> None:
+        """End every trial that still runs: by its row, or failed, and then its point is queued on the next opening."""
+        for trial_id in list(self.running):
             with suppress(StudyFailed):
-                self.on_trial_complete(trial_id, dict(rows.get(name, {"status": PAUSED})))
+                self.tell(trial_id, rows.get(trial_id) or {"status": PAUSED})
 
 
-def _point(params: Mapping[str, Scalar]) -> Point:
-    return {path_of(name): value for name, value in params.items()}
+def _id(entry: FrozenTrial) -> str:
+    return str(entry.user_attrs.get("trial_id", ""))
 
 
-def _key(point: Point) -> frozenset[tuple[str, Scalar]]:
-    return frozenset(point.items())
-
-
-def _existing_study(storage: BaseStorage, name: str, goals: Mapping[str, str], search: Search) -> list[FrozenTrial]:
-    """The trials of the study that the storage already holds. Raises InputError if it was about something else."""
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        return []
-    before = study.user_attrs.get("goals", dict(goals))
-    if list(before.items()) != list(goals.items()):
-        raise InputError(
-            f"The study was started with the goals {before}, not {dict(goals)}. Give the run a new --name."
-        )
-    trials = study.get_trials(deepcopy=False)
-    wanted = {name: distribution(dimension) for name, dimension in search.dimensions.items()}
-    for trial in trials:
-        if not trial.distributions:
-            continue
-        point = _point(trial.params)
-        has = {name for name in wanted if exists(search.dimensions[name], point)}
-        changed = [name for name in wanted if name in trial.distributions and trial.distributions[name] != wanted[name]]
-        others = set(trial.distributions) - has if trial.state == TrialState.RUNNING else set(trial.distributions) ^ has
-        if changed := sorted(others) or changed:
-            raise InputError(
-                f"The study was started with another search space: {', '.join(changed)} changed. "
-                "Give the run a new --name."
-            )
-    return list(trials)
+def _without_result(entry: FrozenTrial) -> FrozenTrial:
+    """An entry whose trial has no such result any more: it keeps the point of its id."""
+    return create_trial(
+        state=TrialState.FAIL,
+        params=entry.params,
+        distributions=entry.distributions,
+        user_attrs={**entry.user_attrs, "status": DELETED},
+    )

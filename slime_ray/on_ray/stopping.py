@@ -1,21 +1,29 @@
 """Early stopping: which trials of a search end during training, decided from what they report at their evaluations.
 
 Nothing here knows of Ray. A rule is asked at every report and answers with an order or nothing; the monitor passes it
-on, `scheduler.py` does so for a Ray Tune of one's own, and `simulate.py` without any training.
+on. A run that is resumed reads what its trials reported from their files, so that its rungs are those of the whole run.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from slime_ray import results
 from slime_ray.experiment import EarlyStopping
 from slime_ray.on_ray.ranking import ByFront, ByMetric, Point, Ranking
-from slime_ray.training.orders import Order
+from slime_ray.training.orders import Order, evaluations
 
 LEAST = 3
 """Trials that have to have got as far before the median of them says anything."""
+
+Told = tuple[str, Mapping[str, Any]]
+"""A trial's id, and what it told at one evaluation, with `step` and `updates`."""
 
 
 class Rule(Protocol):
@@ -126,3 +134,24 @@ def _mean_until(share: float, seen: Mapping[float, float]) -> float | None:
 
 def _stop(told: Mapping[str, Any], shown: str, why: str) -> Order:
     return Order("stop", f"early: {shown} at update {told['step']} of {told['updates']}, {why}")
+
+
+def past_reports(run: Path) -> list[Told]:
+    """Every evaluation of the search trials that have finished, trial by trial, in the order in which they began.
+
+    A trial whose curves cannot be read has told nothing.
+    """
+    rows = [row for row in results.finished_trials(run).values() if row["phase"] == "search"]
+    return [
+        (row["trial_id"], {"step": step, "updates": row["planned_updates"], **told})
+        for row in sorted(rows, key=lambda row: (row["started"] or "", row["trial_id"]))
+        for step, told in evaluations(_curves(run / "trials" / row["trial_id"])).items()
+        if row.get("planned_updates")
+    ]
+
+
+def _curves(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return list(pq.read_table(folder / "curves.parquet").to_pylist())
+    except (OSError, pa.ArrowException):
+        return []

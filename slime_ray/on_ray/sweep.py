@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from optuna.storages import BaseStorage
 from ray import cloudpickle, tune
@@ -20,6 +22,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Experiment, Trial
+from slime_ray.inputs import digests
 from slime_ray.instructions import Instructions
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.connection import connected
@@ -31,14 +34,15 @@ from slime_ray.on_ray.plan import TrialPlan, best_rows
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Progress
-from slime_ray.on_ray.recall import past_reports
 from slime_ray.on_ray.resources import concurrent_trials
-from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
+from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.spending import Meter
+from slime_ray.on_ray.stopping import past_reports
+from slime_ray.on_ray.study import StudyFailed, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
-from slime_ray.run_folder import Start, failures, log_file, now, taken
-from slime_ray.run_status import write_status
+from slime_ray.run_folder import Start, failures, log_file, now, refuse_other_stages, taken
+from slime_ray.run_status import read_status, write_status
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -109,6 +113,7 @@ def run_sweep(
     with (
         mirror.held(run, skip=HEAVY),
         taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=mirror.remove) as manifest,
+        mirror.answering(),
         log_file(run / "log.txt"),
     ):
         memory = study_storage(run, study) if experiment.search else None
@@ -123,7 +128,7 @@ def run_sweep(
             monitor = Monitor.start(early, past_reports(run) if early else ())
             place = Place(
                 Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
-                tuple(experiment.trackers),
+                tuple(experiment.trackers), digests(experiment),
             )  # fmt: skip
             try:
                 _run(sweep, place)
@@ -140,7 +145,9 @@ def _run(sweep: Sweep, place: Place) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
-    manifest |= prepare_on_cluster(experiment, place, sweep.console)
+    made = prepare_on_cluster(experiment, place, sweep.console)
+    refuse_other_stages(run, manifest, made["hashes"])
+    manifest |= made
     earlier = [Earlier.from_json(one) for one in manifest["earlier"]]
     refuse_other_data(earlier, manifest["hashes"])
     for one in earlier:
@@ -177,7 +184,8 @@ def _run(sweep: Sweep, place: Place) -> None:
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
-                write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
+                with sweep.forgiving("cannot say that it ended"):
+                    write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
             early, spent = early or watch.leaving, watch.spent
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)
@@ -249,12 +257,28 @@ def _plan(sweep: Sweep) -> TrialPlan:
                 trials=experiment.budget.trials,
                 seed=seed,
                 rows=rows,
+                lost=lost_values(run, rows),
                 observed=[trial for one in sweep.manifest["earlier"] for trial in Earlier.from_json(one).trials],
             )
+        for note in study.notes:
+            logger.info(note)
+            sweep.console.print(note, highlight=False, soft_wrap=True, markup=False)
     plan = TrialPlan(experiment, study=study, rows=rows, seed=seed)
     for clone in Instructions.read(run).clones:
         plan.add(clone)
     return plan
+
+
+def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What search trials without a result set over base, by id, where other files of the run still say so."""
+    lost = {row["label"]: row["values"] for row in rows.values() if row["phase"] == "confirm"}
+    lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
+    try:
+        before = pq.read_table(run / "trials.parquet", columns=["trial_id", "settings"]).to_pylist()
+        lost |= {row["trial_id"]: json.loads(row["settings"]) for row in before}
+    except (OSError, pa.ArrowException, ValueError, TypeError):
+        pass
+    return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 
 def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callback]) -> None:

@@ -38,7 +38,7 @@ def tune_function(config: dict[str, Any], *, place: bytes) -> None:
     from slime_ray.experiment import Trial
     from slime_ray.on_ray.place import Place, run_worker
     from slime_ray.training.orders import Paused
-    from slime_ray.training.outcome import OutOfMemory
+    from slime_ray.training.outcome import OutOfMemory, refused, what_failed
 
     trial = Trial.model_validate(config["trial"])
     where: Place = cloudpickle.loads(place)
@@ -57,6 +57,10 @@ def tune_function(config: dict[str, Any], *, place: bytes) -> None:
         return
     except OutOfMemory as error:
         raise Again(f"out of memory: {error}") from None
+    except OSError as error:
+        # What a trial does wrong itself is in its row; nothing is gained by starting it again on such a storage.
+        tune.report({"finished": False, "status": "paused", "reason": what_failed(refused(error))})
+        return
     told = {name: row.get(name) for name in TOLD}
     finite = {
         name: value for name, value in told.items() if not (isinstance(value, float) and not math.isfinite(value))

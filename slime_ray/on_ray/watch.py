@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from slime_ray.experiment import Experiment, Faults, Resources
+from slime_ray.experiment import Experiment, Faults, Resources, Trial
 from slime_ray.instructions import FOLDER, Instructions
 from slime_ray.mirror import Mirror
 from slime_ray.on_ray.monitor import Heard, Monitor
@@ -21,7 +21,7 @@ from slime_ray.on_ray.spending import Meter
 from slime_ray.run_status import STATUS, write_status
 from slime_ray.training import attempts
 from slime_ray.training.orders import interrupts
-from slime_ray.training.outcome import CHECKPOINTS, MODEL
+from slime_ray.training.outcome import CHECKPOINTS, MODEL, record_failure, refused, what_failed
 
 LOOK_SECONDS = 0.3
 STATUS_SECONDS = 2.0
@@ -86,6 +86,8 @@ class Watch(tune.Callback):
         self.stopping: set[str] = set()
         self.wait = Wait(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
+        self.attempts: dict[str, list[attempts.Attempt]] = {}
+        self.refusing_since: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
@@ -126,8 +128,14 @@ class Watch(tune.Callback):
         running = {name: {**voice.told, "values": values.get(name, {})} for name, voice in heard.items()}
         try:
             write_status(self.run, finished=self.progress.finished, total=self.progress.total, trials=running)
+            self.refusing_since = None
         except OSError as error:
-            logger.warning("How the run stands could not be written: %s", error)
+            if self.refusing_since is None:
+                self.refusing_since = now
+                logger.warning("How the run stands could not be written: %s", error)
+            # What trials come to could not be written either.
+            if self.leaving is None and now - self.refusing_since > 60 * self.experiment.faults.storage_minutes:
+                self.leave(what_failed(refused(error)))
 
     def _follow_instructions(self, now: float, heard: dict[str, Heard]) -> None:
         if self.storage.url is not None:
@@ -194,11 +202,31 @@ class Watch(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note how an attempt ended that could not say so itself; Tune starts the trial again."""
-        name = trial.config["trial"]["trial_id"]
+        ours = Trial.model_validate(trial.config["trial"])
+        name, reason = ours.trial_id, _last_line(trial.get_error())
         self.monitor.end(name)
-        memory = "OutOfMemory" in str(trial.get_error())
-        self._note(name, "memory" if memory else "lost")
-        logger.warning("%s lost its process and starts again: %s", name, _last_line(trial.get_error()))
+        ended = _ending(str(trial.get_error()))
+        self._note(name, ended)
+        logger.warning("%s lost its process and starts again: %s", name, reason)
+        self._give_up(ours, ended)
+
+    def _give_up(self, trial: Trial, ended: attempts.Ending) -> None:
+        """Write the row of a trial that was lost too often, which ends its next attempt.
+
+        The trial counts its attempts itself, in a file; the driver counts too, for that may be lost or not written.
+        """
+        known, faults = self.attempts.setdefault(trial.trial_id, []), self.experiment.faults
+        known.append(attempts.ended_so(ended))
+        if not (enough := attempts.enough(known, faults)):
+            return
+        folder = self.run / "trials" / trial.trial_id
+        try:
+            workers = self.experiment.resources.workers
+            record_failure(trial, self.run, f"given up: {enough}", workers=workers, storage_minutes=0.0)
+            self.storage.push_files(folder)
+        except OSError as error:
+            if self.leaving is None:
+                self.leave(f"{trial.trial_id} was begun {len(known)} times, and {what_failed(refused(error))}")
 
     def _note(self, name: str, ended: attempts.Ending) -> None:
         folder = self.run / "trials" / name
@@ -214,6 +242,13 @@ class Watch(tune.Callback):
         for name in self.monitor.heard():
             self.monitor.kill(name)
             self.monitor.end(name)
+
+
+def _ending(error: str) -> attempts.Ending:
+    """How an attempt ended whose process raised or died, from Tune's error."""
+    if "OutOfMemory" in error or "Again: out of memory" in error:
+        return "memory"
+    return "preempted" if "Again: " in error else "lost"
 
 
 def _last_line(error: object) -> str:

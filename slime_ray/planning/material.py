@@ -13,6 +13,7 @@ from typing import Any
 
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
+from slime_ray.facts import data_lines
 from slime_ray.planning.flops import Lengths
 from slime_ray.settings import Data, Model, Settings
 
@@ -263,7 +264,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         },
         answers=_completions([*train.lengths, *held_out.lengths]),
         seconds=seconds,
-        told=_told(data, settings.model, [sft, train, held_out]),
+        told=". ".join([_told(data, settings.model, [sft, train, held_out]), *map(_unended, data_lines(corpus.read))]),
     )
     sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
     return material, sample
@@ -296,6 +297,10 @@ def _check_declared(
 
 def _completions(lengths: Iterable[Lengths]) -> tuple[int, ...]:
     return tuple(sorted(tokens for each in lengths for tokens in (each.chosen, each.rejected)))
+
+
+def _unended(sentence: str) -> str:
+    return sentence.removesuffix(".")
 
 
 def _told(data: Data, model: Model, parts: Sequence[Part]) -> str:

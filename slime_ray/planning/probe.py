@@ -30,7 +30,7 @@ from slime_ray.planning.material import Sample
 from slime_ray.planning.memory import CONTEXT
 from slime_ray.planning.speed import Rates
 from slime_ray.settings import Decoding, Schedule, Settings
-from slime_ray.training.stages import place
+from slime_ray.training.policies import place
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.training.worker import reset_process
 from slime_ray.world import World

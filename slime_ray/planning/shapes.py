@@ -6,7 +6,7 @@ from typing import Any
 
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Sizes
-from slime_ray.settings import Lora, Model
+from slime_ray.settings import ALL_LINEAR, Lora, Model
 
 FIRST_TO_READ = ("q_proj", "k_proj", "v_proj")
 """Of a layer's linear parts, those that read what comes into it."""
@@ -67,7 +67,10 @@ class ModelShape:
 
     def adapters(self, lora: Lora) -> int:
         """Weights of the adapters."""
-        return self.layers * lora.rank * sum(sum(self.linear[name]) for name in lora.targets if name in self.linear)
+        return self.layers * lora.rank * sum(sum(self.linear[name]) for name in self._targets(lora))
+
+    def _targets(self, lora: Lora) -> list[str]:
+        return [name for name in self.linear if lora.targets == ALL_LINEAR or name in lora.targets]
 
     def trained(self, lora: Lora | None) -> int:
         """Weights that training changes."""
@@ -90,7 +93,7 @@ class ModelShape:
             body=self.body,
             adapters=self.adapters(lora),
             body_first=sum(read * written for read, written in reading),
-            adapters_first=lora.rank * self.hidden * sum(name in lora.targets for name in FIRST_TO_READ),
+            adapters_first=lora.rank * self.hidden * sum(name in self._targets(lora) for name in FIRST_TO_READ),
             **common,  # type: ignore[arg-type]
         )
 

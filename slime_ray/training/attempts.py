@@ -9,10 +9,12 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from slime_ray import files
 from slime_ray.experiment import Faults
 
 Ending = Literal["finished", "paused", "preempted", "lost", "hung", "memory", "failed", "interrupted"]
@@ -62,7 +64,11 @@ def stamp(folder: Path) -> int | None:
 
 
 def begin(folder: Path, *, workers: int) -> list[Attempt]:
-    """Note that an attempt starts, and return it with those before. One that never said goodbye was lost."""
+    """Note that an attempt starts, and return it with those before. One that never said goodbye was lost.
+
+    Raises OSError where it cannot be noted: a start that does not count would be made for ever.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
     before = [attempt if attempt.ended else dataclasses.replace(attempt, ended="lost") for attempt in read(folder)]
     attempts = [*before, Attempt(now, now, now, platform.node(), os.getpid(), workers)]
@@ -71,17 +77,24 @@ def begin(folder: Path, *, workers: int) -> list[Attempt]:
 
 
 def note(folder: Path, *, saved: bool = False, ended: Ending | None = None) -> None:
-    """Note that the attempt that runs is alive, has written a checkpoint, or has ended. One that has ended stays so."""
+    """Note that the attempt that runs is alive, has written a checkpoint, or has ended. One that has ended stays so.
+
+    What cannot be written is left out: a full disk has to be told by what matters more.
+    """
     attempts = read(folder)
     if not attempts or attempts[-1].ended:
         return
     last, now = attempts[-1], time.time()
     # A sweep that is gone on with may have been dead for days; the driver notices at once what else was lost.
     alive = last.alive if ended == "interrupted" else now
-    _write(
-        folder,
-        [*attempts[:-1], dataclasses.replace(last, alive=alive, saved=now if saved else last.saved, ended=ended)],
-    )
+    noted = dataclasses.replace(last, alive=alive, saved=now if saved else last.saved, ended=ended)
+    with suppress(OSError):
+        _write(folder, [*attempts[:-1], noted])
+
+
+def ended_so(ended: Ending) -> Attempt:
+    """An attempt of which only its end is known."""
+    return Attempt(0.0, 0.0, 0.0, "", 0, 1, ended)
 
 
 def enough(attempts: Sequence[Attempt], faults: Faults) -> str | None:
@@ -103,11 +116,6 @@ def enough(attempts: Sequence[Attempt], faults: Faults) -> str | None:
 
 
 def _write(folder: Path, attempts: Sequence[Attempt]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.{os.getpid()}"
-    try:
-        partial.write_text(json.dumps([dataclasses.asdict(attempt) for attempt in attempts], indent=1), "utf-8")
-        os.replace(partial, folder / FILE)
-    except OSError:
-        # The ledger is a help; a full disk has to be told by what matters more.
-        partial.unlink(missing_ok=True)
+    text = json.dumps([dataclasses.asdict(attempt) for attempt in attempts], indent=1)
+    # It is written every few seconds, and what a power failure takes of it is not held against the trial.
+    files.write(folder / FILE, text, durable=False)

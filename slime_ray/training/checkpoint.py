@@ -7,23 +7,22 @@
                   trainer_state.json      Trainer's own counters
 
 A folder gets its name when everything in it is written, so that a half-written one is never read; the one before is
-deleted after that. Nothing is pickled.
+deleted after that. The sizes of its files are recorded in it, and one that is not whole is passed over. Nothing is
+pickled.
 """
 
 import json
 import logging
-import os
 import random
 import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -34,6 +33,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import TrainerState
 
+from slime_ray import files
+from slime_ray.errors import RunError
+from slime_ray.training.outcome import is_memory_error, one_sentence
 from slime_ray.world import World
 
 FORMAT = "trial-state-v1"
@@ -65,9 +67,8 @@ def save_checkpoint(
     if not world.main:
         return True
     name = f"step-{state.global_step:08d}"
-    partial = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-    try:
-        partial.mkdir(parents=True)
+
+    def fill(partial: Path) -> None:
         save_file(_once(weights), partial / "model.safetensors")
         save_file(
             {
@@ -91,14 +92,19 @@ def save_checkpoint(
         }
         (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
         replace(state, log_history=[]).save_to_json(str(partial / "trainer_state.json"))
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        shutil.rmtree(folder / name, ignore_errors=True)
-        partial.rename(folder / name)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        logger.warning("No checkpoint at update %d: %s. Training goes on.", state.global_step, error)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.replacing(folder / name) as partial:
+            partial.mkdir()
+            fill(partial)
+            # Hashes would take longer than the update that a checkpoint of a large model interrupts.
+            files.seal(partial, digests=False)
+    except Exception as error:
+        refusal = error if isinstance(error, OSError) else files.storage_error(error)
+        if refusal is None:
+            raise
+        logger.warning("No checkpoint at update %d: %s. Training goes on.", state.global_step, refusal)
         return False
     for other in folder.iterdir():
         if other.name != name:
@@ -118,42 +124,64 @@ def latest(folder: Path) -> Saved | None:
     """The newest whole checkpoint in `folder`, or None. One that cannot be read is passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
+            damaged = files.damage(path)
             content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if content["format"] == FORMAT and (path / "trainer_state.json").is_file():
+            if damaged is None and content["format"] == FORMAT:
                 return Saved(path, int(content["step"]), content["counters"])
-        except (OSError, ValueError, KeyError, TypeError):
-            logger.warning("%s is damaged and is passed over.", path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged = damaged or one_sentence(error)
+        logger.warning("A checkpoint is passed over: %s.", damaged or f"{path} is of another version")
     return None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise whatever a checkpoint cannot be read for as a RunError: no trial fails for it."""
+    try:
+        yield
+    except Exception as error:
+        if is_memory_error(error):
+            raise
+        raise RunError(
+            f"The checkpoint {path} cannot be read ({one_sentence(error)}). Delete it to train its trial anew."
+        ) from error
 
 
 def load_weights(path: Path, model: Any) -> None:
     """Put a checkpoint's trainable parameters into `model`, in place."""
-    weights: Any = load_file(path / "model.safetensors")
-    set_model_state_dict(model, weights, options=OPTIONS)
+    with _reading(path):
+        weights: Any = load_file(path / "model.safetensors")
+        set_model_state_dict(model, weights, options=OPTIONS)
 
 
 def load_progress(path: Path, *, model: Any, optimizer: Any, scheduler: Any) -> None:
     """Put a checkpoint's moments and schedule back, in place."""
-    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    moments: dict[str, Any] = {}
-    for key, value in load_file(path / "optimizer.safetensors").items():
-        kind, name = key.split(":", 1)
-        moments.setdefault(name, {})[kind] = value
-    set_optimizer_state_dict(
-        model, optimizer, {"state": moments, "param_groups": content["param_groups"]}, options=OPTIONS
-    )
-    scheduler.load_state_dict(content["scheduler"])
+    with _reading(path):
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        moments: dict[str, Any] = {}
+        for key, value in load_file(path / "optimizer.safetensors").items():
+            kind, name = key.split(":", 1)
+            moments.setdefault(name, {})[kind] = value
+        set_optimizer_state_dict(
+            model, optimizer, {"state": moments, "param_groups": content["param_groups"]}, options=OPTIONS
+        )
+        scheduler.load_state_dict(content["scheduler"])
 
 
 def load_random_states(path: Path) -> None:
     """Go on with this rank's random numbers; with more ranks than were saved, some repeat another's."""
-    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    prefix = f"{World.current().rank % content['ranks']}."
-    found = {
-        key.removeprefix(prefix): value
-        for key, value in load_file(path / "random.safetensors").items()
-        if key.startswith(prefix)
-    }
+    with _reading(path):
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        prefix = f"{World.current().rank % content['ranks']}."
+        states = {
+            key.removeprefix(prefix): value
+            for key, value in load_file(path / "random.safetensors").items()
+            if key.startswith(prefix)
+        }
+        _set_random_states(states)
+
+
+def _set_random_states(found: Mapping[str, torch.Tensor]) -> None:
     torch.set_rng_state(found["torch"])
     if "cuda" in found and torch.cuda.is_available():
         torch.cuda.set_rng_state(found["cuda"])

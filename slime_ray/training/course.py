@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from slime_ray.errors import RunError
+from slime_ray.errors import SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import Judge
 from slime_ray.experiment import Faults, Trial
@@ -21,7 +21,7 @@ from slime_ray.tracker_settings import Tracker
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.measuring import measure_activity
-from slime_ray.training.orders import ESTIMATED, Order, Paused, Report, evaluations
+from slime_ray.training.orders import ESTIMATED, Order, Paused, Report, evaluations, pause_for
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.sentinel import Sentinel
 from slime_ray.training.stages import Stages
@@ -60,7 +60,7 @@ class Hosting:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
-    trackers: what shows its curves, beside the result files.
+    trackers: what shows its curves, beside the result files. inputs: digests of what it reads.
     """
 
     threads: int = 1
@@ -68,6 +68,7 @@ class Hosting:
     faults: Faults = field(default_factory=Faults)
     heartbeat_seconds: float = 5.0
     trackers: tuple[Tracker, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class Measurements:
         clock = time.perf_counter()
         before = self.stages.step0.first(self.CURVE_PAIRS)
         now = before if step == 0 else self.held_out(self.CURVE_PAIRS)
+        if not now.finite:
+            # The next loss would be the same. Answers of such a policy cannot be drawn.
+            return Order("stop", f"log-probabilities were not finite at update {step}")
         metrics = {
             "chosen_logp": float(now.chosen_means.mean()),
             "rejected_logp": float(now.rejected_means.mean()),
@@ -132,8 +136,8 @@ class Measurements:
         self.curves.add(step, "held_out", metrics | measure_activity(self.objective, before, now))
         try:
             seen = self.sentinel.look(step, before, now)
-        except RunError as error:
-            raise Paused(Order("pause", str(error))) from None
+        except SlimeRayError as error:
+            raise pause_for(error) from None
         self.curves.add(step, "sentinel", seen)
         self.seconds += time.perf_counter() - clock
         told = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
@@ -182,6 +186,7 @@ class Training:
             after_save=self.after_save,
             bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
+            dropout=trial.settings.model.dropout,
         )
         self.updates = self.trainer.updates
         self.marks = {

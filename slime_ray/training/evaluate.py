@@ -4,6 +4,8 @@ What is left is a run like any other, one arm a policy, so that tables, reports 
 """
 
 import dataclasses
+import json
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -11,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
@@ -25,11 +25,15 @@ from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
+from slime_ray.facts import data_lines
 from slime_ray.mirror import Mirror
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.files import AGAIN, FileFault, check_adapter
+from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.run_folder import Start, conclude, log_file, taken
+from slime_ray.model.parts import check_model
+from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.settings import Settings
+from slime_ray.strict import LONGEST_LABEL
 from slime_ray.training.measuring import (
     Measured,
     answer_prompts,
@@ -37,12 +41,25 @@ from slime_ray.training.measuring import (
     measure_answers,
     measure_policy,
 )
-from slime_ray.training.orders import Paused, Report
-from slime_ray.training.outcome import MODEL, blank_row, finish, one_sentence, say_nothing, write_judging
+from slime_ray.training.orders import Paused, Report, ending
+from slime_ray.training.outcome import (
+    MODEL,
+    blank_row,
+    finish,
+    is_memory_error,
+    one_sentence,
+    say_nothing,
+    write_judging,
+)
+from slime_ray.training.policies import place
 from slime_ray.training.reach import check_reach
 from slime_ray.training.single import Say, Voice
-from slime_ray.training.stages import BASELINE_SEED, Stages, place, prepare
-from slime_ray.training.worker import is_memory_error, reset_process
+from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
+from slime_ray.training.worker import reset_process
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,11 @@ def evaluate(
     against = find_policy(baseline) if baseline else None
     if len({one.label for one in given}) < len(given):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
+    for one in given:
+        if len(one.label.encode()) > LONGEST_LABEL:
+            raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
+    named: dict[str, Path | None] = {f"the policy {one.label}": one.path for one in given}
+    named["the baseline"] = against.path if against else None
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
@@ -112,7 +134,7 @@ def evaluate(
     run = mirror.root / experiment.name
     with (
         mirror.held(run),
-        taken(run, measured, source=source, seed=0, start=start) as manifest,
+        taken(run, measured, source=source, seed=0, start=start, named=named) as manifest,
         log_file(run / "log.txt"),
         mirror.answering(),
     ):
@@ -120,11 +142,17 @@ def evaluate(
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
-        # A mistake in the last file is told before the answers of the first are judged.
+        # A mistake in the last one is told before the answers of the first are judged.
         for one in given:
             if one.is_file:
                 bench.read(one)
+            else:
+                bench.check(one)
         bench.compare_with(against)
+        refuse_other_stages(run, manifest, bench.hashes)
+        for line in data_lines(bench.data):
+            logger.warning(line)
+            say(line)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)
@@ -153,6 +181,8 @@ def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> N
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
     found = bench.measure(one, trial)
+    if found.judging and not found.judging.complete:
+        say(f"{one.label}: {found.judging.sentence}")
     seconds = time.perf_counter() - clock
     row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
@@ -184,6 +214,9 @@ class _Files:
                 "Files of answers need the questions that they answer: --set evaluation.questions=FILE, of Arena-Hard, "
                 "of MT-Bench, or one with `prompt` and `id`."
             )
+
+    def check(self, one: Given) -> None:
+        """Look at a model's files. Raises InputError for what cannot be loaded."""
 
     def compare_with(self, baseline: Given | None) -> None:
         """Take the baseline's answers."""
@@ -226,7 +259,8 @@ class _Models(_Files):
 
     def __init__(self, settings: Settings, storage: Mirror, judge: Judge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
-        self.stages: Stages = prepare(settings, storage=storage, report=report)
+        with ending():
+            self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
         asked = self.stages.prompts["report"]
         self.questions = [
@@ -265,20 +299,45 @@ class _Models(_Files):
         answered = judge_prompts(trial, self.stages, asked, self.judge)
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
 
-    def load(self, one: Given) -> Policy:
-        """A whole model, or an adapter on the SFT checkpoint. Raises InputError where it cannot be loaded."""
-        from peft import PeftModel
-
-        dtype = self.settings.model.dtype
+    def check(self, one: Given) -> None:
         try:
-            if (one.path / "adapter_config.json").is_file():
-                lm: Any = load_checkpoint(self.stages.checkpoint, dtype=dtype)
-                lm = PeftModel.from_pretrained(lm, str(one.path), local_files_only=True)
-            else:
-                lm = load_checkpoint(one.path, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{one.path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+            check_adapter(one.path) if _is_on(one.path, self.stages.checkpoint) else check_model(one.path)
+        except FileFault as error:
+            raise InputError(f"{one.path} cannot be loaded: {error}. {AGAIN}") from None
+
+    def load(self, one: Given) -> Policy:
+        """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
+
+        Raises InputError where it cannot be loaded.
+        """
+        dtype = self.settings.model.dtype
+        if _is_on(one.path, self.stages.checkpoint):
+            lm = load_checkpoint(self.stages.checkpoint, dtype=dtype, note=self.note)
+            lm = load_adapter(lm, one.path)
+        else:
+            lm = load_checkpoint(one.path, dtype=dtype, note=self.note)
         policy = place(make_policy(lm, self.settings.model), sharded=False).eval()
         max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
         check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
         return policy
+
+    def note(self, sentence: str) -> None:
+        """Say what was loaded, now and in the manifest."""
+        notes = self.data.setdefault("model_notes", [])
+        if sentence not in notes:
+            notes.append(sentence)
+            self.report({"doing": f"Model: {sentence}"})
+            logger.warning(sentence)
+
+
+def _is_on(policy: Path, checkpoint: Path) -> bool:
+    """Whether a policy is an adapter that was trained on this SFT checkpoint, be it in another storage.
+
+    The checkpoint's name is a hash of what it is made of.
+    """
+    try:
+        content = json.loads((policy / "adapter_config.json").read_text(encoding="utf-8"))
+        return Path(content["base_model_name_or_path"]).name == checkpoint.name
+    except (OSError, ValueError, KeyError, TypeError):
+        # None, or a broken one, which loading tells.
+        return False

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from slime_ray.errors import RunError
+from slime_ray.errors import SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -18,7 +18,7 @@ from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.stability_v1 import StabilityParts, stability_score
-from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.orders import Report, pause_for
 from slime_ray.training.stages import Stages, answering
 from slime_ray.training.trainer import TokenPair
 
@@ -98,8 +98,8 @@ def judge_prompts(
             markers=stages.tokenizer.all_special_tokens,
             first=first,
         )
-    except RunError as error:
-        raise Paused(Order("pause", str(error))) from None
+    except SlimeRayError as error:
+        raise pause_for(error) from None
 
 
 def measure_answers(trial: Trial, answered: Answered) -> Measured:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
+from slime_ray.errors import RunError, SlimeRayError
+
 
 @dataclass(frozen=True)
 class Order:
@@ -45,6 +47,41 @@ class Paused(Exception):
     def __init__(self, order: Order):
         super().__init__(order.reason)
         self.order = order
+
+
+class OrderToLeave(RunError):
+    """What ends judging on an order, on every rank."""
+
+    def __init__(self, order: Order):
+        super().__init__(order)
+        self.order = order
+
+
+def pause_for(error: SlimeRayError) -> Paused:
+    """Turn what ended judging into a pause: nothing is wrong with the trial, and it can be resumed."""
+    return Paused(error.order if isinstance(error, OrderToLeave) else Order("pause", str(error)))
+
+
+def judging(report: Report) -> Callable[[int, int], None]:
+    """Report how many verdicts there are. Raises OrderToLeave where the answer is such an order."""
+
+    def progress(done: int, of: int) -> None:
+        order = report({"doing": "judging", "step": done, "updates": of})
+        if order is not None and order.kind != "stop":
+            raise OrderToLeave(order)
+
+    return progress
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, so that nothing half-made stays behind."""
+
+    def handle() -> None:
+        raise KeyboardInterrupt
+
+    with interrupts(handle):
+        yield
 
 
 @contextmanager

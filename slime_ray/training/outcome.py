@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from slime_ray import results
+from slime_ray import files, results
+from slime_ray.errors import RunError
 from slime_ray.experiment import Trial
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Report
@@ -21,6 +22,7 @@ from slime_ray.training.orders import Order, Report
 if TYPE_CHECKING:
     from slime_ray.evaluation.judges import Summary
 
+T = TypeVar("T")
 CHECKPOINTS, MODEL, JUDGING = results.CHECKPOINTS, results.MODEL, results.JUDGING
 
 
@@ -30,6 +32,18 @@ class RanksDiffer(Exception):
 
 class OutOfMemory(Exception):
     """A trial ran out of memory for the first time; a fresh process may try once more."""
+
+
+class StageError(RunError):
+    """Shared stages could not be made or used: their damage is no result of the trial that comes upon it."""
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
 
 
 def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
@@ -50,12 +64,14 @@ def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
     )
 
 
-def record_failure(trial: Trial, run: Path, reason: str, *, workers: int = 1) -> dict[str, Any]:
-    """Write the row of a trial that cannot go on, and return it."""
+def record_failure(
+    trial: Trial, run: Path, reason: str, *, workers: int = 1, storage_minutes: float = 1.0
+) -> dict[str, Any]:
+    """Write the row of a trial that cannot go on, and return it. Raises StorageError."""
     row = blank_row(trial, datetime.now(UTC)) | {
         "status": "failed", "reason": reason, "healthy": False, "stability": 0.0, "workers": workers
     }  # fmt: skip
-    finish(trial, run, row, [], [], [], say_nothing, storage_minutes=1.0)
+    finish(trial, run, row, [], [], [], say_nothing, storage_minutes=storage_minutes)
     return row
 
 
@@ -72,7 +88,7 @@ def finish(
 ) -> None:
     """Write a trial's result, for as long as the storage may need to take it, and drop its checkpoints.
 
-    Raises OSError where it has not taken it for so long.
+    Raises StorageError where it has not taken it for so long.
     """
     folder = run / "trials" / trial.trial_id
     made = attempts.read(folder)
@@ -98,20 +114,34 @@ def waiting_for_storage(report: Report) -> Callable[[str], object]:
     return lambda error: report({"doing": f"waiting for storage ({error})"})
 
 
-def patiently(work: Callable[[], None], *, seconds: float, say: Callable[[str], object]) -> None:
-    """Do what a storage may refuse for a while, again and again. Raises its OSError when it has refused for so long."""
+def patiently(work: Callable[[], T], *, seconds: float, say: Callable[[str], object]) -> T:
+    """Do what a storage may refuse for a while, again and again, and return what came of it.
+
+    Raises StorageError when it has refused for so long.
+    """
     deadline, pause = time.monotonic() + seconds, 0.5
     while True:
         try:
-            work()
-        except OSError as error:
-            if time.monotonic() + pause > deadline:
+            return work()
+        except Exception as error:
+            refusal = error if isinstance(error, OSError) else files.storage_error(error)
+            if refusal is None:
                 raise
-            say(one_sentence(error))
+            if time.monotonic() + pause > deadline:
+                raise refused(refusal) from error
+            say(one_sentence(refusal))
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
-        else:
-            return
+
+
+def refused(error: OSError) -> files.StorageError:
+    """The error as one of a storage that was given time."""
+    return error if isinstance(error, files.StorageError) else files.StorageError(one_sentence(error))
+
+
+def what_failed(error: RunError | OSError) -> str:
+    """Why a trial leaves without a result for something that is not its own fault, as a sentence."""
+    return str(error) if isinstance(error, RunError) else f"the storage does not take what is written ({error})"
 
 
 def one_sentence(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 It computes what the same trial computes in a sweep, and leaves a run of the same files.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,23 @@ from typing import Any
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.judges import build_judge
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.facts import data_lines, model_lines
 from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, conclude, log_file, taken
+from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
-from slime_ray.training.orders import Order, Paused, interrupts
-from slime_ray.training.outcome import OutOfMemory, one_sentence
+from slime_ray.training.orders import Order, Paused, ending, interrupts
+from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], object]
+logger = logging.getLogger(__name__)
 
 
 def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
@@ -53,6 +60,7 @@ def train_one(
     with (
         mirror.held(run),
         taken(run, experiment, source=source, seed=0, start=start) as manifest,
+        mirror.answering(),
         log_file(run / "log.txt"),
     ):
         voice = Voice(say)
@@ -61,32 +69,37 @@ def train_one(
             faults=experiment.faults,
             trackers=tuple(experiment.trackers),
         )
+        # One that cannot be used would be noticed only when the stages are made.
+        build_judge(trial.settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name))
         reset_process(seed=0, threads=hosting.threads)
-        try:
+        with ending():
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
-        except OSError as error:
-            raise RunError(f"The shared stages could not be made: {one_sentence(error)}") from error
+        refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
-        with mirror.answering():
-            results.write_manifest(run, manifest)
-            if trial.trial_id not in results.finished_trials(run):
-                try:
-                    with voice.listening():
-                        run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
-                except Paused as pause:
-                    raise RunError(
-                        f"{trial.trial_id} left with a checkpoint: {pause.order.reason.rstrip('.')}. Give the same "
-                        "command with --resume to go on."
-                    ) from None
-                except OutOfMemory as error:
-                    raise RunError(
-                        f"{trial.trial_id} ran out of memory ({error}). Give the same command with --resume to try "
-                        "once more, where there is more memory."
-                    ) from None
-                finally:
-                    mirror.push(run)
-            rows = conclude(run, manifest)
-            mirror.push(run)
+        other = trial.settings.model != experiment.settings.model
+        facts = model_facts(trial.settings, stages.checkpoint) if other else stages.data
+        for line in (*data_lines(stages.data), *model_lines(facts)):
+            logger.warning(line)
+            say(line)
+        results.write_manifest(run, manifest)
+        if trial.trial_id not in results.finished_trials(run):
+            try:
+                with voice.listening():
+                    run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
+            except Paused as pause:
+                raise RunError(
+                    f"{trial.trial_id} left without a result: {pause.order.reason.rstrip('.')}. Give the same "
+                    "command with --resume to go on from its last checkpoint."
+                ) from None
+            except OutOfMemory as error:
+                raise RunError(
+                    f"{trial.trial_id} ran out of memory ({error}). Give the same command with --resume to try "
+                    "once more, where there is more memory."
+                ) from None
+            finally:
+                mirror.push(run)
+        rows = conclude(run, manifest)
+        mirror.push(run)
         row = rows[trial.trial_id]
         if row["status"] == "failed":
             raise RunError(f"{trial.trial_id} failed: {row['reason']}. Its traceback is in {run / 'trials'}.")
@@ -103,6 +116,8 @@ class Voice:
 
     def report(self, told: Mapping[str, Any]) -> Order | None:
         """Say what was told, unless it was said last; returns the order to leave, once there is one."""
+        if told.get("notice"):
+            self.say(str(told["notice"]))
         for tracker, reason in told.get("untracked", {}).items():
             self.say(f"It goes on without {tracker}: {reason}")
         step, loss = told.get("step"), told.get("loss")

@@ -5,9 +5,8 @@ instead of all of it each; what is made is the same.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
@@ -30,23 +28,25 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
-from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
+from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import add_lora
-from slime_ray.model.sharding import is_sharded, shard, whole_weights
-from slime_ray.objectives import SftObjective
 from slime_ray.settings import Data, Model, Settings, fingerprint
-from slime_ray.training.cache import cached, content_of
+from slime_ray.training.cache import cached, content_of, using_stages
+from slime_ray.training.checks import check_finite, no_answers
 from slime_ray.training.orders import Report
+from slime_ray.training.policies import checkpoint_policy, model_facts
 from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
 from slime_ray.training.reach import check_reach
-from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.training.sft import make_sft
+from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
 
 BASELINE_SEED = 0
 MADE = "made.json"
 """Beside an SFT checkpoint, the hash of its weights: taken once, since they may be large."""
-FORMAT = 4
+NOTES = "notes.json"
+"""Next to it, what a user should know of the pretrained model that was loaded."""
+FORMAT = 5
 """Raised when what a stage writes changes, so that older caches are not read."""
 
 
@@ -67,6 +67,7 @@ class Stages:
     format_check: FormatCheck | None
 
 
+@using_stages
 def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False) -> Stages:
     """Make what is missing in the storage, and return everything. `report` is told what is being made.
 
@@ -80,7 +81,9 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
     checkpoint = cached(
         storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
     )
-    step0_key = fingerprint([FORMAT, sft_key, content["held_out"]])
+    # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
+    weights = _weights_made(checkpoint)
+    step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"]])
     step0 = cached(
         storage,
         "step0",
@@ -89,7 +92,7 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
         report,
     )
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
-    answers_key = fingerprint([FORMAT, sft_key, content["stop_tokens"], asked, settings.evaluation.decoding])
+    answers_key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, settings.evaluation.decoding])
     answers = cached(
         storage,
         "baseline",
@@ -97,9 +100,11 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
         lambda folder: _make_baseline(settings, tokens, checkpoint, folder, report, sharded),
         report,
     )
-    return _load(tokens, checkpoint, step0, answers, settings.data.task)
+    stages = _load(tokens, checkpoint, step0, answers, settings.data.task)
+    return replace(stages, data=stages.data | model_facts(settings, checkpoint))
 
 
+@using_stages
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False
 ) -> list[TokenPair]:
@@ -110,7 +115,8 @@ def train_pairs(
     pairs = _read_pairs(stages.tokens / "train.parquet")
     if not settings.objective.build().needs_reference:
         return pairs
-    key = fingerprint([FORMAT, stages.hashes["sft_checkpoint"], stages.hashes["train_ids"]])
+    of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
+    key = fingerprint([FORMAT, *of])
     folder = cached(
         storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
     )
@@ -144,9 +150,11 @@ def _source_content(data: Data) -> list[str | None]:
     return [content_of(str(file)) for file in files]
 
 
-def _weights(model: Model) -> str | None:
-    """Changes with the weights behind a local model, and with the code that makes an embedded one."""
-    return content_of(tiny.__file__) if model.task else content_of(model.source, by_time=True)
+def _weights(model: Model) -> list[str | None]:
+    """Changes with the weights behind a local model or adapter, and with the code that makes an embedded one."""
+    if model.task:
+        return [content_of(tiny.__file__)]
+    return [content_of(source, by_time=True) for source in weight_sources(model)]
 
 
 @lru_cache(maxsize=2)
@@ -169,7 +177,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
             "sft_checkpoint": checkpoint.name.split("-")[1],
             **_weights_made(checkpoint),
         },
-        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")),
+        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")) | _model_notes(checkpoint),
         format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
     )
 
@@ -199,6 +207,8 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         content[name] = tokenized_hash(tokenized.dataset)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     for name, asked in prompts.items():
+        if asked.truncation is not None:
+            truncated[f"{name}_prompts"] = asked.truncation.as_dict()
         content[f"prompts-{name}"] = fingerprint([asked.token_ids, asked.categories, asked.later])
         write_prompts(folder / f"prompts-{name}.parquet", asked)
     stop_tokens = list(stop_token_ids(tokenizer))
@@ -225,70 +235,30 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
 
 
 def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
-    """Train on the chosen completions of the SFT split, merge any adapters, and save the whole model."""
-    sft, model, world = settings.sft, settings.sft_model, World.current()
-    seed = sft.seed if sft else 0
-    torch.manual_seed(seed)
-    lm = load_model(model, seed=seed)
-    if sft is not None:
-        if model.lora:
-            lm = add_lora(lm, model.lora)
-        policy = place(make_policy(lm, model), sharded=sharded)
-        _check_reach(policy, settings, tokens)
+    notes: list[str] = []
+    pairs = _read_pairs(tokens / ("sft.parquet" if settings.sft else "train.parquet"))
+    max_new_tokens = settings.evaluation.decoding.max_new_tokens
 
-        def after_update(step: int, metrics: Metrics) -> Next:
-            if world.main and step % max(1, trainer.updates // 20) == 0:
-                report({"doing": "making sft", "step": step, "updates": trainer.updates, "loss": metrics["loss"]})
-            return GO_ON
+    def check(policy: Policy) -> None:
+        check_reach(policy.findings.limits, tokens, max_new_tokens=max_new_tokens)
 
-        trainer = PreferenceTrainer(
-            policy=policy,
-            objective=SftObjective(),
-            pairs=_read_pairs(tokens / "sft.parquet"),
-            schedule=sft,
-            pairs_per_update=sft.examples_per_update,
-            row_tokens=settings.data.row_budget,
-            seed=seed,
-            scratch=folder / "scratch",
-            bf16=model.dtype == "bfloat16",
-            gradient_checkpointing=settings.training.gradient_checkpointing,
-            after_update=after_update,
-        )
-        trainer.train()
-        if is_sharded(policy):
-            lm = _gathered(policy, model, seed=seed)
-        elif model.lora:
-            lm = lm.merge_and_unload()
-    # Trainer looks into it at its end, on every rank.
-    world.broadcast(None)
-    if world.main:
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
-        lm.save_pretrained(folder)
+    make_sft(settings, pairs, folder, report, sharded=sharded, check=check, note=notes.append)
+    if World.current().main:
         weights = fingerprint([content_of(str(file)) for file in sorted(folder.glob("*.safetensors"))])
         (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
-
-
-def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
-    """The trained model, whole and without adapters, on rank 0; None elsewhere."""
-    weights = whole_weights(policy, trained_only=True)
-    if not World.current().main:
-        return None
-    lm = load_model(model, seed=seed)
-    if model.lora:
-        lm = add_lora(lm, model.lora)
-    lm.load_state_dict(weights, strict=False)
-    return lm.merge_and_unload() if model.lora else lm
+        (folder / NOTES).write_text(json.dumps({"model_notes": notes}), encoding="utf-8")
 
 
 def _make_step0(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
-    policy, world = _checkpoint_policy(checkpoint, settings.model, sharded), World.current()
-    _check_reach(policy, settings, tokens)
+    policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     if world.main and policy.why_not_packed is not None:
         report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
     measured = measure_held_out(policy, _read_pairs(tokens / "held_out.parquet"), row_tokens=settings.data.row_budget)
+    check_finite(measured, "held-out", settings)
     if world.main:
         (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
         measured.save(folder / "held_out.npz")
@@ -297,20 +267,23 @@ def _make_step0(
 def _make_baseline(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
-    policy, world = _checkpoint_policy(checkpoint, settings.model, sharded), World.current()
-    _check_reach(policy, settings, tokens)
+    policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in PROMPT_SETS:
-        _, answers = ask(
-            policy,
-            tokenizer,
-            read_prompts(tokens / f"prompts-{name}.parquet"),
-            decoding=settings.evaluation.decoding,
-            stop_tokens=info["stop_tokens"],
-            seed=BASELINE_SEED,
-            progress=answering(report, "making baseline"),
-        )
+        try:
+            _, answers = ask(
+                policy,
+                tokenizer,
+                read_prompts(tokens / f"prompts-{name}.parquet"),
+                decoding=settings.evaluation.decoding,
+                stop_tokens=info["stop_tokens"],
+                seed=BASELINE_SEED,
+                progress=answering(report, "making baseline"),
+            )
+        except FloatingPointError:
+            raise no_answers(settings) from None
         if world.main:
             _write(
                 folder / f"{name}.parquet",
@@ -324,8 +297,9 @@ def _make_baseline(
 def _make_reference(
     settings: Settings, stages: Stages, pairs: Sequence[TokenPair], folder: Path, sharded: bool
 ) -> None:
-    policy = _checkpoint_policy(stages.checkpoint, settings.model, sharded)
+    policy = checkpoint_policy(stages.checkpoint, settings.model, sharded)
     measured = measure_held_out(policy, pairs, row_tokens=settings.data.row_budget)
+    check_finite(measured, "training", settings)
     if World.current().main:
         np.savez(
             folder / "reference.npz",
@@ -344,21 +318,6 @@ def answering(report: Report, doing: str) -> Callable[[int, int], None]:
     return progress
 
 
-def place(policy: Policy, *, sharded: bool) -> Policy:
-    """The policy on this process's device, whole or in parts."""
-    if sharded and World.current().size > 1:
-        return shard(policy)
-    return policy.cuda() if torch.cuda.is_available() else policy
-
-
-def _checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
-    return place(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
-
-
-def _check_reach(policy: Policy, settings: Settings, tokens: Path) -> None:
-    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
@@ -373,6 +332,12 @@ def _weights_made(checkpoint: Path) -> dict[str, str]:
         return dict(json.loads((checkpoint / MADE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
+
+
+def _model_notes(checkpoint: Path) -> dict[str, list[str]]:
+    """What the pretrained model's loading had to say; nothing of an earlier version."""
+    file = checkpoint / NOTES
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _read_pairs(path: Path) -> list[TokenPair]:

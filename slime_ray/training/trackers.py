@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from filelock import FileLock
 from transformers import TrainerCallback
 
+from slime_ray import files
 from slime_ray.experiment import Trial
-from slime_ray.redaction import redact
+from slime_ray.redaction import redact, redact_sentence
 from slime_ray.tracker_settings import Tracker
 from slime_ray.training.outcome import one_sentence
 
@@ -86,7 +87,7 @@ class Trackers:
             work()
         except Exception as error:
             self._open.pop(name)
-            self.left_out[name] = without_secrets(one_sentence(error))
+            self.left_out[name] = redact_sentence(one_sentence(error))
             logger.warning("%s goes on without %s: %s", self.trial.trial_id, name, self.left_out[name])
             self.say(self.left_out)
 
@@ -248,7 +249,7 @@ class Mlflow:
             with suppress(MlflowException):
                 mlflow.delete_run(self.note.read_text(encoding="utf-8"))
         record = mlflow.start_run(run_name=self.trial.trial_id, tags=about)
-        self.note.write_text(record.info.run_id, encoding="utf-8")
+        files.write(self.note, record.info.run_id)
         mlflow.log_params(_flat(self.trial.values))
         return MLflowCallback()
 
@@ -270,17 +271,6 @@ RECORDS: Mapping[str, Callable[[Trial, Path], Record]] = {
 def named(source: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """Rows of curves.parquet as Trainer logs them: transformers' callbacks make train/… and eval/… of these names."""
     return dict(metrics) if source == "train" else {f"eval_{source}/{name}": value for name, value in metrics.items()}
-
-
-def without_secrets(sentence: str) -> str:
-    """A sentence of someone else's, without what it may quote: addresses with passwords, keys of the environment."""
-    masked: Mapping[str, str] = redact(dict(os.environ))
-    for name, value in os.environ.items():
-        # A shorter one would be found in the middle of words.
-        if len(value) >= 6 and masked[name] != value:
-            sentence = sentence.replace(value, "***")
-    safe: str = redact(sentence)
-    return safe
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

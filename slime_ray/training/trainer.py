@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from slime_ray.data.order import examples_by_update, updates_of
 from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
 from slime_ray.settings import Schedule
 from slime_ray.training.checkpoint import Saved, load_progress, load_random_states, load_weights, save_checkpoint
@@ -166,6 +167,8 @@ class PreferenceTrainer(Trainer):
     checkpoints: where they go, with what `counters` gives; without it none is written. after_save: called on every rank
     when one is written.
 
+    dropout: whether the model's own dropout is on; that of adapters is as their settings say.
+
     Every rank holds the whole model (DDP), or a part of each parameter if the policy was sharded.
     """
 
@@ -187,8 +190,10 @@ class PreferenceTrainer(Trainer):
         after_save: Callable[[], None] = lambda: None,
         bf16: bool = False,
         gradient_checkpointing: bool = False,
+        dropout: bool = False,
     ):
         self.objective: Objective = objective
+        self.policy, self.dropout = policy, dropout
         self.after_update, self.urgent = after_update, urgent
         self.checkpoints, self.counters, self.after_save = checkpoints, counters, after_save
         self.pairs_seen = 0
@@ -197,8 +202,7 @@ class PreferenceTrainer(Trainer):
         transformers_logging.set_verbosity_error()
         self.updates = updates_of(schedule, len(pairs), pairs_per_update)
         if gradient_checkpointing:
-            policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            policy.lm.enable_input_require_grads()
+            checkpoint_layers(policy.causal_lm)
         super().__init__(
             model=policy,
             args=TrainingArguments(
@@ -266,7 +270,7 @@ class PreferenceTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over the micro-batches of one update; returns this rank's share of the loss."""
         update: Update = inputs["update"]
-        model.train()
+        set_train_mode(self.policy.lm, dropout=self.dropout)
         shares_of_loss = []
         for number, batch in enumerate(update.batches, start=1):
             # Ranks exchange gradients once, with the last micro-batch.

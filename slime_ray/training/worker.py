@@ -6,8 +6,6 @@ The ranks of a process group run a trial together: every one of them calls `run_
 import functools
 import gc
 import logging
-import os
-import shutil
 import time
 import traceback
 from contextlib import suppress
@@ -17,11 +15,11 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from slime_ray import __version__, results
+from slime_ray import __version__, files, results
+from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
@@ -30,13 +28,16 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Trial
+from slime_ray.inputs import change
 from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.redaction import redact_sentence
 from slime_ray.stability_v1 import stability_score
 from slime_ray.training import attempts
+from slime_ray.training.cache import stage_errors
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
 from slime_ray.training.front import beaten_by
 from slime_ray.training.measuring import (
@@ -47,22 +48,28 @@ from slime_ray.training.measuring import (
     measure_policy,
     stability_parts,
 )
-from slime_ray.training.orders import Paused, Report
+from slime_ray.training.orders import Order, Paused, Report, judging
 from slime_ray.training.outcome import (
     MODEL,
     OutOfMemory,
     RanksDiffer,
+    StageError,
     blank_row,
     finish,
+    is_memory_error,
     one_sentence,
     patiently,
     record_failure,
+    refused,
     say_nothing,
     waiting_for_storage,
+    what_failed,
     write_judging,
 )
-from slime_ray.training.stages import Stages, answering, place, prepare, train_pairs
+from slime_ray.training.policies import place
+from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
+from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
 
 logger = logging.getLogger(__name__)
@@ -72,10 +79,21 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     """Train and measure one trial and write its files under `run`/trials, from its last checkpoint if it has one.
 
     Returns its row of trials.parquet. A trial that fails is a result too: it is written with its reason, stability 0.
-    Raises Paused when `report` answered with that order, and OutOfMemory when a fresh process should try once more.
-    Where several ranks run it, an error of one of them is raised, so that the others can be ended; `record_failure`
-    then writes the row.
+    Raises Paused when `report` answered with that order, and where shared stages, the storage or a judge do not do
+    their part, which is no result of the trial; OutOfMemory when a fresh process should try once more. Where several
+    ranks run it, an error of one of them is raised, so that the others can be ended; `record_failure` then writes the
+    row.
     """
+    try:
+        return _run_trial(trial, run, storage, report, hosting)
+    except (RunError, files.StorageError) as error:
+        if World.current().size > 1:
+            raise
+        attempts.note(run / "trials" / trial.trial_id, ended="paused")
+        raise Paused(Order("pause", what_failed(error))) from error
+
+
+def _run_trial(trial: Trial, run: Path, storage: Mirror, report: Report, hosting: Hosting) -> dict[str, Any]:
     clock = time.perf_counter()
     world = World.current()
     folder = run / "trials" / trial.trial_id
@@ -83,9 +101,11 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     if not world.agree([trial.config_hash, __version__, torch.__version__]):
         raise RanksDiffer(f"the ranks of {trial.trial_id} hold different settings or versions")
     made: list[attempts.Attempt] = []
+    seconds = 60 * hosting.faults.storage_minutes
     if world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        made = attempts.begin(folder, workers=world.size)
+        begin = functools.partial(attempts.begin, folder, workers=world.size)
+        made = patiently(begin, seconds=seconds, say=waiting_for_storage(report))
+        files.clear_partials(folder)
     enough = world.broadcast(attempts.enough(made[:-1], hosting.faults))
     if enough:
         return record_failure(trial, run, f"given up: {enough}", workers=world.size) if world.main else {}
@@ -103,8 +123,12 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
             attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
         raise
     except Exception as error:
+        refusal = error if isinstance(error, RunError) else files.storage_error(error)
+        if refusal is not None:
+            trackers.end({"status": "paused"})
+            raise refusal if isinstance(refusal, RunError) else refused(refusal) from None
         with suppress(OSError):
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            files.write(folder / "error.txt", redact_sentence(traceback.format_exc()))
         if is_memory_error(error):
             attempts.note(folder, ended="memory")
             if not attempts.enough(attempts.read(folder), hosting.faults):
@@ -123,14 +147,6 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
     return row
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
 
 
 def reset_process(seed: int, threads: int) -> None:
@@ -160,16 +176,14 @@ def _train_and_measure(
     trackers: Trackers,
 ) -> Measured:
     settings = trial.settings
+    if changed := World.current().broadcast(change(hosting.inputs, settings)):
+        raise Paused(Order("pause", changed))
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
-        progress=answering(report, "judging"),
+        progress=judging(report),
     )
-    stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
-    pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
-    # Whether this trial had to make a stage first must not change what it draws.
-    set_seed(trial.seed)
-    lm = load_checkpoint(stages.checkpoint, dtype=settings.model.dtype)
+    stages, pairs, lm = _start(trial, storage, report, hosting)
     if settings.model.lora:
         lm = add_lora(lm, settings.model.lora)
     policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
@@ -210,6 +224,28 @@ def _train_and_measure(
     return Measured(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
 
 
+def _start(trial: Trial, storage: Mirror, report: Report, hosting: Hosting) -> tuple[Stages, list[TokenPair], Any]:
+    """What the trial starts from: the shared stages, its pairs, and the SFT checkpoint. Raises StageError."""
+    settings = trial.settings
+    try:
+        with stage_errors("used", storage):
+            stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
+            pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
+            # Whether this trial had to make a stage first must not change what it draws.
+            set_seed(trial.seed)
+            return stages, pairs, load_checkpoint(stages.checkpoint, dtype=settings.model.dtype)
+    except InputError as error:
+        if any(_changes_stages(path) for path in trial.values):
+            raise
+        # They were fine when the run began.
+        raise StageError(str(error)) from error
+
+
+def _changes_stages(path: str) -> bool:
+    """Whether a trial that sets this over `base` may have stages of its own, and be to blame for them."""
+    return path.split(".")[0] in ("data", "model", "sft", "evaluation") and not path.startswith("model.lora")
+
+
 def _judged(
     trial: Trial,
     stages: Stages,
@@ -238,14 +274,8 @@ def _save(policy: Policy, folder: Path, report: Report, hosting: Hosting) -> Non
     weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
 
     def write() -> None:
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with files.replacing(folder) as partial:
             policy.lm.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
 
     if World.current().main:
         patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from slime_ray.analysis import front, statistics
+from slime_ray.analysis import front
 from slime_ray.analysis.knobs import Searched
 
 from slime_ray.results import Run
@@ -46,11 +46,6 @@ def test_the_knee_does_not_depend_on_the_units_of_the_goals(points, factor, shif
     assert front.knee(points).trial == front.knee(points * [factor, 1] + [shift, 0]).trial
 
 
-@given(POINTS)
-def test_the_front_of_two_goals_is_that_of_all_comparisons(points):
-    assert front.unbeaten(points).tolist() == statistics.on_front(points).tolist()
-
-
 @given(arrays(float, (4, 6, 2), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan])))
 def test_many_fronts_at_once_are_what_each_is_alone(points):
     trial, on_front, distances = front.knees(points)
@@ -58,9 +53,6 @@ def test_many_fronts_at_once_are_what_each_is_alone(points):
         assert (None if trial[place] < 0 else trial[place]) == alone.trial
         assert on_front[place].tolist() == alone.on_front.tolist()
         assert distances[place].tolist() == pytest.approx(alone.distances.tolist(), nan_ok=True)
-        ranked = np.isfinite(points[place]).all(axis=1)
-        assert on_front[place][ranked].tolist() == statistics.on_front(points[place][ranked]).tolist()
-        assert not on_front[place][~ranked].any()
 
 
 def test_a_large_search_is_worked_out_in_parts(monkeypatch):

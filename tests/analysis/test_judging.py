@@ -10,6 +10,7 @@ from slime_ray.analysis.statistics import arena_hard_score
 
 from slime_ray import results
 from slime_ray.errors import InputError
+from slime_ray.evaluation.judges.base import FAILED_ANSWER
 
 from .conftest import add_trial, finish
 
@@ -45,9 +46,17 @@ def test_an_invalid_verdict_has_no_vote():
 
 
 def test_a_prompt_and_all_its_votes_are_drawn_together():
-    # One prompt, however often it was answered, leaves nothing to draw.
-    found = votes(("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B"), prompts=["p"] * 3).arena_hard()
-    assert found.low == found.value == found.high
+    # Three prompts with the same votes in all, however they stand in each, leave nothing to draw.
+    same = [("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B")]
+    found = votes(*same, *same[::-1], *same, prompts=["p"] * 3 + ["q"] * 3 + ["r"] * 3).arena_hard()
+    assert found.low == pytest.approx(found.value) == found.high
+
+
+def test_one_prompt_however_often_it_was_answered_has_no_interval():
+    found = votes(("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B"), prompts=["p"] * 3)
+    for estimate in (found.arena_hard(), found.length_controlled()):
+        assert 0 < estimate.value < 1
+        assert np.isnan([estimate.low, estimate.high]).all()
 
 
 def test_two_orders_agree_when_they_name_the_same_winner_however_strongly():
@@ -97,7 +106,7 @@ def test_a_row_of_which_every_verdict_is_invalid_says_so(tmp_path):
     add_trial(tmp_path, "a", label="a", won=[float("nan")] * 2, judge=JUDGE)
     run = results.load(finish(tmp_path, {"judge": JUDGE}))
     main = tables.win_rate_stability(run)
-    assert main.remarks == ("4 invalid verdicts: between 0.0 and 100.0 %",)
+    assert main.remarks == ("4 missing verdicts: between 0.0 and 100.0 %",)
     frame = judging.judging(run, main).frame
     assert np.isnan(frame["arena_hard"][0])
     assert frame["invalid_verdicts"].tolist() == [4]
@@ -121,6 +130,34 @@ def test_what_the_judge_took_and_why_verdicts_are_missing_is_said(tmp_path):
         "it was asked for; 3 since rate limit (429)."
     )
     assert took == "The judge took 1,200 requests and 2,500 tokens in this run so far, cost 0.25."
+
+
+def test_the_exact_judge_has_a_table_where_verdicts_are_missing_and_says_why(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0, float("nan"), 0.0, 1.0], judge="exact:my:score")
+    run = results.load(finish(tmp_path, {"judge": "exact:my:score"}))
+    took = {"requests": 0, "input_tokens": 0, "output_tokens": 0, "cost": None, "invalid": 0}
+    took |= {"missing": {"the scorer gave an answer no score (NaN or None)": 1}, "failed": 2, "empty": 1}
+    (tmp_path / "trials" / "a" / "judging.json").write_text(json.dumps(took), encoding="utf-8")
+    table = judging.judging(run, tables.win_rate_stability(run))
+    assert table.frame["invalid_verdicts"].tolist() == [2]
+    assert table.notes[-3:] == [
+        "Missing verdicts of all trials: 1 since the scorer gave an answer no score (NaN or None).",
+        "Of all trials 2 comparisons were not judged, since an answer is $ERROR$, a failed generation.",
+        "Of all trials 1 comparisons have an empty answer, judged as it is.",
+    ]
+
+
+def test_the_words_about_a_failed_answer_are_those_of_the_judge():
+    assert judging.ASIDE["failed"] == f"comparisons {FAILED_ANSWER}"
+
+
+def test_one_prompt_has_rates_without_ends_and_the_table_says_why(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[0.5], judge=JUDGE)
+    run = results.load(finish(tmp_path, {"judge": JUDGE}))
+    table = judging.judging(run, tables.win_rate_stability(run))
+    assert [column.cells[0] for column in table.columns[1:4]] == ["50.0"] * 3
+    assert "Without ends: too few prompts for an interval." in table.notes
+    assert "nan" not in table.text()
 
 
 @pytest.mark.parametrize("judge", ["exact", "exact:arithmetic", "none"])

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from slime_ray.analysis import stability, tables
 from slime_ray.analysis.stability_table import stability_parts
-from slime_ray.benchmarks.simulated import Trained
 
 from slime_ray import results
 from slime_ray.stability_v1 import StabilityParts, stability_score
+from tests.statistics.simulated import Trained
 
 from .conftest import add_trial, finish
 
@@ -140,12 +140,23 @@ def test_a_row_is_the_same_alone_and_among_others(judged_run, monkeypatch):
 def test_seeds_are_averaged_in_every_resample(tmp_path):
     # Both seeds share their pairs and prompts: the same draws, so the mean is that of each.
     for seed in (0, 1):
-        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=[1.0, 0.0], pairs=30)
-    add_trial(tmp_path, "b", label="b", won=[1.0, 0.0], pairs=30)
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=[1.0, 0.0, 1.0], pairs=30)
+    add_trial(tmp_path, "b", label="b", won=[1.0, 0.0, 1.0], pairs=30)
     frame = tables.win_rate_stability(results.load(finish(tmp_path))).frame.set_index("label")
     for name in ("unlearning", "rejected_collapse", "entropy_shift", "stability"):
         for end in ("low", "high"):
             assert frame.loc["a", f"{name}_{end}"] == pytest.approx(frame.loc["b", f"{name}_{end}"])
+
+
+@pytest.mark.parametrize(("pairs", "prompts"), [(2, 4), (30, 2), (1, 1)])
+def test_parts_and_s_have_no_interval_where_their_pairs_or_prompts_are_too_few(tmp_path, pairs, prompts):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * prompts, pairs=pairs)
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    row = table.frame.iloc[0]
+    assert np.isnan(row["stability_low"])
+    assert np.isnan(row["unlearning_low"]) == (pairs < 3)
+    assert np.isnan(row["broken_outputs_low"]) == (prompts < 3)
+    assert "nan" not in table.text()
 
 
 def test_a_row_with_a_seed_that_recorded_no_pairs_has_no_interval_and_says_its_seeds(tmp_path):

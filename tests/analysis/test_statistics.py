@@ -70,7 +70,9 @@ def test_a_paired_difference_is_over_seeds_and_prompts_where_five_seeds_are_comm
     # Fewer seeds, or others: the means over seeds, whose prompts alone are drawn.
     for one, two in ((policy[:4], other[:4]), (policy, other[:1])):
         means = np.nanmean(one, axis=0) - two.mean(axis=0)
-        expected.append(statistics.interval(means.mean(), statistics.resample_means(means), confidence=confidence))
+        expected.append(
+            statistics.interval(means.mean(), statistics.resample_means(means), units=means.size, confidence=confidence)
+        )
         found.append(statistics.paired_difference(one, two, confidence=confidence))
     for one, other in zip(found, expected, strict=True):
         assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
@@ -124,19 +126,40 @@ def test_every_resample_draws_as_many_items_as_there_are_and_the_seed_decides_wh
     assert (counts != statistics.draws(7, 4, 1000)).any()
 
 
-def test_the_front_keeps_what_nothing_dominates():
-    points = np.array([[0.9, 0.1], [0.5, 0.5], [0.4, 0.5], [0.1, 0.9], [0.5, 0.5]])
-    assert statistics.on_front(points).tolist() == [True, True, False, True, True]
-
-
 @settings(max_examples=10, deadline=None)
-@given(arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.sampled_from([0.0, 0.5, 1.0])))
+@given(arrays(float, st.tuples(st.integers(1, 3), st.integers(3, 12)), elements=st.sampled_from([0.0, 0.5, 1.0])))
 def test_swapping_the_sides_mirrors_estimate_and_interval(outcomes):
     one, other = statistics.win_rate_interval(outcomes), statistics.win_rate_interval(1 - outcomes)
     assert other.value == pytest.approx(1 - one.value)
     assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
     difference = statistics.paired_difference(outcomes, outcomes)
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_or_two_prompts_have_an_estimate_without_an_interval(prompts, seeds):
+    won = np.tile([[1.0, 0.0]], (seeds, 1))[:, :prompts]
+    estimates = [
+        statistics.win_rate_interval(won),
+        statistics.paired_difference(won, 1 - won),
+        statistics.ratio_interval(won[0], np.ones(prompts)),
+    ]
+    for estimate in estimates:
+        assert np.isfinite(estimate.value)
+        assert np.isnan([estimate.low, estimate.high]).all()
+        # It neither rules a value out nor says that it may be the true one.
+        assert not estimate.covers(estimate.value)
+        assert not estimate.excludes(estimate.value)
+    assert statistics.win_rate_interval(won[:, :0]) is None
+    assert statistics.win_rate_interval(np.full((seeds, prompts), np.nan)) is None
+
+
+def test_only_prompts_with_a_verdict_count_for_an_interval():
+    known = np.array([[1.0, 0.0, np.nan, np.nan]])
+    assert np.isnan(statistics.win_rate_interval(known).low)
+    known[0, 2] = 0.5
+    assert statistics.win_rate_interval(known).covers(0.5)
 
 
 def test_resampled_means_scatter_as_the_standard_error_says():

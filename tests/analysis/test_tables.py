@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import failures_table, search_table, tables
+from slime_ray.analysis import answer, failures_table, figures, search_table, tables
 
 from slime_ray import results
 
@@ -97,7 +97,7 @@ def test_no_change_needs_both_little_divergence_and_an_interval_over_one_half(ma
 def test_missing_verdicts_are_counted_with_their_worst_and_best_case(tmp_path):
     table = small(tmp_path, a=[1.0, 1.0, 0.0, float("nan")])
     assert row(table, "a")["win_rate"] == pytest.approx(2 / 3)
-    assert row(table, "a")["note"] == "2 invalid verdicts: between 50.0 and 75.0 %"
+    assert row(table, "a")["note"] == "2 missing verdicts: between 50.0 and 75.0 %"
 
 
 def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run):
@@ -235,13 +235,13 @@ def test_small_shares_of_spikes_are_not_printed_as_none(tmp_path):
 
 def test_a_stopped_seed_is_measured_and_counts_in_rates_as_in_stability(tmp_path):
     # Leaving its losses out would reward whoever stops the runs that drift.
-    add_trial(tmp_path, "a0", label="a", seed=0, won=[1.0, 1.0], stability=0.6)
+    add_trial(tmp_path, "a0", label="a", seed=0, won=[1.0, 1.0, 1.0], stability=0.6)
     add_trial(
         tmp_path,
         "a1",
         label="a",
         seed=1,
-        won=[0.0, 0.0],
+        won=[0.0, 0.0, 0.0],
         stability=0.2,
         status="stopped",
         reason="drifted",
@@ -253,6 +253,29 @@ def test_a_stopped_seed_is_measured_and_counts_in_rates_as_in_stability(tmp_path
     assert a["kl_to_sft"] == pytest.approx(0.2)
     assert (a["seeds_finished"], a["seeds"]) == (1, 2)
     assert a["note"] == "stopped 1 of 2: drifted"
+
+
+@pytest.mark.parametrize("won", [[1.0], [1.0, 0.0]], ids=["one", "two"])
+def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_path, won):
+    add_trial(tmp_path, "a", label="a", won=won)
+    add_trial(tmp_path, "b", label="b", won=[0.0] * len(won))
+    run = results.load(finish(tmp_path))
+    table = tables.win_rate_stability(run)
+    assert table.remarks == ("too few prompts for an interval",) * 2
+    assert table.frame["win_rate_mark"].tolist() == ["best", "best"]
+    cells = next(column.cells for column in table.columns if column.head.startswith("win rate"))
+    assert cells == (f"{100 * np.mean(won):.1f}", "0.0")
+    _, said = answer.answer(run, table)
+    assert "(too few prompts for an interval)" in said[0]
+    figures.pareto(run, table=table)
+    for text in (table.text(), table.markdown(), table.html(), *said):
+        assert "nan" not in text
+
+
+def test_an_interval_without_width_is_explained(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * 4)
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    assert any(note.startswith("An interval without width: all prompts agree") for note in table.notes)
 
 
 def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(tmp_path):

@@ -1,5 +1,6 @@
 """Both estimates of a confirmed winner, against values by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_the_search_s_and_the_confirmed_values_stand_side_by_side(run):
     assert table.remarks == ("", "failed 1 of 3")
     assert "the best of 2 completed trials" in table.caption
     assert any(note.endswith("Over the 2 winners the win rate changed by +2.1.") for note in table.notes)
+
+
+def test_confirmations_of_another_point_are_left_out_and_named(run):
+    """As where the id of a deleted trial was given to another point."""
+    file = run / "trials" / "confirm-search-0001-s1" / "trial.json"
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps(row | {"settings": json.dumps({"objective.hard_margin": 9.0})}))
+    results.consolidate(run)
+    table = table_of(run)
+    assert table.frame["trial_id"].tolist() == ["search-0002"]
+    assert table.notes[0].startswith("Left out: search-0001, whose confirmations were trained with other knobs")
 
 
 def test_the_interval_of_the_change_holds_the_noise_of_both_sets_of_prompts(run):

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slime_ray.benchmarks import recording
-from slime_ray.benchmarks import search as bench
 
+from benchmarks import recording
+from benchmarks import search as bench
+from benchmarks.simulate import Recorded
 from slime_ray.errors import InputError
 from slime_ray.experiment import EarlyStopping
-from slime_ray.on_ray.simulate import Recorded
 
 BOX = {
     "objective.anchor_weight": (0.02, 3.0),

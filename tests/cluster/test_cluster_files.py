@@ -1,6 +1,7 @@
-"""The shipped cluster files, and what is said about a file that is wrong. Ray's code reads them; none is started."""
+"""The shipped cluster files, and what is said about a file that is wrong. None is started."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +17,8 @@ import yaml
 from slime_ray.cli import make_parser
 from slime_ray.errors import InputError
 from slime_ray.on_ray.cluster_file import check_cluster_file
+from slime_ray.on_ray.rayjob_file import GROUPS, HEAD, RayJobFile
+from slime_ray.yaml_source import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, GCP, RAYJOB = "cluster.yaml", "cluster-gcp.yaml", "kuberay/rayjob.yaml"
@@ -60,7 +63,6 @@ MISTAKES = [
     (AWS, "    priority: 10", "    priorty: 10", "gpu_spot.priorty: unknown key. Did you mean 'priority'?"),
     (AWS, "availability_zone:", "availability_zones:", "Did you mean 'availability_zone'?"),
     (AWS, "  container_name: slime_ray", "  contaner_name: slime_ray", "Did you mean 'container_name'?"),
-    (AWS, "  type: aws", "  type: asw", "Ray refuses the file: Unsupported node provider: asw"),
     (AWS, "max_workers: 10", "max_workers: ten", "max_workers is 'ten' and has to be of type integer"),
     (AWS, "max_workers: 10\n", "\n", "max_workers is missing"),
     (AWS, "idle_timeout_minutes: 10", "idle_timeout_minutes: soon", "idle_timeout_minutes is 'soon'"),
@@ -83,7 +85,7 @@ MISTAKES = [
     (AWS, "{CPU: 0, trial_drivers: 16}", "{CPU: 0}", "the head has no trial_drivers"),
     (AWS, "{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 1, trial_drivers: 1}", "trial_drivers is for the head alone"),
     # images
-    (AWS, "  image: rayproject/ray:2.60.0-py311-gpu\n", "", "Ray refuses the file: Must provide a container & image name"),
+    (AWS, "  image: rayproject/ray:2.60.0-py311-gpu\n", "", "docker.image is missing"),
     (AWS, "docker:\n", "metadata:\n", "docker.image is missing"),
     (AWS, ":2.60.0-py311-gpu", "", "without a tag"),
     (AWS, ":2.60.0-py311-gpu", ":latest-py311-gpu", "may be another image tomorrow"),
@@ -103,8 +105,8 @@ MISTAKES = [
     (RAYJOB, "ray.io/v1\n", "ray.io/v1alpha1\n", "apiVersion is ray.io/v1alpha1 and has to be ray.io/v1"),
     (RAYJOB, "metadata:\n  name: slime-ray\n", "metadata: slime-ray\n", "metadata is 'slime-ray' and has to be a map"),
     (RAYJOB, "slime-ray sweep", "python sweep.py", "spec.entrypoint does not call slime-ray"),
-    (RAYJOB, "  backoffLimit: 3", "  backofLimit: 3", "spec.backofLimit: unknown key. Did you mean 'backoffLimit'?"),
-    (RAYJOB, "        maxReplicas: 8", "        maxReplica: 8", "Did you mean 'maxReplicas'?"),
+    (RAYJOB, "  backoffLimit: 3", "  backofLimit: 3", "spec.backoffLimit is missing. Give how many attempts may follow the first; there is backofLimit"),
+    (RAYJOB, "        maxReplicas: 8", "        maxReplica: 8", "maxReplicas is missing. Give how many nodes there are at most; there is maxReplica"),
     (RAYJOB, "        maxReplicas: 8\n", "", "workerGroupSpecs.0.maxReplicas is missing"),
     (RAYJOB, "    authOptions:\n      mode: token\n", "", "authOptions.mode is not token"),
     (RAYJOB, "mode: token", "mode: disabled", "authOptions.mode is not token"),
@@ -120,7 +122,9 @@ MISTAKES = [
     (RAYJOB, "activeDeadlineSeconds: 259200", "activeDeadlineSeconds: 3 days", "has to be a whole number"),
     (RAYJOB, "  backoffLimit: 3\n", "", "backoffLimit is missing"),
     (RAYJOB, 'num-cpus: "0"', 'num-cpus: "8"', "training would be placed on the head"),
-    (RAYJOB, 'num-cpus: "0"', 'num-cpus: "none"', "Ray cannot read it"),
+    (RAYJOB, """num-cpus: "0"\n        # One""", "# One", "training would be placed on the head"),
+    (RAYJOB, 'num-cpus: "0"', 'num-cpus: "none"', "num-cpus is 'none' and has to be a number"),
+    (RAYJOB, """'"{\\"trial_drivers\\": 16}"'""", "trial_drivers=16", "resources is trial_drivers=16. Write it as '"),
     (RAYJOB, "emptyDir: {medium: Memory, sizeLimit: 8Gi}", "emptyDir: {}", "/dev/shm is the 64 MiB"),
     (RAYJOB, "claimName: slime-ray}\n            - name: shm", "claimName: other}\n            - name: shm", "no claim that"),
     (
@@ -149,6 +153,34 @@ def test_a_mistake_is_refused_with_its_place(tmp_path, name, text, instead, mess
     assert said.startswith(str(path))
     assert len(said.splitlines()) == 1
     assert "s3cr3t" not in said
+
+
+EDITS = {
+    "as shipped": ("", ""),
+    "half a CPU": ('limits: {cpu: "6"', 'limits: {cpu: "1500m"'),
+    "told by rayStartParams": ("rayStartParams: {}", 'rayStartParams: {num-cpus: "3", num-gpus: "2"}'),
+    "no GPU": (', nvidia.com/gpu: "1"}', "}"),
+    "resources of one's own": ("rayStartParams: {}", """rayStartParams: {resources: '"{\\"fast\\": 2}"'}"""),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_rayjobs_nodes_offer_what_ray_takes_them_to_offer(tmp_path, edit):
+    """Ray's autoscaler reads the same file, by code that is not public."""
+    kuberay = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
+    path = tmp_path / "mine.yaml"
+    path.write_text((ROOT / RAYJOB).read_text().replace(*EDITS[edit]))
+    source = load_yaml(path)
+    resource = {"metadata": {"name": "check", "namespace": "check"}, "spec": source.data["spec"]["rayClusterSpec"]}
+    types = kuberay._derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
+    checks = RayJobFile(source)
+    for number, name in enumerate(("gpu-spot", "gpu-on-demand")):
+        ours = checks.resources((*GROUPS, number))
+        theirs = {kind: amount for kind, amount in types[name]["resources"].items() if kind != "memory"}
+        # Ray rounds parts of a CPU up.
+        assert {kind: math.ceil(amount) for kind, amount in ours.items()} == theirs
+    theirs = types["headgroup"]["resources"]
+    assert checks.resources(HEAD) == {"CPU": theirs["CPU"], "trial_drivers": theirs["trial_drivers"]}
 
 
 def test_an_empty_file_and_one_that_is_not_there_are_refused(tmp_path):
@@ -241,7 +273,7 @@ def test_only_what_the_package_is_built_from_goes_into_the_image():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert kept == {
         "pyproject.toml", "constraints.txt", "README.md", "LICENSE",
-        "slime_ray", "analysis", "benchmarks", "search_spaces",
+        "slime_ray", "analysis", "search_spaces",
     }  # fmt: skip
     assert all((ROOT / name).exists() for name in kept)
 

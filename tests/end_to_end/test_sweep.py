@@ -12,7 +12,7 @@ import pytest
 
 from slime_ray import results
 from slime_ray.mirror import Mirror
-from slime_ray.on_ray.search import study_storage
+from slime_ray.on_ray.study import study_storage
 from slime_ray.settings import fingerprint
 from slime_ray.training.cache import content_of
 from tests.end_to_end.conftest import SMALL, environment

@@ -36,7 +36,7 @@ def test_a_trial_that_is_interrupted_goes_on_where_it_was(slime_ray, small, stor
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "left with a checkpoint" in said
+    assert "left without a result: it was interrupted" in said
     assert "--name broken --resume` to go on" in said
     assert slime_ray(*options, "--name", "broken", "--resume").returncode == 0
     row, expected = (results.finished_trials(storage / name)["arm-slime-s0"] for name in ("broken", "whole"))

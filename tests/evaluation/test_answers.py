@@ -107,3 +107,70 @@ def test_a_scorer_is_imported_by_name_and_a_wrong_name_is_explained():
     for place in ("operator", "operator:absent", "no_such_module:f", "math:pi"):
         with pytest.raises(InputError, match=r"package\.module:function"):
             load_scorer(place)
+
+
+@pytest.mark.parametrize("marker", ["$ERROR$", " $ERROR$\n"])
+def test_an_answer_that_failed_on_either_side_is_not_judged_and_counted_apart(marker, caplog):
+    asked = []
+
+    def score(prompt, text):
+        asked.append(text)
+        return len(text)
+
+    policy, baseline = [answer(marker), answer("long"), answer("long")], [answer("x"), answer(marker), answer("x")]
+    with caplog.at_level("INFO", logger="slime_ray"):
+        judged = judge_answers(PROMPTS, policy, baseline, judge=ExactJudge(score), format_check=None, markers=())
+    nothing = Comparison(None, None)
+    assert judged.comparisons == [nothing, nothing, Comparison("A>B", "B>A")]
+    assert asked == ["long", "x"]
+    assert (judged.win_rate, judged.judged) == (1.0, 1)
+    assert judged.broken == ["failed_generation", None, None]
+    assert judged.baseline_broken == [None, "failed_generation", None]
+    assert (judged.judging.failed, judged.judging.empty) == (2, 0)
+    said = "2 comparisons were not judged, since an answer is $ERROR$, a failed generation"
+    assert said in judged.judging.sentence
+    assert said in caplog.text
+    rows = judged.rows({})
+    assert [(row["verdict_ab"], row["score"], row["outcome"]) for row in rows[:2]] == [(None, None, None)] * 2
+
+
+def test_an_answer_after_a_failed_one_of_its_conversation_is_not_judged():
+    talk = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "$ERROR$"},
+        {"role": "user", "content": "r"},
+    ]
+    turns = Prompts(
+        ids=["p", "p"], messages=[talk[:1], talk], token_ids=[[1], [1]], turns=[1, 2], categories=[None, None]
+    )
+    policy = [answer("$ERROR$"), answer("fine")]
+    baseline = [answer("a"), answer("b")]
+    judged = judge_answers(turns, policy, baseline, judge=ExactJudge(length_score), format_check=None, markers=())
+    assert judged.win_rate is None
+    assert judged.judging.failed == 2
+
+
+def test_an_answer_that_only_mentions_the_marker_is_an_answer():
+    policy = [answer("it prints $ERROR$")] * 3
+    judged = judge_answers(
+        PROMPTS, policy, [answer("x")] * 3, judge=ExactJudge(length_score), format_check=None, markers=()
+    )
+    assert judged.win_rate == 1.0
+    assert judged.judging.complete
+
+
+def test_empty_answers_are_judged_as_they_are_and_counted():
+    policy, baseline = [answer(""), answer("a"), answer(" \n")], [answer("x"), answer("b"), answer("")]
+    judged = judge_answers(PROMPTS, policy, baseline, judge=ExactJudge(length_score), format_check=None, markers=())
+    assert [one.outcome for one in judged.comparisons] == [0.0, 0.5, 1.0]
+    assert (judged.judging.empty, judged.judging.complete) == (2, False)
+    assert "2 comparisons have an empty answer, judged as it is" in judged.judging.sentence
+
+
+def test_a_failed_answer_beyond_those_that_are_judged_counts_nothing():
+    policy = [answer("a"), answer("$ERROR$"), answer("$ERROR$")]
+    judged = judge_answers(
+        PROMPTS, policy, policy, judge=ExactJudge(length_score), format_check=None, markers=(), first=2
+    )
+    assert judged.judging.failed == 1
+    assert judged.comparisons == [Comparison("A=B", "A=B"), Comparison(None, None), None]

@@ -130,3 +130,10 @@ def test_many_keys_are_looked_up_at_a_time(verdicts):
 def test_cost_follows_from_tokens_and_prices():
     assert Spending(3, 2_000_000, 500_000).cost(Prices(input=2.0, output=8.0)) == 8.0
     assert Spending(3, 1, 1).cost(None) is None
+
+
+def test_a_file_that_another_process_is_about_to_begin_is_empty(tmp_path):
+    verdicts = Verdicts(tmp_path, run="first")
+    verdicts.own.touch()
+    assert verdicts.find(["key"]) == {}
+    assert verdicts.spent("judge").requests == 0

@@ -64,7 +64,9 @@ def test_it_really_takes_over(monkeypatch):
     ours(torch.randn(3, 6, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}, {"use_rslora": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"lora_dropout": 0.5}, {"use_rslora": True}, {"lora_bias": True}], ids=str
+)
 def test_what_is_not_plain_is_left_to_peft(options):
     ours, theirs = nets(**options)
     x = torch.randn(4, 6, dtype=torch.float64)

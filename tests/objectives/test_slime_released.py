@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from slime_ray.benchmarks.recipes import TIMES_SUMMED, released_loss
 from torch import Tensor
 
+from slime_ray.bench.recipes import TIMES_SUMMED, released_loss
 from slime_ray.objectives import ReleasedSlimeObjective, SlimeObjective
 
 from .golden import GOLDEN, KNOBS, leaves

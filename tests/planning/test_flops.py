@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from slime_ray.benchmarks.cases import SHAPES, Shape, build_case
-from slime_ray.benchmarks.lengths import draw_workload, find_source
-from slime_ray.benchmarks.options import RECIPES
-from slime_ray.benchmarks.recipes import layout_of
-from slime_ray.benchmarks.stepper import Stepper
 from torch.utils.flop_counter import FlopCounterMode
 
+from slime_ray.bench.cases import SHAPES, Shape, build_case
+from slime_ray.bench.lengths import draw_workload, find_source
+from slime_ray.bench.options import RECIPES
+from slime_ray.bench.recipes import layout_of
+from slime_ray.bench.stepper import Stepper
 from slime_ray.planning.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
 from slime_ray.planning.shapes import KNOWN
 from slime_ray.settings import Lora

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from slime_ray.benchmarks.cases import SHAPES
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
+from slime_ray.bench.cases import SHAPES
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
 from slime_ray.model.logprobs import Policy

@@ -142,13 +142,13 @@ def test_a_sweep_that_loses_its_database_and_its_disk_repeats_no_trial(tmp_path,
     experiment, database, run = load_experiment(source), tmp_path / "study.db", tmp_path / "runs" / "completion"
     monkeypatch.setattr(Recorder, "EVERY_SECONDS", 0.0)
     kept: list[bytes] = []
-    tell = StudySearch._tell
+    end = StudySearch._end
 
     def breaks(self: StudySearch, *told: Any) -> None:
         kept.append(database.read_bytes())
         database.write_bytes(b"no database at all, but long enough to be looked at" * 100)
         (run / "trials.parquet").mkdir()
-        tell(self, *told)
+        end(self, *told)
 
     def go(start: Any) -> Path:
         return run_sweep(
@@ -159,13 +159,14 @@ def test_a_sweep_that_loses_its_database_and_its_disk_repeats_no_trial(tmp_path,
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with monkeypatch.context() as broken:
-            broken.setattr(StudySearch, "_tell", breaks)
+            broken.setattr(StudySearch, "_end", breaks)
             with pytest.raises(RunError, match=r"trials\.parquet"):
                 go("fresh")
         assert list(results.finished_trials(run)) == ["search-0001"]
         (run / "trials.parquet").rmdir()
         database.write_bytes(kept[0])
-        assert len(kept) == 1
+        # Told when it ended, and once more when the sweep was closed.
+        assert len(kept) == 2
         go("resume")
     finally:
         ray.shutdown()

@@ -11,10 +11,12 @@ import pytest
 from optuna_dashboard._storage_url import get_storage
 
 from slime_ray.experiment import Search
-from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import study_storage
 from slime_ray.presets import preset_base
 from slime_ray.run_folder import STUDY
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 SPACE = {
     "objective.hard_margin": {"uniform": [0.5, 3.0]},
     "objective.stabilizer_strength": {"log_uniform": [1e-4, 0.3]},
@@ -34,10 +36,10 @@ def made(run: Path, url: str | None) -> None:
         seed=0,
     )
     for number in range(TRIALS):
-        search.suggest(str(number))
-        search.name(str(number), [f"search-{number + 1:04}"])
+        name = f"search-{number + 1:04}"
+        search.ask([name])
         status = "diverged" if number == 2 else "completed"
-        search.on_trial_complete(str(number), {"win_rate": number / 10, "stability": 0.5, "status": status})
+        search.tell(name, {"win_rate": number / 10, "stability": 0.5, "status": status})
 
 
 def asked(app: Any, path: str) -> Any:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 
 from slime_ray import results
+from slime_ray.errors import InputError
 from slime_ray.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
@@ -128,6 +129,11 @@ def test_the_rank_whose_memory_ran_out_is_heard_over_the_connections_that_broke(
     full, broken = OutOfMemory("CUDA out of memory"), RuntimeError("gloo: connection closed by peer")
     assert group._cause(WorkerGroupError("", {0: broken, 1: full})) is full
     assert isinstance(group._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
+
+
+def test_a_model_that_one_worker_cannot_read_is_the_groups_error_though_the_others_lost_it():
+    wrong, broken = InputError("m: its files lack 1 weight."), RuntimeError("gloo: connection closed by peer")
+    assert group._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
 
 
 def test_a_trial_that_has_its_row_starts_no_group(trial, place, monkeypatch):

@@ -4,14 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from slime_ray import results
+from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
 from slime_ray.experiment_file import load_experiment
 from slime_ray.instructions import Clone
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
-from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import StudyFailed, study_storage
+from slime_ray.on_ray.sweep import lost_values
+from slime_ray.run_status import write_status
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 TEXT = """\
 name: plan
 preset: arithmetic
@@ -29,7 +36,7 @@ def experiment(tmp_path) -> Experiment:
     return load_experiment(path)
 
 
-def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
+def plan_for(experiment: Experiment, folder: Path, rows=None, lost=None) -> TrialPlan:
     assert experiment.search is not None
     study = StudySearch(
         search=experiment.search,
@@ -39,6 +46,7 @@ def plan_for(experiment: Experiment, folder: Path, rows=None) -> TrialPlan:
         trials=experiment.budget.trials,
         seed=0,
         rows=rows or {},
+        lost=lost or {},
     )
     return TrialPlan(experiment, study=study, rows=rows or {}, seed=0)
 
@@ -56,7 +64,7 @@ def run(plan: TrialPlan, stop_after: int | None = None) -> list[str]:
             break
         names.append(given["trial"]["trial_id"])
         # Later search trials win more often, whenever they are run.
-        number = int(names[-1].removeprefix("search-")) if names[-1].startswith("search-") else 0
+        number = int(names[-1][7:11]) if names[-1].startswith("search-") else 0
         plan.on_trial_complete(f"tune-{len(names) - 1}", result(number))
     return names
 
@@ -122,6 +130,61 @@ def test_a_study_that_cannot_be_told_keeps_no_trial_from_ending(experiment, tmp_
     assert list(plan.rows) == [*names, "search-0001"]
 
 
+DELETIONS = [
+    ["search-0002"],
+    ["search-0003"],
+    ["search-0001", "search-0003", "confirm-search-0003-s1"],
+    ["confirm-search-0003-s0", "confirm-search-0003-s2"],
+    ["arm-full-s1", "search-0002"],
+]
+
+
+@pytest.mark.parametrize("deleted", DELETIONS, ids=" ".join)
+@pytest.mark.parametrize("study", ["kept", "lost"])
+def test_deleted_trials_are_run_again_as_they_were_and_nothing_else_is(experiment, tmp_path, deleted, study):
+    first = plan_for(experiment, tmp_path)
+    run(first)
+    values = {trial.trial_id: trial.values for trial in first.by_tune_id.values()}
+    rows = {name: kept for name, kept in first.rows.items() if name not in deleted}
+    if study == "lost":
+        (tmp_path / "study.journal").unlink()
+    lost = {name: values[name] for name in deleted} if study == "lost" else {}
+    resumed = plan_for(experiment, tmp_path, rows=rows, lost=lost)
+    assert resumed.missing() == sorted(deleted) or "confirm" in "".join(deleted)
+    assert sorted(run(resumed)) == sorted(deleted)
+    again = {trial.trial_id: trial.values for trial in resumed.by_tune_id.values()}
+    assert again == {name: values[name] for name in deleted}
+    assert resumed.study is not None
+    entries = resumed.study.study.get_trials(states=(TrialState.COMPLETE,))
+    assert sorted(entry.user_attrs["trial_id"] for entry in entries) == [f"search-000{n}" for n in (1, 2, 3)]
+
+
+def test_a_deleted_trial_is_run_again_at_its_point_where_a_run_is_extended(experiment, tmp_path):
+    first = plan_for(experiment, tmp_path)
+    run(first)
+    values = {trial.trial_id: trial.values for trial in first.by_tune_id.values()}
+    rows = {name: kept for name, kept in first.rows.items() if name != "search-0002"}
+    longer = experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": 4})})
+    resumed = plan_for(longer, tmp_path, rows=rows)
+    assert run(resumed)[:2] == ["search-0002", "search-0004"]
+    again = {trial.trial_id: trial.values for trial in resumed.by_tune_id.values()}
+    assert again["search-0002"] == values["search-0002"]
+    assert again["search-0004"] not in [values[f"search-000{n}"] for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("where", ["row", "study"])
+def test_a_confirmation_of_another_point_is_refused(experiment, tmp_path, where):
+    """As an earlier version left them, which gave the id of a deleted trial to another point."""
+    first = plan_for(experiment, tmp_path)
+    run(first)
+    strange = first.rows["confirm-search-0003-s1"]
+    strange |= {"label": "search-0003", "values": {"objective.hard_margin": 0.75}}
+    if where == "study":
+        del first.rows["search-0003"]
+    with pytest.raises(InputError, match=r"trials/confirm-search-0003-s1 was trained with .*0\.75.* Delete its folder"):
+        plan_for(experiment, tmp_path, rows=first.rows)
+
+
 def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     for number in range(7):
@@ -177,6 +240,20 @@ def test_a_clone_runs_before_what_waits_and_the_study_learns_of_it(experiment, t
     assert [*names, *run(resumed)][:7] == EXPECTED[:7]
 
 
+def test_a_deleted_clone_is_run_again_and_counts_once(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    clone = Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.5})
+    plan.add(clone)
+    run(plan)
+    del plan.rows[clone.trial_id]
+    resumed = plan_for(experiment, tmp_path, rows=plan.rows)
+    assert resumed.add(clone)
+    assert run(resumed) == [clone.trial_id]
+    assert resumed.study is not None
+    entries = resumed.study.study.get_trials(states=(TrialState.COMPLETE,))
+    assert [entry.params for entry in entries if entry.user_attrs["trial_id"] == clone.trial_id] == [clone.values]
+
+
 def test_a_clone_outside_the_space_runs_and_is_no_point_of_the_study(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     plan.add(Clone("arm-full-s0-clone-1", "arm-full-s0", {"objective.hard_margin": 9.0}))
@@ -198,7 +275,8 @@ def test_a_plan_that_is_closed_leaves_no_trial_running_in_the_study(experiment, 
     assert plan.study is not None
     kept = [(trial.user_attrs["trial_id"], trial.state.name) for trial in plan.study.study.get_trials()]
     assert kept == [("search-0001", "FAIL"), ("search-0002", "COMPLETE"), ("search-0003", "FAIL")]
-    resumed = plan_for(experiment, tmp_path, rows={**plan.rows, "search-0002": {**result(2), "phase": "search"}})
+    row = {**result(2), "phase": "search", "values": points["search-0002"]}
+    resumed = plan_for(experiment, tmp_path, rows={**plan.rows, "search-0002": row})
     for name in ("search-0001", "search-0003"):
         again: Any = resumed.suggest(f"tune-{name}")
         assert (again["trial"]["trial_id"], again["trial"]["values"]) == (name, points[name])
@@ -219,3 +297,27 @@ def test_a_finished_trial_that_was_taken_for_lost_counts_and_is_not_run_again(ex
     again: Any = resumed.suggest("next")
     assert again["trial"]["trial_id"] == "search-0002"
     assert again["trial"]["values"] != given["trial"]["values"]
+
+
+@pytest.mark.parametrize("tables", ["whole", "damaged", "absent"])
+def test_what_a_trial_without_a_result_set_is_read_from_the_other_files_of_the_run(tmp_path, tables):
+    def settings(value: float) -> dict[str, float]:
+        return {"objective.hard_margin": value}
+
+    kept = {"trial_id": "search-0001", "phase": "search", "settings": settings(1.0)}
+    gone = {"trial_id": "search-0002", "phase": "search", "settings": settings(2.0)}
+    for row in (kept, gone):
+        results.write_trial(tmp_path, row=results.trial_row(**row), answers=[], curves=[])
+    results.consolidate(tmp_path)
+    if tables == "damaged":
+        (tmp_path / "trials.parquet").write_bytes(b"PAR1 damaged")
+    if tables == "absent":
+        (tmp_path / "trials.parquet").unlink()
+    running = {"search-0003": {"step": 4, "values": settings(2.5)}, "arm-full-s0": {"values": {}}}
+    write_status(tmp_path, finished=2, total=9, trials=running)
+    rows = {
+        "search-0001": {"phase": "search", "label": "search-0001", "values": settings(1.0)},
+        "confirm-search-0004-s0": {"phase": "confirm", "label": "search-0004", "values": settings(0.75)},
+    }
+    lost = {"search-0003": settings(2.5), "search-0004": settings(0.75)}
+    assert lost_values(tmp_path, rows) == lost | ({"search-0002": settings(2.0)} if tables == "whole" else {})

@@ -11,18 +11,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from slime_ray import tracker_settings
+from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment, Resources
 from slime_ray.experiment_file import load_experiment
 from slime_ray.judge_settings import NoJudge
 from slime_ray.mirror import Mirror
+from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
 from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
+from tests.model.tiny_files import change_json, copy, cut, point, save_llama
 
 TOKEN = "token"
 FINE = Look(
@@ -173,3 +178,74 @@ def test_a_script_is_told_everything_that_was_found(level, monkeypatch, tmp_path
             {"level": level, "about": "storage", "sentence": "it is slow."},
         ],
     }
+
+
+def see(tmp_path: Path, **settings: Any) -> list[Finding]:
+    """What this node and this process find of an experiment's model."""
+    lines = "".join(f"  {key}: {json.dumps(value)}\n" for key, value in settings.items())
+    path = tmp_path / "looked.yaml"
+    path.write_text(
+        f"name: looked\nbase:\n{lines}  data: {{train: {path}}}\n  objective: {{name: slime}}\n"
+        "  training: {learning_rate: 1e-4, updates: 1, pairs_per_update: 2}\n  evaluation: {judge: none}\n"
+        "arms: {slime: {}}\ngoals: {stability: maximize}\n"
+    )
+    chosen = load_experiment(path).settings
+    models = preflight.local_models(chosen)
+    paths = preflight.local_paths(chosen)
+    assert set(models) <= set(paths)
+    node = look_at_node("id-1", str(tmp_path), TOKEN, paths, False, Mirror(tmp_path), NoJudge(), models=models)
+    found = [*preflight._model_and_data(chosen, [node])]
+    return found if errors(found) else [*found, *preflight._tokenizer(chosen)]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_llama(tmp_path / "m")
+    tiny_tokenizer(load_task("arithmetic")).save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.fixture
+def adapter(model: Path) -> Path:
+    """With what it was trained on under a name that is given from its folder."""
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora).save_pretrained(str(model.parent / "adapter"))
+    change_json(model.parent / "adapter" / "adapter_config.json", base_model_name_or_path="m")
+    return model.parent / "adapter"
+
+
+def test_a_model_that_is_whole_is_fine_with_its_tokenizer(model, adapter, tmp_path):
+    for source in (model, adapter):
+        found = see(tmp_path, model={"source": str(source)})
+        assert errors(found) == []
+        assert found[-1].sentence == f"The tokenizer of {source} was read."
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: point(folder / "model.safetensors"), "model.safetensors is a Git LFS pointer"),
+        (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is cut short: it has "),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (
+            lambda folder: change_json(folder / "config.json", model_type="llama9"),
+            "does not recognize this architecture",
+        ),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be used"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    ],
+)
+def test_a_models_file_that_cannot_be_used_is_found_without_loading_it(model, adapter, tmp_path, damage, words):
+    damage(model)
+    for source in (model, adapter):
+        [found] = errors(see(tmp_path, model={"source": str(source)}))
+        assert words in found
+        assert str(model) in found
+
+
+def test_an_adapter_without_its_base_and_a_tokenizer_that_is_broken_are_found(model, adapter, tmp_path):
+    (broken := copy(model, tmp_path / "other") / "tokenizer.json").write_text("[]")
+    [found] = errors(see(tmp_path, model={"source": str(model), "tokenizer": str(tmp_path / "other")}))
+    assert f"{broken} holds a list" in found
+    change_json(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/m")
+    assert "its base /nowhere/m is not here" in errors(see(tmp_path, model={"source": str(adapter)}))[0]

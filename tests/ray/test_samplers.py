@@ -12,9 +12,8 @@ from optuna.trial import TrialState
 
 from slime_ray.errors import InputError
 from slime_ray.on_ray import samplers
-from slime_ray.on_ray.fronts import dominators, signed
 from slime_ray.on_ray.search import Observation, StudySearch
-from slime_ray.points import Rules, Search
+from slime_ray.points import Search
 from slime_ray.presets import preset_base
 from slime_ray.space import Dimension
 
@@ -47,8 +46,10 @@ STORAGES: dict[Path, InMemoryStorage] = defaultdict(InMemoryStorage)
 
 
 def opened(folder: Path, search: Search, *, trials: int = 16, seed: int = 0, **known: Any) -> StudySearch:
+    storage = STORAGES[folder]
+    rows = ROWS[id(storage)]
     return StudySearch(
-        search=search, base=BASE, goals=GOALS, storage=STORAGES[folder], trials=trials, seed=seed, **known
+        search=search, base=BASE, goals=GOALS, storage=storage, trials=trials, seed=seed, rows=rows, **known
     )
 
 
@@ -58,16 +59,29 @@ def result(point: dict[str, Any]) -> dict[str, Any]:
     return {"win_rate": x / 4, "stability": 1 / (1 + x), "status": "completed" if x < 2.8 else "diverged"}
 
 
+ROWS: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
+"""Of the trials that were played in a storage, by its `id`."""
+
+
+def begun(search: StudySearch, name: str) -> dict[str, Any]:
+    """The point of a trial that is begun."""
+    asked = search.ask([name])
+    assert asked is not None
+    return asked[1]
+
+
 def played(search: StudySearch, count: int) -> Iterator[dict[str, Any]]:
     """Trials one at a time."""
+    rows = ROWS[id(search.storage)]
     for _ in range(count):
-        name = f"trial-{len(search.running)}"
-        point = search.suggest(name)
-        assert point is not None
-        search.on_trial_complete(name, result(point))
+        name = next(iter(search.reruns), f"trial-{len(rows)}")
+        point = begun(search, name)
+        search.tell(name, result(point))
+        rows[name] = {"phase": "search", "values": point, **result(point)}
         yield point
 
 
+GOOD = {"win_rate": 0.6, "stability": 0.5, "status": "completed"}
 SAMPLERS = ["tpe", "nsga2", "random", "quasi_random", "grid", "gp"]
 COUNTS = {"gp": 7}
 """GP takes seconds for a trial; the first four are drawn by chance."""
@@ -89,36 +103,29 @@ def test_a_dimension_has_its_own_scale_and_steps_for_optuna(way, form):
     assert samplers.distribution(Dimension.model_validate(way)) == form
 
 
-def test_a_sampler_that_learns_knows_which_way_each_goal_is_better():
-    learner = samplers.make_sampler(
-        space("tpe"), Rules(space("tpe"), BASE), ["maximize", "minimize"], trials=16, seed=0
-    )
-    assert [direction.name for direction in learner.study.directions] == ["MAXIMIZE", "MINIMIZE"]
-
-
 def test_gp_learns_by_how_much_a_requirement_holds(tmp_path):
     search = opened(tmp_path, space("gp"))
-    search.sampler.begin(0, {"objective.hard_margin": 2.0, "objective.soft_margin": 0.5})
-    search.sampler.end(0, [0.5, 0.5])
+    search.record("a", {"objective.hard_margin": 2.0, "objective.soft_margin": 0.5}, {**GOOD, "win_rate": 0.5})
     # For Optuna, what is at most 0 holds.
-    assert search.sampler.finished[-1].constraints == {REQUIRE[0]: -1.5}
+    assert search.study.trials[-1].constraints == {REQUIRE[0]: -1.5}
 
 
 def test_tpe_knows_what_is_being_tried_and_what_was_stopped_but_not_what_came_to_nothing(tmp_path):
     """So draws side by side keep apart, and being stopped speaks against a point."""
 
-    def drawn(after: str) -> dict[str, Any] | None:
+    def drawn(after: str) -> dict[str, Any]:
         search = opened(tmp_path / after, space("tpe"))
         list(played(search, 12))
-        if after != "nothing":
-            search.sampler.begin(99, {"objective.hard_margin": 1.5, "objective.soft_margin": 1.0})
-        if after in ("stopped", "failed"):
-            search.sampler.end(99, "stopped" if after == "stopped" else None)
-        return search.sampler.draw(50)
+        # Known points are begun first, and count as tried.
+        search.queue = [{"objective.hard_margin": 2.5, "objective.soft_margin": 0.13}]
+        begun(search, "known")
+        if after != "running":
+            search.tell("known", {"status": after, **dict.fromkeys(GOALS, 0.0)})
+        return begun(search, "next")
 
-    found = {after: drawn(after) for after in ("nothing", "failed", "running", "stopped")}
-    assert found["failed"] == found["nothing"]
-    assert found["running"] != found["nothing"] != found["stopped"]
+    nothing = drawn("failed")
+    assert drawn("diverged") == nothing
+    assert nothing not in [drawn("running"), drawn("stopped")]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -139,7 +146,7 @@ def test_a_search_is_the_same_twice_and_the_same_where_it_is_gone_on_with(tmp_pa
 def test_what_was_lost_is_tried_again_and_nothing_else_twice(tmp_path, name):
     killed = opened(tmp_path, space(name))
     before = list(played(killed, 5))
-    lost = [killed.suggest("a"), killed.suggest("b")]
+    lost = [begun(killed, "a"), begun(killed, "b")]
     resumed = opened(tmp_path, space(name))
     again = list(played(resumed, 9))
     assert again[:2] == lost
@@ -152,7 +159,7 @@ def test_what_was_lost_is_tried_again_and_nothing_else_twice(tmp_path, name):
 def test_a_sampler_that_does_not_learn_draws_the_same_side_by_side(tmp_path, name):
     alone = list(played(opened(tmp_path / "alone", space(name)), 8))
     beside = opened(tmp_path / "beside", space(name))
-    assert [beside.suggest(str(number)) for number in range(8)] == alone
+    assert [begun(beside, str(number)) for number in range(8)] == alone
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "quasi_random"])
@@ -177,7 +184,7 @@ def test_a_grid_is_tried_in_full_and_its_known_points_first(tmp_path):
     points = list(played(search, 36))
     assert points[0] == known
     assert len({frozenset(point.items()) for point in points}) == 36
-    assert search.suggest("one more") is None
+    assert search.ask(["one more"]) is None
 
 
 def test_a_grid_over_conditions_has_each_case_once(tmp_path):
@@ -196,7 +203,7 @@ def test_a_finite_space_is_tried_to_its_end_and_no_point_twice(tmp_path, name):
     search = opened(tmp_path, space(name, dimensions), trials=4)
     assert sorted(point["objective.hard_margin"] for point in played(search, 4)) == [0.5, 1.0, 1.5, 2.0]
     with pytest.raises(InputError, match="1000 draws in a row were points that were tried before"):
-        search.suggest("one more")
+        search.ask(["one more"])
 
 
 def test_a_quasi_random_search_is_more_even_than_a_random_one(tmp_path):
@@ -226,7 +233,7 @@ def test_what_an_earlier_run_found_is_known_from_the_start(tmp_path, name):
     # However often the study is opened, they are there once.
     assert len(opened(tmp_path, space(name), trials=20, observed=observed).study.get_trials()) == 40
     blind = opened(tmp_path / "blind", space(name), trials=20)
-    informed, drawn = ([one.suggest(str(number)) or {} for number in range(8)] for one in (search, blind))
+    informed, drawn = ([begun(one, str(number)) for number in range(8)] for one in (search, blind))
     if name == "tpe":
         hard = [[float(point["objective.hard_margin"]) for point in points] for points in (informed, drawn)]
         assert sum(hard[0]) / 8 < 1.2 < sum(hard[1]) / 8
@@ -243,23 +250,13 @@ def test_the_children_of_nsga2_have_their_parents_knobs(tmp_path):
     assert inherited >= 5
 
 
-def test_what_a_sampler_is_shown_stays_small_and_keeps_the_best(tmp_path, monkeypatch):
-    for name, value in (("BEST", 3), ("NEWEST", 6), ("AGAIN_EVERY", 5)):
-        monkeypatch.setattr(samplers, name, value)
-    search = opened(tmp_path, space("tpe"), trials=40)
-    points = list(played(search, 33))
-    learner = search.sampler
-    assert isinstance(learner, samplers.Learner)
-    shown = [trial for trial in learner.study.get_trials() if trial.state == TrialState.COMPLETE]
-    assert len(shown) <= 3 + 6 + 5 < len(learner.finished)
-    # All completed points are on the front of these goals, so that the first three are kept as the best.
-    completed = [point for point in points if point["objective.hard_margin"] < 2.8]
-    assert [trial.params for trial in shown][:3] == completed[:3]
-    assert list(played(opened(tmp_path, space("tpe"), trials=40), 2)) == list(played(search, 2))
-
-
-def test_dominators_are_counted_as_the_definition_says():
-    points = signed([[3, 1], [2, 1], [2, 1], [1, 3], [0, 4]], ["maximize", "minimize"])
-    # [3, 1] beats all others; [2, 1] beats [1, 3] and [0, 4]; equals do not beat each other.
-    assert dominators(points).tolist() == [0, 1, 1, 3, 4]
-    assert dominators(signed([], ["maximize"])).tolist() == []
+def test_a_sequence_goes_on_where_the_study_was_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(samplers, "MAX_DRAWS", 4)
+    search = space("quasi_random", {"objective.hard_margin": {"uniform": [0.5, 3.0]}})
+    whole = list(played(opened(tmp_path / "whole", search), 12))
+    first = opened(tmp_path / "lost", search)
+    before = list(played(first, 8))
+    rows = ROWS[id(first.storage)]
+    STORAGES[tmp_path / "lost"] = InMemoryStorage()
+    ROWS[id(STORAGES[tmp_path / "lost"])] = rows
+    assert before + list(played(opened(tmp_path / "lost", search), 4)) == whole

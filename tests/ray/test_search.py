@@ -1,7 +1,8 @@
-"""StudySearch: what OptunaSearch gets wrong, and a study that outlives the process. No Ray instance is needed."""
+"""StudySearch: a study that outlives the process, and one point for every id. No Ray instance is needed."""
 
 import math
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Search
-from slime_ray.on_ray import search as search_module
-from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
+from slime_ray.on_ray import study as study_module
+from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.study import StudyFailed, study_storage
 from slime_ray.presets import preset_base
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {
@@ -35,6 +38,10 @@ KNOWN = {
 }
 
 
+FILE_ALONE = pytest.mark.parametrize("backend", ["file"], indirect=True)
+"""For what does not depend on where the study is, or is about the file."""
+
+
 @pytest.fixture(autouse=True, params=["file", "database"])
 def backend(request, monkeypatch):
     """All that is promised of a study holds for both places that it may be in."""
@@ -43,23 +50,33 @@ def backend(request, monkeypatch):
 
 
 def in_database(path: Path) -> BaseStorage:
-    return search_module.study_storage(path, f"sqlite:///{path}/study.db")
+    return study_module.study_storage(path, f"sqlite:///{path}/study.db")
 
 
 def search_over(space=SPACE, require=("objective.soft_margin <= objective.hard_margin",), known=(KNOWN,)) -> Search:
     return Search.model_validate({"dimensions": space, "require": list(require), "known_points": list(known)})
 
 
-def open_search(path: Path, *, search: Search | None = None, goals=GOALS, seed: int = 0, rows=()) -> StudySearch:
+def open_search(path: Path, *, search: Search | None = None, goals=GOALS, **known: Any) -> StudySearch:
     return StudySearch(
         search=search or search_over(),
         base=BASE,
         goals=goals,
         storage=study_storage(path),
         trials=16,
-        seed=seed,
-        rows=dict(rows),
+        **{"seed": 0, **known},
     )
+
+
+def ask(search: StudySearch, trial_id: str) -> dict[str, Any] | None:
+    """The point of a trial that is begun."""
+    begun = search.ask([trial_id])
+    return begun and begun[1]
+
+
+def row(point: Any, **result: Any) -> dict[str, Any]:
+    """A finished trial of the search, as a resumed sweep reads it."""
+    return {"phase": "search", "values": dict(point), **(result or finished())}
 
 
 def finished(win: float = 0.6, stability: float = 0.9, status: str = "completed") -> dict:
@@ -73,42 +90,38 @@ def states(search: StudySearch) -> list[TrialState]:
 def test_every_point_meets_every_requirement(tmp_path):
     search = open_search(tmp_path)
     for number in range(40):
-        point = search.suggest(str(number))
+        point = ask(search, str(number))
         assert point is not None
         assert point["objective.soft_margin"] <= point["objective.hard_margin"]
         assert set(point) == set(SPACE)
-        search.on_trial_complete(str(number), finished(win=number / 40))
+        search.tell(str(number), finished(win=number / 40))
     assert TrialState.RUNNING not in states(search)
 
 
 def test_known_points_come_first_and_once_however_often_the_study_is_opened(tmp_path):
     open_search(tmp_path)
     search = open_search(tmp_path)
-    assert search.suggest("a") == KNOWN
-    search.on_trial_complete("a", finished())
-    again = open_search(tmp_path)
-    assert again.suggest("b") != KNOWN
+    assert ask(search, "a") == KNOWN
+    search.tell("a", finished())
+    again = open_search(tmp_path, rows={"a": row(KNOWN)})
+    assert ask(again, "b") != KNOWN
 
 
 @pytest.mark.parametrize(
-    ("result", "error"),
+    "result",
     [
-        (None, False),
-        (None, True),
-        ({}, False),
-        (finished(win=math.nan), False),
-        ({"win_rate": 0.6, "status": "completed"}, False),
-        (finished(status="diverged", stability=0.0), False),
-        (finished(status="failed"), False),
-        # An errored trial that had reported before is no result.
-        (finished(), True),
+        {},
+        finished(win=math.nan),
+        {"win_rate": 0.6, "status": "completed"},
+        finished(status="diverged", stability=0.0),
+        finished(status="failed"),
     ],
 )
-def test_a_trial_without_a_whole_result_is_told_fail_and_stays_out_of_the_front(tmp_path, result, error):
+def test_a_trial_without_a_whole_result_is_told_fail_and_stays_out_of_the_front(tmp_path, result):
     search = open_search(tmp_path)
-    search.suggest("a")
-    search.on_trial_complete("a", result, error)
-    search.on_trial_complete("a", finished(), False)
+    ask(search, "a")
+    search.tell("a", result)
+    search.tell("a", finished())
     assert states(search) == [TrialState.FAIL]
     assert search.study.best_trials == []
 
@@ -116,88 +129,293 @@ def test_a_trial_without_a_whole_result_is_told_fail_and_stays_out_of_the_front(
 def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached(tmp_path):
     search = open_search(tmp_path)
     stopped = {**finished(status="stopped"), "reason": "early: it lags", "tokens": 512}
-    search.suggest("a")
-    search.on_trial_complete("a", {**stopped, "step": 20})
-    search.suggest("b")
-    search.name("b", ["search-0002"])
+    rows = {"a": row(ask(search, "a"), **stopped, updates=20), "b": row(ask(search, "b"), **stopped, updates=20)}
+    search.tell("a", {**stopped, "step": 20})
     # The sweep died before it could tell of the second one, whose row says the same in the words of trials.parquet.
-    reopened = open_search(tmp_path, rows={"search-0002": {**stopped, "updates": 20}})
-    assert states(reopened) == [TrialState.PRUNED, TrialState.PRUNED]
-    for trial in reopened.study.trials:
-        told = {name: trial.user_attrs[name] for name in ("reason", "updates", "tokens")}
-        assert told == {"reason": "early: it lags", "updates": 20, "tokens": 512}
+    reopened = open_search(tmp_path, rows=rows)
+    assert states(reopened) == [TrialState.PRUNED, TrialState.FAIL, TrialState.PRUNED]
+    for entry, name in zip(reopened.study.get_trials(states=(TrialState.PRUNED,)), "ab", strict=True):
+        told = {key: entry.user_attrs[key] for key in ("trial_id", "reason", "updates", "tokens")}
+        assert told == {"trial_id": name, "reason": "early: it lags", "updates": 20, "tokens": 512}
     assert reopened.study.best_trials == []
-    assert reopened.suggest("c") is not None
+    assert ask(reopened, "c") is not None
 
 
 def test_a_complete_trial_is_told_both_goals_in_their_order(tmp_path):
     search = open_search(tmp_path)
-    search.suggest("a")
-    assert search.name("a", ["search-0001", "search-0002"]) == "search-0001"
-    search.on_trial_complete("a", finished(0.7, 0.4))
+    assert search.ask(["search-0001", "search-0002"]) == ("search-0001", KNOWN)
+    search.tell("search-0001", finished(0.7, 0.4))
     trial = search.study.best_trials[0]
     assert trial.values == [0.7, 0.4]
     assert trial.user_attrs["trial_id"] == "search-0001"
 
 
-def test_what_a_killed_run_left_running_is_failed_and_its_point_is_tried_again(tmp_path):
+def test_what_a_killed_run_left_running_is_failed_and_its_point_is_tried_again_under_its_id(tmp_path):
     killed = open_search(tmp_path)
-    known, drawn = killed.suggest("a"), killed.suggest("b")
+    known, drawn = ask(killed, "a"), ask(killed, "b")
     resumed = open_search(tmp_path)
-    # Nothing is left RUNNING; both points wait to be asked for again.
-    assert sorted(state.name for state in states(resumed)) == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    assert [resumed.suggest("c"), resumed.suggest("d")] == [known, drawn]
+    assert states(resumed) == [TrialState.FAIL, TrialState.FAIL]
+    # Whatever order they are asked for in, and before anything new.
+    assert resumed.ask(["new", "b"]) == ("b", drawn)
+    assert resumed.ask(["new", "a"]) == ("a", known)
+    assert ask(resumed, "new") not in (known, drawn)
+
+
+def play(search: StudySearch, names: str) -> dict[str, dict[str, Any]]:
+    """Trials one at a time; returns their rows."""
+    rows = {}
+    for name in names:
+        point = ask(search, name)
+        assert point is not None
+        result = finished(win=point["objective.hard_margin"] / 4)
+        search.tell(name, result)
+        rows[name] = row(point, **result)
+    return rows
+
+
+def completed(search: StudySearch) -> dict[str, list[float]]:
+    """Values of every completed entry by id; fails where an id has two."""
+    entries = search.study.get_trials(states=(TrialState.COMPLETE,))
+    names = [entry.user_attrs["trial_id"] for entry in entries]
+    assert len(set(names)) == len(names)
+    return {name: entry.values for name, entry in zip(names, entries, strict=True)}
+
+
+@pytest.mark.parametrize("deleted", ["b", "ad", "abcd"])
+def test_a_deleted_trial_is_run_again_at_its_point_and_counts_once(tmp_path, deleted):
+    rows = play(open_search(tmp_path), "abcd")
+    left = {name: kept for name, kept in rows.items() if name not in deleted}
+    for _ in range(2):
+        # Also where the sweep is cut off once more before it was run.
+        resumed = open_search(tmp_path, rows=left)
+        assert sorted(completed(resumed)) == sorted(left)
+    assert resumed.notes == []
+    for name in deleted:
+        assert ask(resumed, name) == rows[name]["values"]
+        resumed.tell(name, finished(win=0.11))
+    assert set(completed(resumed)) == set("abcd")
+    assert all(completed(resumed)[name][0] == 0.11 for name in deleted)
+    assert ask(resumed, "e") not in [kept["values"] for kept in rows.values()]
+
+
+@FILE_ALONE
+def test_what_was_deleted_is_said_once(tmp_path):
+    rows = play(open_search(tmp_path), "abc")
+    del rows["b"]
+    assert open_search(tmp_path, rows=rows).notes == ["b has no result any more; it is run again."]
+
+
+@FILE_ALONE
+def test_a_trial_is_deleted_while_others_were_running(tmp_path):
+    killed = open_search(tmp_path)
+    rows = play(killed, "ab")
+    running = {name: ask(killed, name) for name in "cd"}
+    gone = rows.pop("a")
+    resumed = open_search(tmp_path, rows=rows)
+    assert TrialState.RUNNING not in states(resumed)
+    assert {name: ask(resumed, name) for name in "acd"} == {"a": gone["values"], **running}
+
+
+@FILE_ALONE
+def test_a_resumed_search_draws_what_the_whole_one_draws_also_after_a_deletion(tmp_path):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = play(open_search(tmp_path / "whole"), "abcdefgh")
+    rows = play(open_search(tmp_path / "cut"), "abcde")
+    del rows["c"]
+    rows |= play(open_search(tmp_path / "cut", rows=rows), "c")
+    assert rows | play(open_search(tmp_path / "cut", rows=rows), "fgh") == whole
+
+
+def test_a_result_that_was_replaced_is_what_the_study_says(tmp_path):
+    """As when a trial was copied from a backup, or the study has two results of an id."""
+    search = open_search(tmp_path)
+    rows = play(search, "ab")
+    search.study.add_trial(create_trial(state=TrialState.COMPLETE, values=[0.1, 0.1], **entry(search, 0)))
+    rows["b"] |= {"win_rate": 0.01}
+    reopened = open_search(tmp_path, rows=rows)
+    assert completed(reopened) == {"a": [rows["a"]["win_rate"], 0.9], "b": [0.01, 0.9]}
+
+
+def entry(search: StudySearch, number: int) -> dict[str, Any]:
+    kept = search.study.trials[number]
+    return {"params": kept.params, "distributions": kept.distributions, "user_attrs": kept.user_attrs}
+
+
+def test_a_study_that_is_gone_is_made_again_from_the_results(tmp_path):
+    for name in ("kept", "lost"):
+        (tmp_path / name).mkdir()
+    rows = play(open_search(tmp_path / "kept"), "abcdef")
+    rows["c"] |= {"status": "stopped", "win_rate": None, "reason": "early"}
+    rows["d"] |= {"status": "failed", "win_rate": None}
+    gone = rows.pop("e")
+    # Of one trial the result is gone as well; the tables still say what it set.
+    made = open_search(tmp_path / "lost", rows=rows, lost={"e": gone["values"]})
+    assert made.notes == ["The study lacked 5 finished trials; they were added from their results."]
+    assert completed(made) == {name: [rows[name]["win_rate"], 0.9] for name in "abf"}
+    assert [state.name for state in states(made)] == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
+    assert ask(made, "e") == gone["values"]
+    assert ask(made, "g") not in [kept["values"] for kept in rows.values()]
+
+
+@pytest.mark.parametrize("at", ["spare", "whole", "copy"])
+def test_a_study_that_is_cut_off_while_it_is_written_anew_is_whole_the_next_time(tmp_path, monkeypatch, at):
+    rows = play(open_search(tmp_path), "abc")
+    del rows["b"]
+    broken = {
+        "spare": (optuna.Study, "add_trials"),
+        "whole": (optuna, "delete_study"),
+        "copy": (optuna, "copy_study"),
+    }[at]
+    with monkeypatch.context() as failing:
+        failing.setattr(*broken, refuse)
+        with pytest.raises(StudyFailed):
+            open_search(tmp_path, rows=rows)
+    resumed = open_search(tmp_path, rows=rows)
+    assert set(completed(resumed)) == {"a", "c"}
+    assert optuna.get_all_study_names(resumed.storage) == ["slime-ray"]
+
+
+@FILE_ALONE
+def test_the_study_of_another_run_is_refused(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    rows = play(open_search(tmp_path / "mine", search=search_over(known=()), seed=1), "abc")
+    play(open_search(tmp_path / "other", search=search_over(known=()), seed=2), "abc")
+    with pytest.raises(InputError, match=r"another point for a than trials/a/trial.json, .* made again from"):
+        open_search(tmp_path / "other", search=search_over(known=()), seed=1, rows=rows)
+
+
+def damage(content: bytes, how: str) -> bytes:
+    lines = content.splitlines(keepends=True)
+    return {
+        "garbage": b"\x00\xff garbage \x80" * 40 + b"\n",
+        "a bad line": b"".join([*lines[:5], b"{not json\n", *lines[5:]]),
+        "a bad last line": content + b"{not json\n",
+        "not an entry": b"[1, 2]\n" + content,
+        "another operation": b'{"op_code": 99}\n' + content,
+        "no beginning": b"".join(lines[3:]),
+        "cut": content[: len(content) // 2],
+        "empty": b"",
+    }[how]
+
+
+def refusal(path: Path, rows: Any) -> str | None:
+    """What opening the study is refused with, if it is."""
+    try:
+        open_search(path, rows=rows)
+    except (InputError, StudyFailed) as error:
+        return str(error)
+    return None
+
+
+HOWS = ["garbage", "a bad line", "a bad last line", "not an entry", "another operation", "no beginning", "cut", "empty"]
+
+
+@FILE_ALONE
+@pytest.mark.parametrize("how", HOWS)
+def test_a_damaged_journal_is_one_sentence_with_its_name_or_made_again(tmp_path, how):
+    rows = play(open_search(tmp_path), "abc")
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(damage(journal.read_bytes(), how))
+    if said := refusal(tmp_path, rows):
+        assert said.startswith(f"{journal} is damaged: ")
+        assert "Move it away, and give the command with --resume" in said
+        journal.unlink()
+    resumed = open_search(tmp_path, rows=rows)
+    assert completed(resumed) == {name: [kept["win_rate"], 0.9] for name, kept in rows.items()}
+    assert ask(resumed, "d") not in [kept["values"] for kept in rows.values()]
+    assert len(completed(open_search(tmp_path, rows=rows))) == 3
+
+
+@pytest.mark.parametrize("backend", ["database"], indirect=True)
+@pytest.mark.parametrize("how", ["garbage", "cut", "empty"])
+def test_a_damaged_database_is_one_sentence_or_made_again(tmp_path, how):
+    rows = play(open_search(tmp_path), "abc")
+    file = tmp_path / "study.db"
+    file.write_bytes(damage(file.read_bytes(), how))
+    if said := refusal(tmp_path, rows):
+        assert "study" in said
+        assert "made again from the trials' results" in said
+        file.unlink()
+    resumed = open_search(tmp_path, rows=rows)
+    assert completed(resumed) == {name: [kept["win_rate"], 0.9] for name, kept in rows.items()}
 
 
 def test_a_resumed_search_draws_other_points_than_before(tmp_path):
     first = open_search(tmp_path, search=search_over(known=()))
-    points = [first.suggest(str(n)) for n in range(4)]
-    for n in range(4):
-        first.on_trial_complete(str(n), finished())
-    second = open_search(tmp_path, search=search_over(known=()))
-    assert all(second.suggest(f"again-{n}") not in points for n in range(4))
+    points = {str(n): ask(first, str(n)) for n in range(4)}
+    for name in points:
+        first.tell(name, finished())
+    rows = {name: row(point) for name, point in points.items()}
+    second = open_search(tmp_path, search=search_over(known=()), rows=rows)
+    assert all(ask(second, f"again-{n}") not in points.values() for n in range(4))
 
 
+@FILE_ALONE
 def test_the_same_seed_draws_the_same_points_one_at_a_time(tmp_path):
     def draw(folder: str, seed: int) -> list:
         (tmp_path / folder).mkdir()
         search = open_search(tmp_path / folder, seed=seed)
         points = []
         for n in range(8):
-            points.append(search.suggest(str(n)))
-            search.on_trial_complete(str(n), finished(win=n / 8, stability=1 - n / 8))
+            points.append(ask(search, str(n)))
+            search.tell(str(n), finished(win=n / 8, stability=1 - n / 8))
         return points
 
     assert draw("a", 1) == draw("b", 1)
     assert draw("c", 2)[1:] != draw("d", 3)[1:]
 
 
+@FILE_ALONE
 def test_no_point_of_a_space_of_few_is_tried_twice(tmp_path):
     few = {"training.schedule": {"choice": ["linear", "cosine"]}, "training.pairs_per_update": {"choice": [8, 16, 32]}}
     search = open_search(tmp_path, search=search_over(few, require=(), known=()))
-    points = [search.suggest(str(n)) for n in range(6)]
+    points = [ask(search, str(n)) for n in range(6)]
     assert len({tuple(sorted(point.items())) for point in points if point}) == 6
 
 
 def test_a_draw_that_cannot_be_written_is_drawn_again(tmp_path, monkeypatch):
     for folder in ("calm", "failing"):
         (tmp_path / folder).mkdir()
-    calm = open_search(tmp_path / "calm", search=search_over(known=())).suggest("a")
+    calm = ask(open_search(tmp_path / "calm", search=search_over(known=())), "a")
     search = open_search(tmp_path / "failing", search=search_over(known=()))
     with monkeypatch.context() as failing:
-        failing.setattr(search, "_record", refuse)
+        failing.setattr(search.study, "ask", refuse)
         with pytest.raises(StudyFailed):
-            search.suggest("a")
-    assert search.suggest("a") == calm
+            ask(search, "a")
+    assert ask(search, "a") == calm
 
 
 def refuse(*_: object, **__: object) -> None:
     raise OSError("No space left on device")
 
 
+@FILE_ALONE
+def test_the_study_of_a_run_of_version_0_1_0_is_gone_on_with(tmp_path):
+    """Trials 1 to 4 have results; 5 was paused and 6 was running, and both points were queued once more."""
+    shutil.copy(Path(__file__).parent / "data" / "study-0.1.0.journal", tmp_path / "study.journal")
+    hard = [1.5, 2.5, 1.838998371568321, 2.9330576263072263, 1.9082850870997645, 1.6816881670296406]
+    entries = {one.user_attrs.get("trial_id"): one.params for one in optuna_study(tmp_path).trials if one.params}
+    points = {f"search-000{n}": entries[f"search-000{n}"] for n in range(1, 7)}
+    assert [point["objective.hard_margin"] for point in points.values()] == hard
+    results = [finished(0.6, 0.9), finished(0.7, 0.8), finished(status="stopped"), finished(status="failed")]
+    rows = {f"search-000{n}": row(points[f"search-000{n}"], **result) for n, result in enumerate(results, 1)}
+    search = open_search(tmp_path, rows=rows)
+    assert completed(search) == {"search-0001": [0.6, 0.9], "search-0002": [0.7, 0.8]}
+    assert {TrialState.RUNNING, TrialState.WAITING}.isdisjoint(states(search))
+    free = [f"search-000{n}" for n in range(5, 9)]
+    assert [search.ask(free[k:]) for k in range(2)] == [(name, points[name]) for name in free[:2]]
+    assert ask(search, free[2]) not in points.values()
+
+
+def optuna_study(path: Path) -> optuna.Study:
+    return optuna.load_study(study_name="slime-ray", storage=study_storage(path))
+
+
 def test_another_space_or_other_goals_are_refused(tmp_path):
     search = open_search(tmp_path)
-    search.suggest("a")
+    ask(search, "a")
     with pytest.raises(InputError, match="was started with the goals"):
         open_search(tmp_path, goals={"stability": "maximize"})
     wider = {**SPACE, "objective.hard_margin": {"uniform": [0.5, 4.0]}}
@@ -205,17 +423,17 @@ def test_another_space_or_other_goals_are_refused(tmp_path):
         open_search(tmp_path, search=search_over(wider))
 
 
-@pytest.mark.parametrize("backend", ["file"], indirect=True)
+@FILE_ALONE
 def test_a_space_that_requirements_almost_empty_is_refused_instead_of_searched_for_ever(tmp_path):
     almost = search_over(require=("objective.hard_margin <= 0.5000000001",), known=())
     with pytest.raises(InputError, match="1000 draws in a row"):
-        open_search(tmp_path, search=almost).suggest("a")
+        ask(open_search(tmp_path, search=almost), "a")
 
 
 def test_the_study_is_an_ordinary_optuna_study(tmp_path):
     search = open_search(tmp_path)
-    search.suggest("a")
-    search.on_trial_complete("a", finished())
+    ask(search, "a")
+    search.tell("a", finished())
     study = optuna.load_study(study_name="slime-ray", storage=study_storage(tmp_path))
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     assert study.trials[0].params == KNOWN
@@ -231,7 +449,7 @@ def test_the_study_is_an_ordinary_optuna_study(tmp_path):
 )
 def test_a_database_that_cannot_be_used_is_a_sentence_without_its_password(tmp_path, url, words):
     with pytest.raises(InputError, match=words) as refused:
-        search_module.study_storage(tmp_path, url)
+        study_module.study_storage(tmp_path, url)
     assert "secret" not in str(refused.value)
 
 
@@ -241,8 +459,8 @@ def test_two_runs_share_a_database_and_no_trial(tmp_path):
         StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, name=name)
         for name in ("first-1", "first-2")
     )
-    assert one.suggest("a") == other.suggest("a") == KNOWN
-    one.on_trial_complete("a", finished())
+    assert ask(one, "a") == ask(other, "a") == KNOWN
+    one.tell("a", finished())
     assert states(one) == [TrialState.COMPLETE]
     assert states(other) == [TrialState.RUNNING]
 
@@ -251,35 +469,34 @@ def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
     """The file of the database is overwritten, and put back."""
     file = tmp_path / "study.db"
     search = StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=in_database(tmp_path), trials=16, seed=0)
-    search.suggest("a")
+    ask(search, "a")
     kept = file.read_bytes()
     file.write_bytes(b"no database at all" * 1000)
     with pytest.raises(StudyFailed, match=r"The study's database failed \(.*--resume"):
-        search.on_trial_complete("a", finished())
+        search.tell("a", finished())
     with pytest.raises(StudyFailed):
-        search.suggest("b")
+        ask(search, "b")
     file.write_bytes(kept)
-    search.on_trial_complete("a", finished())
+    search.tell("a", finished())
     assert states(search) == [TrialState.COMPLETE]
 
 
 def in_journal(path: Path, **known: Any) -> StudySearch:
-    storage = search_module.study_storage(path)
+    storage = study_module.study_storage(path)
     return StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, **known)
 
 
 def test_a_journal_that_a_full_disk_has_cut_off_is_gone_on_with(tmp_path):
     """RLIMIT_FSIZE lets the next entry be written in part, as a full disk does."""
     search = in_journal(tmp_path)
-    search.suggest("a")
-    search.name("a", ["search-0001"])
+    ask(search, "search-0001")
     journal, before = tmp_path / "study.journal", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, before[1]))
     try:
         with pytest.raises(StudyFailed, match="File too large"):
-            search.on_trial_complete("a", finished())
+            search.tell("search-0001", finished())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not journal.read_bytes().endswith(b"\n")
-    in_journal(tmp_path, rows={"search-0001": finished()}).suggest("b")
-    assert states(in_journal(tmp_path))[0] == TrialState.COMPLETE
+    in_journal(tmp_path, rows={"search-0001": row(KNOWN)}).ask(["b"])
+    assert list(completed(in_journal(tmp_path, rows={"search-0001": row(KNOWN)}))) == ["search-0001"]

@@ -1,6 +1,7 @@
 """Real sweeps over spaces with conditions, from an earlier run, and to the end of a budget."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from slime_ray import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray import sweep as sweeping
-from slime_ray.on_ray.search import study_storage
+from slime_ray.on_ray.study import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.run_folder import Start
 from tests.faults.conftest import until
@@ -110,6 +111,26 @@ def test_a_search_starts_from_an_earlier_run_and_takes_no_notice_of_its_end(meth
         assert not (folder / "runs" / "third").exists()
     finally:
         methods.with_name("gone").rename(methods)
+
+
+def test_deleted_trials_are_trained_again_as_they_were_whatever_is_left_of_the_study(methods, folder, instance):
+    before = results.finished_trials(methods)
+    (winner,) = {row["label"] for row in before.values() if row["phase"] == "confirm"}
+    for study in ("kept", "deleted"):
+        shutil.rmtree(methods / "trials" / winner)
+        shutil.rmtree(methods / "trials" / "search-0002", ignore_errors=True)
+        if study == "deleted":
+            (methods / "study.journal").unlink()
+        sweep(folder, "methods", "resume")
+        rows = results.finished_trials(methods)
+        same = ("settings", "config_hash", "win_rate", "stability", "seed")
+        assert {name: [row[key] for key in same] for name, row in rows.items()} == {
+            name: [row[key] for key in same] for name, row in before.items()
+        }
+        entries = optuna.load_study(study_name="slime-ray", storage=study_storage(methods)).trials
+        completed = {trial.user_attrs["trial_id"]: trial.values for trial in entries if trial.values}
+        assert len(completed) == sum(trial.values is not None for trial in entries) == 3
+        assert completed == {name: [before[name]["win_rate"], before[name]["stability"]] for name in completed}
 
 
 def test_a_spent_budget_ends_the_sweep_by_name_and_a_raised_one_goes_on(instance, folder, monkeypatch):

@@ -10,8 +10,7 @@ from slime_ray.errors import InputError
 from slime_ray.experiment import EarlyStopping
 from slime_ray.experiment_file import load_experiment
 from slime_ray.on_ray.ranking import ByFront, ByMetric
-from slime_ray.on_ray.recall import past_reports
-from slime_ray.on_ray.stopping import Halving, Median, Rule, build_rule
+from slime_ray.on_ray.stopping import Halving, Median, Rule, build_rule, past_reports
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 

@@ -21,7 +21,8 @@ from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import Node
 from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
-from slime_ray.run_status import read_status
+from slime_ray.results import finished_trial
+from slime_ray.run_status import STATUS, read_status
 from slime_ray.training import attempts
 
 TEXT = """\
@@ -300,3 +301,88 @@ def test_a_tracker_that_is_left_out_is_said_once_for_the_whole_sweep():
         progress.hear({name: {"untracked": {"wandb": reason}}})
     progress.hear({"search-0002": {"step": 2}})
     assert lines == ["search-0001 goes on without wandb: OSError: 7f01 (said for the first trial only)"]
+
+
+def lost(watching: Watch, trial: Any, error: str = "ActorDiedError: the actor died") -> None:
+    watching.on_trial_recover(0, [], SimpleNamespace(config={"trial": trial}, get_error=lambda: error))
+
+
+@pytest.fixture
+def arm(experiment: Experiment, monitor: FakeMonitor, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The configuration of the one trial, whose end the monitor may be told at any time."""
+    monkeypatch.setattr(monitor, "end", lambda name: None)
+    (one,) = arm_trials(experiment)
+    return one.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("error", "starts", "reason"),
+    [
+        ("ActorDiedError: the actor died", 4, "faults.retries is 3"),
+        ("slime_ray.training.outcome.OutOfMemory: CUDA", 2, "out of memory twice"),
+        ("slime_ray.on_ray.trial.Again: its node is about to be taken away", 9, "faults.preemptions is 8"),
+    ],
+)
+def test_the_driver_counts_starts_that_are_noted_nowhere(watching, arm, tmp_path, error, starts, reason):
+    """A folder stands where attempts.json belongs. Tune itself would start the trial 14 times."""
+    folder = tmp_path / "trials" / "arm-slime-s0"
+    (folder / attempts.FILE).mkdir(parents=True)
+    for _ in range(starts - 1):
+        lost(watching, arm, error)
+    assert finished_trial(folder) is None
+    lost(watching, arm, error)
+    row = finished_trial(folder)
+    assert row is not None
+    assert row["status"] == "failed"
+    assert reason in row["reason"]
+    assert watching.leaving is None
+
+
+def test_where_nothing_can_be_written_the_sweep_ends_once_starts_are_used_up(watching, clock, arm, tmp_path, monitor):
+    """A file stands where the folder of all trials belongs."""
+    (tmp_path / "trials").write_text("in the way")
+    for _ in range(4):
+        lost(watching, arm)
+    assert "was begun 4 times, and the storage does not take what is written" in str(watching.leaving)
+    assert watching.plan.ending
+
+
+def test_a_trial_that_meets_a_storage_that_takes_nothing_ends_the_sweep(watching, arm):
+    trial = SimpleNamespace(
+        config={"trial": arm}, last_result={"status": "paused", "reason": "the storage does not take what is written"}
+    )
+    watching.on_trial_complete(0, [], trial)
+    assert watching.leaving == "the storage does not take what is written"
+
+
+def test_a_stage_that_is_made_again_is_said_once_by_whoever_hears_it(making, monitor, monkeypatch):
+    monitor.trials = {
+        "stages": Heard({"doing": "making sft", "notice": "A shared stage is not whole."}, 0.0, at_work=True)
+    }
+    looks = iter([([], []), ([], []), ([1], [])])
+    monkeypatch.setattr(prepare.ray, "wait", lambda *arguments, **options: next(looks))
+    making.follow()
+    assert making.lines.count("A shared stage is not whole.") == 1
+    lines: list[str] = []
+    console: Any = SimpleNamespace(is_terminal=False, print=lambda line, **options: lines.append(line))
+    progress = Progress(console=console, total=2, finished=0)
+    for name in ("search-0001", "search-0002"):
+        progress.hear({name: {"notice": "A shared stage is not whole."}})
+    assert lines == ["A shared stage is not whole."]
+
+
+def test_a_storage_that_takes_nothing_ends_the_sweep_after_storage_minutes(watching, clock, monitor, tmp_path):
+    """A folder stands where status.json belongs, for a while and then for good."""
+    monitor.trials = AT_WORK
+    (tmp_path / STATUS).mkdir()
+    step(watching, clock, 3)
+    step(watching, clock, 14 * 60)
+    (tmp_path / STATUS).rmdir()
+    step(watching, clock, 3)
+    (tmp_path / STATUS).unlink()
+    (tmp_path / STATUS).mkdir()
+    step(watching, clock, 3)
+    step(watching, clock, 14 * 60)
+    assert monitor.orders == []
+    step(watching, clock, 2 * 60)
+    assert "the storage does not take what is written (IsADirectoryError: " in monitor.orders[0]

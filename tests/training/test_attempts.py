@@ -1,9 +1,13 @@
 """When enough attempts at a trial have been made, and what counts as lost."""
 
+import resource
+import shutil
+from collections.abc import Callable
+
 import pytest
 
 from slime_ray.experiment import Faults
-from slime_ray.training.attempts import Attempt, Ending, begin, enough, note, read
+from slime_ray.training.attempts import FILE, Attempt, Ending, begin, enough, note, read
 
 HOUR = 3600.0
 
@@ -55,3 +59,27 @@ def test_an_attempt_that_never_said_goodbye_was_lost_and_one_that_ended_stays_so
     note(tmp_path, ended="memory")
     note(tmp_path, ended="lost")
     assert [(attempt.ended, attempt.workers) for attempt in read(tmp_path)] == [("lost", 1), ("memory", 2)]
+
+
+def test_a_start_that_cannot_be_counted_is_none_and_a_note_that_cannot_be_written_is_left_out(tmp_path):
+    begin(tmp_path, workers=1)
+    made = read(tmp_path)
+    shutil.move(tmp_path / FILE, tmp_path / "aside")
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(OSError, match=FILE):
+        begin(tmp_path, workers=1)
+    (tmp_path / FILE).rmdir()
+    shutil.move(tmp_path / "aside", tmp_path / FILE)
+    resource_limit(0, lambda: note(tmp_path, ended="failed"))
+    assert read(tmp_path) == made
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def resource_limit(size: int, work: Callable[[], None]) -> None:
+    """Do something while no file may be larger than this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,7 +1,10 @@
 """A trial whose answers are judged by a language model: what is kept when the judge stops, and what going on costs."""
 
 import json
+import pickle
+import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,12 @@ import pytest
 
 from slime_ray import results
 from slime_ray.cli import main
+from slime_ray.evaluation.judges import asking
 from slime_ray.experiment import Experiment, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
 from slime_ray.training import attempts
-from slime_ray.training.orders import Paused
+from slime_ray.training.orders import Order, OrderToLeave, Paused, pause_for
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
@@ -86,6 +90,62 @@ def test_a_trial_whose_judge_stops_keeps_its_model_and_goes_on_without_paying_tw
     assert (judging["new"], judging["cached"], judging["requests"]) == (new, 5, new + 5)
     assert KEY not in (folder / "trial.json").read_text() + (folder / "judging.json").read_text()
     assert any(news.get("doing") == "judging" for news in told)
+
+
+@pytest.mark.parametrize("kind", ["pause", "preempt"])
+def test_a_trial_whose_judge_hangs_leaves_on_an_order_and_goes_on_later(storage, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(asking, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(asking, "GRACE", 0.05)
+    release = threading.Event()
+
+    def report(told: Any) -> Order | None:
+        hangs = told.get("doing") == "judging" and told["step"] == 2
+        return Order(kind, "the node is needed") if hangs else None
+
+    with serving(lambda number, _: (number < 2 or release.wait(10)) and None) as server:
+        (trial,) = arm_trials(experiment(tmp_path, server))
+        run = storage.root / f"left-{kind}"
+        with pytest.raises(Paused, match="the node is needed") as paused:
+            run_trial(trial, run=run, storage=storage, report=report)
+        assert paused.value.order.kind == kind
+        assert results.finished_trials(run) == {}
+        release.set()
+        asked = len(server.requests)
+        assert run_trial(trial, run=run, storage=storage, report=quiet)["status"] == "completed"
+    judging = json.loads((run / "trials" / trial.trial_id / "judging.json").read_text())
+    assert (judging["cached"], judging["new"]) == (2, len(server.requests) - asked)
+
+
+def test_an_order_to_stop_training_does_not_end_the_judging(storage, tmp_path):
+    def report(told: Any) -> Order | None:
+        return Order("stop", "others do better") if told.get("doing") == "judging" else None
+
+    with serving() as server:
+        (trial,) = arm_trials(experiment(tmp_path, server))
+        row = run_trial(trial, run=storage.root / "stopping", storage=storage, report=report)
+    assert (row["status"], row["win_rate"] is None) == ("completed", False)
+
+
+def test_an_order_to_leave_reaches_every_rank_as_it_is():
+    error = pickle.loads(pickle.dumps(OrderToLeave(Order("preempt", "the node is needed"))))
+    assert pause_for(error).order == Order("preempt", "the node is needed")
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_trial_whose_scorer_fails_has_not_failed_itself(storage, tmp_path, monkeypatch):
+    (tmp_path / "faulty_scorer.py").write_text("def score(prompt, answer):\n    return [1, 2]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with serving() as server:
+        path = written(tmp_path, server)
+    text = re.sub(
+        r"judge: \{.*?\}\}", "judge: {name: exact, scorer: 'faulty_scorer:score'}", path.read_text(), flags=re.DOTALL
+    )
+    path.write_text(text)
+    (trial,) = arm_trials(load_experiment(path))
+    run = storage.root / "faulty"
+    with pytest.raises(Paused, match=r"faulty_scorer:score fails on the answer .* to the prompt .*is no number"):
+        run_trial(trial, run=run, storage=storage, report=quiet)
+    assert results.finished_trials(run) == {}
 
 
 def test_a_budget_holds_over_the_trials_of_a_run_and_can_be_raised(storage, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from slime_ray.errors import InputError, RunError
 from slime_ray.experiment import arm_trials
 from slime_ray.experiment_file import load_experiment
-from slime_ray.training import single
+from slime_ray.training import single, stages
 from slime_ray.training.outcome import OutOfMemory
 
 
@@ -62,7 +62,7 @@ def test_stages_that_cannot_be_written_are_a_sentence(tmp_path, monkeypatch):
     source = tmp_path / "one.yaml"
     source.write_text("name: one\npreset: arithmetic\narms: {slime: {}}\n")
     experiment = load_experiment(source)
-    monkeypatch.setattr(single, "prepare", full)
+    monkeypatch.setattr(stages, "_make_tokens", full)
     with pytest.raises(RunError, match="The shared stages could not be made: OSError"):
         single.train_one(
             experiment, arm_trials(experiment)[0], source=source, storage=tmp_path, start="fresh", say=lambda line: None

@@ -4,11 +4,22 @@ import copy
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedConfig,
+)
 
+from slime_ray import files
 from slime_ray.data.packing import pack
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -209,7 +220,8 @@ def test_a_checkpoint_is_whole_and_the_only_one_and_holds_no_pickle(model, tmp_p
     for stop_at in (1, 2):
         train(model, tmp_path, SlimeObjective(), stop_at=stop_at, checkpoints=folder)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
-    assert {path.suffix for path in (folder / "step-00000002").iterdir()} == {".json", ".safetensors"}
+    names = {path.name for path in (folder / "step-00000002").iterdir()} - {files.RECORD}
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
 
 
 def test_a_damaged_checkpoint_is_passed_over(model, tmp_path):
@@ -245,6 +257,49 @@ def test_gradient_checkpointing_changes_nothing_but_memory(model, tmp_path):
     _, weights, _ = train(model, tmp_path, SlimeObjective())
     _, other, _ = train(model, tmp_path, SlimeObjective(), gradient_checkpointing=True)
     torch.testing.assert_close(other, weights, rtol=0, atol=1e-9)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+DROPPING: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+    "phi": PhiConfig(**SMALL, intermediate_size=24, resid_pdrop=0.2, embd_pdrop=0.2, attention_dropout=0.2),
+    "falcon": FalconConfig(**SMALL, hidden_dropout=0.2, attention_dropout=0.2),
+    "opt": OPTConfig(
+        **SMALL, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=64, dropout=0.2, layerdrop=0.5
+    ),
+    "mixtral": MixtralConfig(**SMALL, intermediate_size=24, num_key_value_heads=1, router_jitter_noise=0.3),
+}
+
+
+def own_logps(lm, pairs) -> list[TokenPair]:
+    """The pairs with the sums of transformers' own log-probabilities, each sequence alone."""
+
+    def total(pair, completion) -> float:
+        ids = torch.tensor([[*pair.prompt_ids, *completion]])
+        with torch.no_grad():
+            logps = lm(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+        start = len(pair.prompt_ids)
+        return float(logps[start - 1 : -1].gather(1, ids[0, start:, None]).sum())
+
+    return [
+        TokenPair(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, total(pair, pair.chosen_ids),
+                  total(pair, pair.rejected_ids))
+        for pair in pairs
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("row_tokens", [10_000, 40])
+def test_dpo_begins_at_ln_2_whatever_dropout_a_model_has(name, row_tokens, tmp_path):
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(DROPPING[name], attn_implementation="sdpa").eval()
+    pairs = own_logps(lm, draw_pairs(8))
+    options = {"pairs": pairs, "schedule": Schedule(learning_rate=1e-3, updates=1), "row_tokens": row_tokens}
+    shared = Policy(copy.deepcopy(lm)).shares_prompts
+    curves, _, _ = train(lm, tmp_path, DpoObjective(), shared_prompt=shared, **options)
+    assert curves[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    drawn, _, _ = train(lm, tmp_path, DpoObjective(), shared_prompt=shared, dropout=True, **options)
+    assert drawn[0]["loss"] != pytest.approx(math.log(2), abs=1e-5), "nothing was dropped where it was asked for"
 
 
 def updates(pairs, *, ranks=1, rank=0, row_tokens=60, reference=False, pairs_per_update=8) -> list:

@@ -2,16 +2,21 @@
 
 import resource
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from slime_ray import results
+from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.experiment import Faults, Trial, arm_trials
-from slime_ray.training import attempts
+from slime_ray.training import attempts, course, sentinel, worker
 from slime_ray.training.course import Hosting
+from slime_ray.training.orders import Paused
 from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
 from .small_trials import Orders, computed, nothing
@@ -72,11 +77,11 @@ def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes
             waited.append(told["doing"])
 
     hosting = Hosting(faults=Faults(storage_minutes=0.02))
-    with pytest.raises(OSError, match=r"trial\.json"):
+    with pytest.raises(Paused, match=r"the storage does not take what is written .*trial\.json"):
         run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=hosting)
     assert waited
     # The attempt did not end by a fault of the trial's: it may be made again.
-    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == [None]
+    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["paused"]
 
 
 def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, storage, tmp_path):
@@ -127,6 +132,8 @@ def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storag
     trial = arm_trials(experiment)[0]
     settings = trial.settings.model_dump()
     settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    # The checkpoint that it starts from is a sound one.
+    settings["sft"]["lora"] = dict(settings["model"]["lora"])
     settings["model"]["lora"]["alpha"] = 1e30
     wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
     row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
@@ -134,3 +141,74 @@ def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storag
     assert "became" in row["reason"]
     assert row["updates"] < 200
     assert row["stability"] == 0
+
+
+def test_a_trial_whose_starts_cannot_be_counted_is_not_begun(experiment, storage, tmp_path):
+    """A folder stands where attempts.json belongs."""
+    trial = arm_trials(experiment)[0]
+    (tmp_path / "trials" / trial.trial_id / attempts.FILE).mkdir(parents=True)
+    told: list[str] = []
+    hosting = Hosting(faults=Faults(storage_minutes=0.02))
+    with pytest.raises(Paused, match=r"the storage does not take what is written .*attempts\.json"):
+        run_trial(
+            trial, run=tmp_path, storage=storage, report=lambda told_now: told.append(str(told_now["doing"])),
+            hosting=hosting,
+        )  # fmt: skip
+    assert told
+    assert all(doing.startswith("waiting for storage") for doing in told)
+    assert results.finished_trials(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"),
+        RunError("The reward model on port 1 does not answer."),
+    ],
+    ids=["full", "torch", "judge"],
+)
+def test_what_others_do_not_do_is_no_result_of_a_trial(experiment, storage, tmp_path, monkeypatch, error):
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    trial = arm_trials(experiment)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "answer_prompts", fails)
+        with pytest.raises(Paused):
+            run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    assert results.finished_trials(tmp_path) == {}
+    assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["paused"]
+    assert run_trial(trial, run=tmp_path, storage=storage, report=nothing)["status"] == "completed"
+
+
+def test_data_that_vanish_under_a_run_are_no_result_of_a_trial_but_of_one_that_set_them_itself(
+    experiment, storage, tmp_path, monkeypatch
+):
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise InputError("data.train pairs.jsonl: there is no such file.")
+
+    trial = arm_trials(experiment)[0]
+    monkeypatch.setattr(worker, "prepare", fails)
+    with pytest.raises(Paused, match="no such file"):
+        run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    own = trial.model_copy(update={"values": {"data.train": "pairs.jsonl"}})
+    row = run_trial(own, run=tmp_path, storage=storage, report=nothing)
+    assert (row["status"], row["reason"]) == ("failed", "InputError: data.train pairs.jsonl: there is no such file.")
+
+
+def test_log_probabilities_that_are_no_numbers_end_a_trial_before_it_answers(
+    experiment, storage, tmp_path, monkeypatch
+):
+    def broken(*given: Any, **options: Any) -> HeldOut:
+        measured = measure_held_out(*given, **options)
+        return replace(measured, chosen=measured.chosen * float("nan"))
+
+    trial = arm_trials(experiment)[0]
+    prepare(trial.settings, storage=storage, report=nothing)
+    monkeypatch.setattr(course, "measure_held_out", broken)
+    monkeypatch.setattr(sentinel.Sentinel, "look", lambda *given: pytest.fail("it was asked") if given[1] else {})
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    assert row["status"] == "diverged"
+    assert "not finite" in row["reason"]
+    assert row["updates"] == 2

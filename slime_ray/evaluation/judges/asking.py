@@ -13,21 +13,30 @@ from typing import Protocol
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.base import Progress, Summary
-from slime_ray.evaluation.judges.endpoint import Failure
+from slime_ray.evaluation.judges.replies import CUT_OFF, Failure
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Verdicts
 from slime_ray.judge_settings import Llm
 
 LONGEST_WAIT = 120.0
 """Seconds. An endpoint that wants to be left alone for longer has failed."""
-HEARTBEAT = 5.0
-"""Seconds after which progress is told, also where there is none: silence counts as hanging."""
+HEARTBEAT = 2.0
+"""Seconds after which progress is told, also where there is none: silence counts as hanging, and an order to leave
+comes as the answer."""
+GRACE = 2.0
+"""Seconds in which, after an interrupt, judgments that are on their way may still arrive."""
 Chat = list[dict[str, str]]
 
 
 class Asked(Protocol):
     """What judgments are asked of: an Endpoint."""
 
+    def __enter__(self) -> "Asked": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
     def ask(self, messages: Chat) -> Reply: ...
+
+    def cancel(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,18 @@ class Question:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why there is no verdict."""
+    """Why there is no verdict. judged: whether there is a judgment, which holds none."""
 
     reason: str
+    judged: bool = False
+
+    @property
+    def fails(self) -> bool:
+        """Whether the endpoint has failed."""
+        return not self.judged and self != STOPPED
 
 
-INVALID = Missing("no valid verdict")
+INVALID = Missing("no valid verdict", judged=True)
 STOPPED = Missing("the judge was stopped")
 
 
@@ -74,7 +89,7 @@ class Asker:
         Raises RunError by the policy that the settings name, where the endpoint refuses the key, and where the cache
         alone has to answer and does not know everything.
         """
-        known = self.verdicts.find(sorted({question.key for question in questions}))
+        known = self._known(questions)
         left = {question.key: question for question in questions if question.key not in known}
         if self.endpoint is None and left:
             raise RunError(
@@ -98,36 +113,60 @@ class Asker:
         )
         return [values.get(question.key) for question in questions], summary
 
+    def _known(self, questions: Sequence[Question]) -> dict[str, str]:
+        """The kept verdicts of these questions. Raises RunError for one that could not have been read."""
+        read = {question.key: question.read for question in questions}
+        known = self.verdicts.find(sorted(read))
+        for key, value in known.items():
+            if read[key](f"[[{value}]]") != value:
+                raise self.verdicts.unreadable(value)
+        return known
+
     def _all(self, questions: Sequence[Question]) -> tuple[dict[str, "str | Missing"], set[str]]:
+        assert self.endpoint is not None
         found: dict[str, str | Missing] = {}
         models: set[str] = set()
         stop = threading.Event()
-        failed: Failure | None = None
-        with ThreadPoolExecutor(min(self.judge.concurrency, len(questions))) as pool:
+        with self.endpoint, ThreadPoolExecutor(min(self.judge.concurrency, len(questions))) as pool:
             waiting: dict[Future[str | Missing], Question] = {
                 pool.submit(self._one, question, stop, models): question for question in questions
             }
             try:
-                while waiting:
-                    done, _ = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        found[waiting.pop(future).key] = future.result()
-                    self.progress(len(found), len(questions))
-            except Failure as failure:
-                failed = failure
-            finally:
-                # What is on its way arrives, and is kept; nothing else is sent.
+                failed = self._collect(waiting, found)
+            except BaseException:
+                # Whoever interrupts gets what arrives in a moment kept, and does not wait for the rest.
                 stop.set()
-                pool.shutdown(cancel_futures=True)
+                try:
+                    wait(waiting, timeout=GRACE)
+                finally:
+                    self.endpoint.cancel()
+                raise
         if failed is not None:
             raise self._stopped(failed.reason)
         return found, models
+
+    def _collect(
+        self, waiting: dict[Future[str | Missing], Question], found: dict[str, str | Missing]
+    ) -> Failure | None:
+        """Wait for all. After a Failure, which is returned, what is on its way arrives and nothing else is sent."""
+        failed: Failure | None = None
+        count = len(waiting)
+        while waiting:
+            done, _ = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+            for future in done:
+                key = waiting.pop(future).key
+                try:
+                    found[key] = future.result()
+                except Failure as failure:
+                    failed = failed or failure
+            self.progress(len(found), count)
+        return failed
 
     def _one(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:
         """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
         try:
             found = self._try(question, stop, models)
-            if isinstance(found, Missing) and found not in (INVALID, STOPPED) and self.judge.on_failure == "stop":
+            if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
                 raise Failure(found.reason, "endpoint")
         except BaseException:
             stop.set()
@@ -136,6 +175,7 @@ class Asker:
 
     def _try(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:
         assert self.endpoint is not None
+        missing = INVALID
         for time in range(self.judge.asks):
             for retry in range(self.judge.retries + 1):
                 if stop.is_set():
@@ -153,7 +193,9 @@ class Asker:
                     if failure.kind == "endpoint":
                         raise
                     pause = self._pause(retry, failure.wait)
-                    if failure.kind == "request" or retry == self.judge.retries or pause > LONGEST_WAIT:
+                    if pause > LONGEST_WAIT:
+                        return Missing(f"{failure.reason} that asks to wait longer than {LONGEST_WAIT:g} s")
+                    if failure.kind == "request" or retry == self.judge.retries:
                         return Missing(failure.reason)
                     stop.wait(pause)
                     continue
@@ -162,8 +204,15 @@ class Asker:
                 self._check_usage(reply)
                 if value is not None:
                     return value
+                missing = self._without_verdict(reply)
                 break
-        return INVALID
+        return missing
+
+    def _without_verdict(self, reply: Reply) -> Missing:
+        if reply.lack == CUT_OFF:
+            limit = f"{CUT_OFF} by max_tokens {self.judge.max_tokens}; raise evaluation.judge.max_tokens"
+            return Missing(limit, judged=True)
+        return Missing(reply.lack, judged=True) if reply.lack else INVALID
 
     def _pause(self, retry: int, wanted: float | None) -> float:
         own = min(LONGEST_WAIT, self.first_wait * 2.0**retry) * self.chance.uniform(0.5, 1.0)

@@ -4,9 +4,10 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict
+from slime_ray.evaluation.broken import FAILED
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict, verdict_of_scores
 
 __all__ = ["POINTS_OF_A", "Judge", "Messages", "Progress", "ScoringJudge", "Summary", "Verdict"]
 
@@ -15,6 +16,7 @@ Messages = Sequence[dict[str, Any]]
 
 Progress = Callable[[int, int], None]
 """Told how much is done, of how much."""
+FAILED_ANSWER = f"were not judged, since an answer is {FAILED}, a failed generation"
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,12 @@ class Summary:
     """What a judge's last call took. A verdict is a label, or the score of one answer.
 
     new, cached: verdicts that were computed or asked for, and those that the cache had. invalid: judgments that had no
-    valid verdict, however often they were asked for. missing: how many more verdicts there are not, by reason.
-    shortened: conversations that lost their start to a limit. requests, input_tokens, output_tokens, cost: of this
-    judge in the whole run so far; cost is None without prices. models: as the endpoint called what answered.
+    valid verdict, however often they were asked for. missing: how many more verdicts there are not, by reason: an
+    answer without a score, too, counts once.
+    shortened: conversations that lost their start to a limit. failed, empty: comparisons that were not judged, since
+    the generation of an answer failed, and those in which an answer is empty. requests, input_tokens, output_tokens,
+    cost: of this judge in the whole run so far; cost is None without prices. models: as the endpoint called what
+    answered. unit: what is counted.
     """
 
     new: int = 0
@@ -32,19 +37,29 @@ class Summary:
     invalid: int = 0
     missing: Mapping[str, int] = field(default_factory=dict)
     shortened: int = 0
+    failed: int = 0
+    empty: int = 0
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None
     models: tuple[str, ...] = ()
+    unit: Literal["verdicts", "scores"] = "verdicts"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every verdict is there, made from whole conversations and answers that say something."""
+        return not (self.invalid or self.missing or self.shortened or self.failed or self.empty)
 
     @property
     def sentence(self) -> str:
         """What a person wants to know of it."""
-        parts = [f"{self.new} verdicts are new, {self.cached} were kept"]
+        parts = [f"{self.new} {self.unit} are new, {self.cached} were kept"]
         parts += [f"{self.invalid} judgments were invalid"] if self.invalid else []
-        parts += [f"{count} verdicts are missing ({reason})" for reason, count in self.missing.items()]
+        parts += [f"{count} {self.unit} are missing: {reason}" for reason, count in self.missing.items()]
         parts += [f"{self.shortened} conversations were cut at their start"] if self.shortened else []
+        parts += [f"{self.failed} comparisons {FAILED_ANSWER}"] if self.failed else []
+        parts += [f"{self.empty} comparisons have an empty answer, judged as it is"] if self.empty else []
         if self.requests:
             spent = f"{self.requests} requests, {self.input_tokens + self.output_tokens} tokens"
             parts.append(f"so far {spent}" + (f", cost {self.cost:.2f}" if self.cost is not None else ""))
@@ -99,11 +114,7 @@ class ScoringJudge(Judge):
 
     def verdict(self, score_a: float | None, score_b: float | None) -> Verdict:
         """What two scores say; None if one of them is missing."""
-        if score_a is None or score_b is None:
-            return None
-        if abs(score_a - score_b) <= self.tie_band:
-            return "A=B"
-        return "A>B" if score_a > score_b else "B>A"
+        return verdict_of_scores(score_a, score_b, tie_band=self.tie_band)
 
     def __call__(
         self,

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.base import Messages, ScoringJudge, Summary
+from slime_ray.evaluation.verdicts import read_score
 
-Scorer = Callable[[str, str], float]
-"""Takes the last user message and an answer; returns a score, higher is better."""
+Scorer = Callable[[str, str], float | None]
+"""Takes the last user message and an answer; returns a score, higher is better, or None or NaN where there is none."""
+NO_SCORE = "the scorer gave an answer no score (NaN or None)"
 
 
 class ExactJudge(ScoringJudge):
@@ -18,17 +20,24 @@ class ExactJudge(ScoringJudge):
         self.name = name
 
     def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
-        """One score an answer. Raises InputError where the scorer fails or gives no number."""
+        """One score an answer, None where the scorer gives NaN or None.
+
+        Raises:
+            InputError: the scorer fails, or gives what is no number.
+        """
         scores: list[float | None] = []
         for messages, answer in zip(prompts, answers, strict=True):
+            prompt = question(messages)
             try:
-                scores.append(float(self.scorer(question(messages), answer)))
-            except Exception as error:
+                scores.append(read_score(self.scorer(prompt, answer)))
+            except Exception as error:  # whatever the user's own function raises
                 raise InputError(
-                    f"The scorer of the judge {self.name} fails on the answer {answer[:60]!r}: "
-                    f"{type(error).__name__}: {error}. It takes a prompt and an answer and returns a number."
+                    f"The scorer of the judge {self.name} fails on the answer {answer[:60]!r} to the prompt "
+                    f"{prompt[:60]!r}: {type(error).__name__}: {error}. It takes a prompt and an answer and returns a "
+                    "number, or None or NaN for an answer without a score."
                 ) from error
-        self.summary = Summary(new=len(scores))
+        none = scores.count(None)
+        self.summary = Summary(new=len(scores) - none, missing={NO_SCORE: none} if none else {}, unit="scores")
         return scores
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from slime_ray.evaluation.judges.asking import Asker, Chat, Question
@@ -52,7 +53,8 @@ class RatingLlmJudge(ScoringJudge):
             _question(self.settings, prompt, {"answer": answer})
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        found, self.summary = self.asker.ask(questions)
+        found, summary = self.asker.ask(questions)
+        self.summary = replace(summary, unit="scores")
         return [None if rating is None else float(rating) for rating in found]
 
 

@@ -2,18 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, Summary
 from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.evaluation.verdicts import read_score
 from slime_ray.judge_settings import RewardModel
+from slime_ray.model.files import check_texts
+from slime_ray.model.merging import CLASSIFIER, load_parts
+from slime_ray.model.parts import check_model, parts_of
+from slime_ray.model.pretrained import log_note, read_tokenizer, refusing
 
 
 class RewardModelJudge(ScoringJudge):
@@ -33,7 +40,13 @@ class RewardModelJudge(ScoringJudge):
         """Raises InputError for what is no reward model, before its weights are read."""
         self.settings, self.verdicts, self.offline, self.progress = settings, verdicts, offline, progress
         self.name, self.tie_band = settings.identity, settings.tie_band
-        self.config = self._load(AutoConfig)
+        with refusing(self._not_loaded):
+            check_model(Path(settings.model))
+            self.parts = parts_of(settings.model, settings.revision)
+        self.config = self._load(AutoConfig.from_pretrained, self.parts.source, self.parts.revision)
+        if self.parts.supplied:
+            # The head is the adapter's, and its base may be no classifier at all.
+            self.config.num_labels = 1
         if self.config.num_labels != 1:
             raise self._unusable(f"it has {self.config.num_labels} labels, and a reward model has one")
         self.key = f"{settings.scoring} {self._weights()}"
@@ -49,21 +62,35 @@ class RewardModelJudge(ScoringJudge):
                 f"{len(left)} of {len(keys)} scores of {self.name} are not in {self.verdicts.folder}, and offline the "
                 "model is not asked. Judge online first."
             )
-        missing: dict[str, int] = {}
+        missing: Counter[str] = Counter()
         new, shortened = 0, 0
         if left:
-            tokenizer = self._load(AutoTokenizer)
+            tokenizer = self._load(read_tokenizer, *self.parts.tokenizer)
             conversations, shortened = self._encode(tokenizer, [pairs[place] for place in left])
             rendered = [index for index, ids in enumerate(conversations) if ids]
             scores = self._score(tokenizer, [conversations[index] for index in rendered])
-            found = {keys[left[index]]: repr(score) for index, score in zip(rendered, scores, strict=True)}
+            found = {
+                keys[left[index]]: repr(score)
+                for index, score in zip(rendered, scores, strict=True)
+                if not math.isnan(score)
+            }
+            if scores and not found and not known:
+                raise self._unusable(f"in {self.settings.dtype} all its scores are NaN")
             self.verdicts.keep(self.name, found)
             known |= found
             new = len(found)
-            if refused := len(left) - new:
-                missing = {"the reward model's chat template refuses the conversation": refused}
-        self.summary = Summary(new=new, cached=len(keys) - len(left), missing=missing, shortened=shortened)
-        return [float(known[key]) if key in known else None for key in keys]
+            missing["the reward model's chat template refuses the conversation"] = len(left) - len(rendered)
+            missing[f"in {self.settings.dtype} the reward model gave an answer NaN"] = len(scores) - new
+        self.summary = Summary(
+            new=new, cached=len(keys) - len(left), missing=dict(+missing), shortened=shortened, unit="scores"
+        )
+        return [self._read(known[key]) if key in known else None for key in keys]
+
+    def _read(self, value: str) -> float | None:
+        try:
+            return read_score(float(value))
+        except ValueError:
+            raise self.verdicts.unreadable(value) from None
 
     def _encode(self, tokenizer: Any, pairs: Sequence[tuple[Messages, str]]) -> tuple[list[list[int]], int]:
         """Token ids of each conversation, none where the template refuses it, and how many lost their start."""
@@ -104,41 +131,44 @@ class RewardModelJudge(ScoringJudge):
             for index, score in zip(members, logits[:, 0].double().tolist(), strict=True):
                 scores[index] = score
             self.progress(done, len(batches))
-        if not all(map(_is_finite, scores)):
-            raise self._unusable(f"in {self.settings.dtype} it gives scores that are not finite")
         return scores
 
     def _model(self) -> Any:
-        dtype = getattr(torch, self.settings.dtype)
-        model, found = self._load(
-            AutoModelForSequenceClassification, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        if found["missing_keys"]:
-            raise self._unusable(f"its files lack weights, among them {sorted(found['missing_keys'])[0]}")
-        return model
-
-    def _load(self, kind: Any, **options: Any) -> Any:
         settings = self.settings
-        try:
-            return kind.from_pretrained(
-                settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **options
+        with refusing(self._not_loaded):
+            return load_parts(
+                AutoModelForSequenceClassification,
+                self.parts,
+                task=CLASSIFIER,
+                note=log_note,
+                config=self.config,
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=settings.trust_remote_code,
             )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise self._unusable(lines[0].rstrip(".") if lines else type(error).__name__) from None
+
+    def _load(self, read: Callable[..., Any], source: str, revision: str | None) -> Any:
+        with refusing(self._not_loaded):
+            if Path(source).is_dir():
+                check_texts(Path(source))
+            return read(source, revision=revision, trust_remote_code=self.settings.trust_remote_code)
 
     def _unusable(self, reason: str) -> InputError:
-        return InputError(
-            f"evaluation.judge.model {self.settings.model} cannot be used as a reward model: {reason}. Give a folder "
-            "or hub id of a sequence classifier of one label, with safetensors and a chat template."
+        return self._not_loaded(
+            f"{reason}. Give a folder or hub id of a sequence classifier of one label, with safetensors and a chat "
+            "template."
         )
 
+    def _not_loaded(self, reason: str) -> InputError:
+        return InputError(f"evaluation.judge.model {self.settings.model} cannot be used as a reward model: {reason}")
+
     def _weights(self) -> str:
-        """Changes with the weights: the hub's commit, or sizes and times of a folder's files."""
+        """Changes with the weights: the hub's commit, and sizes and times of the files of local folders."""
         commit: str | None = getattr(self.config, "_commit_hash", None)
-        files = sorted(Path(self.settings.model).glob("*")) if commit is None else []
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-        return commit or hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+        folders = [folder for folder in (self.parts.adapter, None if commit else Path(self.parts.source)) if folder]
+        files = [file for folder in folders for file in sorted(folder.glob("*")) if file.is_file()]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        local = hashlib.sha256(repr(stats).encode()).hexdigest()[:16] if folders else ""
+        return f"{commit or ''}{local}"
 
     def _key(self, prompt: Messages, answer: str) -> str:
         turns = [[turn["role"], turn["content"]] for turn in prompt]
@@ -153,7 +183,3 @@ def _padding(config: Any, tokenizer: Any, conversations: Sequence[list[int]]) ->
         last = {ids[-1] for ids in conversations}
         text.pad_token_id = next(token for token in range(len(tokenizer)) if token not in last)
     return int(text.pad_token_id)
-
-
-def _is_finite(score: float) -> bool:
-    return score - score == 0

@@ -21,7 +21,7 @@ VARIABLE = "JUDGE_SERVER_KEY"
 
 @dataclass(frozen=True)
 class Response:
-    """What is sent. body: text as it is, or a JSON value. length: announced instead of the real one."""
+    """What is sent. body: text or bytes as they are, or a JSON value. length: announced instead of the real one."""
 
     status: int = 200
     body: Any = None
@@ -80,13 +80,14 @@ class _Handler(BaseHTTPRequestHandler):
         return other if isinstance(other, Response) else Response(body=completion(judgment if other is None else other))
 
     def _send(self, response: Response) -> None:
-        body = response.body if isinstance(response.body, str) else json.dumps(response.body)
+        body = response.body if isinstance(response.body, (str, bytes)) else json.dumps(response.body)
+        body = body.encode() if isinstance(body, str) else body
         self.send_response(response.status)
         for name, value in {"content-type": "application/json", **response.headers}.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(len(body.encode()) if response.length is None else response.length))
+        self.send_header("content-length", str(len(body) if response.length is None else response.length))
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(body)
         if response.length is not None:
             self.close_connection = True
 
@@ -105,15 +106,19 @@ def judge(shown: str) -> str:
     return f"A says {texts['answer_a']!r}, B says {texts['answer_b']!r}. My verdict: [[{label}]]"
 
 
-def completion(judgment: str, **changes: Any) -> dict[str, Any]:
-    """A chat completion; `changes` over its own keys."""
+def completion(judgment: Any, *, finish: Any = "stop", message: Any = None, **changes: Any) -> dict[str, Any]:
+    """A chat completion; `changes` over its own keys, `message` over those of its message."""
     return {
         "id": "1",
         "object": "chat.completion",
         "created": 0,
         "model": "rule-2026-01-01",
         "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": judgment}},
+            {
+                "index": 0,
+                "finish_reason": finish,
+                "message": {"role": "assistant", "content": judgment, **(message or {})},
+            },
         ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         **changes,

@@ -196,6 +196,30 @@ def test_a_judge_that_dies_half_way_loses_nothing(llm):
         assert (judged.summary.cached, len(server.requests) - asked) == (9, 2 * COUNT - 9)
 
 
+@pytest.mark.parametrize("template", ["arena-hard", "mt-bench-single"])
+@pytest.mark.parametrize("value", ["better", "nan", "11.0", "A>B>C", ""])
+def test_a_kept_value_that_is_no_verdict_is_refused_and_not_counted(server, llm, verdicts, template, value):
+    compare(llm(server, template=template), PROMPTS, OURS, THEIRS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = ?", (value,))
+    with pytest.raises(RunError, match=r"keeps .* as a verdict, which is none. .*move it away"):
+        compare(llm(server, template=template), PROMPTS, OURS, THEIRS)
+
+
+def test_a_judge_that_always_prefers_the_first_answer_says_nothing_about_either(llm):
+    with serving(lambda *_: "[[A>>B]]") as server:
+        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+    assert {(one.ab, one.ba, one.outcome) for one in judged.comparisons} == {("A>>B", "A>>B", 0.5)}
+
+
+def test_prompts_that_repeat_share_verdicts_only_on_the_same_answers(server, llm):
+    prompts = [PROMPTS[0]] * 4
+    judged = compare(llm(server), prompts, ["good good", "good good", "bad", "good"], ["good", "good", "good", "good"])
+    # Of three different comparisons one ties without being asked for.
+    assert [one.outcome for one in judged.comparisons] == [1.0, 1.0, 0.0, 0.5]
+    assert len(server.requests) == 2 * 2
+
+
 CHILD = """
 import os
 import sys

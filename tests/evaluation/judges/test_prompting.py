@@ -34,6 +34,24 @@ HOSTILE = (
         ("[[A>B]] and then [[B]]", None),
         ("A>B", None),
         ("", None),
+        ("[[A＞B]]", "A>B"),
+        ("［［Ｂ＞＞Ａ］］", "B>>A"),
+        ("【【a=b】】", "A=B"),
+        ("[[A≫B]]", "A>>B"),
+        ("[[A > B]]", "A>B"),
+        ("[[B&gt;&gt;A]]", "B>>A"),
+        ("**[[A>B]]**", "A>B"),
+        ("[[**A>B**]]", "A>B"),
+        (r"\[\[A>B\]\]", "A>B"),
+        (r"$\boxed{[[B>A]]}$", "B>A"),
+        # A text that `harmless` has been through.
+        ("[[ A>B ]]", None),
+        ("<think>so far [[A>B]]</think> It is [[B>A]]", "B>A"),
+        ("<think>It is [[B>A]] or [[A>B]]</think>", None),
+        ("<think>so far [[A>B]], but", None),
+        # What an answer says is no reasoning of the judge's.
+        ("B says '<think>'. It is [[B>A]]", "B>A"),
+        ("It is [[B>A]]. B says '<think>'.", "B>A"),
     ],
 )
 def test_the_last_label_counts_and_only_one_of_the_five(judgment, label):
@@ -52,13 +70,19 @@ def test_the_last_label_counts_and_only_one_of_the_five(judgment, label):
         ("[7]", None),
         ("[[-3]]", None),
         ("[[٣]]", None),
+        ("[[**7**]]", "7.0"),
+        ("［［7］］", "7.0"),
+        ("[[ 7 ]]", None),
+        ("<thinking>[[3]]</thinking>\n[[9]]", "9.0"),
+        ("<thinking>[[3]]", None),
     ],
 )
 def test_the_last_rating_from_1_to_10_counts(judgment, rating):
     assert read_rating(judgment) == rating
 
 
-BRACKETS = st.text(alphabet="[]AaBb<>= \n0159.ıſ", max_size=40)
+PIECES = [*"[]AaBb<>= \n0159.ıſ［］【】Ａｂ＜＞＝≪≫*_`\\", "&gt;", "[[", "]]", "A>B", "<think>", "</think>"]
+BRACKETS = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
 
 @hypothesis_settings(deadline=None)

@@ -1,17 +1,21 @@
 """A reward model with random weights as judge."""
 
 import json
+import os
 import shutil
+import sqlite3
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.evaluation.win_rate import compare
+from slime_ray.evaluation.win_rate import Comparison, compare
 from slime_ray.judge_settings import RewardModel
+from tests.model.tiny_files import change_weights, copy, cut, point, without
 
 # Words of the task, so that the tokenizer has tokens for them.
 QUESTIONS = ["12 + 34 = ?", "7 + 5 = ?", "90 + 9 = ?", "1 + 2 = ?", "3 + 3 = ?"]
@@ -150,7 +154,7 @@ def test_weights_that_are_missing_or_pickled_are_refused(judge, reward_folder, t
     model.model.save_pretrained(bare)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(reward_folder / name, bare)
-    with pytest.raises(InputError, match=r"lack weights, among them score.weight"):
+    with pytest.raises(InputError, match=r"its files lack 1 weight \(score.weight\)"):
         judge(folder=bare).scores(PROMPTS, OURS)
 
 
@@ -160,3 +164,90 @@ def test_a_tokenizer_without_a_chat_template_is_refused(judge, reward_folder, tm
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template"):
         judge(folder=folder).scores(PROMPTS, OURS)
+
+
+def broken_at(folder, target, tokens):
+    """A copy of the reward model whose embeddings of these tokens are NaN."""
+    shutil.copytree(folder, target)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokens] = torch.nan
+    model.save_pretrained(target)
+    return target
+
+
+def test_answers_that_get_no_number_have_missing_verdicts_and_are_not_kept(judge, reward_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(reward_folder)
+    (token,) = tokenizer.encode("8", add_special_tokens=False)[-1:]
+    folder = broken_at(reward_folder, tmp_path / "nan", [token])
+    judged = compare(judge(folder=folder), PROMPTS, ["8", *OURS[1:]], THEIRS)
+    assert judged.comparisons[0] == Comparison(None, None)
+    assert judged.scores[0] is None
+    assert None not in judged.scores[1:]
+    assert judged.summary.missing == {"in float32 the reward model gave an answer NaN": 1}
+    again = compare(judge(folder=folder), PROMPTS, ["8", *OURS[1:]], THEIRS)
+    assert (again.summary.new, sum(again.summary.missing.values())) == (0, 1)
+
+
+def test_a_model_that_gives_no_number_at_all_is_refused(judge, reward_folder, tmp_path):
+    folder = broken_at(reward_folder, tmp_path / "nan", slice(None))
+    with pytest.raises(InputError, match="in float32 all its scores are NaN"):
+        judge(folder=folder).scores(PROMPTS, OURS)
+
+
+def test_infinite_scores_tie_with_equal_ones_when_they_are_read_back(judge, verdicts):
+    kept = judge()
+    compare(kept, PROMPTS, OURS, THEIRS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = 'inf'")
+    assert judge()(PROMPTS, OURS, THEIRS) == ["A=B"] * len(PROMPTS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = 'nan'")
+    assert judge()(PROMPTS, OURS, THEIRS) == [None] * len(PROMPTS)
+    with sqlite3.connect(verdicts.own) as database:
+        database.execute("UPDATE verdicts SET value = 'high'")
+    with pytest.raises(RunError, match=r"keeps 'high' as a verdict, which is none"):
+        judge()(PROMPTS, OURS, THEIRS)
+
+
+def test_an_adapter_with_a_trained_head_scores_as_peft_does_also_on_a_base_that_is_no_classifier(
+    judge, reward_folder, tmp_path
+):
+    """Its tokenizer is its base's, and other weights of either are other scores."""
+    base = tmp_path / "base"
+    AutoModelForSequenceClassification.from_pretrained(reward_folder).model.save_pretrained(base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(reward_folder / name, base)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS")).eval()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer, expected = AutoTokenizer.from_pretrained(base), []
+    for prompt, answer in zip(PROMPTS, OURS, strict=True):
+        talk = [*prompt, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            expected.append(float(adapted(input_ids=ids["input_ids"]).logits[0, 0]))
+    scoring = judge(folder=tmp_path / "adapter")
+    assert scoring.scores(PROMPTS, OURS) == pytest.approx(expected, abs=1e-5)
+    for file in (base / "model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors"):
+        os.utime(file, (0, 0))
+        assert judge(folder=tmp_path / "adapter").key != scoring.key
+        scoring = judge(folder=tmp_path / "adapter")
+    change_weights(tmp_path / "adapter" / "adapter_model.safetensors", without("layers.1."))
+    with pytest.raises(InputError, match=r"lacks 2 weights"):
+        judge(folder=tmp_path / "adapter", kept=Verdicts(tmp_path / "other", run="r")).scores(PROMPTS, OURS)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), [("model.safetensors", cut), ("tokenizer.json", point), ("config.json", cut)]
+)
+def test_a_file_that_cannot_be_read_is_named(judge, reward_folder, tmp_path, file, damage):
+    damage(copy(reward_folder, tmp_path / "m") / file)
+    with pytest.raises(
+        InputError, match=f"evaluation.judge.model {tmp_path / 'm'} cannot be used .*{tmp_path / 'm' / file} is"
+    ):
+        judge(folder=tmp_path / "m")

@@ -1,0 +1,52 @@
+"""Arguments and output that the benchmark scripts share."""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from slime_ray.bench.tables import check_json, write_json
+from slime_ray.errors import InputError, SlimeRayError
+
+
+def run(
+    name: str,
+    description: str,
+    numbers: dict[str, tuple[int, int, str]],
+    measure: Callable[..., Any],
+    table: Callable[[Any], str],
+) -> None:
+    """Parse the command line, measure, print the table, and write `--json`.
+
+    Args:
+        name: The benchmark, as its JSON names it.
+        description: One line for `--help`.
+        numbers: Whole-number options by name: default, least value, help.
+        measure: Called with the options and `say`, which takes lines about progress.
+        table: Renders the report.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    for option, (default, least, text) in numbers.items():
+        parser.add_argument(f"--{option}", type=int, default=default, help=f"{text} (default {default}, least {least})")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    options = vars(parser.parse_args())
+    out = options.pop("json")
+    try:
+        for option, (_, least, _) in numbers.items():
+            if options[option] < least:
+                raise InputError(f"--{option} {options[option]}: must be at least {least}.")
+        check_json(out)
+        report = measure(**options, say=lambda line: print(line, file=sys.stderr, flush=True))
+        print(table(report))
+        if out:
+            write_json(name, report, out)
+    except SlimeRayError as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
+    """Return the median, and least to most, of `seconds` times `unit`, as text."""
+    values = [unit * value for value in seconds]
+    return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"

@@ -1,0 +1,153 @@
+"""`slime-ray bench`: parses, calls, prints. What a benchmark needs is imported when it runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from slime_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from .options import Options
+
+Report = TypeVar("Report")
+Name = TypeVar("Name", bound=str)
+
+DESCRIPTION = """\
+Benchmarks for your own machine: the training step with random weights and tokens, and plans against sweeps.
+
+  slime-ray bench step                      speed, next to the authors' recipe and padded batches; minutes on a laptop
+  slime-ray bench memory --vocab 32768      memory of a step
+  slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
+"""
+
+
+# The type of what add_subparsers returns has no public name.
+def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `bench` with its subcommands."""
+    bench = commands.add_parser(
+        "bench", help="measure the training step and the plan on this machine",
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+
+    step = kinds.add_parser("step", help="seconds, tokens and FLOPs of a training step")
+    _measurement_options(step)
+    step.add_argument("--steps", type=int, default=4, help="steps of a round, different pairs each (default 4)")
+    step.add_argument(
+        "--sort-over", type=int, default=50, metavar="STEPS",
+        help="steps' worth of pairs that padded recipes sort by length; 1 for none (default 50)",
+    )  # fmt: skip
+    step.add_argument("--best-batch", action="store_true", help="let each recipe find its best pairs a forward pass")
+    step.set_defaults(command=_step)
+
+    memory = kinds.add_parser("memory", help="memory that a training step takes, each recipe in a process of its own")
+    _measurement_options(memory)
+    memory.set_defaults(command=_memory)
+
+    plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
+    plan.add_argument("--cases", default="", metavar="A,B", help="only these sweeps (default all)")
+    plan.add_argument("--rounds", type=int, default=2, help="repetitions, a probe before each sweep (default 2)")
+    plan.set_defaults(command=_plan)
+
+    for kind in kinds.choices.values():
+        kind.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+
+
+def _measurement_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--vocab", action="append", default=[], metavar="N", help="head size; may be repeated, or 4096,32768 "
+        "(default: the shape's, 4096 for small)")  # fmt: skip
+    add("--lengths", default="ultrafeedback", metavar="FILE|NAME", help="JSONL with prompt, chosen and rejected, whose "
+        "words and marks are counted; or ultrafeedback or longest (default ultrafeedback)")  # fmt: skip
+    add("--shrink", type=int, metavar="K", help="divide all lengths by K (default: the shape's, 4 for small)")
+    add("--max-tokens", type=int, default=2048, help="longest sequence before shrinking (default 2048)")
+    add("--pairs", type=int, default=8, help="pairs of a training step (default 8)")
+    add("--micro", type=int, help="pairs of a forward pass (default: all of the step's)")
+    add("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
+    add("--warmup", type=int, help="steps before measuring (default 1; with `step` on a GPU a whole round)")
+    add("--dtype", help="float32 or bfloat16 (default: the shape's, float32 for small)")
+    add("--threads", type=int, help="CPU threads (default: torch's choice)")
+    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add("--shape", default="small", help="small or gemma3-4b (default small)")
+    add("--recipes", default="", metavar="A,B", help="only these recipes (default all)")
+    add("--gradient-checkpointing", action="store_true", help="compute each layer again in the backward pass")
+    add("--seed", type=int, default=0, help="of weights, lengths and tokens (default 0)")
+
+
+def _step(options: argparse.Namespace) -> None:
+    from .step import measure_speed
+    from .tables import speed_table
+
+    wanted = _options(options)
+    _show("step", options, speed_table, lambda: measure_speed(wanted, _say))
+
+
+def _memory(options: argparse.Namespace) -> None:
+    from .memory import measure_memory
+    from .tables import memory_table
+
+    wanted = _options(options)
+    _show("memory", options, memory_table, lambda: measure_memory(wanted, _say))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .plan import CASES, measure_plans
+    from .tables import plan_table
+
+    _at_least(options, rounds=1)
+    cases = _among(options.cases, CASES, option="--cases") if options.cases else list(CASES)
+    _show("plan", options, plan_table, lambda: measure_plans(cases=cases, rounds=options.rounds, say=_say))
+
+
+def _show(
+    name: str, options: argparse.Namespace, table: Callable[[Report], str], measure: Callable[[], Report]
+) -> Report:
+    """Measure, print the table and write --json, which is checked before anything runs."""
+    from .tables import check_json, write_json
+
+    check_json(options.json)
+    report = measure()
+    print(table(report))
+    if options.json:
+        write_json(name, report, options.json)
+    return report
+
+
+def _at_least(options: argparse.Namespace, **bounds: int) -> None:
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+
+
+def _among(given: str, known: Iterable[Name], *, option: str) -> list[Name]:
+    """The names of a list with commas. Raises InputError for one that is not known."""
+    by_name = {str(name): name for name in known}
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in by_name:
+            raise InputError(f"{option} {name}: must be among {', '.join(by_name)}.")
+    return [by_name[name] for name in names]
+
+
+def _options(given: argparse.Namespace) -> "Options":
+    from .options import RECIPES, Options
+
+    values = vars(given)
+    return Options(
+        **{name: values[name] for name in Options.__dataclass_fields__ if name in values and name != "recipes"},
+        vocabularies=_vocabularies(given.vocab),
+        recipes=tuple(name.strip() for name in given.recipes.split(",")) if given.recipes else RECIPES,
+    )
+
+
+def _vocabularies(given: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for text in given for size in text.split(","))
+    except ValueError:
+        raise InputError(f"--vocab {','.join(given)}: must be whole numbers, such as 4096 or 4096,32768.") from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,237 @@
+"""How far plans are off: `slime-ray plan --probe` of small sweeps, each then run, beside what it took."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slime_ray import results
+from slime_ray.errors import RunError
+
+from .machine import Machine, Say, describe_machine, now
+
+EVERY = 0.25
+"""Seconds between two looks at the processes of a sweep."""
+WORKERS = ("ray::ImplicitFunc", "ray::make_stages")
+"""How processes begin their titles while they run trials and make stages."""
+CASES = {
+    # The demo with a third of its updates and half of its search.
+    "demo, shortened": """\
+preset: arithmetic
+base: {sft: {updates: 300}, training: {updates: 50}}
+arms:
+  sft: {training.updates: 0}
+  nll-chosen: {objective: {name: sft}}
+  dpo: {objective: {name: dpo, beta: 0.1}}
+  slime-paper: {}
+seeds: [0, 1]
+search:
+  objective.anchor_weight: {log_uniform: [0.01, 2.0]}
+  objective.hard_margin: {uniform: [0.5, 3.0]}
+budget: {trials: 4, confirm: {best: 1, seeds: 2}}
+""",
+    # Many updates of few pairs, few prompts: what an update takes beside its tokens counts most.
+    "small updates": """\
+preset: arithmetic
+base:
+  data: {sft_examples: 2000, pairs: 512, held_out_pairs: 128}
+  sft: {updates: 200}
+  training: {updates: 200, pairs_per_update: 4, evaluations: 2}
+  evaluation: {prompts: 64, selection_prompts: 64, kl_prompts: 16}
+arms: {slime: {}, simpo: {objective: {name: simpo}}}
+seeds: [0, 1, 2]
+""",
+    # Few updates of many pairs, and adapters.
+    "large updates": """\
+preset: arithmetic
+base:
+  model: {lora: {rank: 8, alpha: 16.0}}
+  sft: {updates: 150}
+  training: {updates: 24, pairs_per_update: 128, evaluations: 3}
+  evaluation: {prompts: 128, selection_prompts: 64}
+arms: {slime: {}, dpo: {objective: {name: dpo}}}
+seeds: [0, 1, 2]
+""",
+    # The other task; answers count most, and trials of two lengths.
+    "notes, answers": """\
+preset: notes
+base:
+  data: {sft_examples: 4000}
+  sft: {updates: 200}
+  training: {updates: 16, evaluations: 4}
+arms: {short: {}, long: {training.updates: 64}}
+seeds: [0, 1]
+search:
+  objective.anchor_weight: {log_uniform: [0.01, 2.0]}
+budget: {trials: 4}
+""",
+}
+"""Experiments by name, but for their `name`."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One sweep. load, load_after: processes that wanted a core when the probe began and when the sweep was done, means
+    over a minute. planned, ran: by what was planned, see `tables.FIGURES`. probe: what the plan says was measured."""
+
+    case: str
+    load: float
+    load_after: float
+    planned: dict[str, float]
+    ran: dict[str, float]
+    probe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """All sweeps, round by round. failed: of those that did not come to their end, why."""
+
+    machine: Machine
+    date: str
+    runs: list[PlannedRun]
+    failed: list[str]
+
+
+def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
+    """Plan and run each case in turn, and all of them again. Raises RunError where none came to its end."""
+    runs, failed = [], []
+    for number, case in enumerate([*cases] * rounds, 1):
+        # Each in a storage of its own, so that stages are made again.
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                run = _run_case(case, Path(folder), say)
+            except RunError as error:
+                failed.append(f"{case}: {error}")
+                say(failed[-1])
+                continue
+        runs.append(run)
+        say(f"{number} of {rounds * len(cases)}: {case}, {json.dumps({'planned': run.planned, 'ran': run.ran})}")
+    if not runs:
+        raise RunError(f"No sweep came to its end. {failed[0]}")
+    return PlanReport(machine=describe_machine(torch.device("cpu")), date=now(), runs=runs, failed=failed)
+
+
+def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
+    space, out, storage = folder / "space.yaml", folder / "plan.json", folder / "runs"
+    space.write_text(f"name: planned\n{CASES[case]}", encoding="utf-8")
+    load = os.getloadavg()[0]
+    say(f"{case}, a plan with a probe")
+    _command(["plan", str(space), "--probe", "--json", str(out), "--storage", str(storage)])
+    plan = json.loads(out.read_text(encoding="utf-8"))
+    say(f"{case}, the sweep")
+    clock = time.perf_counter()
+    watched = _command(["sweep", str(space), "--storage", str(storage)])
+    took = time.perf_counter() - clock
+    trials = results.load(storage / "planned").trials
+    written = sum(file.stat().st_size for file in storage.rglob("*") if file.is_file())
+    mib = 2**20
+    return PlannedRun(
+        case=case,
+        load=load,
+        load_after=os.getloadavg()[0],
+        planned={
+            "time": plan["time"]["expected"],
+            "trial seconds": plan["trial_seconds"]["expected"],
+            "processor seconds": plan["processor_seconds"]["expected"],
+            "tokens": plan["tokens"]["expected"],
+            "peak MiB": plan["peak_bytes"] / mib,
+            "disk MiB": sum(plan["disk"]["parts"].values()) / mib,
+        },
+        ran={
+            "time": took,
+            "trial seconds": float(trials["total_seconds"].sum()),
+            "processor seconds": watched.processor_seconds,
+            "tokens": float(trials["tokens"].sum()),
+            "peak MiB": watched.peak_bytes / mib,
+            "disk MiB": written / mib,
+        },
+        probe=plan["measured"],
+    )
+
+
+def _command(arguments: list[str]) -> "Watched":
+    command = [sys.executable, "-m", "slime_ray", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment) as process,
+        Watched(process.pid) as watched,
+    ):
+        code = process.wait()
+        said.seek(0)
+        if code:
+            raise RunError(f"`{' '.join(arguments)}` failed: {said.read().strip()[-500:]}")
+    return watched
+
+
+class Watched:
+    """Looks at a process and its descendants, now and then, for as long as it is entered.
+
+    Of those that make stages or train: processor seconds, and the highest peak of resident memory.
+    """
+
+    def __init__(self, root: int):
+        self.root = root
+        self.seconds: dict[int, float] = {}
+        self.peak_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._working: set[int] = set()
+
+    def __enter__(self) -> "Watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def processor_seconds(self) -> float:
+        """Of all of them together."""
+        return sum(self.seconds.values())
+
+    def _look(self) -> None:
+        while not self._done.wait(EVERY):
+            for pid in _descendants(self.root):
+                try:
+                    folder = Path("/proc") / str(pid)
+                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if title.startswith(WORKERS):
+                        self._working.add(pid)
+                    if pid in self._working:
+                        self._note(pid, folder)
+                except OSError:
+                    continue
+
+    def _note(self, pid: int, folder: Path) -> None:
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        self.seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        status = (folder / "status").read_text().splitlines()
+        peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), 0)
+        self.peak_bytes = max(self.peak_bytes, 1024 * peak)
+
+
+def _descendants(root: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+        parents.setdefault(parent, []).append(int(folder.name))
+    found, left = [], [root]
+    while left:
+        children = parents.get(left.pop(), [])
+        found += children
+        left += children
+    return found

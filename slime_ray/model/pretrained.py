@@ -1,0 +1,223 @@
+"""Weights as they are meant: every one from its file, of its shape and finite, or a reason why not."""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from slime_ray.errors import InputError
+from slime_ray.model.files import AGAIN, FileFault, check_texts
+
+Note = Callable[[str], object]
+"""Takes a sentence about what was loaded that a user should know."""
+WAY_OUT = (
+    "Give a folder with config.json and safetensors weights, an adapter's folder, or a hub id that this machine can "
+    "reach (HF_HUB_OFFLINE=1 allows only what is already downloaded)."
+)
+WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "base_model",
+    "default",
+    "language_model",
+    "model",
+    "module",
+    "transformer",
+)
+SHOWN = 3
+"""How many names of weights a sentence has."""
+logger = logging.getLogger(__name__)
+
+
+class LoadError(ValueError):
+    """Why weights cannot be used; whoever asked for them adds the place and the way out."""
+
+
+@contextmanager
+def refusing(refusal: Callable[[str], InputError]) -> Iterator[None]:
+    """Raise whatever goes wrong in loading as an InputError, which `refusal` makes of the reason and a way out.
+
+    Lack of memory is left as it is: it says nothing about the files.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    # What transformers would print of weights is said here, in one sentence.
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # A panic of tokenizers, which are written in Rust, is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if lacks_memory(error):
+            raise
+        known = isinstance(error, (LoadError, FileFault))
+        raise refusal(f"{reason_of(error)}. {AGAIN if known else WAY_OUT}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """An error's message as part of a sentence: its first line, and the next where that only announces it."""
+    if isinstance(error, (LoadError, FileFault)):
+        return str(error).rstrip(".")
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = lines.pop(0) if lines else ""
+    while lines and text.endswith(":"):
+        text = f"{text} {lines.pop(0)}"
+    if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) or not text:
+        # "KeyError: 'nope'" says more than "'nope'".
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return (text if len(text) <= 300 else f"{text[:300]}…").rstrip(".")
+
+
+def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] = (), **options: Any) -> Any:
+    """Load a model as `kind.from_pretrained` does, every weight of it.
+
+    Args:
+        kind: An Auto class of transformers.
+        source: A folder or Hub id.
+        note: Receives what a user should know of what was loaded.
+        supplied: Ends of the names of modules that an adapter brings, so that the files may lack them.
+        options: More of `from_pretrained`.
+
+    Raises:
+        LoadError: Weights are missing, of another shape or not finite.
+    """
+    options |= {"output_loading_info": True}
+    failure: RuntimeError | None = None
+    try:
+        lm, info = kind.from_pretrained(source, **options)
+    except RuntimeError as error:
+        if lacks_memory(error):
+            raise
+        failure = error.with_traceback(None)
+    if failure is not None:
+        # transformers says in a report of its own which shapes differ. What is loaded here is only looked at.
+        _, info = kind.from_pretrained(source, ignore_mismatched_sizes=True, **options)
+        _refuse_mismatched(info["mismatched_keys"])
+        raise failure
+    missing = {name for name in info["missing_keys"] if not _is_in(name, supplied)}
+    unexpected = set(info["unexpected_keys"])
+    if missing:
+        raise LoadError(f"its files lack {some(missing, 'weight')}{renamed(missing, unexpected)}")
+    if unexpected:
+        note(f"The files of {source} hold {some(unexpected, 'weight')} that the model has no place for: not used.")
+    refuse_not_finite(lm, but=supplied)
+    return lm
+
+
+def read_tokenizer(source: str, **options: Any) -> Any:
+    """Load a tokenizer as AutoTokenizer does. Raises FileFault for a broken file in a local folder."""
+    folder = Path(source)
+    file = folder / options.get("gguf_file", "tokenizer.json")
+    if folder.is_dir() and "gguf_file" not in options:
+        check_texts(folder)
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        if file.is_file():
+            with blaming(file):
+                if "gguf_file" in options:
+                    raise error
+                Tokenizer.from_file(str(file))
+        elif folder.is_dir():
+            raise FileFault(_without_tokenizer(folder, error)) from None
+        raise
+
+
+def _without_tokenizer(folder: Path, error: Exception) -> str:
+    """Why a folder without tokenizer.json gives no tokenizer."""
+    models = sorted(folder.glob("*.model"))
+    if not models:
+        return f"{folder} has no tokenizer.json"
+    lacking = [package for package in ("sentencepiece", "tiktoken") if find_spec(package) is None]
+    needed = f"; it may need the package {' or '.join(lacking)}, which is not installed" if lacking else ""
+    return f"{folder} has no tokenizer.json, and {models[0].name} cannot be used: {reason_of(error)}{needed}"
+
+
+@contextmanager
+def blaming(file: Path) -> Iterator[None]:
+    """Raise what goes wrong as a FileFault of this file."""
+    try:
+        yield
+    except (FileFault, LoadError):
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise FileFault(f"{file} cannot be used: {reason_of(error)}") from None
+
+
+def _refuse_mismatched(mismatched: Collection[Any]) -> None:
+    if mismatched:
+        name, shape, expected = sorted(mismatched, key=str)[0]
+        raise LoadError(
+            f"{some([name for name, *_ in mismatched], 'weight')} have another shape in its files than config.json "
+            f"says: {name} is {_times(shape)} instead of {_times(expected)}"
+        )
+
+
+def _times(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def renamed(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """What follows where the files have the missing weights under other names, as a wrapper leaves them."""
+    if {_bare(name) for name in missing} & {_bare(name) for name in unexpected}:
+        return f", but have {some(unexpected, 'weight')}, as a wrapped model saves them: save the model unwrapped"
+    return ""
+
+
+def _bare(name: str) -> tuple[str, ...]:
+    """A weight's name without what models and wrappers, such as those of torch.compile, put before it."""
+    return tuple(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def refuse_not_finite(lm: Any, *, but: Collection[str] = ()) -> None:
+    """Raise LoadError where a model has weights that are infinite or not a number.
+
+    A sum costs a hundredth of a look at each; where it is finite, every weight is.
+    """
+    bad = [
+        name
+        for name, weight in lm.named_parameters()
+        if weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and not _is_in(name, but)
+        and not (weight.detach().sum().isfinite() or weight.detach().isfinite().all())
+    ]
+    if bad:
+        raise LoadError(f"{some(bad, 'weight')} hold numbers that are not finite")
+
+
+def _is_in(weight: str, modules: Collection[str]) -> bool:
+    """Whether a weight belongs to one of the modules, of which the ends of their names are given."""
+    return any(f".{module}." in f".{weight}" for module in modules)
+
+
+def some(names: Collection[str], noun: str) -> str:
+    """A count with the first names, such as "12 weights (a, b, c and more)"."""
+    shown = ", ".join(sorted(names)[:SHOWN])
+    more = " and more" if len(names) > SHOWN else ""
+    return f"{len(names)} {noun}{'s' if len(names) != 1 else ''} ({shown}{more})"
+
+
+def log_note(sentence: str) -> None:
+    """A `Note` for whoever has no better place: the log."""
+    logger.warning(sentence)

@@ -1,0 +1,61 @@
+"""Policies on this process's device: placed, read from a checkpoint, and asked for a few log-probabilities."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from slime_ray.data.packing import Pair, pack
+from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import find_adapted
+from slime_ray.model.sharding import shard
+from slime_ray.model.train_mode import configured_dropout
+from slime_ray.settings import Model, Settings
+from slime_ray.world import World
+
+
+def place(policy: Policy, *, sharded: bool) -> Policy:
+    """The policy on this process's device, whole or in parts."""
+    if sharded and World.current().size > 1:
+        return shard(policy)
+    return policy.cuda() if torch.cuda.is_available() else policy
+
+
+def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
+    """The policy of a saved checkpoint, to be evaluated."""
+    return place(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
+
+
+@torch.no_grad()
+def chosen_logps(policy: Policy, pairs: Sequence[Pair]) -> np.ndarray:
+    """(tokens,) log-probabilities (nats) of the chosen completions of a few pairs.
+
+    All ranks of a sharded policy call it.
+    """
+    policy.eval()
+    shared = policy.shares_prompts
+    rows = (pack([pair], shared_prompt=shared).to(policy.device) for pair in pairs)
+    logps: np.ndarray = torch.cat([policy(row).chosen for row in rows]).double().cpu().numpy()
+    return logps
+
+
+def model_facts(settings: Settings, checkpoint: Path) -> dict[str, Any]:
+    """What a manifest keeps of how the checkpoint is trained: where adapters are, and its own dropout.
+
+    No weights are read. Raises InputError for adapters that the model cannot have.
+    """
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    stages = {"model.lora": settings.model.lora, "sft.lora": settings.sft_model.lora}
+    if settings.model.lora == settings.sft_model.lora:
+        del stages["sft.lora"]
+    return {
+        "adapters": {stage: find_adapted(lm, lora).facts() for stage, lora in stages.items() if lora},
+        "dropout": configured_dropout(config.get_text_config()),
+        "dropout_on": settings.model.dropout,
+    }

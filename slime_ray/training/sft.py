@@ -1,0 +1,146 @@
+"""Stage 1: the checkpoint that all trials start from, trained, merged, saved, and compared with what was trained."""
+
+import gc
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slime_ray.errors import InputError
+from slime_ray.model.loading import load_checkpoint, load_model, make_policy
+from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import add_lora, find_adapted
+from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.objectives import SftObjective
+from slime_ray.settings import Model, Settings
+from slime_ray.training.checks import check_saved, check_update
+from slime_ray.training.orders import Report
+from slime_ray.training.policies import chosen_logps, place
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.world import World
+
+COMPARED_PAIRS = 4
+"""Pairs on which the saved model is compared with the trained one."""
+
+
+def make_sft(
+    settings: Settings,
+    pairs: Sequence[TokenPair],
+    folder: Path,
+    report: Report,
+    *,
+    sharded: bool,
+    check: Callable[[Policy], object],
+    note: Callable[[str], object],
+) -> None:
+    """Train on the chosen completions of `pairs`, merge any adapters, and save the whole model.
+
+    Without `sft` the model is saved as it is.
+
+    Args:
+        settings: Of the experiment.
+        pairs: Demonstrations, whose rejected completions are not read.
+        folder: Where the model is saved.
+        report: Takes the progress.
+        sharded: Whether ranks hold parts of the model.
+        check: Looks at the policy before it is trained.
+        note: Takes what a user should know of the model that is loaded.
+
+    Raises:
+        InputError: A loss is not finite, or what was saved is not what was trained.
+    """
+    model, compared = settings.sft_model, pairs[:COMPARED_PAIRS]
+    lm, trained = _trained(settings, pairs, folder / "scratch", report, sharded, check, note)
+    # Trainer looks into its folder at its end, on every rank.
+    World.current().broadcast(None)
+
+    def save() -> None:
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        lm.cpu().save_pretrained(folder)
+        # Trainer's circles hold the optimizer, and there may be no place for a second model beside it.
+        gc.collect()
+        saved = _whole_policy(load_checkpoint(folder, dtype=model.dtype), model, on_device=not sharded)
+        check_saved(trained, chosen_logps(saved, compared), settings)
+
+    World.current().from_main(save)
+
+
+def _trained(
+    settings: Settings,
+    pairs: Sequence[TokenPair],
+    scratch: Path,
+    report: Report,
+    sharded: bool,
+    check: Callable[[Policy], object],
+    note: Callable[[str], object],
+) -> tuple[Any, np.ndarray]:
+    """The model after SFT without adapters, on rank 0, and its log-probabilities of the compared pairs with them."""
+    sft, model = settings.sft, settings.sft_model
+    seed = sft.seed if sft else 0
+    torch.manual_seed(seed)
+    lm = load_model(model, seed=seed, note=note)
+    if settings.model.lora:
+        # What trials cannot adapt is refused before a long training.
+        find_adapted(lm, settings.model.lora)
+    if sft is None:
+        whole = _whole_policy(lm, model, on_device=not sharded)
+        check(whole)
+        return lm, chosen_logps(whole, pairs[:COMPARED_PAIRS])
+    if model.lora:
+        lm = add_lora(lm, model.lora)
+    policy = place(make_policy(lm, model), sharded=sharded)
+    check(policy)
+
+    def after_update(step: int, metrics: Metrics) -> Next:
+        check_update(step, metrics, settings)
+        if World.current().main and step % max(1, trainer.updates // 20) == 0:
+            report({"doing": "making sft", "step": step, "updates": trainer.updates, "loss": metrics["loss"]})
+        return GO_ON
+
+    trainer = PreferenceTrainer(
+        policy=policy,
+        objective=SftObjective(),
+        pairs=pairs,
+        schedule=sft,
+        pairs_per_update=sft.examples_per_update,
+        row_tokens=settings.data.row_budget,
+        seed=seed,
+        scratch=scratch,
+        bf16=model.dtype == "bfloat16",
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+        dropout=model.dropout,
+        after_update=after_update,
+    )
+    if trainer.updates:
+        trainer.train()
+    logps = chosen_logps(policy, pairs[:COMPARED_PAIRS])
+    if is_sharded(policy):
+        return _gathered(policy, model, seed=seed), logps
+    return lm.merge_and_unload() if model.lora else lm, logps
+
+
+def _whole_policy(lm: Any, model: Model, *, on_device: bool) -> Policy:
+    """One process's policy of a whole model. A model that is sharded elsewhere may not fit the device."""
+    policy = make_policy(lm, model.model_copy(update={"attention": "auto"}))
+    return place(policy, sharded=False) if on_device else policy
+
+
+def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
+    """The trained model, whole and without adapters, on rank 0; None elsewhere."""
+    weights = whole_weights(policy, trained_only=True)
+    if not World.current().main:
+        return None
+    lm = load_model(model, seed=seed)
+    if model.lora:
+        lm = add_lora(lm, model.lora)
+    trained = {name for name, weight in lm.named_parameters() if weight.requires_grad}
+    missing, unexpected = lm.load_state_dict(weights, strict=False)
+    if lost := sorted({*missing} & trained) + unexpected:
+        raise InputError(
+            f"{len(lost)} of the trained weights could not be gathered from the workers, {lost[0]} for one. Give "
+            "resources.strategy: ddp, or one worker."
+        )
+    return lm.merge_and_unload() if model.lora else lm

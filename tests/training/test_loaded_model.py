@@ -1,0 +1,67 @@
+"""What the shared stages keep of the pretrained model that they were made from."""
+
+from pathlib import Path
+
+import peft
+import pytest
+from transformers import AutoModelForCausalLM
+
+from slime_ray.data.tasks import load_task
+from slime_ray.errors import InputError
+from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
+from slime_ray.model.loading import load_checkpoint, load_model
+from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from slime_ray.settings import Model, Settings
+from slime_ray.training.outcome import say_nothing
+from slime_ray.training.stages import prepare
+from tests.model.tiny_files import change_weights, log_probabilities, without
+
+TEXT = """\
+name: loaded
+preset: arithmetic
+base:
+  model: {source: SOURCE}
+  data: {pairs: 8, held_out_pairs: 4}
+  sft: null
+  evaluation: {prompts: 1, selection_prompts: 1, kl_prompts: 1, decoding: {max_new_tokens: 2}}
+arms: {slime: {}}
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """With an adapter for a model whose files hold a weight too many."""
+    tiny_model(load_task("arithmetic"), seed=0).save_pretrained(tmp_path / "base")
+    tiny_tokenizer(load_task("arithmetic")).save_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), lora)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    weights = tmp_path / "base" / "model.safetensors"
+    change_weights(weights, lambda found: {**found, "v_head.weight": found["model.norm.weight"] + 1})
+    (tmp_path / "loaded.yaml").write_text(TEXT.replace("SOURCE", str(tmp_path / "adapter")))
+    return load_experiment(tmp_path / "loaded.yaml").settings
+
+
+def test_the_stages_tell_what_was_loaded_and_follow_the_weights_of_adapter_and_base(settings, tmp_path):
+    storage, base, adapter = Mirror(tmp_path / "runs"), tmp_path / "base", tmp_path / "adapter"
+    stages = prepare(settings, storage=storage, report=say_nothing)
+    assert stages.data["model_notes"] == [
+        f"The files of {base} hold 1 weight (v_head.weight) that the model has no place for: not used.",
+        f"The adapter {adapter} was merged into its base {base}.",
+    ]
+    merged = load_model(Model(source=str(adapter)), seed=0)
+    kept = load_checkpoint(stages.checkpoint, dtype="float32")
+    assert log_probabilities(kept).equal(log_probabilities(merged))
+    for file, name in ((base / "model.safetensors", "norm"), (adapter / "adapter_model.safetensors", "lora_A")):
+        change_weights(file, lambda found, name=name: {key: value + (name in key) for key, value in found.items()})
+        other = prepare(settings, storage=storage, report=say_nothing)
+        assert other.checkpoint != stages.checkpoint
+        stages = other
+
+
+def test_a_model_that_lacks_weights_makes_no_stage(settings, tmp_path):
+    change_weights(tmp_path / "base" / "model.safetensors", without("layers.0."))
+    with pytest.raises(InputError, match="lack 9 weights"):
+        prepare(settings, storage=Mirror(tmp_path / "runs"), report=say_nothing)
+    assert not [path for path in (tmp_path / "runs" / ".stages").glob("sft-*") if path.is_dir()]

@@ -1,0 +1,205 @@
+"""What the shared stages keep: the model that was trained, and nothing that is not finite."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from slime_ray.errors import InputError
+from slime_ray.evaluation.generate import generate_answers
+from slime_ray.evaluation.held_out import HeldOut
+from slime_ray.facts import model_lines
+from slime_ray.mirror import Mirror
+from slime_ray.model import lora
+from slime_ray.model.loading import load_model
+from slime_ray.settings import Decoding, Lora, Settings
+from slime_ray.training import sft, stages
+from slime_ray.training.cache import cached
+from slime_ray.training.checks import check_finite, check_saved, check_update
+from slime_ray.training.trainer import TokenPair
+
+from .small_trials import nothing
+
+PAIRS = [TokenPair([1, 5, 9], [7, 8, 9, 3]), TokenPair([1, 4], [11, 12]), TokenPair([1, 6, 6], [7, 3])]
+
+
+@pytest.fixture
+def settings(experiment) -> Settings:
+    return copy.deepcopy(experiment.settings)
+
+
+def with_sft(settings: Settings, *, lora: Any = "same", dtype: str = "float32", **changes: Any) -> Settings:
+    schedule = {"updates": 6, "learning_rate": 5e-3, "examples_per_update": 3, "lora": lora} | changes
+    model = settings.model.model_copy(update={"dtype": dtype})
+    assert settings.sft is not None
+    return settings.model_copy(update={"model": model, "sft": settings.sft.model_copy(update=schedule)})
+
+
+def made(settings: Settings, tmp_path: Path) -> Path:
+    return cached(
+        Mirror(tmp_path), "sft", "key",
+        lambda folder: sft.make_sft(settings, PAIRS, folder, nothing, sharded=False), nothing,
+    )  # fmt: skip
+
+
+def kept(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()]
+
+
+def own_logps(folder: Path, pairs: list[TokenPair]) -> np.ndarray:
+    """transformers' own, of each chosen completion alone."""
+    lm, parts = AutoModelForCausalLM.from_pretrained(folder).eval(), []
+    for pair in pairs:
+        ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
+        with torch.no_grad():
+            logps = lm(input_ids=ids).logits[0].double().log_softmax(-1)
+        start = len(pair.prompt_ids)
+        parts.append(logps[start - 1 : -1].gather(1, ids[0, start:, None]).squeeze(1))
+    return torch.cat(parts).numpy()
+
+
+@pytest.mark.parametrize(
+    ("adapters", "dtype", "tolerance"),
+    [
+        (None, "float32", 1e-5),
+        (Lora(rank=4, alpha=64.0), "float32", 1e-5),
+        (Lora(rank=4, alpha=64.0, targets=["q_proj", "lm_head"]), "float32", 1e-5),
+        (Lora(rank=4, alpha=64.0, targets=["embed_tokens"]), "float32", 1e-5),
+        (Lora(rank=4, alpha=64.0, train_head=True), "float32", 1e-5),
+        (Lora(rank=4, alpha=64.0), "bfloat16", 0.1),
+        (None, "bfloat16", 0.1),
+    ],
+    ids=["whole", "adapters", "tied head", "tied embeddings", "trained head", "bfloat16", "whole in bfloat16"],
+)
+def test_the_saved_model_is_the_trained_one(settings, tmp_path, monkeypatch, adapters, dtype, tolerance):
+    monkeypatch.setattr(sft, "load_model", tied_model)
+    seen = []
+    monkeypatch.setattr(sft, "check_saved", lambda *given: seen.append(given) or check_saved(*given))
+    folder = made(with_sft(settings, lora=adapters, dtype=dtype), tmp_path)
+    [(trained, saved, _)] = seen
+    np.testing.assert_allclose(saved, own_logps(folder, PAIRS), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(trained, saved, rtol=0, atol=tolerance)
+    untrained = made(with_sft(settings, updates=0), tmp_path / "untrained")
+    assert np.abs(own_logps(untrained, PAIRS) - saved).mean() > 0.2
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_model_that_merging_changed_is_not_kept(settings, tmp_path, monkeypatch, target):
+    monkeypatch.setattr(sft, "load_model", tied_model)
+    monkeypatch.setattr(lora, "_untie", lambda *_: None)
+    changed = with_sft(settings, lora=Lora(rank=4, alpha=64.0, targets=[target]))
+    with pytest.raises(InputError, match=r"saved is not the one that was trained.*differ by .* nats .* allows 0.001"):
+        made(changed, tmp_path)
+    assert kept(tmp_path) == []
+
+
+def test_a_model_that_lost_weights_in_saving_is_not_kept(settings, tmp_path, monkeypatch):
+    def lossy(folder: Path, *, dtype: str) -> Any:
+        lm = AutoModelForCausalLM.from_pretrained(folder)
+        torch.nn.init.normal_(lm.model.layers[0].mlp.down_proj.weight)
+        return lm
+
+    monkeypatch.setattr(sft, "load_checkpoint", lossy)
+    for model in (with_sft(settings, lora=None), settings.model_copy(update={"sft": None})):
+        with pytest.raises(InputError, match="saved is not the one that was trained"):
+            made(model, tmp_path)
+    assert kept(tmp_path) == []
+
+
+def tied_model(model: Any, *, seed: int) -> Any:
+    config = load_model(model, seed=seed).config
+    config.tie_word_embeddings = True
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(getattr(torch, model.dtype))
+
+
+def broken_model(model: Any, *, seed: int) -> Any:
+    lm = load_model(model, seed=seed)
+    lm.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    return lm
+
+
+def test_a_loss_that_is_no_number_ends_sft_at_once(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_model", broken_model)
+    with pytest.raises(InputError, match=r"ended at update 1 and is not kept: loss became nan.*check the weights of"):
+        made(with_sft(settings), tmp_path)
+    assert kept(tmp_path) == []
+
+
+def test_a_gradient_that_overflows_ends_sft_as_well(settings, tmp_path):
+    with pytest.raises(InputError, match=r"ended at update 1 and is not kept: grad norm became inf"):
+        made(with_sft(settings, lora=Lora(rank=4, alpha=1e30)), tmp_path)
+    assert kept(tmp_path) == []
+
+
+def test_after_the_first_update_the_learning_rate_is_named(settings):
+    check_update(3, {"loss": 2.0, "grad_norm": 1.0}, settings)
+    with pytest.raises(
+        InputError, match=r"ended at update 3 and is not kept: loss became nan. Lower sft.learning_rate"
+    ):
+        check_update(3, {"loss": float("nan"), "grad_norm": 1.0}, settings)
+
+
+def test_a_model_without_finite_numbers_is_no_checkpoint(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_model", broken_model)
+    with pytest.raises(InputError, match=r"model.source embedded/arithmetic gives log-probabilities that are not fin"):
+        made(settings.model_copy(update={"sft": None}), tmp_path)
+    assert kept(tmp_path) == []
+
+
+def test_log_probabilities_that_are_not_finite_are_counted_by_pairs(settings):
+    values = np.array([-1.0, -2.0, np.nan, -np.inf, -1.0])
+    measured = HeldOut(values, np.full(3, -1.0), np.array([2, 2, 1]), np.ones(3, int), np.ones(5), np.ones(5))
+    with pytest.raises(InputError, match=r"The SFT checkpoint gives .* on 1 of 3 held-out pairs. Lower sft.learning"):
+        check_finite(measured, "held-out", settings)
+    finite = np.full(5, -1.0)
+    check_finite(
+        HeldOut(finite, np.full(3, -1.0), np.array([2, 2, 1]), np.ones(3, int), finite, finite), "held-out", settings
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_give_no_answers(settings, temperature):
+    tokenizer = type("Tokenizer", (), {"pad_token_id": 0, "all_special_ids": []})()
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        generate_answers(
+            broken_model(settings.model, seed=0), tokenizer, [[1, 5], [1, 2, 3]],
+            decoding=Decoding(temperature=temperature, max_new_tokens=2), stop_tokens=[4], seed=0,
+        )  # fmt: skip
+
+
+def test_a_baseline_without_answers_is_a_sentence(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_model", broken_model)
+    monkeypatch.setattr(sft, "check_saved", lambda *_: None)
+    monkeypatch.setattr(stages, "check_finite", lambda *_: None)
+    greedy = settings.evaluation.model_copy(update={"decoding": Decoding(temperature=0.0, max_new_tokens=2)})
+    unable = settings.model_copy(update={"sft": None, "evaluation": greedy})
+    with pytest.raises(InputError, match="gives logits that are not numbers, so the baseline has no answers"):
+        stages.prepare(unable, storage=Mirror(tmp_path), report=nothing)
+    assert not any(name.startswith("baseline") for name in kept(tmp_path))
+
+
+def test_trials_adapters_that_no_layer_can_have_are_refused_before_sft(settings, tmp_path):
+    model = settings.model.model_copy(update={"lora": Lora(targets=["query"])})
+    unable = with_sft(settings.model_copy(update={"model": model}), lora=None)
+    with pytest.raises(InputError, match=r"\['query'\] name no layer"):
+        made(unable, tmp_path)
+
+
+def test_facts_of_adapters_and_dropout_are_lines_for_the_user(settings, tmp_path):
+    prepared = stages.prepare(settings, storage=Mirror(tmp_path), report=nothing)
+    assert prepared.data["adapters"]["model.lora"]["adapted"] == ["self_attn.q_proj", "self_attn.v_proj"]
+    [line] = model_lines(prepared.data)
+    assert "Adapters (model.lora) are on" in line
+    assert "mlp.down_proj" in line
+    rates = {"dropout": {"resid_pdrop": 0.1, "attn_pdrop": 0.2}}
+    assert model_lines({**rates, "dropout_on": False}) == [
+        "Dropout of the model's configuration (resid_pdrop 0.1, attn_pdrop 0.2) is off in training; model.dropout: true "
+        "keeps it."
+    ]
+    assert "is on in training" in model_lines({**rates, "dropout_on": True})[0]
+    assert model_lines({}) == []
