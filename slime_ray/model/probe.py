@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from slime_ray.data.packing import pack
@@ -50,6 +51,9 @@ def probe(policy: Any) -> Findings:
         return _Probe(policy).findings()
     finally:
         policy.train(was_training)
+        # A gathered parameter would be what an optimizer takes up, and the parts would never be updated.
+        if isinstance(policy, FSDPModule):
+            policy.reshard()
 
 
 @torch.no_grad()

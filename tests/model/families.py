@@ -106,7 +106,7 @@ def config_of(model_type: str, **settings: Any) -> PreTrainedConfig:
 def _knows(config: PreTrainedConfig, name: str) -> bool:
     try:
         return hasattr(config, name)
-    except ValueError:
+    except RuntimeError:
         return True
 
 
@@ -164,8 +164,10 @@ FAMILIES: list[Family] = [
     Family("gemma2", "alone"),
     Family("gemma3", "packed"),
     Family("gemma3_text", "packed"),
-    Family("gemma3n_text", "alone", {"num_kv_shared_layers": 0, **PER_LAYER}),
-    Family("gemma4_text", "alone", PER_LAYER),
+    Family(
+        "gemma3n_text", "alone", {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], **PER_LAYER}
+    ),
+    Family("gemma4_text", "alone", {"head_dim": LEFT_OUT, **PER_LAYER}),
     Family("glm", "packed"),
     Family("glm4", "packed"),
     Family("glm4_moe", "packed"),
@@ -200,13 +202,13 @@ FAMILIES: list[Family] = [
     Family("lfm2_moe", "alone", CONVOLUTION),
     Family("lfm3", "alone", CONVOLUTION),
     Family("llama", "packed"),
-    Family("llama4_text", "packed"),
+    Family("llama4_text", "alone"),
     Family("longcat_flash", "packed", LATENT),
     Family("mamba", "alone", CALM),
     Family("mamba2", "alone", {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8}),
     Family("megatron-bert", "refused"),
     Family("mimo_v2_flash", "alone"),
-    Family("minicpm3", "packed", {"head_dim": LEFT_OUT, "num_key_value_heads": 4}),
+    Family("minicpm3", "packed", {"head_dim": LEFT_OUT, "num_key_value_heads": 4, "dim_model_base": 16, "gain": 1.0}),
     Family("minimax", "alone"),
     Family("minimax_m2", "packed"),
     Family("minimax_m3_vl_text", "packed"),
@@ -238,7 +240,7 @@ FAMILIES: list[Family] = [
     Family("qwen3_5_text", "alone", HYBRID),
     Family("qwen3_moe", "packed"),
     Family("qwen3_next", "alone", HYBRID),
-    Family("recurrent_gemma", "alone", {"num_hidden_layers": 3}),
+    Family("recurrent_gemma", "alone, one at a time", {"num_hidden_layers": 3}),
     Family("roberta", "refused"),
     Family("roberta-prelayernorm", "refused"),
     Family("roformer", "refused"),
@@ -252,8 +254,8 @@ FAMILIES: list[Family] = [
     Family("xglm", "alone"),
     Family("xlm-roberta", "refused"),
     Family("xlm-roberta-xl", "refused"),
-    Family("xlstm", "alone, one at a time", {"v_head_dim": LEFT_OUT}),
-    Family("youtu", "packed", LATENT),
+    # transformers zeroes its embedding of the padding token whenever it loads one.
+    Family("youtu", "packed", LATENT | {"pad_token_id": None}),
     Family("zamba2", "alone", ZAMBA2),
     Family("zaya", "alone", {"num_experts_per_tok": 1}),
 ]

@@ -138,9 +138,10 @@ def adapted_difference(family: Family, tmp_path: Path) -> float:
     """The difference of a trained policy with adapters from the merged model, loaded anew."""
     lm = tiny_family(family.model_type, **family.settings)
     inside = decoder_of(lm)
-    linear = [name for name, module in inside.named_modules() if type(module) in (nn.Linear, Conv1D)]
-    # peft takes neither in state space models.
-    targets = [name for name in linear if name.rsplit(".", 1)[-1] not in ("out_proj", "conv1d")] or linear
+    linear = [name for name, module in inside.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    # peft takes the first two in no state space model; a router may be a linear layer with more than one result.
+    apart = ("out_proj", "conv1d", "router")
+    targets = [name for name in linear if name.rsplit(".", 1)[-1] not in apart] or linear
     lm = get_peft_model(lm, LoraConfig(r=2, target_modules=targets))
     policy = Policy(lm)
     train(policy, SlimeObjective(), tmp_path / "scratch")
