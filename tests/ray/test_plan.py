@@ -304,10 +304,9 @@ def test_what_a_trial_without_a_result_set_is_read_from_the_other_files_of_the_r
     def settings(value: float) -> dict[str, float]:
         return {"objective.hard_margin": value}
 
-    kept = {"trial_id": "search-0001", "phase": "search", "settings": settings(1.0)}
-    gone = {"trial_id": "search-0002", "phase": "search", "settings": settings(2.0)}
-    for row in (kept, gone):
-        results.write_trial(tmp_path, row=results.trial_row(**row), answers=[], curves=[])
+    for name, value in (("search-0001", 1.0), ("search-0002", 2.0)):
+        row = results.trial_row(trial_id=name, phase="search", label=name, status="completed", settings=settings(value))
+        results.write_trial(tmp_path, row=row, answers=[], curves=[])
     results.consolidate(tmp_path)
     if tables == "damaged":
         (tmp_path / "trials.parquet").write_bytes(b"PAR1 damaged")
