@@ -105,6 +105,7 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
     them: one of those that a user chose, or all of the default ones.
     """
     layers = _Layers(lm)
+    hits: dict[str, set[str]]
     if lora.targets == ALL_LINEAR:
         hits = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
     else:
@@ -172,7 +173,7 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         raise InputError(
             f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: {layers.listed()}."
         ) from None
-    tuner = wrapped.base_model
+    tuner: Any = wrapped.base_model
     different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
         *adapted.modules,
         *adapted.parameters,

@@ -38,8 +38,9 @@ def set_train_mode(lm: nn.Module, *, dropout: bool) -> None:
     lm.train(dropout)
     for module in lm.modules():
         if hasattr(module, "lora_dropout"):
-            module.training = True
-            module.lora_dropout.train()
+            layer: Any = module
+            layer.training = True
+            layer.lora_dropout.train()
 
 
 def checkpoint_layers(lm: Any) -> None:

@@ -32,8 +32,8 @@ from slime_ray.settings import Lora
 
 VOCABULARY = 41
 COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-SIZES = COMMON | {"intermediate_size": 24, "num_key_value_heads": 2}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+SIZES: dict[str, Any] = COMMON | {"intermediate_size": 24, "num_key_value_heads": 2}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -53,7 +53,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "opt": OPTConfig(**COMMON, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=64),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
     "qwen2_moe": Qwen2MoeConfig(**SIZES, **EXPERTS, num_experts=4, shared_expert_intermediate_size=8),
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, num_experts=4, head_dim=4, mlp_only_layers=[0]),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, num_experts=4, mlp_only_layers=[0]),
     "phimoe": PhimoeConfig(**SIZES, num_local_experts=4),
     "gemma3": Gemma3Config(text_config=SIZES | {"head_dim": 4}, vision_config=VISION, mm_tokens_per_image=4),
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1),

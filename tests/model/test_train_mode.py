@@ -1,5 +1,7 @@
 """The model's own dropout in training, and layers that are computed again."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -11,6 +13,7 @@ from transformers import (
     MixtralConfig,
     OPTConfig,
     PhiConfig,
+    PreTrainedConfig,
     StableLmConfig,
 )
 
@@ -19,9 +22,9 @@ from slime_ray.model.lora import add_lora
 from slime_ray.model.train_mode import checkpoint_layers, configured_dropout, set_train_mode
 from slime_ray.settings import Lora
 
-COMMON = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-SIZES = COMMON | {"intermediate_size": 24, "num_key_value_heads": 2}
-CONFIGS = {
+COMMON: dict[str, Any] = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, Any] = COMMON | {"intermediate_size": 24, "num_key_value_heads": 2}
+CONFIGS: dict[str, PreTrainedConfig] = {
     "modules": GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=4, n_positions=64),
     "modules of phi": PhiConfig(**SIZES, resid_pdrop=0.3, embd_pdrop=0.2),
     "read from the configuration": FalconConfig(**COMMON, hidden_dropout=0.3, attention_dropout=0.2),

@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     MixtralConfig,
     OPTConfig,
     PhiConfig,
+    PreTrainedConfig,
 )
 
 from slime_ray import files
@@ -257,8 +259,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(model, tmp_path):
     torch.testing.assert_close(other, weights, rtol=0, atol=1e-9)
 
 
-SMALL = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-DROPPING = {
+SMALL: dict[str, Any] = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+DROPPING: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=2, n_positions=64),
     "phi": PhiConfig(**SMALL, intermediate_size=24, resid_pdrop=0.2, embd_pdrop=0.2, attention_dropout=0.2),
     "falcon": FalconConfig(**SMALL, hidden_dropout=0.2, attention_dropout=0.2),
