@@ -1,6 +1,7 @@
 """What a sweep says of the shared stages when they are made."""
 
 from slime_ray.on_ray.prepare import unused_rows
+from slime_ray.training.facts import model_lines
 
 
 def test_rows_that_could_not_be_used_are_told_with_their_places():
@@ -22,4 +23,4 @@ def test_rows_that_could_not_be_used_are_told_with_their_places():
 
 def test_what_was_loaded_for_a_model_is_told():
     note = "The adapter a was merged into its base b."
-    assert unused_rows({"rows_read": 8, "model_notes": [note]}) == [f"Model: {note}"]
+    assert model_lines({"rows_read": 8, "model_notes": [note]}) == [f"Model: {note}"]
