@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import HeldOut
+from slime_ray.facts import model_lines
 from slime_ray.mirror import Mirror
 from slime_ray.model import lora
 from slime_ray.model.loading import load_model
@@ -19,7 +20,6 @@ from slime_ray.settings import Decoding, Lora, Settings
 from slime_ray.training import sft, stages
 from slime_ray.training.cache import cached
 from slime_ray.training.checks import check_finite, check_saved, check_update
-from slime_ray.training.facts import model_lines
 from slime_ray.training.trainer import TokenPair
 
 from .small_trials import nothing
@@ -42,7 +42,7 @@ def with_sft(settings: Settings, *, lora: Any = "same", dtype: str = "float32", 
 def made(settings: Settings, tmp_path: Path) -> Path:
     return cached(
         Mirror(tmp_path), "sft", "key",
-        lambda folder: sft.make_sft(settings, PAIRS, folder, nothing, sharded=False), nothing,
+        lambda folder: sft.make_sft(settings, PAIRS, folder, nothing, sharded=False, check=nothing, note=nothing), nothing,
     )  # fmt: skip
 
 
