@@ -110,14 +110,14 @@ def test_a_model_that_lost_weights_in_saving_is_not_kept(settings, tmp_path, mon
     assert kept(tmp_path) == []
 
 
-def tied_model(model: Any, *, seed: int) -> Any:
+def tied_model(model: Any, *, seed: int, note: Any = None) -> Any:
     config = load_model(model, seed=seed).config
     config.tie_word_embeddings = True
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).to(getattr(torch, model.dtype))
 
 
-def broken_model(model: Any, *, seed: int) -> Any:
+def broken_model(model: Any, *, seed: int, note: Any = None) -> Any:
     lm = load_model(model, seed=seed)
     lm.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     return lm
@@ -203,3 +203,5 @@ def test_facts_of_adapters_and_dropout_are_lines_for_the_user(settings, tmp_path
     ]
     assert "is on in training" in model_lines({**rates, "dropout_on": True})[0]
     assert model_lines({}) == []
+    note = "The adapter a was merged into its base b."
+    assert model_lines({"model_notes": [note]}) == [f"Model: {note}"]

@@ -256,3 +256,12 @@ def test_a_file_that_cannot_be_read_is_named(judge, reward_folder, tmp_path, fil
         InputError, match=f"evaluation.judge.model {tmp_path / 'm'} cannot be used .*{tmp_path / 'm' / file} is"
     ):
         judge(folder=tmp_path / "m")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(judge, reward_folder, tmp_path):
+    change_weights(
+        copy(reward_folder, tmp_path / "m") / "model.safetensors",
+        lambda found: found | {"score.weight": found["score.weight"] / 0},
+    )
+    with pytest.raises(InputError, match=r"1 weight \(score.weight\) hold numbers that are not finite"):
+        judge(folder=tmp_path / "m").scores(PROMPTS, OURS)
