@@ -2,17 +2,20 @@
 
 from dataclasses import asdict
 
+from slime_ray.facts import data_lines
 from slime_ray.results import Run
 from slime_ray.stability_v1 import TOLERANCES
 
 from . import effects, judging, statistics
 from .findings import Findings
+from .printing import one_line
 from .rows import PARTS, version_of
 
 
 def methods(found: Findings) -> list[str]:
-    """A note for each estimator that the report uses."""
+    """A note for each estimator that the report uses, after what of the data was not trained on as it was given."""
     return [
+        *map(one_line, data_lines(found.run.manifest.get("data") or {})),
         *_of_rows(found.run),
         *(_of_judging() if len(judging.judging(found.run, found.main).frame) else []),
         *(_of_ablations() if found.cells else []),

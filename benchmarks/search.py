@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from slime_ray.analysis.budget_curve import hypervolumes
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.experiment import EarlyStopping, Experiment, Search
@@ -340,13 +341,8 @@ def _affordable(played: Sequence[Played], tokens: int) -> list[Played]:
 
 def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
     """Area that the completed trials dominate, of win rate and stability from 0 to 1; at most 1."""
-    points = sorted(((row["win_rate"], row["stability"]) for row in rows if row["status"] == "completed"), reverse=True)
-    area, reached = 0.0, 0.0
-    for win_rate, stable in points:
-        if stable > reached:
-            area += win_rate * (stable - reached)
-            reached = stable
-    return area
+    points = [[row["win_rate"], row["stability"]] for row in rows if row["status"] == "completed"]
+    return float(hypervolumes(np.array(points))[-1]) if points else 0.0
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
         return keys, f"{path} is {given}: {said}. YAML reads yes, no, on and off as true and false: put it in quotes"
     if kind == "string_too_long":
         limit = context["max_length"]
-        return keys, f"{path:.60} is {str(given)[:40]}..., of {len(str(given))} characters. {limit} are the limit"
+        return keys, f"{path:.20}: {str(given)[:40]}... has {len(str(given))} characters, and {limit} are the limit"
     if kind == "string_pattern_mismatch":
         way_out = "Use letters, digits, dots, dashes and underscores, a letter or digit first"
         return keys, f"{path:.60} is {given!r:.200}. {way_out}"

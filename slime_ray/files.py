@@ -74,8 +74,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         yield partial
         if durable:
             _flush(partial)
-        if path.is_dir() and partial.is_dir():
-            # One folder cannot be put over another.
+        if partial.is_dir() and path.exists():
+            # A folder cannot be put over anything.
             os.replace(path, old)
         os.replace(partial, path)
         if durable:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
+from typing import BinaryIO
 
 from slime_ray.errors import InputError
 from slime_ray.experiment import Experiment
@@ -19,7 +20,9 @@ from slime_ray.settings import Settings
 
 WHOLE_BYTES = 64 << 20
 """Larger files are hashed by samples: weights may be large, and training changes nearly all of them."""
-SAMPLES, SAMPLE_BYTES = 1024, 4096
+PARTS, SAMPLES, SAMPLE_BYTES = 64, 16, 4096
+"""Samples of each part, or of each weight."""
+OWN = __name__.partition(".")[0]
 SHOWN = 12
 """Digits of a hash in a message."""
 _MODEL = ("config.json", "adapter_config.json", "tokenizer_config.json")
@@ -146,10 +149,30 @@ def _cached_digest(file: Path, size: int, time: int) -> str:
         if size <= WHOLE_BYTES:
             return hashlib.file_digest(stream, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
-        for sample in range(SAMPLES):
-            stream.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(stream.read(SAMPLE_BYTES))
+        for start, end in _spans(stream, size):
+            last = max(start, end - SAMPLE_BYTES)
+            # A span of a few samples is read as a whole.
+            count = min(SAMPLES, -(-(end - start) // SAMPLE_BYTES))
+            for sample in range(count):
+                stream.seek(start + sample * (last - start) // max(1, count - 1))
+                digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _spans(stream: BinaryIO, size: int) -> list[tuple[int, int]]:
+    """The parts of a file that are sampled, from and to which byte: each weight, since one alone may differ.
+
+    Of what are no safetensors as many equal parts as a model has weights.
+    """
+    try:
+        begin = 8 + int.from_bytes(stream.read(8), "little")
+        if begin > size:
+            raise ValueError("no safetensors")
+        header = json.loads(stream.read(begin - 8))
+        offsets = [weight["data_offsets"] for name, weight in header.items() if name != "__metadata__"]
+        return [(0, begin), *((begin + start, begin + end) for start, end in offsets)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return [(size * part // PARTS, size * (part + 1) // PARTS) for part in range(PARTS)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,6 +220,9 @@ def _modules(module: str) -> dict[str, Path]:
         name = left.pop()
         above = _file_of(name.partition(".")[0])
         if name in found or above is None or not (above == root or root in above.parents):
+            continue
+        if name.partition(".")[0] == OWN:
+            # A file of the user's may lie in this package's checkout; its version stands in the manifest.
             continue
         if (file := _file_of(name)) is None:
             continue

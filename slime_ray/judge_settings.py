@@ -210,7 +210,7 @@ class Llm(JudgeSettings):
     max_tokens: Positive = 2048
     """Of a judgment."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Of one request."""
+    """Of one request, until its whole answer is there."""
     retries: Annotated[int, Field(ge=0)] = 5
     """After a rate limit, a time-out, an error of the server or a lost connection."""
     asks: Positive = 3

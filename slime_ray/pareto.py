@@ -21,7 +21,7 @@ def signed(values: Sequence[Sequence[float]], directions: Sequence[str]) -> Poin
 
 def dominators(points: Points) -> npt.NDArray[np.int64]:
     """(results,) how many others dominate each. points: (results, goals)."""
-    found = [np.zeros(0, dtype=np.int64)]
+    counts = [np.zeros(0, dtype=np.int64)]
     for start in range(0, len(points), AT_ONCE):
         block = points[start : start + AT_ONCE]
         as_good = np.ones((len(block), len(points)), dtype=bool)
@@ -29,8 +29,8 @@ def dominators(points: Points) -> npt.NDArray[np.int64]:
         for goal, own in zip(points.T, block.T, strict=True):
             as_good &= goal >= own[:, None]
             better |= goal > own[:, None]
-        found.append(np.count_nonzero(as_good & better, axis=1))
-    return np.concatenate(found)
+        counts.append(np.count_nonzero(as_good & better, axis=1))
+    return np.concatenate(counts)
 
 
 def on_front(points: Points) -> npt.NDArray[np.bool_]:
@@ -59,9 +59,9 @@ def _on_front_of_two(points: Points) -> npt.NDArray[np.bool_]:
     equal = (first[..., 1:] == first[..., :-1]) & (second[..., 1:] == second[..., :-1])
     places[..., 1:][equal] = 0
     leader = np.maximum.accumulate(places, axis=-1)
-    found = np.empty(order.shape, dtype=bool)
-    np.put_along_axis(found, order, np.take_along_axis(second > before, leader, axis=-1), axis=-1)
-    return found
+    mask = np.empty(order.shape, dtype=bool)
+    np.put_along_axis(mask, order, np.take_along_axis(second > before, leader, axis=-1), axis=-1)
+    return mask
 
 
 def fronts(points: Points) -> npt.NDArray[np.int64]:
@@ -69,11 +69,11 @@ def fronts(points: Points) -> npt.NDArray[np.int64]:
 
     points: (results, goals).
     """
-    found = np.full(len(points), -1, dtype=np.int64)
+    numbers = np.full(len(points), -1, dtype=np.int64)
     left, front = np.flatnonzero(np.isfinite(points).all(axis=1)), 0
     while left.size:
         best = on_front(points[left])
-        found[left[best]] = front
+        numbers[left[best]] = front
         left, front = left[~best], front + 1
-    found[found < 0] = front
-    return found
+    numbers[numbers < 0] = front
+    return numbers

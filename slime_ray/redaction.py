@@ -31,7 +31,7 @@ _RUN = re.compile(rf"{_SCHEME.pattern}\S+")
 _SPACED_PASSWORD = re.compile(r"(?<=://)(?!\*\*\*)[^\s/:]*:(?!\d{1,5}(?:$|[\s/?#'\",:;.)\]}>]))(?=\S)[^\n]*@")
 """In prose, a user and a password with spaces; digits alone are a port."""
 _ASSIGNED = re.compile(r"([\w.-]+)(\s*=\s*|[\"']\s*:\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&]+)")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
+_BEARER = re.compile(r"(?i)\b(bearer\s+|authorization[\"']?\s*[:=]\s*[\"']?\w+\s+)[\w.~+/=-]{8,}")
 _MASK = "***"
 _SHORTEST = 4
 """Shorter pieces of a secret would be found in the middle of words."""
@@ -80,7 +80,7 @@ def redact_sentence(text: str) -> str:
         text = text.replace(secret, shown)
     text = _RUN.sub(lambda found: _masked_address(found[0]), text)
     text = _SPACED_PASSWORD.sub(f"{_MASK}@", text)
-    text = _BEARER.sub(rf"\1 {_MASK}", text)
+    text = _BEARER.sub(rf"\1{_MASK}", text)
     return _ASSIGNED.sub(lambda found: f"{found[1]}{found[2]}{_MASK}" if _is_secret(found[1]) else found[0], text)
 
 

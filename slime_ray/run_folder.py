@@ -72,6 +72,8 @@ def taken(
         raise InputError(
             f"Another sweep is at work on {run}. Wait for it or end it, or give this one another name with --name."
         ) from None
+    except OSError as error:
+        raise InputError(f"{run} cannot be written: {error.strerror}. Make room, or correct its rights.") from None
     for folder in (run, *(run / "trials").glob("*/")):
         files.clear_partials(folder)
     try:

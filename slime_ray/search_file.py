@@ -1,5 +1,6 @@
 """The search of an experiment's YAML: its space, its known points, and all that can be wrong with them."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -233,7 +234,9 @@ class SearchReader:
                     )
         points = count_points(search, self.base)
         if points is None and search.sampler == "grid":
-            raise self.error(at, f"the grid has more than {COUNTED:,} points. Use quasi_random, or coarser steps")
+            sizes = [dimension.size or 1 for dimension in search.dimensions.values()]
+            cells = "" if search.is_conditional else f"{math.prod(sizes):,} points, "
+            raise self.error(at, f"the grid has {cells}more than {COUNTED:,}. Use quasi_random, or coarser steps")
         if points is not None and trials > points:
             raise self.error(
                 ("budget", "trials"),

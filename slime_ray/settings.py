@@ -123,7 +123,10 @@ class Data(Strict):
     """The budget of one packed row, which is one micro-batch; a pair has to fit. Null: 8192, or twice `max_tokens`
     where that is more, so that every pair does. The objective slime-released makes its own micro-batches."""
     strict: bool = False
-    """Whether a row that cannot be used as it is ends the run, instead of being skipped or cut, and counted."""
+    """Whether a row that cannot be used as it is ends the run, instead of being skipped or changed, and counted. So
+    does text besides the three columns, or besides role and content of messages."""
+    metadata: list[str] = []
+    """Further columns, and fields of messages, that hold no text to train on: `strict` does not mind them."""
     seed: Seed = 0
     """Of the split."""
 

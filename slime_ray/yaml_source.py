@@ -15,7 +15,7 @@ import yaml
 from slime_ray.errors import InputError
 
 KeyPath = tuple[str | int, ...]
-MOST_BYTES = 4 << 20
+MOST_BYTES = 1 << 20
 MOST_VALUES = 100_000
 """With every alias written out; ten lines of nested aliases hold more than any memory."""
 DEEPEST = 60
@@ -30,7 +30,22 @@ _NUMBERS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose plain scalars are numbers, flags and nulls where they look like them, and text otherwise."""
+    """SafeLoader whose plain scalars are numbers, flags and nulls where they look like them, and text otherwise.
+
+    Its graph of nodes has a limited depth, before Python's own limit is met.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose what comes next."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise _Wrong(_line(self.peek_event().start_mark), f"nested more than {DEEPEST} deep. Write it flatter")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -116,15 +131,9 @@ class _Reader:
     def compose(self) -> yaml.Node | None:
         """The graph of the text's nodes, whose depth has a limit."""
         try:
-            depth = 0
-            for event in yaml.parse(self.text, Loader=_Loader):
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if depth > DEEPEST:
-                    raise _Wrong(event.start_mark.line + 1, f"nested more than {DEEPEST} deep. Write it flatter")
             return yaml.compose(self.text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise _Wrong(line, f"not valid YAML: {error.problem or error.context}") from None
+            raise _Wrong(_line(error.problem_mark), f"not valid YAML: {error.problem or error.context}") from None
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position) + 1
             raise _Wrong(line, f"not valid YAML: the character U+{ord(self.text[error.position]):04X}") from None
@@ -199,6 +208,10 @@ class _Reader:
         if not math.isfinite(value):
             raise _Wrong(line, f"{where}{value}. Give a finite number")
         return value
+
+
+def _line(mark: yaml.Mark | None) -> int:
+    return mark.line + 1 if mark else 1
 
 
 def _shown(tag: str) -> str:

@@ -26,12 +26,19 @@ FILES = [
         "trial.json", "answers.parquet", "curves.parquet", "pairs.parquet", "judging.json", "attempts.json"
     )),
 ]  # fmt: skip
+
+
+def _as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut off": lambda file: os.truncate(file, file.stat().st_size // 2),
     "emptied": lambda file: os.truncate(file, 0),
     "garbled": lambda file: file.write_bytes(b"\x00\xff" + file.read_bytes()[::-1]),
     "lost": lambda file: file.unlink(),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "a folder": _as_folder,
 }
 Frames = dict[str, pd.DataFrame]
 

@@ -258,7 +258,7 @@ SEARCH = "budget: {trials: 2}\nsearch: {objective.hard_margin: "
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (f"arms: {{{'x' * 121}: {{}}}}", r"mine.yaml:8: arms.x{55} is x{40}\.\.\., of 121 characters\. 120 are the limit"),
+        (f"arms: {{{'x' * 121}: {{}}}}", r"mine.yaml:8: arms.x{15}: x{40}\.\.\. has 121 characters, and 120 are the limit"),
         (f"grid: {{training.learning_rate: [1e-4], {'a' * 90}.b: [1]}}", "unknown key"),
         ("grid: {model.revision: [" + "r" * 119 + "]}", r"mine.yaml:\d: the arm full-revision=r.* and 120 are the limit"),
         ("grid: {training.learning_rate: []}", "mine.yaml:8: grid.training.learning_rate is empty"),

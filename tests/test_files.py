@@ -133,6 +133,16 @@ def test_who_has_a_file_of_a_replaced_folder_mapped_still_reads_the_old_one(tmp_
     assert names(tmp_path) == ["folder"]
 
 
+def test_a_folder_takes_the_place_of_a_file_and_a_file_not_that_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with files.replacing(tmp_path / "file") as partial:
+        partial.mkdir()
+    assert (tmp_path / "file").is_dir()
+    with pytest.raises(IsADirectoryError):
+        files.write(tmp_path / "file", "text")
+    assert names(tmp_path) == ["file"]
+
+
 def test_only_what_was_left_half_written_is_cleared(tmp_path):
     kept = ["answers.parquet", ".sweep.lock", ".held", ".complete", ".stages"]
     for name in [*kept, ".answers.parquet.0123abcd"]:

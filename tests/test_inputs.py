@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from slime_ray import cli, inputs, results
 from slime_ray.errors import InputError
+from slime_ray.experiment import arm_trials
 from slime_ray.experiment_file import load_experiment
+from slime_ray.mirror import Mirror
 from slime_ray.run_folder import refuse_other_stages, taken
+from slime_ray.training.course import Hosting
+from slime_ray.training.orders import Paused
+from slime_ray.training.worker import run_trial
 from tests.analysis.conftest import add_trial
 
 TEXT = """\
@@ -105,20 +112,40 @@ def test_a_run_of_an_earlier_version_is_resumed_and_guarded_from_then_on(source)
         held(source)
 
 
-@pytest.mark.parametrize("place", [0, 0.37, 1])
-def test_a_change_of_large_weights_is_seen_wherever_it_begins(tmp_path, monkeypatch, place):
+@pytest.fixture
+def small_samples(monkeypatch) -> None:
+    """A thousandth of the sizes, so that tests need no large files."""
     monkeypatch.setattr(inputs, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(inputs, "SAMPLES", 16)
-    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 8)
-    file, content = tmp_path / "model.safetensors", bytearray(os.urandom(10_000))
+    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 4)
+
+
+@pytest.mark.parametrize("place", [0, 0.37, 1])
+def test_a_change_of_a_large_file_is_seen_wherever_it_begins(tmp_path, small_samples, place):
+    file, content = tmp_path / "model.bin", bytearray(os.urandom(100_000))
     file.write_bytes(content)
     before = inputs.hash_of(file)
-    # Training changes more than a byte: a sixteenth of the file holds a sample.
-    start = int(place * (len(content) - 700))
-    content[start : start + 700] = bytes(700)
+    # A thousand samples: one in a hundred bytes.
+    start = int(place * (len(content) - 200))
+    content[start : start + 200] = bytes(200)
     file.write_bytes(content)
     os.utime(file, ns=(2, 2))
     assert inputs.hash_of(file) != before
+
+
+@pytest.mark.parametrize("weight", ["embed", "layer", "score", "bias"])
+def test_one_weight_of_a_large_model_that_is_another_is_seen(tmp_path, small_samples, weight):
+    """Such as the head of a reward model, a few thousandths of its file."""
+    weights = {"embed": torch.randn(300, 100), "layer": torch.randn(100, 100), "score": torch.randn(1, 100)}
+    weights["bias"] = torch.randn(1)
+    file = tmp_path / "model.safetensors"
+    save_file(weights, file)
+    before = inputs.hash_of(file)
+    save_file(weights | {weight: weights[weight] + 1e-3}, file)
+    os.utime(file, ns=(2, 2))
+    assert inputs.hash_of(file) != before
+    save_file(weights, file)
+    os.utime(file, ns=(3, 3))
+    assert inputs.hash_of(file) == before
 
 
 def test_an_adapter_changes_with_the_base_that_it_names(tmp_path):
@@ -200,3 +227,26 @@ def test_a_trial_sees_what_changed_since_its_sweep_began(source, file):
     said = inputs.change(before, experiment.settings)
     assert said is not None
     assert str(Path(file).absolute()).startswith(said.split(" changed while")[0])
+
+
+def test_a_trial_pauses_before_it_computes_anything_from_a_changed_input(source, tmp_path):
+    """Its sweep then ends with the reason; there is no row, and nothing failed."""
+    trial = arm_trials(load_experiment(source))[0]
+    hosting = Hosting(inputs={str((tmp_path / "pairs.jsonl").absolute()): "0" * 64})
+    run = tmp_path / "runs" / "first"
+    with pytest.raises(
+        Paused, match=r"pairs\.jsonl changed while the run was at work .its hash was 000000000000, and is"
+    ):
+        run_trial(trial, run=run, storage=Mirror(tmp_path / "runs"), report=lambda told: None, hosting=hosting)
+    assert results.finished_trials(run) == {}
+    assert not (tmp_path / "runs" / ".stages").exists()
+
+
+def test_this_package_is_no_code_of_the_users_where_their_file_lies_in_its_checkout(monkeypatch):
+    root = Path(inputs.__file__).parents[1]
+    file = root / "own_scorer_for_a_test.py"
+    monkeypatch.setattr(
+        inputs, "_file_of", lambda module: {"own": file, "slime_ray": root / "slime_ray/__init__.py"}.get(module)
+    )
+    monkeypatch.setattr(inputs, "_imports", lambda file, package: ["slime_ray", "slime_ray.errors"])
+    assert inputs._modules("own") == {"own": file}

@@ -247,7 +247,7 @@ ONE = "search: {objective.hard_margin: {uniform: [0.5, 3.0]}}\nbudget: {trials: 
         (ONE + "sampler: grid", r"mine.yaml:3: objective.hard_margin is continuous, and the sampler grid needs a list"),
         ("search: {objective.name: {choice: [slime, dpo]}, objective.beta: {uniform: [0.1, 1], when: {objective.name: dpo}}}\nbudget: {trials: 2}\nsampler: gp", r"mine.yaml:5: gp needs every knob in every trial"),
         ("search: {objective.hard_margin: {uniform: [1, 3], step: 1}}\nbudget: {trials: 4}\nsampler: grid", r"budget.trials is 4, and the space has only 3 points"),
-        ("search: {objective.hard_margin: {uniform: [0, 3], step: 1e-6}}\nbudget: {trials: 4}\nsampler: grid", r"the grid has more than 100,000 points"),
+        ("search: {objective.hard_margin: {uniform: [0, 3], step: 1e-6}}\nbudget: {trials: 4}\nsampler: grid", r"the grid has 3,000,001 points, more than 100,000\."),
         ("arms: {full: {}}\nsampler: gp", r"`sampler` has no effect without a `search`"),
         # Where it starts.
         (ONE + "sampler: random\nstart_from: [{run: runs/first}]", r"the sampler random learns nothing"),

@@ -135,6 +135,8 @@ def test_an_error_that_quotes_an_unknown_address_tells_nothing_of_it(password):
         ("No cluster at http://127.0.0.1:8265: mail me@host", "No cluster at http://127.0.0.1:8265: mail me@host"),
         ("see https://github.com/a/b@v1 and host:80", "see https://github.com/a/b@v1 and host:80"),
         ("Authorization: Bearer abcdefgh12345678", "Authorization: Bearer ***"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz'}", "{'Authorization': 'Basic ***'}"),
+        ("a basic tokenizer without authorization", "a basic tokenizer without authorization"),
         ("dsn host=h password=pw dbname=d", "dsn host=h password=*** dbname=d"),
         ("{'api_key': 'sk-1', 'model': 'm'}", "{'api_key': ***, 'model': 'm'}"),
         ("data.max_tokens=512 row_tokens=3, tokens: 5", "data.max_tokens=512 row_tokens=3, tokens: 5"),

@@ -186,3 +186,16 @@ def test_what_a_killed_process_left_half_written_is_deleted_when_the_run_is_take
         (folder / ".curves.parquet.0123abcd").write_text("half")
     with taken(run, experiment, source=source, seed=0, start="resume"):
         assert list(run.rglob("*.0123abcd")) == []
+
+
+def test_a_run_that_cannot_be_locked_is_refused(experiment, source, tmp_path):
+    run = tmp_path / experiment.name
+    with taken(run, experiment, source=source, seed=0, start="fresh"):
+        pass
+    (run / ".sweep.lock").unlink(missing_ok=True)
+    (run / ".sweep.lock").mkdir()
+    with (
+        pytest.raises(InputError, match="cannot be written: Is a directory"),
+        taken(run, experiment, source=source, seed=0, start="resume"),
+    ):
+        pass

@@ -50,10 +50,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "mirror": {"errors", "files", "redaction"},
     "data": {*DESCRIPTION},
+    "facts": set(),
     "model": {*DESCRIPTION, "objectives", "data"},
     "evaluation": {*DESCRIPTION, "objectives", "data", "model", "results", "stability_v1", "world"},
     "training": {
         *DESCRIPTION,
+        "facts",
         "objectives",
         "data",
         "model",
@@ -67,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stability_v1",
         "world",
     },
-    "planning": {*DESCRIPTION, "objectives", "data", "model", "evaluation", "training", "world"},
+    "planning": {*DESCRIPTION, "objectives", "data", "facts", "model", "evaluation", "training", "world"},
     "pareto": set(),
     "stability_v1": set(),
     "redaction": set(),
@@ -78,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "instructions": {*DESCRIPTION, "complaints", "results", "run_status"},
     "on_ray": {
         *DESCRIPTION,
+        "facts",
         "objectives",
         "data",
         "model",
@@ -98,7 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search_spaces": {"errors", "yaml_source"},
     "reproduction": {*DESCRIPTION, "experiment_file", "search_spaces"},
-    "analysis": {"design", "errors", "files", "pareto", "redaction", "results", "stability_v1"},
+    "analysis": {"design", "errors", "facts", "files", "pareto", "redaction", "results", "stability_v1"},
     # A step of training beside other recipes, and what a plan said of a sweep.
     "bench": {"errors", "data", "model", "objectives", "planning", "results"},
     "cli": {

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from slime_ray.data.forms import Messages
+from slime_ray.data.lost_text import LostText, lost_texts
+from slime_ray.data.overtime import Overtime, within
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """The day that templates which print today's date are given: the one Llama 3's template falls back to."""
+
+RENDER_SECONDS = 10.0
+"""Processor time after which a template that renders one conversation is ended. It takes about a millisecond."""
+
+PROMPT_REWRITTEN = "prompts that the chat template writes otherwise once an answer follows"
+END_REWRITTEN = "answers that the chat template ends otherwise than others"
 
 _STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
@@ -75,9 +83,10 @@ def stop_token_ids(
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a conversation could not be rendered."""
+    """Why a conversation could not be rendered. example: how it goes, where that helps to find it."""
 
     reason: str
+    example: str = ""
 
 
 class ChatRenderer:
@@ -196,28 +205,34 @@ class ChatRenderer:
         """What the template writes after each prompt for its completion, end-of-turn token included.
 
         `prompt_texts` are those of `prompts`, as `prompt_texts` gave them. What the template writes after the
-        end-of-turn token is left out, since generation stops there.
-
-        Raises:
-            InputError: the template writes a prompt otherwise when an answer follows.
+        end-of-turn token is left out, since generation stops there. Where the template writes a prompt otherwise when
+        an answer follows, that is the reason: training and generation would see different prompts.
         """
         talks = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
         rendered = self._rendered([self._marked(talk) for talk in talks], False)
         texts: list[str | Refusal] = []
-        for talk, start, text in zip(talks, prompt_texts, rendered, strict=True):
+        for start, text in zip(prompt_texts, rendered, strict=True):
             if isinstance(start, Refusal) or isinstance(text, Refusal):
                 texts.append(start if isinstance(start, Refusal) else text)
                 continue
-            if not text.startswith(start) or not text.endswith(self._tail):
-                part = "begin with its prompt" if not text.startswith(start) else f"end with {self._tail!r}"
-                roles = ", ".join(message["role"] for message in talk)
-                raise self._broken(f"a conversation with the turns {roles} does not {part} once the answer is in it")
+            if not text.startswith(start):
+                texts.append(Refusal(PROMPT_REWRITTEN))
+                continue
+            if not text.endswith(self._tail):
+                texts.append(Refusal(END_REWRITTEN))
+                continue
             texts.append(text[len(start) : len(text) - len(self._tail)] + self._closing)
         return texts
 
     def conversation_texts(self, conversations: Sequence[Messages]) -> list[str | Refusal]:
         """Each whole conversation, with all that the template writes after its last turn."""
         return self._rendered([self._marked(conversation) for conversation in conversations], False)
+
+    def lost_texts(self, messages: Messages, text: str) -> list[LostText]:
+        """The messages whose text is not in what `prompt_texts` or `completion_texts` made of them."""
+        lost = lost_texts(self._marked(messages), text)
+        spelled = [_MARKED.sub(lambda mark: self._literals[int(mark[1])], each.beginning) for each in lost]
+        return [LostText(each.role, beginning) for each, beginning in zip(lost, spelled, strict=True)]
 
     def has_special_text(self, messages: Messages) -> bool:
         """Whether a message spells out one of the tokenizer's special tokens."""
@@ -242,6 +257,9 @@ class ChatRenderer:
     def _render_one(self, conversation: Messages, generation: bool) -> str | Refusal:
         try:
             return self._render([conversation], generation)[0]
+        except Overtime as error:
+            talk = conversation[-1]["content"][:60]
+            raise self._broken(f"rendering the conversation that ends with {talk!r}, {error}") from None
         except Exception as error:  # a template is somebody's code and may fail in any way
             complaint = (str(error) or type(error).__name__).splitlines()[0]
             return Refusal(f"refused by the chat template: {complaint[:80]}")
@@ -249,10 +267,13 @@ class ChatRenderer:
     def _render(self, conversations: list[Messages], generation: bool) -> list[str]:
         if not conversations:
             return []
-        texts: Any = self.tokenizer.apply_chat_template(
-            conversations, chat_template=self.template, add_generation_prompt=generation, tokenize=False
-        )
-        return texts
+
+        def render() -> Any:
+            return self.tokenizer.apply_chat_template(
+                conversations, chat_template=self.template, add_generation_prompt=generation, tokenize=False
+            )
+
+        return within(RENDER_SECONDS * (1 + len(conversations) / 100), render)
 
     # Ids
 

@@ -52,8 +52,9 @@ def _embedded(data: Data, evaluation: Evaluation) -> Corpus:
 
 def _preferences(data: Data, evaluation: Evaluation) -> Corpus:
     loaded = read_preferences(
-        data.train, split=data.split, subset=data.subset, strict=data.strict, revision=data.revision
-    )
+        data.train, split=data.split, subset=data.subset, strict=data.strict, revision=data.revision,
+        metadata=data.metadata,
+    )  # fmt: skip
     splits = split_pairs(
         loaded.dataset, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed
     )

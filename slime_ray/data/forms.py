@@ -1,17 +1,13 @@
 """The known forms of preference data, and how one row of each becomes a prompt and two completions."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-Message = dict[str, str]
-"""One turn, `{"role": ..., "content": ...}`."""
+from slime_ray.data.messages import BadRow, Message, Messages, Remarks, read_messages, without_json_text
 
-Messages = list[Message]
-"""A conversation or a part of one."""
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+__all__ = ["COLUMNS", "KNOWN_FORMS", "BadRow", "Message", "Messages", "Pair", "pair_from_row"]
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -22,25 +18,27 @@ KNOWN_FORMS = (
 )
 
 PROMPT_COLUMN_DIFFERS = "the prompt column is no user turn of the conversation, which was taken as it is"
+PROMPT_REPEATED = "both completions begin with the whole prompt, which is kept in them"
+NO_TEXT = "a prompt or completion is the word that an empty cell is written as (nan, None, null), taken as text"
 
-
-class BadRow(Exception):
-    """A row that cannot be used. Its text is the reason, short and the same for every such row, so that it
-    counts.
-    """
+_EMPTY_CELLS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a"})
+_REPEATED_LETTERS = 20
+"""A shorter prompt may well begin an answer by chance."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """A prompt that ends with a user turn and the assistant's two ways to go on, `chosen` and `rejected`.
 
-    `note` says what was odd about a row that was taken all the same, or is None.
+    `notes` say what was odd about a row that was taken all the same. `fields` are those of its messages, besides
+    role and content, that hold something.
     """
 
     prompt: Messages
     chosen: Messages
     rejected: Messages
-    note: str | None = None
+    notes: tuple[str, ...] = ()
+    fields: frozenset[str] = frozenset()
 
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -55,16 +53,31 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
             raise BadRow(f"{name} is missing")
-    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
+    remarks = Remarks()
+    prompt, chosen, rejected = without_json_text(row.get("prompt"), row["chosen"], row["rejected"], remarks)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        pair = _from_texts(prompt, chosen, rejected)
+        pair = _from_texts(prompt, chosen, rejected, remarks)
     else:
-        pair = _from_messages(prompt, _messages(chosen, "chosen"), _messages(rejected, "rejected"))
+        one, other = (read_messages(side, name, remarks) for name, side in (("chosen", chosen), ("rejected", rejected)))
+        pair = _from_messages(prompt, one, other, remarks)
     _check_unicode(pair)
-    return pair
+    notes = (*remarks.notes, *pair.notes, *_oddities(pair))
+    return replace(pair, notes=notes, fields=frozenset(remarks.fields))
 
 
-def _from_texts(prompt: Any, chosen: str, rejected: str) -> Pair:
+def _oddities(pair: Pair) -> list[str]:
+    """What of a pair is probably not what was meant."""
+    found = []
+    question = pair.prompt[-1]["content"].strip()
+    answers = [side[0]["content"].strip() for side in (pair.chosen, pair.rejected)]
+    if len(question) >= _REPEATED_LETTERS and all(answer.startswith(question) for answer in answers):
+        found.append(PROMPT_REPEATED)
+    if any(text.lower() in _EMPTY_CELLS for text in (question, *answers)):
+        found.append(NO_TEXT)
+    return found
+
+
+def _from_texts(prompt: Any, chosen: str, rejected: str, remarks: Remarks) -> Pair:
     if prompt is None or prompt == "":
         return _pair([], _transcript(chosen), _transcript(rejected))
     if isinstance(prompt, str) and _TURN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
@@ -72,21 +85,21 @@ def _from_texts(prompt: Any, chosen: str, rejected: str) -> Pair:
     for completion in (chosen, rejected):
         if not completion.strip():
             raise BadRow("empty completion")
-    return _pair(_prompt_messages(prompt), [_assistant(chosen)], [_assistant(rejected)])
+    return _pair(_prompt_messages(prompt, remarks), [_assistant(chosen)], [_assistant(rejected)])
 
 
-def _from_messages(prompt: Any, chosen: Messages, rejected: Messages) -> Pair:
+def _from_messages(prompt: Any, chosen: Messages, rejected: Messages, remarks: Remarks) -> Pair:
     whole = any(message["role"] == "user" for message in (*chosen, *rejected))
     if prompt is None or prompt == "" or prompt == []:
         return _pair([], chosen, rejected)
     if not whole:
-        return _pair(_prompt_messages(prompt), chosen, rejected)
+        return _pair(_prompt_messages(prompt, remarks), chosen, rejected)
     if isinstance(prompt, str):
         pair = _pair([], chosen, rejected)
         if any(prompt.strip() == message["content"].strip() for message in pair.prompt):
             return pair
-        return Pair(pair.prompt, pair.chosen, pair.rejected, PROMPT_COLUMN_DIFFERS)
-    start = _prompt_messages(prompt)
+        return replace(pair, notes=(PROMPT_COLUMN_DIFFERS,))
+    start = _prompt_messages(prompt, remarks)
     if not any(message["role"] == "user" for message in start):
         return _pair(start, chosen, rejected)
     # Both conversations repeat the prompt, possibly without the system message in front of it.
@@ -137,34 +150,12 @@ def _transcript(text: str) -> Messages:
     ]
 
 
-def _prompt_messages(prompt: Any) -> Messages:
+def _prompt_messages(prompt: Any, remarks: Remarks) -> Messages:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise BadRow("empty prompt")
         return [{"role": "user", "content": prompt}]
-    return _messages(prompt, "prompt")
-
-
-def _messages(value: Any, column: str) -> Messages:
-    """Checks a message list and keeps role and content. Tool calls are refused: no form here can express
-    them.
-    """
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        kinds = "text" if column == "prompt" else "text (like the other completion)"
-        raise BadRow(f"{column} is neither {kinds} nor a list of messages")
-    messages = []
-    for message in value:
-        if not isinstance(message, Mapping):
-            raise BadRow(f"{column} is a list of something other than messages")
-        role, content = message.get("role"), message.get("content")
-        if message.get("tool_calls"):
-            raise BadRow("a message calls tools")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BadRow(f"a message in {column} has no role or no text content")
-        if role not in ROLES:
-            raise BadRow(f"a message in {column} has a role other than {', '.join(sorted(ROLES))}")
-        messages.append({"role": role, "content": content})
-    return messages
+    return read_messages(prompt, "prompt", remarks)
 
 
 def _assistant(text: str) -> Message:

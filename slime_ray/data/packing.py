@@ -40,7 +40,8 @@ class Rows:
     """One micro-batch.
 
     input_ids, position: (rows, tokens) token ids and position ids. segments: the pairs that lie end to end in the one
-    row of a packed micro-batch; empty where every sequence has a row of its own, padded on the right with 0.
+    row of a packed micro-batch; empty where every sequence has a row of its own, padded on the right with
+    its last token.
     predict_at: (completion tokens,) where in the flattened rows the state is that predicts each completion token;
     targets: (completion tokens,) those tokens. Completion tokens are in pair order, all chosen before all rejected.
     chosen_lengths, rejected_lengths: (pairs,) tokens per completion. counts: pairs, chosen tokens and rejected tokens,
@@ -163,7 +164,10 @@ def _row_each(pairs: Sequence[Pair]) -> dict[str, Any]:
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
     predict_at: list[int] = []
     for row, (prompt, completion) in enumerate(sequences):
-        input_ids[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+        ids = torch.tensor([*prompt, *completion])
+        input_ids[row, : len(ids)] = ids
+        # A padding token's embedding may be all zeros, where some norms have no gradient.
+        input_ids[row, len(ids) :] = ids[-1]
         first = row * width + len(prompt) - 1
         predict_at.extend(range(first, first + len(completion)))
     return {

@@ -16,10 +16,21 @@ def may_be_hub_id(source: str) -> bool:
 
 
 def missing_file(source: str) -> str | None:
-    """None for what is here, or need not be a file; else nothing, or which file beside it may be meant."""
+    """None for what is here, or need not be a file; else nothing, or what may be meant instead."""
     path = Path(source).expanduser()
-    if path.exists() or source.startswith(EMBEDDED) or may_be_hub_id(source):
+    if path.exists() or source.startswith(EMBEDDED) or (may_be_hub_id(source) and not path.is_symlink()):
         return None
-    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    return whereabouts(path)
+
+
+def whereabouts(path: Path) -> str:
+    """What follows the name of a missing file in a message: where its link leads, or which file beside it is there."""
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            return f"; {part} is a link to {part.readlink()}, which is not there"
+    try:
+        beside = [file.name for file in path.parent.iterdir() if file.exists()]
+    except OSError:
+        return ""
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; {path.with_name(near[0])} is" if near else ""

@@ -2,14 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, BadRow, Pair, pair_from_row
+from slime_ray.data.columns import left_text, renaming
+from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, PROMPT_COLUMN_DIFFERS, BadRow, Pair, pair_from_row
 from slime_ray.data.sources import open_source, unknown_form
 from slime_ray.errors import InputError
 
@@ -27,20 +28,23 @@ class SkippedRows:
     """Rows that share one reason: how many, and the first 20 of them.
 
     A row is named as a reader finds it: "line 7" (from 1) of a JSON-lines file, "row 6" (from 0) of anything
-    else, with the file's name before it where a folder holds several.
+    else, with the file's name before it where a folder holds several. `example` quotes the first row, where that helps.
     """
 
     reason: str
     count: int
     rows: tuple[str, ...]
+    example: str = ""
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.rows) else ""
-        return f"{self.count} {self.reason} ({', '.join(self.rows)}{more})"
+        example = f"; the first: {self.example!r}" if self.example else ""
+        return f"{self.count} {self.reason} ({', '.join(self.rows)}{more}{example})"
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values, for a run's manifest."""
-        return {"reason": self.reason, "count": self.count, "rows": list(self.rows)}
+        example = {"example": self.example} if self.example else {}
+        return {"reason": self.reason, "count": self.count, "rows": list(self.rows), **example}
 
 
 class RowTally:
@@ -49,10 +53,12 @@ class RowTally:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._rows: dict[str, list[str]] = {}
+        self._examples: dict[str, str] = {}
 
-    def add(self, reason: str, row: str) -> None:
+    def add(self, reason: str, row: str, example: str = "") -> None:
         """Count a row. row: its place, as `SkippedRows` has it."""
         self._counts[reason] += 1
+        self._examples.setdefault(reason, example)
         rows = self._rows.setdefault(reason, [])
         if len(rows) < LISTED_ROWS:
             rows.append(row)
@@ -60,7 +66,8 @@ class RowTally:
     def result(self) -> tuple[SkippedRows, ...]:
         """Every reason, the most frequent first."""
         return tuple(
-            SkippedRows(reason, count, tuple(self._rows[reason])) for reason, count in self._counts.most_common()
+            SkippedRows(reason, count, tuple(self._rows[reason]), self._examples[reason])
+            for reason, count in self._counts.most_common()
         )
 
 
@@ -68,7 +75,8 @@ class RowTally:
 class LoadReport:
     """What became of the rows: rows_read = rows_kept + those in `skipped`. `noted` rows were odd but kept.
 
-    `columns_ignored` are the columns besides prompt, chosen and rejected.
+    `columns_ignored` are the columns besides prompt, chosen and rejected. `text_ignored` counts rows by those of these
+    columns, and by those fields of messages, that hold something to read and may not be metadata.
     """
 
     source: str
@@ -78,6 +86,7 @@ class LoadReport:
     skipped: tuple[SkippedRows, ...]
     noted: tuple[SkippedRows, ...]
     columns_ignored: tuple[str, ...]
+    text_ignored: tuple[SkippedRows, ...] = ()
 
     @property
     def rows_skipped(self) -> int:
@@ -93,6 +102,7 @@ class LoadReport:
             "rows_skipped": [group.as_dict() for group in self.skipped],
             "rows_noted": [group.as_dict() for group in self.noted],
             "columns_ignored": list(self.columns_ignored),
+            "text_ignored": [group.as_dict() for group in self.text_ignored],
         }
 
 
@@ -112,6 +122,7 @@ def read_preferences(
     revision: str | None = None,
     strict: bool = False,
     limit: int | None = None,
+    metadata: Collection[str] = (),
 ) -> LoadedPreferences:
     """Reads and checks preference data, and reports what was skipped and why.
 
@@ -124,8 +135,9 @@ def read_preferences(
         split: which split. A single file is the split `train`.
         subset: the data set's configuration on the Hub, where it has several.
         revision: branch, tag or commit on the Hub.
-        strict: refuse data with unusable rows instead of skipping them with one warning.
+        strict: refuse data with unusable rows, or with text besides the three columns, instead of one warning.
         limit: stop after so many usable pairs, in the source's order.
+        metadata: names of further columns, and of fields of messages, that hold no text to train on.
 
     Raises:
         InputError: nothing there, no such split, no known form or no usable row; with `strict`, a bad row.
@@ -133,7 +145,7 @@ def read_preferences(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, but at least one pair is needed. Give 1 or more, or leave it out.")
     opened = open_source(source, split=split, subset=subset, revision=revision)
-    skipped, noted = RowTally(), RowTally()
+    skipped, noted, left = RowTally(), RowTally(), RowTally()
     columns: set[Any] = set()
     chunks: list[Dataset] = []
     pairs: list[Pair] = []
@@ -150,8 +162,10 @@ def read_preferences(
         except BadRow as reason:
             skipped.add(str(reason), place)
             continue
-        if pair.note:
-            noted.add(pair.note, place)
+        for note in pair.notes:
+            noted.add(note, place)
+        for name in left_text(row, pair, metadata):
+            left.add(name, place)
         pairs.append(pair)
         kept += 1
         if len(pairs) == _CHUNK:
@@ -167,6 +181,7 @@ def read_preferences(
         skipped.result(),
         noted.result(),
         tuple(sorted(str(name) for name in columns - set(COLUMNS))),
+        left.result(),
     )
     _check(report, columns, strict=strict)
     if pairs:
@@ -182,18 +197,32 @@ def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
     if not report.rows_kept:
         if not {"chosen", "rejected"} <= set(columns) and columns:
             raise unknown_form(source, columns)
+        rename = renaming(columns)
+        hint = f" There is no column prompt. {rename}." if " to prompt" in rename else ""
         raise InputError(
-            f"{source}: none of its {report.rows_read} rows can be used: {summary}. The known forms are {KNOWN_FORMS}."
+            f"{source}: none of its {report.rows_read} rows can be used: {summary}.{hint} The known forms are "
+            f"{KNOWN_FORMS}."
         )
     counts = f"{report.rows_skipped} of {report.rows_read} rows"
     if report.skipped and strict:
         raise InputError(
             f"{source}: {counts} cannot be used: {summary}. Mend or remove them, or set strict to false to skip them."
         )
+    left = [*report.text_ignored, *(group for group in report.noted if group.reason == PROMPT_COLUMN_DIFFERS)]
+    if left and strict:
+        raise InputError(
+            f"{source}: it has rows with text that nothing is trained on, besides prompt, chosen and rejected and role "
+            f"and content of messages: {'; '.join(map(str, left))}. Write it into the messages or remove it, name what "
+            "is no text to train on in data.metadata, or set data.strict to false."
+        )
     if report.skipped:
         logger.warning("%s: skipped %s: %s", source, counts, summary)
+    if report.text_ignored:
+        logger.warning(
+            "%s: rows with text that nothing is trained on: %s", source, "; ".join(map(str, report.text_ignored))
+        )
     if report.noted:
-        logger.info("%s: kept, but odd: %s", source, "; ".join(map(str, report.noted)))
+        logger.warning("%s: kept, but odd: %s", source, "; ".join(map(str, report.noted)))
 
 
 def _dataset(pairs: list[Pair]) -> Dataset:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
+from slime_ray.data.lost_text import LostText, one_line
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PARTS = ("prompt", "chosen", "rejected")
 SEVERAL_MESSAGES = "several assistant messages in a completion"
 
 
@@ -23,12 +25,14 @@ SEVERAL_MESSAGES = "several assistant messages in a completion"
 class RenderedPair:
     """Token ids of one pair. Both completions end with the end-of-turn token unless they were cut.
 
-    An SFT example has no rejected one.
+    An SFT example has no rejected one. `lost` has the turns whose text the chat template left out or rewrote, by the
+    part that they belong to: "prompt", "chosen" or "rejected".
     """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int] = field(default_factory=list)
+    lost: tuple[tuple[str, LostText], ...] = ()
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> list[int]:
@@ -74,9 +78,11 @@ def render_pairs(
         if refusal is None:
             rendered[row] = [str(text) for text in texts]
         else:
-            results[row] = refusal
+            results[row] = Refusal(refusal.reason, one_line(prompts[row][-1]["content"]))
     prompt_texts, *answer_texts = zip(*rendered.values(), strict=True) if rendered else [()] * (1 + len(completions))
     columns = [renderer.encode(prompt_texts), *(renderer.encode(texts, inner=True) for texts in answer_texts)]
-    for row, *ids in zip(rendered, *columns, strict=True):
-        results[row] = RenderedPair(*ids)
+    for (row, texts), *ids in zip(rendered.items(), *columns, strict=True):
+        parts = zip(PARTS, (prompts, *completions), texts, strict=False)
+        lost = tuple((name, each) for name, part, text in parts for each in renderer.lost_texts(part[row], text))
+        results[row] = RenderedPair(*ids, lost=lost)  # type: ignore[misc]
     return results

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 
+from slime_ray.data.columns import UNREAD, holds_bytes, is_metadata, may_hold_text, renaming
 from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, BadRow
-from slime_ray.data.places import SUFFIXES, may_be_hub_id
+from slime_ray.data.places import SUFFIXES, may_be_hub_id, whereabouts
 from slime_ray.errors import InputError
 
 _BATCH = 1000
@@ -24,8 +25,8 @@ def open_source(source: str | Path, *, split: str, subset: str | None, revision:
     """The rows of a file, a folder or a data set on the Hub. Raises InputError, at once or while reading."""
     path = Path(source).expanduser()
     if not path.exists():
-        if isinstance(source, Path) or not may_be_hub_id(source):
-            raise InputError(f"{source}: there is no such file or folder. Check the path.")
+        if isinstance(source, Path) or path.is_symlink() or not may_be_hub_id(source):
+            raise InputError(f"{source}: there is no such file or folder{whereabouts(path)}. Check the path.")
         return _arrow_rows(_from_hub(source, split=split, subset=subset, revision=revision), source)
     for name, value in (("subset", subset), ("revision", revision)):
         if value is not None:
@@ -105,9 +106,21 @@ def _file_rows(path: Path, label: str) -> Rows:
     if read is None:
         raise InputError(f"{path}: files of this kind are not read. Give one of {', '.join(SUFFIXES)}.")
     try:
+        if read is not _parquet_rows:
+            _check_encoding(path)
         yield from read(path, label)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or _reason(error)}. Check the file.") from error
+
+
+def _check_encoding(path: Path) -> None:
+    """Raise InputError for what would otherwise be an error in every line."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
+        raise InputError(f"{path}: is compressed. Unpack it and give the file that was in it.")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        raise InputError(f"{path}: looks like UTF-16 or UTF-32. Save the file as UTF-8.")
 
 
 def _jsonl_rows(path: Path, label: str) -> Rows:
@@ -121,11 +134,17 @@ def _jsonl_rows(path: Path, label: str) -> Rows:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode(), object_pairs_hook=_object)
     except UnicodeDecodeError:
         return BadRow("not UTF-8")
     except (ValueError, RecursionError):
         return BadRow("not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    """A JSON object, or a BadRow in its place where a key stands twice: json would keep the last one alone."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else BadRow("a key stands twice in it")
 
 
 def _json_rows(path: Path, label: str) -> Rows:
@@ -136,7 +155,7 @@ def _json_rows(path: Path, label: str) -> Rows:
         yield from _jsonl_rows(path, label)
         return
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -150,20 +169,19 @@ def _json_rows(path: Path, label: str) -> Rows:
 def _parquet_rows(path: Path, label: str) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _needs_columns(path, names)
-            wanted = [name for name in COLUMNS if name in names]
-            yield from _batch_rows(file.iter_batches(batch_size=_BATCH, columns=wanted), names, label)
+            _needs_columns(path, file.schema_arrow.names)
+            wanted, unread = _columns_to_read(file.schema_arrow)
+            yield from _batch_rows(file.iter_batches(batch_size=_BATCH, columns=wanted), unread, label)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as parquet: {_reason(error)}. Write the file again.") from error
 
 
 def _arrow_rows(dataset: Dataset, source: str) -> Rows:
     _needs_columns(source, dataset.column_names)
-    wanted = [name for name in COLUMNS if name in dataset.column_names]
+    wanted, unread = _columns_to_read(dataset.features.arrow_schema)
     tables = dataset.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH)
     try:
-        yield from _batch_rows(tables, dataset.column_names, "")
+        yield from _batch_rows(tables, unread, "")
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{source}: cannot be read: {_reason(error)}. Write or download it again.") from error
 
@@ -171,10 +189,27 @@ def _arrow_rows(dataset: Dataset, source: str) -> Rows:
 def _needs_columns(source: str | Path, names: list[str]) -> None:
     if not {"chosen", "rejected"} <= set(names):
         raise unknown_form(str(source), names)
+    if twice := sorted(name for name in COLUMNS if names.count(name) > 1):
+        raise InputError(f"{source}: the column {twice[0]} is there twice. Rename or remove one.")
 
 
-def _batch_rows(batches: Iterable[Any], names: list[str], label: str) -> Rows:
-    unread = dict.fromkeys(name for name in names if name not in COLUMNS)
+def _columns_to_read(schema: pa.Schema) -> tuple[list[str], dict[str, Any]]:
+    """The columns that may hold text, and for the first row what stands for the others, so that a report names them."""
+    wanted: list[str] = []
+    unread: dict[str, Any] = {}
+    for column in schema:
+        if column.name in COLUMNS:
+            wanted.append(column.name)
+        elif is_metadata(column.name) or not (may_hold_text(column.type) or holds_bytes(column.type)):
+            unread[column.name] = None
+        elif holds_bytes(column.type):
+            unread[column.name] = UNREAD
+        else:
+            wanted.append(column.name)
+    return wanted, unread
+
+
+def _batch_rows(batches: Iterable[Any], unread: dict[str, Any], label: str) -> Rows:
     first = 0
     for batch in batches:
         try:
@@ -182,7 +217,7 @@ def _batch_rows(batches: Iterable[Any], names: list[str], label: str) -> Rows:
         except UnicodeDecodeError:  # Arrow does not check its text columns; find the rows one by one
             rows = [_row_of(batch, index) for index in range(batch.num_rows)]
         if first == 0 and rows and isinstance(rows[0], dict):
-            rows[0] |= unread  # so that the report can name the columns that were not read
+            rows[0] |= unread
         for index, row in enumerate(rows, start=first):
             yield f"{label}row {index}", row
         first += len(rows)
@@ -197,8 +232,8 @@ def _row_of(batch: Any, index: int) -> Any:
 
 def unknown_form(source: str, columns: Iterable[Any]) -> InputError:
     """The error of data whose columns are those of no known form."""
-    found = ", ".join(sorted(map(str, columns))) or "none"
+    names = sorted(map(str, columns))
     return InputError(
-        f"{source}: the columns are {found}, which is no known form of preference data: chosen and rejected are "
-        f"needed. The known forms are {KNOWN_FORMS}. Rename the columns."
+        f"{source}: the columns are {', '.join(names) or 'none'}, which is no known form of preference data: chosen "
+        f"and rejected are needed. {renaming(names)}. The known forms are {KNOWN_FORMS}."
     )

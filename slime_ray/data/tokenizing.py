@@ -15,8 +15,9 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
+from slime_ray.data.lost_text import LostText, one_line
 from slime_ray.data.preferences import RowTally, SkippedRows
-from slime_ray.data.rendering import RenderedPair, render_pairs
+from slime_ray.data.rendering import SEVERAL_MESSAGES, RenderedPair, render_pairs
 from slime_ray.data.splits import prompt_hash
 from slime_ray.errors import InputError
 
@@ -33,6 +34,8 @@ NO_ROOM = "prompt leaves no room for a completion"
 SAME_TOKENS = "chosen and rejected have the same tokens"
 SAME_ONCE_CUT = "chosen and rejected have the same tokens once cut"
 
+LOST = "with text that the chat template leaves out or rewrites"
+
 _BATCH = 1000
 _IDS = List(Value("int32"))
 _FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "prompt_hash": Value("string")})
@@ -46,6 +49,7 @@ class TruncationReport:
     rows_read: int
     changed: tuple[SkippedRows, ...]
     dropped: tuple[SkippedRows, ...]
+    rows_with_lost_text: int = 0
 
     def _changed(self, *reasons: str) -> int:
         return sum(group.count for group in self.changed if group.reason in reasons)
@@ -74,6 +78,7 @@ class TruncationReport:
             "prompts_truncated": self.prompts_truncated,
             "completions_truncated": self.completions_truncated,
             "rows_with_special_text": self.rows_with_special_text,
+            "rows_with_lost_text": self.rows_with_lost_text,
             "rows_dropped": self.rows_dropped,
             "changed": [group.as_dict() for group in self.changed],
             "dropped": [group.as_dict() for group in self.dropped],
@@ -155,29 +160,32 @@ def tokenize_prompts(
     *,
     max_prompt_tokens: int | None = None,
     strict: bool = False,
+    what: str = "prompts",
 ) -> TokenizedPrompts:
-    """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`."""
+    """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`. what: their name."""
     _check_limits(None, max_prompt_tokens)
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
+    lossy = 0
     texts = renderer.prompt_texts(prompts)
     encoded = iter(renderer.encode([text for text in texts if isinstance(text, str)]))
     ids: list[list[int]] = []
     kept: list[int] = []
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         if isinstance(text, Refusal):
-            dropped.add(text.reason, f"row {number}")
+            dropped.add(text.reason, f"row {number}", one_line(prompt[-1]["content"]))
             continue
         if renderer.has_special_text(prompt):
             changed.add(SPECIAL_TEXT, f"row {number}")
+        lossy += _count_lost(changed, f"row {number}", [("prompt", each) for each in renderer.lost_texts(prompt, text)])
         full = next(encoded)
         cut = _end_of(full, max_prompt_tokens)
         if len(cut) < len(full):
             changed.add(PROMPT_CUT, f"row {number}")
         ids.append(cut)
         kept.append(number)
-    report = TruncationReport(len(prompts), changed.result(), dropped.result())
-    _say(report, "prompts", strict=strict)
+    report = TruncationReport(len(prompts), changed.result(), dropped.result(), lossy)
+    _say(report, what, strict=strict)
     hashes = tuple(prompt_hash(prompts[number]) for number in kept)
     return TokenizedPrompts(tuple(ids), hashes, tuple(kept), report)
 
@@ -213,6 +221,7 @@ def _tokenize(
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
     kept: list[int] = []
+    lossy = 0
     given = ("prompt", "chosen", "rejected") if rejected else ("prompt", "chosen")
     source = dataset.select_columns(list(given)).with_format("arrow")
     chunks = [Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES)]
@@ -224,10 +233,14 @@ def _tokenize(
             place = f"row {number}"
             if any(renderer.has_special_text(row[name]) for name in given):
                 changed.add(SPECIAL_TEXT, place)
-            fitted = pair if isinstance(pair, Refusal) else _fit(pair, limits)
+            if isinstance(pair, Refusal):
+                dropped.add(pair.reason, place, pair.example)
+                continue
+            fitted = _fit(pair, limits)
             if isinstance(fitted, Refusal):
                 dropped.add(fitted.reason, place)
                 continue
+            lossy += _count_lost(changed, place, pair.lost)
             for reason in fitted.cuts:
                 changed.add(reason, place)
             kept.append(number)
@@ -236,9 +249,20 @@ def _tokenize(
             columns_out["prompt_hash"].append(prompt_hash(row["prompt"]))
         if columns_out["prompt_hash"]:
             chunks.append(Dataset.from_dict(columns_out, features=_FEATURES))
-    report = TruncationReport(len(dataset), changed.result(), dropped.result())
+    report = TruncationReport(len(dataset), changed.result(), dropped.result(), lossy)
     _say(report, "pairs" if rejected else "SFT examples", strict=strict)
     return TokenizedPairs(concatenate_datasets(chunks), tuple(kept), report)
+
+
+def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:
+    """Count a row's lost text, a part and role once. Returns 1 for a row that has some, else 0."""
+    firsts: dict[str, str] = {}
+    for part, text in lost:
+        what = f"{text.role} turns of prompts" if part == "prompt" else f"{part} completions"
+        firsts.setdefault(f"{what} {LOST}", text.beginning)
+    for reason, beginning in firsts.items():
+        changed.add(reason, place, beginning)
+    return int(bool(firsts))
 
 
 @dataclass(frozen=True)
@@ -299,15 +323,13 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
     """Warns in one line about everything that is not as it was given, or refuses."""
     lost = [*report.dropped, *(group for group in report.changed if group.reason != SPECIAL_TEXT)]
     summary = "; ".join(map(str, lost))
+    ways = _ways_out({group.reason for group in lost})
     if report.rows_read and report.rows_dropped == report.rows_read:
-        raise InputError(
-            f"None of the {report.rows_read} {what} is left: {summary}. Raise data.max_tokens, or give another chat "
-            "template."
-        )
+        raise InputError(f"None of the {report.rows_read} {what} is left: {summary}. {ways}.")
     if lost and strict:
         raise InputError(
-            f"Of {report.rows_read} {what} some do not fit: {summary}. Raise data.max_tokens or "
-            "data.max_prompt_tokens, shorten them, or set data.strict to false."
+            f"Of {report.rows_read} {what} some do not fit or are changed: {summary}. {ways}, or set data.strict to "
+            "false."
         )
     dropped = "; ".join(map(str, report.dropped))
     changed = "; ".join(map(str, report.changed))
@@ -319,3 +341,13 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
             dropped or "none",
             changed or "none",
         )
+
+
+def _ways_out(reasons: set[str]) -> str:
+    """What can be done about rows that are cut, changed or dropped."""
+    lengths = {PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT, NO_ROOM, SAME_ONCE_CUT}
+    ways = ["raise data.max_tokens or data.max_prompt_tokens"] if reasons & lengths else []
+    if reasons - lengths - {SAME_TOKENS, SEVERAL_MESSAGES}:
+        ways.append("give a chat template that writes these rows as they are (model.chat_template)")
+    text = ", ".join([*ways, "or change the rows" if ways else "change the rows"])
+    return text[0].upper() + text[1:]

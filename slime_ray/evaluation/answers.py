@@ -138,20 +138,15 @@ _Sides = Sequence[tuple[Messages, Answer, Messages, Answer]]
 def _compare(judge: Judge, sides: _Sides) -> Judged:
     """Judge what did not fail, and log what a reader of the verdicts has to know."""
     sound = [place for place, side in enumerate(sides) if not _failed(*side[:2]) and not _failed(*side[2:])]
-    messages, answers, baseline_messages, baseline = ([side[part] for side in sides] for part in range(4))
-    texts = [[side[place].text for place in sound] for side in (answers, baseline)]
-    found = compare(
-        judge,
-        [messages[place] for place in sound],
-        *texts,
-        baseline_prompts=[baseline_messages[place] for place in sound],
-    )
-    comparisons = [Comparison(None, None)] * len(sides)
+    chosen = [sides[place] for place in sound]
+    texts = [side[1].text for side in chosen], [side[3].text for side in chosen]
+    found = compare(judge, [side[0] for side in chosen], *texts, baseline_prompts=[side[2] for side in chosen])
+    comparisons: list[Comparison | None] = [Comparison(None, None)] * len(sides)
     scores: list[float | None] = [None] * len(sides)
     baseline_scores = list(scores)
-    for place, comparison, *both in zip(sound, found.comparisons, found.scores, found.baseline_scores, strict=True):
-        comparisons[place] = comparison
-        scores[place], baseline_scores[place] = both
+    for index, place in enumerate(sound):
+        comparisons[place] = found.comparisons[index]
+        scores[place], baseline_scores[place] = found.scores[index], found.baseline_scores[index]
     summary = found.summary
     if summary is not None:
         empty = sum(not (a.strip() and b.strip()) for a, b in zip(*texts, strict=True))

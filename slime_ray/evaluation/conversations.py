@@ -6,6 +6,7 @@ from typing import Any
 
 from slime_ray.data.forms import Messages
 from slime_ray.data.rendering import render_prompts
+from slime_ray.data.tokenizing import TruncationReport
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.settings import Decoding
 
@@ -17,7 +18,8 @@ class Prompts:
     ids: stable names. messages: conversations that end with what is asked. token_ids: as rendered for generation.
     categories: a benchmark's, None for a prompt without one. later: what the user goes on to say, an answer between
     each. turns: which turn of its conversation an item is, from 1; the turns of one follow each other and share its id.
-    Of the last three, one left out is None, nothing and 1 for every prompt.
+    Of these three, one left out is None, nothing and 1 for every prompt. truncation: what limits and template did,
+    where the prompts were just rendered.
     """
 
     ids: Sequence[str]
@@ -26,6 +28,7 @@ class Prompts:
     categories: Sequence[str | None] = ()
     later: Sequence[Sequence[str]] = ()
     turns: Sequence[int] = ()
+    truncation: TruncationReport | None = None
 
     def __post_init__(self) -> None:
         for name, usual in (("categories", None), ("later", ()), ("turns", 1)):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import is_sharded
 from slime_ray.settings import Decoding
 from slime_ray.world import World
@@ -51,10 +52,13 @@ def generate_answers(
     temperatures = [decoding.temperature_of(category) for category in categories or [None] * len(prompts)]
     order = sorted(range(len(prompts)), key=lambda index: (temperatures[index], len(prompts[index]), index))
     alike = [list(group) for _, group in itertools.groupby(order, key=temperatures.__getitem__)]
-    batches = [
-        group[start : start + decoding.batch] for group in alike for start in range(0, len(group), decoding.batch)
-    ]
+    size = decoding.batch
+    if isinstance(policy, Policy):
+        longest = max(map(len, prompts), default=0)
+        size = policy.prompts_at_a_time(longest, max_new_tokens=decoding.max_new_tokens, batch=size)
+    batches = [group[start : start + size] for group in alike for start in range(0, len(group), size)]
     device = next(policy.parameters()).device
+    padding = _padding(policy, tokenizer, stop_tokens)
     world = World.current()
     done = 0
 
@@ -62,7 +66,7 @@ def generate_answers(
         nonlocal done
         members = batches[number]
         width = max(len(prompts[index]) for index in members)
-        ids = torch.full((len(members), width), tokenizer.pad_token_id, dtype=torch.long)
+        ids = torch.full((len(members), width), padding, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(members):
             ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
@@ -72,7 +76,7 @@ def generate_answers(
             output = policy.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                generation_config=_config(decoding, temperatures[members[0]], tokenizer, stop_tokens),
+                generation_config=_config(decoding, temperatures[members[0]], padding, stop_tokens),
                 logits_processor=LogitsProcessorList([_Numbers()]),
                 # Ranks that share a model's parts have to make equally many steps.
                 synced_gpus=world.size > 1 and is_sharded(policy),
@@ -116,12 +120,19 @@ def _nothing_but_ours(policy: Any) -> Iterator[None]:
         lm.generation_config = kept
 
 
+def _padding(policy: Any, tokenizer: Any, stop_tokens: Sequence[int]) -> int:
+    """The tokenizer's padding token, or a stop token where the model has no embedding for that."""
+    known = getattr(policy, "causal_lm", policy).get_input_embeddings().weight.shape[0]
+    padding: int = tokenizer.pad_token_id
+    return padding if padding < known else stop_tokens[0]
+
+
 def _mixed(seed: int, number: int) -> int:
     """A batch's own seed. All its bits follow from all of both, for a CPU's generator looks at the lower 32 alone."""
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)[0])
 
 
-def _config(decoding: Decoding, temperature: float, tokenizer: Any, stop_tokens: Sequence[int]) -> GenerationConfig:
+def _config(decoding: Decoding, temperature: float, padding: int, stop_tokens: Sequence[int]) -> GenerationConfig:
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": decoding.top_p, "top_k": 0}
@@ -129,7 +140,7 @@ def _config(decoding: Decoding, temperature: float, tokenizer: Any, stop_tokens:
         **sampling,
         max_new_tokens=decoding.max_new_tokens,
         eos_token_id=list(stop_tokens),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=padding,
         repetition_penalty=1.0,
         use_cache=True,
     )

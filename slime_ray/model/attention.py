@@ -6,7 +6,8 @@ computes that attention; without one (generation, one sequence per row) it is pl
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -20,6 +21,15 @@ from slime_ray.data.packing import Segment
 
 ROW_ATTENTION = "slime_ray_rows"
 """The name under which transformers knows `row_attention`."""
+
+_LOCAL = (
+    "attention_chunk_size",
+    "attention_window_size",
+    "index_topk",
+    "local_window_size",
+    "sliding_window",
+    "window_size",
+)
 
 Kernel = Literal["segments", "flex"]
 """How a row's attention is computed: a call of sdpa per segment, or flex_attention with a block mask (GPU)."""
@@ -68,6 +78,24 @@ class RowLayout:
                 _compile=device.type == "cuda",
             )
         return self._block_masks[window]
+
+
+def local_setting(config: Any) -> str | None:
+    """The setting under which a token sees only some of those before it; None where there is none.
+
+    Short sequences do not show whether an attention function honours it. config: the text model's.
+    """
+    return next((name for name in _LOCAL if getattr(config, name, None)), None)
+
+
+@contextmanager
+def plain_attention(lm: Any, *, usual: str) -> Iterator[None]:
+    """Have a model use transformers' eager attention meanwhile, and `usual` afterwards."""
+    lm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(usual)
 
 
 def visible(

@@ -18,6 +18,7 @@ OBJECTS = (
     "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
 """JSON files that transformers reads. Trainers leave others next to a model, which nobody reads."""
+PACKED = ("I8", "U8", "F8_E4M3", "F8_E5M2")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 AGAIN = "Mend that, download or save it again, or give another one."
 """The way out of a fault."""
@@ -39,8 +40,13 @@ def check_folder(folder: Path) -> None:
         names = sorted(path.name for path in folder.iterdir())
         holds = f"it holds {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "it is empty"
         raise FileFault(f"{folder} has no config.json: {holds}")
+    quantized = "quantization_config" in read_object(config)
     for file in weight_files(folder):
         check_weights(file)
+        # Read as they are, they would count as weights without their scales.
+        packed = [name for name, kind in weight_dtypes(file).items() if kind in PACKED and name.endswith(".weight")]
+        if packed and not quantized:
+            raise FileFault(f"{file} holds quantized weights, such as {packed[0]}, and config.json does not say how")
 
 
 def check_adapter(folder: Path) -> None:
@@ -105,11 +111,12 @@ def weight_files(folder: Path) -> Iterator[Path]:
         raise FileFault(f"{folder} has no {single.name}{_pickled(folder)}")
 
 
-def weight_names(file: Path) -> set[str]:
-    """Names of the weights in a safetensors file."""
+def weight_dtypes(file: Path) -> dict[str, str]:
+    """Names of the weights in a safetensors file, and how they are stored, such as F32."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        return {*json.loads(stream.read(length))} - {"__metadata__"}
+        header = json.loads(stream.read(length))
+    return {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def check_weights(file: Path) -> None:

@@ -21,8 +21,10 @@ class FusedLinear(lora.Linear):
             return super().forward(x, *args, **kwargs)
         base: Any = self.base_layer
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        fused: torch.Tensor = _LowRankLinear.apply(x, base.weight, base.bias, down, up, self.scaling[name])
-        return fused
+        flat = x.reshape(-1, x.shape[-1])
+        fused: torch.Tensor = _LowRankLinear.apply(flat, base.weight, base.bias, down, up, self.scaling[name])
+        # Given its shape out here, for models that change the result in place.
+        return fused.view(*x.shape[:-1], -1)
 
     def _only_adapter(self, x: torch.Tensor) -> str | None:
         """The adapter that is all there is to compute beside the frozen layer; None where there is more, or less."""
@@ -42,7 +44,10 @@ class FusedLinear(lora.Linear):
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """x W' + b + s (x A') B', with W and b frozen. Only x, A, B and the low-rank states are kept for backward."""
+    """x W' + b + s (x A') B' of (positions, features), with W and b frozen.
+
+    Only x, A, B and the low-rank states are kept for backward.
+    """
 
     @staticmethod
     def forward(
@@ -56,25 +61,25 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        flat = x.to(dtype)
         low = flat @ down.to(dtype).T
         result = flat @ weight.to(dtype).T if bias is None else torch.addmm(bias.to(dtype), flat, weight.to(dtype).T)
         result.addmm_(low, up.to(dtype).T, alpha=scaling)
         ctx.save_for_backward(x, weight, down, up, low)
         ctx.scaling, ctx.dtype = scaling, dtype
-        return result.view(*x.shape[:-1], -1)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)
+        flat = gradient.to(ctx.dtype)
         to_low = (flat @ up.to(ctx.dtype)).mul_(ctx.scaling)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = (flat @ weight.to(ctx.dtype)).addmm_(to_low, down.to(ctx.dtype)).view_as(x).to(x.dtype)
+            to_x = (flat @ weight.to(ctx.dtype)).addmm_(to_low, down.to(ctx.dtype)).to(x.dtype)
         to_down = to_up = None
         if ctx.needs_input_grad[3]:
-            to_down = (to_low.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(down.dtype)
+            to_down = (to_low.T @ x.to(ctx.dtype)).to(down.dtype)
         if ctx.needs_input_grad[4]:
             to_up = (flat.T @ low).mul_(ctx.scaling).to(up.dtype)
         return to_x, None, None, to_down, to_up, None

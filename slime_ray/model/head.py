@@ -17,10 +17,46 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+_DIVISORS = {
+    **dict.fromkeys(
+        ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"),
+        "logits_scaling",
+    ),
+    "inkling_text": "logits_mup_width_multiplier",
+    "minicpm3": "logits_scaling",
+}
+_FACTORS = {
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "cohere_compass_text"), "logit_scale"),
+    "falcon_h1": "lm_head_multiplier",
+    "hyperclovax": "logits_scaling",
+}
+_CAPS = {"recurrent_gemma": "logits_soft_cap", "xlstm": "output_logit_soft_cap"}
+_UNCAPPED = frozenset({"gemma3"})
+"""Models that pass over the soft cap in their text model's configuration."""
+
+
+def logit_scale(config: Any) -> float:
+    """What a model multiplies its head's output by. Model types differ in the name, and in whether they divide.
+
+    config: the whole model's, for what a text model does its multimodal wrapper may not.
+    """
+    kind, text = config.model_type, config.get_text_config()
+    if kind in _DIVISORS:
+        return 1.0 / getattr(text, _DIVISORS[kind])
+    factor = getattr(text, _FACTORS[kind], None) if kind in _FACTORS else None
+    return 1.0 if factor is None else float(factor)
+
+
+def logit_cap(config: Any) -> float | None:
+    """Where a model soft-caps its logits, after any scale; None where it does not. config: the whole model's."""
+    if config.model_type in _UNCAPPED:
+        return None
+    return getattr(config.get_text_config(), _CAPS.get(config.model_type, "final_logit_softcapping"), None)
+
 
 @dataclass(frozen=True)
 class Head:
-    """An output head: `module` maps (positions, hidden size) to logits, soft-capped at `cap` where the model is.
+    """An output head: `module` maps (positions, hidden size) to logits, times `scale`, then soft-capped at `cap`.
 
     vocabulary: logits a position. limit: logits alive at a time, at least those of one position for a head that is no
     plain linear layer.
@@ -30,6 +66,7 @@ class Head:
     cap: float | None
     vocabulary: int
     limit: int
+    scale: float = 1.0
 
     @property
     def positions(self) -> int:
@@ -39,7 +76,7 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(positions, vocabulary) logits in at least float32."""
         logits = self.module(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -51,7 +88,9 @@ class Head:
         if linear is not None:
             trained = linear.weight.requires_grad or (linear.bias is not None and linear.bias.requires_grad)
             method: Any = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
-            logps: torch.Tensor = method.apply(hidden, linear.weight, linear.bias, targets, self.cap, self.limit)
+            bias = None if linear.bias is None else linear.bias * self.scale
+            scaled = hidden if self.scale == 1.0 else hidden * self.scale
+            logps: torch.Tensor = method.apply(scaled, linear.weight, bias, targets, self.cap, self.limit)
             return logps
         again = torch.is_grad_enabled() and len(targets) > self.positions
         pieces = zip(hidden.split(self.positions), targets.split(self.positions), strict=True)

@@ -94,7 +94,7 @@ def _damaged(folder: Path, reason: str) -> InputError:
 
 
 def _load(model: Model, note: Note) -> Any:
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
         with blaming(Path(*gguf)):

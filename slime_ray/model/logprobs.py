@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from slime_ray.data.packing import Rows, pack
+from slime_ray.data.packing import Rows
 from slime_ray.errors import InputError
-from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout
-from slime_ray.model.head import Head
+from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_setting
+from slime_ray.model.decoder import decoder_of
+from slime_ray.model.head import Head, logit_cap, logit_scale
+from slime_ray.model.limits import Limits
+from slime_ray.model.probe import Findings, probe, why_not_padded
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at a time, positions times vocabulary, by device: 32 MiB and 1 GiB of float32."""
@@ -63,7 +66,12 @@ class Policy(nn.Module):
                 f"{type(self.causal_lm).__name__} has no output head that can be found (get_output_embeddings), so it "
                 "gives no log-probabilities. Use a causal language model."
             )
-        self._takes_row_attention = _set_row_attention(self.causal_lm)
+        self.limits: Limits | None = None
+        # Beyond a window an architecture may do what only attention functions of known names are given.
+        self.exact = self.config.model_type in EXACT_ARCHITECTURES
+        self.takes_row_attention = (self.exact or local_setting(self.config) is None) and _set_row_attention(
+            self.causal_lm
+        )
         if hasattr(lm, "peft_config"):
             from slime_ray.model.fused_lora import fuse_lora
 
@@ -102,6 +110,31 @@ class Policy(nn.Module):
         generated: torch.Tensor = self.lm.generate(**options)
         return generated
 
+    def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
+        """How many prompts may be answered together: `batch`, or 1 where padding would change their answers.
+
+        longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
+        """
+        self.findings.limits.check_answer(longest, max_new_tokens, f"A prompt of {longest} tokens")
+        return batch if batch == 1 or self.exact or self._pads_prompts else 1
+
+    @cached_property
+    def _pads_prompts(self) -> bool:
+        reason = why_not_padded(self)
+        if reason is not None:
+            logger.warning("%s: %s. Prompts are answered one at a time.", type(self.causal_lm).__name__, reason)
+        return reason is None
+
+    def leave_attention(self) -> None:
+        """Give the model sdpa back, as transformers knows it. Its pairs are not packed then."""
+        self.causal_lm.set_attn_implementation("sdpa")
+        self.takes_row_attention = False
+
+    def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(sequences, tokens, vocabulary): what the model itself computes, for `probe` to compare with."""
+        logits: torch.Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
+        return logits
+
     def hidden(self, rows: Rows) -> torch.Tensor:
         """(completion tokens, hidden size): the last hidden states that predict the completion tokens."""
         return self._hidden(rows)
@@ -109,7 +142,7 @@ class Policy(nn.Module):
     def _hidden(self, rows: Rows) -> torch.Tensor:
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
         if rows.segments:
-            if not self._takes_row_attention:
+            if not self.takes_row_attention:
                 raise ValueError(f"{type(self.causal_lm).__name__} takes no packed rows: pack with shared_prompt=False")
             kernel = self.kernel or ("flex" if rows.input_ids.is_cuda else "segments")
             inputs |= {
@@ -118,7 +151,10 @@ class Policy(nn.Module):
                 # A 4-D mask is passed on as it is: nothing is inferred from it, and none is made.
                 "attention_mask": rows.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             }
-        states = self.causal_lm.get_decoder()(**inputs).last_hidden_state
+        if self.limits is not None:
+            longest = max((prompt + max(rest) for prompt, *rest in rows.segments), default=rows.input_ids.shape[1])
+            self.limits.check_length(longest, "A sequence", "Set a smaller data.max_tokens.")
+        states = self.decoder(**inputs).last_hidden_state
         return states.flatten(0, 1).index_select(0, rows.predict_at)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -135,7 +171,8 @@ class Policy(nn.Module):
         limit = self.chunk_logits or CHUNK_LOGITS["cuda" if self.device.type == "cuda" else "cpu"]
         return Head(
             module=self.causal_lm.get_output_embeddings(),
-            cap=getattr(self.config, "final_logit_softcapping", None),
+            cap=logit_cap(self.causal_lm.config),
+            scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
             limit=limit,
         )
@@ -144,6 +181,11 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the first parameter is."""
         return next(self.parameters()).device
+
+    @cached_property
+    def decoder(self) -> Any:
+        """The module from token ids to last hidden states."""
+        return decoder_of(self.causal_lm)
 
     @property
     def config(self) -> Any:
@@ -160,62 +202,32 @@ class Policy(nn.Module):
         """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own."""
         return self.why_not_packed is None
 
-    @cached_property
+    @property
     def why_not_packed(self) -> str | None:
-        """None for the tested architectures, and for any other whose two probe pairs come out the same both ways.
+        """What speaks against packed rows, in words; None where nothing does."""
+        return self.findings.why_not_packed
 
-        The probe runs once, on the model as it is now; what speaks against packed rows is told in a sentence.
+    @cached_property
+    def findings(self) -> Findings:
+        """Results of the probe, which runs once, at first use, on the model as it is then.
+
+        Raises InputError where log-probabilities would not be those of the model itself.
         """
-        if self._takes_row_attention and self.config.model_type in EXACT_ARCHITECTURES:
-            return None
-        reason = self._probe()
-        if reason is not None:
+        self.limits = None
+        findings = probe(self)
+        if findings.why_not_packed is not None:
             logger.warning(
                 "%s: %s. Every sequence gets a row of its own, which is slower and gives the same numbers.",
                 type(self.causal_lm).__name__,
-                reason,
+                findings.why_not_packed,
             )
-        return reason
-
-    @torch.no_grad()
-    def _probe(self) -> str | None:
-        if not self._takes_row_attention:
-            return "this architecture takes no attention function of ours"
-        window = getattr(self.config, "sliding_window", None) or getattr(self.config, "attention_chunk_size", None)
-        if window is not None:
-            return f"its window of {window} positions is not known to be honoured in packed rows"
-        was_training = self.training
-        self.eval()
-        try:
-            pairs = [_ProbePair(seed, self.config.vocab_size) for seed in (1, 2)]
-            packed, alone = (self(pack(pairs, shared_prompt=shared).to(self.device)) for shared in (True, False))
-        except Exception as error:
-            return f"packed rows fail with {type(error).__name__}"
-        finally:
-            self.train(was_training)
-        difference = max(
-            float((a - b).abs().max()) for a, b in ((packed.chosen, alone.chosen), (packed.rejected, alone.rejected))
-        )
-        # A token that sees what it must not is off by far more than rounding, which is coarse in bfloat16.
-        allowed = 1e-4 if next(self.parameters()).dtype in (torch.float32, torch.float64) else 0.1
-        return None if difference <= allowed else f"packed rows give log-probabilities that differ by {difference:.2g}"
-
-
-class _ProbePair:
-    """A made-up pair for the two-pair probe; nothing in it repeats with the other one."""
-
-    def __init__(self, seed: int, vocabulary: int):
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(length: int) -> list[int]:
-            return torch.randint(vocabulary, (length,), generator=generator).tolist()
-
-        self.prompt_ids, self.chosen_ids, self.rejected_ids = draw(9), draw(6 + seed), draw(8)
+        self.limits = findings.limits
+        return findings
 
 
 def _set_row_attention(lm: Any) -> bool:
-    """Make `ROW_ATTENTION` the model's attention; False where the architecture takes no such function."""
-    if not getattr(lm, "_supports_attention_backend", False):
+    """Make `ROW_ATTENTION` the model's attention; False where the architecture takes no such function, or no sdpa."""
+    if not getattr(lm, "_supports_attention_backend", False) or not getattr(lm, "_supports_sdpa", False):
         return False
     if lm.config.get_text_config()._attn_implementation != ROW_ATTENTION:
         lm.set_attn_implementation(ROW_ATTENTION)

@@ -18,7 +18,7 @@ from slime_ray.model.files import (
     check_folder,
     check_texts,
     read_object,
-    weight_names,
+    weight_dtypes,
 )
 from slime_ray.model.lora import untie_head
 from slime_ray.model.parts import Parts
@@ -60,6 +60,11 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
         if adapter is None or lacks_memory(error):
             raise
         raise LoadError(f"its base {source}: {reason_of(error)}") from None
+    if getattr(lm.config, "quantization_config", None) and getattr(lm, "hf_quantizer", None) is None:
+        raise LoadError(
+            f"config.json has a quantization_config that transformers {version('transformers')} passes over; "
+            "update it, or give the model as it was before"
+        )
     if adapter is not None:
         with blaming(adapter):
             lm = merge_adapter(lm, adapter, task=task)
@@ -74,17 +79,18 @@ def _find_culprit(kind: Any, parts: Parts, trust_remote_code: bool) -> None:
         return
     check_folder(folder)
     with blaming(folder / "config.json"), torch.device("meta"):
-        kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _snapshot(source: str, revision: str | None) -> Path | None:
     """The folder of a Hub model in this machine's cache, or None."""
     try:
-        return (
-            None if Path(source).exists() else Path(snapshot_download(source, revision=revision, local_files_only=True))
-        )
+        if not Path(source).exists():
+            return Path(snapshot_download(source, revision=revision, local_files_only=True))
     except Exception:
-        return None
+        pass
+    return None
 
 
 def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
@@ -114,8 +120,8 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
             raise LoadError(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
-    missing = {_in_file(name) for name in result.missing_keys} | _biases(adapted) - weight_names(
-        folder / ADAPTER_WEIGHTS
+    missing = {_in_file(name) for name in result.missing_keys} | _biases(adapted) - set(
+        weight_dtypes(folder / ADAPTER_WEIGHTS)
     )
     if missing:
         hint = renamed(missing, result.unexpected_keys)
@@ -164,6 +170,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = heads_tied(lm)
     ids = torch.arange(min(PROBED, embeddings.weight.shape[0]))[None]
+    dtypes = {name: parameter.dtype for name, parameter in lm.named_parameters()}
     adapted = attach_adapter(lm, folder, task=task).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise LoadError(
@@ -177,6 +184,9 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
         merged = adapted.merge_and_unload()
     if tied and not heads_tied(merged):
         _tie_or_untie(merged)
+    for name, parameter in merged.named_parameters():
+        # What the adapter brings whole is in float32.
+        parameter.data = parameter.data.to(dtypes.get(name, merged.dtype))
     merged.requires_grad_(True)
     refuse_not_finite(merged)
     share = float((_logits(merged, ids) - expected).norm() / expected.norm())

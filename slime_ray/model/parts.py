@@ -32,9 +32,9 @@ class Parts:
 
     @property
     def supplied(self) -> tuple[str, ...]:
-        """Last names of the modules that the adapter brings whole, such as a trained head."""
+        """Ends of the names of modules that the adapter brings whole, such as a trained head."""
         names = self.adapter and read_object(self.adapter / ADAPTER).get("modules_to_save")
-        return tuple(str(name).rsplit(".", 1)[-1] for name in names) if isinstance(names, list) else ()
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def parts_of(source: str, revision: str | None, *, local_only: bool = False) -> Parts:
@@ -103,6 +103,6 @@ def fault_of(path: Path) -> str | None:
     """What `check_model` finds, or None."""
     try:
         check_model(path)
-    except FileFault as error:
+    except (FileFault, OSError) as error:
         return str(error)
     return None

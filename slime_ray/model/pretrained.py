@@ -94,7 +94,7 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
         kind: An Auto class of transformers.
         source: A folder or Hub id.
         note: Receives what a user should know of what was loaded.
-        supplied: Last names of modules whose weights an adapter brings, so that the files may lack them.
+        supplied: Ends of the names of modules that an adapter brings, so that the files may lack them.
         options: More of `from_pretrained`.
 
     Raises:
@@ -113,7 +113,7 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
         _, info = kind.from_pretrained(source, ignore_mismatched_sizes=True, **options)
         _refuse_mismatched(info["mismatched_keys"])
         raise failure
-    missing = {name for name in info["missing_keys"] if not set(name.split(".")) & set(supplied)}
+    missing = {name for name in info["missing_keys"] if not _is_in(name, supplied)}
     unexpected = set(info["unexpected_keys"])
     if missing:
         raise LoadError(f"its files lack {some(missing, 'weight')}{renamed(missing, unexpected)}")
@@ -199,11 +199,16 @@ def refuse_not_finite(lm: Any, *, but: Collection[str] = ()) -> None:
         name
         for name, weight in lm.named_parameters()
         if weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-        and not set(name.split(".")) & set(but)
+        and not _is_in(name, but)
         and not (weight.detach().sum().isfinite() or weight.detach().isfinite().all())
     ]
     if bad:
         raise LoadError(f"{some(bad, 'weight')} hold numbers that are not finite")
+
+
+def _is_in(weight: str, modules: Collection[str]) -> bool:
+    """Whether a weight belongs to one of the modules, of which the ends of their names are given."""
+    return any(f".{module}." in f".{weight}" for module in modules)
 
 
 def some(names: Collection[str], noun: str) -> str:

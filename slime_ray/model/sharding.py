@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from slime_ray.model.decoder import decoder_of
 from slime_ray.model.logprobs import Policy
 
 
@@ -15,10 +16,10 @@ def shard(policy: Policy) -> Policy:
 
     Every rank has to hold the same weights, and from then on to make the same forward passes.
     """
-    for layer in policy.causal_lm.get_decoder().layers:
+    for layer in decoder_of(policy.causal_lm).layers:
         fully_shard(layer)
     fully_shard(policy)
-    for method in ("hidden", "generate"):
+    for method in ("hidden", "generate", "own_logits"):
         register_fsdp_forward_method(policy, method)
     # Trainer then neither wraps nor moves it. The name is transformers', for models that it shards itself.
     setattr(policy, "is_distributed_loading_by_transformers", True)  # noqa: B010

@@ -28,8 +28,10 @@ def connected() -> Iterator[None]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's newer output prints a box of its own even at verbose=0; the older one is silent.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # It prints a traceback for what it cannot save for a restore of its own, which is never used here.
-    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    # They print tracebacks: of what Tune cannot save for a restore of its own, which is never used here, and of lost
+    # attempts, which `Watch` logs.
+    for part in ("experiment_state", "tune_controller"):
+        logging.getLogger(f"ray.tune.execution.{part}").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
@@ -67,7 +69,6 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, SlimeRayError):
-            # Ray's copy of it carries the task's traceback in its text.
             kind = InputError if isinstance(cause, InputError) else RunError
             raise kind(str(cause)) from None
         raise RunError(f"{failed}: {one_sentence(cause)}") from error

@@ -211,13 +211,14 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     found = []
     for key, source, file in named:
         found.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
-        if Path(source).is_absolute():
-            try:
-                parts = parts_of(source, None)
-            except FileFault:
-                # Each node names it, where it looks at its files.
-                continue
-            found += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
+        if source.startswith(EMBEDDED):
+            continue
+        try:
+            parts = parts_of(source, None, local_only=True)
+        except (FileFault, OSError):
+            # Each node names it, where it looks at its files.
+            continue
+        found += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
     return found
 
 

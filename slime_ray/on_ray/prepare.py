@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -10,13 +9,13 @@ from rich.console import Console
 
 from slime_ray.errors import RunError
 from slime_ray.experiment import Experiment
+from slime_ray.facts import data_lines, model_lines
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.settings import Settings
 from slime_ray.training.cache import clear_unfinished
-from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import ending
 
 if TYPE_CHECKING:
@@ -64,24 +63,10 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
         place.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
         clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
-    for line in (*unused_rows(made["data"]), *model_lines(made["data"])):
-        logger.info(line)
+    for line in (*data_lines(made["data"]), *model_lines(made["data"])):
+        logger.warning(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}
-
-
-def unused_rows(data: Mapping[str, Any]) -> list[str]:
-    """What of the data could not be used, a line each. data: as the manifest keeps it."""
-    lines = []
-    if skipped := data.get("rows_skipped"):
-        why = "; ".join(f"{group['count']} {group['reason']} ({', '.join(group['rows'][:3])})" for group in skipped)
-        count = sum(group["count"] for group in skipped)
-        lines.append(f"Data: {count} of {data['rows_read']} rows are left out: {why}.")
-    for part, found in data.get("truncated", {}).items():
-        if found["rows_dropped"]:
-            dropped = f"{found['rows_dropped']} of {found['rows_read']} {part.replace('_', '-')} rows"
-            lines.append(f"Data: {dropped} are left out in tokenizing; manifest.json says which.")
-    return lines
 
 
 def _end(making: Any, maker: Any) -> None:

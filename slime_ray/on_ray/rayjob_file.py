@@ -97,23 +97,24 @@ class RayJobFile(ClusterChecks):
 
     def resources(self, group: KeyPath) -> dict[str, float]:
         """What a node offers to Ray: what `rayStartParams` say, and else the limits of the Ray container."""
-        limits: KeyPath = (*group, "template", "spec", "containers", 0, "resources", "limits")
-        found = {"CPU": self._amount((*limits, "cpu")), "GPU": 0.0}
-        for key in self.value(*limits, of=dict, default={}):
-            if str(key).endswith("/gpu"):
-                found["GPU"] += self._amount((*limits, key))
+        container: KeyPath = (*group, "template", "spec", "containers", 0, "resources")
+        offer: dict[str, float] = {}
+        for part in ("requests", "limits"):
+            for key in self.value(*container, part, of=dict, default={}):
+                if kind := "CPU" if key == "cpu" else "GPU" if str(key).endswith("/gpu") else None:
+                    offer[kind] = self._amount((*container, part, key))
         at: KeyPath = (*group, "rayStartParams")
         params = self.value(*at, of=dict, default={})
-        found |= {kind: self._amount((*at, key)) for kind, key in START_PARAMS.items() if key in params}
+        offer |= {kind: self._amount((*at, key)) for kind, key in START_PARAMS.items() if key in params}
         if custom := self._text(at, "resources"):
             try:
                 # Quoted twice, for the shell in which KubeRay writes it.
-                found |= {str(kind): float(amount) for kind, amount in dict(json.loads(json.loads(custom))).items()}
+                offer |= {str(kind): float(amount) for kind, amount in dict(json.loads(json.loads(custom))).items()}
             except (ValueError, TypeError):
                 raise self.error(
                     (*at, "resources"), f""" is {custom}. Write it as '"{{\\"{DRIVERS}\\": 16}}"'"""
                 ) from None
-        return {kind: amount for kind, amount in found.items() if amount or kind == "CPU"}
+        return offer
 
     def _amount(self, at: KeyPath) -> float:
         """A number, or one of Kubernetes' quantities, such as 500m."""

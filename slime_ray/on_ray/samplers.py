@@ -28,18 +28,18 @@ PointKey = frozenset[tuple[str, Scalar]]
 class RuledSampler(BaseSampler):
     """One of Optuna's samplers, asked again until a point keeps the requirements and was not tried before.
 
-    tried: points that were handed out or observed. drawing: whether points are drawn, or only fixed ones recorded.
+    history: points that were handed out or observed. drawing: whether points are drawn, or only fixed ones recorded.
     """
 
     def __init__(self, search: Search, rules: Rules, *, trials: int, seed: int):
         self.search, self.rules, self.trials, self.seed = search, rules, trials, seed
         self.space = {name: distribution(dimension) for name, dimension in search.dimensions.items()}
-        self.tried: set[PointKey] = set()
+        self.history: set[PointKey] = set()
         self.drawing = True
         self._place()
 
     def _place(self) -> None:
-        position = [self.seed, len(self.tried)]
+        position = [self.seed, len(self.history)]
         self.random = np.random.default_rng(position)
         self.sampler = optuna_sampler(self.search, trials=self.trials, seed=self.seed, position=position)
 
@@ -66,12 +66,14 @@ class RuledSampler(BaseSampler):
             # NSGA-II counts a trial among its parents once it was asked about it.
             self.sampler.sample_relative(study, trial, search_space)
             return {}
-        broken, patience = "", PATIENCE.get(self.search.sampler, MAX_DRAWS)
-        for draw in range(MAX_DRAWS):
-            point = self._drawn(study, trial) if draw < patience else self._by_chance()
+        # A study that was made again has forgotten how far its sequence had come.
+        limit = MAX_DRAWS + (len(self.history) if self.search.sampler == "quasi_random" else 0)
+        broken, patience = "", PATIENCE.get(self.search.sampler, limit)
+        for draw in range(limit):
+            point = self._draw(study, trial) if draw < patience else self._by_chance()
             if because := self.rules.broken(point):
                 broken = because[0]
-            elif key(point) not in self.tried:
+            elif key(point) not in self.history:
                 return self.search.named(point)
         raise InputError(
             f"{MAX_DRAWS} draws in a row "
@@ -79,15 +81,15 @@ class RuledSampler(BaseSampler):
             + " leave almost nothing of the space. Narrow the ranges to where the requirements hold, or widen them."
         )
 
-    def _drawn(self, study: optuna.Study, trial: FrozenTrial) -> Point:
-        drawn = self.sampler.sample_relative(study, trial, self.space)
-        if not drawn:
+    def _draw(self, study: optuna.Study, trial: FrozenTrial) -> Point:
+        params = self.sampler.sample_relative(study, trial, self.space)
+        if not params:
             return self._by_chance()
 
         def pick(name: str, dimension: Dimension) -> Scalar:
-            if name not in drawn:
-                drawn[name] = self.sampler.sample_independent(study, trial, name, self.space[name])
-            return dimension.snap(drawn[name])
+            if name not in params:
+                params[name] = self.sampler.sample_independent(study, trial, name, self.space[name])
+            return dimension.snap(params[name])
 
         return self.search.walk(pick)
 

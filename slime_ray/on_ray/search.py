@@ -75,7 +75,7 @@ class StudySearch:
     ):
         self.search, self.goals, self.storage, self.name = search, dict(goals), storage, name
         self.running: dict[str, Trial] = {}
-        self.recorded: set[str] = set()
+        self.final_ids: set[str] = set()
         self.notes: list[str] = []
         """What the user is to know of what the study lacked."""
         rules = Rules(search, base)
@@ -88,7 +88,7 @@ class StudySearch:
             self.study.set_user_attr("goals", self.goals)
             self._reconcile({trial_id: row for trial_id, row in rows.items() if row.get("phase") == "search"}, lost)
             self._observe(observed)
-        self.known = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
+        self.queue = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
 
     def _create(self, name: str) -> optuna.Study:
         return optuna.create_study(
@@ -140,8 +140,8 @@ class StudySearch:
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
                 same = self._point(entry) == points.get(trial_id) and self._agrees(entry, rows.get(trial_id, {}))
-                if same and trial_id not in self.recorded:
-                    self.recorded.add(trial_id)
+                if same and trial_id not in self.final_ids:
+                    self.final_ids.add(trial_id)
                 else:
                     entry = _without_result(entry)
             kept.append(entry)
@@ -153,10 +153,11 @@ class StudySearch:
             **{_id(entry): point for entry in kept if _id(entry) and (point := self._point(entry))},
             **points,
         }
-        tried = [*self.points.values(), *(point for entry in kept if _id(entry) and (point := self._point(entry)))]
-        self.sampler.tried.update(map(key, tried))
-        self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.recorded})
-        self.again = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
+        # A study of version 0.1.0 may hold further points of an id.
+        others = [point for entry in kept if _id(entry) and (point := self._point(entry))]
+        self.sampler.history.update(map(key, [*self.points.values(), *others]))
+        self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.final_ids})
+        self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 
     def _refuse_another_run(self, points: Mapping[str, Point]) -> None:
         had: dict[str, list[Point]] = {}
@@ -207,14 +208,14 @@ class StudySearch:
         missing = {name: row for name, row in rows.items() if name not in known or self._state(row) in ENDED}
         for trial_id, row in sorted(missing.items(), key=lambda item: (item[1].get("started") or "", item[0])):
             self._end(self._begin(self.points[trial_id], trial_id=trial_id), row)
-        self.recorded.update(missing)
+        self.final_ids.update(missing)
         if lacking := len(missing.keys() - known):
             self.notes.append(f"The study lacked {lacking} finished trials; they were added from their results.")
 
     def _observe(self, observed: Sequence[Observation]) -> None:
         known = {entry.user_attrs.get("source") for entry in self._entries()}
         for one in observed:
-            self.sampler.tried.add(key(one.point))
+            self.sampler.history.add(key(one.point))
             if one.source not in known:
                 self.study.tell(self._begin(one.point, source=one.source), list(one.values))
 
@@ -249,22 +250,22 @@ class StudySearch:
             StudyFailed: the study cannot be read or written.
         """
         with asking():
-            if trial_id := next((name for name in free if name in self.again), None):
-                point = self.again[trial_id]
+            if trial_id := next((name for name in free if name in self.reruns), None):
+                point = self.reruns[trial_id]
                 self.running[trial_id] = self._begin(point, trial_id=trial_id)
-                del self.again[trial_id]
+                del self.reruns[trial_id]
                 return trial_id, point
             trial_id = free[0]
-            self.known = [point for point in self.known if key(point) not in self.sampler.tried]
-            if self.known:
-                point = self.known[0]
+            self.queue = [point for point in self.queue if key(point) not in self.sampler.history]
+            if self.queue:
+                point = self.queue[0]
                 self.running[trial_id] = self._begin(point, trial_id=trial_id)
             elif self.search.sampler == "grid":
                 return None
             else:
                 point = self._draw(trial_id)
         self.points[trial_id] = point
-        self.sampler.tried.add(key(point))
+        self.sampler.history.add(key(point))
         return trial_id, point
 
     def _draw(self, trial_id: str) -> Point:
@@ -289,13 +290,13 @@ class StudySearch:
     def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
         point = self.search.locate(values)
-        if point is None or trial_id in self.recorded:
+        if point is None or trial_id in self.final_ids:
             return
         with asking():
             self._end(self._begin(point, trial_id=trial_id), result)
-        self.recorded.add(trial_id)
+        self.final_ids.add(trial_id)
         self.points[trial_id] = point
-        self.sampler.tried.add(key(point))
+        self.sampler.history.add(key(point))
 
     def _end(self, trial: Trial, result: Mapping[str, Any]) -> None:
         state = self._state(result)

@@ -87,6 +87,7 @@ class Watch(tune.Callback):
         self.wait = Wait(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
+        self.refusing_since: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
@@ -127,8 +128,14 @@ class Watch(tune.Callback):
         running = {name: {**voice.told, "values": values.get(name, {})} for name, voice in heard.items()}
         try:
             write_status(self.run, finished=self.progress.finished, total=self.progress.total, trials=running)
+            self.refusing_since = None
         except OSError as error:
-            logger.warning("How the run stands could not be written: %s", error)
+            if self.refusing_since is None:
+                self.refusing_since = now
+                logger.warning("How the run stands could not be written: %s", error)
+            # What trials come to could not be written either.
+            if self.leaving is None and now - self.refusing_since > 60 * self.experiment.faults.storage_minutes:
+                self.leave(what_failed(refused(error)))
 
     def _follow_instructions(self, now: float, heard: dict[str, Heard]) -> None:
         if self.storage.url is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
+from slime_ray.facts import data_lines
 from slime_ray.planning.flops import Lengths
 from slime_ray.settings import Data, Model, Settings
 
@@ -247,6 +248,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     held_out, _ = tokenized(corpus.held_out, tokenize_pairs)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     seconds = time.perf_counter() - clock[0], time.process_time() - clock[1]
+    _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
     asked = prompts["selection"]
     material = Material(
         sft=sft,
@@ -262,14 +264,43 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         },
         answers=_completions([*train.lengths, *held_out.lengths]),
         seconds=seconds,
-        told=_told(data, settings.model, [sft, train, held_out]),
+        told=". ".join([_told(data, settings.model, [sft, train, held_out]), *map(_unended, data_lines(corpus.read))]),
     )
     sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
     return material, sample
 
 
+def _check_declared(
+    settings: Settings,
+    parts: Mapping[str, Sequence[tuple[list[int], list[int], list[int]]]],
+    prompts: Mapping[str, Any],
+) -> None:
+    """Raise InputError for ids and positions that the model's configuration does not have, where it is at hand."""
+    from slime_ray.model.limits import declared_limits
+    from slime_ray.model.loading import load_config
+
+    config = load_config(settings.model)
+    if config is None:
+        return
+    limits = declared_limits(config)
+    for name, pairs in parts.items():
+        for number, (prompt, chosen, rejected) in enumerate(pairs):
+            limits.check_ids(max(map(max, filter(None, (prompt, chosen, rejected)))), f"{name} row {number}")
+            length = len(prompt) + max(len(chosen), len(rejected))
+            limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
+    answer = settings.evaluation.decoding.max_new_tokens
+    for name, asked in prompts.items():
+        for number, ids in enumerate(asked.token_ids):
+            limits.check_ids(max(ids, default=0), f"{name} prompt {number}")
+            limits.check_answer(len(ids), answer, f"{name} prompt {number}")
+
+
 def _completions(lengths: Iterable[Lengths]) -> tuple[int, ...]:
     return tuple(sorted(tokens for each in lengths for tokens in (each.chosen, each.rejected)))
+
+
+def _unended(sentence: str) -> str:
+    return sentence.removesuffix(".")
 
 
 def _told(data: Data, model: Model, parts: Sequence[Part]) -> str:

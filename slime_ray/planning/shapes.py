@@ -11,6 +11,9 @@ from slime_ray.settings import ALL_LINEAR, Lora, Model
 FIRST_TO_READ = ("q_proj", "k_proj", "v_proj")
 """Of a layer's linear parts, those that read what comes into it."""
 
+SLACK = 0.03
+"""Share of a model's weights by which the formula may be off, as it is for biases, norms and position tables."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -124,11 +127,20 @@ KNOWN = {
 
 def find_shape(model: Model) -> ModelShape:
     """The shape of the settings' model. Raises InputError where it is not known here, with the way out."""
+    from slime_ray.model.decoder import empty_model, matrix_weights, settings_of
     from slime_ray.model.loading import load_config
 
     config = load_config(model)
     if config is not None:
-        return replace(shape_of(config.to_dict()), source=f"the configuration of {model.source}")
+        shape, lm = shape_of(settings_of(config)), empty_model(config)
+        weights = matrix_weights(lm) if lm is not None else shape.weights
+        if abs(weights - shape.weights) > SLACK * weights:
+            raise InputError(
+                f"model.source {model.source}: a model of type {shape.model_type} has {weights / 1e6:,.1f} M weights, "
+                f"and the formula counts {shape.weights / 1e6:,.1f} M: its layers are built otherwise, which the "
+                "formula does not know."
+            )
+        return replace(shape, source=f"the configuration of {model.source}")
     known = KNOWN.get(model.source.lower())
     if known is None:
         raise InputError(

@@ -47,18 +47,12 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         with stage_errors("made", storage):
-            needed, before = False, {}
+            before: dict[str, str | None] | None = None
             if world.main:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
-                damaged = files.damage(_brought(storage, folder, report, locked=True))
-                needed = damaged is not None
-                before = files.recorded_digests(folder)
-                if damaged and folder.is_dir():
-                    _tell(f"A shared stage is not whole and is made again: {damaged}.", report)
-                    # Nobody may fetch it meanwhile.
-                    _patiently(lambda: storage.remove(folder) if storage.url is not None else None, report)
-            if world.broadcast(needed):
+                before = _lacking(storage, folder, report)
+            if world.broadcast(before is not None):
                 with files.replacing(folder) if world.main else nullcontext(folder) as partial:
                     if world.main:
                         report({"doing": f"making {kind}"})
@@ -72,12 +66,23 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
                     _patiently(lambda: storage.push(folder), report)
                 # Nobody reads it before it stands under its name.
                 world.broadcast(None)
-                if world.main:
-                    _refuse_other_weights(folder, before)
+                _refuse_other_weights(folder, before or {})
     finally:
         if world.main:
             lock.release()
     return _brought(storage, folder, report)
+
+
+def _lacking(storage: Mirror, folder: Path, report: Report) -> dict[str, str | None] | None:
+    """The digests of a folder that has to be made, if there was one that is not whole; None where there is no need."""
+    damaged = files.damage(_brought(storage, folder, report, locked=True))
+    before = files.recorded_digests(folder)
+    if damaged and folder.is_dir():
+        _tell(f"A shared stage is not whole and is made again: {damaged}.", report)
+        if storage.url is not None:
+            # Nobody may fetch it meanwhile.
+            _patiently(lambda: storage.remove(folder), report)
+    return before if damaged else None
 
 
 def _refuse_other_weights(folder: Path, before: Mapping[str, str | None]) -> None:

@@ -25,6 +25,7 @@ from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
+from slime_ray.facts import data_lines
 from slime_ray.mirror import Mirror
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
@@ -51,9 +52,12 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.policies import place
+from slime_ray.training.reach import check_reach
 from slime_ray.training.single import Say, Voice
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import reset_process
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +122,8 @@ def evaluate(
     for one in given:
         if len(one.label.encode()) > LONGEST_LABEL:
             raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
-    named = {f"the policy {one.label}": one.path for one in given} | {"the baseline": against and against.path}
+    named: dict[str, Path | None] = {f"the policy {one.label}": one.path for one in given}
+    named["the baseline"] = against.path if against else None
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
@@ -145,6 +150,9 @@ def evaluate(
                 bench.check(one)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
+        for line in data_lines(bench.data):
+            logger.warning(line)
+            say(line)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)
@@ -308,7 +316,10 @@ class _Models(_Files):
             lm = load_adapter(lm, one.path)
         else:
             lm = load_checkpoint(one.path, dtype=dtype, note=self.note)
-        return place(make_policy(lm, self.settings.model), sharded=False).eval()
+        policy = place(make_policy(lm, self.settings.model), sharded=False).eval()
+        max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
+        check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
+        return policy
 
     def note(self, sentence: str) -> None:
         """Say what was loaded, now and in the manifest."""

@@ -25,7 +25,7 @@ def prompts_to_answer(
     """Both sets by name. A file of questions makes the report's. Raises InputError for what cannot be rendered."""
     questions = load_questions(settings)
     return {
-        name: _of_questions(questions, tokenizer)
+        name: _of_questions(questions, tokenizer, settings.data)
         if questions and name == "report"
         else _of_the_data(of_the_data[name], tokenizer, settings.data)
         for name in PROMPT_SETS
@@ -35,13 +35,15 @@ def prompts_to_answer(
 def _of_the_data(prompts: Sequence[Messages], tokenizer: Any, data: Data) -> Prompts:
     """Named by their hashes, cut and refused as training's are."""
     asked = tokenize_prompts(prompts, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
-    return Prompts(asked.prompt_hashes, [prompts[index] for index in asked.kept], asked.prompt_ids)
+    messages = [prompts[index] for index in asked.kept]
+    return Prompts(asked.prompt_hashes, messages, asked.prompt_ids, truncation=asked.truncation)
 
 
-def _of_questions(questions: Sequence[Question], tokenizer: Any) -> Prompts:
+def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> Prompts:
     """Whole, for a benchmark without some of its questions, or with parts of them, is another one."""
     # All turns with answers in between, so that the template refuses none of them once trials have been trained.
-    render_prompts(tokenizer, [question.messages(["?"] * (len(question.turns) - 1)) for question in questions])
+    talks = [question.messages(["?"] * (len(question.turns) - 1)) for question in questions]
+    render_prompts(tokenizer, talks)
     first = [question.messages() for question in questions]
     return Prompts(
         ids=[question.id for question in questions],
@@ -49,6 +51,7 @@ def _of_questions(questions: Sequence[Question], tokenizer: Any) -> Prompts:
         token_ids=render_prompts(tokenizer, first),
         categories=[question.category for question in questions],
         later=[question.turns[1:] for question in questions],
+        truncation=tokenize_prompts(talks, tokenizer, what="questions", strict=data.strict).truncation,
     )
 
 

@@ -33,15 +33,27 @@ def make_sft(
     report: Report,
     *,
     sharded: bool,
+    check: Callable[[Policy], object],
     note: Callable[[str], object],
 ) -> None:
     """Train on the chosen completions of `pairs`, merge any adapters, and save the whole model.
 
-    Without `sft` the model is saved as it is. `note` takes what a user should know of the model that is loaded. Raises
-    InputError for a loss that is not finite, and where what was saved is not what was trained.
+    Without `sft` the model is saved as it is.
+
+    Args:
+        settings: Of the experiment.
+        pairs: Demonstrations, whose rejected completions are not read.
+        folder: Where the model is saved.
+        report: Takes the progress.
+        sharded: Whether ranks hold parts of the model.
+        check: Looks at the policy before it is trained.
+        note: Takes what a user should know of the model that is loaded.
+
+    Raises:
+        InputError: A loss is not finite, or what was saved is not what was trained.
     """
     model, compared = settings.sft_model, pairs[:COMPARED_PAIRS]
-    lm, trained = _trained(settings, pairs, folder / "scratch", report, sharded, note)
+    lm, trained = _trained(settings, pairs, folder / "scratch", report, sharded, check, note)
     # Trainer looks into its folder at its end, on every rank.
     World.current().broadcast(None)
 
@@ -63,6 +75,7 @@ def _trained(
     scratch: Path,
     report: Report,
     sharded: bool,
+    check: Callable[[Policy], object],
     note: Callable[[str], object],
 ) -> tuple[Any, np.ndarray]:
     """The model after SFT without adapters, on rank 0, and its log-probabilities of the compared pairs with them."""
@@ -74,10 +87,13 @@ def _trained(
         # What trials cannot adapt is refused before a long training.
         find_adapted(lm, settings.model.lora)
     if sft is None:
-        return lm, chosen_logps(_whole_policy(lm, model, on_device=not sharded), pairs[:COMPARED_PAIRS])
+        whole = _whole_policy(lm, model, on_device=not sharded)
+        check(whole)
+        return lm, chosen_logps(whole, pairs[:COMPARED_PAIRS])
     if model.lora:
         lm = add_lora(lm, model.lora)
     policy = place(make_policy(lm, model), sharded=sharded)
+    check(policy)
 
     def after_update(step: int, metrics: Metrics) -> Next:
         check_update(step, metrics, settings)

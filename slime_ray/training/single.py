@@ -11,12 +11,14 @@ from typing import Any
 
 from slime_ray import results
 from slime_ray.errors import InputError, RunError
+from slime_ray.evaluation.judges import build_judge
+from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.experiment import Experiment, Trial, arm_trials
+from slime_ray.facts import data_lines, model_lines
 from slime_ray.mirror import Mirror
 from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.tracker_settings import lacks
 from slime_ray.training.course import Hosting
-from slime_ray.training.facts import model_lines
 from slime_ray.training.orders import Order, Paused, ending, interrupts
 from slime_ray.training.outcome import OutOfMemory
 from slime_ray.training.policies import model_facts
@@ -67,14 +69,17 @@ def train_one(
             faults=experiment.faults,
             trackers=tuple(experiment.trackers),
         )
+        # One that cannot be used would be noticed only when the stages are made.
+        build_judge(trial.settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name))
         reset_process(seed=0, threads=hosting.threads)
         with ending():
             stages = prepare(experiment.settings, storage=mirror, report=voice.report)
         refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
         other = trial.settings.model != experiment.settings.model
-        for line in model_lines(model_facts(trial.settings, stages.checkpoint) if other else stages.data):
-            logger.info(line)
+        facts = model_facts(trial.settings, stages.checkpoint) if other else stages.data
+        for line in (*data_lines(stages.data), *model_lines(facts)):
+            logger.warning(line)
             say(line)
         results.write_manifest(run, manifest)
         if trial.trial_id not in results.finished_trials(run):

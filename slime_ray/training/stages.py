@@ -29,12 +29,14 @@ from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.mirror import Mirror
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
+from slime_ray.model.logprobs import Policy
 from slime_ray.settings import Data, Model, Settings, fingerprint
 from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
 from slime_ray.training.orders import Report
 from slime_ray.training.policies import checkpoint_policy, model_facts
 from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
+from slime_ray.training.reach import check_reach
 from slime_ray.training.sft import make_sft
 from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
@@ -205,6 +207,8 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         content[name] = tokenized_hash(tokenized.dataset)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     for name, asked in prompts.items():
+        if asked.truncation is not None:
+            truncated[f"{name}_prompts"] = asked.truncation.as_dict()
         content[f"prompts-{name}"] = fingerprint([asked.token_ids, asked.categories, asked.later])
         write_prompts(folder / f"prompts-{name}.parquet", asked)
     stop_tokens = list(stop_token_ids(tokenizer))
@@ -233,7 +237,12 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
 def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
     notes: list[str] = []
     pairs = _read_pairs(tokens / ("sft.parquet" if settings.sft else "train.parquet"))
-    make_sft(settings, pairs, folder, report, sharded=sharded, note=notes.append)
+    max_new_tokens = settings.evaluation.decoding.max_new_tokens
+
+    def check(policy: Policy) -> None:
+        check_reach(policy.findings.limits, tokens, max_new_tokens=max_new_tokens)
+
+    make_sft(settings, pairs, folder, report, sharded=sharded, check=check, note=notes.append)
     if World.current().main:
         weights = fingerprint([content_of(str(file)) for file in sorted(folder.glob("*.safetensors"))])
         (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
@@ -244,6 +253,7 @@ def _make_step0(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
     policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     if world.main and policy.why_not_packed is not None:
         report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
@@ -258,6 +268,7 @@ def _make_baseline(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
     policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
+    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in PROMPT_SETS:

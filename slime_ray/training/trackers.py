@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 from transformers import TrainerCallback
 
+from slime_ray import files
 from slime_ray.experiment import Trial
 from slime_ray.redaction import redact, redact_sentence
 from slime_ray.tracker_settings import Tracker
@@ -248,7 +249,7 @@ class Mlflow:
             with suppress(MlflowException):
                 mlflow.delete_run(self.note.read_text(encoding="utf-8"))
         record = mlflow.start_run(run_name=self.trial.trial_id, tags=about)
-        self.note.write_text(record.info.run_id, encoding="utf-8")
+        files.write(self.note, record.info.run_id)
         mlflow.log_params(_flat(self.trial.values))
         return MLflowCallback()
 

@@ -122,6 +122,7 @@ MISTAKES = [
     (RAYJOB, "activeDeadlineSeconds: 259200", "activeDeadlineSeconds: 3 days", "has to be a whole number"),
     (RAYJOB, "  backoffLimit: 3\n", "", "backoffLimit is missing"),
     (RAYJOB, 'num-cpus: "0"', 'num-cpus: "8"', "training would be placed on the head"),
+    (RAYJOB, """num-cpus: "0"\n        # One""", "# One", "training would be placed on the head"),
     (RAYJOB, 'num-cpus: "0"', 'num-cpus: "none"', "num-cpus is 'none' and has to be a number"),
     (RAYJOB, """'"{\\"trial_drivers\\": 16}"'""", "trial_drivers=16", "resources is trial_drivers=16. Write it as '"),
     (RAYJOB, "emptyDir: {medium: Memory, sizeLimit: 8Gi}", "emptyDir: {}", "/dev/shm is the 64 MiB"),

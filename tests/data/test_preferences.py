@@ -142,9 +142,28 @@ BAD_LINES = {
     "prompt is neither text nor a list of messages": {"prompt": 7, "chosen": "a", "rejected": "b"},
     "chosen is a list of something other than messages": {"chosen": ["a"], "rejected": [assistant("b")]},
     "a message in chosen has no role or no text content": {
+        "chosen": [{"role": "user", "content": 7}],
+        "rejected": [assistant("b")],
+    },
+    "messages in chosen have from and value (ShareGPT) instead of role and content": {
         "chosen": [{"from": "human", "value": "u"}],
         "rejected": [assistant("b")],
     },
+    "the content of a message in chosen is a list of parts that is not a single text": {
+        "chosen": [user("u"), {"role": "assistant", "content": [{"type": "text", "text": t} for t in "ab"]}],
+        "rejected": [assistant("b")],
+    },
+    "completions are messages kept as text that is not JSON": {
+        "prompt": "u",
+        "chosen": str([assistant("a")]),
+        "rejected": str([assistant("b")]),
+    },
+    "the prompt is messages kept as text that is not JSON": {
+        "prompt": str([user("u")]),
+        "chosen": "a",
+        "rejected": "b",
+    },
+    "a key stands twice in it": b'{"prompt": "u", "chosen": "a", "chosen": "c", "rejected": "b"}',
     "a message in chosen has a role other than assistant, developer, system, tool, user": {
         "chosen": [{"role": "human", "content": "u"}],
         "rejected": [assistant("b")],
@@ -195,6 +214,7 @@ def test_the_report_is_plain_json_for_the_manifest(tmp_path):
         "rows_skipped": [{"reason": "not JSON", "count": 1, "rows": ["line 2"]}],
         "rows_noted": [],
         "columns_ignored": ["messages", "prompt_id", "score_chosen", "score_rejected"],
+        "text_ignored": [],
     }
 
 

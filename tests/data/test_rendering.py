@@ -213,7 +213,7 @@ def test_a_template_that_writes_a_prompt_otherwise_with_some_answers_is_an_input
         "{% if messages | length > 3 %}again: {% endif %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     )
     talk = [say("user", "a"), say("assistant", "b"), say("user", "c")]
-    with pytest.raises(InputError, match="user, assistant, user, assistant does not begin with its prompt"):
+    with pytest.raises(InputError, match="prompts that the chat template writes otherwise once an answer follows"):
         render_pair(tokenizer, **pair(talk))
 
 

@@ -156,6 +156,7 @@ def test_sft_examples_have_the_ids_of_chosen_completions_and_no_rejected_ones(le
         "prompts_truncated": 0,
         "completions_truncated": 1,
         "rows_with_special_text": 0,
+        "rows_with_lost_text": 0,
         "rows_dropped": 1,
         "changed": [{"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"]}],
         "dropped": [{"reason": "prompt leaves no room for a completion", "count": 1, "rows": ["row 3"]}],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from slime_ray.cli import main
+from tests.model.tiny_files import change_weights, cut, without
 
 REAL = """\
 name: real
@@ -166,6 +167,8 @@ class TestWhatOnlyTheClusterSees:
             ("/nowhere/model.gguf", pair(0), "does not have /nowhere/model.gguf"),
             ("templated", None, "pairs.jsonl"),
             ("bare", pair(0), "chat template"),
+            ("headless", "\n".join(map(pair, range(24))), "its files lack 1 weight (model.norm.weight)"),
+            ("cut", pair(0), "model.safetensors is cut short"),
             ("templated", "", "pairs.jsonl"),
             ("templated", "not json\n{\n", "pairs.jsonl"),
             ("templated", json.dumps({"question": "x", "answer": "y"}), "question"),
@@ -173,8 +176,12 @@ class TestWhatOnlyTheClusterSees:
         ],
     )
     def test_a_model_or_data_set_that_cannot_be_used_is_a_sentence(self, capsys, tmp_path, source, content, message):
-        if source in ("bare", "templated"):
-            self.save_model(tmp_path / source, template=source == "templated")
+        if source in ("bare", "templated", "headless", "cut"):
+            self.save_model(tmp_path / source, template=source != "bare")
+            if source == "headless":
+                change_weights(tmp_path / source / "model.safetensors", without("model.norm"))
+            elif source == "cut":
+                cut(tmp_path / source / "model.safetensors")
             capsys.readouterr()
             source = str(tmp_path / source)
         if content is not None:

@@ -7,6 +7,7 @@ import torch
 
 from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
+from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -14,6 +15,7 @@ from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.settings import Decoding, Lora
 from slime_ray.world import World
 from tests.model.conftest import CONFIGS, double_model
+from tests.model.families import tiny_family
 
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)
@@ -84,6 +86,34 @@ def test_tokens_are_drawn_with_the_probabilities_that_temperature_and_top_p_leav
     assert not found[expected == 0].any()
     # Five standard errors of each share.
     assert ((found - expected).abs() <= 5 * (expected * (1 - expected) / draws).sqrt()).all()
+
+
+def test_a_padding_token_that_the_model_has_not_is_replaced_by_one_that_it_has(lm):
+    stop = (STOP[0], generate(lm, GREEDY)[0].token_ids[4])
+    expected = generate_answers(Policy(lm), TOKENIZER, PROMPTS, decoding=GREEDY, stop_tokens=stop, seed=0)
+    # Some end before others, so that padding follows, too.
+    assert len({len(answer.token_ids) for answer in expected}) > 1
+    beyond = Beyond(TOKENIZER)
+    assert beyond.pad_token_id >= lm.get_input_embeddings().num_embeddings
+    assert generate_answers(Policy(lm), beyond, PROMPTS, decoding=GREEDY, stop_tokens=stop, seed=0) == expected
+
+
+class Beyond:
+    """A tokenizer with a padding token that was added to it alone."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.pad_token_id = len(tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def test_a_prompt_without_room_for_its_answer_is_refused_at_once():
+    policy = Policy(tiny_family("gpt2"))
+    decoding = Decoding(max_new_tokens=120, batch=2)
+    with pytest.raises(InputError, match="A prompt of 9 tokens with an answer of 120 tokens has 129 tokens, more than"):
+        generate_answers(policy, TOKENIZER, [[5] * 8, [5] * 9], decoding=decoding, stop_tokens=STOP, seed=0)
 
 
 def test_what_came_with_the_weights_has_no_say(lm):

@@ -9,6 +9,10 @@ from peft.tuners import lora
 from torch import nn
 
 from slime_ray.model.fused_lora import FusedLinear, fuse_lora
+from slime_ray.model.lora import add_lora
+from slime_ray.settings import Lora
+
+from .families import tiny_family
 
 
 class Net(nn.Module):
@@ -99,3 +103,17 @@ def test_an_input_that_needs_no_gradient_gets_none():
     ours, _ = nets()
     ours(torch.randn(3, 6, dtype=torch.float64)).sum().backward()
     assert all(parameter.grad is not None for parameter in ours.parameters() if parameter.requires_grad)
+
+
+def test_a_result_may_be_changed_in_place():
+    """As Gemma 3n and Llama 4 do with what their projections give."""
+    lm = add_lora(tiny_family("llama"), Lora(rank=2, targets=["q_proj"]))
+    fuse_lora(lm)
+    layer = next(module for module in lm.modules() if isinstance(module, FusedLinear))
+    x = torch.randn(2, 3, 32, requires_grad=True)
+    changed = layer(x)
+    changed.mul_(2)
+    (changed**2).sum().backward()
+    ours, x.grad = x.grad, None
+    ((2 * layer(x)) ** 2).sum().backward()
+    torch.testing.assert_close(ours, x.grad)

@@ -166,7 +166,7 @@ class TestOtherArchitectures:
         ("config", "reason"),
         [
             (MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), "takes no attention function"),
-            (Phi3Config(**SIZES, sliding_window=4, pad_token_id=0), "its window of 4 positions"),
+            (Phi3Config(**SIZES, sliding_window=4, pad_token_id=0), "its sliding_window of 4 positions"),
         ],
         ids=["mamba", "phi3 with a window"],
     )

@@ -22,7 +22,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def lora(**options: Any) -> peft.LoraConfig:
-    return peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options)
+    chosen: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    return peft.LoraConfig(**chosen | options)
 
 
 KINDS: dict[str, peft.PeftConfig] = {
@@ -106,10 +107,11 @@ def test_a_merged_model_takes_adapters_of_its_own(adapter):
     assert all("lora_" in name for name in trained)
 
 
-def test_in_bfloat16_merging_rounds_and_is_not_taken_for_another_model(plain, adapter):
-    lm = load_model(Model(source=str(adapter), dtype="bfloat16"), seed=0)
-    assert lm.dtype == torch.bfloat16
-    expected = log_probabilities(load_model(source(adapter), seed=0))
+@pytest.mark.parametrize("modules_to_save", [None, ["lm_head"]])
+def test_in_bfloat16_merging_rounds_and_is_not_taken_for_another_model(plain, tmp_path, modules_to_save):
+    expected = train(plain, lora(modules_to_save=modules_to_save), tmp_path / "adapter")
+    lm = load_model(Model(source=str(tmp_path / "adapter"), dtype="bfloat16"), seed=0)
+    assert {parameter.dtype for parameter in lm.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(log_probabilities(lm), expected, atol=0.1, rtol=0)
 
 
@@ -155,7 +157,7 @@ def weights(change: Callable) -> Callable[[Path], None]:
     return lambda folder: change_weights(folder / WEIGHTS, change)
 
 
-def other_base(**sizes: int) -> Callable[[Path], None]:
+def other_base(**sizes: Any) -> Callable[[Path], None]:
     return lambda folder: changed(base_model_name_or_path=str(save_llama(folder.parent / "other", **sizes)))(folder)
 
 

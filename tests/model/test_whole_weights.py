@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def weights(change: Callable) -> Callable[[Path], None]:
     return lambda folder: change_weights(folder / "model.safetensors", change)
 
 
-def refusal(folder: Path, **options: str) -> str:
+def refusal(folder: Path, **options: Any) -> str:
     """What is said of a model that both ways of loading refuse."""
     with pytest.raises(InputError) as caught:
         load_model(Model(source=str(folder), **options), seed=0)
@@ -147,6 +148,14 @@ def test_shards_are_read_and_one_that_is_absent_cut_or_left_out_is_refused(shard
         (
             lambda folder: change_json(folder / "config.json", model_type="t5"),
             "config.json cannot be used: Unrecognized",
+        ),
+        (
+            weights(lambda found: {name: value.to(torch.int8) for name, value in found.items()}),
+            "holds quantized weights",
+        ),
+        (
+            lambda folder: change_json(folder / "config.json", quantization_config={"quant_method": "new", "bits": 4}),
+            "has a quantization_config that transformers ",
         ),
         (lambda folder: change_json(folder / "config.json", hidden_size="32"), "'hidden_size' expected int, got str"),
         (lambda folder: change_json(folder / "config.json", hidden_act="nope"), "config.json cannot be used: KeyError"),

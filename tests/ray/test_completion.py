@@ -165,7 +165,8 @@ def test_a_sweep_that_loses_its_database_and_its_disk_repeats_no_trial(tmp_path,
         assert list(results.finished_trials(run)) == ["search-0001"]
         (run / "trials.parquet").rmdir()
         database.write_bytes(kept[0])
-        assert len(kept) == 1
+        # Told when it ended, and once more when the sweep was closed.
+        assert len(kept) == 2
         go("resume")
     finally:
         ray.shutdown()

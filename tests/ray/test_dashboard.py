@@ -16,6 +16,7 @@ from slime_ray.on_ray.study import study_storage
 from slime_ray.presets import preset_base
 from slime_ray.run_folder import STUDY
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 SPACE = {
     "objective.hard_margin": {"uniform": [0.5, 3.0]},
     "objective.stabilizer_strength": {"log_uniform": [1e-4, 0.3]},

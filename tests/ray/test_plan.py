@@ -18,6 +18,7 @@ from slime_ray.on_ray.study import StudyFailed, study_storage
 from slime_ray.on_ray.sweep import lost_values
 from slime_ray.run_status import write_status
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 TEXT = """\
 name: plan
 preset: arithmetic

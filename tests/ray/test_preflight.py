@@ -209,7 +209,7 @@ def model(tmp_path: Path) -> Path:
 def adapter(model: Path) -> Path:
     """With what it was trained on under a name that is given from its folder."""
     lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora).save_pretrained(model.parent / "adapter")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora).save_pretrained(str(model.parent / "adapter"))
     change_json(model.parent / "adapter" / "adapter_config.json", base_model_name_or_path="m")
     return model.parent / "adapter"
 

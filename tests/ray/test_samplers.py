@@ -74,7 +74,7 @@ def played(search: StudySearch, count: int) -> Iterator[dict[str, Any]]:
     """Trials one at a time."""
     rows = ROWS[id(search.storage)]
     for _ in range(count):
-        name = next(iter(search.again), f"trial-{len(rows)}")
+        name = next(iter(search.reruns), f"trial-{len(rows)}")
         point = begun(search, name)
         search.tell(name, result(point))
         rows[name] = {"phase": "search", "values": point, **result(point)}
@@ -117,7 +117,7 @@ def test_tpe_knows_what_is_being_tried_and_what_was_stopped_but_not_what_came_to
         search = opened(tmp_path / after, space("tpe"))
         list(played(search, 12))
         # Known points are begun first, and count as tried.
-        search.known = [{"objective.hard_margin": 2.5, "objective.soft_margin": 0.13}]
+        search.queue = [{"objective.hard_margin": 2.5, "objective.soft_margin": 0.13}]
         begun(search, "known")
         if after != "running":
             search.tell("known", {"status": after, **dict.fromkeys(GOALS, 0.0)})
@@ -248,3 +248,15 @@ def test_the_children_of_nsga2_have_their_parents_knobs(tmp_path):
     parents = {value for point in points[:10] for value in point.values()}
     inherited = sum(value in parents for point in points[10:] for value in point.values())
     assert inherited >= 5
+
+
+def test_a_sequence_goes_on_where_the_study_was_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(samplers, "MAX_DRAWS", 4)
+    search = space("quasi_random", {"objective.hard_margin": {"uniform": [0.5, 3.0]}})
+    whole = list(played(opened(tmp_path / "whole", search), 12))
+    first = opened(tmp_path / "lost", search)
+    before = list(played(first, 8))
+    rows = ROWS[id(first.storage)]
+    STORAGES[tmp_path / "lost"] = InMemoryStorage()
+    ROWS[id(STORAGES[tmp_path / "lost"])] = rows
+    assert before + list(played(opened(tmp_path / "lost", search), 4)) == whole

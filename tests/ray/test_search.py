@@ -19,6 +19,7 @@ from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.study import StudyFailed, study_storage
 from slime_ray.presets import preset_base
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {

@@ -22,7 +22,7 @@ from slime_ray.on_ray.resources import Node
 from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
 from slime_ray.results import finished_trial
-from slime_ray.run_status import read_status
+from slime_ray.run_status import STATUS, read_status
 from slime_ray.training import attempts
 
 TEXT = """\
@@ -369,3 +369,20 @@ def test_a_stage_that_is_made_again_is_said_once_by_whoever_hears_it(making, mon
     for name in ("search-0001", "search-0002"):
         progress.hear({name: {"notice": "A shared stage is not whole."}})
     assert lines == ["A shared stage is not whole."]
+
+
+def test_a_storage_that_takes_nothing_ends_the_sweep_after_storage_minutes(watching, clock, monitor, tmp_path):
+    """A folder stands where status.json belongs, for a while and then for good."""
+    monitor.trials = AT_WORK
+    (tmp_path / STATUS).mkdir()
+    step(watching, clock, 3)
+    step(watching, clock, 14 * 60)
+    (tmp_path / STATUS).rmdir()
+    step(watching, clock, 3)
+    (tmp_path / STATUS).unlink()
+    (tmp_path / STATUS).mkdir()
+    step(watching, clock, 3)
+    step(watching, clock, 14 * 60)
+    assert monitor.orders == []
+    step(watching, clock, 2 * 60)
+    assert "the storage does not take what is written (IsADirectoryError: " in monitor.orders[0]

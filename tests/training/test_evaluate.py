@@ -18,7 +18,7 @@ from slime_ray.mirror import Mirror
 from slime_ray.model.loading import load_checkpoint
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
-from tests.evaluation.judges.judge_server import KEY, VARIABLE, serving
+from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, completion, serving
 from tests.model.tiny_files import change_json, change_weights, without
 
 TEXT = """\
@@ -217,6 +217,24 @@ def test_files_of_answers_are_compared_without_a_model(tmp_path, monkeypatch):
     assert "mine" in (tmp_path / "runs" / "files" / "report" / "win_rate_stability.md").read_text()
 
 
+def test_an_evaluation_is_not_resumed_with_another_baseline_or_other_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("slime_ray.evaluation.judges.load_scorer", lambda place: longest)
+    given = files(tmp_path)
+    evaluated(*given, storage=tmp_path / "runs", name="files")
+    again = ["evaluate", *map(str, given), "--storage", str(tmp_path / "runs"), "--name", "files", "--resume"]
+    assert cli.main(again) == 0
+    write(tmp_path / "theirs.jsonl", ["another", "baseline", "now"])
+    assert cli.main(again) == 2
+    assert "the baseline has changed since the run was started" in capsys.readouterr().err
+    without = [word for word in again if word not in ("--baseline", str(tmp_path / "theirs.jsonl"))]
+    assert cli.main(without) == 2
+    assert "the baseline has changed since the run was started" in capsys.readouterr().err
+    write(tmp_path / "theirs.jsonl", ["hi", "one two three", "blue"])
+    write(tmp_path / "mine.jsonl", ["other", "answers", "now"])
+    assert cli.main(again) == 2
+    assert "the policy mine has changed since the run was started" in capsys.readouterr().err
+
+
 def test_a_judge_that_runs_out_says_so_and_what_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, KEY)
     with serving() as server:
@@ -269,6 +287,47 @@ def test_a_scorer_that_fails_is_named(tmp_path, capsys):
     options = ["--storage", str(tmp_path / "runs"), "--name", "broken"]
     assert cli.main(["evaluate", *map(str, files(tmp_path, "operator:concat")), *options]) == 2
     assert "The scorer of the judge exact:operator:concat fails on the answer" in capsys.readouterr().err
+
+
+def unsure(prompt: str, answer: str) -> float:
+    return float("nan") if answer == "one two" else len(answer)
+
+
+def test_missing_scores_and_failed_answers_are_told_on_the_terminal_in_the_log_and_in_the_report(tmp_path, capsys):
+    command = files(tmp_path, f"{__name__}:unsure")
+    write(tmp_path / "theirs.jsonl", ["hi", "one two three", "$ERROR$"])
+    run = evaluated(*command, storage=tmp_path / "runs", name="unsure")
+    printed = " ".join(capsys.readouterr().out.split())
+    log = (run.path / "log.txt").read_text(encoding="utf-8")
+    page = (run.path / "report" / "report.html").read_text(encoding="utf-8")
+    for told in (printed, log):
+        assert "1 scores are missing: the scorer gave an answer no score (NaN or None)" in told
+        assert "1 comparisons were not judged, since an answer is $ERROR$" in told
+    assert "4 missing verdicts: between 33.3 and 100.0 %" in printed
+    assert "Missing verdicts of all trials: 1 since the scorer gave an answer no score" in page
+    assert "Of all trials 1 comparisons were not judged" in page
+    # One prompt is left.
+    assert "too few prompts for an interval" in printed
+    assert run.trials["win_rate"].tolist() == [1.0]
+    assert run.answers["outcome"].isna().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [("length", "cut off by max_tokens 2048; raise evaluation.judge.max_tokens"), ("stop", None)],
+)
+def test_a_judge_that_was_cut_off_is_told_from_one_without_a_verdict(tmp_path, monkeypatch, capsys, finish, reason):
+    monkeypatch.setenv(VARIABLE, KEY)
+    with serving(lambda *_: Response(body=completion(None, finish=finish))) as server:
+        llm = (
+            f"name: llm, model: rule, template: arena-hard, base_url: '{server.url}', api_key_env: {VARIABLE}, asks: 1"
+        )
+        run = evaluated(*files(tmp_path)[:-1], f"evaluation.judge={{{llm}}}", storage=tmp_path / "runs", name="cut")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (f"4 verdicts are missing: {reason}" in printed) == (reason is not None)
+    assert ("4 judgments were invalid" in printed) == (reason is None)
+    page = (run.path / "report" / "report.html").read_text(encoding="utf-8")
+    assert f"4 since {reason or 'no valid verdict'}" in page
 
 
 def test_a_broken_checkpoint_is_named(trained, tmp_path, capsys):

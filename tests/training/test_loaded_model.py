@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Settings:
     tiny_tokenizer(load_task("arithmetic")).save_pretrained(tmp_path / "base")
     lora = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), lora)
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(str(tmp_path / "adapter"))
     weights = tmp_path / "base" / "model.safetensors"
     change_weights(weights, lambda found: {**found, "v_head.weight": found["model.norm.weight"] + 1})
     (tmp_path / "loaded.yaml").write_text(TEXT.replace("SOURCE", str(tmp_path / "adapter")))

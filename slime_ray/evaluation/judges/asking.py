@@ -56,6 +56,11 @@ class Missing:
     reason: str
     judged: bool = False
 
+    @property
+    def fails(self) -> bool:
+        """Whether the endpoint has failed."""
+        return not self.judged and self != STOPPED
+
 
 INVALID = Missing("no valid verdict", judged=True)
 STOPPED = Missing("the judge was stopped")
@@ -161,8 +166,7 @@ class Asker:
         """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
         try:
             found = self._try(question, stop, models)
-            failed = isinstance(found, Missing) and not found.judged and found != STOPPED
-            if failed and self.judge.on_failure == "stop":
+            if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
                 raise Failure(found.reason, "endpoint")
         except BaseException:
             stop.set()

@@ -26,6 +26,8 @@ LARGEST = 16 * 2**20
 LONGEST_CONNECT = 30.0
 """Seconds that a connection may take."""
 
+UNCONNECTED = ("Connect", "Proxy", "UnsupportedProtocol")
+"""In the names of errors before anything was sent to the endpoint."""
 CLOSING = 2.0
 """Seconds that cancelled requests have to close their connections."""
 
@@ -41,7 +43,8 @@ class UnknownEncoding(Exception):
 class Endpoint:
     """An endpoint for chat completions, asked with the official client. Threads may share it.
 
-    Requests can be made inside of a `with`, which ends those that are on their way.
+    Requests can be made inside of a `with`, which ends those that are on their way. It raises InputError where the
+    environment allows no HTTP client.
     """
 
     def __init__(self, judge: Llm):
@@ -66,12 +69,22 @@ class Endpoint:
         self.cancelled = False
         self.thread = threading.Thread(target=self.loop.run_forever, name="judge", daemon=True)
         self.thread.start()
-        asyncio.run_coroutine_threadsafe(self._connect(), self.loop).result()
+        try:
+            asyncio.run_coroutine_threadsafe(self._connect(), self.loop).result()
+        except Exception as error:  # of a proxy or certificates that the environment names; it may hold a password
+            self._end()
+            raise InputError(
+                f"No HTTP client can be made here for evaluation.judge ({type(error).__name__}). Correct the variables "
+                "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE or SSL_CERT_DIR, where trials run."
+            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
         asyncio.run_coroutine_threadsafe(self.client.close(), self.loop).result()
+        self._end()
+
+    def _end(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -127,7 +140,7 @@ class Endpoint:
         decoding: dict[str, Any] = {sent_as: self.judge.max_tokens}
         if self.judge.temperature is not None:
             decoding["temperature"] = self.judge.temperature
-        create = self.client.chat.completions.with_raw_response.create
+        create: Any = self.client.chat.completions.with_raw_response.create
         try:
             async with asyncio.timeout(self.judge.timeout_seconds):
                 given = await create(model=self.judge.model, messages=messages, **decoding)
@@ -175,7 +188,8 @@ class Endpoint:
         if "Timeout" in kind and "Connect" not in kind:
             return self._late()
         # Once a connection stands, what was asked may be answered, and paid for, without our hearing of it.
-        return Failure(f"no connection: {self._words(cause)}", "passing", paid="Connect" not in kind)
+        paid = not any(word in kind for word in UNCONNECTED)
+        return Failure(f"no connection: {self._words(cause)}", "passing", paid=paid)
 
     def _refusal(self, error: Any) -> Failure:
         status, judge = error.status_code, self.judge

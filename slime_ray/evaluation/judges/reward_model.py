@@ -19,7 +19,7 @@ from slime_ray.evaluation.verdicts import read_score
 from slime_ray.judge_settings import RewardModel
 from slime_ray.model.files import check_texts
 from slime_ray.model.merging import CLASSIFIER, load_parts
-from slime_ray.model.parts import parts_of
+from slime_ray.model.parts import check_model, parts_of
 from slime_ray.model.pretrained import log_note, read_tokenizer, refusing
 
 
@@ -41,6 +41,7 @@ class RewardModelJudge(ScoringJudge):
         self.settings, self.verdicts, self.offline, self.progress = settings, verdicts, offline, progress
         self.name, self.tie_band = settings.identity, settings.tie_band
         with refusing(self._not_loaded):
+            check_model(Path(settings.model))
             self.parts = parts_of(settings.model, settings.revision)
         self.config = self._load(AutoConfig.from_pretrained, self.parts.source, self.parts.revision)
         if self.parts.supplied:

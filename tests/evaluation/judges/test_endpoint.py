@@ -315,3 +315,30 @@ def test_half_a_character_in_an_answer_is_sent_as_a_question_mark(llm):
         judged = compare(llm(server), PROMPTS, ["good \ud83d", "a"], THEIRS)
         assert judged.comparisons[0].outcome == 1.0
         assert any("good ?" in request["messages"][1]["content"] for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("ALL_PROXY", "gopher://bob:secret@h:1"), ("HTTP_PROXY", "http://bob:secret@h:port")]
+)
+def test_a_proxy_that_is_none_is_a_sentence_without_its_password(llm, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=variable) as refused:
+        compare(llm("http://127.0.0.1:9/v1"), PROMPTS, OURS, THEIRS)
+    assert "secret" not in str(refused.value)
+    assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
+
+
+@pytest.mark.parametrize("status", [407, 502])
+def test_a_proxy_that_refuses_is_a_sentence_without_its_password(llm, monkeypatch, status):
+    def refuse(connection, released):
+        connection.sendall(b"HTTP/1.1 %d Refused\r\ncontent-length: 0\r\n\r\n" % status)
+
+    with raw_server(refuse) as url:
+        monkeypatch.setenv("HTTPS_PROXY", url.replace("http://", "http://bob:secret@").removesuffix("/v1"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        judge = llm("https://judge.invalid/v1", retries=0, on_failure="go_on")
+        judged = compare(judge, PROMPTS, OURS, THEIRS)
+    ((reason, count),) = judged.summary.missing.items()
+    assert (str(status) in reason, "secret" in reason, count) == (True, False, 4)
+    # Nothing came as far as the endpoint.
+    assert judged.summary.requests == 0

@@ -250,4 +250,4 @@ def test_a_file_that_cannot_be_read_is_named(judge, reward_folder, tmp_path, fil
     with pytest.raises(
         InputError, match=f"evaluation.judge.model {tmp_path / 'm'} cannot be used .*{tmp_path / 'm' / file} is"
     ):
-        judge(folder=tmp_path / "m").scores(PROMPTS, OURS)
+        judge(folder=tmp_path / "m")

@@ -1,0 +1,126 @@
+"""Messages as files hold them: lists, one object, or either as JSON text; and what of them is left aside."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, str]
+"""One turn, `{"role": ..., "content": ...}`."""
+
+Messages = list[Message]
+"""A conversation or a part of one."""
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+JSON_TEXT = "messages kept as JSON text, read as messages"
+
+_SPELLED = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+"""How a message list begins that was written as text, by JSON or by Python's `str`."""
+
+
+class BadRow(Exception):
+    """A row that cannot be used. Its text is the reason, short and the same for every such row, so that it
+    counts.
+    """
+
+
+@dataclass
+class Remarks:
+    """What reading a row comes across. notes: what is odd. fields: those of messages that are left aside."""
+
+    notes: list[str] = field(default_factory=list)
+    fields: set[str] = field(default_factory=set)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, NaN, blank text, or a list or object of such."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return all(map(is_empty, value))
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def read_messages(value: Any, column: str, remarks: Remarks) -> Messages:
+    """Check a message list and keep role and content of each.
+
+    Tool calls are refused: no form here can express them. So are several parts of one content, since templates
+    differ in how they join them. Raises BadRow.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        kinds = "text" if column == "prompt" else "text (like the other completion)"
+        raise BadRow(f"{column} is neither {kinds} nor a list of messages")
+    return [_message(each, column, remarks) for each in value]
+
+
+def _message(message: Any, column: str, remarks: Remarks) -> Message:
+    if not isinstance(message, Mapping):
+        raise BadRow(f"{column} is a list of something other than messages")
+    role, content = message.get("role"), message.get("content")
+    if not is_empty(message.get("tool_calls")):
+        raise BadRow("a message calls tools")
+    if role is None and isinstance(message.get("from"), str) and "value" in message:
+        raise BadRow(f"messages in {column} have from and value (ShareGPT) instead of role and content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = _only_text(content, column)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise BadRow(f"a message in {column} has no role or no text content")
+    if role not in ROLES:
+        raise BadRow(f"a message in {column} has a role other than {', '.join(sorted(ROLES))}")
+    remarks.fields |= {
+        str(name) for name, other in message.items() if name not in ("role", "content") and not is_empty(other)
+    }
+    return {"role": role, "content": content}
+
+
+def _only_text(parts: Sequence[Any], column: str) -> str:
+    """The text of a content that is a list of one text part."""
+    if len(parts) == 1 and isinstance(parts[0], Mapping):
+        part = {name: value for name, value in parts[0].items() if not is_empty(value)}
+        if set(part) <= {"type", "text"} and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+            return str(part["text"])
+    raise BadRow(f"the content of a message in {column} is a list of parts that is not a single text")
+
+
+def without_json_text(prompt: Any, chosen: Any, rejected: Any, remarks: Remarks) -> tuple[Any, Any, Any]:
+    """The three with message lists in the place of JSON text.
+
+    An answer may be such a text itself, so that one completion alone is left as it is. Raises BadRow for messages
+    as text that is no JSON, as Python's `str` writes them.
+    """
+    sides = [_parsed(side) if isinstance(side, str) else side for side in (chosen, rejected)]
+    if None in sides:
+        if all(isinstance(side, str) and _SPELLED.match(side) for side in (chosen, rejected)):
+            raise BadRow("completions are messages kept as text that is not JSON")
+        sides = [chosen, rejected]
+    start = _parsed(prompt) or prompt if isinstance(prompt, str) else prompt
+    if isinstance(start, str) and _SPELLED.match(start):
+        raise BadRow("the prompt is messages kept as text that is not JSON")
+    if start is not prompt or sides[0] is not chosen or sides[1] is not rejected:
+        remarks.notes.append(JSON_TEXT)
+    return start, sides[0], sides[1]
+
+
+def _parsed(text: str) -> list[Any] | None:
+    """The messages that a text spells in JSON; None where it spells none."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    messages = [value] if isinstance(value, dict) else value
+    if not isinstance(messages, list) or not messages:
+        return None
+    return messages if all(map(_is_message, messages)) else None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())

@@ -1,0 +1,257 @@
+"""A look at a model before it is used: are its log-probabilities here those of its own forward pass?
+
+Two made-up pairs run through the whole model one sequence at a time, and through `Policy` in both layouts. Adapters and
+trained heads take part: it is the model as it is now.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import GenerationConfig
+
+from slime_ray.data.packing import pack
+from slime_ray.errors import InputError
+from slime_ray.model.attention import ROW_ATTENTION, local_setting, plain_attention
+from slime_ray.model.decoder import WAY_OUT
+from slime_ray.model.limits import Limits, PositionWatch
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Results of the probe. why_not_packed: None where pairs may share a row, and a pair's completions its prompt."""
+
+    why_not_packed: str | None
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class _ProbePair:
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+@torch.no_grad()
+def probe(policy: Any) -> Findings:
+    """Compare a Policy with its model's own logits, and find the limits of its ids and positions.
+
+    Args:
+        policy: a Policy on the device where it will be used. All ranks of a sharded one call this together.
+
+    Raises:
+        InputError: log-probabilities would not be those of the model. Names the architecture and what differs.
+    """
+    was_training = policy.training
+    policy.eval()
+    try:
+        return _Probe(policy).findings()
+    finally:
+        policy.train(was_training)
+        # A gathered parameter would be what an optimizer takes up, and the parts would never be updated.
+        if isinstance(policy, FSDPModule):
+            policy.reshard()
+
+
+@torch.no_grad()
+def why_not_padded(policy: Any) -> str | None:
+    """What speaks against answering prompts of unequal lengths together, padded on the left; None where nothing does.
+
+    policy: a Policy that `probe` has passed. All ranks of a sharded one call this together.
+    """
+    short, long = (pair.prompt_ids for pair in _made_up_pairs(policy.causal_lm))
+    options = GenerationConfig(
+        do_sample=False, max_new_tokens=2, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+    )
+    was_training = policy.training
+    policy.eval()
+
+    def steps(rows: list[list[int]], mask: list[list[int]]) -> list[torch.Tensor]:
+        """The logits of the first row, a tensor for each token."""
+        ids, seen = (torch.tensor(each, device=policy.device) for each in (rows, mask))
+        output: Any = policy.generate(input_ids=ids, attention_mask=seen, generation_config=options)
+        return [logits[0].double().log_softmax(-1) for logits in output.logits]
+
+    padding = len(long) - len(short)
+    try:
+        with _refusing(f"{type(policy.causal_lm).__name__} cannot answer prompts"):
+            alone = steps([short], [[1] * len(short)])
+        try:
+            padded = steps([[0] * padding + short, long], [[0] * padding + [1] * len(short), [1] * len(long)])
+        except (IndexError, RuntimeError, ValueError) as error:
+            return f"prompts of unequal lengths together fail with {type(error).__name__}"
+    finally:
+        policy.train(was_training)
+    likely = alone[0] > alone[0].max() - 10
+    # The second token also shows whether what the model keeps of the first ones counts its padding.
+    same = alone[0].argmax() == padded[0].argmax()
+    pairs = list(zip(alone, padded, strict=False))[: 2 if same else 1]
+    difference = max(float((one - other)[likely].abs().max()) for one, other in pairs)
+    wide = policy.causal_lm.get_input_embeddings().weight.dtype in (torch.float32, torch.float64)
+    if difference <= (1e-3 if wide else 0.5):
+        return None
+    return f"padding on the left changes log-probabilities by {difference:.2g}"
+
+
+class _Probe:
+    def __init__(self, policy: Any):
+        self.policy, self.lm = policy, policy.causal_lm
+        self.name = type(self.lm).__name__
+        self.pairs = _made_up_pairs(self.lm)
+        self.watch = PositionWatch(self.lm)
+        # What speaks against our attention function.
+        self.unlike: str | None = None
+        sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in self.pairs]
+        self.sequences = sequences + [(pair.prompt_ids, pair.rejected_ids) for pair in self.pairs]
+        with _refusing(f"{self.name} computes no logits of text alone"):
+            own = [self._own(*sequence) for sequence in self.sequences]
+        self.expected = torch.cat([logps for logps, _ in own])
+        if not bool(self.expected.isfinite().all()):
+            raise InputError(
+                f"{self.name} gives logits that are not finite: its weights are damaged, or "
+                f"{str(self.lm.dtype).removeprefix('torch.')} (model.dtype) is too narrow for it."
+            )
+        precision = self.lm.get_input_embeddings().weight.dtype
+        self.wide = precision in (torch.float32, torch.float64)
+        rounding = torch.finfo(torch.float32 if self.wide else precision).eps * max(top for _, top in own)
+        self.allowed = max(1e-4, 64 * rounding) if self.wide else max(0.1, rounding)
+
+    def findings(self) -> Findings:
+        """Compare, in this order: the attention, the head, padded rows, packed rows."""
+        self._check_attention()
+        self._check_rows()
+        return Findings(self._why_not_packed(), self.watch.limits())
+
+    def _own(self, prompt: list[int], completion: list[int]) -> tuple[torch.Tensor, float]:
+        """Log-probabilities from the model's own logits of one sequence, and the largest logit."""
+        ids = torch.tensor([prompt + completion], device=self.policy.device)
+        with self.watch.watching(ids.shape[1]):
+            logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
+        logps = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+        return logps, float(logits.detach().abs().max())
+
+    def _ours(self, pairs: list[_ProbePair], *, shared_prompt: bool) -> torch.Tensor:
+        logps = self.policy(pack(pairs, shared_prompt=shared_prompt).to(self.policy.device))
+        return torch.cat([logps.chosen, logps.rejected]).double()
+
+    def _difference(self, one: torch.Tensor, other: torch.Tensor) -> float:
+        """In nat: the largest, or the mean where one token may be off by much through rounding alone."""
+        difference = (one - other).abs()
+        return float(difference.max() if self.wide else difference.mean())
+
+    def _check_attention(self) -> None:
+        """Compare `ROW_ATTENTION` with the plainest one: some of what an architecture needs may not come to it.
+
+        Where it does not, the model gets sdpa back, as transformers knows it.
+        """
+        if not self.policy.takes_row_attention:
+            return
+        # The longest sequence.
+        number = max(range(len(self.sequences)), key=lambda index: sum(map(len, self.sequences[index])))
+        with plain_attention(self.lm, usual=ROW_ATTENTION):
+            plain, _ = self._own(*self.sequences[number])
+        # Two ways of computing, each with its own rounding in every layer.
+        allowed = 4 * self.allowed
+        lengths = [len(completion) for _, completion in self.sequences]
+        difference = self._difference(self.expected.split(lengths)[number], plain)
+        if difference <= allowed:
+            return
+        self.policy.leave_attention()
+        self.expected = torch.cat([self._own(*sequence)[0] for sequence in self.sequences])
+        self.unlike = f"its attention with the function of ours differs by {difference:.2g}"
+        difference = self._difference(self.expected.split(lengths)[number], plain)
+        if not difference <= allowed:
+            raise InputError(
+                f"{self.name}: its attention called sdpa differs by {difference:.2g} nat from the one called eager, so "
+                f"something that this architecture needs is left out. {WAY_OUT}"
+            )
+
+    def _check_rows(self) -> None:
+        """Compare the head on sequences alone, and the same sequences padded to one length."""
+        with _refusing(f"{self.name} cannot be used as a decoder and an output head"):
+            together = self._ours(self.pairs, shared_prompt=False)
+        difference = self._difference(together, self.expected)
+        if difference <= self.allowed:
+            return
+        single = [
+            self._ours([_ProbePair(prompt, completion, [])], shared_prompt=False)
+            for prompt, completion in self.sequences
+        ]
+        if self._difference(torch.cat(single), self.expected) <= self.allowed:
+            raise InputError(
+                f"{self.name} gives a sequence other log-probabilities beside a longer one: they differ by "
+                f"{difference:.2g} nat, so it sees the padding behind it. {WAY_OUT}"
+            )
+        raise InputError(
+            f"{self.name}: log-probabilities from its hidden states and output head differ by {difference:.2g} nat "
+            f"from those of its own logits{_suspects(self.lm.config)}, so it does more between the two than is known "
+            f"here. {WAY_OUT}"
+        )
+
+    def _why_not_packed(self) -> str | None:
+        config = self.lm.config.get_text_config()
+        local = None if self.policy.exact else local_setting(config)
+        if local is not None:
+            return f"its {local} of {getattr(config, local)} positions is not known to be honoured in packed rows"
+        if not self.policy.takes_row_attention:
+            return self.unlike or "this architecture takes no attention function of ours"
+        try:
+            packed = self._ours(self.pairs, shared_prompt=True)
+        except Exception as error:
+            return f"packed rows fail with {type(error).__name__}"
+        difference = self._difference(packed, self.expected)
+        # A token that sees what it must not is off by far more than rounding.
+        if difference <= self.allowed:
+            return None
+        return f"packed rows give log-probabilities that differ by {difference:.2g}"
+
+
+@contextmanager
+def _refusing(sentence: str) -> Iterator[None]:
+    """Refuse a model for an error of its own, with the sentence before it. Memory that runs out is none."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        detail = f" ({lines[0].rstrip('.')})" if lines else ""
+        raise InputError(f"{sentence}: {type(error).__name__}{detail}. {WAY_OUT}") from None
+
+
+def _suspects(config: Any) -> str:
+    """What a configuration says of logits and the head, to be read as a hint."""
+    text = config.get_text_config()
+    names = [
+        name
+        for name, value in text.to_dict().items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value != 1 and ("logit" in name)
+    ]
+    return f" (its configuration has {', '.join(f'{name} {getattr(text, name)}' for name in names)})" if names else ""
+
+
+def _made_up_pairs(lm: Any) -> list[_ProbePair]:
+    """Pairs of unequal lengths, without the ids that a configuration names: those may stand for images or padding."""
+    configs = {id(config): config.to_dict() for config in (lm.config, lm.config.get_text_config())}
+    named = {
+        number
+        for settings in configs.values()
+        for name, value in settings.items()
+        if "token_i" in name
+        for number in (value if isinstance(value, list) else [value])
+    }
+    size = min(lm.get_input_embeddings().weight.shape[0], lm.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(1)
+    ids = [number for number in torch.randint(size, (256,), generator=generator).tolist() if number not in named]
+    ids = (ids or [0]) * 64
+    pairs, start = [], 0
+    for lengths in ((5, 3, 8), (12, 14, 6)):
+        parts = []
+        for length in lengths:
+            parts.append(ids[start : start + length])
+            start += length
+        pairs.append(_ProbePair(*parts))
+    return pairs
