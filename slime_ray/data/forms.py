@@ -58,7 +58,7 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     if isinstance(chosen, str) and isinstance(rejected, str):
         pair = _from_texts(prompt, chosen, rejected, remarks)
     else:
-        sides = [read_messages(side, name, remarks) for name, side in (("chosen", chosen), ("rejected", rejected))]
+        sides = read_messages(chosen, "chosen", remarks), read_messages(rejected, "rejected", remarks)
         pair = _from_messages(prompt, *sides, remarks)
     _check_unicode(pair)
     notes = (*remarks.notes, *pair.notes, *_oddities(pair))
