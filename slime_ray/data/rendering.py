@@ -6,7 +6,7 @@ sees them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
@@ -84,5 +84,5 @@ def render_pairs(
     for (row, texts), *ids in zip(rendered.items(), *columns, strict=True):
         parts = zip(PARTS, (prompts, *completions), texts, strict=False)
         lost = tuple((name, each) for name, part, text in parts for each in renderer.lost_texts(part[row], text))
-        results[row] = RenderedPair(*ids, lost=lost)  # type: ignore[misc]
+        results[row] = replace(RenderedPair(*ids), lost=lost)
     return results

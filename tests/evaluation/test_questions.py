@@ -70,6 +70,20 @@ def test_a_template_that_knows_one_turn_only_is_refused_before_anything_is_train
         prompts_to_answer(settings, of_the_data, tokenizer)
 
 
+def test_a_question_that_the_template_does_not_write_out_is_counted_and_refused_by_strict(tmp_path):
+    file = mt_bench(tmp_path / "question.jsonl", ASKED[:2])
+    settings = experiment(tmp_path, {"questions": str(file)}).settings
+    tokenizer = tiny_tokenizer(TASK)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("messages", "messages[-2:]", 1)
+    of_the_data: dict[str, Any] = {name: [[{"role": "user", "content": ASKED[0]}]] for name in ("selection", "report")}
+    truncation = prompts_to_answer(settings, of_the_data, tokenizer)["report"].truncation
+    assert truncation is not None
+    assert truncation.rows_with_lost_text == 1
+    strict = settings.model_copy(update={"data": settings.data.model_copy(update={"strict": True})})
+    with pytest.raises(InputError, match="of prompts with text that the chat template leaves out"):
+        prompts_to_answer(strict, of_the_data, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("evaluation", "complaint"),
     [
