@@ -255,7 +255,7 @@ FAMILIES: list[Family] = [
     Family("xlm-roberta", "refused"),
     Family("xlm-roberta-xl", "refused"),
     # transformers zeroes its embedding of the padding token whenever it loads one.
-    Family("youtu", "packed", LATENT | {"pad_token_id": None}),
+    Family("youtu", "packed", LATENT | {"pad_token_id": None, "gain": 1.0}),
     Family("zamba2", "alone", ZAMBA2),
     Family("zaya", "alone", {"num_experts_per_tok": 1}),
 ]
