@@ -58,8 +58,8 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     if isinstance(chosen, str) and isinstance(rejected, str):
         pair = _from_texts(prompt, chosen, rejected, remarks)
     else:
-        sides = [read_messages(side, name, remarks) for name, side in (("chosen", chosen), ("rejected", rejected))]
-        pair = _from_messages(prompt, *sides, remarks)
+        one, other = (read_messages(side, name, remarks) for name, side in (("chosen", chosen), ("rejected", rejected)))
+        pair = _from_messages(prompt, one, other, remarks)
     _check_unicode(pair)
     notes = (*remarks.notes, *pair.notes, *_oddities(pair))
     return replace(pair, notes=notes, fields=frozenset(remarks.fields))

@@ -84,5 +84,5 @@ def render_pairs(
     for (row, texts), *ids in zip(rendered.items(), *columns, strict=True):
         parts = zip(PARTS, (prompts, *completions), texts, strict=False)
         lost = tuple((name, each) for name, part, text in parts for each in renderer.lost_texts(part[row], text))
-        results[row] = RenderedPair(*ids, lost=lost)
+        results[row] = RenderedPair(*ids, lost=lost)  # type: ignore[misc]
     return results

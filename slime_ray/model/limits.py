@@ -123,12 +123,12 @@ def declared_limits(config: Any) -> Limits:
     if lm is None:
         return Limits(text.vocab_size)
     size, embeddings = _positions(text), lm.get_input_embeddings()
-    tables = [
+    tables: list[int] = [
         size
         for module in decoder_of(lm).modules()
         if isinstance(module, nn.Embedding) and module is not embeddings and _holds(module.weight.shape[0], size)
     ]
-    steady = [
+    steady: list[int] = [
         rope.get("original_max_position_embeddings") or size
         for rope in _ropes(text)
         if rope.get("rope_type") in ("dynamic", "longrope")
@@ -222,7 +222,7 @@ def _early(
     else:
         arguments[str(argument)] = tokens
     try:
-        replay = inspect.BoundArguments(call.signature, arguments)  # type: ignore[arg-type]
+        replay = inspect.BoundArguments(call.signature, arguments)
         output = copy.deepcopy(module).cpu()(*replay.args, **replay.kwargs)
     except (IndexError, RuntimeError):
         return None

@@ -16,8 +16,8 @@ from transformers import GenerationConfig
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
 from slime_ray.model.attention import ROW_ATTENTION, local_setting, plain_attention
+from slime_ray.model.decoder import WAY_OUT
 from slime_ray.model.limits import Limits, PositionWatch
-from slime_ray.model.parts import WAY_OUT
 
 
 @dataclass(frozen=True)

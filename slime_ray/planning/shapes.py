@@ -127,8 +127,8 @@ KNOWN = {
 
 def find_shape(model: Model) -> ModelShape:
     """The shape of the settings' model. Raises InputError where it is not known here, with the way out."""
+    from slime_ray.model.decoder import empty_model, matrix_weights, settings_of
     from slime_ray.model.loading import load_config
-    from slime_ray.model.parts import empty_model, matrix_weights, settings_of
 
     config = load_config(model)
     if config is not None:

@@ -42,7 +42,7 @@ def with_sft(settings: Settings, *, lora: Any = "same", dtype: str = "float32", 
 def made(settings: Settings, tmp_path: Path) -> Path:
     return cached(
         Mirror(tmp_path), "sft", "key",
-        lambda folder: sft.make_sft(settings, PAIRS, folder, nothing, sharded=False), nothing,
+        lambda folder: sft.make_sft(settings, PAIRS, folder, nothing, sharded=False, check=nothing, note=nothing), nothing,
     )  # fmt: skip
 
 
