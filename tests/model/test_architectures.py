@@ -3,6 +3,7 @@
 The reference is transformers alone: the same weights loaded anew, eager attention, one unpadded sequence at a time.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,11 @@ def train(policy: Policy, objective: Any, scratch: Path) -> None:
 
 
 @torch.no_grad()
-def plain_loop(lm: Any, prompt: list[int], stop: int) -> tuple[int, ...]:
+def plain_loop(lm: Any, prompt: Sequence[int], stop: int) -> tuple[int, ...]:
     """The likeliest token, again and again: no padding, no cache."""
     ids: list[int] = []
     while len(ids) < DECODING.max_new_tokens:
-        token = int(lm(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].argmax())
+        token = int(lm(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0, -1].argmax())
         if token == stop:
             break
         ids.append(token)
