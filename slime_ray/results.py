@@ -197,7 +197,8 @@ def finished_trial(folder: Path) -> dict[str, Any] | None:
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
         whole = row["trial_id"] == folder.name and isinstance(json.loads(row["settings"] or "{}"), dict)
-        return row if whole and all(isinstance(row[name], str) for name in ("phase", "label", "status")) else None
+        texts = all(isinstance(row[name], str | None) for name in ("phase", "label", "status"))
+        return row if whole and texts else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return None
     except OSError as error:

@@ -59,13 +59,17 @@ def _way_out(settings: Settings) -> str:
     return f"{sft} the weights of {settings.model.source} and model.dtype ({settings.model.dtype})."
 
 
+def check_trained(trained: np.ndarray, settings: Settings) -> None:
+    """Raise InputError where a trained model's log-probabilities are not finite, before it is saved."""
+    if not np.isfinite(trained).all():
+        raise InputError(f"{_start(settings)} gives log-probabilities that are not finite. {_way_out(settings)}")
+
+
 def check_saved(trained: np.ndarray, saved: np.ndarray, settings: Settings) -> None:
-    """Raise InputError where a saved model is not the one that was trained, or gives no finite numbers.
+    """Raise InputError where a saved model is not the one that was trained.
 
     trained, saved: (tokens,) log-probabilities of the same tokens, in nats.
     """
-    if not np.isfinite(trained).all():
-        raise InputError(f"{_start(settings)} gives log-probabilities that are not finite. {_way_out(settings)}")
     dtype = settings.model.dtype
     difference, tolerance = float(np.abs(trained - saved).mean()), TOLERANCES[dtype]
     if difference <= tolerance:

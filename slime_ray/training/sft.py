@@ -16,7 +16,7 @@ from slime_ray.model.lora import add_lora, find_adapted
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import SftObjective
 from slime_ray.settings import Model, Settings
-from slime_ray.training.checks import check_saved, check_update
+from slime_ray.training.checks import check_saved, check_trained, check_update
 from slime_ray.training.orders import Report
 from slime_ray.training.policies import chosen_logps, place
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
@@ -59,6 +59,7 @@ def make_sft(
 
     def save() -> None:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
+        check_trained(trained, settings)
         lm.cpu().save_pretrained(folder)
         # Trainer's circles hold the optimizer, and there may be no place for a second model beside it.
         gc.collect()

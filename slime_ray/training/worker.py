@@ -238,7 +238,7 @@ def _start(trial: Trial, storage: Mirror, report: Report, hosting: Hosting) -> t
         if any(_changes_stages(path) for path in trial.values):
             raise
         # They were fine when the run began.
-        raise StageError(str(error)) from error
+        raise StageError(f"The shared stages could not be used: {error}") from error
 
 
 def _changes_stages(path: str) -> bool:

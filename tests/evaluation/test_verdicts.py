@@ -38,7 +38,7 @@ def test_a_score_is_a_number_of_any_library_or_missing(score, number):
         "7", "nan", b"7", 1 + 0j, [1.0], (1.0, "why"), {"score": 1}, object(), np.array([1.0, 2.0]), np.array([]),
         np.array("7"), np.complex64(1), torch.ones(2), torch.tensor(1j), np.datetime64("2026-01-01"), 10**400,
     ],
-    ids=repr,
+    ids=lambda score: type(score).__name__,
 )  # fmt: skip
 def test_what_is_no_number_is_refused_with_the_prompt_and_the_answer(score):
     judge = ExactJudge(lambda prompt, answer: score if answer == "odd" else 1, name="exact:my:score")

@@ -5,6 +5,7 @@ import ray
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.connection import errors_as_sentences
+from slime_ray.training.outcome import StageError
 
 
 def of_task(cause: Exception) -> ray.exceptions.RayTaskError:
@@ -16,6 +17,7 @@ def of_task(cause: Exception) -> ray.exceptions.RayTaskError:
     ("raised", "kind", "said"),
     [
         (of_task(InputError("model.source x: there is no such path.")), InputError, "model.source x: there is no"),
+        (of_task(StageError("The shared stages: full.")), RunError, "The shared stages: full."),
         (of_task(ValueError("7\nlines")), RunError, "The probe failed: ValueError: 7"),
         (ray.exceptions.WorkerCrashedError(), RunError, "The probe failed: "),
     ],

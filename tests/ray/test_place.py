@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle, tune
 
 from slime_ray import results
 from slime_ray.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.experiment_file import load_experiment
 from slime_ray.mirror import Mirror
+from slime_ray.on_ray import place as module
 from slime_ray.on_ray.place import Place, run_worker
+from slime_ray.on_ray.trial import tune_function
 from slime_ray.training import worker
 from slime_ray.training.outcome import blank_row
 
@@ -79,3 +82,18 @@ def test_a_store_that_is_away_when_a_trial_starts_is_waited_for(trial, place, tm
     monkeypatch.setattr(worker, "run_trial", trains(place))
     assert run_worker(trial, place)["status"] == "completed"
     assert len(waited) == 1
+
+
+def test_a_storage_that_refuses_a_trials_files_starts_it_no_second_time(trial, place, monkeypatch):
+    """Tune would start a trial again that raises."""
+    told: list[dict[str, Any]] = []
+
+    def refuses(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "run_worker", refuses)
+    monkeypatch.setattr(tune, "report", told.append)
+    monkeypatch.setattr(place.monitor, "begin", lambda name: None, raising=False)
+    tune_function({"trial": trial.model_dump(mode="json")}, place=cloudpickle.dumps(place))
+    reason = "the storage does not take what is written (OSError: [Errno 28] No space left on device)"
+    assert told == [{"finished": False, "status": "paused", "reason": reason}]

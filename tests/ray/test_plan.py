@@ -304,9 +304,8 @@ def test_what_a_trial_without_a_result_set_is_read_from_the_other_files_of_the_r
     def settings(value: float) -> dict[str, float]:
         return {"objective.hard_margin": value}
 
-    kept = {"trial_id": "search-0001", "phase": "search", "settings": settings(1.0)}
-    gone = {"trial_id": "search-0002", "phase": "search", "settings": settings(2.0)}
-    for row in (kept, gone):
+    for name, value in (("search-0001", 1.0), ("search-0002", 2.0)):
+        row = {"trial_id": name, "phase": "search", "label": name, "status": "completed", "settings": settings(value)}
         results.write_trial(tmp_path, row=results.trial_row(**row), answers=[], curves=[])
     results.consolidate(tmp_path)
     if tables == "damaged":

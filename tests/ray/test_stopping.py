@@ -187,7 +187,13 @@ def test_what_cannot_stop_anything_is_refused(tmp_path, early, overrides, said):
 def test_a_run_that_is_gone_on_with_remembers_its_rungs(tmp_path):
     def finish(name: str, phase: str, reached: int, started: str, **told: float) -> None:
         row = results.trial_row(
-            trial_id=name, phase=phase, status="stopped", updates=reached, planned_updates=100, started=started
+            trial_id=name,
+            label=name,
+            phase=phase,
+            status="stopped",
+            updates=reached,
+            planned_updates=100,
+            started=started,
         )
         about = {"trial_id": name, "label": name, "phase": phase, "seed": 0}
         curves = [

@@ -278,7 +278,7 @@ def test_a_wait_may_be_a_date():
     assert 3000 < seconds_of(email.utils.formatdate(time.time() + 3600, usegmt=True)) <= 3600
 
 
-@pytest.mark.parametrize("wait", ["86400", "1e400", email.utils.formatdate(time.time() + 10**6, usegmt=True)])
+@pytest.mark.parametrize("wait", ["86400", "1e400", "Thu, 31 Dec 9998 23:59:59 GMT"])
 def test_who_asks_for_hours_is_not_waited_for_and_the_sentence_says_so(llm, wait):
     with (
         serving(lambda *_: Response(429, {}, {"retry-after": wait})) as server,

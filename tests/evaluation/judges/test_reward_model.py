@@ -166,33 +166,38 @@ def test_a_tokenizer_without_a_chat_template_is_refused(judge, reward_folder, tm
         judge(folder=folder).scores(PROMPTS, OURS)
 
 
-def broken_at(folder, target, tokens):
-    """A copy of the reward model whose embeddings of these tokens are NaN."""
-    shutil.copytree(folder, target)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[tokens] = torch.nan
-    model.save_pretrained(target)
-    return target
+def without_numbers(judge, of):
+    """The judge, whose model overflows on the conversations that `of` picks by their token ids."""
+    load = judge._model
+
+    def overflow(model, given, options, output):
+        for row, ids in enumerate(options["input_ids"].tolist()):
+            output.logits[row] = torch.nan if of(ids) else output.logits[row]
+
+    def loaded():
+        model = load()
+        model.register_forward_hook(overflow, with_kwargs=True)
+        return model
+
+    judge._model = loaded
+    return judge
 
 
-def test_answers_that_get_no_number_have_missing_verdicts_and_are_not_kept(judge, reward_folder, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(reward_folder)
-    (token,) = tokenizer.encode("8", add_special_tokens=False)[-1:]
-    folder = broken_at(reward_folder, tmp_path / "nan", [token])
-    judged = compare(judge(folder=folder), PROMPTS, ["8", *OURS[1:]], THEIRS)
+def test_answers_that_get_no_number_have_missing_verdicts_and_are_not_kept(judge, reward_folder):
+    token = AutoTokenizer.from_pretrained(reward_folder).encode("8", add_special_tokens=False)[-1]
+    ours = ["8", *OURS[1:]]
+    judged = compare(without_numbers(judge(), lambda ids: token in ids), PROMPTS, ours, THEIRS)
     assert judged.comparisons[0] == Comparison(None, None)
     assert judged.scores[0] is None
     assert None not in judged.scores[1:]
     assert judged.summary.missing == {"in float32 the reward model gave an answer NaN": 1}
-    again = compare(judge(folder=folder), PROMPTS, ["8", *OURS[1:]], THEIRS)
+    again = compare(without_numbers(judge(), lambda ids: token in ids), PROMPTS, ours, THEIRS)
     assert (again.summary.new, sum(again.summary.missing.values())) == (0, 1)
 
 
-def test_a_model_that_gives_no_number_at_all_is_refused(judge, reward_folder, tmp_path):
-    folder = broken_at(reward_folder, tmp_path / "nan", slice(None))
+def test_a_model_that_gives_no_number_at_all_is_refused(judge):
     with pytest.raises(InputError, match="in float32 all its scores are NaN"):
-        judge(folder=folder).scores(PROMPTS, OURS)
+        without_numbers(judge(), lambda ids: True).scores(PROMPTS, OURS)
 
 
 def test_infinite_scores_tie_with_equal_ones_when_they_are_read_back(judge, verdicts):
@@ -251,3 +256,12 @@ def test_a_file_that_cannot_be_read_is_named(judge, reward_folder, tmp_path, fil
         InputError, match=f"evaluation.judge.model {tmp_path / 'm'} cannot be used .*{tmp_path / 'm' / file} is"
     ):
         judge(folder=tmp_path / "m")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(judge, reward_folder, tmp_path):
+    change_weights(
+        copy(reward_folder, tmp_path / "m") / "model.safetensors",
+        lambda found: found | {"score.weight": found["score.weight"] / 0},
+    )
+    with pytest.raises(InputError, match=r"1 weight \(score.weight\) hold numbers that are not finite"):
+        judge(folder=tmp_path / "m").scores(PROMPTS, OURS)
