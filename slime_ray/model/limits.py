@@ -126,13 +126,14 @@ def declared_limits(config: Any) -> Limits:
     tables: list[int] = [
         size
         for module in decoder_of(lm).modules()
-        if isinstance(module, nn.Embedding) and module is not embeddings and _holds(module.weight.shape[0], size)
+        if size is not None
+        and isinstance(module, nn.Embedding)
+        and module is not embeddings
+        and _holds(module.weight.shape[0], size)
     ]
-    steady: list[int] = [
-        rope.get("original_max_position_embeddings") or size
-        for rope in _ropes(text)
-        if rope.get("rope_type") in ("dynamic", "longrope")
-    ]
+    dependent = [rope for rope in _ropes(text) if rope.get("rope_type") in ("dynamic", "longrope")]
+    lengths = [rope.get("original_max_position_embeddings") or size for rope in dependent]
+    steady = [length for length in lengths if length is not None]
     return _limits(lm, tables + _other_tables(lm), steady)
 
 

@@ -106,7 +106,7 @@ def _load(model: Model, note: Note) -> Any:
     parts = parts_of(model.source, model.revision)
     options |= {"trust_remote_code": model.trust_remote_code}
     lm = load_parts(AutoModelForCausalLM, parts, note=note, **options)
-    if lm.config.get_text_config().tie_word_embeddings and not heads_tied(lm):
+    if getattr(lm.config.get_text_config(), "tie_word_embeddings", False) and not heads_tied(lm):
         untie_head(lm)
         note(f"Head and embeddings of {parts.source} differ, though its configuration ties them: they stay apart.")
     return lm

@@ -47,7 +47,7 @@ def _check_pairs(limits: Limits, path: Path, part: str, tokens: Path) -> None:
             rows = pc.list_parent_indices(column.combine_chunks())
             _check_id(limits, largest, f"{part} row {rows[pc.index(flat, largest).as_py()].as_py()}", tokens)
     prompts = pc.list_value_length(columns["prompt_ids"])
-    for name in columns.keys() - {"prompt_ids"}:
+    for name in list(columns)[1:]:
         lengths = pc.add(prompts, pc.list_value_length(columns[name]))
         longest = pc.max(lengths).as_py() or 0
         limits.check_length(

@@ -1,5 +1,6 @@
 """Small random models of every architecture that is promised to be exact, in float64, and pairs to run on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +85,13 @@ def double_model(config: PreTrainedConfig, seed: int = 0) -> Any:
     return lm.eval()
 
 
-def alone(lm: Any, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
+def alone(lm: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
     """Log-probabilities of one completion from the model's own logits on one unpadded sequence."""
-    logits = lm(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].double()
+    logits = lm(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0].double()
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None]).squeeze(1)
 
 
-def all_alone(lm: Any, pairs: list[Ids]) -> torch.Tensor:
+def all_alone(lm: Any, pairs: Sequence[Any]) -> torch.Tensor:
     """The same for all chosen, then all rejected completions."""
     chosen = [alone(lm, pair.prompt_ids, pair.chosen_ids) for pair in pairs]
     return torch.cat(chosen + [alone(lm, pair.prompt_ids, pair.rejected_ids) for pair in pairs])

@@ -255,7 +255,24 @@ FAMILIES: list[Family] = [
     Family("xlm-roberta", "refused"),
     Family("xlm-roberta-xl", "refused"),
     # transformers zeroes its embedding of the padding token whenever it loads one.
-    Family("youtu", "packed", LATENT | {"pad_token_id": None}),
+    Family("youtu", "packed", LATENT | {"pad_token_id": None, "gain": 1.0}),
     Family("zamba2", "alone", ZAMBA2),
     Family("zaya", "alone", {"num_experts_per_tok": 1}),
 ]
+
+
+OUTCOMES = {
+    "packed": "Works, pairs share a row",
+    "alone": "Works, a row for every sequence",
+    "alone, one at a time": "The same, and prompts are answered one at a time",
+    "refused": "Refused: not causal without further settings, or more than a linear head",
+}
+
+
+def families_table() -> str:
+    """The table of docs/models.md."""
+    rows = []
+    for outcome, words in OUTCOMES.items():
+        names = sorted(family.model_type for family in FAMILIES if family.outcome == outcome)
+        rows.append(f"| {words} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(["| What happens | `model_type` in config.json |", "| --- | --- |", *rows])

@@ -5,11 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PhiConfig,
+    Qwen3Config,
+)
 
 from slime_ray.bench.cases import SHAPES
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
+from slime_ray.model.decoder import settings_of
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.planning.flops import sizes_of
@@ -22,6 +32,9 @@ LORA = Lora(rank=4, alpha=8.0)
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+PLAIN: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
 }  # fmt: skip
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -132,6 +145,28 @@ def test_a_local_folder_needs_no_weights(tmp_path):
     shape = find_shape(Model(source=str(tmp_path)))
     assert (shape.model_type, shape.layers, shape.head_size) == ("qwen3", 3, 16)
     assert str(tmp_path) in shape.source
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        # Without gates a layer has two matrices where the formula counts three.
+        (GPTNeoXConfig(**PLAIN), r"gpt_neox has [\d.]+ M weights, and the formula counts [\d.]+ M"),
+        (PhiConfig(**PLAIN), "phi has .* M weights, and the formula counts"),
+        # Heads and layers have other names there, and are read all the same.
+        (GPT2Config(n_embd=32, n_layer=2, n_head=4), "gpt2 has no intermediate_size in its configuration"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_a_model_that_is_built_otherwise_is_not_counted_wrongly(tmp_path, config, message):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        find_shape(Model(source=str(tmp_path)))
+
+
+def test_a_configuration_is_read_by_the_common_names():
+    settings = settings_of(GPT2Config(n_embd=32, n_layer=2, n_head=4))
+    assert (settings["hidden_size"], settings["num_hidden_layers"], settings["num_attention_heads"]) == (32, 2, 4)
 
 
 def test_the_embedded_model_is_weighed_as_it_is_built():

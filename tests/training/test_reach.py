@@ -68,7 +68,7 @@ def test_what_does_not_is_named_with_its_place_and_the_way_out(tmp_path, limits,
 
 def test_an_id_of_a_prompt_is_looked_at_as_well(tmp_path):
     prompts = Prompts(["a", "b"], [SAID, SAID], [[5], [IDS + 3]])
-    with pytest.raises(InputError, match=rf"selection prompt 1: the token None has id {IDS + 3}"):
+    with pytest.raises(InputError, match=rf"selection prompt 1: a token has id {IDS + 3}"):
         check_reach(Limits(IDS), tokens_of(tmp_path, pairs=PAIRS, prompts=prompts), max_new_tokens=1)
 
 
