@@ -212,14 +212,17 @@ def _modules(module: str) -> dict[str, Path]:
     if home is None:
         return {}
     package = home.parent if home.name == "__init__.py" else home
-    installed = {Path(path) for path in sysconfig.get_paths().values()}
-    root = package if installed & set(package.parents) else (package.parent if package != home else home.parent)
+    installed = _is_installed(package)
+    root = package if installed else (package.parent if package != home else home.parent)
     found: dict[str, Path] = {}
     left = [module]
     while left:
         name = left.pop()
         above = _file_of(name.partition(".")[0])
         if name in found or above is None or not (above == root or root in above.parents):
+            continue
+        if _is_installed(above) and not installed:
+            # An environment may lie in the user's own folder.
             continue
         if name.partition(".")[0] == OWN:
             # A file of the user's may lie in this package's checkout; its version stands in the manifest.
@@ -234,10 +237,15 @@ def _modules(module: str) -> dict[str, Path]:
     return found
 
 
+def _is_installed(path: Path) -> bool:
+    places = {Path(place) for place in sysconfig.get_paths().values()}
+    return bool(places & set(path.parents))
+
+
 def _file_of(module: str) -> Path | None:
     try:
         spec = find_spec(module)
-    except (ImportError, ValueError, AttributeError):
+    except Exception:  # The packages above it are imported, and may do anything.
         return None
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,20 @@ def test_this_package_is_no_code_of_the_users_where_their_file_lies_in_its_check
     )
     monkeypatch.setattr(inputs, "_imports", lambda file, package: ["slime_ray", "slime_ray.errors"])
     assert inputs._modules("own") == {"own": file}
+
+
+def test_an_environment_in_the_users_folder_is_no_code_of_theirs(tmp_path, monkeypatch):
+    site = tmp_path / ".venv" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "installed_x.py").write_text("")
+    (tmp_path / "scoring_x.py").write_text("import installed_x\ndef score(prompt, answer): return 0")
+    for folder in (tmp_path, site):
+        monkeypatch.syspath_prepend(folder)
+    places = sysconfig.get_paths()
+    monkeypatch.setattr(inputs.sysconfig, "get_paths", lambda: places | {"purelib": str(site)})
+    source = tmp_path / "first.yaml"
+    source.write_text(
+        "name: first\npreset: arithmetic\nbase: {evaluation: {judge: {name: exact, scorer: 'scoring_x:score'}}}\n"
+        "arms: {slime: {}}\n"
+    )
+    assert set(held(source, start="fresh")["code"]) == {"scoring_x:score"}

@@ -60,6 +60,7 @@ def test_attempts_of_earlier_starts_count_with_what_they_held(tmp_path):
     resources = experiment(tmp_path, "{gpu_hours: 3}").resources
     folder = tmp_path / "trials" / "arm-slime-s0"
     made = [Attempt(0.0, 900.0, 1800.0, "h", 1, 2, "lost"), Attempt(5000.0, 5000.0, 5900.0, "h", 1, 2, "paused")]
+    folder.mkdir(parents=True)
     attempts._write(folder, made)
     assert held_before(tmp_path, resources) == pytest.approx(2 * (1800 + 900) / 3600)
     assert meter(tmp_path, "{gpu_hours: 1.5}").over() == "gpu_hours"

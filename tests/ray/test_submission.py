@@ -40,7 +40,7 @@ def test_a_launch_with_more_seeds_is_another_job_that_goes_on_with_the_run():
 
 def test_a_password_in_an_address_never_reaches_the_cluster(experiment, monkeypatch):
     monkeypatch.setattr(launching, "job_client", lambda address: pytest.fail("the cluster was asked"))
-    with pytest.raises(InputError, match="the password in this address") as refused:
+    with pytest.raises(InputError, match="the secret in this address") as refused:
         launch(experiment, Submission("far", "", "s3://KEY:SECRET@bucket/runs"), address="", out=io.StringIO())
     assert "SECRET" not in str(refused.value)
 
@@ -63,8 +63,15 @@ def jobs(submission: Submission, status: str, content: str | None = None) -> Any
     )
 
 
-def test_what_is_said_of_a_run_tells_no_secret(experiment, monkeypatch):
-    submission, out = Submission("far", "", QUERY), io.StringIO()
+def test_a_secret_in_a_query_never_reaches_the_cluster(experiment, monkeypatch):
+    monkeypatch.setattr(launching, "job_client", lambda address: pytest.fail("the cluster was asked"))
+    with pytest.raises(InputError, match="the secret in this address") as refused:
+        launch(experiment, Submission("far", "", QUERY), address="", out=io.StringIO())
+    assert "SECRET" not in str(refused.value)
+
+
+def test_what_is_said_of_a_run_is_its_address_without_a_query(experiment, monkeypatch):
+    submission, out = Submission("far", "", "s3://bucket/runs?region=eu"), io.StringIO()
     monkeypatch.setattr(launching, "job_client", lambda address: jobs(submission, "SUCCEEDED"))
     launch(experiment, submission, address="", out=out)
     assert "far is done (job job-1). Its results are in s3://bucket/runs/far on the cluster." in out.getvalue()
@@ -80,4 +87,4 @@ def test_what_is_said_of_a_run_tells_no_secret(experiment, monkeypatch):
     monkeypatch.setattr(launching, "_follow", failed)
     with pytest.raises(RunError, match="What finished is in s3://bucket/runs/far on the cluster") as ended:
         launch(experiment, submission, address="", out=out)
-    assert "SECRET" not in out.getvalue() + str(refused.value) + str(ended.value)
+    assert "region" not in out.getvalue() + str(refused.value) + str(ended.value)

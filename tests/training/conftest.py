@@ -83,22 +83,39 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class RankServer:
+    """A process that runs a script on ranks for each line that it is given, and answers with the exit code."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def process(self) -> subprocess.Popen[str]:
+        """Return the process, started anew where it has ended: other tests kill this process's children."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SERVER],
+                env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            )  # fmt: skip
+        return self._process
+
+    def end(self) -> None:
+        """End the process and all ranks."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.communicate()
+
+
 @pytest.fixture(scope="session")
-def rank_server() -> Iterator[subprocess.Popen[str]]:
-    """Runs a script on ranks for each line that it is given, and answers with the exit code."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def rank_server() -> Iterator[RankServer]:
+    server = RankServer()
     yield server
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.communicate()
+    server.end()
 
 
 @pytest.fixture
-def on_ranks(rank_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
+def on_ranks(rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
     """Runs a script, with its arguments, in so many gloo processes."""
 
     def run(ranks: int, script: object, *arguments: object) -> None:
@@ -109,12 +126,13 @@ def on_ranks(rank_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPa
             "environment": {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
             "errors": str(errors),
         }
-        assert rank_server.stdin is not None
-        assert rank_server.stdout is not None
-        print(json.dumps(job), file=rank_server.stdin, flush=True)
-        if not select.select([rank_server.stdout], [], [], SECONDS)[0]:
-            os.killpg(rank_server.pid, signal.SIGKILL)
-        ended = rank_server.stdout.readline()
+        server = rank_server.process()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps(job), file=server.stdin, flush=True)
+        if not select.select([server.stdout], [], [], SECONDS)[0]:
+            os.killpg(server.pid, signal.SIGKILL)
+        ended = server.stdout.readline()
         assert ended == "0\n", (
             f"{ended or 'no answer in time'}: {errors.read_text()[-3000:] if errors.exists() else ''}"
         )
