@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .printing import ABSENT, Column, Table
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from . import search_table, tables
 from .printing import Table, number

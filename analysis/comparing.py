@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.errors import InputError
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from . import statistics, tables
 from .manifests import ABSENT, Difference, differences, why_not_comparable

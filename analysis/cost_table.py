@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from .printing import ABSENT, Column, Table, cells, number
 from .rows import FINISHED, name_of

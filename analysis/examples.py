@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from .printing import Table
 from .rows import of_label

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from slime_ray.redaction import redact
-from slime_ray.results import Run
+from slime_ray.runs.redaction import redact
+from slime_ray.runs.results import Run
 
 from .printing import one_line
 from .rows import decoding_words, judge_of

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .printing import ABSENT, Column, Table
 from .rows import FINISHED

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.pareto import on_front
-from slime_ray.results import Run
+from slime_ray.runs.pareto import on_front
+from slime_ray.runs.results import Run
 
 from . import search_table, stability, tables
 from .drawing import (

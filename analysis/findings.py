@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from slime_ray.design import Design
-from slime_ray.results import Run
+from slime_ray.config.design import Design
+from slime_ray.runs.results import Run
 
 from . import ablation_table, factorial_table, search_table, tables
 from .answer import Sentences

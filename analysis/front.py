@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from slime_ray import pareto
+from slime_ray.runs import pareto
 
 from . import statistics
 from .knobs import Searched, unit_of

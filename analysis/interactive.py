@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray import pareto
-from slime_ray.results import Run
+from slime_ray.runs import pareto
+from slime_ray.runs.results import Run
 
 from . import statistics, tables
 from .examples import LONGEST_ANSWER, first_pairs

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError
 
 from . import rows, statistics

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .rows import FINISHED
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from .rows import baseline_of, judge_of, version_of
 

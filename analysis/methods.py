@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from slime_ray.facts import data_lines
-from slime_ray.results import Run
-from slime_ray.stability_v1 import TOLERANCES
+from slime_ray.runs.facts import data_lines
+from slime_ray.runs.results import Run
+from slime_ray.runs.stability_v1 import TOLERANCES
 
 from . import effects, judging, statistics
 from .findings import Findings

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slime_ray.pareto import on_front
+from slime_ray.runs.pareto import on_front
 
 from .budget_curve import Spent
 from .drawing import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from . import budget_curve, front, importance, winners
 from .knobs import Searched

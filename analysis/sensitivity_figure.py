@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from slime_ray.design import Design, Level
+from slime_ray.config.design import Design, Level
 
 from .ablation_table import REFERENCE
 from .design_cells import METRICS, Cells

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
-from slime_ray.stability_v1 import StabilityParts, damage, spike_flags
+from slime_ray.runs import results
+from slime_ray.runs.stability_v1 import StabilityParts, damage, spike_flags
 
 from . import rows, statistics
 

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from slime_ray import results
-from slime_ray.stability_v1 import TOLERANCES
+from slime_ray.runs import results
+from slime_ray.runs.stability_v1 import TOLERANCES
 
 from . import statistics
 from .printing import Column, Table, cells, interval_cells, number

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from slime_ray.design import FEWEST_SEEDS as FEWEST_SEEDS
+from slime_ray.config.design import FEWEST_SEEDS as FEWEST_SEEDS
 
 RESAMPLES = 10_000
 AT_ONCE = 1_000

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from . import stability, statistics
 from .judging import Votes, votes_by_label

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
-from slime_ray.stability_v1 import WITHIN_TOLERANCE
+from slime_ray.runs import results
+from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 from . import stability, statistics
 from .front import outcomes_of

@@ -14,8 +14,8 @@ from slime_ray.evaluation.generate import generate_answers
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.planning.tables import table
-from slime_ray.presets import preset_base
-from slime_ray.settings import Decoding
+from slime_ray.config.presets import preset_base
+from slime_ray.config.settings import Decoding
 
 from .common import middle, run
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.bench.machine import Say, describe_machine, now
 from slime_ray.errors import InputError, RunError
-from slime_ray.experiment import Experiment, Search, Trial
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
-from slime_ray.space import Scalar
+from slime_ray.config.experiment import Experiment, Search, Trial
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
+from slime_ray.config.space import Scalar
 from slime_ray.training.orders import evaluations
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial

@@ -16,7 +16,7 @@ import torch
 from slime_ray.analysis.budget_curve import hypervolumes
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
-from slime_ray.experiment import EarlyStopping, Experiment, Search
+from slime_ray.config.experiment import EarlyStopping, Experiment, Search
 from slime_ray.on_ray.plan import best_rows
 from slime_ray.on_ray.stopping import build_rule
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from optuna.storages import InMemoryStorage
 
-from slime_ray.experiment import Experiment
+from slime_ray.config.experiment import Experiment
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import Rule
-from slime_ray.space import Scalar
+from slime_ray.config.space import Scalar
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 
 from slime_ray.errors import InputError
-from slime_ray.yaml_source import load_yaml
+from slime_ray.config.yaml_source import load_yaml
 
 _FOLDER = Path(__file__).resolve().parent
 

@@ -6,7 +6,7 @@ import traceback
 from types import TracebackType
 
 from slime_ray.cli import main
-from slime_ray.redaction import redact_sentence
+from slime_ray.runs.redaction import redact_sentence
 
 
 def run() -> None:

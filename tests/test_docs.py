@@ -14,7 +14,7 @@ import yaml
 from slime_ray.search_spaces import find_space
 
 from slime_ray import cli
-from slime_ray.experiment_file import load_experiment
+from slime_ray.config.experiment_file import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_the_steps_to_the_end_with_an_objective_and_a_table(folder):
 )
 def test_what_is_wrong_with_an_objective_of_ones_own_is_told_where_it_stands(folder, monkeypatch, objective, said):
     from slime_ray.errors import InputError
-    from slime_ray.experiment_file import load_experiment
+    from slime_ray.config.experiment_file import load_experiment
 
     monkeypatch.syspath_prepend(folder)
     path = folder / "wrong.yaml"
@@ -112,8 +112,8 @@ def test_what_is_wrong_with_an_objective_of_ones_own_is_told_where_it_stands(fol
 
 
 def test_settings_of_an_objective_of_ones_own_survive_the_way_to_a_worker(folder, monkeypatch):
-    from slime_ray.experiment import Trial, arm_trials
-    from slime_ray.experiment_file import load_experiment
+    from slime_ray.config.experiment import Trial, arm_trials
+    from slime_ray.config.experiment_file import load_experiment
 
     monkeypatch.syspath_prepend(folder)
     trial = arm_trials(load_experiment(folder / "hinge.yaml"))[2]

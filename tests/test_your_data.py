@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slime_ray import results
+from slime_ray.runs import results
 from tests.end_to_end.conftest import environment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import RunError
 
 from .machine import Machine, Say, describe_machine, now

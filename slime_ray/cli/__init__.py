@@ -13,7 +13,7 @@ from slime_ray import __version__
 from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
-from slime_ray.redaction import redact, redact_sentence
+from slime_ray.runs.redaction import redact, redact_sentence
 
 DESCRIPTION = """\
 Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.

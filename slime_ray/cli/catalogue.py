@@ -44,13 +44,13 @@ def _spaces(options: argparse.Namespace) -> None:
 
 
 def _presets(options: argparse.Namespace) -> None:
-    from slime_ray.presets import describe_presets
+    from slime_ray.config.presets import describe_presets
 
     _print_pairs(describe_presets(), options)
 
 
 def _presets_diff(options: argparse.Namespace) -> None:
-    from slime_ray.presets.compare import as_table, compare_presets
+    from slime_ray.config.preset_diff import as_table, compare_presets
 
     differences = compare_presets(options.one, options.other)
     if options.json:
@@ -62,7 +62,7 @@ def _presets_diff(options: argparse.Namespace) -> None:
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from slime_ray.reference import reference
+    from slime_ray.config.reference import reference
 
     print(reference(options.part), end="")
 

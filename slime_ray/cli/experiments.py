@@ -24,7 +24,7 @@ from slime_ray.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slime_ray.experiment import Experiment
+    from slime_ray.config.experiment import Experiment
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -153,7 +153,7 @@ def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) ->
     if not options.quiet:
         _describe_design(experiment)
         print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 
     run = run_sweep(
@@ -168,8 +168,8 @@ def _say(options: argparse.Namespace) -> "Callable[[str], object]":
 
 
 def _describe_design(experiment: "Experiment") -> None:
-    from slime_ray.design import caution
-    from slime_ray.expansion import twins
+    from slime_ray.config.design import caution
+    from slime_ray.config.expansion import twins
 
     if experiment.design is not None:
         print(experiment.design.described(experiment.seeds))
@@ -181,7 +181,7 @@ def _describe_design(experiment: "Experiment") -> None:
 
 def _train(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.training.single import find_trial, train_one
 
     trial = find_trial(experiment, options.trial)
@@ -193,7 +193,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.training.evaluate import evaluate
 
     if options.name is None:
@@ -271,7 +271,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     experiment = checked(options)[0] if options.space else None
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.preflight import doctor
 
     doctor(experiment, storage=Mirror.of(options.storage, "driver"), console=Console(), as_json=options.json)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from slime_ray.cli.options import add_command, console, quiet_option, show_report
 from slime_ray.errors import InputError
-from slime_ray.redaction import redact
+from slime_ray.runs.redaction import redact
 
 if TYPE_CHECKING:
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -62,8 +62,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 @contextmanager
 def _opened(address: str) -> "Iterator[tuple[Path, Mirror]]":
     """A run's folder on this machine, up to date but for models, with its storage."""
-    from slime_ray.mirror import Mirror, copied, is_url, one_at_a_time
-    from slime_ray.results import CHECKPOINTS, MODEL
+    from slime_ray.runs.store import Mirror, copied, is_url, one_at_a_time
+    from slime_ray.runs.results import CHECKPOINTS, MODEL
 
     if not is_url(address):
         run = Path(address).resolve()
@@ -77,7 +77,7 @@ def _opened(address: str) -> "Iterator[tuple[Path, Mirror]]":
 
 
 def _status(options: argparse.Namespace) -> None:
-    from slime_ray.run_status import describe
+    from slime_ray.runs.status import describe
 
     with _opened(options.run) as (run, _):
         found = describe(run)
@@ -104,11 +104,11 @@ def _said(found: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
-    from slime_ray.experiment import MOST_TRIALS
-    from slime_ray.mirror import Mirror
+    from slime_ray.config.experiment import MOST_TRIALS
+    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.sweep import run_sweep
-    from slime_ray.results import read_manifest
-    from slime_ray.run_folder import reopened
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.folder import reopened
 
     with _opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
@@ -120,7 +120,7 @@ def _extend(options: argparse.Namespace) -> None:
         raise InputError(f"{options.run} has no search that could have more trials.")
     budget = experiment.budget.model_copy(update={"trials": experiment.budget.trials + options.trials})
     if options.trials and experiment.search is not None:
-        from slime_ray.points import count_points
+        from slime_ray.config.points import count_points
 
         points = count_points(experiment.search, experiment.base)
         if points is not None and budget.trials > points:
@@ -140,9 +140,9 @@ def _extend(options: argparse.Namespace) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from slime_ray.instructions import FOLDER, ask_to_stop
-    from slime_ray.results import read_manifest
-    from slime_ray.run_status import read_status
+    from slime_ray.runs.instructions import FOLDER, ask_to_stop
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.status import read_status
 
     with _opened(options.run) as (run, mirror):
         read_manifest(run)
@@ -155,12 +155,12 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _clone(options: argparse.Namespace) -> None:
-    from slime_ray.experiment_file import parse_override
-    from slime_ray.inputs import code_of, hashes_of
-    from slime_ray.instructions import FOLDER, ask_for_clone
-    from slime_ray.results import read_manifest
-    from slime_ray.run_folder import refuse_other_inputs, reopened
-    from slime_ray.run_status import read_status
+    from slime_ray.config.experiment_file import parse_override
+    from slime_ray.runs.inputs import code_of, hashes_of
+    from slime_ray.runs.instructions import FOLDER, ask_for_clone
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.folder import refuse_other_inputs, reopened
+    from slime_ray.runs.status import read_status
 
     with _opened(options.run) as (run, mirror):
         changes = dict(parse_override(text) for text in options.overrides)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from slime_ray.redaction import redact_sentence
+from slime_ray.runs.redaction import redact_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slime_ray.experiment import Experiment
-    from slime_ray.mirror import Mirror
+    from slime_ray.config.experiment import Experiment
+    from slime_ray.runs.store import Mirror
 
 
 LARGEST_SEARCH_SEED = 4_000_000_000
@@ -123,7 +123,7 @@ def console(options: argparse.Namespace) -> "Console":
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     """The experiment of `experiment_options`, with what they change, and its file."""
-    from slime_ray.experiment_file import load_experiment, parse_override, parse_seeds
+    from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
     from slime_ray.search_spaces import find_space
 
     source = find_space(options.space)

@@ -8,7 +8,7 @@ from slime_ray.cli.options import add_command, checked, experiment_options
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from slime_ray.experiment import Experiment
+    from slime_ray.config.experiment import Experiment
     from slime_ray.planning.plan import Cluster
     from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import Prices
@@ -56,7 +56,7 @@ def _plan(options: argparse.Namespace) -> None:
     plan = planner.plan(cluster, measured)
     print(plan.text())
     if options.json:
-        from slime_ray.results import write_text
+        from slime_ray.runs.results import write_text
 
         write_text(options.json, json.dumps(plan.as_dict(), indent=1) + "\n")
     plan.refuse()
@@ -86,7 +86,7 @@ def _look(
     import os
     import time
 
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.plan_cluster import connected_cluster, given_cluster, this_machine
 
     storage = Mirror.of(options.storage, "driver")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from slime_ray.cli.options import add_command, console, quiet_option, show_report, start_options, storage_option
 
 if TYPE_CHECKING:
-    from slime_ray.experiment import Experiment
-    from slime_ray.reproduction import Reproduction
+    from slime_ray.config.experiment import Experiment
+    from slime_ray.config.reproduction import Reproduction
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -54,8 +54,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from slime_ray.experiment_file import parse_override
-    from slime_ray.reproduction import reproduction
+    from slime_ray.config.experiment_file import parse_override
+    from slime_ray.config.reproduction import reproduction
     from slime_ray.search_spaces import shipped_spaces
 
     overrides = dict(parse_override(text) for text in options.overrides)
@@ -77,11 +77,11 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _cost(found: "Reproduction", storage: str) -> str:
     """What it will take: of the paper's scale on its GPUs, of the miniature here."""
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.plan_cluster import given_cluster, this_machine
     from slime_ray.planning.material import Given
     from slime_ray.planning.planner import plan_experiment
-    from slime_ray.reproduction import GPU, GPUS, LENGTHS, PAIRS
+    from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
 
     if found.scale == "demo":
         cluster, given = this_machine(found.experiment, storage=Mirror.of(storage, "driver")), Given()
@@ -92,7 +92,7 @@ def _cost(found: "Reproduction", storage: str) -> str:
 
 def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
     from slime_ray.evaluation.questions import check_questions
-    from slime_ray.mirror import Mirror
+    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.sweep import run_sweep
 
     check_questions(experiment)

@@ -56,15 +56,15 @@ def _report(options: argparse.Namespace) -> None:
     if "://" not in options.run:
         show_report(Path(options.run), options.out, quiet=options.quiet, as_json=options.json)
         return
-    from slime_ray.mirror import copied
-    from slime_ray.results import CHECKPOINTS, MODEL
+    from slime_ray.runs.store import copied
+    from slime_ray.runs.results import CHECKPOINTS, MODEL
 
     run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
     show_report(run, options.out or Path(f"{run.name}-report"), quiet=options.quiet, as_json=options.json)
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from slime_ray import results
+    from slime_ray.runs import results
     from slime_ray.analysis.comparing import compare
 
     table = compare([results.load(run) for run in options.runs])
@@ -74,7 +74,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from slime_ray import results
+    from slime_ray.runs import results
     from slime_ray.analysis.comparing import verify
 
     found = verify(*(results.load(run) for run in options.runs))
@@ -84,7 +84,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from slime_ray import results
+    from slime_ray.runs import results
     from slime_ray.evaluation.field_files.export_arena_hard import export_arena_hard
     from slime_ray.evaluation.field_files.export_mt_bench import export_mt_bench
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from slime_ray.settings import Schedule
+from slime_ray.config.settings import Schedule
 
 
 def updates_of(schedule: Schedule, examples: int, per_update: int) -> int:

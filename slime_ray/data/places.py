@@ -4,7 +4,7 @@ import difflib
 import re
 from pathlib import Path
 
-from slime_ray.strict import EMBEDDED
+from slime_ray.config.strict import EMBEDDED
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 """Of the files that are read."""

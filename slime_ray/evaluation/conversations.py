@@ -8,7 +8,7 @@ from slime_ray.data.forms import Messages
 from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tokenizing import TruncationReport
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.settings import Decoding
+from slime_ray.config.settings import Decoding
 
 
 @dataclass(frozen=True)

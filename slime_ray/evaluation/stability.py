@@ -1,4 +1,4 @@
-"""The measured parts of stability-v1; their tolerances and the score stand in `slime_ray.stability_v1`."""
+"""The measured parts of stability-v1; their tolerances and the score stand in `slime_ray.runs.stability_v1`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.stability_v1 import spike_flags
+from slime_ray.runs.stability_v1 import spike_flags
 
 
 def unlearning(before: HeldOut, after: HeldOut) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from slime_ray.errors import RunError
-from slime_ray.judge_settings import JudgeBudget, Prices
+from slime_ray.config.judge import JudgeBudget, Prices
 
 T = TypeVar("T")
 VERDICTS = ".verdicts"

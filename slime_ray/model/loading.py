@@ -20,7 +20,7 @@ from slime_ray.model.merging import attach_adapter, heads_tied, load_parts
 from slime_ray.model.parts import Parts, parts_of
 from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.settings import Model
+from slime_ray.config.settings import Model
 
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:

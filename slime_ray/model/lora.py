@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from slime_ray.errors import InputError
-from slime_ray.settings import ALL_LINEAR, ATTENTION_AND_MLP, Lora
+from slime_ray.config.settings import ALL_LINEAR, ATTENTION_AND_MLP, Lora
 
 READ_AS_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """Names that peft reads as those of fused experts in some architectures, whatever layer is meant."""

@@ -13,9 +13,10 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed import DistError
 
-from slime_ray import files, results
+from slime_ray.runs import files
+from slime_ray.runs import results
 from slime_ray.errors import InputError, RunError
-from slime_ray.experiment import Resources, Trial
+from slime_ray.config.experiment import Resources, Trial
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Paused

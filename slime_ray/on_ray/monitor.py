@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from slime_ray.experiment import EarlyStopping
+from slime_ray.config.experiment import EarlyStopping
 from slime_ray.on_ray.cluster_state import cluster_state
 from slime_ray.on_ray.stopping import Told, build_rule
 from slime_ray.training.orders import Order

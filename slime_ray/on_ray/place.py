@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.mirror import Mirror
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.monitor import Monitor
 
 if TYPE_CHECKING:
-    from slime_ray.experiment import Faults, Resources, Trial
-    from slime_ray.tracker_settings import Tracker
+    from slime_ray.config.experiment import Faults, Resources, Trial
+    from slime_ray.config.trackers import Tracker
     from slime_ray.training.course import Hosting
     from slime_ray.training.orders import Order
 
@@ -71,7 +71,7 @@ def run_worker(trial: "Trial", place: Place) -> dict[str, Any]:
     import ray
     from ray.util import get_current_placement_group
 
-    from slime_ray import results
+    from slime_ray.runs import results
     from slime_ray.training import attempts
     from slime_ray.training.outcome import MODEL
     from slime_ray.training.worker import run_trial

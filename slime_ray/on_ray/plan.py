@@ -6,13 +6,13 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from slime_ray.errors import InputError
-from slime_ray.experiment import Experiment, Trial, arm_trials
-from slime_ray.instructions import Clone
+from slime_ray.config.experiment import Experiment, Trial, arm_trials
+from slime_ray.runs.instructions import Clone
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.study import StudyFailed
-from slime_ray.pareto import dominators, signed
-from slime_ray.settings import fingerprint
-from slime_ray.stability_v1 import WITHIN_TOLERANCE
+from slime_ray.runs.pareto import dominators, signed
+from slime_ray.config.settings import fingerprint
+from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 SEARCH_SEED = 1000
 """Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_ray.experiment import Experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.planning.plan import Cluster
 

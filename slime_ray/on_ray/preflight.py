@@ -19,16 +19,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from slime_ray.errors import InputError
-from slime_ray.experiment import Experiment
-from slime_ray.judge_settings import JudgeSettings, NoJudge, RewardModel
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment
+from slime_ray.config.judge import JudgeSettings, NoJudge, RewardModel
+from slime_ray.runs.store import Mirror
 from slime_ray.model.files import AGAIN, FileFault
 from slime_ray.model.parts import fault_of, parts_of
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
-from slime_ray.settings import EMBEDDED, Settings
-from slime_ray.tracker_settings import Tracker
+from slime_ray.config.settings import EMBEDDED, Settings
+from slime_ray.config.trackers import Tracker
 
 NODE_SECONDS = 120.0
 Level = Literal["fine", "warning", "error"]

@@ -8,13 +8,13 @@ import ray
 from rich.console import Console
 
 from slime_ray.errors import RunError
-from slime_ray.experiment import Experiment
-from slime_ray.facts import data_lines, model_lines
+from slime_ray.config.experiment import Experiment
+from slime_ray.runs.facts import data_lines, model_lines
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import NoPlace, Wait
-from slime_ray.settings import Settings
+from slime_ray.config.settings import Settings
 from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.orders import ending
 

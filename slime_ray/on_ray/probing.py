@@ -11,14 +11,14 @@ import ray
 from rich.console import Console
 
 from slime_ray.errors import InputError, RunError
-from slime_ray.experiment import Experiment, Resources
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, Resources
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.planning.material import Sample
 from slime_ray.planning.speed import Measured, Rates, mean_of
-from slime_ray.settings import Settings
+from slime_ray.config.settings import Settings
 
 MOST_SIDE_BY_SIDE = 8
 """Probes at a time. What more trials at a time do to each other, they do on other nodes."""

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from slime_ray.experiment import Trial
+from slime_ray.config.experiment import Trial
 
 logger = logging.getLogger("slime_ray.sweep")
 ROWS_SHOWN = 16

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from slime_ray.pareto import fronts
-from slime_ray.stability_v1 import WITHIN_TOLERANCE
+from slime_ray.runs.pareto import fronts
+from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 Point = tuple[float, ...]
 """A trial's value of every metric of a ranking, in the ranking's order."""

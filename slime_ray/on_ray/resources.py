@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slime_ray.experiment import Resources
+from slime_ray.config.experiment import Resources
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, R
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from slime_ray.errors import InputError
-from slime_ray.points import Point, Rules, Search
-from slime_ray.space import Dimension, Scalar
+from slime_ray.config.points import Point, Rules, Search
+from slime_ray.config.space import Dimension, Scalar
 
 MAX_DRAWS = 1000
 PATIENCE = {"tpe": 64, "nsga2": 64, "gp": 3}

@@ -8,8 +8,8 @@ from typing import Any
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Spending, Verdicts
-from slime_ray.experiment import Experiment, Resources
-from slime_ray.judge_settings import Llm
+from slime_ray.config.experiment import Experiment, Resources
+from slime_ray.config.judge import Llm
 from slime_ray.training import attempts
 
 JUDGE_SECONDS = 5.0

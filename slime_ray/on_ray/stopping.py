@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slime_ray import results
-from slime_ray.experiment import EarlyStopping
+from slime_ray.runs import results
+from slime_ray.config.experiment import EarlyStopping
 from slime_ray.on_ray.ranking import ByFront, ByMetric, Point, Ranking
 from slime_ray.training.orders import Order, evaluations
 

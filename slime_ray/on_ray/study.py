@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from slime_ray.errors import InputError, RunError
-from slime_ray.redaction import redact, redact_sentence, remember
+from slime_ray.runs.redaction import redact, redact_sentence, remember
 from slime_ray.training.outcome import one_sentence
 
 MADE_AGAIN = "it is made again from the trials' results"

@@ -18,13 +18,13 @@ from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from rich.console import Console
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.experiment import Experiment, Trial
-from slime_ray.inputs import digests
-from slime_ray.instructions import Instructions
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, Trial
+from slime_ray.runs.inputs import digests
+from slime_ray.runs.instructions import Instructions
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.earlier import Earlier, earlier_runs, refuse_other_data
 from slime_ray.on_ray.monitor import Monitor
@@ -41,8 +41,8 @@ from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.study import StudyFailed, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
 from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
-from slime_ray.run_folder import Start, failures, log_file, now, refuse_other_stages, taken
-from slime_ray.run_status import read_status, write_status
+from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
+from slime_ray.runs.status import read_status, write_status
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 

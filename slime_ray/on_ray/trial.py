@@ -35,7 +35,7 @@ def tune_function(config: dict[str, Any], *, place: bytes) -> None:
 
     place: a `Place`, as cloudpickle packed it, so that what it is made of is imported here and not with the actor.
     """
-    from slime_ray.experiment import Trial
+    from slime_ray.config.experiment import Trial
     from slime_ray.on_ray.place import Place, run_worker
     from slime_ray.training.orders import Paused
     from slime_ray.training.outcome import OutOfMemory, refused, what_failed

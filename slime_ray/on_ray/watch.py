@@ -9,16 +9,16 @@ from typing import Any
 
 from ray import tune
 
-from slime_ray.experiment import Experiment, Faults, Resources, Trial
-from slime_ray.instructions import FOLDER, Instructions
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, Faults, Resources, Trial
+from slime_ray.runs.instructions import FOLDER, Instructions
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.monitor import Heard, Monitor
 from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import waiting_for
 from slime_ray.on_ray.spending import Meter
-from slime_ray.run_status import STATUS, write_status
+from slime_ray.runs.status import STATUS, write_status
 from slime_ray.training import attempts
 from slime_ray.training.orders import interrupts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, record_failure, refused, what_failed

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from slime_ray.experiment import Experiment
+from slime_ray.config.experiment import Experiment
 from slime_ray.planning.disk import plan_disk
 from slime_ray.planning.judging import plan_judging
 from slime_ray.planning.material import Material
@@ -16,7 +16,7 @@ from slime_ray.planning.shapes import ModelShape
 from slime_ray.planning.speed import AssumedSpeed, Measured, MeasuredSpeed, Speed, seconds
 from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_of, shortened
 from slime_ray.planning.work import Amounts, TrialWork, reference, requests_an_answer, stages
-from slime_ray.settings import Settings, fingerprint
+from slime_ray.config.settings import Settings, fingerprint
 
 HOUR = 3600.0
 

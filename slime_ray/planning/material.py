@@ -13,9 +13,9 @@ from typing import Any
 
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
-from slime_ray.facts import data_lines
+from slime_ray.runs.facts import data_lines
 from slime_ray.planning.flops import Lengths
-from slime_ray.settings import Data, Model, Settings
+from slime_ray.config.settings import Data, Model, Settings
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""

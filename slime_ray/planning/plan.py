@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slime_ray.errors import InputError
-from slime_ray.experiment import Experiment, Phase
+from slime_ray.config.experiment import Experiment, Phase
 from slime_ray.planning.disk import Disk
 from slime_ray.planning.judging import Judging
 from slime_ray.planning.memory import Memory

@@ -1,6 +1,6 @@
 """Plans an experiment: finds out what its estimate needs, and makes it."""
 
-from slime_ray.experiment import Experiment
+from slime_ray.config.experiment import Experiment
 from slime_ray.planning.estimate import Known, estimate, material_key, shape_key
 from slime_ray.planning.material import Given, Material, Sample, find_material, made_up
 from slime_ray.planning.plan import Cluster, Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slime_ray.errors import InputError
-from slime_ray.yaml_source import YamlSource, load_yaml
+from slime_ray.config.yaml_source import YamlSource, load_yaml
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 

@@ -20,7 +20,7 @@ from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import ScoringJudge, build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.judge_settings import Llm, RewardModel
+from slime_ray.config.judge import Llm, RewardModel
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -29,7 +29,7 @@ from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
 from slime_ray.planning.memory import CONTEXT
 from slime_ray.planning.speed import Rates
-from slime_ray.settings import Decoding, Schedule, Settings
+from slime_ray.config.settings import Decoding, Schedule, Settings
 from slime_ray.training.policies import place
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.training.worker import reset_process

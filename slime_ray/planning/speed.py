@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from slime_ray.judge_settings import Exact, Llm, NoJudge
+from slime_ray.config.judge import Exact, Llm, NoJudge
 from slime_ray.planning.material import Material
 from slime_ray.planning.prices import Gpu
 from slime_ray.planning.ranges import NOTHING, Range, total
 from slime_ray.planning.shapes import ModelShape
 from slime_ray.planning.work import Decoding, Reading, Training, Work
-from slime_ray.settings import Settings
+from slime_ray.config.settings import Settings
 
 
 class Speed(Protocol):

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from slime_ray.judge_settings import Llm, NoJudge
+from slime_ray.config.judge import Llm, NoJudge
 from slime_ray.planning.flops import Layout, Lengths, Sizes, forward_flops, step_flops
 from slime_ray.planning.material import Asked, Material, Part
 from slime_ray.planning.ranges import Range
 from slime_ray.planning.shapes import ModelShape
-from slime_ray.settings import Schedule, Settings
+from slime_ray.config.settings import Schedule, Settings
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.course` has it."""

@@ -18,9 +18,9 @@ from typing import ParamSpec, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from slime_ray import files
+from slime_ray.runs import files
 from slime_ray.errors import SlimeRayError
-from slime_ray.mirror import Mirror
+from slime_ray.runs.store import Mirror
 from slime_ray.training.orders import Report
 from slime_ray.training.outcome import StageError, is_memory_error, one_sentence, patiently, waiting_for_storage
 from slime_ray.world import World

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from slime_ray.errors import SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import Judge
-from slime_ray.experiment import Faults, Trial
+from slime_ray.config.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
-from slime_ray.tracker_settings import Tracker
+from slime_ray.config.trackers import Tracker
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.measuring import measure_activity

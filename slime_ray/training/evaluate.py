@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -24,16 +24,16 @@ from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.experiment import Arm, Experiment, Trial, arm_trials
-from slime_ray.facts import data_lines
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Arm, Experiment, Trial, arm_trials
+from slime_ray.runs.facts import data_lines
+from slime_ray.runs.store import Mirror
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model
-from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
-from slime_ray.settings import Settings
-from slime_ray.strict import LONGEST_LABEL
+from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.config.settings import Settings
+from slime_ray.config.strict import LONGEST_LABEL
 from slime_ray.training.measuring import (
     Measured,
     answer_prompts,

@@ -13,11 +13,11 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, Summary
 from slime_ray.evaluation.kl import kl_to_reference
-from slime_ray.experiment import Trial
+from slime_ray.config.experiment import Trial
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
-from slime_ray.stability_v1 import StabilityParts, stability_score
+from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Report, pause_for
 from slime_ray.training.stages import Stages, answering
 from slime_ray.training.trainer import TokenPair

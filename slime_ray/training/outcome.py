@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slime_ray import files, results
+from slime_ray.runs import files
+from slime_ray.runs import results
 from slime_ray.errors import RunError
-from slime_ray.experiment import Trial
+from slime_ray.config.experiment import Trial
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, Report
 

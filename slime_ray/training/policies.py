@@ -14,7 +14,7 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
 from slime_ray.model.sharding import shard
 from slime_ray.model.train_mode import configured_dropout
-from slime_ray.settings import Model, Settings
+from slime_ray.config.settings import Model, Settings
 from slime_ray.world import World
 
 

@@ -21,9 +21,9 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge
 from slime_ray.evaluation.win_rate import compare, win_rate
-from slime_ray.experiment import Trial
+from slime_ray.config.experiment import Trial
 from slime_ray.model.logprobs import Policy
-from slime_ray.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
+from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
 from slime_ray.training.stages import Stages
 from slime_ray.world import World
 

@@ -15,7 +15,7 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora, find_adapted
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import SftObjective
-from slime_ray.settings import Model, Settings
+from slime_ray.config.settings import Model, Settings
 from slime_ray.training.checks import check_saved, check_trained, check_update
 from slime_ray.training.orders import Report
 from slime_ray.training.policies import chosen_logps, place

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.experiment import Experiment, Trial, arm_trials
-from slime_ray.facts import data_lines, model_lines
-from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start, conclude, log_file, refuse_other_stages, taken
-from slime_ray.tracker_settings import lacks
+from slime_ray.config.experiment import Experiment, Trial, arm_trials
+from slime_ray.runs.facts import data_lines, model_lines
+from slime_ray.runs.store import Mirror
+from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.config.trackers import lacks
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused, ending, interrupts
 from slime_ray.training.outcome import OutOfMemory

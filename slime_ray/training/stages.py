@@ -26,11 +26,11 @@ from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
-from slime_ray.mirror import Mirror
+from slime_ray.runs.store import Mirror
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
-from slime_ray.settings import Data, Model, Settings, fingerprint
+from slime_ray.config.settings import Data, Model, Settings, fingerprint
 from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
 from slime_ray.training.orders import Report

@@ -17,7 +17,7 @@ from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
-from slime_ray.settings import Schedule
+from slime_ray.config.settings import Schedule
 from slime_ray.training.checkpoint import Saved, load_progress, load_random_states, load_weights, save_checkpoint
 
 Metrics = Mapping[str, float]

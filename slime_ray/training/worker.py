@@ -18,7 +18,9 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from slime_ray import __version__, files, results
+from slime_ray.runs import files
+from slime_ray.runs import results
+from slime_ray import __version__
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
@@ -27,15 +29,15 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.experiment import Trial
-from slime_ray.inputs import change
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Trial
+from slime_ray.runs.inputs import change
+from slime_ray.runs.store import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
-from slime_ray.redaction import redact_sentence
-from slime_ray.stability_v1 import stability_score
+from slime_ray.runs.redaction import redact_sentence
+from slime_ray.runs.stability_v1 import stability_score
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
 from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from slime_ray.analysis import report
 
-from slime_ray import results
+from slime_ray.runs import results
 
 PROMPTS = 24
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028"

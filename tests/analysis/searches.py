@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray import results
-from slime_ray.results import Run
+from slime_ray.runs import results
+from slime_ray.runs.results import Run
 
 SPACE: dict[str, dict[str, Any]] = {
     "objective.hard_margin": {"uniform": [0.5, 3.0]},

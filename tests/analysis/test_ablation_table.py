@@ -8,7 +8,7 @@ import pytest
 from slime_ray.analysis import ablation_table, effects, factorial_table, paper_tables, tables
 from slime_ray.analysis.design_cells import Cells
 
-from slime_ray.design import COMPONENTS, Design
+from slime_ray.config.design import COMPONENTS, Design
 from slime_ray.errors import InputError
 
 from .designs import cell, factorial, knobs, leave_one_out, outcomes, run_of

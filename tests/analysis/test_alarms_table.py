@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from slime_ray.analysis.alarms_table import alarms
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 
 def run(*trials):

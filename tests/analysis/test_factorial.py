@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from slime_ray.analysis import effects, factorial
 
-from slime_ray.design import COMPONENTS
+from slime_ray.config.design import COMPONENTS
 
 TWO = ("a", "b")
 

@@ -12,7 +12,7 @@ from fontTools.ttLib import TTFont
 from PIL import Image
 from slime_ray.analysis import drawing, figures, rows, stability, tables
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .conftest import add_trial, finish
 

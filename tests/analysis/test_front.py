@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from slime_ray.analysis import front
 from slime_ray.analysis.knobs import Searched
 
-from slime_ray.results import Run
+from slime_ray.runs.results import Run
 
 from .searches import points_run, search_run
 

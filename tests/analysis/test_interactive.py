@@ -4,7 +4,7 @@ import pytest
 from slime_ray.analysis import interactive
 from slime_ray.analysis.findings import Findings
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .conftest import add_trial, finish
 

@@ -13,7 +13,7 @@ import pytest
 from slime_ray.analysis import report, tables
 from slime_ray.analysis.answer import answer as sentences
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError
 
 from .conftest import HOSTILE, add_trial, finish, outcomes

@@ -11,7 +11,7 @@ from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .searches import points_run, search_run
 

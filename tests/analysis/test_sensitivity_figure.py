@@ -5,7 +5,7 @@ import pytest
 from slime_ray.analysis import ablation_table, drawing, sensitivity_figure, tables
 from slime_ray.analysis.design_cells import Cells
 
-from slime_ray.design import Design
+from slime_ray.config.design import Design
 
 from .designs import cell, knobs, outcomes, run_of
 

@@ -8,8 +8,8 @@ import pytest
 from slime_ray.analysis import stability, tables
 from slime_ray.analysis.stability_table import stability_parts
 
-from slime_ray import results
-from slime_ray.stability_v1 import StabilityParts, stability_score
+from slime_ray.runs import results
+from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 from tests.statistics.simulated import Trained
 
 from .conftest import add_trial, finish

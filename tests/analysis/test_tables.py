@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from slime_ray.analysis import answer, failures_table, figures, search_table, tables
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
 from .latex import assert_compiles

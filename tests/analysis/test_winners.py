@@ -12,7 +12,7 @@ from slime_ray.analysis.sections import made
 from slime_ray.analysis.tables import win_rate_stability
 from slime_ray.analysis.winners import winners
 
-from slime_ray import results
+from slime_ray.runs import results
 
 from .conftest import add_trial, finish
 from .searches import points_run

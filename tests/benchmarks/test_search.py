@@ -9,7 +9,7 @@ from benchmarks import recording
 from benchmarks import search as bench
 from benchmarks.simulate import Recorded
 from slime_ray.errors import InputError
-from slime_ray.experiment import EarlyStopping
+from slime_ray.config.experiment import EarlyStopping
 
 BOX = {
     "objective.anchor_weight": (0.02, 3.0),

@@ -18,7 +18,7 @@ from slime_ray.cli import make_parser
 from slime_ray.errors import InputError
 from slime_ray.on_ray.cluster_file import check_cluster_file
 from slime_ray.on_ray.rayjob_file import GROUPS, HEAD, RayJobFile
-from slime_ray.yaml_source import load_yaml
+from slime_ray.config.yaml_source import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, GCP, RAYJOB = "cluster.yaml", "cluster-gcp.yaml", "kuberay/rayjob.yaml"
@@ -300,7 +300,7 @@ def test_the_rayjobs_entry_point_arrives_whole_and_says_what_the_command_line_kn
 def test_a_trial_of_the_rayjob_fits_on_its_workers():
     from slime_ray.search_spaces import find_space
 
-    from slime_ray.experiment_file import load_experiment, parse_override
+    from slime_ray.config.experiment_file import load_experiment, parse_override
 
     words = shlex.split(load(RAYJOB)["spec"]["entrypoint"])
     space = words[words.index("sweep") + 1]

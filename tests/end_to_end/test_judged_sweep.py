@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, serving
 
 pytestmark = pytest.mark.ray

@@ -10,10 +10,10 @@ import optuna
 import pandas as pd
 import pytest
 
-from slime_ray import results
-from slime_ray.mirror import Mirror
+from slime_ray.runs import results
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.study import study_storage
-from slime_ray.settings import fingerprint
+from slime_ray.config.settings import fingerprint
 from slime_ray.training.cache import content_of
 from tests.end_to_end.conftest import SMALL, environment
 from tests.processes import left_behind
@@ -69,7 +69,7 @@ def test_all_cells_share_prompts_and_baseline_and_seeds_differ(finished):
 
 
 def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
-    from slime_ray.experiment import Trial
+    from slime_ray.config.experiment import Trial
     from slime_ray.training.worker import run_trial
 
     run, _ = finished

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 from tests.end_to_end.conftest import environment
 from tests.faults.conftest import same
 

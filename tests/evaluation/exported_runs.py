@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.evaluation.win_rate import Comparison
 
 Verdicts = Sequence[tuple[str | None, str | None]]

@@ -13,7 +13,7 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.judges import Judge
 from slime_ray.evaluation.win_rate import Comparison, win_rate
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.settings import Decoding
+from slime_ray.config.settings import Decoding
 
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)

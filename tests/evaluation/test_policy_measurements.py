@@ -14,7 +14,7 @@ from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.model.logprobs import Policy, kl_divergence
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.settings import Decoding, Lora
+from slime_ray.config.settings import Decoding, Lora
 from slime_ray.training.trainer import TokenPair
 
 TASK = load_task("arithmetic")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Spending, Verdicts
-from slime_ray.judge_settings import JudgeBudget, Prices
+from slime_ray.config.judge import JudgeBudget, Prices
 
 FREE = JudgeBudget()
 

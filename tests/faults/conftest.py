@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.training.attempts import Attempt, read
 from tests.end_to_end.conftest import environment
 from tests.processes import of_session

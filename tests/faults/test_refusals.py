@@ -13,10 +13,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from slime_ray.experiment import Experiment
-from slime_ray.experiment_file import load_experiment
-from slime_ray.judge_settings import NoJudge
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.judge import NoJudge
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.nodes import look_at_node
 from slime_ray.on_ray.preflight import examine
 from tests.end_to_end.conftest import environment

@@ -21,7 +21,7 @@ from slime_ray.model.decoder import decoder_of
 from slime_ray.model.loading import load_checkpoint, load_model
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import SftObjective, SlimeObjective
-from slime_ray.settings import Decoding, Model, Schedule
+from slime_ray.config.settings import Decoding, Model, Schedule
 from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
 
 from .conftest import all_alone

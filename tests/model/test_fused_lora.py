@@ -10,7 +10,7 @@ from torch import nn
 
 from slime_ray.model.fused_lora import FusedLinear, fuse_lora
 from slime_ray.model.lora import add_lora
-from slime_ray.settings import Lora
+from slime_ray.config.settings import Lora
 
 from .families import tiny_family
 

@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.model import attention
 from slime_ray.model.logprobs import EXACT_ARCHITECTURES, Policy, kl_divergence
 from slime_ray.model.lora import add_lora
-from slime_ray.settings import Lora
+from slime_ray.config.settings import Lora
 
 from .conftest import CONFIGS, SIZES, VOCABULARY, all_alone, double_model, gradients, random_pairs
 

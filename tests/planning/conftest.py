@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray.experiment import Experiment
-from slime_ray.experiment_file import load_experiment
+from slime_ray.config.experiment import Experiment
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.planning.plan import Cluster
 
 TINY = """\

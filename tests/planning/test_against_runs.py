@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray.experiment import arm_trials
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import arm_trials
+from slime_ray.runs.store import Mirror
 from slime_ray.planning.plan import Cluster
 from slime_ray.planning.planner import plan_experiment
 from slime_ray.training.worker import run_trial

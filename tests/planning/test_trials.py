@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from slime_ray.experiment import EarlyStopping
+from slime_ray.config.experiment import EarlyStopping
 from slime_ray.model.logprobs import CHUNK_LOGITS, EXACT_ARCHITECTURES
 from slime_ray.on_ray import plan
 from slime_ray.planning.estimate import _schedule

@@ -8,11 +8,11 @@ import pytest
 import ray
 from rich.console import Console
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import RunError
-from slime_ray.experiment import Experiment, Trial, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, Trial, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray import sweep as sweep_module
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch

@@ -15,8 +15,8 @@ from ray.util import placement_group_table
 from rich.console import Console
 from slime_ray.analysis.search_table import search_trials
 
-from slime_ray import results
-from slime_ray.experiment_file import load_experiment
+from slime_ray.runs import results
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import monitor
 from slime_ray.on_ray.janitor import descendants
 from slime_ray.on_ray.plan import best_rows

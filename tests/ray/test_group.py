@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from ray.train import WorkerGroupError
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError
-from slime_ray.experiment import Faults, Resources, Trial, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray import group
 from slime_ray.on_ray.group import GroupLost, run_group_trial
 from slime_ray.on_ray.place import Place

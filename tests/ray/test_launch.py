@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 from tests.end_to_end.conftest import environment
 from tests.faults.conftest import until
 from tests.processes import left_behind

@@ -9,10 +9,10 @@ import pytest
 import ray
 from ray import cloudpickle, tune
 
-from slime_ray import results
-from slime_ray.experiment import Faults, Resources, Trial, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.runs import results
+from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray import place as module
 from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.on_ray.trial import tune_function

@@ -15,13 +15,13 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from slime_ray import tracker_settings
+from slime_ray.config import trackers as tracker_settings
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
-from slime_ray.experiment import Experiment, Resources
-from slime_ray.experiment_file import load_experiment
-from slime_ray.judge_settings import NoJudge
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, Resources
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.judge import NoJudge
+from slime_ray.runs.store import Mirror
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
 from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_ray.experiment import Resources
+from slime_ray.config.experiment import Resources
 from slime_ray.on_ray.resources import Node, concurrent_trials, waiting_for, why_never
 
 

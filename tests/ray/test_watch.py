@@ -10,10 +10,10 @@ from rich.console import Console
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.experiment import Experiment, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.instructions import ask_for_clone, ask_to_stop
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.instructions import ask_for_clone, ask_to_stop
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray import progress as progress_module
 from slime_ray.on_ray.monitor import Heard
@@ -21,8 +21,8 @@ from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import Node
 from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
-from slime_ray.results import finished_trial
-from slime_ray.run_status import STATUS, read_status
+from slime_ray.runs.results import finished_trial
+from slime_ray.runs.status import STATUS, read_status
 from slime_ray.training import attempts
 
 TEXT = """\

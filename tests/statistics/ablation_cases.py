@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from slime_ray.analysis import effects, factorial
 
-from slime_ray.design import COMPONENTS
+from slime_ray.config.design import COMPONENTS
 from slime_ray.planning.tables import table
 
 from .ablations import (

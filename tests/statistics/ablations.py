@@ -7,7 +7,7 @@ import numpy as np
 from slime_ray.analysis import effects, factorial, settling, statistics
 from slime_ray.analysis.effects import Claim
 
-from slime_ray.design import COMPONENTS
+from slime_ray.config.design import COMPONENTS
 
 from .studies import Study
 

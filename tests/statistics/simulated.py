@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from slime_ray.analysis.judging import Votes
 
-from slime_ray.results import PAIR_SCHEMA, Run
-from slime_ray.stability_v1 import StabilityParts, stability_score
+from slime_ray.runs.results import PAIR_SCHEMA, Run
+from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 
 EASE = (2.0, 1.5)
 """Beta distribution of the prompts' chances to be won."""

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray.experiment import Experiment, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 
 from . import small_trials
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import shard
 from slime_ray.objectives import DpoObjective, ReleasedSlimeObjective, SlimeObjective
-from slime_ray.settings import Schedule
+from slime_ray.config.settings import Schedule
 from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer, TokenPair
 
 CONFIG = LlamaConfig(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from slime_ray.experiment import Trial
+from slime_ray.config.experiment import Trial
 from slime_ray.training.orders import Order
 
 TEXT = """\

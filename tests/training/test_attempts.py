@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from slime_ray.experiment import Faults
+from slime_ray.config.experiment import Faults
 from slime_ray.training.attempts import FILE, Attempt, Ending, begin, enough, note, read
 
 HOUR = 3600.0

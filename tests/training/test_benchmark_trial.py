@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.data.tasks import load_task
-from slime_ray.experiment import Trial, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Trial, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 

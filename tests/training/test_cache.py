@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from slime_ray.errors import InputError
-from slime_ray.mirror import Mirror
+from slime_ray.runs.store import Mirror
 from slime_ray.training.cache import cached, clear_unfinished, content_of, stage_errors
 from slime_ray.training.orders import ending
 from slime_ray.training.outcome import StageError

@@ -2,9 +2,9 @@
 
 import pytest
 
-from slime_ray.experiment import arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.training.worker import run_trial
 
 TEXT = """\

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from slime_ray import files, results
+from slime_ray.runs import files
+from slime_ray.runs import results
 from slime_ray.errors import RunError, SlimeRayError
-from slime_ray.experiment import Experiment, Faults, arm_trials
-from slime_ray.mirror import Mirror
-from slime_ray.run_folder import Start
+from slime_ray.config.experiment import Experiment, Faults, arm_trials
+from slime_ray.runs.store import Mirror
+from slime_ray.runs.folder import Start
 from slime_ray.training import stages as stages_module
 from slime_ray.training import worker
 from slime_ray.training.course import Hosting
@@ -165,7 +166,7 @@ def assert_same(run: Path, expected: Path, trial: Any) -> None:
         ("step0", "slime_ray.evaluation.held_out.HeldOut.save"),
         ("baseline", "slime_ray.training.stages._write"),
         ("reference", "slime_ray.training.stages.np.savez"),
-        ("step0", "slime_ray.files.seal"),
+        ("step0", "slime_ray.runs.files.seal"),
     ],
 )
 def test_a_disk_that_is_full_while_a_stage_is_written_is_a_sentence_and_leaves_nothing(

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_ray import cli, results
+from slime_ray.runs import results
+from slime_ray import cli
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
-from slime_ray.experiment import arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.model.loading import load_checkpoint
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial

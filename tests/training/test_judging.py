@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.cli import main
 from slime_ray.evaluation.judges import asking
-from slime_ray.experiment import Experiment, Trial, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Experiment, Trial, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.training import attempts
 from slime_ray.training.orders import Order, OrderToLeave, Paused, pause_for
 from slime_ray.training.worker import run_trial

@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.model.loading import load_checkpoint, load_model
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.settings import Model, Settings
+from slime_ray.config.settings import Model, Settings
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.stages import prepare
 from tests.model.tiny_files import change_weights, log_probabilities, without

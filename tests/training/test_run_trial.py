@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime_ray import results
-from slime_ray.experiment import Faults, Trial, arm_trials
-from slime_ray.mirror import Mirror
+from slime_ray.runs import results
+from slime_ray.config.experiment import Faults, Trial, arm_trials
+from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.ranking import ByMetric
 from slime_ray.on_ray.stopping import Halving
-from slime_ray.stability_v1 import TOLERANCES, spike_flags
+from slime_ray.runs.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.training import attempts
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.facts import model_lines
-from slime_ray.mirror import Mirror
+from slime_ray.runs.facts import model_lines
+from slime_ray.runs.store import Mirror
 from slime_ray.model import lora
 from slime_ray.model.loading import load_model
-from slime_ray.settings import Decoding, Lora, Settings
+from slime_ray.config.settings import Decoding, Lora, Settings
 from slime_ray.training import sft, stages
 from slime_ray.training.cache import cached
 from slime_ray.training.checks import check_finite, check_saved, check_update

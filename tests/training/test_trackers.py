@@ -15,11 +15,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerState
 
-from slime_ray import tracker_settings
+from slime_ray.config import trackers as tracker_settings
 from slime_ray.errors import InputError
-from slime_ray.experiment import Faults, Trial, arm_trials
-from slime_ray.experiment_file import load_experiment
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Faults, Trial, arm_trials
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.store import Mirror
 from slime_ray.training import trackers as trackers_module
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Order, Paused

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
-from slime_ray.experiment import Faults, Trial, arm_trials
+from slime_ray.config.experiment import Faults, Trial, arm_trials
 from slime_ray.training import attempts, course, sentinel, worker
 from slime_ray.training.course import Hosting
 from slime_ray.training.orders import Paused

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from slime_ray.experiment import Trial
-from slime_ray.mirror import Mirror
+from slime_ray.config.experiment import Trial
+from slime_ray.runs.store import Mirror
 from slime_ray.training.course import Hosting
 from slime_ray.training.worker import run_trial
 

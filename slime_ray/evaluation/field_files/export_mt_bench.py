@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files.exported import (
     Baselines,

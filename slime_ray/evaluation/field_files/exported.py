@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from slime_ray import results
+from slime_ray.runs import results
 from slime_ray.data.forms import Messages
 from slime_ray.errors import InputError
 

@@ -15,8 +15,8 @@ from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.exact import ExactJudge, load_scorer, question
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge, RatingLlmJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.judge_settings import Exact, Llm, RewardModel
-from slime_ray.settings import Settings
+from slime_ray.config.judge import Exact, Llm, RewardModel
+from slime_ray.config.settings import Settings
 
 __all__ = [
     "POINTS_OF_A",

@@ -15,7 +15,7 @@ from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.base import Progress, Summary
 from slime_ray.evaluation.judges.replies import CUT_OFF, Failure
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Verdicts
-from slime_ray.judge_settings import Llm
+from slime_ray.config.judge import Llm
 
 LONGEST_WAIT = 120.0
 """Seconds. An endpoint that wants to be left alone for longer has failed."""

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.replies import PASSING, Failure, printable, read_reply
 from slime_ray.evaluation.verdict_cache import Reply
-from slime_ray.judge_settings import Llm
+from slime_ray.config.judge import Llm
 
 LARGEST = 16 * 2**20
 """Bytes of an answer, as sent and decompressed: some hundred times what judgments take."""

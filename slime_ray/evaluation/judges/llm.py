@@ -9,7 +9,7 @@ from typing import Any, cast
 from slime_ray.evaluation.judges.asking import Asker, Chat, Question
 from slime_ray.evaluation.judges.base import Judge, Messages, ScoringJudge, Verdict
 from slime_ray.evaluation.judges.prompting import read_label, read_rating, render
-from slime_ray.judge_settings import Llm
+from slime_ray.config.judge import Llm
 
 
 class PairwiseLlmJudge(Judge):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from slime_ray.judge_settings import Llm
+from slime_ray.config.judge import Llm
 
 KEY = "sk-test-only-0123456789"
 VARIABLE = "JUDGE_SERVER_KEY"

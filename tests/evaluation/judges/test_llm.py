@@ -329,7 +329,7 @@ def test_a_missing_key_or_package_is_a_sentence(server, monkeypatch):
     with pytest.raises(InputError, match=rf"{VARIABLE} holds no key.*api_key_env"):
         Endpoint(settings(server))
     assert settings(server, api_key_env=None).lacks() is None
-    monkeypatch.setattr("slime_ray.judge_settings.find_spec", lambda name: None)
+    monkeypatch.setattr("slime_ray.config.judge.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"slime-ray\[llm\]"):
         Endpoint(settings(server))
 

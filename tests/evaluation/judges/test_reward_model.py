@@ -14,7 +14,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.evaluation.win_rate import Comparison, compare
-from slime_ray.judge_settings import RewardModel
+from slime_ray.config.judge import RewardModel
 from tests.model.tiny_files import change_weights, copy, cut, point, without
 
 # Words of the task, so that the tokenizer has tokens for them.

@@ -1,0 +1,1 @@
+"""One YAML, read and checked, as an experiment."""

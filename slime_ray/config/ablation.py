@@ -1,0 +1,375 @@
+"""The key `ablate` of an experiment: one class per design, which says what its cells set around one center.
+
+Nothing is started here, and nothing is read but presets. `slime_ray.config.expansion` makes arms of it.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from slime_ray.config.design import COMPONENTS, Kind, Level, Metric
+from slime_ray.errors import InputError, near
+from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
+from slime_ray.config.points import value_at
+from slime_ray.config.presets import merge, preset_base
+from slime_ray.config.settings import Settings
+from slime_ray.config.space import Scalar
+from slime_ray.config.strict import Label, Strict
+from slime_ray.config.yaml_source import KeyPath
+
+Values = dict[str, Any]
+Component = Literal["anchor", "stabilizer", "soft_margin", "hard_margin", "hard_margin_clip"]
+KNOBS: dict[Component, tuple[str, ...]] = {
+    "anchor": ("anchor_weight",),
+    "stabilizer": ("stabilizer_strength", "stabilizer_threshold", "stabilizer_exponent"),
+    "soft_margin": ("soft_margin", "gate_sharpness"),
+    "hard_margin": ("hard_margin",),
+    "hard_margin_clip": (),
+}
+"""The knobs of SLIME that have no effect without a component. `margin_weight` has none without both margins."""
+WEIGHTS = {
+    "anchor": "anchor_weight",
+    "stabilizer": "stabilizer_strength",
+    "soft_margin": "margin_weight",
+    "hard_margin": "margin_weight",
+}
+"""The knob of SLIME that takes a component away where it is 0."""
+MARGINS = ("soft_margin", "hard_margin")
+REMOVE, MARGIN_WEIGHT = "objective.remove", "objective.margin_weight"
+EXPONENT, STRENGTH = "objective.stabilizer_exponent", "objective.stabilizer_strength"
+
+
+class Unfit(ValueError):
+    """A design that has no cells to compare, as a sentence. keys: where in `ablate` the reason stands."""
+
+    def __init__(self, sentence: str, *keys: str | int):
+        super().__init__(sentence)
+        self.keys: KeyPath = keys
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell around a center: what it sets there.
+
+    reference: it is what the others are compared with. keys: where in `ablate` it is asked for.
+    """
+
+    variant: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    reference: bool = False
+    control: bool = False
+    keys: KeyPath = ()
+
+
+def _once(values: list[Any]) -> list[Any]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value!r} stands there twice")
+    return values
+
+
+Once = AfterValidator(_once)
+
+
+class Ablation(Strict):
+    """What all designs have."""
+
+    design: Kind
+    """Which cells there are."""
+    centers: dict[Label, Values] = {}
+    """Configurations around which the design is run, by name, each as what it sets over `base`; without any, `base` is
+    the only one."""
+    metric: Metric = "win_rate"
+    """The one by which cells are said to differ."""
+
+    @property
+    def takes_away(self) -> tuple[str, ...]:
+        """Components of SLIME that cells of it lack."""
+        return ()
+
+    def around(self) -> dict[str, Values]:
+        """What each center sets; without any, `base` is the only one. Raises Unfit for an unknown preset."""
+        return {name: given(values, "centers", name) for name, values in self.centers.items()} or {"base": {}}
+
+    def cells(self, center: str, settings: Settings) -> list[Planned]:
+        """The cells around one center, exactly one of them a reference. Raises Unfit."""
+        raise NotImplementedError
+
+
+class LeaveOneOut(Ablation):
+    """The full objective, and the same without each of its components."""
+
+    design: Literal["leave_one_out"]
+    """One component less in each cell."""
+    components: Annotated[list[Component], Field(min_length=1), Once] = list(KNOBS)
+    """Those that are left out in turn; "without the hard margin" by both of its readings."""
+    controls: Literal["gradient_matched"] | None = None
+    """Beside each variant whose margin term pushes less or more than the full one at D = 0, the same with the
+    `margin_weight` that makes it push alike."""
+
+    @property
+    def takes_away(self) -> tuple[str, ...]:
+        return tuple(self.components)
+
+    def cells(self, center: str, settings: Settings) -> list[Planned]:
+        objective = full_objective(center, settings, self.components)
+        planned = [Planned("full", levels=dict.fromkeys(self.components, True), reference=True)]
+        for index, gone in enumerate(self.components):
+            plain = without((gone,), self.components, ("components", index))
+            planned.append(plain)
+            if self.controls and gone.endswith(("margin", "margin_clip")):
+                planned += self._matched(objective, plain)
+        return planned
+
+    def _matched(self, objective: SlimeObjective, plain: Planned) -> list[Planned]:
+        try:
+            weight = matched_margin_weight(objective, tuple(plain.values[REMOVE]))
+        except ValueError as error:
+            raise Unfit(f"{plain.variant} can have no gradient-matched control: {error}", "controls") from None
+        if weight == objective.margin_weight:
+            return []
+        values = {**plain.values, MARGIN_WEIGHT: weight}
+        return [Planned(f"{plain.variant}-matched", values, plain.levels, control=True, keys=("controls",))]
+
+
+class Factorial(Ablation):
+    """Every combination of components that are there or not: 2^4 cells, if nothing else is said."""
+
+    design: Literal["factorial"]
+    """All combinations."""
+    components: Annotated[list[Component], Field(min_length=2), Once] = [
+        component for component in KNOBS if component in COMPONENTS
+    ]
+    """Those that are there or not."""
+
+    @field_validator("components")
+    @classmethod
+    def _one_reading(cls, components: list[Component]) -> list[Component]:
+        if {"hard_margin", "hard_margin_clip"} <= set(components):
+            raise ValueError("hard_margin and hard_margin_clip are two readings of one ablation. Name one of them")
+        # Cells are called by what they lack, and not by the order in which it was listed.
+        return [component for component in KNOBS if component in components]
+
+    @property
+    def takes_away(self) -> tuple[str, ...]:
+        return tuple(self.components)
+
+    def cells(self, center: str, settings: Settings) -> list[Planned]:
+        full_objective(center, settings, self.components)
+        planned = [Planned("full", levels=dict.fromkeys(self.components, True), reference=True)]
+        for count in range(1, len(self.components) + 1):
+            planned += [
+                without(gone, self.components, ("components",)) for gone in combinations(self.components, count)
+            ]
+        return planned
+
+
+class Sensitivity(Ablation):
+    """One knob at a time around the center.
+
+    The center's own value is the reference, so that it is not run again where it is among the values.
+    """
+
+    design: Literal["sensitivity"]
+    """Other values of single knobs."""
+    knobs: Annotated[dict[str, Annotated[list[Scalar], Field(min_length=1), Once]], Field(min_length=1)]
+    """Paths into `objective` and `training`, each with the values that it is given."""
+
+    def cells(self, center: str, settings: Settings) -> list[Planned]:
+        own = {path: self._own(center, settings, path) for path in self.knobs}
+        planned = [Planned("center", levels=own, reference=True)]
+        for path, values in self.knobs.items():
+            knob = path.rsplit(".", 1)[-1]
+            planned += [
+                Planned(f"{knob}-{_worded(value)}", {path: value}, {path: value}, keys=("knobs", path, index))
+                for index, value in enumerate(values)
+                if value != own[path]
+            ]
+        return planned
+
+    def _own(self, center: str, settings: Settings, path: str) -> Level:
+        try:
+            value = value_at(settings, path)
+        except KeyError:
+            known = [f"{part}.{knob}" for part in ("objective", "training") for knob in dict(getattr(settings, part))]
+            raise Unfit(f"{path}: there is no such setting{near(path, known)}", "knobs", path) from None
+        if not isinstance(value, Level):
+            raise Unfit(f"{path} is not one number, word or flag around {center}", "knobs", path)
+        if (gone := idle_knobs(removed(settings)).get(path)) is not None:
+            raise Unfit(f"{path} has no effect around {center}: {REMOVE} takes {gone} away there", "knobs", path)
+        return value
+
+
+class Exponent(Ablation):
+    """The stabilizer's exponent p, as in the paper's Table 5."""
+
+    design: Literal["exponent"]
+    """Other exponents."""
+    exponents: Annotated[list[float], Field(min_length=1), Once] = [1.0, 1.5, 2.0, 2.5, 3.0]
+    """The values of p; the center's own is always among the cells."""
+    controls: Literal["strength_matched"] | None = None
+    """Beside each other exponent the same with the strength that gives a rejected token of `at_logp` nats the same
+    penalty as at the center."""
+    at_logp: Annotated[float, Field(le=0)] | None = None
+    """Where the penalties are the same, in nats; null is -5."""
+    AT_LOGP: ClassVar[float] = -5.0
+
+    @model_validator(mode="after")
+    def _at_logp_has_an_effect(self) -> "Exponent":
+        if self.at_logp is not None and self.controls is None:
+            raise ValueError("at_logp has no effect without `controls: strength_matched`")
+        return self
+
+    def cells(self, center: str, settings: Settings) -> list[Planned]:
+        objective = slime_objective(center, settings)
+        if "stabilizer" in absent(objective):
+            raise Unfit(f"center {center} has no stabilizer, whose exponent could be varied", "centers", center)
+        planned = []
+        for exponent in sorted({*self.exponents, objective.stabilizer_exponent}):
+            keys = ("exponents", self.exponents.index(exponent)) if exponent in self.exponents else ()
+            variant, levels = f"p-{exponent}", {EXPONENT: exponent}
+            if exponent == objective.stabilizer_exponent:
+                planned.append(Planned(variant, levels=levels, reference=True))
+                continue
+            planned.append(Planned(variant, {EXPONENT: exponent}, levels, keys=keys))
+            if self.controls:
+                values = {EXPONENT: exponent, STRENGTH: self._matched(objective, exponent, variant)}
+                planned.append(Planned(f"{variant}-matched", values, levels, control=True, keys=("controls",)))
+        return planned
+
+    def _matched(self, objective: SlimeObjective, exponent: float, variant: str) -> float:
+        try:
+            return matched_strength(objective, exponent, self.AT_LOGP if self.at_logp is None else self.at_logp)
+        except ValueError as error:
+            raise Unfit(f"{variant} can have no control of matched strength: {error}", "controls") from None
+
+
+class Baselines(Ablation):
+    """Methods side by side."""
+
+    design: Literal["baselines"]
+    """Other objectives."""
+    methods: Annotated[dict[Label, Values], Field(min_length=2)] = {
+        "sft": {"training.updates": 0},
+        "dpo": {"objective": {"name": "dpo"}},
+        "simpo": {"objective": {"name": "simpo"}},
+        "slime": {"objective": {"name": "slime"}},
+    }
+    """By name, each as what it sets over the center; `preset: name` stands for that preset's objective."""
+    against: str = "slime"
+    """The one that the others are compared with."""
+
+    def cells(self, center: str, settings: Settings) -> list[Planned]:
+        if self.against not in self.methods:
+            raise Unfit(
+                f"the methods are compared with {self.against!r}, which is none of them"
+                f"{near(self.against, self.methods)}",
+                "against",
+            )
+        return [
+            Planned(name, given(values, "methods", name), reference=name == self.against, keys=("methods", name))
+            for name, values in self.methods.items()
+        ]
+
+
+DESIGNS: dict[str, type[Ablation]] = {
+    "leave_one_out": LeaveOneOut,
+    "factorial": Factorial,
+    "sensitivity": Sensitivity,
+    "exponent": Exponent,
+    "baselines": Baselines,
+}
+AnyAblation = Annotated[
+    LeaveOneOut | Factorial | Sensitivity | Exponent | Baselines,
+    Field(discriminator="design"),
+]
+
+
+def given(values: Values, *keys: str) -> Values:
+    """What a center or method sets, with the objective of the preset that it may name under the rest. Raises Unfit."""
+    gone = values.get(REMOVE)
+    idle = idle_knobs(map(str, gone)) if isinstance(gone, list) else {}
+    if both := [path for path in values if path in idle]:
+        raise Unfit(f"{both[0]} is set, and has no effect since {REMOVE} takes {idle[both[0]]} away", *keys, both[0])
+    if "preset" not in values:
+        return values
+    name, rest = values["preset"], {path: value for path, value in values.items() if path != "preset"}
+    try:
+        base = preset_base(str(name))
+    except InputError as error:
+        raise Unfit(str(error).rstrip("."), *keys, "preset") from None
+    if "objective" not in base:
+        raise Unfit(f"the preset {name} has no objective", *keys, "preset")
+    return merge({"objective": base["objective"]}, rest)
+
+
+def slime_objective(center: str, settings: Settings) -> SlimeObjective:
+    """The objective at a center. Raises Unfit where it is another than SLIME."""
+    objective = settings.objective.build()
+    if not isinstance(objective, SlimeObjective):
+        name = settings.objective.name
+        raise Unfit(f"this design is about parts of SLIME, and the objective of center {center} is {name}", "design")
+    return objective
+
+
+def full_objective(center: str, settings: Settings, components: Iterable[str]) -> SlimeObjective:
+    """The objective at a center. Raises Unfit where it is not the whole of SLIME, to compare with."""
+    objective = slime_objective(center, settings)
+    if objective.remove:
+        raise Unfit(
+            f"center {center} has no full objective to compare with: {REMOVE} takes {', '.join(objective.remove)} away "
+            "there. Leave it out; the design removes components itself",
+            "centers", center,
+        )  # fmt: skip
+    for component in components:
+        knob = WEIGHTS[component.removesuffix("_clip")]
+        if getattr(objective, knob) == 0:
+            raise Unfit(
+                f"center {center}: objective.{knob} is 0, so that its cells with and without {component} would be "
+                "equal. Give it a value above 0, or leave the component out of `components`",
+                "centers", center,
+            )  # fmt: skip
+    return objective
+
+
+def without(gone: Sequence[str], components: Iterable[str], keys: KeyPath) -> Planned:
+    """The cell that lacks some of a design's components."""
+    levels = {component: component not in gone for component in components}
+    return Planned(without_words(gone), {REMOVE: [*gone]}, levels, keys=keys)
+
+
+def without_words(gone: Sequence[str]) -> str:
+    """What a cell is called by what it lacks, such as `without-anchor-soft-margin`."""
+    words = [component.replace("_", "-") for component in gone]
+    if gone[-2:] == MARGINS:
+        words[-2:] = ["margins"]
+    return "-".join(["without", *words])
+
+
+def absent(objective: SlimeObjective) -> set[str]:
+    """Components that an objective lacks: removed, or of weight 0."""
+    gone = {*objective.remove} | {part for part, knob in WEIGHTS.items() if getattr(objective, knob) == 0}
+    return gone - {"hard_margin_clip"} if "hard_margin" in gone else gone
+
+
+def idle_knobs(gone: Iterable[str]) -> dict[str, str]:
+    """Paths of SLIME's knobs that have no effect without some components, and which it is each time."""
+    gone = {*gone}
+    knobs = {f"objective.{knob}": part for part, own in KNOBS.items() if part in gone for knob in own}
+    return knobs | ({MARGIN_WEIGHT: "both margins"} if {*MARGINS} <= gone else {})
+
+
+def removed(settings: Settings) -> tuple[str, ...]:
+    """The components that `objective.remove` takes away; none where the objective has no such key."""
+    return tuple(getattr(settings.objective, "remove", ()))
+
+
+def _worded(value: Hashable) -> str:
+    """A value as part of a label."""
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9._-]+", "", word)

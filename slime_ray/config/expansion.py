@@ -1,0 +1,118 @@
+"""A design of `ablate`, expanded: the arms that are run, and the cells that the tables compare."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs
+from slime_ray.config.design import Cell, Design
+from slime_ray.config.experiment import Arm, Experiment, with_values
+from slime_ray.objectives import SlimeObjective
+from slime_ray.config.settings import Settings, fingerprint
+from slime_ray.config.yaml_source import KeyPath
+
+SHARED = ("model", "data", "sft", "evaluation")
+"""What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""
+
+Check = Callable[[Values, KeyPath, str], Settings]
+"""The settings with some values over base. Given where in `ablate` they stand, and a cell's name for what is wrong."""
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The arms of a design, one a cell and in the same order."""
+
+    arms: list[Arm]
+    design: Design
+
+
+def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
+    """Every center crossed with every cell of the design, each valid and none the same as another. Raises Unfit."""
+    arms: list[Arm] = []
+    cells: list[Cell] = []
+    standing: dict[tuple[str, str], str] = {}
+
+    def add(settings: Settings, what: str, keys: KeyPath, group: str) -> None:
+        """Check what it has to have in common with all others, and what not with those of its group."""
+        for part in SHARED:
+            if getattr(settings, part) != getattr(base, part):
+                raise Unfit(
+                    f"{what} has a {part} of its own, and cells of one design share the SFT checkpoint, data, prompts, "
+                    f"decoding and judge. Set {part} in `base`, for all of them",
+                    *keys,
+                )
+        if (same := standing.setdefault((group, trained(settings)), what)) != what:
+            raise Unfit(f"{what} would train just as {same} does: nothing that has an effect differs", *keys)
+
+    around = ablation.around()
+    for center, given in around.items():
+        settings = check(given, ("centers", center), f"center {center}")
+        add(settings, f"center {center}", ("centers", center), "")
+        prefix = f"{center}-" if len(around) > 1 else ""
+        planned = ablation.cells(center, settings)
+        if len(planned) == 1:
+            raise Unfit(f"around {center} there is no cell but the center itself, so that nothing is compared")
+        [reference] = [prefix + one.variant for one in planned if one.reference]
+        for one in planned:
+            label, keys = prefix + one.variant, one.keys or ("centers", center)
+            values = lay(base.objective.name, given, one.values)
+            add(check(values, keys, f"cell {label}"), f"cell {label}", keys, center)
+            arms.append(Arm(label=label, set=values))
+            cells.append(
+                Cell(
+                    label=label,
+                    center=center,
+                    variant=one.variant,
+                    reference=reference,
+                    levels=dict(one.levels),
+                    control=one.control,
+                )
+            )
+    try:
+        return Expansion(arms, Design(kind=ablation.design, cells=cells, metric=ablation.metric))
+    except ValidationError as error:
+        raise Unfit(str(error.errors()[0]["ctx"]["error"])) from None
+
+
+def twins(experiment: Experiment) -> dict[str, str]:
+    """Cells that train just as one of another center does, since the centers differ in what both lack, and that one.
+
+    They are run all the same: each center has a table of its own.
+    """
+    first: dict[str, str] = {}
+    seen = {
+        arm.label: first.setdefault(trained(experiment.settings_with(arm.set)), arm.label) for arm in experiment.arms
+    }
+    return {label: same for label, same in seen.items() if label != same}
+
+
+def lay(objective: str, under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
+    """`over` laid on `under`, as flat paths. objective: that of base, which either may replace."""
+    nested: dict[str, Any] = {"objective": {"name": objective}}
+    flat = _flat(with_values(with_values(nested, under), over))
+    return {path: value for path, value in flat.items() if (path, value) != ("objective.name", objective)}
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Values:
+    # An objective's name replaces what lies below it, so that it has to come first.
+    flat: Values = {}
+    for key in sorted(nested, key=lambda key: key != "name"):
+        value = nested[key]
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def trained(settings: Settings) -> str:
+    """Equal for settings of which the same policy comes, since what differs between them has no effect."""
+    said = settings.model_dump(mode="json")
+    objective = settings.objective.build()
+    if settings.training.updates == 0:
+        return fingerprint({**said, "objective": None, "training": None})
+    if isinstance(objective, SlimeObjective):
+        gone = absent(objective)
+        without = {f"objective.{knob}": value for knob, value in said["objective"].items()}
+        said["objective"] = {path: value for path, value in without.items() if path not in idle_knobs(gone)}
+        said["objective"][REMOVE] = sorted(gone)
+    return fingerprint(said)

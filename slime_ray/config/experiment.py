@@ -1,0 +1,218 @@
+"""One YAML says the whole experiment: what is fixed, what is searched, what is compared, and what may be spent."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from slime_ray.config.design import Design
+from slime_ray.config.judge import lasting
+from slime_ray.config.points import Search, with_values
+from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
+from slime_ray.config.strict import Seed
+from slime_ray.config.trackers import DEFAULT, Tracker
+
+GOALS = ("win_rate", "stability", "preference_accuracy", "mean_margin")
+MOST_TRIALS = 100_000
+"""Of a search, and of arms with all their seeds."""
+MOST_SEEDS = 10_000
+Phase = Literal["arm", "search", "confirm"]
+PromptSet = Literal["selection", "report"]
+Way = Literal["maximize", "minimize"]
+Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"]
+"""What a trial tells of itself at every evaluation, the first two as the sentinel sees them."""
+
+
+class Confirm(Strict):
+    """The best trials of the search are run again, with the table's seeds and prompts they were not chosen on."""
+
+    best: Annotated[int, Field(ge=0, le=MOST_SEEDS)] = 1
+    """How many: those that the fewest others beat in all goals come first."""
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 2
+    """How many of the table's seeds each is run with, and further ones where it has too few."""
+
+
+class Budget(Strict):
+    """What a sweep may spend, and what is kept of it. Whatever is spent first ends it.
+
+    When hours, gpu_hours, judge_calls or cost are spent, running trials write a checkpoint and the sweep ends; it goes
+    on with --resume. hours are of this start; the others count the whole run, with all that was computed twice.
+    """
+
+    trials: Annotated[int, Field(ge=0, le=MOST_TRIALS)] = 0
+    """Of the search; its winners are confirmed after them."""
+    confirm: Confirm | None = None
+    """Which winners are run again; null confirms none."""
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock time since this start."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of all GPUs that trials held."""
+    judge_calls: Positive | None = None
+    """Requests to a judge that is paid."""
+    cost: Annotated[float, Field(gt=0)] | None = None
+    """Of GPUs by price_per_gpu_hour and of the judge by its `prices`, in their currency."""
+    price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
+    """Of one GPU."""
+    checkpoints: Annotated[int, Field(ge=0)] | None = None
+    """Trained models that are kept of the search, best first over the whole sweep; null keeps all. Those of arms and
+    confirmations are always kept."""
+
+
+class EarlyStopping(Strict):
+    """Which trials of the search are stopped during training, by what their evaluations tell."""
+
+    rule: Literal["pareto", "asha", "median", "none"] = "pareto"
+    """`pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
+    (higher is better). `median` stops a trial whose best value so far is below the median of the others' means. `none`
+    stops nothing."""
+    goals: dict[Estimate, Way] | None = None
+    """With `pareto`: what trials are ranked by. Null is the goals of the search, the win rate as it can be told during
+    training."""
+    tie_break: Literal["winner", "spread"] = "winner"
+    """With `pareto`: who goes on of a front that is larger than its share. `winner` ranks as winners are chosen at the
+    end, trials of a stability within tolerance first and then by the first goal; `spread` keeps trials from all over
+    it."""
+    metric: Estimate | None = None
+    """With `asha` and `median`: the one metric; null is preference_accuracy."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """About one in so many trials at a rung goes on; each rung is so many times as far as the one before."""
+    first: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a trial's updates before which none is stopped, and the first rung."""
+
+    @model_validator(mode="after")
+    def _fits_the_rule(self) -> "EarlyStopping":
+        if self.goals is not None and self.rule != "pareto":
+            raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
+        if "tie_break" in self.model_fields_set and self.rule != "pareto":
+            raise ValueError(f"tie_break has no effect with rule {self.rule}: set rule pareto, or leave it out")
+        if self.metric is not None and self.rule not in ("asha", "median"):
+            raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
+        if self.goals is not None and not self.goals:
+            raise ValueError("goals is empty: name what trials are ranked by, or leave it out for those of the search")
+        return self
+
+    @property
+    def ranked_by(self) -> tuple[str, ...]:
+        """The names of what it looks at."""
+        by_rule = {"pareto": tuple(self.goals or ()), "none": ()}
+        return by_rule.get(self.rule, (self.metric or "preference_accuracy",))
+
+
+class Resources(Strict):
+    """What one trial holds. None of it changes what a trial computes."""
+
+    workers: Positive = 1
+    """Processes that train one trial together; the pairs of an update are divided among them."""
+    cpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Also the threads of a process."""
+    gpu_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """A fraction has trials share a GPU, where there is one worker."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp` gives each worker a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states
+    among them."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How workers are spread over nodes, in Ray's words."""
+    concurrent_trials: Literal["auto"] | Positive = "auto"
+    """`auto` runs as many side by side as the cluster has room for."""
+
+
+class Faults(Strict):
+    """What is done when something breaks. None of it changes what a trial computes."""
+
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a trial starts again, from its last checkpoint, after it lost a process or a node, hung or ran out of
+    memory (that only once)."""
+    preemptions: Annotated[int, Field(ge=0)] = 8
+    """The same for nodes that were taken away with notice."""
+    lost_hours: Annotated[float, Field(gt=0)] | None = None
+    """Worker-hours of a trial that may be computed twice before it is given up; null sets no limit."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Time between checkpoints."""
+    hang_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """Silence after which a trial counts as hung."""
+    placement_minutes: Annotated[float, Field(gt=0)] = 60.0
+    """How long a trial may wait for its resources."""
+    storage_minutes: Annotated[float, Field(ge=0)] = 15.0
+    """How long a trial's start, and its result, wait for a storage."""
+
+
+class Arm(Strict):
+    """One fixed cell of the table: what it sets over `base`."""
+
+    label: str
+    set: dict[str, Any]
+
+
+class Experiment(Strict):
+    """A validated experiment. Nothing in it needs the file it came from any more."""
+
+    name: str
+    base: dict[str, Any]
+    arms: list[Arm]
+    search: Search | None
+    seeds: list[Seed]
+    goals: dict[str, Way]
+    budget: Budget
+    resources: Resources
+    faults: Faults = Faults()
+    early_stopping: EarlyStopping | None = None
+    design: Design | None = None
+    trackers: list[Tracker] = list(DEFAULT)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of `base` itself."""
+        return Settings.model_validate(self.base)
+
+    def settings_with(self, values: Mapping[str, Any]) -> Settings:
+        """The settings with `values`, path by path, laid over `base`.
+
+        All start from one SFT checkpoint, the one that they are compared with, also where `values` have them train
+        other adapters on it.
+        """
+        chosen = with_values(self.base, values)
+        lora, sft = (self.base.get("model") or {}).get("lora"), chosen.get("sft")
+        if sft and "lora" not in sft and chosen["model"].get("lora") != lora:
+            chosen = {**chosen, "sft": {**sft, "lora": lora}}
+        return Settings.model_validate(chosen)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
+        # The design says how the arms are compared; what they are stands in `arms`.
+        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
+        return fingerprint({**said, "base": lasting(said["base"])})
+
+
+class Trial(Strict):
+    """One training run: which settings, which seed, on which prompts it is judged, and where it stands in the table."""
+
+    trial_id: str
+    phase: Phase
+    label: str
+    seed: int
+    prompt_set: PromptSet
+    values: dict[str, Any]
+    settings: Settings
+
+    @property
+    def config_hash(self) -> str:
+        """Equal for two trials that would compute the same thing."""
+        return fingerprint([lasting(self.settings.model_dump(mode="json")), self.seed, self.prompt_set])
+
+
+def arm_trials(experiment: Experiment) -> list[Trial]:
+    """Every arm with every seed, seed by seed, so that an interrupted run has whole tables."""
+    return [
+        Trial(
+            trial_id=f"arm-{arm.label}-s{seed}",
+            phase="arm",
+            label=arm.label,
+            seed=seed,
+            prompt_set="report",
+            values=arm.set,
+            settings=experiment.settings_with(arm.set),
+        )
+        for seed in experiment.seeds
+        for arm in experiment.arms
+    ]

@@ -1,0 +1,270 @@
+"""Which judge compares answers, and how it is asked: the schema of `evaluation.judge`. Nothing that judges is imported.
+
+A judge has settings that its verdicts follow from, which its identity tells, and others (`RUNNING`) that say where and
+how it runs: those may change while a run is gone on with.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from slime_ray.errors import InputError
+from slime_ray.config.strict import Located, Positive, Strict, fingerprint
+from slime_ray.config.yaml_source import load_yaml
+
+SHOWN = 2
+"""Raised when the way in which answers are shown to a language model, or its judgment is read, changes, so that older
+verdicts are not reused."""
+RUNNING = {
+    "api_key_env",
+    "asks",
+    "base_url",
+    "batch",
+    "budget",
+    "concurrency",
+    "on_failure",
+    "prices",
+    "retries",
+    "timeout_seconds",
+}
+"""Settings that verdicts do not follow from."""
+PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
+"""Where a template's user part has what is judged."""
+
+
+class JudgeSettings(Strict):
+    """What the settings of all judges have."""
+
+    name: str
+
+    @property
+    def identity(self) -> str:
+        """What stands in the results: the judge with all that its verdicts follow from."""
+        return self.name
+
+    def lacks(self) -> str | None:
+        """What this machine lacks for it, as a sentence with the way out."""
+        return None
+
+
+class NoJudge(JudgeSettings):
+    """Answers are not judged: there is no win rate."""
+
+    name: Literal["none"] = "none"
+
+
+class Exact(JudgeSettings):
+    """Scores answers with the embedded task's rubric, or with a function of yours."""
+
+    name: Literal["exact"] = "exact"
+    scorer: str | None = None
+    """`package.module:function` of the last user message and an answer, importable where trials run; null is the
+    task's rubric."""
+
+    @property
+    def identity(self) -> str:
+        return f"exact:{self.scorer}" if self.scorer else self.name
+
+
+class RewardModel(JudgeSettings):
+    """Scores answers with a sequence classifier of one label."""
+
+    name: Literal["reward_model"] = "reward_model"
+    model: Located
+    """A folder with safetensors, or a Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    tie_band: Annotated[float, Field(ge=0)] = 0.0
+    """Answers whose scores differ by at most this tie."""
+    batch: Positive = 16
+    """Conversations at a time."""
+    max_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Longer conversations lose their start; null is as long as the model allows."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of its weights."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run. Only for repositories that you trust."""
+
+    @property
+    def scoring(self) -> str:
+        """What its scores follow from, the weights themselves aside."""
+        return fingerprint([self.model, self.revision, self.max_tokens, self.dtype])
+
+    @property
+    def identity(self) -> str:
+        name = Path(self.model).name if Path(self.model).is_absolute() else self.model
+        return f"reward_model:{name}#{fingerprint([self.revision, self.max_tokens, self.dtype, self.tie_band])[:8]}"
+
+
+class Template(Strict):
+    """What a language model is asked."""
+
+    name: str
+    """Stands in the judge's name."""
+    system: str = ""
+    """The system message."""
+    user: str
+    """Holds {question}, and {answer_a} with {answer_b} for a comparison that ends in a label such as [[A>B]], or
+    {answer} for a rating of one answer that ends in [[1]] to [[10]]."""
+
+    @model_validator(mode="after")
+    def _has_places(self) -> "Template":
+        places = set(PLACES.findall(self.user))
+        if places not in ({"question", "answer"}, {"question", "answer_a", "answer_b"}):
+            raise ValueError(
+                f"user holds {', '.join(f'{{{place}}}' for place in sorted(places)) or 'no place'}. It needs "
+                "{question}, and either {answer}, to rate one answer, or {answer_a} and {answer_b}, to compare two"
+            )
+        return self
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether it compares two answers, rather than rate one."""
+        return "{answer_a}" in self.user
+
+
+def shipped_templates() -> tuple[str, ...]:
+    """Names of the templates in slime_ray/presets/judges."""
+    folder = resources.files("slime_ray.presets") / "judges"
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
+
+
+def _read_template(given: Any) -> Any:
+    """The content of a template that is given by name or path, so that trials need no file."""
+    if not isinstance(given, str):
+        return given
+    with resources.as_file(resources.files("slime_ray.presets") / "judges") as folder:
+        path = folder / f"{given}.yaml" if given in shipped_templates() else Path(given).expanduser()
+        if path.suffix not in (".yaml", ".yml"):
+            near = difflib.get_close_matches(given, shipped_templates(), n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{given!r} is neither a .yaml file nor one of {', '.join(shipped_templates())}.{hint}")
+        data = load_yaml(path).data
+    wrong = [key for key, text in data.items() if key not in ("system", "user") or not isinstance(text, str)]
+    if wrong or "user" not in data:
+        raise InputError(
+            f"{path}: a judge's template has the keys `user` and `system`, both texts"
+            + (f", not {wrong[0]!r}." if wrong else "; `user` is missing.")
+        )
+    return {"name": path.stem, **data}
+
+
+class JudgeBudget(Strict):
+    """What a judge may spend in one run, over all its trials."""
+
+    requests: Positive | None = None
+    """Judgments that are asked for."""
+    tokens: Positive | None = None
+    """Of questions and judgments."""
+    cost: Annotated[float, Field(gt=0)] | None = None
+    """In the currency of the prices."""
+
+
+class Prices(Strict):
+    """Cost of a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    """Of tokens that are sent."""
+    output: Annotated[float, Field(ge=0)]
+    """Of tokens that come back."""
+
+
+def _variable(value: str) -> str:
+    # What was given may be the key itself, so it is not repeated.
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("is not the name of an environment variable. Give the name of the one that holds the key")
+    return value
+
+
+def _address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"is not an address such as {Llm.model_fields['base_url'].default}")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("holds more than an address. Leave user, password and query out; the key has api_key_env")
+    return value
+
+
+class Llm(JudgeSettings):
+    """Asks a language model at an OpenAI-compatible endpoint."""
+
+    name: Literal["llm"] = "llm"
+    model: str
+    """As the endpoint calls it."""
+    template: Annotated[Template, BeforeValidator(_read_template)]
+    """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of one's own."""
+    base_url: Annotated[str, AfterValidator(_address)] = "https://api.openai.com/v1"
+    """Of the endpoint."""
+    api_key_env: Annotated[str, AfterValidator(_variable)] | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; null where none is asked for."""
+    temperature: Annotated[float, Field(ge=0)] | None = 0.0
+    """Null leaves it out, for models that refuse it."""
+    max_tokens: Positive = 2048
+    """Of a judgment."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Of one request, until its whole answer is there."""
+    retries: Annotated[int, Field(ge=0)] = 5
+    """After a rate limit, a time-out, an error of the server or a lost connection."""
+    asks: Positive = 3
+    """How often a judgment without a valid verdict is asked for, before it is missing."""
+    concurrency: Positive = 16
+    """Requests at a time."""
+    budget: JudgeBudget = JudgeBudget()
+    """What it may spend."""
+    prices: Prices | None = None
+    """Its prices, from which its cost follows."""
+    on_failure: Literal["stop", "go_on"] = "stop"
+    """When retries are used up or the budget is spent: `stop` the trial, which can be gone on with, or `go_on` without
+    those verdicts."""
+
+    @model_validator(mode="after")
+    def _cost_needs_prices(self) -> "Llm":
+        if self.budget.cost is not None and self.prices is None:
+            raise ValueError("budget.cost needs prices: {input, output}, per million tokens")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Names model and template, with a hash of the template's content and the decoding."""
+        asked = [SHOWN, self.model, self.template.system, self.template.user, self.temperature, self.max_tokens]
+        return f"llm:{self.model}:{self.template.name}#{fingerprint(asked)[:8]}"
+
+    def lacks(self) -> str | None:
+        if find_spec("openai") is None:
+            return "evaluation.judge is llm, which needs the package openai: pip install 'slime-ray[llm]'."
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            return (
+                f"evaluation.judge: the environment variable {self.api_key_env} holds no key. Set it wherever trials "
+                "run, or name another one with evaluation.judge.api_key_env (null for an endpoint that wants no key)."
+            )
+        return None
+
+
+Judge = NoJudge | Exact | RewardModel | Llm
+JUDGE_SETTINGS: dict[str, type[JudgeSettings]] = {
+    kind.model_fields["name"].default: kind for kind in (NoJudge, Exact, RewardModel, Llm)
+}
+AnyJudge = Annotated[Judge, Field(discriminator="name")]
+
+
+def judge_by_name(value: Any) -> Any:
+    """`none` and `exact` need no more than their name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def lasting(base: Mapping[str, Any]) -> dict[str, Any]:
+    """A `base`, or settings as plain values, without what a judge's verdicts do not follow from."""
+    evaluation = base.get("evaluation")
+    judge = evaluation.get("judge") if isinstance(evaluation, Mapping) else None
+    if not isinstance(judge, Mapping):
+        return dict(base)
+    kept = {key: value for key, value in judge.items() if key not in RUNNING}
+    return {**base, "evaluation": {**evaluation, "judge": kept}}  # type: ignore[dict-item]

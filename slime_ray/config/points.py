@@ -1,0 +1,267 @@
+"""Points of a search: which dimensions a point has, what it makes of the settings, and whether it keeps the rules.
+
+A point maps paths into the settings to values. Where a dimension has a `when`, not every point has every path.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from slime_ray.config.presets import merge
+from slime_ray.config.settings import Positive, Settings, Strict
+from slime_ray.config.space import Dimension, Requirement, Scalar
+
+Point = dict[str, Scalar]
+SamplerName = Literal["tpe", "nsga2", "gp", "random", "quasi_random", "grid"]
+LEARNING: tuple[SamplerName, ...] = ("tpe", "nsga2", "gp")
+"""Samplers whose draws follow from results; those of the others follow from the seed alone."""
+COUNTED = 100_000
+"""Points of a finite space that are counted; more are as good as endless."""
+MOST_SCENARIOS = 10_000
+"""Combinations of switches, each of which is checked."""
+TRIES = 4096
+"""Points of a space that are tried for one that meets its requirements."""
+
+
+class EarlierRun(Strict):
+    """A run whose finished search trials the sampler begins with."""
+
+    run: str
+    """Its folder."""
+    best: Positive | None = None
+    """Only so many of them, the best; null takes all."""
+
+
+class Search(Strict):
+    """The search space: paths into the settings, each with the way it is drawn, and what must hold between them.
+
+    dimensions: by path. Where a path is drawn in several ways, each under its own `when`, their names tell them apart
+    by what stands there, such as `objective.beta[dpo]`. known_points: tried first.
+    """
+
+    dimensions: dict[str, Dimension]
+    require: list[str] = []
+    known_points: list[Point] = []
+    earlier_runs: list[EarlierRun] = []
+    sampler: SamplerName = "tpe"
+
+    @property
+    def requirements(self) -> list[Requirement]:
+        """The parsed requirements."""
+        return [Requirement.parse(text) for text in self.require]
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether some dimension does not exist in every trial."""
+        return any(dimension.when for dimension in self.dimensions.values())
+
+    @cached_property
+    def order(self) -> list[str]:
+        """Names of the dimensions, each behind those that decide whether it exists. Raises ValueError for a circle."""
+        placed: list[str] = []
+        while len(placed) < len(self.dimensions):
+            left = [name for name in self.dimensions if name not in placed]
+            undecided = {path_of(name) for name in left}
+            ready = [name for name in left if not undecided & set(self.dimensions[name].when)]
+            if not ready:
+                raise ValueError(f"the `when` of {' and '.join(left)} depend on each other in a circle")
+            placed += ready
+        return placed
+
+    @property
+    def switches(self) -> list[str]:
+        """Names of the dimensions on whose values it depends which knobs there are."""
+        asked = {path for dimension in self.dimensions.values() for path in dimension.when}
+        return [name for name in self.order if path_of(name) in asked or path_of(name).endswith(".name")]
+
+    def walk(self, pick: Callable[[str, Dimension], Scalar]) -> Point:
+        """A point, with `pick` asked for the value of each dimension that it has, by name, in order."""
+        point: Point = {}
+        for name in self.order:
+            dimension = self.dimensions[name]
+            if exists(dimension, point):
+                point[path_of(name)] = pick(name, dimension)
+        return point
+
+    def named(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """The values of a point by the names of its dimensions. Raises KeyError where it lacks one."""
+        found: dict[str, Scalar] = {}
+
+        def pick(name: str, dimension: Dimension) -> Scalar:
+            found[name] = values[path_of(name)]
+            return found[name]
+
+        self.walk(pick)
+        return found
+
+    def locate(self, values: Mapping[str, Any]) -> Point | None:
+        """The point with just these values; None where the space has none."""
+
+        def pick(name: str, dimension: Dimension) -> Scalar:
+            value = values.get(path_of(name))
+            if value is None or not dimension.contains(value):
+                raise LookupError
+            return dimension.snap(value)
+
+        try:
+            point = self.walk(pick)
+        except LookupError:
+            return None
+        return point if point.keys() == values.keys() else None
+
+    def at(self, quantiles: Iterable[float]) -> Point:
+        """The point at these quantiles, one for each dimension, also for those that it turns out not to have."""
+        by_name = dict(zip(self.dimensions, quantiles, strict=True))
+        return self.walk(lambda name, dimension: dimension.at(by_name[name]))
+
+    def scenarios(self) -> list[Point]:
+        """Every combination of switches that makes a difference: all cases of which knobs a trial has.
+
+        Raises ValueError where these are too many.
+        """
+        found = list(islice(self._combinations(self.switches, self._cases), MOST_SCENARIOS + 1))
+        if len(found) > MOST_SCENARIOS:
+            raise ValueError(f"what decides which knobs there are has more than {MOST_SCENARIOS:,} combinations")
+        return found
+
+    def ends(self) -> Iterator[tuple[str, Point, Scalar]]:
+        """Each dimension's name with all values at its ends, once for each scenario in which it exists."""
+        scenarios = self.scenarios()
+        for name, dimension in self.dimensions.items():
+            for scenario in (one for one in scenarios if exists(dimension, one)):
+                for end in dimension.ends:
+                    if _same(scenario.get(path_of(name), end), end):
+                        yield name, scenario, end
+
+    def points(self) -> Iterator[Point]:
+        """All points of a finite space. Raises TypeError for an endless one."""
+        return self._combinations(self.order, lambda name: self.dimensions[name].values)
+
+    def _cases(self, name: str) -> Iterable[Scalar]:
+        """Of a switch: all choices; of a number those that some `when` asks for, and one more."""
+        switch = self.dimensions[name]
+        if switch.choice is not None:
+            return switch.choice
+        asked = {value for other in self.dimensions.values() for value in other.when.get(path_of(name), ())}
+        others = (value for value in switch.values if value not in asked)
+        return [value for value in sorted(asked, key=float) if switch.contains(value)] + list(islice(others, 1))
+
+    def _combinations(self, names: list[str], values: Callable[[str], Iterable[Scalar]]) -> Iterator[Point]:
+        def extend(point: Point, left: list[str]) -> Iterator[Point]:
+            if not left:
+                yield point
+            elif exists(self.dimensions[left[0]], point):
+                for value in values(left[0]):
+                    yield from extend({**point, path_of(left[0]): value}, left[1:])
+            else:
+                yield from extend(point, left[1:])
+
+        return extend({}, names)
+
+
+def path_of(name: str) -> str:
+    """The path into the settings that a dimension of this name draws."""
+    return name.partition("[")[0]
+
+
+def exists(dimension: Dimension, point: Mapping[str, Scalar]) -> bool:
+    """Whether a point with these values has the dimension."""
+    return all(any(_same(point.get(path), value) for value in values) for path, values in dimension.when.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, where True is not 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+class Rules:
+    """Whether points keep the requirements. What is not searched is read from the settings, once for each scenario.
+
+    A requirement that speaks of a knob which a trial does not have says nothing about it.
+    """
+
+    def __init__(self, search: Search, base: Mapping[str, Any]):
+        self.base, self.requirements = base, search.requirements
+        self.switches = [path_of(name) for name in search.switches]
+        self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def values(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
+        """What stands at the paths that the requirements speak of, where a trial at this point has them."""
+        key = tuple((type(value), value) for value in (point.get(path) for path in self.switches))
+        if key not in self.known:
+            self.known[key] = self._fixed(point)
+        return {**self.known[key], **point}
+
+    def _fixed(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
+        settings = Settings.model_validate(with_values(self.base, point))
+        found = {}
+        for path in {path for requirement in self.requirements for path in requirement.paths} - set(point):
+            try:
+                found[path] = value_at(settings, path)
+            except KeyError:
+                continue
+        return found
+
+    def excesses(self, point: Mapping[str, Scalar]) -> dict[str, float]:
+        """By how much each requirement that says something of a point is broken, at most 0 where it holds."""
+        if not self.requirements:
+            return {}
+        values = self.values(point)
+        return {
+            str(requirement): requirement.excess(values)
+            for requirement in self.requirements
+            if all(path in values for path in requirement.paths)
+        }
+
+    def broken(self, point: Mapping[str, Scalar]) -> list[str]:
+        """The requirements that a point breaks."""
+        return [requirement for requirement, excess in self.excesses(point).items() if excess > 0]
+
+
+def has_feasible_point(search: Search, base: Mapping[str, Any]) -> bool:
+    """Whether a quasi-random sweep of TRIES points of the space finds one that meets all requirements."""
+    rules = Rules(search, base)
+    # A Kronecker sequence on powers of the generalised golden ratio covers any number of dimensions evenly.
+    root = 2.0
+    for _ in range(64):
+        root = (1 + root) ** (1 / (len(search.dimensions) + 1))
+    steps = [root ** -(k + 1) for k in range(len(search.dimensions))]
+    return any(not rules.broken(search.at(index * step % 1.0 for step in steps)) for index in range(1, TRIES + 1))
+
+
+def count_points(search: Search, base: Mapping[str, Any]) -> int | None:
+    """How many points a finite space has that meet all requirements; None for an endless one, or more than COUNTED."""
+    if any(dimension.size is None for dimension in search.dimensions.values()):
+        return None
+    rules = Rules(search, base)
+    points = list(islice(search.points(), COUNTED + 1))
+    return None if len(points) > COUNTED else sum(not rules.broken(point) for point in points)
+
+
+def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with each dotted path of `values` set. Mappings merge as presets do; an objective's name replaces it."""
+    result = dict(base)
+    # Knobs that stand before the name of the objective whose they are would be replaced with the one below.
+    for path in sorted(values, key=lambda path: not _names(path, values[path])):
+        nested: Any = values[path]
+        for key in reversed(path.split(".")):
+            nested = {key: nested}
+        result = merge(result, nested)
+    return result
+
+
+def _names(path: str, value: Any) -> bool:
+    return path.endswith(".name") or (isinstance(value, dict) and "name" in value)
+
+
+def value_at(settings: Settings, path: str) -> Any:
+    """The value at a dotted path. Raises KeyError where the path leads nowhere."""
+    value: Any = settings
+    for key in path.split("."):
+        if not isinstance(value, BaseModel) or key not in type(value).model_fields:
+            raise KeyError(path)
+        value = getattr(value, key)
+    return value

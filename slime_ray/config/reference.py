@@ -1,0 +1,209 @@
+"""The reference of an experiment's YAML, made from the schema that reads it: neither can be without the other."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from slime_ray.errors import InputError, near
+from slime_ray.config.experiment_file import file_keys
+from slime_ray.objectives import OBJECTIVES
+from slime_ray.config.points import EarlierRun
+from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings
+from slime_ray.config.space import Dimension
+
+Schema = Mapping[str, Any]
+FILE = "The file"
+HEAD = """\
+# Every key of the YAML
+
+Made from the schema that reads the file. `slime-ray reference` prints this page, `slime-ray reference training` a part
+of it. Unknown keys are refused, and so is text where a number belongs. On the command line `--set training.updates=50`
+changes any of them.
+"""
+BELOW: dict[str, tuple[str, type[BaseModel]]] = {
+    "base": ("base", Settings),
+    "search": ("search: {PATH: …}", Dimension),
+    "start_from": ("start_from: [{run: …}]", EarlierRun),
+}
+"""Keys of the file whose values have a schema that its own does not name, with the title of their section."""
+KINDS = {
+    "integer": "integer",
+    "number": "number",
+    "string": "text",
+    "boolean": "`true`, `false`",
+    "null": "`null`",
+    "array": "list",
+    "object": "mapping",
+}
+SCALAR = {KINDS[kind] for kind in ("integer", "number", "boolean", "string")}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+WORD = re.compile(r"[\w-]+")
+TAGS = ("name", "design")
+"""Keys that say which of several models a mapping is."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One mapping of the file: where it stands, and its schema."""
+
+    title: str
+    schema: Schema
+
+
+def reference(part: str | None = None) -> str:
+    """The page in Markdown, or only the sections whose title has a word `part`. Raises InputError where none has."""
+    found = list(_sections())
+    titles = {section.schema.get("$id", ""): section.title for section in found}
+    if part is None:
+        return "\n".join([HEAD, *(_printed(section, titles) for section in found)])
+    some = [section for section in found if part in WORD.findall(section.title)]
+    if not some:
+        words = sorted({word for section in found for word in WORD.findall(section.title)})
+        raise InputError(f"{part}: there is no such part of the file{near(part, words)}.")
+    return "\n".join(_printed(section, titles) for section in some)
+
+
+def undescribed() -> list[str]:
+    """Keys that say nothing of themselves. What is missing belongs under the field, where it is declared."""
+    return [
+        f"{section.title}: {key}"
+        for section in _sections()
+        for key, schema in section.schema.get("properties", {}).items()
+        if not schema.get("description") and key not in TAGS
+    ]
+
+
+def _sections() -> Iterator[Section]:
+    """The file, then every mapping below it, each once, where it first stands."""
+    models = [file_keys(), *(model for _, model in BELOW.values())]
+    refs, whole = models_json_schema([(model, "validation") for model in models])
+    schemas = {name: {**schema, "$id": name} for name, schema in whole["$defs"].items()}
+    # What the file has of its own comes before the keys of a search.
+    own, top = models[0].__annotations__, schemas[_name(refs[(models[0], "validation")])]
+    top["properties"] = dict(sorted(top["properties"].items(), key=lambda item: item[0] not in own))
+    for name, objective in OBJECTIVES.items():
+        _describe(schemas[OBJECTIVE_SETTINGS[name].__name__], objective)
+    known: set[str] = set()
+
+    def walk(title: str, name: str) -> Iterator[Section]:
+        if name in known:
+            return
+        known.add(name)
+        yield Section(title, schemas[name])
+        for key, schema in schemas[name].get("properties", {}).items():
+            path = key if title == FILE else f"{title}.{key}"
+            if title == FILE and key in BELOW:
+                below, model = BELOW[key]
+                yield from walk(below, _name(refs[(model, "validation")]))
+            inner = list(_refs(schema))
+            for one in inner:
+                yield from walk(path if len(inner) == 1 else f"{path}: {{{_tag(schemas[one])}}}", one)
+
+    yield from walk(FILE, _name(refs[(models[0], "validation")]))
+
+
+def _describe(schema: dict[str, Any], objective: type) -> None:
+    """An objective's schema comes from a dataclass, whose docstring has a paragraph `Args:`."""
+    said: dict[str, str] = {}
+    for kind in reversed(objective.__mro__):
+        for part in re.split(r"^Args.*:$", inspect.cleandoc(kind.__doc__ or ""), flags=re.MULTILINE)[1:]:
+            fields = part.split("\n\n")[0]
+            said |= dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", fields, flags=re.MULTILINE))
+    schema["description"] = inspect.cleandoc(objective.__doc__ or "").split("\n\nArgs")[0]
+    for key, text in said.items():
+        schema["properties"][key] |= {"description": text}
+
+
+def _printed(section: Section, titles: Mapping[str, str]) -> str:
+    schema = section.schema
+    title = FILE if section.title == FILE else f"`{section.title}`"
+    lines = [f"## {title}", "", *_paragraphs(schema.get("description", "")), ""]
+    if "properties" in schema:
+        lines += ["| key | value | default | |", "| --- | --- | --- | --- |"]
+    for key, inner in schema.get("properties", {}).items():
+        default = "required" if key in schema.get("required", ()) else _default(inner)
+        said = " ".join(inner.get("description", "").split())
+        cells = (f"`{key}`", _words(inner, titles), default, said)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Formulas that a docstring sets off by their indent stay as they are."""
+    return (
+        text.split("\n") if re.search(r"^\s+\S", text, re.MULTILINE) is None else ["```text", *text.split("\n"), "```"]
+    )
+
+
+def _default(schema: Schema) -> str:
+    value = schema.get("default")
+    if isinstance(value, dict) and len(list(_refs(schema))) == 1:
+        return "as below"
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return f"`{text}`"
+
+
+def _words(schema: Schema, titles: Mapping[str, str]) -> str:
+    """What a value may be: its kind and bounds, the words it may be one of, or a link to the mapping that it is."""
+    if "$ref" in schema:
+        title = titles[_name(schema)]
+        return f"[{WORD.findall(title)[-1]}](#{_anchor(title)})"
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return ", ".join(f"`{one}`" for one in schema["enum"])
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            words = dict.fromkeys(_words(one, titles) for one in schema[several])
+            if words.keys() >= SCALAR:
+                words = dict.fromkeys([*(word for word in words if word not in SCALAR), "number, flag or word"])
+            return " or ".join(words)
+    kind = KINDS.get(schema.get("type", ""), "any value")
+    if kind == "list" and "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])} {_words(schema['prefixItems'][0], titles)}s"
+    if kind == "list":
+        return f"list of {_words(schema['items'], titles)}"
+    if kind == "mapping":
+        inner = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
+        held = _words(inner[0], titles) if isinstance(inner[0], dict) and inner[0] else ""
+        return f"mapping to {held}" if held else kind
+    bounds = ", ".join(
+        f"{sign} {schema[bound] if isinstance(schema[bound], int) else format(schema[bound], 'g')}"
+        for bound, sign in BOUNDS.items()
+        if bound in schema
+    )
+    return f"{kind} {bounds}".rstrip()
+
+
+def _refs(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            yield _name(schema)
+        for key, inner in schema.items():
+            if key not in ("discriminator", "default"):
+                yield from _refs(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from _refs(inner)
+
+
+def _name(ref: Schema) -> str:
+    return str(ref["$ref"]).rpartition("/")[2]
+
+
+def _tag(schema: Schema) -> str:
+    return next(f"{tag}: {schema['properties'][tag]['const']}" for tag in TAGS if tag in schema["properties"])
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

@@ -1,0 +1,358 @@
+"""What one trial does, in full: the schema of `base` in an experiment's YAML.
+
+Fixed and searched values share this schema: a searched knob is a path into it, such as `training.learning_rate`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
+
+from slime_ray.config.judge import AnyJudge, Exact, NoJudge, judge_by_name
+from slime_ray.objectives import OBJECTIVES, Objective, find_objective
+from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
+
+__all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
+
+
+def _located_template(value: str) -> str:
+    """A chat template's file by its absolute path; it may also be the name of a shipped one."""
+    return located(value) if value.endswith(".jinja") else value
+
+
+Temperature = Annotated[float, Field(ge=0)]
+ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = "all-linear"
+
+
+def _layers(value: Any) -> Any:
+    """Names of layers, which a single word is not."""
+    if isinstance(value, str) and value != ALL_LINEAR:
+        raise ValueError(f"{value!r} is no list of layers. Give [{value}], or {ALL_LINEAR}")
+    return value
+
+
+class Lora(Strict):
+    """Low-rank adapters on the linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
+
+    rank: Positive = 64
+    """Rank of the two factors that are added to each weight."""
+    alpha: Annotated[float, Field(gt=0)] = 128.0
+    """The update is scaled by `alpha / rank`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a layer's input that the adapters do not see in training."""
+    targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
+    """Names of the linear layers that have them, or `all-linear` for every one of the text decoder. The default is
+    attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
+    train_head: bool = False
+    """Whether the output head is trained in full, beside the adapters."""
+
+
+class Model(Strict):
+    """The pretrained model."""
+
+    source: Located
+    """A folder with `config.json` and safetensors, or of an adapter of peft's, which is merged into its base; a .gguf
+    file, a Hub id, or `embedded/arithmetic` or `embedded/notes` for a tiny one."""
+    tokenizer: Located | None = None
+    """Folder or Hub id of the tokenizer and its chat template, such as an instruction-tuned sibling; null is
+    `source`'s own."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null is its main branch."""
+    gguf_file: str | None = None
+    """Name of the .gguf file, where `source` is a folder or repository that has one; needs the extra `gguf`."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run. Only for repositories that you trust."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights and of the forward pass."""
+    chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
+    """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
+    lora: Lora | None = None
+    """Adapters that are trained; null trains every weight."""
+    dropout: bool = False
+    """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
+    attention: Literal["auto", "segments", "flex"] = "auto"
+    """Over packed rows: flex_attention (`flex`, a GPU only), or segment by segment; `auto` is flex on a GPU."""
+    chunk_logits: Positive | None = None
+    """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    @property
+    def task(self) -> str | None:
+        """Name of the embedded task whose tiny model this is, or None for a real model."""
+        return self.source.removeprefix(EMBEDDED) if self.source.startswith(EMBEDDED) else None
+
+
+class Data(Strict):
+    """Where pairs come from, how they are split and how long they may be. A limit of null means all there are."""
+
+    train: Located
+    """A .jsonl, .json or .parquet file, a folder of them, a Hub id, or `embedded/arithmetic` or `embedded/notes`."""
+    split: str = "train"
+    """Of a Hub data set."""
+    subset: str | None = None
+    """Configuration of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null is its main branch."""
+    sft_fraction: Fraction = 0.34
+    """Share of the prompts that belongs to the SFT stage. All pairs of a prompt stand on one side."""
+    sft_examples: Positive | None = None
+    """Examples of the SFT stage at most."""
+    pairs: Positive | None = None
+    """Pairs of preference training at most."""
+    held_out_pairs: Positive = 1000
+    """Pairs that nothing is trained on: log-probabilities are measured on them, and prompts to answer are theirs."""
+    max_tokens: Annotated[int, Field(ge=8)] = 2048
+    """Of prompt and completion together; a completion that does not fit keeps its start."""
+    max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
+    """Of a prompt; longer ones keep their end. Null sets no limit."""
+    row_tokens: Annotated[int, Field(ge=8)] | None = None
+    """The budget of one packed row, which is one micro-batch; a pair has to fit. Null: 8192, or twice `max_tokens`
+    where that is more, so that every pair does. The objective slime-released makes its own micro-batches."""
+    strict: bool = False
+    """Whether a row that cannot be used as it is ends the run, instead of being skipped or changed, and counted. So
+    does text besides the three columns, or besides role and content of messages."""
+    metadata: list[str] = []
+    """Further columns, and fields of messages, that hold no text to train on: `strict` does not mind them."""
+    seed: Seed = 0
+    """Of the split."""
+
+    @property
+    def task(self) -> str | None:
+        """Name of the embedded task, or None for preference data of the user's."""
+        return self.train.removeprefix(EMBEDDED) if self.train.startswith(EMBEDDED) else None
+
+    @property
+    def row_budget(self) -> int:
+        """Tokens of one packed row."""
+        return self.row_tokens or max(8192, 2 * self.max_tokens)
+
+
+class Schedule(Strict):
+    """One optimisation run: AdamW, a learning rate that warms up and falls, and how long it lasts."""
+
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    """The highest one."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data."""
+    updates: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps; wins over `epochs` where it is given. 0 trains nothing."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warming up."""
+    warmup_fraction: Fraction = 0.0
+    """Share of the updates in which it rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW's second beta."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are clipped to this norm; null clips nothing."""
+
+
+class Sft(Schedule):
+    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split."""
+
+    examples_per_update: Positive = 64
+    """Of an update, over all workers."""
+    seed: Seed = 0
+    """Of the order of the examples and of new weights. Another one is another SFT checkpoint."""
+    lora: Literal["same"] | Lora | None = "same"
+    """Its adapters, which are merged at its end: `same` as model.lora, others, or null to train every weight."""
+
+
+class Training(Schedule):
+    """Stage 2: preference training from the SFT checkpoint."""
+
+    pairs_per_update: Positive = 128
+    """Of an update, over all workers."""
+    gradient_checkpointing: bool = False
+    """Whether each layer is computed again in the backward pass, which saves memory and costs time."""
+    evaluations: Annotated[int, Field(ge=1)] = 5
+    """Held-out measurements besides that of step 0, evenly spread."""
+
+
+class Decoding(Strict):
+    """How answers are drawn. One decoding configuration serves every cell of a table."""
+
+    temperature: Temperature = 1.0
+    """0 takes the likeliest token."""
+    temperatures: dict[str, Temperature] = {}
+    """Instead of it, for the categories of `evaluation.questions` that are named."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Answers are drawn from the likeliest tokens that make up this share."""
+    max_new_tokens: Positive = 512
+    """Of an answer. One that gets there without an end counts as broken."""
+    batch: Positive = 64
+    """Answers at a time. With a temperature above 0 another batch draws other answers."""
+
+    def temperature_of(self, category: str | None) -> float:
+        """The temperature of answers to questions of one category; None is that of questions without any."""
+        return self.temperature if category is None else self.temperatures.get(category, self.temperature)
+
+
+class Sentinel(Strict):
+    """Watches for collapse at every evaluation during training, by the parts of stability-v1 as they stand then."""
+
+    action: Literal["warn", "stop", "none"] = "warn"
+    """What an alarm does: `stop` ends the training there and measures the policy as it is, `none` watches nothing."""
+    tolerances: Annotated[float, Field(gt=0)] = 3.0
+    """How many of its tolerances a part has to be beyond."""
+    prompts: Positive = 32
+    """Selection prompts that are answered each time."""
+    judge: bool | None = None
+    """Whether these answers are judged as well, which early stopping by the win rate needs; null is where that costs
+    nothing, which is the exact judge."""
+
+
+class Evaluation(Strict):
+    """Win rate against the SFT checkpoint's answers, and stability-v1."""
+
+    judge: Annotated[AnyJudge, BeforeValidator(judge_by_name)] = NoJudge()
+    """Who compares answers. `none` and `exact` may stand by their name alone."""
+    questions: Located | None = None
+    """A file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of `prompts` ones
+    from the data."""
+    prompts: Positive = 512
+    """Report prompts, which arms and confirmed winners answer."""
+    selection_prompts: Positive = 256
+    """Prompts that guide the search, none of them a report prompt."""
+    judge_first: Positive | None = None
+    """Selection prompts on which a trial of the search is judged first; on the others only where it can still be on
+    the front. Null judges all of them."""
+    kl_prompts: Positive = 64
+    """Prompts on whose answers the KL divergence to the SFT checkpoint is measured."""
+    decoding: Decoding = Decoding()
+    """How answers are drawn."""
+
+
+def _objective_schema(name: str, objective: type) -> type[BaseModel]:
+    """A pydantic model with the fields of an objective's dataclass; building the objective checks their ranges."""
+    hints = typing.get_type_hints(objective)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(objective):
+        hint = hints[field.name]
+        # YAML has lists where dataclasses have tuples; nothing else may change its type on the way in.
+        lenient = typing.get_origin(hint) is tuple
+        fields[field.name] = (Annotated[hint, Field(strict=False)] if lenient else hint, field.default)
+
+    def check(self: Any) -> Any:
+        self.build()
+        return self
+
+    return create_model(
+        f"{objective.__name__}Settings",
+        __base__=ObjectiveSettings,
+        __validators__={"check": model_validator(mode="after")(check)},  # type: ignore[dict-item]
+        name=(Literal[name], name),  # type: ignore[arg-type]
+        **fields,
+    )
+
+
+class ObjectiveSettings(Strict):
+    """One objective by its registered name, with the knobs of its dataclass."""
+
+    # The docstrings are the dataclass's. Of a model that is made from fields, pydantic would look for them in the
+    # source of every module that is loaded.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+    name: str
+
+    def build(self) -> Objective:
+        """The objective itself. Raises ValueError with a sentence that starts with the field's name."""
+        return find_objective(self.name)(**{key: value for key, value in self if key != "name"})
+
+
+OBJECTIVE_SETTINGS = {name: _objective_schema(name, objective) for name, objective in OBJECTIVES.items()}
+
+
+def _perhaps_outside(value: Any, registered: ValidatorFunctionWrapHandler) -> Any:
+    """Settings of a registered objective, or of one of the user's, which is imported because the file names it."""
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    if not isinstance(name, str) or ":" not in name:
+        return registered(value)
+    if name not in OBJECTIVE_SETTINGS:
+        OBJECTIVE_SETTINGS[name] = _objective_schema(name, find_objective(name))
+    try:
+        return OBJECTIVE_SETTINGS[name].model_validate(value)
+    except ValidationError as error:
+        # The name stands in the place of the error, as it does for registered ones.
+        details: Any = [{**one, "loc": (name, *one["loc"])} for one in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(name, details) from None
+
+
+if typing.TYPE_CHECKING:
+    AnyObjective = ObjectiveSettings
+else:
+    AnyObjective = Annotated[
+        typing.Union[tuple(OBJECTIVE_SETTINGS.values())],  # noqa: UP007
+        Field(discriminator="name"),
+        SerializeAsAny(),
+        WrapValidator(_perhaps_outside),
+    ]
+
+
+class Settings(Strict):
+    """All that decides what one trial computes but its seed."""
+
+    model: Model
+    """What is trained."""
+    data: Data
+    """The pairs."""
+    sft: Sft | None = None
+    """Stage 1, which makes the checkpoint that all trials start from; null starts from the model as it is."""
+    objective: AnyObjective
+    """What preference training minimises."""
+    training: Training
+    """Stage 2."""
+    sentinel: Sentinel = Sentinel()
+    """What watches it."""
+    evaluation: Evaluation = Evaluation()
+    """How trials are measured."""
+
+    @model_validator(mode="after")
+    def _embedded_parts_agree(self) -> "Settings":
+        if self.model.task and self.model.task != self.data.task:
+            raise ValueError(
+                f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
+                f"data.train is {self.data.train!r}. Give both the same embedded task, or a real model"
+            )
+        judge = self.evaluation.judge
+        if isinstance(judge, Exact) and not (self.data.task or judge.scorer):
+            raise ValueError(
+                "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
+                "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
+            )
+        return self
+
+    @property
+    def judged_on_the_way(self) -> bool:
+        """Whether the sentinel's answers are judged during training."""
+        judge = self.evaluation.judge
+        wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
+        return wanted and self.sentinel.action != "none" and judge.name != "none"
+
+    @property
+    def sft_model(self) -> Model:
+        """The model with the adapters of stage 1; without any where there is no such stage."""
+        if self.sft is not None and self.sft.lora == "same":
+            return self.model
+        return self.model.model_copy(update={"lora": self.sft.lora if self.sft else None})
+
+    @property
+    def judge_identity(self) -> str:
+        """The judge as the results name it, with all that its verdicts follow from."""
+        judge = self.evaluation.judge
+        return f"exact:{self.data.task}" if judge.identity == "exact" else judge.identity

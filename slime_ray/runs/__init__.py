@@ -1,0 +1,1 @@
+"""A run's folder: its results, its state, and the store that it lies in."""

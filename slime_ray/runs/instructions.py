@@ -1,0 +1,135 @@
+"""What a sweep is asked from another terminal, as files in its run: stop a trial, or run one again with other knobs.
+
+    instructions/stop-<trial_id>.json       {"reason": ...}
+    instructions/<trial_id>.json            a clone: {"of": ..., "values": ...}
+
+The sweep's driver reads the folder again and again. A clone's file stays: a sweep that is gone on with runs it, too.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from slime_ray.runs import results
+from slime_ray.config.complaints import explain
+from slime_ray.errors import InputError
+from slime_ray.config.experiment import Experiment, with_values
+from slime_ray.runs.status import read_status
+from slime_ray.config.settings import Settings
+
+FOLDER = "instructions"
+_TRIAL_ID = re.compile(r"\w[\w.=+,:-]*")
+LONGEST_ID = 230
+"""Bytes; files of instructions have longer names."""
+_STOP, _CLONE = re.compile(r"stop-(.+)"), re.compile(r"(.+)-clone-(\d+)")
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A trial of the search that a person added. values: all that it sets over base, by path."""
+
+    trial_id: str
+    of: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """All that has been asked of a run. stops: reasons by trial id. clones: in the order in which they were asked."""
+
+    stops: dict[str, str]
+    clones: list[Clone]
+
+    @classmethod
+    def read(cls, run: Path) -> "Instructions":
+        """What stands in the folder; a file that cannot be read counts as absent."""
+        stops: dict[str, str] = {}
+        clones: list[Clone] = []
+        for file in sorted((run / FOLDER).glob("*.json"), key=lambda file: (len(file.stem), file.stem)):
+            try:
+                said = json.loads(file.read_text(encoding="utf-8"))
+                if match := _STOP.fullmatch(file.stem):
+                    stops[match[1]] = str(said["reason"])
+                elif _CLONE.fullmatch(file.stem):
+                    clones.append(Clone(file.stem, str(said["of"]), dict(said["values"])))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return cls(stops, clones)
+
+
+def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
+    """Have a running trial end where it is, recorded as stopped. Returns the file that says so.
+
+    known: trials that may run now. Raises InputError where it has finished already or there is none of this id.
+    """
+    if _finished(run, trial_id) is not None:
+        raise InputError(f"{trial_id} has finished: there is nothing to stop.")
+    if trial_id not in known:
+        running = ", ".join(sorted(known)) or "none"
+        raise InputError(f"{run} has no running trial {trial_id:.100}. Running: {running}.")
+    path = _folder(run) / f"stop-{trial_id}.json"
+    results.write_text(path, json.dumps({"reason": "stopped by hand"}))
+    return path
+
+
+def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Mapping[str, Any]) -> Clone:
+    """Have a trial run again with some knobs changed, as a further trial of the search; returns that one.
+
+    changes: values by path. Raises InputError for a trial without settings, and for values that are not valid.
+    """
+    values = _values_of(run, trial_id) | dict(changes)
+    if not changes:
+        raise InputError("A clone has to differ from its trial: give --set knob=value.")
+    try:
+        Settings.model_validate(with_values(experiment.base, values))
+    except ValidationError as error:
+        keys, sentence = explain(error, Settings)
+        raise InputError(f"--set: {sentence}{'' if keys else '.'}") from None
+    folder = _folder(run)
+    taken = [match for file in folder.glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
+    number = 1 + max((int(match[2]) for match in taken), default=0)
+    origin = _CLONE.fullmatch(trial_id)
+    while True:
+        clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
+        content = json.dumps({"of": clone.of, "values": clone.values})
+        if results.write_new(folder / f"{clone.trial_id}.json", content):
+            return clone
+        # Somebody else asked at the same moment.
+        number += 1
+
+
+def _values_of(run: Path, trial_id: str) -> dict[str, Any]:
+    """What a trial sets over base, whether it has finished, runs, or was asked for."""
+    row = _finished(run, trial_id)
+    if row is not None:
+        return dict(json.loads(row["settings"] or "{}"))
+    for clone in Instructions.read(run).clones:
+        if clone.trial_id == trial_id:
+            return clone.values
+    for name, state in read_status(run).trials.items():
+        if name == trial_id:
+            return dict(state.get("values") or {})
+    raise InputError(
+        f"{run} has no trial {trial_id:.100} that has begun. `slime-ray status {run}` lists those that run."
+    )
+
+
+def _finished(run: Path, trial_id: str) -> dict[str, Any] | None:
+    """The row of the run's own finished trial; an id may lead to no other place."""
+    if not _TRIAL_ID.fullmatch(trial_id) or len(trial_id.encode()) > LONGEST_ID:
+        return None
+    return results.finished_trial(run / "trials" / trial_id)
+
+
+def _folder(run: Path) -> Path:
+    """Where instructions are written. Raises InputError where that is not in the run."""
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link, and instructions are written in the run alone. Make it a folder.")
+    return folder

@@ -1,0 +1,104 @@
+"""How a run stands, for whoever looks at it from another terminal: a small file that its sweep rewrites as it goes."""
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from slime_ray.runs import results
+from slime_ray.runs.pareto import on_front, signed
+from slime_ray.runs.redaction import redact
+
+STATUS = "status.json"
+FRESH_SECONDS = 60.0
+"""For so long a sweep that has said something is believed to be at work, where its process cannot be looked at."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a sweep last said of itself. written: seconds since 1970. trials: those that run, as they reported."""
+
+    written: float = 0.0
+    node: str = ""
+    pid: int = 0
+    ended: bool = True
+    finished: int = 0
+    total: int = 0
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the sweep that wrote this still lives, as far as can be told from here."""
+        if self.ended:
+            return False
+        if self.node == platform.node() and Path("/proc").is_dir():
+            return Path(f"/proc/{self.pid}").exists()
+        return time.time() - self.written < FRESH_SECONDS
+
+
+def write_status(
+    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False
+) -> None:
+    """Say how the sweep of this process stands."""
+    status = RunStatus(
+        written=time.time(), node=platform.node(), pid=os.getpid(), ended=ended, finished=finished, total=total,
+        trials={name: dict(state) for name, state in trials.items()},
+    )  # fmt: skip
+    results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
+
+
+def read_status(run: Path) -> RunStatus:
+    """What the run's sweep last said; one that has ended, where it said nothing that can be read."""
+    try:
+        said = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return RunStatus()
+    numbers = all(isinstance(one, (int, float)) for one in (said.written, said.pid, said.finished, said.total))
+    trials = isinstance(said.trials, dict) and all(isinstance(one, dict) for one in said.trials.values())
+    return said if numbers and trials else RunStatus()
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """All that `slime-ray status` shows. Raises InputError where `run` is no run.
+
+    state: `at work`, `finished` or `interrupted`. ends: trials that have ended, counted by how. front: ids of the
+    search's best so far. running: trials at work, as they last reported.
+    """
+    manifest, rows, status = results.read_manifest(run), results.finished_trials(run), read_status(run)
+    state: Literal["at work", "finished", "interrupted"] = (
+        "at work" if status.at_work else "finished" if manifest.get("finished") else "interrupted"
+    )
+    return {
+        "name": str(manifest.get("name", run.name)),
+        "state": state,
+        "begun": manifest.get("created"),
+        "finished": manifest.get("finished"),
+        "said": round(time.time() - status.written, 1) if status.at_work else None,
+        "done": len(rows),
+        "total": max(status.total, len(rows)),
+        "ends": dict(Counter(str(row.get("status")) for row in rows.values())),
+        "running": {name: told for name, told in status.trials.items() if name not in rows} if status.at_work else {},
+        "front": _front(rows, manifest.get("goals") or {}),
+        "alarms": {name: row["alarm"] for name, row in rows.items() if row.get("alarm")},
+    }
+
+
+def _front(rows: Mapping[str, Mapping[str, Any]], goals: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Completed search trials that no other equals or beats in every goal and beats in one, by the first goal."""
+    complete = [
+        row
+        for row in rows.values()
+        if row["phase"] == "search"
+        and row["status"] == "completed"
+        and all(row.get(goal) is not None for goal in goals)
+    ]
+    points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
+    front = sorted(np.flatnonzero(on_front(points)).tolist(), key=lambda place: [-value for value in points[place]])
+    return [{name: complete[place][name] for name in ("trial_id", *goals)} for place in front]

@@ -1,0 +1,393 @@
+"""Runs in an object store: a process works on a copy on its own disk, which is brought up to date before and after.
+
+A file has one writer at a time: a trial's worker writes the trial's folder, the sweep's driver all else. An object
+appears whole or not at all; what says that others are complete (`LAST`) is written after them.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from filelock import FileLock
+from pyarrow import fs
+
+from slime_ray.runs import files
+from slime_ray.errors import InputError, RunError
+from slime_ray.runs.redaction import redact_sentence, remember, shown_address
+
+LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
+"""Files that say that what stands beside them is whole."""
+PASSING = ("scratch",)
+"""Folders that nobody else ever needs."""
+HOLDER = ".held"
+HELD_SECONDS = 180.0
+"""For so long a process that has said that it holds a folder is believed to do so."""
+SCHEMES = ("s3", "gs", "gcs", "hdfs", "file")
+AT_ONCE = 8
+
+
+def is_url(storage: str) -> bool:
+    """Whether a storage is an address, such as s3://bucket/runs, and not a path."""
+    return "://" in storage
+
+
+def joined(storage: str, name: str) -> str:
+    """Where a storage has what stands under `name` in it; the query of an address stays its end."""
+    start, mark, query = storage.partition("?") if is_url(storage) else (storage, "", "")
+    return f"{start.rstrip('/')}/{name}{mark}{query}"
+
+
+def parted(address: str) -> tuple[str, str]:
+    """The storage and the name of the run at an address, the reverse of `joined`. Raises InputError."""
+    start, mark, query = address.partition("?")
+    storage, _, name = start.rstrip("/").rpartition("/")
+    if not is_url(storage):
+        raise InputError(f"{shown_address(address)}: give a run's address, such as s3://bucket/runs/first.")
+    return f"{storage}{mark}{query}", name
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A storage and the folder of this machine that holds the working copy. url: None where they are the same thing."""
+
+    root: Path
+    url: str | None = None
+    sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, storage: str, who: str) -> "Mirror":
+        """The storage, with a working copy for `who`: the driver and the trials keep apart, also on one machine.
+
+        Working copies lie in the folder that SLIME_RAY_SCRATCH names, else in the system's for temporary files. Raises
+        InputError for an address that is none.
+        """
+        if not is_url(storage):
+            return cls(Path(storage).resolve())
+        if urlsplit(storage).scheme not in SCHEMES:
+            raise InputError(
+                f"--storage {shown_address(storage)}: give a path, or an address that begins with s3:// or gs://."
+            )
+        remember(storage)
+        key = hashlib.sha256(storage.encode()).hexdigest()[:12]
+        return cls(_scratch() / key / who, storage)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """The storage travels, what this process has sent does not; each machine has its own place for a copy."""
+        return (Mirror, (self.root,)) if self.url is None else (Mirror.of, (self.url, self.root.name))
+
+    def check(self, *, write: bool = True) -> None:
+        """Raise InputError where the storage cannot be reached, listed or, with `write`, written and read."""
+        if self.url is None:
+            return
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            store, base = _store(self.url)
+            store.get_file_info(fs.FileSelector(base, allow_not_found=True))
+            if not write:
+                return
+            _make_room(store, f"{base}/{probe}")
+            with store.open_output_stream(f"{base}/{probe}") as stream:
+                stream.write(probe.encode())
+            with store.open_input_stream(f"{base}/{probe}") as stream:
+                same = stream.read() == probe.encode()
+            store.delete_file(f"{base}/{probe}")
+        except (OSError, pa.ArrowException) as error:
+            reason = redact_sentence(str(error).splitlines()[0])[:300]
+            raise InputError(
+                f"--storage {self.shown}: it cannot be used: {reason}. Correct the address, or what allows "
+                "this machine to use it, such as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS."
+            ) from None
+        if not same:
+            raise InputError(f"--storage {self.shown}: what was written there does not come back.")
+
+    @property
+    def shown(self) -> str:
+        """The storage without what may be secret in its address."""
+        return str(self.root) if self.url is None else shown_address(self.url)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """What is done here has to succeed. Raises RunError where the storage does not do its part."""
+        try:
+            yield
+        except OSError as error:
+            reason = redact_sentence((str(error).strip().splitlines() or [""])[0])
+            kind = "" if isinstance(error, files.StorageError) else f"{type(error).__name__}: "
+            raise RunError(
+                f"{self.shown} could not be used ({kind}{reason}). What it has is kept; give "
+                "the same command again, with --resume where a run had begun."
+            ) from None
+
+    @contextmanager
+    def held(self, folder: Path, *, skip: Container[str] = ()) -> Iterator[None]:
+        """Hold a folder of an object store, so that no other machine works on it, with the copy of it up to date.
+
+        skip: as in `pull`. On a disk, holding is a lock file's job. Raises InputError where another process said within
+        the last minutes that it holds the folder, and RunError where the store cannot be used.
+        """
+        if self.url is None:
+            yield
+            return
+        store, base = _store(self.url)
+        name = f"{base}/{folder.relative_to(self.root).as_posix()}/{HOLDER}"
+        own = f"{platform.node()} {os.getpid()}"
+
+        def say() -> None:
+            with store.open_output_stream(name) as stream:
+                stream.write(json.dumps({"who": own, "time": time.time()}).encode())
+
+        holder, age = _holder(store, name)
+        if holder and holder != own and age < HELD_SECONDS and not _is_gone(holder):
+            raise InputError(
+                f"Another sweep ({holder}) is at work on {self.shown}/{folder.name}, or was {age:.0f} s ago. "
+                f"Wait for it or end it; if its machine is lost, its claim ends {HELD_SECONDS - age:.0f} s from now."
+            )
+        ended = threading.Event()
+
+        def go_on_saying() -> None:
+            while not ended.wait(HELD_SECONDS / 4):
+                with suppress(OSError):
+                    say()
+
+        with self.answering():
+            _make_room(store, name)
+            say()
+        speaker = threading.Thread(target=go_on_saying, daemon=True)
+        speaker.start()
+        try:
+            with self.answering():
+                self.pull(folder, skip=skip)
+            yield
+        finally:
+            ended.set()
+            speaker.join()
+            with suppress(OSError):
+                store.delete_file(name)
+
+    def address(self, path: Path) -> str:
+        """Where the storage has what the working copy has at `path`, in the words of Ray."""
+        if self.url is None:
+            return str(path)
+        return joined(self.url, path.relative_to(self.root).as_posix())
+
+    def pull(self, folder: Path, *, skip: Container[str] = ()) -> None:
+        """Bring the copy of a folder up to date, and delete there what the storage does not have.
+
+        Where that has nothing of the folder, there is no copy of it. skip: names of folders to leave out, wherever they
+        are. Raises OSError.
+        """
+        if self.url is None:
+            return
+        store, base = _store(self.url)
+        found = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
+        if not found:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        remote = {name: info for name, info in found if not _skipped(name, skip)}
+        for path in _files(folder):
+            if (name := path.relative_to(self.root).as_posix()) not in remote and not _skipped(name, skip):
+                path.unlink(missing_ok=True)
+
+        def fetch(name: str) -> None:
+            target, size = self.root / name, remote[name].size
+            known = (size, remote[name].mtime_ns or 0)
+            if target.is_file() and self.sent.get(name) == known:
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                files.replacing(target, durable=False) as partial,
+                store.open_input_stream(f"{base}/{name}") as source,
+                partial.open("wb") as sink,
+            ):
+                while block := source.read(1 << 22):
+                    sink.write(block)
+            self.sent[name] = known
+            self.sent[f"{name}@here"] = _stamp(target)
+
+        self._each(fetch, [name for name in remote if PurePosixPath(name).name not in LAST])
+        self._each(fetch, [name for name in remote if PurePosixPath(name).name in LAST])
+
+    def push(self, path: Path, *, prune: bool = False) -> None:
+        """Bring the storage up to date with a file or folder of the copy. Raises OSError.
+
+        prune: also delete there what the copy does not have.
+        """
+        if self.url is None:
+            return
+        store, base = _store(self.url)
+        there = path.relative_to(self.root).as_posix()
+        names = [there] if path.is_file() else [file.relative_to(self.root).as_posix() for file in _files(path)]
+        changed = [name for name in names if self.sent.get(f"{name}@here") != _stamp(self.root / name)]
+
+        def send(name: str) -> None:
+            stamp = _stamp(self.root / name)
+            _make_room(store, f"{base}/{name}")
+            with (self.root / name).open("rb") as source, store.open_output_stream(f"{base}/{name}") as sink:
+                while block := source.read(1 << 22):
+                    sink.write(block)
+            self.sent[f"{name}@here"] = stamp
+            self.sent.pop(name, None)
+
+        ends = [name for name in changed if PurePosixPath(name).name in LAST]
+        self._each(send, [name for name in changed if name not in ends])
+        self._each(send, ends)
+        if prune:
+            kept = set(names)
+            stale = [name for name, _ in self._remote(path) if name not in kept]
+            for name in sorted(stale, key=_says_less):
+                store.delete_file(f"{base}/{name}")
+
+    def push_files(self, folder: Path) -> None:
+        """The same for the files that stand in a folder itself."""
+        for path in sorted(folder.iterdir()) if self.url is not None else ():
+            if path.is_file() and not _partial(path.name):
+                self.push(path)
+
+    def remove(self, path: Path) -> None:
+        """Delete a folder, here and in the storage."""
+        shutil.rmtree(path, ignore_errors=True)
+        if self.url is not None:
+            store, base = _store(self.url)
+            for name in sorted((name for name, _ in self._remote(path)), key=_says_less):
+                store.delete_file(f"{base}/{name}")
+
+    def has(self, path: Path) -> bool:
+        """Whether the storage has a file."""
+        if self.url is None:
+            return path.is_file()
+        store, base = _store(self.url)
+        name = f"{base}/{path.relative_to(self.root).as_posix()}"
+        return bool(store.get_file_info(name).type == fs.FileType.File)
+
+    def _remote(self, folder: Path) -> Iterator[tuple[str, fs.FileInfo]]:
+        assert self.url is not None
+        store, base = _store(self.url)
+        there = PurePosixPath(base, folder.relative_to(self.root).as_posix())
+        for info in store.get_file_info(fs.FileSelector(str(there), allow_not_found=True, recursive=True)):
+            if info.type == fs.FileType.File:
+                yield PurePosixPath(info.path).relative_to(PurePosixPath(base)).as_posix(), info
+
+    @staticmethod
+    def _each(work: "object", names: list[str]) -> None:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(work, names))  # type: ignore[arg-type]
+
+
+def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, Mirror]:
+    """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
+
+    Raises InputError for an address that is none or cannot be read, and RunError where the store fails on the way.
+    """
+    storage, name = parted(address)
+    mirror = Mirror.of(storage, "reports")
+    mirror.check(write=False)
+    with mirror.answering():
+        mirror.pull(mirror.root / name, skip=skip)
+    return mirror.root / name, mirror
+
+
+@contextmanager
+def one_at_a_time(address: str) -> Iterator[None]:
+    """Hold the copy on this machine of the run at an address, so that no other command brings it up to date."""
+    root = Mirror.of(parted(address)[0], "reports").root
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{parted(address)[1]}.lock"):
+        yield
+
+
+def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
+    """Who says that it holds a folder, and how many seconds ago that was."""
+    try:
+        with store.open_input_stream(name) as stream:
+            said = json.loads(stream.read())
+        return str(said["who"]), max(0.0, time.time() - float(said["time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, 0.0
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    node, _, pid = holder.rpartition(" ")
+    return node == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()
+
+
+def _scratch() -> Path:
+    """The folder of all working copies. Raises InputError where it belongs to somebody else."""
+    given = os.environ.get("SLIME_RAY_SCRATCH")
+    scratch = Path(given).absolute() if given else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
+    try:
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = scratch.stat().st_uid == os.getuid() and not scratch.is_symlink()
+    except OSError as error:
+        raise InputError(
+            f"{scratch} cannot be made: {error.strerror}. Name another folder in SLIME_RAY_SCRATCH."
+        ) from None
+    if not (ours or given):
+        raise InputError(f"{scratch} belongs to somebody else. Name another folder in SLIME_RAY_SCRATCH.")
+    return scratch
+
+
+def _make_room(store: fs.FileSystem, path: str) -> None:
+    """Only real file systems have folders."""
+    if isinstance(store, fs.LocalFileSystem):
+        store.create_dir(str(PurePosixPath(path).parent))
+
+
+def _skipped(name: str, skip: Container[str]) -> bool:
+    return any(part in skip or part in PASSING for part in PurePosixPath(name).parts[:-1])
+
+
+def _files(folder: Path) -> list[Path]:
+    """Whole files, not those that are being written under another name."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not _skipped(path.relative_to(folder).as_posix(), ())
+        and not any(_partial(part) for part in path.relative_to(folder).parts)
+    ]
+
+
+def _partial(name: str) -> bool:
+    return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
+
+
+def _says_less(name: str) -> bool:
+    """Order for deleting: what says that the others are whole goes first."""
+    return PurePosixPath(name).name not in LAST
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+_LOCK = threading.Lock()
+
+
+@lru_cache(maxsize=8)
+def _store(url: str) -> tuple[fs.FileSystem, str]:
+    """The file system of an address, and the path of its root there."""
+    with _LOCK:
+        try:
+            store, base = fs.FileSystem.from_uri(url)
+        except (pa.ArrowException, OSError) as error:
+            shown = shown_address(url)
+            raise InputError(
+                f"--storage {shown}: {redact_sentence(str(error).splitlines()[0].replace(url, shown))}."
+            ) from None
+    return store, base.rstrip("/")

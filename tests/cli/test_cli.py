@@ -1,0 +1,262 @@
+"""The manners of the command line: help that teaches, completion, exit codes, what is printed for whom."""
+
+import argparse
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slime_ray import cli
+from slime_ray.cli import experiments, going_on
+from slime_ray.errors import RunError
+from tests.analysis.conftest import add_trial, finish
+
+ROOT = Path(__file__).parents[2]
+
+
+def every(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """This parser and all below it, each with the words that lead to it."""
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, inner in action.choices.items():
+                yield from every(inner, f"{name} {word}".strip())
+
+
+def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Every command's parser by its name."""
+    [found] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found.choices)
+
+
+def test_every_command_says_what_it_is_for_and_every_option_what_it_does():
+    parser = cli.make_parser()
+    [listed] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    helped = {action.dest for action in listed._choices_actions if action.help}
+    assert set(listed.choices) == helped
+    silent = [
+        f"{name} {action.dest}"
+        for name, command in commands(parser).items()
+        for action in command._actions
+        if not isinstance(action, argparse._SubParsersAction) and not action.help and action.dest != "shell"
+    ]
+    assert silent == []
+
+
+def test_the_help_shows_examples_and_the_exit_codes(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "slime-ray sweep  my.yaml --name first" in shown
+    assert "Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong" in shown
+
+
+@pytest.mark.parametrize("name", sorted(commands(cli.make_parser())))
+def test_the_help_of_every_command_has_examples_that_are_command_lines(name):
+    shown = commands(cli.make_parser())[name].format_help()
+    examples = re.findall(rf"^  (slime-ray {name}\b.*)$", shown, re.MULTILINE)
+    assert examples
+    for example in re.findall(r"^  (slime-ray .*)$", shown, re.MULTILINE):
+        words = shlex.split(re.split(r"  +# | {2,}| > ", example)[0])[1:]
+        assert callable(cli.make_parser().parse_args(words).command), example
+
+
+def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
+    assert [name for name, parser in every(cli.make_parser()) if parser.allow_abbrev] == []
+    for line in ("train demo --seed 3", "check demo --seed 3", "sweep demo --res"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(line.split())
+        assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "meant"),
+    [
+        ("sweep demo --sed 3", "sweep", "--seed"),
+        ("report runs/first --ouput=x", "report", "--out"),
+        ("bench step --stpes 3", "bench step", "--steps"),
+        ("check demo --frobnicate", "check", None),
+    ],
+)
+def test_a_misspelt_option_gets_the_usage_of_its_command_and_what_may_be_meant(capsys, line, command, meant):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(line.split())
+    usage, *_, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: slime-ray {command} ")
+    assert error.endswith(f" (did you mean {meant}?)" if meant else "unrecognized arguments: --frobnicate")
+
+
+def test_a_reader_that_has_enough_gets_no_traceback(tmp_path):
+    """As in `slime-ray spaces | head -1`, but with a reader that is gone before anything is written."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for line in (["spaces"], ["presets", "--json"]):
+        gone, kept = os.pipe()
+        os.close(gone)
+        done = subprocess.run(
+            [sys.executable, "-m", "slime_ray", *line], stdout=kept, stderr=subprocess.PIPE, cwd=tmp_path, text=True,
+            env=buffered,
+        )  # fmt: skip
+        os.close(kept)
+        assert (done.stderr, done.returncode) == ("", 1)
+
+
+def test_no_command_takes_options_that_would_have_no_effect(capsys):
+    for line in ("evaluate demo checkpoint --seeds", "evaluate demo checkpoint --trials", "check demo --storage",
+                 "doctor demo --name"):  # fmt: skip
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*line.split(), "3"])
+        assert f"unrecognized arguments: {line.split()[-1]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("spaces --json", "leave_one_out", None),
+        ("presets --json", "paper", None),
+        ("check demo --json", "trials", 8),
+        ("check demo --seeds 3 --json", "seeds", [0, 1, 2]),
+        ("check factorial --json", "design", "factorial"),
+        ("presets diff mt-bench released-exact --json", "objective.remove", {"other": []}),
+        ("presets --json diff simpo-released simpo-recommended", "objective.beta", {"one": 0.1, "other": 2.0}),
+        ("presets diff paper paper --json", None, {}),
+        (f"doctor --cluster {ROOT / 'cluster.yaml'} --json", "file", str(ROOT / "cluster.yaml")),
+    ],
+)
+def test_what_a_script_asks_is_answered_as_json(capsys, line, key, value):
+    assert cli.main(line.split()) == 0
+    said = json.loads(capsys.readouterr().out)
+    found = said if key is None else said[key]
+    assert found if value is None else found == value
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    for run in ("one", "two"):
+        for seed in range(2):
+            add_trial(tmp_path / run, f"arm-a-s{seed}", label="a", seed=seed, won=[1.0] * 6 + [0.0] * 18)
+        finish(tmp_path / run, {})
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_a_report_is_a_path_for_who_wants_quiet_and_numbers_for_a_script(capsys, two_runs, sketched):
+    run, _ = two_runs
+    assert cli.main(["report", str(run), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{run / 'report' / 'report.html'}\n"
+    assert cli.main(["report", str(run), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["report"] == str(run / "report" / "report.html")
+    [row] = said["tables"]["win_rate_stability"]
+    assert (row["label"], row["win_rate"]) == ("a", 0.25)
+
+
+def test_runs_beside_each_other_are_json_for_a_script(capsys, two_runs):
+    assert cli.main(["compare", *map(str, two_runs), "--json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["one", "two"]
+
+
+def interrupted(options: argparse.Namespace) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        ("sweep 'my own.yaml' --name first --quiet", "slime-ray sweep 'my own.yaml' --name first --quiet --go-on"),
+        ("sweep mine.yaml --resume --name first", "slime-ray sweep mine.yaml --name first --go-on"),
+        ("demo", "slime-ray demo --go-on"),
+        ("extend runs/first --trials 8", "slime-ray extend runs/first"),
+    ],
+)
+def test_an_interrupt_says_what_is_kept_and_the_command_that_goes_on(monkeypatch, capsys, line, again):
+    for module, name in ((experiments, "_sweep"), (experiments, "_demo"), (going_on, "_extend")):
+        monkeypatch.setattr(module, name, interrupted)
+    assert cli.main(shlex.split(line)) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"slime-ray: interrupted. Finished trials and the last checkpoints are kept; go on with `{again}`.\n"
+    )
+    assert cli.make_parser().parse_args(shlex.split(again)[1:]).command is interrupted
+
+
+def test_a_command_without_a_run_promises_none(monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "_check", interrupted)
+    assert cli.main(["check", "demo"]) == 1
+    assert capsys.readouterr().err == "slime-ray: interrupted.\n"
+
+
+def test_an_early_end_names_the_command_that_goes_on(monkeypatch, capsys):
+    def ended(options):
+        raise RunError("It ended. Give the same command with --resume to run the rest.")
+
+    monkeypatch.setattr(experiments, "_sweep", ended)
+    assert cli.main(["sweep", "demo", "--name", "first"]) == 1
+    assert "Give `slime-ray sweep demo --name first --resume` to run the rest." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "taken"), [("", "demo-2"), ("--resume", "demo"), ("--go-on", "demo")])
+def test_a_demo_that_goes_on_is_the_latest_one(monkeypatch, tmp_path, given, taken):
+    (tmp_path / "demo").mkdir()
+    names = []
+    monkeypatch.setattr(experiments, "_sweep", lambda options: names.append(options.name))
+    assert cli.main(["demo", "--storage", str(tmp_path), *given.split()]) == 0
+    assert names == [taken]
+
+
+SHOW = "import argparse; from slime_ray.cli.options import console; console(argparse.Namespace(quiet=False)).print('[red]x')"
+
+
+def shown(*, terminal: bool, **environment: str) -> bytes:
+    """What a console prints of a red x."""
+    own, theirs = pty.openpty() if terminal else os.pipe()
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    subprocess.run(
+        [sys.executable, "-c", SHOW],
+        stdout=theirs,
+        env={**kept, "TERM": "xterm", **environment},
+        check=True,
+        timeout=60,
+    )
+    os.close(theirs)
+    said = os.read(own, 1000)
+    os.close(own)
+    return said
+
+
+def test_only_a_terminal_gets_colour_and_not_where_no_color_is_set():
+    assert b"\x1b[31m" in shown(terminal=True)
+    assert b"\x1b[31m" not in shown(terminal=True, NO_COLOR="1")
+    assert b"\x1b" not in shown(terminal=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["slime-ray", "swe"], {"sweep"}),
+        (["slime-ray", "sweep", "dem"], {"demo"}),
+        (["slime-ray", "sweep", "demo", "--res"], {"--resume"}),
+        (["slime-ray", "bench", "mem"], {"memory"}),
+    ],
+)
+def test_bash_completes_commands_options_and_experiments(tmp_path, capsys, words, wanted):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out)
+    asked = " ".join(words)
+    ask = (
+        f"source {script}; COMP_WORDS=({asked}); COMP_CWORD={len(words) - 1}; _shtab_slime_ray; echo ${{COMPREPLY[@]}}"
+    )
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=30, check=True)
+    assert set(done.stdout.split()) == wanted, done.stderr
+
+
+def test_a_wrong_command_line_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["swep"])
+    assert "invalid choice: 'swep'" in capsys.readouterr().err

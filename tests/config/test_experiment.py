@@ -1,0 +1,334 @@
+"""What a user may write in an experiment's YAML, and what they are told when it is wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slime_ray.search_spaces import find_space, shipped_spaces
+
+from slime_ray.errors import InputError
+from slime_ray.config.experiment import with_values
+from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
+from slime_ray.objectives import SlimeObjective
+from slime_ray.config.presets import preset_base, preset_names
+from slime_ray.config.settings import Settings
+from slime_ray.config.space import Dimension, Requirement
+from slime_ray.config.yaml_source import load_yaml
+
+GOOD = """\
+name: first
+preset: arithmetic
+base:
+  training: {updates: 3}
+arms:
+  full: {}
+  no-anchor: {objective.anchor_weight: 0}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", list(shipped_spaces()))
+def test_every_shipped_space_loads(name):
+    experiment = load_experiment(find_space(name))
+    for arm in experiment.arms:
+        experiment.settings_with(arm.set)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_made_of_known_settings(name):
+    base = preset_base(name)
+    # A recipe says nothing about the model and data; any will do to complete it.
+    Settings.model_validate(with_values(preset_base("arithmetic"), base))
+
+
+def test_the_recipes_hold_the_values_of_paper_and_released_code():
+    # paper.md, "Where paper and released code disagree": lambda_l, lambda_w, delta.
+    expected = {
+        "paper": (0.1, 0.1, 1.25),
+        "released-script": (0.0005, 0.1, 1.25),
+        "released-config": (0.0005, 0.8, 0.5),
+    }
+    for name, values in expected.items():
+        objective = dict(preset_base(name)["objective"])
+        objective.pop("name")
+        built = SlimeObjective(**objective)
+        assert (built.stabilizer_strength, built.anchor_weight, built.stabilizer_threshold) == values
+
+
+def test_numbers_in_exponent_notation_are_numbers(tmp_path):
+    # PyYAML by itself reads 1e-6 as text.
+    path = write(tmp_path, "a: 1e-6\nb: 5E3\nc: -2e+4\nd: 1.5e-3\ne: .5\nf: 1_000\ng: e5\nh: 0x10\n")
+    assert load_yaml(path).data == {
+        "a": 1e-6, "b": 5000.0, "c": -20000.0, "d": 0.0015, "e": 0.5, "f": 1000, "g": "e5", "h": 16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seeds: [0, 0]\n", r"mine.yaml:8: \[0, 0\] names a seed twice"),
+        ("seeds: zero\n", r"mine.yaml:8: seeds is 'zero'"),
+        ("trails: 3\n", r"mine.yaml:8: trails: unknown key\. .*Allowed: ablate, arms, base, budget"),
+        ("budget: {trails: 3}\n", r"mine.yaml:8: budget.trails: unknown key\. Did you mean 'trials'\?"),
+        ("arms: {}\n", r"mine.yaml:8: the key 'arms' stands here twice"),
+        ("goals: {win_rat: maximize}\n", r"mine.yaml:8: goals.win_rat: .*Did you mean 'win_rate'\?"),
+        ("goals: {win_rate: bigger}\n", r"mine.yaml:8: goals.win_rate is 'bigger'"),
+        ("budget: {trials: 4}\n", r"mine.yaml:8: there are trials to spend but no `search`"),
+        ("require: [a.b <= 1]\n", r"mine.yaml:8: `require` has no effect without a `search`"),
+        (
+            "grid: {training.learning_rat: [1, 2]}\n",
+            r"training.learning_rat: unknown key\. Did you mean 'learning_rate'",
+        ),
+        ("search: {objective.hard_margin: {uniform: [3.0, 0.5]}}\n", r"mine.yaml:8: .*low 3.0 is not below high 0.5"),
+        ("search: {objective.hard_margin: {log_uniform: [0, 1]}}\n", r"a logarithmic range needs a low above 0"),
+        ("search: {objective.hard_margin: {uniforn: [0, 1]}}\n", r"uniforn: unknown key\. Did you mean 'uniform'"),
+        (
+            "search: {objective.hard_margin: {uniform: [0.5, 1]}}\n",
+            r"mine.yaml: there is a search but `budget.trials` is 0",
+        ),
+        (
+            "search: {objective.stabilizer_exponent: {uniform: [0.5, 3.0]}}\nbudget: {trials: 2}\n",
+            r"mine.yaml:8: objective.stabilizer_exponent = 0.5: .*stabilizer_exponent is 0.5: must be",
+        ),
+        (
+            "search: {objective.hard_margins: {uniform: [0.5, 3.0]}}\nbudget: {trials: 2}\n",
+            r"mine.yaml:8: .*objective.hard_margins: unknown key\. Did you mean 'hard_margin'\?",
+        ),
+        (
+            "search: {objective.hard_margin: {uniform: [0.5, 3.0]}}\nbudget: {trials: 2}\nrequire: [objective.hard_margin <= 0.2]\n",
+            r"mine.yaml:10: no point of the space meets every requirement",
+        ),
+        (
+            "search: {objective.hard_margin: {uniform: [0.5, 3.0]}}\nbudget: {trials: 2}\nrequire: ['__import__(\"os\")']\n",
+            r"mine.yaml:10: .* is not understood: write `path <= path`",
+        ),
+        (
+            "search: {objective.hard_margin: {uniform: [0.5, 1.0]}}\nbudget: {trials: 2}\nstart_from: [paper]\n",
+            r"mine.yaml:10: paper: objective.hard_margin = 1.5 lies outside \[0.5, 1.0\]",
+        ),
+        (
+            "search: {objective.hard_margin: {uniform: [0.5, 2.0]}}\nbudget: {trials: 2}\nstart_from: [released-script]\n",
+            r"mine.yaml:10: released-script sets objective.stabilizer_strength = 0.0005, which is not searched",
+        ),
+        (
+            "search: {objective.hard_margin: {uniform: [0.5, 2.0]}}\nbudget: {trials: 2}\ngoals: {preference_accuracy: maximize}\n",
+            r"mine.yaml:10: accuracy and margin rise while a model collapses",
+        ),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_line_and_the_way_out(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load_experiment(write(tmp_path, GOOD + change))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("preset: arithmetic", "preset: arithmetik", r"There is no preset 'arithmetik'. Did you mean 'arithmetic'\?"),
+        ("updates: 3", "updates: three", r"mine.yaml:4: training.updates is 'three'"),
+        ("updates: 3", "updates: -3", r"mine.yaml:4: training.updates is -3: input should be greater"),
+        ("updates: 3", "learning_rat: 3", r"mine.yaml:4: training.learning_rat: unknown key.*'learning_rate'"),
+        ("updates: 3", "learning_rate: .nan", r"mine.yaml:4: base.training.learning_rate is nan. Give a finite"),
+        ("anchor_weight: 0", "anchor_weigth: 0", r"mine.yaml:7: arm no-anchor: .*Did you mean 'anchor_weight'"),
+        ("anchor_weight: 0", "anchor_weight: -1", r"mine.yaml:7: arm no-anchor: objective.anchor_weight is -1"),
+        ("anchor_weight: 0", "anchor_weight: '0'", r"mine.yaml:7: arm no-anchor: objective.anchor_weight is '0'"),
+        ("anchor_weight: 0", "anchor_weight: 0.1", r"mine.yaml:7: arm no-anchor is the same as arm full"),
+        ("{objective.anchor_weight: 0}", "{objective: {name: dppo}}", r"objective.name is 'dppo'. Did you mean 'dpo'\?"),
+        ("name: first", "name: ../first", r"mine.yaml:1: name is '../first'. Use letters"),
+        ("name: first\n", "", r"mine.yaml: name is missing"),
+        ("name: first", "name: [first", r"mine.yaml:\d+: not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_base_or_an_arm_is_named_with_its_line(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(InputError, match=message):
+        load_experiment(write(tmp_path, GOOD.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"- a\n- b\n", b"just text", b"\xff\xfe\x00", b"a: &x [*x]\n", b"a: !!python/object:os.system {}\n"],
+)
+def test_what_is_no_mapping_is_refused_with_a_sentence(tmp_path, content):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"odd\.yaml"):
+        load_experiment(path)
+
+
+def test_a_missing_file_and_an_unknown_space_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no such file"):
+        load_experiment(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match=r"Did you mean 'demo'\?"):
+        find_space("demos")
+
+
+def test_an_arm_that_names_another_objective_keeps_none_of_the_knobs_below(tmp_path):
+    text = GOOD.replace("{objective.anchor_weight: 0}", "{objective: {name: dpo, beta: 0.3}}")
+    experiment = load_experiment(write(tmp_path, text))
+    settings = experiment.settings_with(experiment.arms[1].set)
+    assert settings.objective.model_dump() == {"name": "dpo", "beta": 0.3, "label_smoothing": 0.0}
+
+
+def test_a_grid_multiplies_the_arms(tmp_path):
+    experiment = load_experiment(write(tmp_path, GOOD + "grid: {training.learning_rate: [1e-4, 1e-3]}\n"))
+    assert [arm.label for arm in experiment.arms] == [
+        "full-learning_rate=0.0001", "full-learning_rate=0.001",
+        "no-anchor-learning_rate=0.0001", "no-anchor-learning_rate=0.001",
+    ]  # fmt: skip
+
+
+def test_overrides_reach_base_and_the_top_level(tmp_path):
+    overrides = dict(map(parse_override, ["training.updates=7", "budget.trials=2", "seeds=[3, 4]"]))
+    text = GOOD + "search: {objective.hard_margin: {uniform: [1.0, 2.0]}}\nbudget: {trials: 9}\n"
+    experiment = load_experiment(write(tmp_path, text), overrides=overrides, name="other")
+    assert (experiment.settings.training.updates, experiment.budget.trials) == (7, 2)
+    assert (experiment.seeds, experiment.name) == ([3, 4], "other")
+    with pytest.raises(InputError, match="write it as key=value"):
+        parse_override("training.updates")
+
+
+def test_known_points_are_complete_and_come_from_the_presets(tmp_path):
+    text = GOOD + (
+        "search:\n  objective.hard_margin: {uniform: [0.5, 3.0]}\n  training.learning_rate: {log_uniform: [1e-5, 1e-2]}\n"
+        "budget: {trials: 3}\nstart_from: [paper, {objective.hard_margin: 2.0}]\n"
+    )
+    search = load_experiment(write(tmp_path, text)).search
+    assert search is not None
+    # The learning rate belongs to the model and its data, so a recipe's point keeps that of base.
+    assert search.known_points == [
+        {"objective.hard_margin": 1.5, "training.learning_rate": 3e-4},
+        {"objective.hard_margin": 2.0, "training.learning_rate": 3e-4},
+    ]
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(1e-6, 1e3), st.floats(1.001, 1e3))
+def test_a_dimension_contains_every_value_it_draws(quantile, low, ratio):
+    for way in ("uniform", "log_uniform"):
+        dimension = Dimension.model_validate({way: [low, low * ratio]})
+        value = dimension.at(quantile)
+        assert low * (1 - 1e-9) <= value <= low * ratio * (1 + 1e-9)
+    whole = Dimension.model_validate({"integer": [2, 5]})
+    assert whole.contains(whole.at(quantile))
+
+
+def test_a_requirement_measures_by_how_much_it_is_broken():
+    requirement = Requirement.parse("objective.soft_margin <= objective.hard_margin")
+    assert requirement.excess({"objective.soft_margin": 2.0, "objective.hard_margin": 1.5}) == 0.5
+    assert Requirement.parse("a.b <= 1e-3").excess({"a.b": 0.0}) == pytest.approx(-0.001)
+    assert re.match("a.b <= 0.5", str(Requirement.parse("a.b<=.5")))
+
+
+def test_a_relative_path_means_the_same_wherever_a_trial_runs(tmp_path, monkeypatch):
+    """Ray gives every trial a working folder of its own."""
+    (tmp_path / "pairs.jsonl").touch()
+    (tmp_path / "chat.jinja").touch()
+    (tmp_path / "chatml").touch()
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "model": {"source": "org/model", "chat_template": "chat.jinja"},
+        "data": {"train": "pairs.jsonl"},
+        "objective": {"name": "slime"},
+        "training": {"learning_rate": 1e-4},
+    }
+    settings = Settings.model_validate(values)
+    assert settings.data.train == str(tmp_path / "pairs.jsonl")
+    assert settings.model.chat_template == str(tmp_path / "chat.jinja")
+    # What is no local path stays as it is, and a shipped template's name is never taken for a file.
+    assert settings.model.source == "org/model"
+    shipped = Settings.model_validate(with_values(values, {"model.chat_template": "chatml"}))
+    assert shipped.model.chat_template == "chatml"
+    monkeypatch.chdir("/")
+    assert Settings.model_validate(settings.model_dump()) == settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Limits
+
+SEARCH = "budget: {trials: 2}\nsearch: {objective.hard_margin: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (f"arms: {{{'x' * 121}: {{}}}}", r"mine.yaml:8: arms.x{15}: x{40}\.\.\. has 121 characters, and 120 are the limit"),
+        (f"grid: {{training.learning_rate: [1e-4], {'a' * 90}.b: [1]}}", "unknown key"),
+        ("grid: {model.revision: [" + "r" * 119 + "]}", r"mine.yaml:\d: the arm full-revision=r.* and 120 are the limit"),
+        ("grid: {training.learning_rate: []}", "mine.yaml:8: grid.training.learning_rate is empty"),
+        ("grid: {training.updates: [1, 1.0]}", "grid.training.updates has 1 and 1.0, which are equal"),
+        ("grid: {training.updates: [3, 4, 3]}", "grid.training.updates has 3 and 3, which are equal"),
+        ("seeds: [4294967296]", "mine.yaml:8: seeds.0 is 4294967296: .* less than or equal to 4294967295"),
+        ("seeds: [-1]", "mine.yaml:8: seeds.0 is -1: .*greater than or equal to 0"),
+        ("seeds: [99999999999999999999]", "mine.yaml:8: seeds.0 is 99999999999999999999. Give a whole number of at most"),
+        ("base: {data: {seed: 4294967296}}", "data.seed is 4294967296"),
+        ("base: {sft: {seed: 4294967296, learning_rate: 1e-4}}", "sft.seed is 4294967296"),
+        (f"{SEARCH}{{uniform: [1, 2]}}}}\nbudget: {{trials: 100001}}", "budget.trials is 100001: .*100000"),
+        (f"{SEARCH}{{choice: [1, 1.0]}}}}", "mine.yaml:9: .*choice has 1 and 1.0, which are equal. Remove one"),
+        (f"{SEARCH}{{choice: [true, 1]}}}}", "choice has True and 1, which are equal"),
+        (f"{SEARCH}{{choice: [0.1, 0.10]}}}}", "choice has 0.1 and 0.1, which are equal"),
+        (f"{SEARCH}{{choice: [1, 2, 0x1]}}}}", "choice has 1 and 1, which are equal"),
+        (f"{SEARCH}{{choice: [1]}}}}", "choice needs at least two values. Give one value in base"),
+        (f"{SEARCH}{{uniform: [1, 1]}}}}", "low 1.0 is not below high 1.0"),
+        (f"{SEARCH}{{integer: [2, 2]}}}}", "low 2 is not below high 2"),
+        (f"{SEARCH}{{uniform: [0, 1], step: 1e-320}}}}", "from 0 to 1 is more than a number can tell"),
+        (f"{SEARCH}{{uniform: [-1e308, 1e308]}}}}", "is more than a number can tell. Narrow it"),
+    ],
+)  # fmt: skip
+def test_what_a_file_system_numpy_or_a_sampler_would_refuse_is_refused_before(tmp_path, change, message):
+    good = GOOD
+    for key in ("arms", "base"):
+        # A key that the change has stands there once.
+        if change.startswith(f"{key}:"):
+            good = re.sub(rf"^{key}:\n( .*\n)+", "", good, flags=re.MULTILINE)
+            message = message.replace("mine.yaml:8", r"mine.yaml:\d")
+    if "trials: 100001" in change:
+        change = change.replace("budget: {trials: 2}\n", "")
+    with pytest.raises(InputError, match=message):
+        load_experiment(write(tmp_path, good + change + "\n"))
+
+
+def test_a_grid_of_a_hundred_million_arms_is_refused_with_their_number(tmp_path):
+    values = ", ".join(map(str, range(1, 101)))
+    grid = "".join(
+        f"  {path}: [{values}]\n" for path in ("training.updates", "data.pairs", "data.max_tokens", "data.seed")
+    )
+    with pytest.raises(InputError, match=r"mine\.yaml:8: the grid makes 200,000,000 arms, and 100,000 are the limit"):
+        load_experiment(write(tmp_path, GOOD + "grid:\n" + grid))
+
+
+def test_arms_of_a_grid_never_share_a_label_and_labels_name_folders(tmp_path):
+    grid = "grid: {training.learning_rate: [1.0000001e-4, 1e-4, 1.0000002e-4]}\n"
+    labels = [arm.label for arm in load_experiment(write(tmp_path, GOOD + grid)).arms]
+    assert labels[:3] == [
+        "full-learning_rate=0.00010000001", "full-learning_rate=0.0001", "full-learning_rate=0.00010000002"
+    ]  # fmt: skip
+    labels = [
+        arm.label for arm in load_experiment(write(tmp_path, GOOD + "grid: {model.revision: [a/b, ../c]}\n")).arms
+    ]
+    assert labels[:2] == ["full-revision=a-b", "full-revision=..-c"]
+    with pytest.raises(InputError, match="two arms are called full-revision=a-b"):
+        load_experiment(write(tmp_path, GOOD + "grid: {model.revision: [a/b, a-b]}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("99999999999999999999", "99999999999999999999 is more than the largest seed, 4294967295"),
+        ("4294967296,", "4294967296 is more than the largest seed"),
+        ("0,9999999999999999999999999", "is more than the largest seed"),
+        ("9" * 5000, "is more than the largest seed"),
+        ("10001", "10,000 seeds are the limit"),
+        ("-1", "give how many"),
+    ],
+)
+def test_seeds_beyond_their_limit_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_seeds(text)
+    assert parse_seeds("4294967295,") == [4294967295]

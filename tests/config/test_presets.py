@@ -1,0 +1,151 @@
+"""What the presets hold, what they become when joined, and how two of them differ."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from slime_ray.cli import main
+from slime_ray.errors import InputError
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.objectives import ReleasedSlimeObjective, SimpoObjective, SlimeObjective
+from slime_ray.config.presets import preset_base, preset_names
+from slime_ray.config.preset_diff import ABSENT, Difference, compare_presets
+from slime_ray.config.settings import Settings
+
+FAMILIES = ("arithmetic", "notes", "gemma3-4b", "llama3.2-3b", "qwen3-4b")
+RECIPES = {
+    "paper": SlimeObjective(),
+    "paper-sum-logps": SlimeObjective(normalization="sum"),
+    "released-script": SlimeObjective(stabilizer_strength=0.0005),
+    "released-config": SlimeObjective(anchor_weight=0.8, stabilizer_strength=0.0005, stabilizer_threshold=0.5),
+    "released-exact": ReleasedSlimeObjective(stabilizer_strength=0.0005, micro_batch_pairs=8, times_summed=3),
+    "simpo-paper": SimpoObjective(beta=0.1, gamma=0.2, nll_weight=0.0),
+    "simpo-released": SimpoObjective(beta=0.1, gamma=2.0, nll_weight=1.0),
+    # gamma / beta is 0.5.
+    "simpo-recommended": SimpoObjective(beta=2.0, gamma=1.0, nll_weight=0.0),
+}
+
+
+def settings(name: str) -> Settings:
+    return Settings.model_validate(preset_base(name))
+
+
+@pytest.mark.parametrize(("family", "recipe"), list(itertools.product(FAMILIES, RECIPES)))
+def test_a_recipe_joined_to_a_family_is_its_objective_on_that_model_and_data(family: str, recipe: str) -> None:
+    joined, alone = settings(f"{family}/{recipe}"), settings(family)
+    assert joined.objective.build() == RECIPES[recipe]
+    assert (joined.model, joined.data, joined.sft, joined.evaluation) == (
+        alone.model,
+        alone.data,
+        alone.sft,
+        alone.evaluation,
+    )
+    # Only the paper's recipe has a schedule of its own; the released trainer clips.
+    if recipe != "paper":
+        clip = 1.0 if recipe == "released-exact" else alone.training.max_grad_norm
+        assert joined.training == alone.training.model_copy(update={"max_grad_norm": clip})
+
+
+def test_every_objective_that_a_preset_names_is_one_of_these() -> None:
+    named = {name for name in preset_names() if "objective" in preset_base(name)}
+    assert named == {*RECIPES, *FAMILIES}
+
+
+def test_what_a_recipe_does_not_say_comes_from_the_one_it_is_joined_to() -> None:
+    joined = settings("gemma3-4b/paper/paper-sum-logps")
+    assert joined.training == settings("gemma3-4b/paper").training
+    assert joined.objective.build() == SlimeObjective(normalization="sum")
+
+
+def test_a_recipe_of_another_objective_is_no_point_of_the_search(tmp_path: Any) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: first\npreset: arithmetic\nbudget: {trials: 2}\nstart_from: [released-exact]\n"
+        "search: {objective.anchor_weight: {uniform: [0, 1]}}\n"
+    )
+    with pytest.raises(InputError, match=r"released-exact sets objective\.name = slime-released"):
+        load_experiment(path)
+
+
+def differing(one: str, other: str) -> dict[str, tuple[Any, Any]]:
+    return {found.path: (found.one, found.other) for found in compare_presets(one, other)}
+
+
+def test_differences_by_hand() -> None:
+    found = differing("gemma3-4b/released-script", "gemma3-4b/paper")
+    schedule = {
+        "training.schedule": (ABSENT, "linear"),
+        "training.warmup_fraction": (ABSENT, 0.0),
+        "training.weight_decay": (ABSENT, 0.0),
+        "training.max_grad_norm": (ABSENT, None),
+    }
+    assert found == schedule | {"objective.stabilizer_strength": (0.0005, 0.1)}
+    assert differing("arithmetic/released-exact", "arithmetic/released-script") == {
+        "objective.name": ("slime-released", "slime"),
+        "objective.micro_batch_pairs": (8, ABSENT),
+        "objective.times_summed": (3, ABSENT),
+    }
+
+
+def test_knobs_that_a_preset_leaves_are_at_their_defaults() -> None:
+    # `arithmetic` says nothing of the objective but its name.
+    assert differing("arithmetic", "arithmetic/released-config") == {
+        "objective.anchor_weight": (0.1, 0.8),
+        "objective.stabilizer_strength": (0.1, 0.0005),
+        "objective.stabilizer_threshold": (1.25, 0.5),
+    }
+    assert "objective.normalization" not in differing("paper", "released-script")
+    assert differing("paper", "paper-sum-logps")["objective.normalization"] == ("mean", "sum")
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.pairwise([*preset_names(), "gemma3-4b/paper"])))
+def test_presets_differ_the_other_way_round_in_the_same_places(one: str, other: str) -> None:
+    there, back = compare_presets(one, other), compare_presets(other, one)
+    assert there
+    assert back == [Difference(found.path, found.other, found.one) for found in there]
+    assert [found.path for found in there] == sorted(found.path for found in there)
+
+
+def test_a_preset_does_not_differ_from_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare_presets("gemma3-4b/paper", "gemma3-4b/paper") == []
+    assert main(["presets", "diff", "paper", "paper"]) == 0
+    assert capsys.readouterr().out == "paper and paper do not differ.\n"
+
+
+def test_the_command_prints_the_differences_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "diff", "arithmetic/simpo-released", "arithmetic/simpo-recommended"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "                      arithmetic/simpo-released  arithmetic/simpo-recommended",
+        "objective.beta        0.1                        2.0",
+        "objective.gamma       2.0                        1.0",
+        "objective.nll_weight  1.0                        0.0",
+    ]
+    assert main(["presets", "diff", "mt-bench", "released-exact"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["evaluation.decoding.temperatures.writing", "0.7", "(absent)"] in lines
+    assert ["objective.remove", "(absent)", "[]"] in lines
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("released-exat", "Did you mean 'released-exact'?"),
+        ("gemma3-4b/papr", "Did you mean 'paper'?"),
+        ("", "There are"),
+    ],
+)
+def test_an_unknown_preset_is_refused_with_the_nearest(
+    wrong: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["presets", "diff", "paper", wrong]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"slime-ray: There is no preset {wrong.rpartition('/')[2]!r}.")
+    assert near in said
+
+
+def test_presets_alone_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == preset_names()
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)

@@ -1,0 +1,215 @@
+"""What is asked of a sweep from another terminal, and how it says that it stands."""
+
+import json
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from slime_ray.runs import results
+from slime_ray import cli
+from slime_ray.errors import InputError, RunError
+from slime_ray.config.experiment import Experiment
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
+from slime_ray.runs.folder import reopened, taken
+from slime_ray.runs.status import STATUS, describe, read_status, write_status
+from tests.analysis.conftest import add_trial
+
+TEXT = """\
+name: asked
+preset: arithmetic
+base: {evaluation: {judge: {name: llm, model: m, template: arena-hard, api_key_env: MY_KEY}}}
+arms: {slime: {}, dpo: {objective: {name: dpo}}}
+search: {objective.hard_margin: {uniform: [0.5, 3.0]}}
+budget: {trials: 3}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Experiment:
+    path = tmp_path / "asked.yaml"
+    path.write_text(TEXT)
+    return load_experiment(path)
+
+
+@pytest.fixture
+def run(tmp_path, experiment) -> Path:
+    """A run with one finished search trial, and another that a sweep, this process, has at work."""
+    run = tmp_path / "runs" / "asked"
+    with taken(run, experiment, source=tmp_path / "asked.yaml", seed=0, start="fresh"):
+        add_trial(run, "search-0001", phase="search", settings={"objective.hard_margin": 2.0}, won=[1.0, 0.0])
+    trials = {"search-0002": {"step": 3, "updates": 9, "doing": "training", "values": {"objective.hard_margin": 1.0}}}
+    write_status(run, finished=1, total=5, trials=trials)
+    return run
+
+
+def test_a_run_gives_back_the_experiment_that_it_was_started_with(run, experiment):
+    """The name of the variable that holds a key is no secret, so nothing of it is masked."""
+    assert reopened(run) == experiment
+    assert reopened(run).fingerprint == experiment.fingerprint
+
+
+def test_a_manifest_without_a_whole_experiment_is_told(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["experiment"]["base"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"another version of slime_ray .*experiment\.yaml --resume"):
+        reopened(run)
+
+
+def test_a_clone_has_the_knobs_of_its_trial_but_for_what_was_changed(run, experiment):
+    finished = ask_for_clone(run, experiment, "search-0001", {"objective.anchor_weight": 0.5})
+    running = ask_for_clone(run, experiment, "search-0002", {"objective.hard_margin": 1.5})
+    of_a_clone = ask_for_clone(run, experiment, finished.trial_id, {"objective.anchor_weight": 0.7})
+    assert finished == Clone(
+        "search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.0, "objective.anchor_weight": 0.5}
+    )
+    assert running == Clone("search-0002-clone-2", "search-0002", {"objective.hard_margin": 1.5})
+    assert of_a_clone.trial_id == "search-0001-clone-3"
+    assert of_a_clone.values == {"objective.hard_margin": 2.0, "objective.anchor_weight": 0.7}
+    assert {clone.trial_id for clone in Instructions.read(run).clones} == {
+        "search-0001-clone-1", "search-0002-clone-2", "search-0001-clone-3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trial", "changes", "complaint"),
+    [
+        ("search-0009", {"objective.hard_margin": 1.0}, "no trial search-0009 that has begun"),
+        ("search-0001", {}, "A clone has to differ"),
+        ("search-0001", {"objective.hard_margn": 1.0}, "Did you mean 'hard_margin'"),
+        ("search-0001", {"objective.hard_margin": -1.0}, "hard_margin is -1.0: must be a finite number >= 0"),
+    ],
+)
+def test_a_clone_that_cannot_run_is_refused_and_nothing_is_written(run, experiment, trial, changes, complaint):
+    with pytest.raises(InputError, match=complaint):
+        ask_for_clone(run, experiment, trial, changes)
+    assert Instructions.read(run) == Instructions({}, [])
+
+
+def test_only_a_running_trial_can_be_stopped(run):
+    ask_to_stop(run, "search-0002", known={"search-0002"})
+    assert Instructions.read(run).stops == {"search-0002": "stopped by hand"}
+    with pytest.raises(InputError, match="search-0001 has finished"):
+        ask_to_stop(run, "search-0001", known={"search-0002"})
+    with pytest.raises(InputError, match=r"no running trial search-0003\. Running: search-0002"):
+        ask_to_stop(run, "search-0003", known={"search-0002"})
+
+
+def test_damaged_instructions_count_as_absent(run):
+    ask_to_stop(run, "search-0002", known={"search-0002"})
+    folder = run / "instructions"
+    (folder / "search-0001-clone-1.json").write_text('{"of": "search-0001"}')
+    (folder / "stop-x.json").write_text("{")
+    assert Instructions.read(run) == Instructions({"search-0002": "stopped by hand"}, [])
+
+
+def test_status_says_who_is_at_work_how_trials_ended_and_the_front(run):
+    found = describe(run)
+    assert (found["state"], found["done"], found["total"]) == ("at work", 1, 5)
+    assert found["ends"] == {"completed": 1}
+    assert found["running"]["search-0002"]["step"] == 3
+    assert found["front"] == [{"trial_id": "search-0001", "win_rate": 0.5, "stability": 0.5}]
+
+
+def test_a_sweep_whose_process_is_gone_is_interrupted(run):
+    said = json.loads((run / STATUS).read_text())
+    (run / STATUS).write_text(json.dumps(said | {"pid": 2**22 + 1}))
+    assert describe(run)["state"] == "interrupted"
+    # On another machine only the clock tells.
+    (run / STATUS).write_text(json.dumps(said | {"node": "elsewhere"}))
+    assert describe(run)["state"] == "at work"
+    (run / STATUS).write_text(json.dumps(said | {"node": "elsewhere", "written": said["written"] - 120}))
+    assert describe(run)["state"] == "interrupted"
+
+
+def test_a_sweep_that_ended_says_so_and_a_damaged_file_says_nothing(run):
+    write_status(run, finished=5, total=5, trials={}, ended=True)
+    assert not read_status(run).at_work
+    (run / STATUS).write_text("{")
+    assert not read_status(run).at_work
+
+
+def test_the_commands(run, capsys):
+    assert cli.main(["status", str(run)]) == 0
+    assert "search-0002: training 3/9" in capsys.readouterr().out
+    assert cli.main(["stop", str(run), "search-0002"]) == 0
+    assert cli.main(["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]) == 0
+    assert "search-0001-clone-1 runs next" in capsys.readouterr().out
+    write_status(run, finished=1, total=5, trials={}, ended=True)
+    assert cli.main(["status", str(run)]) == 0
+    assert f"`slime-ray extend {run}`, or with the command that began it and --resume." in capsys.readouterr().out
+    assert cli.main(["stop", str(run), "search-0002"]) == 2
+    assert "No sweep is at work" in capsys.readouterr().err
+    assert cli.main(["extend", str(run), "--trials", "-1"]) == 2
+    assert cli.main(["status", os.devnull]) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nothing is lost, and nothing is written elsewhere
+
+
+def test_all_who_ask_for_clones_at_once_get_one_each(run, experiment):
+    together = threading.Barrier(16)
+
+    def ask(number: int) -> list[Clone]:
+        together.wait()
+        changes = [{"objective.hard_margin": 1 + number / 100 + place / 1000} for place in range(3)]
+        return [ask_for_clone(run, experiment, "search-0001", change) for change in changes]
+
+    with ThreadPoolExecutor(16) as pool:
+        told = [clone for clones in pool.map(ask, range(16)) for clone in clones]
+    assert len({clone.trial_id for clone in told}) == 48
+    found = {clone.trial_id: clone for clone in Instructions.read(run).clones}
+    assert found == {clone.trial_id: clone for clone in told}
+
+
+def test_a_file_is_new_once_where_there_are_no_links_too(tmp_path, monkeypatch):
+    for link in (os.link, None):
+        if link is None:
+            monkeypatch.setattr(os, "link", lambda *given: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+        file = tmp_path / f"{link is None}.json"
+        assert results.write_new(file, "first")
+        assert not results.write_new(file, "second")
+        assert file.read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "trial",
+    ["../../other/trials/search-0001", "../trials/search-0001", "/etc/passwd", "..", ".", "", "search-0001/",
+     "./search-0001", "a\\b", "x" * 300, "search-0001\n", "é" * 200],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["stop"], ["clone", "--set", "objective.hard_margin=2.5"]])
+def test_an_id_that_leads_out_of_the_run_is_no_trial(run, command, trial, capsys):
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    before = {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()}
+    assert cli.main([command[0], str(run), trial, *command[1:]]) == 2
+    assert "trial" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()} == before
+
+
+def test_instructions_are_not_written_through_a_link(run, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (run / "instructions").symlink_to(tmp_path / "elsewhere")
+    assert cli.main(["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_extend_works_on_the_run_that_is_named_and_not_on_the_one_that_it_is_a_copy_of(run, monkeypatch, capsys):
+    shutil.copytree(run, run.parent / "copy")
+    worked: list[Path] = []
+
+    def sweep(experiment: Experiment, *, storage: str, **options: object) -> Path:
+        worked.append(Path(storage) / experiment.name)
+        raise RunError("enough")
+
+    monkeypatch.setattr("slime_ray.on_ray.sweep.run_sweep", sweep)
+    assert cli.main(["extend", str(run.parent / "copy")]) == 1
+    assert worked == [run.parent / "copy"]
