@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.config.design import Cell
+from slime_ray.runs import results
 
 from . import effects, statistics, tables
 from .design_cells import METRICS, Cells

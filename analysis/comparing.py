@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
 from . import statistics, tables
-from .manifests import ABSENT, Difference, differences, why_not_comparable
+from .manifests import ABSENT, ManifestDifference, differences, why_not_comparable
 from .printing import Column, Table, cells, interval_cells, number, one_line, with_interval
 from .rows import Outcomes, is_judged, judge_of, judged_answers, outcomes_by_label
 
@@ -75,7 +75,7 @@ class Verification:
     not_comparable: why their numbers mean different things; where there is any reason, they do not agree.
     """
 
-    differences: tuple[Difference, ...]
+    differences: tuple[ManifestDifference, ...]
     not_comparable: tuple[str, ...]
     table: Table
 

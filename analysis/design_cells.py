@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.config.design import Cell, Design
+from slime_ray.runs import results
 
 from . import effects, rows
 from .effects import Claim

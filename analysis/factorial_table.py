@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.config.design import Cell
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 
 from . import effects, factorial, statistics
 from .ablation_table import difference_words, p_words, seeds_notes

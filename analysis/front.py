@@ -64,7 +64,7 @@ def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Resampled:
+class ResampledFront:
     """The knee over resamples. on_front, is_knee: (trials,) share of the resamples in which each trial is that.
 
     points: (resamples with a knee, 2) where it lay then.
@@ -77,7 +77,7 @@ class Resampled:
 
 def resample(
     points: np.ndarray, goal: int, outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Resampled:
+) -> ResampledFront:
     """The knee with the prompts drawn anew, the same for all trials.
 
     points: (trials, 2). outcomes: (trials, prompts) whose means over prompts are the goal in column `goal`; NaN where a
@@ -97,7 +97,7 @@ def resample(
         on_front += front_of_each.sum(axis=0)
         is_knee += np.bincount(trial[with_knee], minlength=len(points))
         found.append(moved[with_knee, trial[with_knee]])
-    return Resampled(on_front / resamples, is_knee / resamples, np.concatenate(found))
+    return ResampledFront(on_front / resamples, is_knee / resamples, np.concatenate(found))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
@@ -170,7 +170,7 @@ def _notes(searched: Searched) -> list[str]:
     ]
 
 
-def _about_resamples(searched: Searched, drawn: Resampled) -> list[str]:
+def _about_resamples(searched: Searched, drawn: ResampledFront) -> list[str]:
     notes = [
         f"front %, knee %: in how many of {RESAMPLES:,} resamples of the selection prompts a trial is on the front, "
         "and is its knee; stability stays as measured. Trials off the front are listed if they are the knee in "

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 
 from . import rows, statistics
 from .length_control import length_controlled_rate

@@ -32,7 +32,7 @@ ABSENT = "absent"
 
 
 @dataclass(frozen=True)
-class Difference:
+class ManifestDifference:
     """One entry that two manifests do not share. one, other: as text, `absent` where there is none."""
 
     kind: Kind
@@ -41,12 +41,12 @@ class Difference:
     other: str
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[ManifestDifference]:
     """Every entry in which two manifests differ, in the order of KINDS and then of their paths."""
     left, right = dict(_entries(one)), dict(_entries(other))
     paths = sorted(left.keys() | right.keys(), key=lambda path: (list(KINDS).index(path.partition(".")[0]), path))
     found = [
-        Difference(KINDS[path.partition(".")[0]], path, left.get(path, ABSENT), right.get(path, ABSENT))
+        ManifestDifference(KINDS[path.partition(".")[0]], path, left.get(path, ABSENT), right.get(path, ABSENT))
         for path in paths
         if path not in _SAID_ELSEWHERE
     ]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.config.design import COMPONENTS, Cell
+from slime_ray.runs import results
 
 from .ablation_table import seeds_notes
 from .design_cells import METRICS, Cells

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 from slime_ray.runs.files import write
 
 from .drawing import render

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 
 PARTS = {
     "unlearning": "U",

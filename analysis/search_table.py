@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import pareto
-from slime_ray.runs import results
+from slime_ray.runs import pareto, results
 
 from .printing import ABSENT, Column, Table, cells, number, one_line
 from .rows import FINISHED, is_judged, judge_of, name_of

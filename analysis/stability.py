@@ -21,7 +21,7 @@ SPIKING = ("loss", "grad_norm")
 
 
 @dataclass(frozen=True)
-class Resampled:
+class ResampledStability:
     """Stability and its parts in every resample of one trial's pairs, prompts and steps. Each (resamples,)."""
 
     parts: dict[str, np.ndarray]
@@ -79,7 +79,7 @@ def _intervals_of_rows(
         names = own["trial_id"].tolist()
         complete = bool(names) and all(name in by_pairs and name in by_prompts for name in names)
         parts = [
-            Resampled(
+            ResampledStability(
                 by_pairs[name]
                 | by_prompts[name]
                 | {"training_spikes": _spikes(by_steps.get(name, curves[:0]), place, resamples)}
@@ -95,7 +95,7 @@ def _intervals_of_rows(
 
 
 def _intervals(
-    trials: pd.DataFrame, scored: pd.DataFrame, resampled: Sequence[Resampled], pairs: int, prompts: int
+    trials: pd.DataFrame, scored: pd.DataFrame, resampled: Sequence[ResampledStability], pairs: int, prompts: int
 ) -> dict[str, statistics.Interval]:
     """Of one row, from all its trials, those that were measured, and the resamples of the latter.
 

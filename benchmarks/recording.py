@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from slime_ray.runs import results
 from slime_ray.bench.machine import Say, describe_machine, now
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import Experiment, Search, Trial
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
 from slime_ray.config.space import Scalar
+from slime_ray.errors import InputError, RunError
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training.orders import evaluations
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
@@ -125,7 +125,7 @@ def train(trial: Trial, folder: Path, say: Say) -> None:
     own = folder / "run" / "trials" / trial.trial_id
     if results.finished_trial(own) is not None:
         return
-    row = run_trial(trial, run=folder / "run", storage=Mirror(folder), report=say_nothing)
+    row = run_trial(trial, run=folder / "run", storage=RunStore(folder), report=say_nothing)
     if row["status"] == "failed":
         raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {own} and record again.")
     say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")

@@ -16,10 +16,10 @@ import torch
 from slime_ray.analysis.report import write_report
 from slime_ray.analysis.statistics import draws
 
-from slime_ray.runs import results
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.errors import InputError
 from slime_ray.planning.tables import table
+from slime_ray.runs import results
 
 from .common import run
 

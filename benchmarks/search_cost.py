@@ -16,12 +16,12 @@ import torch
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.config.experiment import Budget, EarlyStopping, Experiment, Resources
+from slime_ray.config.points import SamplerName, Search
+from slime_ray.config.presets import preset_base
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import build_rule
 from slime_ray.on_ray.study import study_storage
-from slime_ray.config.points import SamplerName, Search
-from slime_ray.config.presets import preset_base
 
 GOALS: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {

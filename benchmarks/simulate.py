@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from optuna.storages import InMemoryStorage
 
 from slime_ray.config.experiment import Experiment
+from slime_ray.config.space import Scalar
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import Rule
-from slime_ray.config.space import Scalar
 
 
 @dataclass(frozen=True)

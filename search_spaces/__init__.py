@@ -3,8 +3,8 @@
 import difflib
 from pathlib import Path
 
-from slime_ray.errors import InputError
 from slime_ray.config.yaml_source import load_yaml
+from slime_ray.errors import InputError
 
 _FOLDER = Path(__file__).resolve().parent
 

@@ -100,8 +100,8 @@ def test_the_steps_to_the_end_with_an_objective_and_a_table(folder):
     ],
 )
 def test_what_is_wrong_with_an_objective_of_ones_own_is_told_where_it_stands(folder, monkeypatch, objective, said):
-    from slime_ray.errors import InputError
     from slime_ray.config.experiment_file import load_experiment
+    from slime_ray.errors import InputError
 
     monkeypatch.syspath_prepend(folder)
     path = folder / "wrong.yaml"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from slime_ray.search_spaces import shipped_spaces
 
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.data.preferences import read_preferences
 from slime_ray.errors import SlimeRayError
-from slime_ray.config.experiment_file import load_experiment
 
 pytestmark = pytest.mark.slow
 

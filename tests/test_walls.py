@@ -11,9 +11,7 @@ from tests.imports import cycles, imports_of, part_of, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ORDER = (
-    "errors < world < objectives < config < runs < data < model < evaluation < training < planning < bench < on_ray < cli"
-)
+ORDER = "errors < world < objectives < config < runs < data < model < evaluation < training < planning < bench < on_ray < cli"
 """A part imports those before it alone."""
 BESIDE = {"search_spaces": "errors config", "analysis": "errors config runs", "presets": "", "__main__": "runs cli"}
 """Parts next to the order, and what they import. `cli` alone imports the first two."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from slime_ray.runs import results
 from slime_ray.errors import RunError
+from slime_ray.runs import results
 
 from .machine import Machine, Say, describe_machine, now
 
@@ -158,13 +158,13 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
     )
 
 
-def _command(arguments: list[str]) -> "Watched":
+def _command(arguments: list[str]) -> "ProcessWatch":
     command = [sys.executable, "-m", "slime_ray", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment) as process,
-        Watched(process.pid) as watched,
+        ProcessWatch(process.pid) as watched,
     ):
         code = process.wait()
         said.seek(0)
@@ -173,7 +173,7 @@ def _command(arguments: list[str]) -> "Watched":
     return watched
 
 
-class Watched:
+class ProcessWatch:
     """Looks at a process and its descendants, now and then, for as long as it is entered.
 
     Of those that make stages or train: processor seconds, and the highest peak of resident memory.
@@ -187,7 +187,7 @@ class Watched:
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._working: set[int] = set()
 
-    def __enter__(self) -> "Watched":
+    def __enter__(self) -> "ProcessWatch":
         self._thread.start()
         return self
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, completion, experiments, going_on, planning, reproduce, runs
+from slime_ray.cli import catalogue, completion, control, experiments, planning, reproduce, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
 from slime_ray.runs.redaction import redact, redact_sentence
@@ -137,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, planning, reproduce, going_on, runs, catalogue):
+    for part in (experiments, planning, reproduce, control, runs, catalogue):
         part.add_commands(commands)
     add_bench_parser(commands)
     completion.add_commands(commands, make_parser)

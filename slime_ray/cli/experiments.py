@@ -153,14 +153,14 @@ def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) ->
     if not options.quiet:
         _describe_design(experiment)
         print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
-    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.sweep import run_sweep
+    from slime_ray.runs.store import RunStore
 
     run = run_sweep(
         experiment, source=source, storage=options.storage, seed=options.seed, start=options.start,
         console=console(options), study=options.study,
     )  # fmt: skip
-    show_report(run, None, Mirror.of(options.storage, "driver"), quiet=options.quiet)
+    show_report(run, None, RunStore.of(options.storage, "driver"), quiet=options.quiet)
 
 
 def _say(options: argparse.Namespace) -> "Callable[[str], object]":
@@ -181,19 +181,19 @@ def _describe_design(experiment: "Experiment") -> None:
 
 def _train(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
-    from slime_ray.runs.store import Mirror
+    from slime_ray.runs.store import RunStore
     from slime_ray.training.single import find_trial, train_one
 
     trial = find_trial(experiment, options.trial)
     if options.name is None:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}-{trial.trial_id}"})
     run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=_say(options))
-    show_report(run, None, Mirror.of(options.storage, "trials"), quiet=options.quiet)
+    show_report(run, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
-    from slime_ray.runs.store import Mirror
+    from slime_ray.runs.store import RunStore
     from slime_ray.training.evaluate import evaluate
 
     if options.name is None:
@@ -202,7 +202,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         experiment, options.policies, baseline=options.baseline, source=source, storage=options.storage,
         start=options.start, offline=options.offline, say=_say(options),
     )  # fmt: skip
-    show_report(run, None, Mirror.of(options.storage, "trials"), quiet=options.quiet)
+    show_report(run, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -241,7 +241,7 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {train} is not on this machine{missing}. Trials read it where they run.")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
-        from slime_ray.on_ray.earlier import earlier_runs
+        from slime_ray.on_ray.warm_start import earlier_runs
 
         for one in earlier_runs(experiment):
             print(one)
@@ -271,7 +271,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     experiment = checked(options)[0] if options.space else None
-    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.preflight import doctor
+    from slime_ray.runs.store import RunStore
 
-    doctor(experiment, storage=Mirror.of(options.storage, "driver"), console=Console(), as_json=options.json)
+    doctor(experiment, storage=RunStore.of(options.storage, "driver"), console=Console(), as_json=options.json)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from slime_ray.config.experiment import Experiment
-    from slime_ray.runs.store import Mirror
+    from slime_ray.runs.store import RunStore
 
 
 LARGEST_SEARCH_SEED = 4_000_000_000
@@ -152,7 +152,7 @@ def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
 
 
 def show_report(
-    run: Path, out: Path | None, storage: "Mirror | None" = None, *, quiet: bool = False, as_json: bool = False
+    run: Path, out: Path | None, storage: "RunStore | None" = None, *, quiet: bool = False, as_json: bool = False
 ) -> None:
     """Write the report and print its tables, or where it is alone (`quiet`), or the numbers of its tables.
 

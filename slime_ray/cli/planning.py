@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
     from slime_ray.planning.plan import Cluster
     from slime_ray.planning.planner import Planner
-    from slime_ray.planning.prices import Prices
-    from slime_ray.planning.speed import Measured
+    from slime_ray.planning.prices import GpuPrices
+    from slime_ray.planning.speed import MeasuredRates
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -44,14 +44,14 @@ def _plan(options: argparse.Namespace) -> None:
     experiment, _ = checked(options)
     import json
 
-    from slime_ray.planning.material import Given, parse_lengths
+    from slime_ray.planning.material import DataAssumptions, parse_lengths
     from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import load_prices
 
     prices = load_prices(options.prices)
     _check(options, experiment, prices)
     lengths = parse_lengths(options.lengths) if options.lengths else None
-    planner = Planner(experiment, given=Given(options.pairs, lengths), prices=prices)
+    planner = Planner(experiment, given=DataAssumptions(options.pairs, lengths), prices=prices)
     cluster, measured = _look(options, experiment, planner)
     plan = planner.plan(cluster, measured)
     print(plan.text())
@@ -62,7 +62,7 @@ def _plan(options: argparse.Namespace) -> None:
     plan.refuse()
 
 
-def _check(options: argparse.Namespace, experiment: "Experiment", prices: "Prices") -> None:
+def _check(options: argparse.Namespace, experiment: "Experiment", prices: "GpuPrices") -> None:
     if (options.gpus is None) != (options.gpu is None):
         raise InputError("--gpus N and --gpu NAME go together: so many GPUs, and their kind.")
     for name in ("gpus", "pairs"):
@@ -81,15 +81,15 @@ def _check(options: argparse.Namespace, experiment: "Experiment", prices: "Price
 
 def _look(
     options: argparse.Namespace, experiment: "Experiment", planner: "Planner"
-) -> "tuple[Cluster, Measured | None]":
+) -> "tuple[Cluster, MeasuredRates | None]":
     """The cluster that the plan is for, and what a probe measured there, if one is wanted."""
     import os
     import time
 
-    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.plan_cluster import connected_cluster, given_cluster, this_machine
+    from slime_ray.runs.store import RunStore
 
-    storage = Mirror.of(options.storage, "driver")
+    storage = RunStore.of(options.storage, "driver")
     given = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
     remote = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
     if not options.probe and (given or not remote):
@@ -106,7 +106,7 @@ def _look(
             from slime_ray.on_ray.probing import probe_on_cluster, show
 
             measured = probe_on_cluster(
-                experiment, planner.probed_sample(), storage=Mirror.of(options.storage, "trials"), around=around
+                experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
             )
             show(measured, Console())
         found = connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)

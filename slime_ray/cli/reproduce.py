@@ -77,26 +77,26 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _cost(found: "Reproduction", storage: str) -> str:
     """What it will take: of the paper's scale on its GPUs, of the miniature here."""
-    from slime_ray.runs.store import Mirror
-    from slime_ray.on_ray.plan_cluster import given_cluster, this_machine
-    from slime_ray.planning.material import Given
-    from slime_ray.planning.planner import plan_experiment
     from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
+    from slime_ray.on_ray.plan_cluster import given_cluster, this_machine
+    from slime_ray.planning.material import DataAssumptions
+    from slime_ray.planning.planner import plan_experiment
+    from slime_ray.runs.store import RunStore
 
     if found.scale == "demo":
-        cluster, given = this_machine(found.experiment, storage=Mirror.of(storage, "driver")), Given()
+        cluster, given = this_machine(found.experiment, storage=RunStore.of(storage, "driver")), DataAssumptions()
     else:
-        cluster, given = given_cluster(found.experiment, gpus=GPUS, gpu=GPU), Given(PAIRS, LENGTHS)
+        cluster, given = given_cluster(found.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
     return "\n" + plan_experiment(found.experiment, cluster=cluster, given=given).text()
 
 
 def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
     from slime_ray.evaluation.questions import check_questions
-    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.sweep import run_sweep
+    from slime_ray.runs.store import RunStore
 
     check_questions(experiment)
     run = run_sweep(
         experiment, source=source, storage=options.storage, seed=0, start=options.start, console=console(options)
     )  # fmt: skip
-    show_report(run, None, Mirror.of(options.storage, "driver"), quiet=options.quiet)
+    show_report(run, None, RunStore.of(options.storage, "driver"), quiet=options.quiet)

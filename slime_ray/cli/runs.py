@@ -56,16 +56,16 @@ def _report(options: argparse.Namespace) -> None:
     if "://" not in options.run:
         show_report(Path(options.run), options.out, quiet=options.quiet, as_json=options.json)
         return
-    from slime_ray.runs.store import copied
     from slime_ray.runs.results import CHECKPOINTS, MODEL
+    from slime_ray.runs.store import copied
 
     run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
     show_report(run, options.out or Path(f"{run.name}-report"), quiet=options.quiet, as_json=options.json)
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from slime_ray.runs import results
     from slime_ray.analysis.comparing import compare
+    from slime_ray.runs import results
 
     table = compare([results.load(run) for run in options.runs])
     if options.csv:
@@ -74,8 +74,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from slime_ray.runs import results
     from slime_ray.analysis.comparing import verify
+    from slime_ray.runs import results
 
     found = verify(*(results.load(run) for run in options.runs))
     print(found.json() if options.json else found.text())
@@ -84,9 +84,9 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from slime_ray.runs import results
     from slime_ray.evaluation.field_files.export_arena_hard import export_arena_hard
     from slime_ray.evaluation.field_files.export_mt_bench import export_mt_bench
+    from slime_ray.runs import results
 
     export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
     print(export(results.load(options.run), options.to))

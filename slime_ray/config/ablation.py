@@ -12,14 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from slime_ray.config.design import COMPONENTS, Kind, Level, Metric
-from slime_ray.errors import InputError, near
-from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
 from slime_ray.config.points import value_at
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Scalar
 from slime_ray.config.strict import Label, Strict
 from slime_ray.config.yaml_source import KeyPath
+from slime_ray.errors import InputError, near
+from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
 
 Values = dict[str, Any]
 Component = Literal["anchor", "stabilizer", "soft_margin", "hard_margin", "hard_margin_clip"]

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_ray.config.ablation import DESIGNS
-from slime_ray.errors import near
 from slime_ray.config.judge import JUDGE_SETTINGS
 from slime_ray.config.settings import OBJECTIVE_SETTINGS
 from slime_ray.config.space import Dimension
 from slime_ray.config.yaml_source import KeyPath
+from slime_ray.errors import near
 
 
 def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:

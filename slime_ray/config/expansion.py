@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs
 from slime_ray.config.design import Cell, Design
 from slime_ray.config.experiment import Arm, Experiment, with_values
-from slime_ray.objectives import SlimeObjective
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
+from slime_ray.objectives import SlimeObjective
 
 SHARED = ("model", "data", "sft", "evaluation")
 """What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""

@@ -11,7 +11,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from slime_ray.config.ablation import Ablation, AnyAblation, Unfit, Values, idle_knobs
 from slime_ray.config.complaints import explain
 from slime_ray.config.design import Design
-from slime_ray.errors import InputError, near
 from slime_ray.config.expansion import expand
 from slime_ray.config.experiment import (
     GOALS,
@@ -33,6 +32,7 @@ from slime_ray.config.space import Scalar, equal_values
 from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName, Seed, Strict
 from slime_ray.config.trackers import DEFAULT, Tracker
 from slime_ray.config.yaml_source import KeyPath, YamlSource, load_yaml, read_value
+from slime_ray.errors import InputError, near
 
 
 class _File(SearchKeys):

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from slime_ray.errors import InputError
 from slime_ray.config.strict import Located, Positive, Strict, fingerprint
 from slime_ray.config.yaml_source import load_yaml
+from slime_ray.errors import InputError
 
 SHOWN = 2
 """Raised when the way in which answers are shown to a language model, or its judgment is read, changes, so that older

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slime_ray.objectives import find_objective
 from slime_ray.config.presets import preset_base
+from slime_ray.objectives import find_objective
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ ABSENT = Absent()
 
 
 @dataclass(frozen=True)
-class Difference:
+class PresetDifference:
     """A dotted path into the settings and its two values, either of which may be ABSENT."""
 
     path: str
@@ -31,7 +31,7 @@ class Difference:
         return {name: value for name in ("one", "other") if (value := getattr(self, name)) is not ABSENT}
 
 
-def compare_presets(one: str, other: str) -> list[Difference]:
+def compare_presets(one: str, other: str) -> list[PresetDifference]:
     """Every path whose value differs between two presets, single ones or joined by slashes, in order of path.
 
     A named objective has all its knobs: those that a preset leaves are at their defaults. Of the other settings it has
@@ -39,11 +39,11 @@ def compare_presets(one: str, other: str) -> list[Difference]:
     """
     values = [dict(_paths(_with_defaults(preset_base(name)))) for name in (one, other)]
     paths = sorted(values[0] | values[1])
-    found = [Difference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
+    found = [PresetDifference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
     return [difference for difference in found if difference.one != difference.other]
 
 
-def as_table(one: str, other: str, differences: Sequence[Difference]) -> str:
+def as_table(one: str, other: str, differences: Sequence[PresetDifference]) -> str:
     """The differences as aligned columns under the names of the two presets; (absent) where one has no such path."""
     rows = [("", one, other), *((each.path, _shown(each.one), _shown(each.other)) for each in differences)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -5,14 +5,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from slime_ray.errors import InputError
 from slime_ray.config.yaml_source import YamlSource, load_yaml
+from slime_ray.errors import InputError
 
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     return sorted(
-        Path(str(entry)).stem for entry in resources.files("slime_ray.presets").iterdir() if str(entry).endswith(".yaml")
+        Path(str(entry)).stem
+        for entry in resources.files("slime_ray.presets").iterdir()
+        if str(entry).endswith(".yaml")
     )
 
 

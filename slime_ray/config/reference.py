@@ -10,12 +10,12 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from slime_ray.errors import InputError, near
 from slime_ray.config.experiment_file import file_keys
-from slime_ray.objectives import OBJECTIVES
 from slime_ray.config.points import EarlierRun
 from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings
 from slime_ray.config.space import Dimension
+from slime_ray.errors import InputError, near
+from slime_ray.objectives import OBJECTIVES
 
 Schema = Mapping[str, Any]
 FILE = "The file"

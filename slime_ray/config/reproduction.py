@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import yaml
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment, with_values
 from slime_ray.config.experiment_file import load_experiment, parse_seeds
 from slime_ray.config.settings import Settings
 from slime_ray.config.yaml_source import load_yaml
+from slime_ray.errors import InputError
 
 FAMILIES = ("llama3.2-3b", "qwen3-4b", "gemma3-4b")
 """Presets of the models in the paper's Table 3. Tables 4 and 5 are of the last alone."""

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from slime_ray.errors import InputError
-from slime_ray.objectives.probe import differ
 from slime_ray.config.points import (
     COUNTED,
     LEARNING,
@@ -25,6 +23,8 @@ from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings, Strict
 from slime_ray.config.space import Dimension, Requirement, Scalar
 from slime_ray.config.yaml_source import KeyPath
+from slime_ray.errors import InputError
+from slime_ray.objectives.probe import differ
 
 _SHARED = "the SFT checkpoint and the held-out pairs, which all trials share, follow from it"
 _MEASURE = "it decides how trials are measured, and what is measured differently cannot be compared"

@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from slime_ray.config.judge import AnyJudge, Exact, NoJudge, judge_by_name
-from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
+from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
 __all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from datasets import Dataset
 
+from slime_ray.config.settings import Data, Evaluation
 from slime_ray.data.forms import Messages
 from slime_ray.data.preferences import read_preferences
 from slime_ray.data.splits import split_pairs, split_prompts
 from slime_ray.data.tasks import load_task
-from slime_ray.config.settings import Data, Evaluation
 
 EMBEDDED_SFT_EXAMPLES = 6000
 EMBEDDED_PAIRS = 1024

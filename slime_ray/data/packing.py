@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 
-class Pair(Protocol):
+class PairTokens(Protocol):
     """Token ids of one pair. SFT examples have an empty `rejected_ids`."""
 
     @property
@@ -24,7 +24,7 @@ class Pair(Protocol):
     def rejected_ids(self) -> Sequence[int]: ...
 
 
-AnyPair = TypeVar("AnyPair", bound=Pair)
+AnyPair = TypeVar("AnyPair", bound=PairTokens)
 
 
 class Segment(NamedTuple):
@@ -68,7 +68,7 @@ class Rows:
         return Rows(**moved)
 
 
-def row_length(pair: Pair) -> int:
+def row_length(pair: PairTokens) -> int:
     """Tokens of a row that the pair takes."""
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
@@ -97,7 +97,7 @@ def fill_rows(pairs: Sequence[AnyPair], *, row_tokens: int, shared_prompt: bool 
     return filled
 
 
-def _fill_padded(pairs: Sequence[Pair], row_tokens: int) -> list[list[int]]:
+def _fill_padded(pairs: Sequence[PairTokens], row_tokens: int) -> list[list[int]]:
     """Runs of pairs in order of their longer sequence, each padded to the length of its first."""
     longest = [len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
     filled: list[list[int]] = []
@@ -112,7 +112,7 @@ def _fill_padded(pairs: Sequence[Pair], row_tokens: int) -> list[list[int]]:
     return filled
 
 
-def pack(pairs: Sequence[Pair], *, shared_prompt: bool = True) -> Rows:
+def pack(pairs: Sequence[PairTokens], *, shared_prompt: bool = True) -> Rows:
     """Lay pairs out as one row without padding, or, for architectures that cannot share prompts, one row a sequence.
 
     Raises ValueError for no pairs, and for a pair with an empty prompt or an empty chosen completion.
@@ -136,7 +136,7 @@ def pack(pairs: Sequence[Pair], *, shared_prompt: bool = True) -> Rows:
     )
 
 
-def _one_row(pairs: Sequence[Pair], segments: Sequence[Segment]) -> dict[str, Any]:
+def _one_row(pairs: Sequence[PairTokens], segments: Sequence[Segment]) -> dict[str, Any]:
     ids: list[int] = []
     position: list[int] = []
     before: tuple[list[int], list[int]] = ([], [])  # of chosen and of rejected tokens: the place that predicts them
@@ -157,7 +157,7 @@ def _one_row(pairs: Sequence[Pair], segments: Sequence[Segment]) -> dict[str, An
     }
 
 
-def _row_each(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _row_each(pairs: Sequence[PairTokens]) -> dict[str, Any]:
     sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
     sequences += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs if len(pair.rejected_ids)]
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slime_ray.config.settings import Decoding
 from slime_ray.data.forms import Messages
 from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tokenizing import TruncationReport
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.config.settings import Decoding
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from slime_ray.config.settings import Decoding
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import is_sharded
-from slime_ray.config.settings import Decoding
 from slime_ray.world import World
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from slime_ray.data.packing import Pair, fill_rows, pack
+from slime_ray.data.packing import PairTokens, fill_rows, pack
 from slime_ray.model.logprobs import Policy, kl_divergence
 from slime_ray.world import World
 
 
-def kl_to_reference(policy: Policy, reference: Policy | None, samples: Sequence[Pair], *, row_tokens: int) -> float:
+def kl_to_reference(
+    policy: Policy, reference: Policy | None, samples: Sequence[PairTokens], *, row_tokens: int
+) -> float:
     """K, nat/token: full-vocabulary KL(policy || reference) per generated token, on the policy's own samples.
 
     samples: prompts with the policy's answers as chosen completions. reference: None for an adapted model, which is its

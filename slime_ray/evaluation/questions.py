@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from slime_ray.errors import InputError
-from slime_ray.evaluation.field_files import Question, read_questions
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.settings import Settings, fingerprint
+from slime_ray.errors import InputError
+from slime_ray.evaluation.field_files import Question, read_questions
 
 
 def check_questions(experiment: Experiment) -> None:

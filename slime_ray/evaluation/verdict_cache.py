@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from slime_ray.errors import RunError
 from slime_ray.config.judge import JudgeBudget, Prices
+from slime_ray.errors import RunError
 
 T = TypeVar("T")
 VERDICTS = ".verdicts"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from slime_ray.config.settings import Model
 from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
@@ -20,7 +21,6 @@ from slime_ray.model.merging import attach_adapter, heads_tied, load_parts
 from slime_ray.model.parts import Parts, parts_of
 from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.config.settings import Model
 
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:

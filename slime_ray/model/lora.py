@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from slime_ray.errors import InputError
 from slime_ray.config.settings import ALL_LINEAR, ATTENTION_AND_MLP, Lora
+from slime_ray.errors import InputError
 
 READ_AS_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """Names that peft reads as those of fused experts in some architectures, whatever layer is meant."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slime_ray.errors import InputError
 from slime_ray.config.yaml_source import KeyPath, YamlSource
+from slime_ray.errors import InputError
 
 DRIVERS = "trial_drivers"
 """The custom resource of the head that the drivers of trials with several workers hold."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from jsonschema import Draft7Validator
 
+from slime_ray.config.yaml_source import KeyPath, load_yaml
 from slime_ray.errors import InputError, near
 from slime_ray.on_ray.cluster_checks import ClusterChecks, NodeType, shown
 from slime_ray.on_ray.rayjob_file import RayJobFile
-from slime_ray.config.yaml_source import KeyPath, load_yaml
 
 MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?token\b")
 WRITTEN_TOKEN = re.compile(r"\bRAY_AUTH_TOKEN\b[\"']?\s*[=:]\s*[\"']?[^\s\"'$]")

@@ -13,13 +13,12 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed import DistError
 
-from slime_ray.runs import files
-from slime_ray.runs import results
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import Resources, Trial
-from slime_ray.on_ray.place import Place, run_worker
+from slime_ray.errors import InputError, RunError
+from slime_ray.on_ray.workers import WorkerContext, run_worker
+from slime_ray.runs import files, results
 from slime_ray.training import attempts
-from slime_ray.training.orders import Order, Paused
+from slime_ray.training.orders import Command, Paused
 from slime_ray.training.outcome import (
     CHECKPOINTS,
     MODEL,
@@ -47,7 +46,7 @@ class GroupLost(Exception):
     """A worker, a node or the connection between workers was lost."""
 
 
-def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
+def run_group_trial(trial: Trial, place: WorkerContext) -> dict[str, Any]:
     """Run a trial on a group of workers, and again on a new one for as long as that may help. Returns its row.
 
     Raises Paused where the workers left on an order.
@@ -81,11 +80,11 @@ def run_group_trial(trial: Trial, place: Place) -> dict[str, Any]:
             continue
         if broken is None:
             preempted = bool(made) and made[-1].ended == "preempted"
-            raise Paused(Order("preempt" if preempted else "pause", "the workers left as they were told"))
+            raise Paused(Command("preempt" if preempted else "pause", "the workers left as they were told"))
         if reason := _not_its_fault(broken):
             attempts.note(folder, ended="paused")
             place.patiently(trial.trial_id, lambda: storage.push_files(folder))
-            raise Paused(Order("pause", reason))
+            raise Paused(Command("pause", reason))
         if not isinstance(broken, (GroupLost, OutOfMemory)):
             return failed(one_sentence(broken))
         logger.warning("%s lost its workers: %s", trial.trial_id, broken)

@@ -19,11 +19,11 @@ from typing import Any, TextIO
 
 import ray
 
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import Experiment, with_values
-from slime_ray.runs.store import is_url, joined
-from slime_ray.runs.redaction import has_secret, shown_address
 from slime_ray.config.settings import Settings
+from slime_ray.errors import InputError, RunError
+from slime_ray.runs.redaction import has_secret, shown_address
+from slime_ray.runs.store import is_url, joined
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 10.0

@@ -17,14 +17,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.on_ray.cluster_state import cluster_state
 from slime_ray.on_ray.stopping import Told, build_rule
-from slime_ray.training.orders import Order
+from slime_ray.training.orders import Command
 
 DRAINING_SECONDS = 2.0
 ANSWER_SECONDS = 30.0
 
 
 @dataclass
-class Voice:
+class TrialRecord:
     """What is known of a running trial. heard: by the monitor's clock, in seconds."""
 
     heard: float
@@ -35,7 +35,7 @@ class Voice:
 
 
 @dataclass(frozen=True)
-class Heard:
+class TrialStatus:
     """What the driver is told of a running trial.
 
     silent: seconds since it last said something. at_work: whether it has its place, and its processes have begun.
@@ -50,9 +50,9 @@ class MonitorActor:
     """Runs as a Ray actor, see the module."""
 
     def __init__(self, early_stopping: dict[str, Any] | None, past: Sequence[Told]):
-        self.voices: dict[str, Voice] = {}
-        self.leaving: Order | None = None
-        self.stopped: dict[str, Order] = {}
+        self.voices: dict[str, TrialRecord] = {}
+        self.leaving: Command | None = None
+        self.stopped: dict[str, Command] = {}
         self.rule = build_rule(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
         for trial_id, told in past:
             if self.rule:
@@ -63,20 +63,20 @@ class MonitorActor:
 
     def begin(self, trial_id: str) -> None:
         """The driver starts a trial, for the first time or again."""
-        self.voices[trial_id] = Voice(time.monotonic())
+        self.voices[trial_id] = TrialRecord(time.monotonic())
 
     def join(self, trial_id: str, actor: Any, node: str, group: PlacementGroup | None) -> None:
         """A process that works on a trial says where it is."""
-        voice = self.voices.setdefault(trial_id, Voice(time.monotonic()))
+        voice = self.voices.setdefault(trial_id, TrialRecord(time.monotonic()))
         voice.heard = time.monotonic()
         voice.actors.append(actor)
         voice.nodes.add(node)
         if group is not None and group not in voice.groups:
             voice.groups.append(group)
 
-    def report(self, trial_id: str, told: Mapping[str, Any], searched: bool) -> Order | None:
+    def report(self, trial_id: str, told: Mapping[str, Any], searched: bool) -> Command | None:
         """A trial says how it gets on; returns what it is to do."""
-        voice = self.voices.setdefault(trial_id, Voice(time.monotonic()))
+        voice = self.voices.setdefault(trial_id, TrialRecord(time.monotonic()))
         voice.heard = time.monotonic()
         voice.told.update(told)
         if self.leaving is not None:
@@ -84,22 +84,22 @@ class MonitorActor:
         if trial_id in self.stopped:
             return self.stopped[trial_id]
         if taken := voice.nodes & self._draining_nodes():
-            return Order("preempt", f"its node {min(taken)[:8]} is about to be taken away")
+            return Command("preempt", f"its node {min(taken)[:8]} is about to be taken away")
         return self.rule.decide(trial_id, told) if self.rule and searched else None
 
     def leave(self, reason: str) -> None:
         """Have all trials write a checkpoint and leave."""
-        self.leaving = Order("pause", reason)
+        self.leaving = Command("pause", reason)
 
     def stop(self, trial_id: str, reason: str) -> None:
         """Have one trial end where it is."""
-        self.stopped[trial_id] = Order("stop", reason)
+        self.stopped[trial_id] = Command("stop", reason)
 
-    def heard(self) -> dict[str, Heard]:
+    def heard(self) -> dict[str, TrialStatus]:
         """Every trial that has begun and not ended."""
         now = time.monotonic()
         return {
-            name: Heard(dict(voice.told), now - voice.heard, at_work=bool(voice.actors or voice.told))
+            name: TrialStatus(dict(voice.told), now - voice.heard, at_work=bool(voice.actors or voice.told))
             for name, voice in self.voices.items()
         }
 
@@ -154,9 +154,9 @@ class Monitor:
         context = ray.get_runtime_context()
         self._ask("join", trial_id, context.current_actor, context.get_node_id(), group)
 
-    def report(self, trial_id: str, told: Mapping[str, Any], *, searched: bool) -> Order | None:
+    def report(self, trial_id: str, told: Mapping[str, Any], *, searched: bool) -> Command | None:
         """See MonitorActor.report. None where the monitor does not answer: no trial ends for that."""
-        order: Order | None = self._ask("report", trial_id, dict(told), searched)
+        order: Command | None = self._ask("report", trial_id, dict(told), searched)
         return order
 
     def leave(self, reason: str) -> None:
@@ -167,7 +167,7 @@ class Monitor:
         """See MonitorActor.stop."""
         self.actor.stop.remote(trial_id, reason)
 
-    def heard(self) -> dict[str, Heard]:
+    def heard(self) -> dict[str, TrialStatus]:
         """See MonitorActor.heard; empty where the monitor does not answer."""
         return self._ask("heard") or {}
 

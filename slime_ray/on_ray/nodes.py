@@ -12,13 +12,13 @@ from typing import Any
 
 import ray
 
-from slime_ray.errors import InputError
 from slime_ray.config.judge import JudgeSettings
-from slime_ray.runs.store import Mirror
+from slime_ray.config.trackers import Tracker, lacks
+from slime_ray.errors import InputError
 from slime_ray.model.parts import fault_of
 from slime_ray.on_ray.cluster_state import cluster_state
 from slime_ray.on_ray.resources import Node
-from slime_ray.config.trackers import Tracker, lacks
+from slime_ray.runs.store import RunStore
 
 PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -92,7 +92,7 @@ def look_at_node(
     token: str,
     paths: Sequence[str],
     gpus: bool,
-    storage: Mirror,
+    storage: RunStore,
     judge: JudgeSettings,
     trackers: Sequence[Tracker] = (),
     models: Sequence[str] = (),

@@ -5,13 +5,13 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
-from slime_ray.runs.instructions import Clone
+from slime_ray.config.settings import fingerprint
+from slime_ray.errors import InputError
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.study import StudyFailed
+from slime_ray.runs.instructions import Clone
 from slime_ray.runs.pareto import dominators, signed
-from slime_ray.config.settings import fingerprint
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 SEARCH_SEED = 1000

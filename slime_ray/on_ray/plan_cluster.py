@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.config.experiment import Experiment
-from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.planning.plan import Cluster
+from slime_ray.runs.store import RunStore
 
 GPUS_OF_A_NODE = 8
 PLENTY = 1e6
@@ -26,7 +26,7 @@ def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
     return _cluster(experiment, nodes, gpu=gpu, where=f"{gpus} x {gpu}", memory=None, disk=None, told=(told,))
 
 
-def this_machine(experiment: Experiment, *, storage: Mirror) -> Cluster:
+def this_machine(experiment: Experiment, *, storage: RunStore) -> Cluster:
     """The machine itself, looked at without starting anything."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     names = [_name(folder) for folder in sorted(DRIVERS.glob("*/information"))]
@@ -38,7 +38,7 @@ def this_machine(experiment: Experiment, *, storage: Mirror) -> Cluster:
     )
 
 
-def connected_cluster(experiment: Experiment, *, storage: Mirror) -> Cluster:
+def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
     """The Ray cluster that this process is connected to, with what an autoscaler may add."""
     import ray
 
@@ -96,7 +96,7 @@ def _name(file: Path) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "GPU")
 
 
-def _free(storage: Mirror) -> int | None:
+def _free(storage: RunStore) -> int | None:
     """Bytes that are free at the storage; a bucket has no end."""
     if storage.url is not None:
         return None

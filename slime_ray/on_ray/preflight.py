@@ -18,17 +18,17 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import JudgeSettings, NoJudge, RewardModel
-from slime_ray.runs.store import Mirror
+from slime_ray.config.settings import EMBEDDED, Settings
+from slime_ray.config.trackers import Tracker
+from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
 from slime_ray.model.parts import fault_of, parts_of
 from slime_ray.on_ray.connection import connected
 from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
-from slime_ray.config.settings import EMBEDDED, Settings
-from slime_ray.config.trackers import Tracker
+from slime_ray.runs.store import RunStore
 
 NODE_SECONDS = 120.0
 Level = Literal["fine", "warning", "error"]
@@ -43,7 +43,7 @@ class Finding:
     sentence: str
 
 
-def examine(experiment: Experiment | None, *, storage: Mirror) -> list[Finding]:
+def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding]:
     """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
     settings = experiment.settings if experiment else None
     findings = list(_fit(experiment)) if experiment else []
@@ -85,7 +85,7 @@ def _look(
     token: str,
     paths: Sequence[str],
     gpus: bool,
-    storage: Mirror,
+    storage: RunStore,
     judge: JudgeSettings,
     trackers: Sequence[Tracker],
     models: Sequence[str],
@@ -138,7 +138,7 @@ def _fit(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("fine", "resources", f"{fits} trials fit side by side.")
 
 
-def _storage(looks: Sequence[Look], probe: Path, token: str, storage: Mirror) -> Iterator[Finding]:
+def _storage(looks: Sequence[Look], probe: Path, token: str, storage: RunStore) -> Iterator[Finding]:
     for look in looks:
         seen = probe / look.node
         if storage.url is not None:
@@ -298,7 +298,7 @@ def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding
         return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
 
 
-def _disk(looks: Sequence[Look], experiment: Experiment, storage: Mirror) -> Iterator[Finding]:
+def _disk(looks: Sequence[Look], experiment: Experiment, storage: RunStore) -> Iterator[Finding]:
     if not looks:
         return
     least = min(looks, key=lambda look: look.disk)
@@ -377,7 +377,7 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
         )
 
 
-def doctor(experiment: Experiment | None, *, storage: Mirror, console: Console, as_json: bool = False) -> None:
+def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console, as_json: bool = False) -> None:
     """Examine and print, for a person or as JSON. Raises InputError where something has to be mended."""
     started = time.perf_counter()
     storage.check()

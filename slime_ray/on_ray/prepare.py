@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import ray
 from rich.console import Console
 
-from slime_ray.errors import RunError
 from slime_ray.config.experiment import Experiment
-from slime_ray.runs.facts import data_lines, model_lines
-from slime_ray.on_ray.connection import errors_as_sentences
-from slime_ray.on_ray.place import Place
-from slime_ray.on_ray.progress import steps
-from slime_ray.on_ray.watch import NoPlace, Wait
 from slime_ray.config.settings import Settings
+from slime_ray.errors import RunError
+from slime_ray.on_ray.connection import errors_as_sentences
+from slime_ray.on_ray.progress import steps
+from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer
+from slime_ray.on_ray.workers import WorkerContext
+from slime_ray.runs.facts import data_lines, model_lines
 from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.orders import ending
 
 if TYPE_CHECKING:
-    from slime_ray.on_ray.monitor import Heard
+    from slime_ray.on_ray.monitor import TrialStatus
     from slime_ray.training.stages import Stages
 
 STAGES = "stages"
@@ -35,7 +35,7 @@ AGAIN = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
 
-def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -> dict[str, Any]:
+def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Console) -> dict[str, Any]:
     """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
 
     Raises InputError for a model or data that cannot be used, and RunError where making them fails.
@@ -56,7 +56,7 @@ def prepare_on_cluster(experiment: Experiment, place: Place, console: Console) -
             with ending():
                 _follow(making, place, console)
             made = ray.get(making)
-    except NoPlace as error:
+    except PlacementTimeout as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
     finally:
         _end(making, maker)
@@ -80,17 +80,20 @@ def _end(making: Any, maker: Any) -> None:
             ray.cancel(making, force=force)
 
 
-def _follow(making: Any, place: Place, console: Console) -> None:
-    """Say how it goes until it has ended. Raises NoPlace where it never begins, RunError where it falls silent."""
+def _follow(making: Any, place: WorkerContext, console: Console) -> None:
+    """Say how it goes until it has ended.
+
+    Raises PlacementTimeout where it never begins, RunError where it falls silent.
+    """
 
     def say(line: str) -> None:
         logger.info(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    wait, said = Wait(place.resources, place.faults, say), ""
+    wait, said = PlacementTimer(place.resources, place.faults, say), ""
     notices: set[str] = set()
 
-    def listen() -> "Heard | None":
+    def listen() -> "TrialStatus | None":
         voice = place.monitor.heard().get(STAGES)
         if voice and (notice := voice.told.get("notice")) and notice not in notices:
             notices.add(notice)
@@ -125,7 +128,7 @@ def _line(told: dict[str, Any]) -> str:
     return " ".join(part for part in (told.get("doing"), steps(told), loss and f"loss {loss:.3f}") if part)
 
 
-def make_stages(base: dict[str, Any], place: Place) -> dict[str, Any]:
+def make_stages(base: dict[str, Any], place: WorkerContext) -> dict[str, Any]:
     """Ray task: make what is missing of the stages; returns hashes and counts."""
     stages = _make(Settings.model_validate(base), place)
     return {"hashes": stages.hashes, "data": stages.data}
@@ -134,13 +137,13 @@ def make_stages(base: dict[str, Any], place: Place) -> dict[str, Any]:
 class GroupStageMaker:
     """Runs as a Ray actor: makes the stages on a group of workers, where trials are run on such."""
 
-    def make(self, base: dict[str, Any], place: Place) -> dict[str, Any]:
+    def make(self, base: dict[str, Any], place: WorkerContext) -> dict[str, Any]:
         """Make what is missing; returns hashes and counts."""
         _make_on_group(base, place)
         return make_stages(base, place)
 
 
-def _make_on_group(base: dict[str, Any], place: Place) -> None:
+def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:
     from slime_ray.on_ray.group import GroupLost, run_group
 
     for left in reversed(range(place.faults.retries + 1)):
@@ -162,7 +165,7 @@ def _stage_worker(config: dict[str, Any]) -> None:
     _make(Settings.model_validate(config["base"]), config["place"])
 
 
-def _make(settings: Settings, place: Place) -> "Stages":
+def _make(settings: Settings, place: WorkerContext) -> "Stages":
     # Here, since the driver has no use for what they import.
     from slime_ray.evaluation.judges import build_judge
     from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts

@@ -10,15 +10,15 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import Experiment, Resources
-from slime_ray.runs.store import Mirror
+from slime_ray.config.settings import Settings
+from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.planning.material import Sample
-from slime_ray.planning.speed import Measured, Rates, mean_of
-from slime_ray.config.settings import Settings
+from slime_ray.planning.speed import MeasuredRates, Rates, mean_of
+from slime_ray.runs.store import RunStore
 
 MOST_SIDE_BY_SIDE = 8
 """Probes at a time. What more trials at a time do to each other, they do on other nodes."""
@@ -26,7 +26,7 @@ PATIENCE = 600.0
 """Seconds after which a probe is given up."""
 
 
-def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror, around: float) -> Measured:
+def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStore, around: float) -> MeasuredRates:
     """Measure on the cluster that this process is connected to.
 
     storage: where Ray Train keeps something for a while. around: seconds that it took until here. Raises InputError
@@ -68,7 +68,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: Mirror,
         if groups:
             storage.remove(kept)
     wall, processor = (mean_of([Rates(**each[clock]) for each in found]) for clock in ("wall", "processor"))
-    return Measured(
+    return MeasuredRates(
         wall=wall,
         processor=processor,
         around=around,
@@ -133,7 +133,7 @@ def _probe_worker(config: dict[str, Any]) -> None:
         ray.get(config["box"].put.remote(found))
 
 
-def show(measured: Measured, console: Console) -> None:
+def show(measured: MeasuredRates, console: Console) -> None:
     """What was measured, in a line."""
     wall = measured.wall
     console.print(

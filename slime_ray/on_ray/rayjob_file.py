@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Iterator
 
+from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import InputError
 from slime_ray.on_ray.cluster_checks import DRIVERS, ClusterChecks, NodeType
-from slime_ray.config.yaml_source import KeyPath
 
 SPOT_LABELS = {
     "cloud.google.com/gke-spot": "true",

@@ -15,9 +15,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from slime_ray.errors import InputError
 from slime_ray.config.points import Point, Rules, Search
 from slime_ray.config.space import Dimension, Scalar
+from slime_ray.errors import InputError
 
 MAX_DRAWS = 1000
 PATIENCE = {"tpe": 64, "nsga2": 64, "gp": 3}

@@ -12,10 +12,10 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from slime_ray.config.points import Point, Rules, Search, exists, path_of
 from slime_ray.errors import InputError
 from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
 from slime_ray.on_ray.study import MADE_AGAIN, StudyFailed, asking
-from slime_ray.config.points import Point, Rules, Search, exists, path_of
 from slime_ray.runs.folder import STUDY
 
 PAUSED = "paused"

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slime_ray.errors import RunError
-from slime_ray.evaluation.verdict_cache import Spending, Verdicts
 from slime_ray.config.experiment import Experiment, Resources
 from slime_ray.config.judge import Llm
+from slime_ray.errors import RunError
+from slime_ray.evaluation.verdict_cache import Spending, Verdicts
 from slime_ray.training import attempts
 
 JUDGE_SECONDS = 5.0
@@ -17,7 +17,7 @@ JUDGE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Spent:
+class SweepSpending:
     """hours: of this start of the sweep; all else of the whole run. cost: None where nothing has a price."""
 
     hours: float
@@ -65,7 +65,7 @@ class Meter:
                 self.judged = self.verdicts.spent(self.judge.identity)
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> SweepSpending:
         """All of it, as of the last look."""
         price = self.budget.price_per_gpu_hour
         parts = [
@@ -73,7 +73,7 @@ class Meter:
             None if self.judge is None else self.judged.cost(self.judge.prices),
         ]
         known = [part for part in parts if part is not None]
-        return Spent(
+        return SweepSpending(
             hours=(self.looked - self.started) / 3600,
             gpu_hours=self.gpu_hours,
             judge_calls=self.judged.requests,

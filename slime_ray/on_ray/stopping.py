@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slime_ray.runs import results
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.on_ray.ranking import ByFront, ByMetric, Point, Ranking
-from slime_ray.training.orders import Order, evaluations
+from slime_ray.runs import results
+from slime_ray.training.orders import Command, evaluations
 
 LEAST = 3
 """Trials that have to have got as far before the median of them says anything."""
@@ -29,7 +29,7 @@ Told = tuple[str, Mapping[str, Any]]
 class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
         """An order to stop, or None. told: a report with `step`, `updates` and what the rule looks at, or without."""
 
 
@@ -69,7 +69,7 @@ class Halving:
         self.rungs = [share for share in shares if share < 1]
         self.reached = [{} for _ in self.rungs]
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
         """See Rule."""
         share, values = progress(told), [told.get(metric) for metric in self.ranking.metrics]
         if share is None or None in values:
@@ -102,7 +102,7 @@ class Median:
     first: float
     seen: dict[str, dict[float, float]] = field(default_factory=dict)
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
         """See Rule."""
         share, value = progress(told), told.get(self.metric)
         own = self.seen.setdefault(trial_id, {})
@@ -132,8 +132,8 @@ def _mean_until(share: float, seen: Mapping[float, float]) -> float | None:
     return sum(values) / len(values)
 
 
-def _stop(told: Mapping[str, Any], shown: str, why: str) -> Order:
-    return Order("stop", f"early: {shown} at update {told['step']} of {told['updates']}, {why}")
+def _stop(told: Mapping[str, Any], shown: str, why: str) -> Command:
+    return Command("stop", f"early: {shown} at update {told['step']} of {told['updates']}, {why}")
 
 
 def past_reports(run: Path) -> list[Told]:

@@ -18,18 +18,12 @@ from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from rich.console import Console
 
-from slime_ray.runs import results
+from slime_ray.config.experiment import Experiment, Trial
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.runs.inputs import digests
-from slime_ray.runs.instructions import Instructions
-from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.connection import connected
-from slime_ray.on_ray.earlier import Earlier, earlier_runs, refuse_other_data
 from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.nodes import alive_nodes
-from slime_ray.on_ray.place import Place
 from slime_ray.on_ray.plan import TrialPlan, best_rows
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
@@ -40,9 +34,15 @@ from slime_ray.on_ray.spending import Meter
 from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.study import StudyFailed, asking, study_storage
 from slime_ray.on_ray.trial import tune_function
-from slime_ray.on_ray.watch import NoPlace, TimeUp, Watch
+from slime_ray.on_ray.warm_start import Earlier, earlier_runs, refuse_other_data
+from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
+from slime_ray.on_ray.workers import WorkerContext
+from slime_ray.runs import results
 from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
+from slime_ray.runs.inputs import digests
+from slime_ray.runs.instructions import Instructions
 from slime_ray.runs.status import read_status, write_status
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -60,7 +60,7 @@ class Sweep:
     """
 
     experiment: Experiment
-    storage: Mirror
+    storage: RunStore
     run: Path
     manifest: dict[str, Any]
     memory: BaseStorage | None
@@ -107,7 +107,7 @@ def run_sweep(
     before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
     model or data that cannot be used), and RunError when it ends before all trials have.
     """
-    mirror = Mirror.of(str(storage), "driver")
+    mirror = RunStore.of(str(storage), "driver")
     mirror.check()
     run = mirror.root / experiment.name
     with (
@@ -126,8 +126,8 @@ def run_sweep(
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
             monitor = Monitor.start(early, past_reports(run) if early else ())
-            place = Place(
-                Mirror.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
+            place = WorkerContext(
+                RunStore.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
                 tuple(experiment.trackers), digests(experiment),
             )  # fmt: skip
             try:
@@ -141,7 +141,7 @@ def run_sweep(
     return run
 
 
-def _run(sweep: Sweep, place: Place) -> None:
+def _run(sweep: Sweep, place: WorkerContext) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
@@ -172,9 +172,9 @@ def _run(sweep: Sweep, place: Place) -> None:
             try:
                 with watch.interrupts_as_orders():
                     _fit(sweep, plan, place, [progress, Recorder(sweep, plan), watch])
-            except NoPlace as error:
+            except PlacementTimeout as error:
                 early = f"no trial found a place for {error}"
-            except TimeUp:
+            except ShutdownTimeout:
                 logger.warning("Some trials did not leave in time; they were ended and go on from their checkpoints.")
             except StudyFailed as error:
                 early = error.reason
@@ -281,7 +281,7 @@ def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 
-def _fit(sweep: Sweep, plan: TrialPlan, place: Place, callbacks: list[tune.Callback]) -> None:
+def _fit(sweep: Sweep, plan: TrialPlan, place: WorkerContext, callbacks: list[tune.Callback]) -> None:
     experiment = sweep.experiment
     packed = cloudpickle.dumps(place)
 

@@ -33,15 +33,15 @@ class Again(Exception):
 def tune_function(config: dict[str, Any], *, place: bytes) -> None:
     """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`; or that it was paused.
 
-    place: a `Place`, as cloudpickle packed it, so that what it is made of is imported here and not with the actor.
+    place: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
     """
     from slime_ray.config.experiment import Trial
-    from slime_ray.on_ray.place import Place, run_worker
+    from slime_ray.on_ray.workers import WorkerContext, run_worker
     from slime_ray.training.orders import Paused
     from slime_ray.training.outcome import OutOfMemory, refused, what_failed
 
     trial = Trial.model_validate(config["trial"])
-    where: Place = cloudpickle.loads(place)
+    where: WorkerContext = cloudpickle.loads(place)
     where.monitor.begin(trial.trial_id)
     try:
         if where.resources.workers == 1:

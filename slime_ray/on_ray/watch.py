@@ -10,15 +10,15 @@ from typing import Any
 from ray import tune
 
 from slime_ray.config.experiment import Experiment, Faults, Resources, Trial
-from slime_ray.runs.instructions import FOLDER, Instructions
-from slime_ray.runs.store import Mirror
-from slime_ray.on_ray.monitor import Heard, Monitor
+from slime_ray.on_ray.monitor import Monitor, TrialStatus
 from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import waiting_for
 from slime_ray.on_ray.spending import Meter
+from slime_ray.runs.instructions import FOLDER, Instructions
 from slime_ray.runs.status import STATUS, write_status
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.orders import interrupts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, record_failure, refused, what_failed
@@ -32,15 +32,15 @@ GRACE_SECONDS = 120.0
 logger = logging.getLogger("slime_ray.sweep")
 
 
-class NoPlace(Exception):
+class PlacementTimeout(Exception):
     """Nothing could be placed for as long as one may wait."""
 
 
-class TimeUp(Exception):
+class ShutdownTimeout(Exception):
     """Trials that were told to leave have not left for as long as they may take."""
 
 
-class Wait:
+class PlacementTimer:
     """Watches over waiting for a place: complains every minute, and in the end gives up."""
 
     def __init__(self, resources: Resources, faults: Faults, say: Callable[[str], object]):
@@ -52,10 +52,15 @@ class Wait:
         self.since = self.said = time.monotonic()
 
     def go_on(self) -> None:
-        """Something wants a place, and nothing is at work. Raises NoPlace after faults.placement_minutes of that."""
+        """Note that something wants a place and nothing is at work.
+
+        Raises PlacementTimeout after faults.placement_minutes of that.
+        """
         now = time.monotonic()
         if now - self.since > 60 * self.faults.placement_minutes:
-            raise NoPlace(f"{self._sentence(now)} (faults.placement_minutes is {self.faults.placement_minutes:g})")
+            raise PlacementTimeout(
+                f"{self._sentence(now)} (faults.placement_minutes is {self.faults.placement_minutes:g})"
+            )
         if now - self.said > 60:
             self.said = now
             self.say(f"Waiting for {self._sentence(now)}")
@@ -72,7 +77,7 @@ class Watch(tune.Callback):
         experiment: Experiment,
         *,
         run: Path,
-        storage: Mirror,
+        storage: RunStore,
         monitor: Monitor,
         plan: TrialPlan,
         progress: Progress,
@@ -84,7 +89,7 @@ class Watch(tune.Callback):
         self.spent: str | None = None
         self.left_at = self.looked = self.said = self.asked = 0.0
         self.stopping: set[str] = set()
-        self.wait = Wait(experiment.resources, experiment.faults, progress.say)
+        self.wait = PlacementTimer(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
         self.refusing_since: float | None = None
@@ -120,7 +125,7 @@ class Watch(tune.Callback):
         self._end_the_silent(heard)
         self._wait_for_a_place(trials, heard)
 
-    def _say_how_it_stands(self, now: float, heard: dict[str, Heard]) -> None:
+    def _say_how_it_stands(self, now: float, heard: dict[str, TrialStatus]) -> None:
         if now - self.said < STATUS_SECONDS:
             return
         self.said = now
@@ -137,7 +142,7 @@ class Watch(tune.Callback):
             if self.leaving is None and now - self.refusing_since > 60 * self.experiment.faults.storage_minutes:
                 self.leave(what_failed(refused(error)))
 
-    def _follow_instructions(self, now: float, heard: dict[str, Heard]) -> None:
+    def _follow_instructions(self, now: float, heard: dict[str, TrialStatus]) -> None:
         if self.storage.url is not None:
             if now - self.asked < STORE_SECONDS:
                 return
@@ -164,7 +169,7 @@ class Watch(tune.Callback):
             self.spent = spent
             self.leave(self.meter.sentence(spent))
         elif self.leaving is not None and now - self.left_at > GRACE_SECONDS:
-            raise TimeUp
+            raise ShutdownTimeout
 
     def leave(self, reason: str) -> None:
         """Start no further trial, and have those that run write a checkpoint and leave."""
@@ -173,14 +178,14 @@ class Watch(tune.Callback):
         logger.info("The sweep ends: %s. Running trials write a checkpoint first.", reason)
         self.monitor.leave(f"the sweep ended: {reason}")
 
-    def _end_the_silent(self, heard: dict[str, Heard]) -> None:
+    def _end_the_silent(self, heard: dict[str, TrialStatus]) -> None:
         for name, voice in heard.items():
             if voice.silent > 60 * self.experiment.faults.hang_minutes and voice.at_work:
                 logger.warning("%s has said nothing for %.0f s; its processes are ended.", name, voice.silent)
                 self._note(name, "hung")
                 self.monitor.kill(name)
 
-    def _wait_for_a_place(self, trials: list[Any], heard: dict[str, Heard]) -> None:
+    def _wait_for_a_place(self, trials: list[Any], heard: dict[str, TrialStatus]) -> None:
         waiting = [trial for trial in trials if trial.status == "PENDING"]
         unplaced = [name for name, voice in heard.items() if not voice.at_work]
         if (heard and len(unplaced) < len(heard)) or not (waiting or unplaced):

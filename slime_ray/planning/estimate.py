@@ -5,24 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slime_ray.config.experiment import Experiment
+from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.planning.disk import plan_disk
 from slime_ray.planning.judging import plan_judging
 from slime_ray.planning.material import Material
 from slime_ray.planning.memory import Memory, peak_memory
-from slime_ray.planning.plan import GIB, Cluster, Plan, Row, refusals, warnings
-from slime_ray.planning.prices import Gpu, Prices
+from slime_ray.planning.plan import GIB, Cluster, Plan, PlanRow, refusals, warnings
+from slime_ray.planning.prices import Gpu, GpuPrices
 from slime_ray.planning.ranges import NOTHING, Range, total
 from slime_ray.planning.shapes import ModelShape
-from slime_ray.planning.speed import AssumedSpeed, Measured, MeasuredSpeed, Speed, seconds
+from slime_ray.planning.speed import AssumedSpeed, MeasuredRates, MeasuredSpeed, Speed, seconds
 from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_of, shortened
 from slime_ray.planning.work import Amounts, TrialWork, reference, requests_an_answer, stages
-from slime_ray.config.settings import Settings, fingerprint
 
 HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Known:
+class EstimateInputs:
     """Everything an estimate needs, and no more. materials: by `material_key`. gpu: None where trials use none, or an
     unknown one."""
 
@@ -31,8 +31,8 @@ class Known:
     materials: dict[str, Material]
     shapes: dict[str, ModelShape]
     gpu: Gpu | None
-    prices: Prices
-    measured: Measured | None = None
+    prices: GpuPrices
+    measured: MeasuredRates | None = None
 
 
 def material_key(settings: Settings) -> str:
@@ -48,13 +48,13 @@ def shape_key(settings: Settings) -> str:
     return fingerprint([settings.model.source, settings.model.revision, settings.model.gguf_file])
 
 
-def estimate(known: Known) -> Plan:
+def estimate(known: EstimateInputs) -> Plan:
     """The plan. Of the processor's time, too, where a probe has measured it."""
     return _Estimate(known).plan()
 
 
 class _Estimate:
-    def __init__(self, known: Known):
+    def __init__(self, known: EstimateInputs):
         self.known, self.experiment = known, known.experiment
         self.base = known.experiment.settings
         self.wanted = known.experiment.resources
@@ -137,12 +137,12 @@ class _Estimate:
     def _short(self, group: Group) -> Shortened:
         return self.short if group.phase == "search" else WHOLE
 
-    def _row(self, group: Group, works: Sequence[TrialWork], speed: Speed | None) -> Row:
+    def _row(self, group: Group, works: Sequence[TrialWork], speed: Speed | None) -> PlanRow:
         share = self._short(group).updates
         tokens = share * sum(work.training.tokens for work in works)
         updates = sum(work.training.updates for work in works) / len(works)
         each = [self._trial(group, work, speed) for work in works] if speed else None
-        return Row(
+        return PlanRow(
             name=group.name,
             phase=group.phase,
             trials=group.trials,

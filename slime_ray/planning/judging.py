@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slime_ray.config.judge import Llm
-from slime_ray.planning.ranges import NOTHING, Range
 from slime_ray.config.settings import Settings
+from slime_ray.planning.ranges import NOTHING, Range
 
 CHARACTERS = 4.0
 """Of a token of a judge's template, about."""

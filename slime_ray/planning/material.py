@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from slime_ray.config.settings import Data, Model, Settings
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
-from slime_ray.runs.facts import data_lines
 from slime_ray.planning.flops import Lengths
-from slime_ray.config.settings import Data, Model, Settings
+from slime_ray.runs.facts import data_lines
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
@@ -31,7 +31,7 @@ KNOWN_LENGTHS = {"huggingfaceh4/ultrafeedback_binarized": (180.0, 250.0, 250.0)}
 
 
 @dataclass(frozen=True)
-class Given:
+class DataAssumptions:
     """What the user says of data that is not at hand. pairs: of the whole data set, before it is split. lengths: mean
     tokens of prompt, chosen and rejected completion."""
 
@@ -54,7 +54,7 @@ def parse_lengths(text: str) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """Pairs, or examples without rejected completions. lengths: of all `count` of them, or of some that stand for
     all; a mean need not be a whole number of tokens, which `scale` makes up for."""
 
@@ -79,7 +79,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptCounts:
     """One set of prompts. turns: answers in all, several to a prompt of several turns. tokens: mean of a prompt."""
 
     count: int
@@ -103,10 +103,10 @@ class Material:
     """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that reading
     took here, by the clock and by the processor; None where nothing was read. told: where the figures come from."""
 
-    sft: Part
-    train: Part
-    held_out: Part
-    prompts: Mapping[str, Asked]
+    sft: DataPart
+    train: DataPart
+    held_out: DataPart
+    prompts: Mapping[str, PromptCounts]
     answers: tuple[int, ...] | float
     seconds: tuple[float, float] | None
     told: str
@@ -129,14 +129,14 @@ def _spread(quantile: float) -> float:
     return math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
 
 
-def find_material(settings: Settings, given: Given) -> tuple[Material, Sample | None]:
+def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material, Sample | None]:
     """Count the data if it is at hand and nothing else was said of it. Raises InputError where not enough is known.
 
     The sample is None where nothing was read.
     """
     data = settings.data
     local = data.task is not None or Path(data.train).is_absolute()
-    if local and given == Given():
+    if local and given == DataAssumptions():
         try:
             return read_material(settings)
         except InputError as error:
@@ -181,7 +181,7 @@ def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float
         sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
         train=_alike(train, prompt, chosen, rejected),
         held_out=_alike(held_out, prompt, chosen, rejected),
-        prompts={name: Asked(count, turns[name], prompt) for name, count in asked.items()},
+        prompts={name: PromptCounts(count, turns[name], prompt) for name, count in asked.items()},
         answers=float(chosen + rejected) / 2,
         seconds=None,
         told=told,
@@ -205,9 +205,9 @@ def _split(data: Data, pairs: int | None) -> tuple[int, int, int]:
     return min(sft, data.sft_examples or sft), min(train, data.pairs or train), data.held_out_pairs
 
 
-def _alike(count: int, prompt: float, chosen: float, rejected: float) -> Part:
+def _alike(count: int, prompt: float, chosen: float, rejected: float) -> DataPart:
     whole = Lengths(*(round(length) for length in (prompt, chosen, rejected)))
-    return Part(count, (whole,), scale=(prompt + chosen + rejected) / max(1, sum(whole)))
+    return DataPart(count, (whole,), scale=(prompt + chosen + rejected) / max(1, sum(whole)))
 
 
 def read_material(settings: Settings) -> tuple[Material, Sample]:
@@ -231,7 +231,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         "strict": data.strict,
     }
 
-    def tokenized(part: Any, tokenize: Any) -> tuple[Part, list[tuple[list[int], list[int], list[int]]]]:
+    def tokenized(part: Any, tokenize: Any) -> tuple[DataPart, list[tuple[list[int], list[int], list[int]]]]:
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
         columns = tokenize(some, tokenizer, **limits).dataset.to_dict()
         rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])
@@ -241,9 +241,9 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         lengths = tuple(Lengths(*map(len, each)) for each in ids)
         # Some are dropped, such as those without room for a completion.
         count = len(ids) if len(some) == len(part) else round(len(part) * len(ids) / len(some))
-        return Part(count, lengths), ids
+        return DataPart(count, lengths), ids
 
-    sft, sft_ids = tokenized(corpus.sft, tokenize_sft) if settings.sft else (Part(0, ()), [])
+    sft, sft_ids = tokenized(corpus.sft, tokenize_sft) if settings.sft else (DataPart(0, ()), [])
     train, train_ids = tokenized(corpus.train, tokenize_pairs)
     held_out, _ = tokenized(corpus.held_out, tokenize_pairs)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
@@ -255,7 +255,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         train=train,
         held_out=held_out,
         prompts={
-            name: Asked(
+            name: PromptCounts(
                 len(some.ids),
                 sum(1 + len(later) for later in some.later),
                 sum(map(len, some.token_ids)) / len(some.token_ids),
@@ -303,7 +303,7 @@ def _unended(sentence: str) -> str:
     return sentence.removesuffix(".")
 
 
-def _told(data: Data, model: Model, parts: Sequence[Part]) -> str:
+def _told(data: Data, model: Model, parts: Sequence[DataPart]) -> str:
     every = all(part.counted for part in parts)
     tokenizer = model.tokenizer or model.source
     how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
@@ -317,7 +317,7 @@ def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:
     def ids(length: float) -> list[int]:
         return [chance.randrange(vocabulary) for _ in range(max(1, round(length)))]
 
-    def some(part: Part) -> list[tuple[list[int], list[int], list[int]]]:
+    def some(part: DataPart) -> list[tuple[list[int], list[int], list[int]]]:
         wanted = min(PROBED, part.count)
         lengths = [part.lengths[index % len(part.lengths)] for index in range(wanted)] if part.lengths else []
         return [(ids(each.prompt), ids(each.chosen), ids(each.rejected) if each.rejected else []) for each in lengths]

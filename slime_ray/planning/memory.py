@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slime_ray.planning.shapes import ModelShape
 from slime_ray.config.settings import Settings
+from slime_ray.planning.shapes import ModelShape
 
 TILE_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at a time, as `model.logprobs` has it."""

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment, Phase
+from slime_ray.errors import InputError
 from slime_ray.planning.disk import Disk
 from slime_ray.planning.judging import Judging
 from slime_ray.planning.memory import Memory
-from slime_ray.planning.prices import Gpu, Prices
+from slime_ray.planning.prices import Gpu, GpuPrices
 from slime_ray.planning.ranges import NOTHING, Range, total
-from slime_ray.planning.speed import Measured
+from slime_ray.planning.speed import MeasuredRates
 from slime_ray.planning.tables import table
 
 GIB = 2**30
@@ -38,7 +38,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """Trials of a kind. updates: of each, if none is stopped. tokens: of all. exact: whether to the token. seconds: of
     each, on average; None where the speed is not known."""
 
@@ -64,15 +64,15 @@ class Plan:
     """
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     stages: Mapping[str, Range]
     sft_tokens: float
     basis: str | None
     cluster: Cluster
     gpu: Gpu | None
-    prices: Prices
+    prices: GpuPrices
     memory: Memory
-    measured: Measured | None
+    measured: MeasuredRates | None
     memory_limit: float | None
     disk: Disk
     judging: Judging
@@ -243,7 +243,7 @@ def warnings(plan: Plan, experiment: Experiment) -> list[str]:
     return found
 
 
-def _tokens(row: Row) -> str:
+def _tokens(row: PlanRow) -> str:
     tokens = row.tokens
     if tokens.low == tokens.high:
         return f"{tokens.expected:,.0f}" if row.exact else f"about {tokens.expected:,.0f}"

@@ -1,12 +1,12 @@
 """Plans an experiment: finds out what its estimate needs, and makes it."""
 
 from slime_ray.config.experiment import Experiment
-from slime_ray.planning.estimate import Known, estimate, material_key, shape_key
-from slime_ray.planning.material import Given, Material, Sample, find_material, made_up
+from slime_ray.planning.estimate import EstimateInputs, estimate, material_key, shape_key
+from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
 from slime_ray.planning.plan import Cluster, Plan
-from slime_ray.planning.prices import Gpu, Prices, load_prices
+from slime_ray.planning.prices import Gpu, GpuPrices, load_prices
 from slime_ray.planning.shapes import ModelShape, find_shape
-from slime_ray.planning.speed import Measured
+from slime_ray.planning.speed import MeasuredRates
 from slime_ray.planning.trials import extremes, groups_of
 
 
@@ -17,7 +17,13 @@ class Planner:
     little is known here.
     """
 
-    def __init__(self, experiment: Experiment, *, given: Given = Given(), prices: Prices | None = None):  # noqa: B008
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        given: DataAssumptions = DataAssumptions(),  # noqa: B008
+        prices: GpuPrices | None = None,
+    ):
         self.experiment = experiment
         self.prices = prices or load_prices()
         self.sample: Sample | None = None
@@ -39,12 +45,12 @@ class Planner:
             self.materials[material_key(settings)], shape.vocabulary, settings.evaluation.decoding.batch
         )
 
-    def plan(self, cluster: Cluster, measured: Measured | None = None) -> Plan:
+    def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
         """The plan on a cluster, by the formula or as a probe measured it."""
         uses = self.experiment.resources.gpu_per_worker > 0
         gpu: Gpu | None = self.prices.find(cluster.gpu) if uses and cluster.gpu else None
         return estimate(
-            Known(
+            EstimateInputs(
                 experiment=self.experiment,
                 cluster=cluster,
                 materials=self.materials,
@@ -60,9 +66,9 @@ def plan_experiment(
     experiment: Experiment,
     *,
     cluster: Cluster,
-    given: Given = Given(),  # noqa: B008
-    prices: Prices | None = None,
-    measured: Measured | None = None,
+    given: DataAssumptions = DataAssumptions(),  # noqa: B008
+    prices: GpuPrices | None = None,
+    measured: MeasuredRates | None = None,
 ) -> Plan:
     """What the experiment takes on a cluster. Nothing is started, and nothing is downloaded.
 

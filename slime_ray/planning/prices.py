@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from slime_ray.errors import InputError
 from slime_ray.config.yaml_source import YamlSource, load_yaml
+from slime_ray.errors import InputError
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 
@@ -39,7 +39,7 @@ NUMBERS = tuple(field.name for field in fields(Gpu) if field.name not in ("name"
 
 
 @dataclass(frozen=True)
-class Prices:
+class GpuPrices:
     """The GPUs by name, and the date of the prices as the last file to name one says it."""
 
     gpus: Mapping[str, Gpu]
@@ -71,14 +71,14 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def load_prices(path: Path | None = None) -> Prices:
+def load_prices(path: Path | None = None) -> GpuPrices:
     """The shipped table, with the entries of `path` laid over it. Raises InputError with file and line."""
     shipped = load_yaml(SHIPPED)
     gpus = _read(shipped, {})
     if path is None:
-        return Prices(gpus, _date(shipped) or "", str(SHIPPED))
+        return GpuPrices(gpus, _date(shipped) or "", str(SHIPPED))
     own = load_yaml(path)
-    return Prices(_read(own, gpus), _date(own) or f"{_date(shipped)} where {path} says no other", str(path))
+    return GpuPrices(_read(own, gpus), _date(own) or f"{_date(shipped)} where {path} says no other", str(path))
 
 
 def _read(source: YamlSource, under: Mapping[str, Gpu]) -> dict[str, Gpu]:

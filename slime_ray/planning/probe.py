@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 
+from slime_ray.config.judge import Llm, RewardModel
+from slime_ray.config.settings import Decoding, Schedule, Settings
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import ScoringJudge, build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.config.judge import Llm, RewardModel
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -29,8 +30,7 @@ from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
 from slime_ray.planning.memory import CONTEXT
 from slime_ray.planning.speed import Rates
-from slime_ray.config.settings import Decoding, Schedule, Settings
-from slime_ray.training.policies import place
+from slime_ray.training.policies import to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.training.worker import reset_process
 from slime_ray.world import World
@@ -48,7 +48,7 @@ SCORED = 16
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbeResult:
     """What one worker saw. wall, processor: by the two clocks."""
 
     wall: Rates
@@ -90,7 +90,9 @@ class Laps:
         )
 
 
-def probe(settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: Clock) -> Found:
+def probe(
+    settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: Clock
+) -> ProbeResult:
     """Measure on this process, or on all ranks of its group, which call it together; rank 0's clocks count.
 
     scratch: an empty folder. started: the clocks when the process began to import. Raises InputError for a model that
@@ -106,7 +108,7 @@ def probe(settings: Settings, sample: Sample, *, scratch: Path, threads: int, sh
 
     stage = settings.sft_model if settings.sft and not sharded else model
     lm = add_lora(lm, stage.lora) if stage.lora else lm
-    policy = place(make_policy(lm, stage), sharded=sharded)
+    policy = to_device(make_policy(lm, stage), sharded=sharded)
     if settings.sft and sample.sft:
         demonstrations = [TokenPair(*ids) for ids in sample.sft]
         whole, half = run.both(policy, SftObjective(), demonstrations, settings.sft, settings.sft.examples_per_update)
@@ -116,7 +118,7 @@ def probe(settings: Settings, sample: Sample, *, scratch: Path, threads: int, sh
         base, copied = _copied(lm.merge_and_unload() if stage.lora else lm, settings, scratch)
         timed["load"] = copied or timed["load"]
         del policy, lm
-        policy = place(make_policy(add_lora(base, model.lora) if model.lora else base, model), sharded=False)
+        policy = to_device(make_policy(add_lora(base, model.lora) if model.lora else base, model), sharded=False)
     _forget_peaks()
 
     pairs = [TokenPair(*ids) for ids in sample.train]
@@ -142,7 +144,7 @@ def probe(settings: Settings, sample: Sample, *, scratch: Path, threads: int, sh
         Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in Rates.__dataclass_fields__}) for kind in (0, 1)
     )
     World.current().broadcast(None)
-    return Found(wall, processor, _peak_bytes(), _device())
+    return ProbeResult(wall, processor, _peak_bytes(), _device())
 
 
 @dataclass(frozen=True)

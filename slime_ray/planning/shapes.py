@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from slime_ray.config.settings import ALL_LINEAR, Lora, Model
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Sizes
-from slime_ray.config.settings import ALL_LINEAR, Lora, Model
 
 FIRST_TO_READ = ("q_proj", "k_proj", "v_proj")
 """Of a layer's linear parts, those that read what comes into it."""

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from slime_ray.config.judge import Exact, Llm, NoJudge
+from slime_ray.config.settings import Settings
 from slime_ray.planning.material import Material
 from slime_ray.planning.prices import Gpu
 from slime_ray.planning.ranges import NOTHING, Range, total
 from slime_ray.planning.shapes import ModelShape
-from slime_ray.planning.work import Decoding, Reading, Training, Work
-from slime_ray.config.settings import Settings
+from slime_ray.planning.work import DecodingWork, ReadingWork, TrainingWork, Work
 
 
 class Speed(Protocol):
@@ -17,9 +17,9 @@ class Speed(Protocol):
 
     basis: str
 
-    def training(self, work: Training) -> Range: ...
-    def reading(self, work: Reading) -> Range: ...
-    def decoding(self, work: Decoding) -> Range: ...
+    def training(self, work: TrainingWork) -> Range: ...
+    def reading(self, work: ReadingWork) -> Range: ...
+    def decoding(self, work: DecodingWork) -> Range: ...
     def loading(self) -> Range: ...
     def saving(self, size: float) -> Range: ...
     def verdict(self) -> Range: ...
@@ -83,7 +83,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRates:
     """What a probe found. around: seconds that Ray took to start, imports included. peak_bytes: of the GPU, or of the
     process on a CPU. side_by_side: probes that ran at a time, as trials will. took: seconds of the whole probe."""
 
@@ -113,22 +113,22 @@ class MeasuredSpeed:
     LESS, MORE = 0.10, 0.20
     """By how much a rate may have been off, as it was seen to vary between a probe and a run."""
 
-    def __init__(self, measured: Measured, rates: Rates, settings: Settings):
+    def __init__(self, measured: MeasuredRates, rates: Rates, settings: Settings):
         self.measured, self.rates, self.settings = measured, rates, settings
         self.basis = f"measured in {measured.took:.0f} s on {measured.device}, {measured.side_by_side} trials at a time"
 
     def _about(self, value: float) -> Range:
         return Range.about(value, less=self.LESS, more=self.MORE)
 
-    def training(self, work: Training) -> Range:
+    def training(self, work: TrainingWork) -> Range:
         rates = self.rates
         update, token = (rates.sft_update, rates.sft_token) if work.kind == "sft" else (rates.update, rates.token)
         return self._about(work.updates * update + work.tokens * token)
 
-    def reading(self, work: Reading) -> Range:
+    def reading(self, work: ReadingWork) -> Range:
         return self._about(work.tokens * (self.rates.compare_token if work.twice else self.rates.read_token))
 
-    def decoding(self, work: Decoding) -> Range:
+    def decoding(self, work: DecodingWork) -> Range:
         step = self.rates.decode_step + work.batch * self.rates.decode_row
         prompts = work.batches * work.prompt_tokens * self.rates.read_token
         return work.steps * self._about(work.batches * step) + self._about(prompts)
@@ -195,13 +195,13 @@ class AssumedSpeed:
             "which is an assumption. Use --probe to measure"
         )
 
-    def training(self, work: Training) -> Range:
+    def training(self, work: TrainingWork) -> Range:
         return _over(work.flops / self.peak, self.PEAK_SHARE)
 
-    def reading(self, work: Reading) -> Range:
+    def reading(self, work: ReadingWork) -> Range:
         return _over(work.flops / self.peak, self.PEAK_SHARE)
 
-    def decoding(self, work: Decoding) -> Range:
+    def decoding(self, work: DecodingWork) -> Range:
         shape, settings = self.shape, self.settings
         adapters = 4 * shape.adapters(settings.model.lora) if settings.model.lora else 0
         read = (shape.body + shape.embeddings) * self.itemsize + adapters
@@ -264,6 +264,6 @@ def _request(settings: Settings) -> Range:
 
 
 def _tokenizing(material: Material) -> Range:
-    """Reading and rendering the data."""
+    """ReadingWork and rendering the data."""
     examples = material.sft.count + material.train.count + material.held_out.count
     return Range(0.0003, 0.001, 0.003) * examples

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from slime_ray.config.experiment import EarlyStopping, Experiment, Phase, PromptSet
-from slime_ray.planning.ranges import Range
 from slime_ray.config.points import path_of
 from slime_ray.config.settings import Settings, fingerprint
+from slime_ray.planning.ranges import Range
 
 SEARCH_SEED = 1000
 """Of the search's trials, as `on_ray.plan` has it."""

@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import Literal
 
 from slime_ray.config.judge import Llm, NoJudge
+from slime_ray.config.settings import Schedule, Settings
 from slime_ray.planning.flops import Layout, Lengths, Sizes, forward_flops, step_flops
-from slime_ray.planning.material import Asked, Material, Part
+from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.ranges import Range
 from slime_ray.planning.shapes import ModelShape
-from slime_ray.config.settings import Schedule, Settings
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.course` has it."""
@@ -19,7 +19,7 @@ PACKED = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingWork:
     """Updates of one optimisation run. tokens: as the column of that name counts them. exact: whether to the token."""
 
     kind: Literal["sft", "preference"]
@@ -30,7 +30,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingWork:
     """Tokens that go through the model without gradients. twice: under the reference as well, with whole vocabularies
     compared."""
 
@@ -40,7 +40,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingWork:
     """Batches of answers drawn one after another, by each of the workers. steps: tokens of a batch's longest answer."""
 
     batches: float
@@ -57,9 +57,9 @@ class Work:
     here. requests: that a language model is asked, one for each verdict.
     """
 
-    training: Training | None = None
-    readings: tuple[Reading, ...] = ()
-    decodings: tuple[Decoding, ...] = ()
+    training: TrainingWork | None = None
+    readings: tuple[ReadingWork, ...] = ()
+    decodings: tuple[DecodingWork, ...] = ()
     loads: int = 0
     saved: float = 0.0
     verdicts: int = 0
@@ -74,7 +74,7 @@ class TrialWork:
     end: Work
 
     @property
-    def training(self) -> Training:
+    def training(self) -> TrainingWork:
         """Its updates."""
         assert self.course.training is not None
         return self.course.training
@@ -148,8 +148,8 @@ class Amounts:
         return TrialWork(course, end)
 
     def training(
-        self, kind: Literal["sft", "preference"], part: Part, schedule: Schedule, per_update: int, seed: int
-    ) -> Training:
+        self, kind: Literal["sft", "preference"], part: DataPart, schedule: Schedule, per_update: int, seed: int
+    ) -> TrainingWork:
         """The updates of one run over a part of the data; token for token where all lengths are known."""
         from slime_ray.data.order import examples_by_update, updates_of
 
@@ -172,20 +172,20 @@ class Amounts:
             lora = self.lora if kind == "preference" else self.settings.sft_model.lora
             each = _step_flops(self.shape.sizes(lora), part.lengths, lora is None or lora.train_head)
             flops = seen * part.scale * each
-        return Training(kind, updates, tokens, flops, exact=bool(counts) or not updates)
+        return TrainingWork(kind, updates, tokens, flops, exact=bool(counts) or not updates)
 
-    def reading(self, part: Part, count: int) -> Reading:
+    def reading(self, part: DataPart, count: int) -> ReadingWork:
         """A forward pass over the first `count` examples."""
         flops = count * part.scale * _forward_flops(self.sizes, part.lengths) if count else 0.0
-        return Reading(count * self._row_mean(part), flops)
+        return ReadingWork(count * self._row_mean(part), flops)
 
-    def answering(self, asked: Asked) -> tuple[Decoding, ...]:
+    def answering(self, asked: PromptCounts) -> tuple[DecodingWork, ...]:
         """Answers to a set of prompts; later turns come after the answers to the earlier ones."""
         first = self.decoding(asked.count, asked.tokens)
         later = asked.turns - asked.count
         return first + (self.decoding(later, 2 * asked.tokens + self.material.answer) if later else ())
 
-    def decoding(self, answers: int, prompt_tokens: float) -> tuple[Decoding, ...]:
+    def decoding(self, answers: int, prompt_tokens: float) -> tuple[DecodingWork, ...]:
         """Batches of answers: whole ones, and what is left."""
         decoding = self.settings.evaluation.decoding
         whole, rest = divmod(answers, decoding.batch)
@@ -194,7 +194,7 @@ class Amounts:
             if batches:
                 # Of several workers each draws its share of the batches; the slowest one is waited for.
                 own = -(-batches // self.workers)
-                parts.append(Decoding(own, batch, self._steps(batch), batch * prompt_tokens))
+                parts.append(DecodingWork(own, batch, self._steps(batch), batch * prompt_tokens))
         return tuple(parts)
 
     def _steps(self, batch: int) -> Range:
@@ -203,16 +203,16 @@ class Amounts:
         longest = min(limit, self.material.longest(batch) + 1)
         return Range(0.8 * longest, longest, limit)
 
-    def _divergence(self, asked: Asked, count: int) -> Reading:
+    def _divergence(self, asked: PromptCounts, count: int) -> ReadingWork:
         length = Lengths(round(asked.tokens), round(self.material.answer), 0)
         flops = 2 * forward_flops(self.sizes, Layout.of_packed([length])) if count else 0.0
-        return Reading(count * (asked.tokens + self.material.answer), count * flops, twice=True)
+        return ReadingWork(count * (asked.tokens + self.material.answer), count * flops, twice=True)
 
     def _row(self, lengths: Lengths) -> int:
         again = 0 if self.packed or not lengths.rejected else lengths.prompt
         return sum(lengths) + again
 
-    def _row_mean(self, part: Part) -> float:
+    def _row_mean(self, part: DataPart) -> float:
         return part.tokens + (0.0 if self.packed or not _paired(part.lengths) else part.prompt)
 
 

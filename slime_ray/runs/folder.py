@@ -17,12 +17,11 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from slime_ray.runs import files
-from slime_ray.runs import results
 from slime_ray import __version__
 from slime_ray.config.design import Design
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment
+from slime_ray.errors import InputError
+from slime_ray.runs import files, results
 from slime_ray.runs.inputs import code_of, hashes_of, refuse_changed
 from slime_ray.runs.redaction import redact, redact_sentence, remember
 

@@ -13,10 +13,10 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import BinaryIO
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import Exact, RewardModel
 from slime_ray.config.settings import Settings
+from slime_ray.errors import InputError
 
 WHOLE_BYTES = 64 << 20
 """Larger files are hashed by samples: weights may be large, and training changes nearly all of them."""

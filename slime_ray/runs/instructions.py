@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.runs import results
 from slime_ray.config.complaints import explain
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment, with_values
-from slime_ray.runs.status import read_status
 from slime_ray.config.settings import Settings
+from slime_ray.errors import InputError
+from slime_ray.runs import results
+from slime_ray.runs.status import read_status
 
 FOLDER = "instructions"
 _TRIAL_ID = re.compile(r"\w[\w.=+,:-]*")

@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slime_ray.runs import files
 from slime_ray.errors import InputError
+from slime_ray.runs import files
 from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 from filelock import FileLock
 from pyarrow import fs
 
-from slime_ray.runs import files
 from slime_ray.errors import InputError, RunError
+from slime_ray.runs import files
 from slime_ray.runs.redaction import redact_sentence, remember, shown_address
 
 LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
@@ -61,7 +61,7 @@ def parted(address: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Mirror:
+class RunStore:
     """A storage and the folder of this machine that holds the working copy. url: None where they are the same thing."""
 
     root: Path
@@ -69,7 +69,7 @@ class Mirror:
     sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, storage: str, who: str) -> "Mirror":
+    def of(cls, storage: str, who: str) -> "RunStore":
         """The storage, with a working copy for `who`: the driver and the trials keep apart, also on one machine.
 
         Working copies lie in the folder that SLIME_RAY_SCRATCH names, else in the system's for temporary files. Raises
@@ -87,7 +87,7 @@ class Mirror:
 
     def __reduce__(self) -> tuple[object, ...]:
         """The storage travels, what this process has sent does not; each machine has its own place for a copy."""
-        return (Mirror, (self.root,)) if self.url is None else (Mirror.of, (self.url, self.root.name))
+        return (RunStore, (self.root,)) if self.url is None else (RunStore.of, (self.url, self.root.name))
 
     def check(self, *, write: bool = True) -> None:
         """Raise InputError where the storage cannot be reached, listed or, with `write`, written and read."""
@@ -287,13 +287,13 @@ class Mirror:
             list(pool.map(work, names))  # type: ignore[arg-type]
 
 
-def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, Mirror]:
+def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, RunStore]:
     """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
 
     Raises InputError for an address that is none or cannot be read, and RunError where the store fails on the way.
     """
     storage, name = parted(address)
-    mirror = Mirror.of(storage, "reports")
+    mirror = RunStore.of(storage, "reports")
     mirror.check(write=False)
     with mirror.answering():
         mirror.pull(mirror.root / name, skip=skip)
@@ -303,7 +303,7 @@ def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, Mirror]:
 @contextmanager
 def one_at_a_time(address: str) -> Iterator[None]:
     """Hold the copy on this machine of the run at an address, so that no other command brings it up to date."""
-    root = Mirror.of(parted(address)[0], "reports").root
+    root = RunStore.of(parted(address)[0], "reports").root
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{parted(address)[1]}.lock"):
         yield

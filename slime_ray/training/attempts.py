@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slime_ray.runs import files
 from slime_ray.config.experiment import Faults
+from slime_ray.runs import files
 
 Ending = Literal["finished", "paused", "preempted", "lost", "hung", "memory", "failed", "interrupted"]
 """finished: it has a result. paused: it was told to go on another time. preempted: its node was about to be taken away.

@@ -18,9 +18,9 @@ from typing import ParamSpec, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from slime_ray.runs import files
 from slime_ray.errors import SlimeRayError
-from slime_ray.runs.store import Mirror
+from slime_ray.runs import files
+from slime_ray.runs.store import RunStore
 from slime_ray.training.orders import Report
 from slime_ray.training.outcome import StageError, is_memory_error, one_sentence, patiently, waiting_for_storage
 from slime_ray.world import World
@@ -34,7 +34,7 @@ STAGES = ".stages"
 logger = logging.getLogger(__name__)
 
 
-def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
+def cached(storage: RunStore, kind: str, key: str, make: Callable[[Path], None], report: Report) -> Path:
     """The storage's folder of `kind` and `key`; `make` fills it if it is not there, or not whole.
 
     With several ranks all of them call `make` with the same folder, and only rank 0 may write into it. Raises
@@ -73,7 +73,7 @@ def cached(storage: Mirror, kind: str, key: str, make: Callable[[Path], None], r
     return _brought(storage, folder, report)
 
 
-def _lacking(storage: Mirror, folder: Path, report: Report) -> dict[str, str | None] | None:
+def _lacking(storage: RunStore, folder: Path, report: Report) -> dict[str, str | None] | None:
     """The digests of a folder that has to be made, if there was one that is not whole; None where there is no need."""
     damaged = files.damage(_brought(storage, folder, report, locked=True))
     before = files.recorded_digests(folder)
@@ -100,7 +100,7 @@ def _tell(sentence: str, report: Report) -> None:
     report({"notice": sentence})
 
 
-def clear_unfinished(storage: Mirror, *, own: str | None = None, seconds: float = 0.0) -> None:
+def clear_unfinished(storage: RunStore, *, own: str | None = None, seconds: float = 0.0) -> None:
     """Delete what killed processes left of folders that they were making, but for those that are being made.
 
     Args:
@@ -118,7 +118,7 @@ def clear_unfinished(storage: Mirror, *, own: str | None = None, seconds: float 
 
 
 @contextmanager
-def stage_errors(done: str, storage: Mirror) -> Iterator[None]:
+def stage_errors(done: str, storage: RunStore) -> Iterator[None]:
     """Raise whatever goes wrong with shared stages as a StageError, but for memory that ran out: no trial is to blame.
 
     Args:
@@ -143,14 +143,14 @@ def using_stages(work: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(work)
     def careful(*arguments: P.args, **options: P.kwargs) -> T:
         storage = options["storage"]
-        assert isinstance(storage, Mirror)
+        assert isinstance(storage, RunStore)
         with stage_errors("used", storage):
             return work(*arguments, **options)
 
     return careful
 
 
-def _damaged(storage: Mirror) -> list[str]:
+def _damaged(storage: RunStore) -> list[str]:
     """What is wrong with the stages on this machine."""
     with suppress(OSError):
         records = sorted((storage.root / STAGES).glob(f"[!.]*/{files.RECORD}"))
@@ -158,7 +158,7 @@ def _damaged(storage: Mirror) -> list[str]:
     return []
 
 
-def _brought(storage: Mirror, folder: Path, report: Report, *, locked: bool = False) -> Path:
+def _brought(storage: RunStore, folder: Path, report: Report, *, locked: bool = False) -> Path:
     """The folder, from the object store if this machine lacks it, or part of it, and it is there."""
     if storage.url is None or files.damage(folder) is None:
         return folder

@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import TrainerState
 
-from slime_ray.runs import files
 from slime_ray.errors import RunError
+from slime_ray.runs import files
 from slime_ray.training.outcome import is_memory_error, one_sentence
 from slime_ray.world import World
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.config.settings import Settings
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 """Mean difference, in nats a token, that rounding may cause. Measured on merged adapters: 1e-6 and 0.008."""

@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slime_ray.runs import results
+from slime_ray.config.experiment import Arm, Experiment, Trial, arm_trials
+from slime_ray.config.settings import Settings
+from slime_ray.config.strict import LONGEST_LABEL
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -24,18 +26,16 @@ from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.config.experiment import Arm, Experiment, Trial, arm_trials
-from slime_ray.runs.facts import data_lines
-from slime_ray.runs.store import Mirror
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model
+from slime_ray.runs import results
+from slime_ray.runs.facts import data_lines
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
-from slime_ray.config.settings import Settings
-from slime_ray.config.strict import LONGEST_LABEL
+from slime_ray.runs.store import RunStore
 from slime_ray.training.measuring import (
-    Measured,
+    Measurement,
     answer_prompts,
     judge_prompts,
     measure_answers,
@@ -51,9 +51,9 @@ from slime_ray.training.outcome import (
     say_nothing,
     write_judging,
 )
-from slime_ray.training.policies import place
+from slime_ray.training.policies import to_device
 from slime_ray.training.reach import check_reach
-from slime_ray.training.single import Say, Voice
+from slime_ray.training.single import ConsoleProgress, Say
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import reset_process
 
@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Given:
+class EvaluationRequest:
     """A policy that a user names: a folder with a checkpoint, or a file of answers. label: its row of the table."""
 
     label: str
@@ -75,14 +75,14 @@ class Given:
         return self.path.is_file()
 
 
-def find_policy(path: Path) -> Given:
+def find_policy(path: Path) -> EvaluationRequest:
     """What `path` holds. Raises InputError where that is no policy.
 
     A trial's folder stands for its checkpoint, and a trial is called by its id; other folders and files by their names.
     """
     path = path.absolute()
     if path.is_file():
-        return Given(_label(path.stem), path)
+        return EvaluationRequest(_label(path.stem), path)
     named = path.parent if path.name == MODEL and (path.parent / "trial.json").is_file() else path
     checkpoint = path / MODEL if (path / "trial.json").is_file() else path
     if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -90,7 +90,7 @@ def find_policy(path: Path) -> Given:
             f"{path} is no policy: neither a file of answers nor a folder with config.json or adapter_config.json. "
             "Give a checkpoint, a trial's folder in a run, or a .jsonl file."
         )
-    return Given(_label(named.name), checkpoint)
+    return EvaluationRequest(_label(named.name), checkpoint)
 
 
 def _label(name: str) -> str:
@@ -129,7 +129,7 @@ def evaluate(
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
     if not offline and (lack := settings.evaluation.judge.lacks()):
         raise InputError(lack)
-    mirror = Mirror.of(storage, "trials")
+    mirror = RunStore.of(storage, "trials")
     mirror.check()
     run = mirror.root / experiment.name
     with (
@@ -141,7 +141,11 @@ def evaluate(
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
-        bench = _Files(settings, judge) if files_only else _Models(settings, mirror, judge, Voice(say).report)
+        bench = (
+            _AnswerFiles(settings, judge)
+            if files_only
+            else _Models(settings, mirror, judge, ConsoleProgress(say).report)
+        )
         # A mistake in the last one is told before the answers of the first are judged.
         for one in given:
             if one.is_file:
@@ -177,7 +181,7 @@ def evaluate(
     return run
 
 
-def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> None:
+def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
     found = bench.measure(one, trial)
@@ -191,7 +195,7 @@ def _record(bench: "_Files", one: Given, trial: Trial, run: Path, say: Say) -> N
     finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
 
 
-class _Files:
+class _AnswerFiles:
     """Answers on both sides are given: no model is loaded, and a token is a word."""
 
     hashes: dict[str, str]
@@ -215,21 +219,21 @@ class _Files:
                 "of MT-Bench, or one with `prompt` and `id`."
             )
 
-    def check(self, one: Given) -> None:
+    def check(self, one: EvaluationRequest) -> None:
         """Look at a model's files. Raises InputError for what cannot be loaded."""
 
-    def compare_with(self, baseline: Given | None) -> None:
+    def compare_with(self, baseline: EvaluationRequest | None) -> None:
         """Take the baseline's answers."""
         if baseline is not None:
             self.baseline = self.read(baseline)[1]
 
-    def measure(self, one: Given, trial: Trial) -> Measured:
+    def measure(self, one: EvaluationRequest, trial: Trial) -> Measurement:
         """Everything that answers alone tell."""
         prompts, answers = self.read(one)
         answered = judge_answers(prompts, answers, self.baseline, judge=self.judge, format_check=None, markers=())
         return measure_answers(trial, answered)
 
-    def read(self, one: Given) -> tuple[Prompts, list[Answer]]:
+    def read(self, one: EvaluationRequest) -> tuple[Prompts, list[Answer]]:
         """A file's answers, an item a turn, with the conversations that they end."""
         given: list[ModelAnswer] = answers_to(self.questions, read_answers(one.path))
         turns = [
@@ -254,10 +258,10 @@ class _Files:
         return [self.words.setdefault(word, len(self.words)) for word in text.split()]
 
 
-class _Models(_Files):
+class _Models(_AnswerFiles):
     """Some side is a checkpoint: prompts, tokenizer, held-out pairs and the SFT checkpoint are those of a sweep."""
 
-    def __init__(self, settings: Settings, storage: Mirror, judge: Judge | None, report: Report):
+    def __init__(self, settings: Settings, storage: RunStore, judge: Judge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)
@@ -274,7 +278,7 @@ class _Models(_Files):
         ids: list[int] = self.stages.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def compare_with(self, baseline: Given | None) -> None:
+    def compare_with(self, baseline: EvaluationRequest | None) -> None:
         if baseline is None:
             return
         if baseline.is_file:
@@ -290,7 +294,7 @@ class _Models(_Files):
             )[1]
         self.stages = dataclasses.replace(self.stages, baseline={**self.stages.baseline, "report": answers})
 
-    def measure(self, one: Given, trial: Trial) -> Measured:
+    def measure(self, one: EvaluationRequest, trial: Trial) -> Measurement:
         if one.is_file:
             return measure_answers(trial, judge_prompts(trial, self.stages, self.read(one), self.judge))
         policy = self.load(one)
@@ -299,13 +303,13 @@ class _Models(_Files):
         answered = judge_prompts(trial, self.stages, asked, self.judge)
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
 
-    def check(self, one: Given) -> None:
+    def check(self, one: EvaluationRequest) -> None:
         try:
             check_adapter(one.path) if _is_on(one.path, self.stages.checkpoint) else check_model(one.path)
         except FileFault as error:
             raise InputError(f"{one.path} cannot be loaded: {error}. {AGAIN}") from None
 
-    def load(self, one: Given) -> Policy:
+    def load(self, one: EvaluationRequest) -> Policy:
         """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
 
         Raises InputError where it cannot be loaded.
@@ -316,7 +320,7 @@ class _Models(_Files):
             lm = load_adapter(lm, one.path)
         else:
             lm = load_checkpoint(one.path, dtype=dtype, note=self.note)
-        policy = place(make_policy(lm, self.settings.model), sharded=False).eval()
+        policy = to_device(make_policy(lm, self.settings.model), sharded=False).eval()
         max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
         check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
         return policy

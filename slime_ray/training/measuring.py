@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from slime_ray.config.experiment import Trial
 from slime_ray.errors import SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
@@ -13,7 +14,6 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, Summary
 from slime_ray.evaluation.kl import kl_to_reference
-from slime_ray.config.experiment import Trial
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
@@ -26,7 +26,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Columns of trials.parquet, rows of answers.parquet and pairs.parquet, and what a judge took."""
 
     row: dict[str, Any]
@@ -40,7 +40,7 @@ def about(trial: Trial) -> dict[str, Any]:
     return {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
 
 
-def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> Measured:
+def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> Measurement:
     """What the held-out pairs alone tell."""
     row = {
         "pairs": len(after.chosen_lengths),
@@ -49,7 +49,7 @@ def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> 
         "preference_accuracy": after.accuracy,
         "mean_margin": float(after.margins.mean()),
     }
-    return Measured(row, pairs=stability.pair_rows(before, after, about(trial)))
+    return Measurement(row, pairs=stability.pair_rows(before, after, about(trial)))
 
 
 def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dict[str, float]:
@@ -102,7 +102,7 @@ def judge_prompts(
         raise pause_for(error) from None
 
 
-def measure_answers(trial: Trial, answered: Answered) -> Measured:
+def measure_answers(trial: Trial, answered: Answered) -> Measurement:
     """What the answers alone tell."""
     row = {
         "win_rate": answered.win_rate,
@@ -112,7 +112,7 @@ def measure_answers(trial: Trial, answered: Answered) -> Measured:
         "length_shift": answered.length_shift,
     }
     rows = answered.rows({**about(trial), "prompt_set": trial.prompt_set})
-    return Measured(row, rows, judging=answered.judging)
+    return Measurement(row, rows, judging=answered.judging)
 
 
 def stability_parts(
@@ -131,7 +131,7 @@ def stability_parts(
 
 def measure_policy(
     trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
-) -> Measured:
+) -> Measurement:
     """Everything, with stability-v1; see `stability_parts`."""
     told, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
@@ -141,7 +141,7 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return Measured(told.row | answers.row | row, answers.answers, told.pairs, answers.judging)
+    return Measurement(told.row | answers.row | row, answers.answers, told.pairs, answers.judging)
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

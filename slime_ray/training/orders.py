@@ -11,7 +11,7 @@ from slime_ray.errors import RunError, SlimeRayError
 
 
 @dataclass(frozen=True)
-class Order:
+class Command:
     """What a trial is told to do when it reports, and why, as a sentence.
 
     stop: end training here and record what has been reached; with `measure`, answers are generated and judged too.
@@ -24,7 +24,7 @@ class Order:
     measure: bool = False
 
 
-Report = Callable[[Mapping[str, Any]], Order | None]
+Report = Callable[[Mapping[str, Any]], Command | None]
 """Told how things get on; may answer with an order. Called by rank 0 only."""
 
 
@@ -44,7 +44,7 @@ def evaluations(curves: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, floa
 class Paused(Exception):
     """A trial left because it was told to, with a checkpoint where the disk took one."""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: Command):
         super().__init__(order.reason)
         self.order = order
 
@@ -52,14 +52,14 @@ class Paused(Exception):
 class OrderToLeave(RunError):
     """What ends judging on an order, on every rank."""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: Command):
         super().__init__(order)
         self.order = order
 
 
 def pause_for(error: SlimeRayError) -> Paused:
     """Turn what ended judging into a pause: nothing is wrong with the trial, and it can be resumed."""
-    return Paused(error.order if isinstance(error, OrderToLeave) else Order("pause", str(error)))
+    return Paused(error.order if isinstance(error, OrderToLeave) else Command("pause", str(error)))
 
 
 def judging(report: Report) -> Callable[[int, int], None]:

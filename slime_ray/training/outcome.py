@@ -13,12 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slime_ray.runs import files
-from slime_ray.runs import results
-from slime_ray.errors import RunError
 from slime_ray.config.experiment import Trial
+from slime_ray.errors import RunError
+from slime_ray.runs import files, results
 from slime_ray.training import attempts
-from slime_ray.training.orders import Order, Report
+from slime_ray.training.orders import Command, Report
 
 if TYPE_CHECKING:
     from slime_ray.evaluation.judges import Summary
@@ -151,6 +150,6 @@ def one_sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def say_nothing(told: Mapping[str, Any]) -> Order | None:
+def say_nothing(told: Mapping[str, Any]) -> Command | None:
     """A report to nobody."""
     return None

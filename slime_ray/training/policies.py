@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slime_ray.data.packing import Pair, pack
+from slime_ray.config.settings import Model, Settings
+from slime_ray.data.packing import PairTokens, pack
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
 from slime_ray.model.sharding import shard
 from slime_ray.model.train_mode import configured_dropout
-from slime_ray.config.settings import Model, Settings
 from slime_ray.world import World
 
 
-def place(policy: Policy, *, sharded: bool) -> Policy:
+def to_device(policy: Policy, *, sharded: bool) -> Policy:
     """The policy on this process's device, whole or in parts."""
     if sharded and World.current().size > 1:
         return shard(policy)
@@ -27,11 +27,11 @@ def place(policy: Policy, *, sharded: bool) -> Policy:
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
     """The policy of a saved checkpoint, to be evaluated."""
-    return place(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
+    return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
 
 
 @torch.no_grad()
-def chosen_logps(policy: Policy, pairs: Sequence[Pair]) -> np.ndarray:
+def chosen_logps(policy: Policy, pairs: Sequence[PairTokens]) -> np.ndarray:
     """(tokens,) log-probabilities (nats) of the chosen completions of a few pairs.
 
     All ranks of a sharded policy call it.

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slime_ray.config.settings import Data, Settings
 from slime_ray.data.forms import Messages
 from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tokenizing import tokenize_prompts
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import Question
 from slime_ray.evaluation.questions import load_questions
-from slime_ray.config.settings import Data, Settings
 
 PROMPT_SETS = ("selection", "report")
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from slime_ray.config.experiment import Trial
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import broken_reasons
 from slime_ray.evaluation.broken import sequence_repetition
@@ -21,7 +22,6 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge
 from slime_ray.evaluation.win_rate import compare, win_rate
-from slime_ray.config.experiment import Trial
 from slime_ray.model.logprobs import Policy
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
 from slime_ray.training.stages import Stages
@@ -119,7 +119,7 @@ def standing(signs: Mapping[str, Sign]) -> float:
     return stability_score(StabilityParts(**unseen | {name: sign.value for name, sign in signs.items()}), healthy=True)
 
 
-class Sentinel:
+class SentinelWatch:
     """Watches one trial. alarm: the first one, with its step; None as long as all is well.
 
     judge: says how often the answers it draws win; None where they are not judged on the way.

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from slime_ray.config.settings import Model, Settings
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora, find_adapted
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import SftObjective
-from slime_ray.config.settings import Model, Settings
 from slime_ray.training.checks import check_saved, check_trained, check_update
 from slime_ray.training.orders import Report
-from slime_ray.training.policies import chosen_logps, place
+from slime_ray.training.policies import chosen_logps, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.world import World
 
@@ -61,7 +61,7 @@ def make_sft(
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         check_trained(trained, settings)
         lm.cpu().save_pretrained(folder)
-        # Trainer's circles hold the optimizer, and there may be no place for a second model beside it.
+        # Trainer's circles hold the optimizer, and there may be no to_device for a second model beside it.
         gc.collect()
         saved = _whole_policy(load_checkpoint(folder, dtype=model.dtype), model, on_device=not sharded)
         check_saved(trained, chosen_logps(saved, compared), settings)
@@ -92,7 +92,7 @@ def _trained(
         return lm, chosen_logps(whole, pairs[:COMPARED_PAIRS])
     if model.lora:
         lm = add_lora(lm, model.lora)
-    policy = place(make_policy(lm, model), sharded=sharded)
+    policy = to_device(make_policy(lm, model), sharded=sharded)
     check(policy)
 
     def after_update(step: int, metrics: Metrics) -> Next:
@@ -126,7 +126,7 @@ def _trained(
 def _whole_policy(lm: Any, model: Model, *, on_device: bool) -> Policy:
     """One process's policy of a whole model. A model that is sharded elsewhere may not fit the device."""
     policy = make_policy(lm, model.model_copy(update={"attention": "auto"}))
-    return place(policy, sharded=False) if on_device else policy
+    return to_device(policy, sharded=False) if on_device else policy
 
 
 def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slime_ray.runs import results
+from slime_ray.config.experiment import Experiment, Trial, arm_trials
+from slime_ray.config.trackers import lacks
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.config.experiment import Experiment, Trial, arm_trials
+from slime_ray.runs import results
 from slime_ray.runs.facts import data_lines, model_lines
-from slime_ray.runs.store import Mirror
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
-from slime_ray.config.trackers import lacks
-from slime_ray.training.course import Hosting
-from slime_ray.training.orders import Order, Paused, ending, interrupts
+from slime_ray.runs.store import RunStore
+from slime_ray.training.loop import Runtime
+from slime_ray.training.orders import Command, Paused, ending, interrupts
 from slime_ray.training.outcome import OutOfMemory
 from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
@@ -52,7 +52,7 @@ def train_one(
     """
     if lack := trial.settings.evaluation.judge.lacks():
         raise InputError(lack)
-    mirror = Mirror.of(str(storage), "trials")
+    mirror = RunStore.of(str(storage), "trials")
     if lack := lacks(experiment.trackers, bucket=mirror.url is not None):
         raise InputError(lack)
     mirror.check()
@@ -63,8 +63,8 @@ def train_one(
         mirror.answering(),
         log_file(run / "log.txt"),
     ):
-        voice = Voice(say)
-        hosting = Hosting(
+        voice = ConsoleProgress(say)
+        hosting = Runtime(
             threads=max(1, int(experiment.resources.cpu_per_worker)),
             faults=experiment.faults,
             trackers=tuple(experiment.trackers),
@@ -106,15 +106,15 @@ def train_one(
     return run
 
 
-class Voice:
+class ConsoleProgress:
     """Passes on what a trial reports, as lines, and answers it once the process was told to end."""
 
     def __init__(self, say: Say):
         self.say = say
         self.last = ""
-        self.order: Order | None = None
+        self.order: Command | None = None
 
-    def report(self, told: Mapping[str, Any]) -> Order | None:
+    def report(self, told: Mapping[str, Any]) -> Command | None:
         """Say what was told, unless it was said last; returns the order to leave, once there is one."""
         if told.get("notice"):
             self.say(str(told["notice"]))
@@ -137,7 +137,7 @@ class Voice:
         def handle() -> None:
             if self.order is not None:
                 raise KeyboardInterrupt
-            self.order = Order("pause", "it was interrupted")
+            self.order = Command("pause", "it was interrupted")
 
         with interrupts(handle):
             yield

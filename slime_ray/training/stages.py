@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
+from slime_ray.config.settings import Data, Model, Settings, fingerprint
 from slime_ray.data import tasks
 from slime_ray.data.chat_template import stop_token_ids, template_hash
 from slime_ray.data.corpus import load_corpus
@@ -26,11 +27,10 @@ from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
-from slime_ray.runs.store import Mirror
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
-from slime_ray.config.settings import Data, Model, Settings, fingerprint
+from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
 from slime_ray.training.orders import Report
@@ -68,7 +68,7 @@ class Stages:
 
 
 @using_stages
-def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False) -> Stages:
+def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False) -> Stages:
     """Make what is missing in the storage, and return everything. `report` is told what is being made.
 
     Raises InputError for a model or data that cannot be used.
@@ -106,7 +106,7 @@ def prepare(settings: Settings, *, storage: Mirror, report: Report, sharded: boo
 
 @using_stages
 def train_pairs(
-    stages: Stages, settings: Settings, *, storage: Mirror, report: Report, sharded: bool = False
+    stages: Stages, settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False
 ) -> list[TokenPair]:
     """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
 

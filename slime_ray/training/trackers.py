@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from filelock import FileLock
 from transformers import TrainerCallback
 
-from slime_ray.runs import files
 from slime_ray.config.experiment import Trial
-from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.config.trackers import Tracker
+from slime_ray.runs import files
+from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.training.outcome import one_sentence
 
 RESULTS = (

@@ -12,12 +12,12 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from slime_ray.config.settings import Schedule
 from slime_ray.data.order import examples_by_update, updates_of
 from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
-from slime_ray.config.settings import Schedule
 from slime_ray.training.checkpoint import Saved, load_progress, load_random_states, load_weights, save_checkpoint
 
 Metrics = Mapping[str, float]
@@ -35,14 +35,14 @@ class TokenPair:
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """One micro-batch. `counted` false: it only keeps a rank busy that an update has no pair for."""
 
     rows: Rows
     reference: ReferenceLogps | None
     counted: bool = True
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> "MicroBatch":
         """The same batch on another device."""
         reference = self.reference and ReferenceLogps(
             self.reference.chosen.to(device), self.reference.rejected.to(device)
@@ -54,7 +54,7 @@ class Batch:
 class Update:
     """One optimizer step: this rank's micro-batches, and what the pairs of all ranks together count."""
 
-    batches: tuple[Batch, ...]
+    batches: tuple[MicroBatch, ...]
     counts: Mapping[str, int]
 
 
@@ -116,14 +116,14 @@ class Updates:
         rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt) if share else []
         return [[share[index] for index in members] for members in rows]
 
-    def _batch(self, pairs: Sequence[TokenPair], *, counted: bool = True) -> Batch:
+    def _batch(self, pairs: Sequence[TokenPair], *, counted: bool = True) -> MicroBatch:
         reference = None
         if self.reference:
             reference = ReferenceLogps(
                 torch.tensor([pair.reference_chosen for pair in pairs], dtype=torch.float64),
                 torch.tensor([pair.reference_rejected for pair in pairs], dtype=torch.float64),
             )
-        return Batch(pack(pairs, shared_prompt=self.shared_prompt), reference, counted)
+        return MicroBatch(pack(pairs, shared_prompt=self.shared_prompt), reference, counted)
 
 
 def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -290,7 +290,7 @@ class PreferenceTrainer(Trainer):
         context: AbstractContextManager[None] = nullcontext() if wanted else self.accelerator.no_sync(model)
         return context
 
-    def _loss(self, model: Any, batch: Batch, counts: Mapping[str, int]) -> torch.Tensor:
+    def _loss(self, model: Any, batch: MicroBatch, counts: Mapping[str, int]) -> torch.Tensor:
         """This micro-batch's share of the update's loss. 0-d, in the graph."""
         with self.compute_loss_context_manager():
             logps = model(batch.rows)
@@ -305,7 +305,9 @@ class PreferenceTrainer(Trainer):
         self._accumulate(output, loss, batch, counts)
         return loss
 
-    def _accumulate(self, output: ObjectiveOutput, loss: torch.Tensor, batch: Batch, counts: Mapping[str, int]) -> None:
+    def _accumulate(
+        self, output: ObjectiveOutput, loss: torch.Tensor, batch: MicroBatch, counts: Mapping[str, int]
+    ) -> None:
         sums = {"loss": loss} | {name: term.total / counts[term.unit] for name, term in output.terms.items()}
         sums["chosen_logp"] = output.chosen_logps.sum() / counts["pairs"]
         if counts["rejected_tokens"]:

@@ -18,9 +18,8 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from slime_ray.runs import files
-from slime_ray.runs import results
 from slime_ray import __version__
+from slime_ray.config.experiment import Trial
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
@@ -29,28 +28,28 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.config.experiment import Trial
-from slime_ray.runs.inputs import change
-from slime_ray.runs.store import Mirror
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.sharding import is_sharded, whole_weights
+from slime_ray.runs import files, results
+from slime_ray.runs.inputs import change
 from slime_ray.runs.redaction import redact_sentence
 from slime_ray.runs.stability_v1 import stability_score
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
-from slime_ray.training.course import ALONE, Curves, Hosting, Measurements, Training
 from slime_ray.training.front import beaten_by
+from slime_ray.training.loop import LOCAL, Curves, Measurements, Runtime, TrainingLoop
 from slime_ray.training.measuring import (
-    Measured,
+    Measurement,
     answer_prompts,
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
     stability_parts,
 )
-from slime_ray.training.orders import Order, Paused, Report, judging
+from slime_ray.training.orders import Command, Paused, Report, judging
 from slime_ray.training.outcome import (
     MODEL,
     OutOfMemory,
@@ -68,7 +67,7 @@ from slime_ray.training.outcome import (
     what_failed,
     write_judging,
 )
-from slime_ray.training.policies import place
+from slime_ray.training.policies import to_device
 from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.training.trainer import TokenPair
@@ -77,7 +76,9 @@ from slime_ray.world import World
 logger = logging.getLogger(__name__)
 
 
-def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosting: Hosting = ALONE) -> dict[str, Any]:
+def run_trial(
+    trial: Trial, *, run: Path, storage: RunStore, report: Report, hosting: Runtime = LOCAL
+) -> dict[str, Any]:
     """Train and measure one trial and write its files under `run`/trials, from its last checkpoint if it has one.
 
     Returns its row of trials.parquet. A trial that fails is a result too: it is written with its reason, stability 0.
@@ -92,10 +93,10 @@ def run_trial(trial: Trial, *, run: Path, storage: Mirror, report: Report, hosti
         if World.current().size > 1:
             raise
         attempts.note(run / "trials" / trial.trial_id, ended="paused")
-        raise Paused(Order("pause", what_failed(error))) from error
+        raise Paused(Command("pause", what_failed(error))) from error
 
 
-def _run_trial(trial: Trial, run: Path, storage: Mirror, report: Report, hosting: Hosting) -> dict[str, Any]:
+def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosting: Runtime) -> dict[str, Any]:
     clock = time.perf_counter()
     world = World.current()
     folder = run / "trials" / trial.trial_id
@@ -113,7 +114,7 @@ def _run_trial(trial: Trial, run: Path, storage: Mirror, report: Report, hosting
         return record_failure(trial, run, f"given up: {enough}", workers=world.size) if world.main else {}
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
-    measured = Measured({})
+    measured = Measurement({})
     told = report if world.main else say_nothing
     trackers = Trackers(hosting.trackers if world.main else (), trial, run, lambda said: told({"untracked": said}))
     try:
@@ -171,15 +172,15 @@ def _spare_the_modules() -> None:
 def _train_and_measure(
     trial: Trial,
     folder: Path,
-    storage: Mirror,
+    storage: RunStore,
     report: Report,
     curves: Curves,
-    hosting: Hosting,
+    hosting: Runtime,
     trackers: Trackers,
-) -> Measured:
+) -> Measurement:
     settings = trial.settings
     if changed := World.current().broadcast(change(hosting.inputs, settings)):
-        raise Paused(Order("pause", changed))
+        raise Paused(Command("pause", changed))
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
@@ -188,10 +189,10 @@ def _train_and_measure(
     stages, pairs, lm = _start(trial, storage, report, hosting)
     if settings.model.lora:
         lm = add_lora(lm, settings.model.lora)
-    policy = place(make_policy(lm, settings.model), sharded=hosting.sharded)
+    policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
-    training = Training(trial, folder, pairs, policy, measure, hosting, trackers)
+    training = TrainingLoop(trial, folder, pairs, policy, measure, hosting, trackers)
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
@@ -212,9 +213,9 @@ def _train_and_measure(
     if outcome.diverged is not None or not after.finite:
         reason = outcome.diverged or "the trained model gives log-probabilities that are not finite"
         row |= {"status": "diverged", "reason": reason, "healthy": False, "stability": 0.0}
-        return Measured(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
+        return Measurement(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
     if outcome.stopped and not outcome.stopped.measure:
-        return Measured(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
+        return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
     _save(policy, folder / MODEL, report, hosting)
     asked = answer_prompts(trial, stages, policy, report)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
@@ -223,10 +224,10 @@ def _train_and_measure(
         minutes = hosting.faults.storage_minutes
         write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
-    return Measured(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
+    return Measurement(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
 
 
-def _start(trial: Trial, storage: Mirror, report: Report, hosting: Hosting) -> tuple[Stages, list[TokenPair], Any]:
+def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, list[TokenPair], Any]:
     """What the trial starts from: the shared stages, its pairs, and the SFT checkpoint. Raises StageError."""
     settings = trial.settings
     try:
@@ -271,7 +272,7 @@ def _judged(
     return judge_prompts(trial, stages, asked, judge)
 
 
-def _save(policy: Policy, folder: Path, report: Report, hosting: Hosting) -> None:
+def _save(policy: Policy, folder: Path, report: Report, hosting: Runtime) -> None:
     """Save the adapter, or the whole model, in safetensors, so that a half-written one is never seen."""
     weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
 

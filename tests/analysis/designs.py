@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from slime_ray.runs import results
 from slime_ray.config.design import COMPONENTS, Cell, Design
+from slime_ray.runs import results
 
 from .conftest import VERDICTS
 

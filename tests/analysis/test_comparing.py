@@ -9,9 +9,9 @@ from slime_ray.analysis import statistics
 from slime_ray.analysis.comparing import _difference, compare, verify
 from slime_ray.analysis.manifests import differences, why_not_comparable
 
-from slime_ray.runs import results
 from slime_ray import cli
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 from tests.analysis.conftest import add_trial, finish
 
 PROMPTS = 24

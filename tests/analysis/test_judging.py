@@ -8,9 +8,9 @@ import pytest
 from slime_ray.analysis import judging, search_table, tables
 from slime_ray.analysis.statistics import arena_hard_score
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.base import FAILED_ANSWER
+from slime_ray.runs import results
 
 from .conftest import add_trial, finish
 

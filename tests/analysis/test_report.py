@@ -13,8 +13,8 @@ import pytest
 from slime_ray.analysis import report, tables
 from slime_ray.analysis.answer import answer as sentences
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 
 from .conftest import HOSTILE, add_trial, finish, outcomes
 from .designs import factorial, knobs

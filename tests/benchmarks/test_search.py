@@ -8,8 +8,8 @@ import pytest
 from benchmarks import recording
 from benchmarks import search as bench
 from benchmarks.simulate import Recorded
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import EarlyStopping
+from slime_ray.errors import InputError
 
 BOX = {
     "objective.anchor_weight": (0.02, 3.0),

@@ -11,12 +11,12 @@ from slime_ray.search_spaces import find_space, shipped_designs
 
 from slime_ray.config.ablation import KNOBS
 from slime_ray.config.design import COMPONENTS, FEWEST_SEEDS, Design, caution
-from slime_ray.errors import InputError
 from slime_ray.config.expansion import lay, trained, twins
 from slime_ray.config.experiment import Experiment, arm_trials, with_values
 from slime_ray.config.experiment_file import load_experiment, parse_seeds
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
+from slime_ray.errors import InputError
 
 TWO_CENTERS = "{paper: {}, released: {objective.stabilizer_strength: 0.0005}}"
 

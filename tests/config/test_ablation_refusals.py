@@ -2,8 +2,8 @@
 
 import pytest
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment_file import load_experiment
+from slime_ray.errors import InputError
 
 from .test_ablation import write
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_spaces
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import with_values
 from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
-from slime_ray.objectives import SlimeObjective
 from slime_ray.config.presets import preset_base, preset_names
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension, Requirement
 from slime_ray.config.yaml_source import load_yaml
+from slime_ray.errors import InputError
+from slime_ray.objectives import SlimeObjective
 
 GOOD = """\
 name: first

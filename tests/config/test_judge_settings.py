@@ -2,10 +2,10 @@
 
 import pytest
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import JUDGE_SETTINGS, Llm, shipped_templates
+from slime_ray.errors import InputError
 
 LLM = "{name: llm, model: gpt-4.1, template: arena-hard"
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.objectives import OBJECTIVES, SlimeObjective
-from slime_ray.objectives.probe import differ
 from slime_ray.config.points import Rules, Search, count_points, has_feasible_point, with_values
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension
+from slime_ray.errors import InputError
+from slime_ray.objectives import OBJECTIVES, SlimeObjective
+from slime_ray.objectives.probe import differ
 
 BASE = preset_base("arithmetic")
 METHODS = {

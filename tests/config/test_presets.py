@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from slime_ray.cli import main
-from slime_ray.errors import InputError
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.objectives import ReleasedSlimeObjective, SimpoObjective, SlimeObjective
+from slime_ray.config.preset_diff import ABSENT, PresetDifference, compare_presets
 from slime_ray.config.presets import preset_base, preset_names
-from slime_ray.config.preset_diff import ABSENT, Difference, compare_presets
 from slime_ray.config.settings import Settings
+from slime_ray.errors import InputError
+from slime_ray.objectives import ReleasedSlimeObjective, SimpoObjective, SlimeObjective
 
 FAMILIES = ("arithmetic", "notes", "gemma3-4b", "llama3.2-3b", "qwen3-4b")
 RECIPES = {
@@ -103,7 +103,7 @@ def test_knobs_that_a_preset_leaves_are_at_their_defaults() -> None:
 def test_presets_differ_the_other_way_round_in_the_same_places(one: str, other: str) -> None:
     there, back = compare_presets(one, other), compare_presets(other, one)
     assert there
-    assert back == [Difference(found.path, found.other, found.one) for found in there]
+    assert back == [PresetDifference(found.path, found.other, found.one) for found in there]
     assert [found.path for found in there] == sorted(found.path for found in there)
 
 

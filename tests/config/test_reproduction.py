@@ -6,10 +6,10 @@ import pytest
 from slime_ray.search_spaces import shipped_spaces
 
 from slime_ray import cli
-from slime_ray.errors import InputError
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.objectives import SlimeObjective
 from slime_ray.config.reproduction import DISCREPANCIES, FAMILIES, SPACES, reproduction
+from slime_ray.errors import InputError
+from slime_ray.objectives import SlimeObjective
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from slime_ray.errors import InputError
 from slime_ray.config.experiment_file import load_experiment, parse_override
 from slime_ray.config.yaml_source import MOST_BYTES, load_yaml
+from slime_ray.errors import InputError
 
 LAUGHS = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12)

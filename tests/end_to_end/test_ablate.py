@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray.runs import results
 from slime_ray.cli import main
 from slime_ray.config.design import Design
 from slime_ray.config.settings import fingerprint
+from slime_ray.runs import results
 from tests.end_to_end.conftest import environment
 
 pytestmark = pytest.mark.ray

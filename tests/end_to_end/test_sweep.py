@@ -10,10 +10,10 @@ import optuna
 import pandas as pd
 import pytest
 
-from slime_ray.runs import results
-from slime_ray.runs.store import Mirror
-from slime_ray.on_ray.study import study_storage
 from slime_ray.config.settings import fingerprint
+from slime_ray.on_ray.study import study_storage
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import content_of
 from tests.end_to_end.conftest import SMALL, environment
 from tests.processes import left_behind
@@ -78,7 +78,7 @@ def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
         {key: row[key] for key in ("trial_id", "phase", "label", "seed", "prompt_set")}
         | {"values": json.loads(row["settings"]), "settings": json.loads(row["config"])}
     )
-    alone = run_trial(trial, run=run.parent / "alone", storage=Mirror(run.parent), report=lambda told: None)
+    alone = run_trial(trial, run=run.parent / "alone", storage=RunStore(run.parent), report=lambda told: None)
     for name in ("win_rate", "stability", "chosen_drift", "kl_to_sft", "unlearning", "length_shift"):
         assert alone[name] == row[name], name
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_ray.runs import results
 from slime_ray.evaluation.win_rate import Comparison
+from slime_ray.runs import results
 
 Verdicts = Sequence[tuple[str | None, str | None]]
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from slime_ray.config.settings import Decoding
 from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
@@ -13,7 +14,6 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.judges import Judge
 from slime_ray.evaluation.win_rate import Comparison, win_rate
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.config.settings import Decoding
 
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from slime_ray.config.settings import Decoding, Lora
 from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
@@ -12,7 +13,6 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.config.settings import Decoding, Lora
 from slime_ray.world import World
 from tests.model.conftest import CONFIGS, double_model
 from tests.model.families import tiny_family

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_ray.config.judge import JudgeBudget, Prices
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Spending, Verdicts
-from slime_ray.config.judge import JudgeBudget, Prices
 
 FREE = JudgeBudget()
 

@@ -16,9 +16,9 @@ from ray.cluster_utils import Cluster
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import NoJudge
-from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.nodes import look_at_node
 from slime_ray.on_ray.preflight import examine
+from slime_ray.runs.store import RunStore
 from tests.end_to_end.conftest import environment
 
 pytestmark = pytest.mark.ray
@@ -83,13 +83,13 @@ def experiment(space: Path) -> Experiment:
 
 
 def sentences(experiment: Experiment, storage: Path, level: str) -> str:
-    return "\n".join(found.sentence for found in examine(experiment, storage=Mirror(storage)) if found.level == level)
+    return "\n".join(found.sentence for found in examine(experiment, storage=RunStore(storage)) if found.level == level)
 
 
 def test_every_node_is_asked_and_nothing_of_the_probe_stays(cluster, experiment, tmp_path, monkeypatch):
     # Ray sets it in its own process where the home folder has a token.
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    findings = examine(experiment, storage=Mirror(tmp_path / "runs"))
+    findings = examine(experiment, storage=RunStore(tmp_path / "runs"))
     assert [found for found in findings if found.level == "error"] == []
     assert any("probed from 3 nodes" in found.sentence for found in findings)
     assert any("RAY_AUTH_MODE=token" in found.sentence for found in findings if found.level == "warning")
@@ -108,9 +108,9 @@ def test_a_node_with_another_disk_is_noticed(cluster, tmp_path):
     node = next(node["NodeID"] for node in ray.nodes() if node["Alive"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "driver").write_text("token")
-    seen = look_at_node(node, str(tmp_path / "mine"), "token", ["/no/such/model"], False, Mirror(tmp_path), NoJudge())
+    seen = look_at_node(node, str(tmp_path / "mine"), "token", ["/no/such/model"], False, RunStore(tmp_path), NoJudge())
     assert (seen.read, seen.wrote, seen.missing) == (True, None, ("/no/such/model",))
-    elsewhere = look_at_node(node, str(tmp_path / "other"), "token", [], False, Mirror(tmp_path), NoJudge())
+    elsewhere = look_at_node(node, str(tmp_path / "other"), "token", [], False, RunStore(tmp_path), NoJudge())
     assert not elsewhere.read
     assert elsewhere.wrote == "No such file or directory"
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from slime_ray.config.settings import Decoding, Model, Schedule
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers
@@ -21,7 +22,6 @@ from slime_ray.model.decoder import decoder_of
 from slime_ray.model.loading import load_checkpoint, load_model
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import SftObjective, SlimeObjective
-from slime_ray.config.settings import Decoding, Model, Schedule
 from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
 
 from .conftest import all_alone

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from slime_ray.config.settings import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.config.settings import Lora, Model
 
 LORA = Lora(rank=4, alpha=8)
 

@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, MambaConfig, Olmo2Config, Phi3Config
 
+from slime_ray.config.settings import Lora
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
 from slime_ray.model import attention
 from slime_ray.model.logprobs import EXACT_ARCHITECTURES, Policy, kl_divergence
 from slime_ray.model.lora import add_lora
-from slime_ray.config.settings import Lora
 
 from .conftest import CONFIGS, SIZES, VOCABULARY, all_alone, double_model, gradients, random_pairs
 

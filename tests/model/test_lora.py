@@ -26,9 +26,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from slime_ray.config.settings import Lora
 from slime_ray.errors import InputError
 from slime_ray.model.lora import add_lora, find_adapted
-from slime_ray.config.settings import Lora
 
 VOCABULARY = 41
 COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}

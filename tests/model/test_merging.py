@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from slime_ray.config.settings import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_config, load_model, load_tokenizer, weight_sources
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_tokenizer
-from slime_ray.config.settings import Lora, Model
 
 from .tiny_files import change_json, change_weights, copy, cut, log_probabilities, point, renamed, save_llama, without
 

@@ -8,13 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GptOssPreTrainedModel, LlamaForCausalLM
 
+from slime_ray.config.settings import Lora
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
 from slime_ray.model import attention
 from slime_ray.model.head import logit_cap, logit_scale
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
-from slime_ray.config.settings import Lora
 
 from .conftest import all_alone, random_pairs
 from .families import config_of, tiny_family

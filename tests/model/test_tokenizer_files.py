@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from slime_ray.config.settings import Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model import loading
 from slime_ray.model.loading import load_config, load_model, load_tokenizer
 from slime_ray.model.tiny import tiny_tokenizer
-from slime_ray.config.settings import Model
 
 from .tiny_files import cut, point
 

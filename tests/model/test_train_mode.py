@@ -17,10 +17,10 @@ from transformers import (
     StableLmConfig,
 )
 
+from slime_ray.config.settings import Lora
 from slime_ray.errors import InputError
 from slime_ray.model.lora import add_lora
 from slime_ray.model.train_mode import checkpoint_layers, configured_dropout, set_train_mode
-from slime_ray.config.settings import Lora
 
 COMMON: dict[str, Any] = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES: dict[str, Any] = COMMON | {"intermediate_size": 24, "num_key_value_heads": 2}

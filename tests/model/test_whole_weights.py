@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from slime_ray.config.settings import Model
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model
-from slime_ray.config.settings import Model
 
 from .tiny_files import change_json, change_weights, copy, cut, log_probabilities, point, renamed, save_llama, without
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from slime_ray.config.experiment import arm_trials
-from slime_ray.runs.store import Mirror
 from slime_ray.planning.plan import Cluster
 from slime_ray.planning.planner import plan_experiment
+from slime_ray.runs.store import RunStore
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, serving
 
@@ -31,7 +31,7 @@ def quiet(told):
 def test_tokens_are_those_of_the_column_exactly(load, tmp_path):
     experiment = load(TINY + ARMS)
     plan = plan_experiment(experiment, cluster=HERE)
-    storage = Mirror(tmp_path / "storage")
+    storage = RunStore(tmp_path / "storage")
     ran: dict[str, list[int]] = {}
     for trial in arm_trials(experiment):
         row = run_trial(trial, run=tmp_path / "storage" / "run", storage=storage, report=quiet)
@@ -57,7 +57,7 @@ def test_requests_are_those_that_a_judge_counts(load, tmp_path, monkeypatch, tem
         experiment = load(TINY + arms, base__evaluation__judge=judge)
         planned = plan_experiment(experiment, cluster=HERE).judging
         for trial in arm_trials(experiment):
-            run_trial(trial, run=tmp_path / "run", storage=Mirror(tmp_path), report=quiet)
+            run_trial(trial, run=tmp_path / "run", storage=RunStore(tmp_path), report=quiet)
         assert planned.requests.low == planned.requests.high == len(server.requests)
     # Both orders of 4 x 10 answers, or their ratings with those of the baseline's 10.
     assert len(server.requests) == {"arena-hard": 80, "mt-bench-single": 50}[template]

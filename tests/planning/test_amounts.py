@@ -6,7 +6,7 @@ import pytest
 
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Layout, Lengths, step_flops
-from slime_ray.planning.material import Asked, Given, Material, Part, find_material, parse_lengths
+from slime_ray.planning.material import DataAssumptions, DataPart, Material, PromptCounts, find_material, parse_lengths
 from slime_ray.planning.ranges import Range
 from slime_ray.planning.shapes import KNOWN, find_shape
 from slime_ray.planning.work import Amounts, reference, stages
@@ -18,12 +18,12 @@ ARMS = "arms: {slime: {}}\n"
 
 def amounts_of(experiment, material=None, *, workers=1, shape=None):
     settings = experiment.settings
-    found = material or find_material(settings, Given())[0]
+    found = material or find_material(settings, DataAssumptions())[0]
     return Amounts(settings, found, shape or find_shape(settings.model), workers=workers)
 
 
 def test_embedded_data_is_counted_to_the_token(load):
-    material, sample = find_material(load(TINY + ARMS).settings, Given())
+    material, sample = find_material(load(TINY + ARMS).settings, DataAssumptions())
     assert (material.sft.count, material.train.count, material.held_out.count) == (100, 40, 12)
     assert material.sft.counted
     assert material.train.counted
@@ -38,7 +38,7 @@ def test_embedded_data_is_counted_to_the_token(load):
 def test_data_that_is_not_here_is_planned_from_what_is_known_of_it(load):
     settings = load("name: x\npreset: gemma3-4b/paper\narms: {slime: {}}\n"
                     "goals: {preference_accuracy: maximize, stability: maximize}\n").settings  # fmt: skip
-    material, sample = find_material(settings, Given())
+    material, sample = find_material(settings, DataAssumptions())
     assert sample is None
     # Of 61,135 pairs 1,000 are held out, and 34 % of the rest are for SFT.
     assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 20446, 39689)
@@ -46,16 +46,16 @@ def test_data_that_is_not_here_is_planned_from_what_is_known_of_it(load):
     assert material.sft.tokens == 180 + 250
     # There are prompts enough for 256 + 512.
     assert (material.prompts["selection"].count, material.prompts["report"].count) == (256, 512)
-    material, _ = find_material(settings, Given(pairs=2001, lengths=(10.5, 20.25, 30.25)))
+    material, _ = find_material(settings, DataAssumptions(pairs=2001, lengths=(10.5, 20.25, 30.25)))
     assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 340, 661)
     assert material.train.tokens == pytest.approx(61)
     assert "2,001 pairs as given" in material.told
     few, _ = find_material(settings.model_copy(update={"data": settings.data.model_copy(update={"held_out_pairs": 96})}),
-                           Given(pairs=500))  # fmt: skip
+                           DataAssumptions(pairs=500))  # fmt: skip
     # 96 prompts for 256 + 512 that were asked for: a third of them for selection.
     assert (few.prompts["selection"].count, few.prompts["report"].count) == (32, 64)
     with pytest.raises(InputError, match="Of 1001 pairs 1000 are held out"):
-        find_material(settings, Given(pairs=1001))
+        find_material(settings, DataAssumptions(pairs=1001))
 
 
 def test_data_of_which_nothing_is_known_has_to_be_told_of(load):
@@ -63,11 +63,11 @@ def test_data_of_which_nothing_is_known_has_to_be_told_of(load):
     goals = "goals: {preference_accuracy: maximize, stability: maximize}\n"
     settings = load(text + goals).settings
     with pytest.raises(InputError, match=r"somebody/pairs is not read for a plan, .*--lengths P,C,R"):
-        find_material(settings, Given(pairs=5000))
+        find_material(settings, DataAssumptions(pairs=5000))
     with pytest.raises(InputError, match=r"--pairs N, or data.pairs"):
-        find_material(settings, Given(lengths=(100.0, 100.0, 100.0)))
+        find_material(settings, DataAssumptions(lengths=(100.0, 100.0, 100.0)))
     settings = load(text + goals, data__pairs=660).settings
-    material, _ = find_material(settings, Given(lengths=(100.0, 100.0, 100.0)))
+    material, _ = find_material(settings, DataAssumptions(lengths=(100.0, 100.0, 100.0)))
     # 34 % for SFT beside 66 % to train on.
     assert (material.sft.count, material.train.count) == (340, 660)
 
@@ -80,7 +80,7 @@ def test_lengths_are_three_numbers(text):
 
 
 def test_the_longest_answer_of_a_batch():
-    part = Part(1, (Lengths(1, 1, 1),))
+    part = DataPart(1, (Lengths(1, 1, 1),))
     some = Material(part, part, part, {}, tuple(range(1, 101)), None, "")
     # The largest of 9 lies at 9/10 of all on average, of 1 at the middle.
     assert (some.longest(9), some.longest(1), some.longest(10**6)) == (91, 51, 100)
@@ -91,10 +91,10 @@ def test_the_longest_answer_of_a_batch():
 
 
 MEAN = Material(
-    sft=Part(100, (Lengths(10, 20, 0),)),
-    train=Part(40, (Lengths(10, 20, 30),)),
-    held_out=Part(200, (Lengths(10, 20, 30),)),
-    prompts={"selection": Asked(6, 6, 10.0), "report": Asked(10, 14, 10.0)},
+    sft=DataPart(100, (Lengths(10, 20, 0),)),
+    train=DataPart(40, (Lengths(10, 20, 30),)),
+    held_out=DataPart(200, (Lengths(10, 20, 30),)),
+    prompts={"selection": PromptCounts(6, 6, 10.0), "report": PromptCounts(10, 14, 10.0)},
     answers=(5, 6, 7),
     seconds=None,
     told="",

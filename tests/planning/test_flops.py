@@ -9,9 +9,9 @@ from slime_ray.bench.lengths import draw_workload, find_source
 from slime_ray.bench.options import RECIPES
 from slime_ray.bench.recipes import layout_of
 from slime_ray.bench.stepper import Stepper
+from slime_ray.config.settings import Lora
 from slime_ray.planning.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
 from slime_ray.planning.shapes import KNOWN
-from slime_ray.config.settings import Lora
 
 SHAPE = Shape(
     hidden=32, layers=3, heads=4, key_heads=2, head_size=8, intermediate=48, sliding_to_full=2, rank=4,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.planning.material import read_material
-from slime_ray.config.settings import Settings
 
 TOKENIZER = tiny_tokenizer(load_task("arithmetic"))
 IDS = len(TOKENIZER)

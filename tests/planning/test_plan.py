@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from slime_ray.errors import InputError
-from slime_ray.planning.material import Given
+from slime_ray.planning.material import DataAssumptions
 from slime_ray.planning.memory import FRAGMENTS, activation_bytes, kept_bytes, peak_memory
 from slime_ray.planning.plan import Cluster
 from slime_ray.planning.planner import Planner, plan_experiment
 from slime_ray.planning.ranges import Range
 from slime_ray.planning.shapes import KNOWN
-from slime_ray.planning.speed import Measured, Rates
+from slime_ray.planning.speed import MeasuredRates, Rates
 
 from .conftest import ON_H100, TINY
 
@@ -170,7 +170,7 @@ RATES = Rates(
     update=0.5, token=0.001, sft_update=0.25, sft_token=0.002, read_token=0.0005, compare_token=0.004, decode_step=0.01,
     decode_row=0.001, load=1.0, save=2.0, setup=3.0, verdict=0.1, process=10.0,
 )  # fmt: skip
-MEASURED = Measured(
+MEASURED = MeasuredRates(
     wall=RATES, processor=replace(RATES, token=0.0005), around=20.0, peak_bytes=GIB, side_by_side=2, took=60.0,
     device="2 CPU threads",
 )  # fmt: skip
@@ -317,6 +317,8 @@ def test_prices_of_the_users_count(load, tmp_path):
 def test_given_lengths_need_no_data(load):
     """The data of an embedded task is not even made."""
     experiment = load(TINY + "arms: {slime: {}}\n", data__pairs=66)
-    plan = plan_experiment(experiment, cluster=Cluster(trials=1, where="here"), given=Given(1000, (20.0, 30.0, 30.0)))
+    plan = plan_experiment(
+        experiment, cluster=Cluster(trials=1, where="here"), given=DataAssumptions(1000, (20.0, 30.0, 30.0))
+    )
     assert plan.rows[0].tokens == Range.exactly(80 * ((7 - 5) * 16 + 66))
     assert not plan.rows[0].exact

@@ -16,7 +16,7 @@ from slime_ray.planning.memory import TILE_LOGITS
 from slime_ray.planning.ranges import Range, total
 from slime_ray.planning.trials import SEARCH_SEED, WHOLE, groups_of, shortened
 from slime_ray.planning.work import CURVE_PAIRS, PACKED
-from slime_ray.training.course import Measurements
+from slime_ray.training.loop import Measurements
 
 from .conftest import TINY
 

@@ -8,15 +8,15 @@ import pytest
 import ray
 from rich.console import Console
 
-from slime_ray.runs import results
-from slime_ray.errors import RunError
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import RunError
 from slime_ray.on_ray import sweep as sweep_module
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.sweep import Recorder, Sweep, run_sweep
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts, outcome
 from slime_ray.training.outcome import record_failure
 
@@ -43,7 +43,7 @@ def experiment(tmp_path) -> Experiment:
     return load_experiment(path)
 
 
-def sweep_of(experiment: Experiment, storage: Mirror) -> Sweep:
+def sweep_of(experiment: Experiment, storage: RunStore) -> Sweep:
     run = storage.root / experiment.name
     run.mkdir(parents=True)
     return Sweep(experiment, storage, run, {}, None, 0, Console(quiet=True))
@@ -60,7 +60,7 @@ def ended(trial: Trial, error: Exception | None = None) -> Any:
 
 def test_tables_that_cannot_be_written_are_no_fault_of_the_trial(experiment, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Recorder, "EVERY_SECONDS", 0.0)
-    sweep = sweep_of(experiment, Mirror(tmp_path / "runs"))
+    sweep = sweep_of(experiment, RunStore(tmp_path / "runs"))
     [trial] = arm_trials(experiment)
     record_failure(trial, sweep.run, "it failed")
     recorder = recorder_of(sweep)
@@ -74,14 +74,14 @@ def test_tables_that_cannot_be_written_are_no_fault_of_the_trial(experiment, tmp
 
 def test_a_damaged_file_of_another_trial_is_no_fault_of_this_one(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(Recorder, "EVERY_SECONDS", 0.0)
-    sweep = sweep_of(experiment, Mirror(tmp_path / "runs"))
+    sweep = sweep_of(experiment, RunStore(tmp_path / "runs"))
     [trial] = arm_trials(experiment)
     record_failure(trial, sweep.run, "it failed")
     (sweep.run / "trials" / trial.trial_id / "answers.parquet").write_text("damaged")
     recorder_of(sweep).on_trial_complete(0, [], ended(trial))
 
 
-def keeping_one(experiment: Experiment, storage: Mirror) -> tuple[Sweep, dict[str, Any]]:
+def keeping_one(experiment: Experiment, storage: RunStore) -> tuple[Sweep, dict[str, Any]]:
     """A sweep that keeps one model, and the rows of three trials of its search, the first of them the best."""
     budget = experiment.budget.model_copy(update={"checkpoints": 1})
     rows = {
@@ -92,7 +92,7 @@ def keeping_one(experiment: Experiment, storage: Mirror) -> tuple[Sweep, dict[st
 
 
 def test_a_store_that_does_not_list_a_model_is_asked_again(experiment, tmp_path):
-    sweep, rows = keeping_one(experiment, Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+    sweep, rows = keeping_one(experiment, RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
     trials = tmp_path / "bucket" / "completion" / "trials"
     for name in rows:
         (trials / name / "checkpoint").mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_a_store_that_does_not_list_a_model_is_asked_again(experiment, tmp_path)
 def test_a_row_that_cannot_be_written_ends_no_sweep(experiment, tmp_path, monkeypatch, caplog):
     """A file stands where the folder of all trials belongs."""
     monkeypatch.setattr(outcome, "patiently", lambda work, **how: work())
-    sweep = sweep_of(experiment, Mirror(tmp_path / "runs"))
+    sweep = sweep_of(experiment, RunStore(tmp_path / "runs"))
     (sweep.run / "trials").write_text("in the way")
     [trial] = arm_trials(experiment)
     recorder = recorder_of(sweep)
@@ -125,9 +125,9 @@ def test_a_row_that_cannot_be_written_ends_no_sweep(experiment, tmp_path, monkey
 
 
 def test_models_are_deleted_once(experiment, tmp_path, monkeypatch):
-    sweep, rows = keeping_one(experiment, Mirror(tmp_path / "runs"))
+    sweep, rows = keeping_one(experiment, RunStore(tmp_path / "runs"))
     removed: list[str] = []
-    monkeypatch.setattr(Mirror, "remove", lambda storage, path: removed.append(path.parent.name))
+    monkeypatch.setattr(RunStore, "remove", lambda storage, path: removed.append(path.parent.name))
     for _ in range(3):
         sweep_module.drop_models(sweep, rows)
     assert sorted(removed) == ["b", "c"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from slime_ray.runs import results
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.on_ray.earlier import Earlier, earlier_runs, refuse_other_data
+from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import search_trial
+from slime_ray.on_ray.warm_start import Earlier, earlier_runs, refuse_other_data
+from slime_ray.runs import results
 from slime_ray.training.outcome import blank_row
 
 SPACE = "objective.hard_margin: {uniform: [0.5, 3.0]}, objective.soft_margin: {uniform: [0.1, 2.0]}"

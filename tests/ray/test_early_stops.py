@@ -15,14 +15,14 @@ from ray.util import placement_group_table
 from rich.console import Console
 from slime_ray.analysis.search_table import search_trials
 
-from slime_ray.runs import results
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import monitor
 from slime_ray.on_ray.janitor import descendants
 from slime_ray.on_ray.plan import best_rows
 from slime_ray.on_ray.study import study_storage
 from slime_ray.on_ray.sweep import run_sweep
-from slime_ray.training.orders import Order
+from slime_ray.runs import results
+from slime_ray.training.orders import Command
 from tests.faults.conftest import until
 
 pytestmark = pytest.mark.ray
@@ -46,10 +46,10 @@ ENDED = ("completed", "stopped", "diverged")
 class TwoOfThree:
     """Stops every trial but each third, at its second evaluation: no order of events changes which."""
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Order | None:
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
         if int(trial_id[-4:]) % 3 == 0 or not 4 <= (told.get("step") or 0) < told["updates"]:
             return None
-        return Order("stop", f"early: at update {told['step']} of {told['updates']}")
+        return Command("stop", f"early: at update {told['step']} of {told['updates']}")
 
 
 class Scripted(monitor.MonitorActor):

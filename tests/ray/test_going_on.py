@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray.runs import results
 from slime_ray import cli
+from slime_ray.runs import results
 from slime_ray.runs.status import describe
 from tests.end_to_end.conftest import environment
 from tests.processes import left_behind

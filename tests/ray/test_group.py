@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from ray.train import WorkerGroupError
 
-from slime_ray.runs import results
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import InputError
 from slime_ray.on_ray import group
 from slime_ray.on_ray.group import GroupLost, run_group_trial
-from slime_ray.on_ray.place import Place
+from slime_ray.on_ray.workers import WorkerContext
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.orders import Paused
 from slime_ray.training.outcome import OutOfMemory, blank_row
@@ -46,13 +46,13 @@ def trial(tmp_path) -> Trial:
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
-    return place_in(Mirror(tmp_path / "runs"))
+def place(tmp_path) -> WorkerContext:
+    return place_in(RunStore(tmp_path / "runs"))
 
 
-def place_in(storage: Mirror, **faults: Any) -> Place:
+def place_in(storage: RunStore, **faults: Any) -> WorkerContext:
     monitor: Any = Silent()
-    return Place(storage, "group", Resources(workers=2), Faults(**faults), monitor)
+    return WorkerContext(storage, "group", Resources(workers=2), Faults(**faults), monitor)
 
 
 def groups(monkeypatch: pytest.MonkeyPatch, *fates: Fate) -> list[int]:
@@ -74,7 +74,7 @@ def raises(error: Exception) -> Fate:
     return fate
 
 
-def finishes(trial: Trial, place: Place) -> Fate:
+def finishes(trial: Trial, place: WorkerContext) -> Fate:
     def fate() -> None:
         row = blank_row(trial, datetime.now(UTC)) | {"status": "completed"}
         results.write_trial(place.run, row=row, answers=[], curves=[])
@@ -83,7 +83,7 @@ def finishes(trial: Trial, place: Place) -> Fate:
     return fate
 
 
-def endings(trial: Trial, place: Place) -> list[Any]:
+def endings(trial: Trial, place: WorkerContext) -> list[Any]:
     return [attempt.ended for attempt in attempts.read(place.trial(trial.trial_id))]
 
 
@@ -111,7 +111,7 @@ def test_a_group_that_began_and_was_lost_counts_once(trial, place, monkeypatch):
 def test_memory_that_runs_out_on_another_machine_is_tried_once_more(trial, place, tmp_path, monkeypatch, stored):
     """The rank that says so has no attempts.json to note it in."""
     if stored:
-        place = place_in(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+        place = place_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
     full = raises(OutOfMemory("OutOfMemoryError: CUDA out of memory"))
     groups(monkeypatch, full, finishes(trial, place))
     assert run_group_trial(trial, place)["status"] == "completed"
@@ -170,7 +170,7 @@ def test_workers_that_leave_without_a_row_were_told_to(trial, place, monkeypatch
 
 
 def test_a_store_that_is_away_when_a_group_trial_starts_is_waited_for(trial, tmp_path, monkeypatch):
-    place = place_in(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+    place = place_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
     blocked = block(tmp_path / "bucket" / "group" / "trials" / trial.trial_id)
     monitor: Any = place.monitor
     monkeypatch.setattr(monitor, "report", lambda *told, **how: blocked.unlink())
@@ -186,7 +186,7 @@ def block(folder: Path) -> Path:
 
 
 def test_a_store_that_stays_away_is_given_up_after_storage_minutes(tmp_path):
-    place = place_in(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"), storage_minutes=0.02)
+    place = place_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"), storage_minutes=0.02)
     block(tmp_path / "bucket" / "group" / "trials" / "a")
     monitor: Any = place.monitor
     with pytest.raises(OSError, match="bucket"):

@@ -9,13 +9,13 @@ import pytest
 import ray
 from ray import cloudpickle, tune
 
-from slime_ray.runs import results
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
 from slime_ray.on_ray import place as module
-from slime_ray.on_ray.place import Place, run_worker
 from slime_ray.on_ray.trial import tune_function
+from slime_ray.on_ray.workers import WorkerContext, run_worker
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training import worker
 from slime_ray.training.outcome import blank_row
 
@@ -28,14 +28,16 @@ def trial(tmp_path) -> Trial:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Place:
+def place(tmp_path, monkeypatch) -> WorkerContext:
     """In a store, without Ray: nobody listens, and there is one node."""
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     monitor: Any = SimpleNamespace(join=lambda *who: None, report=lambda *told, **how: None)
-    return Place(Mirror(tmp_path / "copy", f"file://{tmp_path}/bucket"), "place", Resources(), Faults(), monitor)
+    return WorkerContext(
+        RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"), "place", Resources(), Faults(), monitor
+    )
 
 
-def trains(place: Place) -> Any:
+def trains(place: WorkerContext) -> Any:
     """In the place of a training: leaves a model and a row."""
 
     def run_trial(trial: Trial, *, run: Path, **how: Any) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from slime_ray.config import trackers as tracker_settings
-from slime_ray.data.tasks import load_task
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment, Resources
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import NoJudge
-from slime_ray.runs.store import Mirror
+from slime_ray.data.tasks import load_task
+from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
 from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
+from slime_ray.runs.store import RunStore
 from tests.model.tiny_files import change_json, copy, cut, point, save_llama
 
 TOKEN = "token"
@@ -53,7 +53,7 @@ def probe(tmp_path: Path) -> Path:
 
 
 def storage(looks: list[Look], probe: Path, url: str | None = None) -> list[Finding]:
-    return list(preflight._storage(looks, probe, TOKEN, Mirror(probe.parent, url)))
+    return list(preflight._storage(looks, probe, TOKEN, RunStore(probe.parent, url)))
 
 
 def test_a_shared_folder_is_fine(probe):
@@ -111,7 +111,7 @@ def experiment(tmp_path: Path) -> Experiment:
 def test_the_node_with_the_least_disk_has_to_hold_the_run(experiment, tmp_path, monkeypatch, wanted, refused):
     monkeypatch.setattr(preflight, "forecast_bytes", lambda experiment: wanted)
     looks = [look(disk=9 << 30), look(name="two", disk=2 << 30)]
-    found = errors(preflight._disk(looks, experiment, Mirror(tmp_path)))
+    found = errors(preflight._disk(looks, experiment, RunStore(tmp_path)))
     assert len(found) == refused
     for sentence in found:
         assert sentence.startswith(f"Node two has 2.0 GiB free at {tmp_path}, and the run may take 3.0 GiB.")
@@ -157,7 +157,7 @@ def test_a_group_that_is_full_brings_no_more_and_one_without_limit_many():
 
 def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker_settings, "find_spec", lambda name: None)
-    seen = look_at_node("id-1", str(tmp_path), TOKEN, [], False, Mirror(tmp_path), NoJudge(), ("wandb",))
+    seen = look_at_node("id-1", str(tmp_path), TOKEN, [], False, RunStore(tmp_path), NoJudge(), ("wandb",))
     assert errors(preflight._trackers([FINE, dataclasses.replace(seen, name="two")])) == [
         "Node two: trackers: wandb needs the package wandb, which is not installed. Install slime-ray[wandb], or leave "
         "wandb out of `trackers`."
@@ -170,7 +170,7 @@ def test_a_script_is_told_everything_that_was_found(level, monkeypatch, tmp_path
     monkeypatch.setattr(preflight, "connected", nullcontext)
     monkeypatch.setattr(preflight, "examine", lambda experiment, storage: found)
     with pytest.raises(InputError, match="it is slow") if level == "error" else nullcontext():
-        preflight.doctor(None, storage=Mirror(tmp_path), console=Console(), as_json=True)
+        preflight.doctor(None, storage=RunStore(tmp_path), console=Console(), as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "fine": level == "warning",
         "findings": [
@@ -193,7 +193,7 @@ def see(tmp_path: Path, **settings: Any) -> list[Finding]:
     models = preflight.local_models(chosen)
     paths = preflight.local_paths(chosen)
     assert set(models) <= set(paths)
-    node = look_at_node("id-1", str(tmp_path), TOKEN, paths, False, Mirror(tmp_path), NoJudge(), models=models)
+    node = look_at_node("id-1", str(tmp_path), TOKEN, paths, False, RunStore(tmp_path), NoJudge(), models=models)
     found = [*preflight._model_and_data(chosen, [node])]
     return found if errors(found) else [*found, *preflight._tokenizer(chosen)]
 

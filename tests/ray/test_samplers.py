@@ -10,12 +10,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from slime_ray.errors import InputError
-from slime_ray.on_ray import samplers
-from slime_ray.on_ray.search import Observation, StudySearch
 from slime_ray.config.points import Search
 from slime_ray.config.presets import preset_base
 from slime_ray.config.space import Dimension
+from slime_ray.errors import InputError
+from slime_ray.on_ray import samplers
+from slime_ray.on_ray.search import Observation, StudySearch
 
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}

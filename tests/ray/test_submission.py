@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
+from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray import launch as launching
 from slime_ray.on_ray.launch import CONTENT, RUN, Submission, launch, sweep_options
 

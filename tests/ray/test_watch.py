@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from slime_ray.errors import RunError
-from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.config.experiment import Experiment, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.instructions import ask_for_clone, ask_to_stop
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import RunError
+from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray import progress as progress_module
-from slime_ray.on_ray.monitor import Heard
+from slime_ray.on_ray.monitor import TrialStatus
 from slime_ray.on_ray.progress import Progress
 from slime_ray.on_ray.resources import Node
 from slime_ray.on_ray.spending import Meter
-from slime_ray.on_ray.watch import GRACE_SECONDS, NoPlace, TimeUp, Wait, Watch
+from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, ShutdownTimeout, Watch
+from slime_ray.runs.instructions import ask_for_clone, ask_to_stop
 from slime_ray.runs.results import finished_trial
 from slime_ray.runs.status import STATUS, read_status
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 
 TEXT = """\
@@ -32,7 +32,7 @@ arms: {slime: {}}
 budget: {hours: 1}
 faults: {placement_minutes: 10, hang_minutes: 30}
 """
-AT_WORK = {"arm-slime-s0": Heard({}, 0.0, at_work=True)}
+AT_WORK = {"arm-slime-s0": TrialStatus({}, 0.0, at_work=True)}
 PENDING = SimpleNamespace(status="PENDING")
 
 
@@ -51,11 +51,11 @@ class FakeMonitor:
     """What the driver is told of the trials, and what it told them."""
 
     def __init__(self) -> None:
-        self.trials: dict[str, Heard] = {}
+        self.trials: dict[str, TrialStatus] = {}
         self.orders: list[str] = []
         self.killed: list[str] = []
 
-    def heard(self) -> dict[str, Heard]:
+    def heard(self) -> dict[str, TrialStatus]:
         return self.trials
 
     def leave(self, reason: str) -> None:
@@ -104,7 +104,7 @@ def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: l
     teller: Any = monitor
     meter = Meter(experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now)
     return Watch(
-        experiment, run=tmp_path, storage=Mirror(tmp_path), monitor=teller, plan=plan, progress=progress, meter=meter
+        experiment, run=tmp_path, storage=RunStore(tmp_path), monitor=teller, plan=plan, progress=progress, meter=meter
     )
 
 
@@ -134,7 +134,7 @@ def test_trials_that_were_told_to_leave_have_their_time_and_no_more(watching, cl
     step(watching, clock, 2)
     assert monitor.orders == ["the sweep ended: its time, budget.hours 1, is spent"]
     step(watching, clock, GRACE_SECONDS - 1)
-    with pytest.raises(TimeUp):
+    with pytest.raises(ShutdownTimeout):
         step(watching, clock, 2)
     assert len(monitor.orders) == 1
 
@@ -144,7 +144,7 @@ def test_waiting_is_told_every_minute_and_given_up_in_the_end(watching, clock, s
         step(watching, clock, 61, PENDING)
     assert len(said) == 9
     assert said[1] == "Waiting for 122 s: A trial asks for 1 CPU and 0 GPU; free now: 0 CPU on head"
-    with pytest.raises(NoPlace, match=r"610 s: A trial asks for 1 CPU .*faults.placement_minutes is 10"):
+    with pytest.raises(PlacementTimeout, match=r"610 s: A trial asks for 1 CPU .*faults.placement_minutes is 10"):
         step(watching, clock, 61, PENDING)
 
 
@@ -156,9 +156,9 @@ def test_waiting_counts_only_while_nothing_is_at_work(watching, clock, monitor, 
         step(watching, clock, 1, PENDING)
     assert len(said) == 3
     # A group has begun, and its workers have no place yet.
-    monitor.trials = {"arm-slime-s0": Heard({}, 0.0, at_work=False)}
+    monitor.trials = {"arm-slime-s0": TrialStatus({}, 0.0, at_work=False)}
     step(watching, clock, 1)
-    with pytest.raises(NoPlace):
+    with pytest.raises(PlacementTimeout):
         step(watching, clock, 601)
 
 
@@ -182,23 +182,23 @@ def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monit
 def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
     folder = tmp_path / "trials" / "arm-slime-s0"
     attempts.begin(folder, workers=1)
-    monitor.trials = {"arm-slime-s0": Heard({}, 1799.0, at_work=True)}
+    monitor.trials = {"arm-slime-s0": TrialStatus({}, 1799.0, at_work=True)}
     step(watching, clock, 1)
-    monitor.trials = {"arm-slime-s0": Heard({}, 1801.0, at_work=True)}
+    monitor.trials = {"arm-slime-s0": TrialStatus({}, 1801.0, at_work=True)}
     step(watching, clock, 1)
     assert monitor.killed == ["arm-slime-s0"]
     assert [attempt.ended for attempt in attempts.read(folder)] == ["hung"]
 
 
 def test_a_wait_that_is_over_begins_anew(clock, experiment):
-    wait = Wait(experiment.resources, experiment.faults, lambda line: None)
+    wait = PlacementTimer(experiment.resources, experiment.faults, lambda line: None)
     clock.now += 500
     wait.go_on()
     wait.over()
     clock.now += 500
     wait.go_on()
     clock.now += 500
-    with pytest.raises(NoPlace):
+    with pytest.raises(PlacementTimeout):
         wait.go_on()
 
 
@@ -219,7 +219,7 @@ def making(clock: Clock, experiment: Experiment, monitor: FakeMonitor, monkeypat
 
 
 def test_stages_that_find_no_place_are_told_and_given_up(making):
-    with pytest.raises(NoPlace, match="A trial asks for 1 CPU"):
+    with pytest.raises(PlacementTimeout, match="A trial asks for 1 CPU"):
         making.follow()
     assert [line.split(":")[0] for line in making.lines] == [
         "Waiting for 200 s",
@@ -229,7 +229,7 @@ def test_stages_that_find_no_place_are_told_and_given_up(making):
 
 
 def test_stages_whose_making_falls_silent_are_given_up(making, monitor):
-    monitor.trials = {"stages": Heard({"doing": "making sft"}, 1801.0, at_work=True)}
+    monitor.trials = {"stages": TrialStatus({"doing": "making sft"}, 1801.0, at_work=True)}
     with pytest.raises(RunError, match=r"said nothing for 1801 s \(faults.hang_minutes is 30\)"):
         making.follow()
 
@@ -238,7 +238,7 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, m
     watching.meter.budget = watching.meter.budget.model_copy(update={"gpu_hours": 0.5})
     watching.meter.resources = watching.meter.resources.model_copy(update={"gpu_per_worker": 1.0})
     # A trial that has no place yet holds no GPU.
-    monitor.trials = {"arm-slime-s0": Heard({}, 0.0, at_work=False)}
+    monitor.trials = {"arm-slime-s0": TrialStatus({}, 0.0, at_work=False)}
     step(watching, clock, 500)
     monitor.trials = AT_WORK
     step(watching, clock, 1799)
@@ -357,7 +357,7 @@ def test_a_trial_that_meets_a_storage_that_takes_nothing_ends_the_sweep(watching
 
 def test_a_stage_that_is_made_again_is_said_once_by_whoever_hears_it(making, monitor, monkeypatch):
     monitor.trials = {
-        "stages": Heard({"doing": "making sft", "notice": "A shared stage is not whole."}, 0.0, at_work=True)
+        "stages": TrialStatus({"doing": "making sft", "notice": "A shared stage is not whole."}, 0.0, at_work=True)
     }
     looks = iter([([], []), ([], []), ([1], [])])
     monkeypatch.setattr(prepare.ray, "wait", lambda *arguments, **options: next(looks))

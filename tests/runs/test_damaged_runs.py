@@ -13,9 +13,9 @@ from slime_ray.analysis.judging import _took
 from slime_ray.analysis.manifests import differences
 from slime_ray.analysis.report import write_report
 
-from slime_ray.runs import results
 from slime_ray import cli
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 from slime_ray.runs.status import describe, read_status, write_status
 from tests.analysis.conftest import add_trial, finish
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from slime_ray.runs import results
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Arm, Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import InputError
+from slime_ray.runs import results
 from slime_ray.runs.folder import Start, log_file, taken
+from slime_ray.runs.store import RunStore
 
 HINGE = """
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ def experiment(source) -> Experiment:
 
 
 @pytest.fixture(params=["folder", "store"])
-def storage(request, tmp_path) -> Mirror:
-    return Mirror(tmp_path / "runs", f"file://{tmp_path}/bucket" if request.param == "store" else None)
+def storage(request, tmp_path) -> RunStore:
+    return RunStore(tmp_path / "runs", f"file://{tmp_path}/bucket" if request.param == "store" else None)
 
 
 def begin(
-    experiment: Experiment, source: Path, storage: Mirror, start: Start, *, sent: bool, ends: BaseException
+    experiment: Experiment, source: Path, storage: RunStore, start: Start, *, sent: bool, ends: BaseException
 ) -> None:
     """A sweep that ends in the midst of its stages, with its manifest sent or not."""
     run = storage.root / experiment.name
@@ -75,7 +75,7 @@ def test_a_name_stays_free_where_nothing_could_be_started(experiment, source, st
 
 
 def test_a_run_that_was_deleted_in_the_store_is_started_anew(experiment, source, tmp_path):
-    storage = Mirror(tmp_path / "runs", f"file://{tmp_path}/bucket")
+    storage = RunStore(tmp_path / "runs", f"file://{tmp_path}/bucket")
     with pytest.raises(KeyboardInterrupt):
         begin(experiment, source, storage, "fresh", sent=True, ends=KeyboardInterrupt())
     (tmp_path / "bucket" / "first").rename(tmp_path / "deleted")

@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slime_ray.runs import inputs
-from slime_ray.runs import results
 from slime_ray import cli
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import InputError
+from slime_ray.runs import inputs, results
 from slime_ray.runs.folder import refuse_other_stages, taken
-from slime_ray.training.course import Hosting
+from slime_ray.runs.store import RunStore
+from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Paused
 from slime_ray.training.worker import run_trial
 from tests.analysis.conftest import add_trial
@@ -235,12 +234,12 @@ def test_a_trial_sees_what_changed_since_its_sweep_began(source, file):
 def test_a_trial_pauses_before_it_computes_anything_from_a_changed_input(source, tmp_path):
     """Its sweep then ends with the reason; there is no row, and nothing failed."""
     trial = arm_trials(load_experiment(source))[0]
-    hosting = Hosting(inputs={str((tmp_path / "pairs.jsonl").absolute()): "0" * 64})
+    hosting = Runtime(inputs={str((tmp_path / "pairs.jsonl").absolute()): "0" * 64})
     run = tmp_path / "runs" / "first"
     with pytest.raises(
         Paused, match=r"pairs\.jsonl changed while the run was at work .its hash was 000000000000, and is"
     ):
-        run_trial(trial, run=run, storage=Mirror(tmp_path / "runs"), report=lambda told: None, hosting=hosting)
+        run_trial(trial, run=run, storage=RunStore(tmp_path / "runs"), report=lambda told: None, hosting=hosting)
     assert results.finished_trials(run) == {}
     assert not (tmp_path / "runs" / ".stages").exists()
 

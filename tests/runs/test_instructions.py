@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from slime_ray.runs import results
 from slime_ray import cli
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
+from slime_ray.errors import InputError, RunError
+from slime_ray.runs import results
 from slime_ray.runs.folder import reopened, taken
+from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
 from slime_ray.runs.status import STATUS, describe, read_status, write_status
 from tests.analysis.conftest import add_trial
 

@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from slime_ray.runs import redaction
-from slime_ray.runs import results
 from slime_ray import cli
 from slime_ray.cli.options import Parser
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.redaction import has_secret, redact, redact_sentence, remember, shown_address
+from slime_ray.runs import redaction, results
 from slime_ray.runs.folder import log_file, taken
+from slime_ray.runs.redaction import has_secret, redact, redact_sentence, remember, shown_address
 from slime_ray.runs.status import read_status, write_status
 
 PASSWORDS = st.text(st.sampled_from(string.printable), min_size=6, max_size=20).filter(

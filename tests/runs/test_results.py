@@ -6,8 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 
 
 def row(trial_id: str, **columns):

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slime_ray.errors import InputError, RunError
 from slime_ray.runs import files
 from slime_ray.runs import store as mirror
-from slime_ray.errors import InputError, RunError
-from slime_ray.runs.store import Mirror, joined, parted
 from slime_ray.runs.redaction import has_secret, shown_address
+from slime_ray.runs.store import RunStore, joined, parted
 from slime_ray.training.cache import cached
 
 
-def two(tmp_path: Path) -> tuple[Mirror, Mirror]:
+def two(tmp_path: Path) -> tuple[RunStore, RunStore]:
     """Two machines with one storage."""
     url = f"file://{tmp_path}/bucket"
-    return Mirror(tmp_path / "here", url), Mirror(tmp_path / "there", url)
+    return RunStore(tmp_path / "here", url), RunStore(tmp_path / "there", url)
 
 
-def write(mirror: Mirror, files: dict[str, bytes]) -> None:
+def write(mirror: RunStore, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         path = mirror.root / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def test_a_stage_is_made_on_one_machine_and_fetched_on_the_other(tmp_path):
     assert stage(folder) == stage(other) == {"weights": b"w"}
     # Half of an upload is no stage: the last object is missing.
     (tmp_path / "bucket" / ".stages" / "sft-k" / ".complete").unlink()
-    third = Mirror(tmp_path / "third", here.url)
+    third = RunStore(tmp_path / "third", here.url)
     cached(third, "sft", "k", make, lambda told: None)
     assert len(made) == 2
 
@@ -153,7 +153,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_store_gets_a_new_one(tmp_
         (near / "weights").write_text("half"[:2])
     if where != "on the disk":
         (far / "weights").write_text("half"[:2])
-        third = Mirror(tmp_path / "third", here.url)
+        third = RunStore(tmp_path / "third", here.url)
         near = third.root / ".stages" / "sft-k"
         cached(third, "sft", "k", make, report)
     else:
@@ -191,8 +191,8 @@ def test_a_store_that_refuses_a_stage_for_a_while_is_waited_for(tmp_path, where)
 
 
 def test_a_folder_is_its_own_working_copy(tmp_path):
-    mirror = Mirror.of(str(tmp_path), "driver")
-    assert mirror == Mirror.of(str(tmp_path), "trials")
+    mirror = RunStore.of(str(tmp_path), "driver")
+    assert mirror == RunStore.of(str(tmp_path), "trials")
     write(mirror, {"a": b"1"})
     mirror.pull(tmp_path / "run")
     mirror.push(tmp_path / "run", prune=True)
@@ -201,20 +201,20 @@ def test_a_folder_is_its_own_working_copy(tmp_path):
 
 
 def test_ray_is_given_the_address_with_its_query(tmp_path):
-    mirror = Mirror(tmp_path, "s3://bucket/runs/?endpoint_override=host")
+    mirror = RunStore(tmp_path, "s3://bucket/runs/?endpoint_override=host")
     assert mirror.address(tmp_path / "first" / "ray") == "s3://bucket/runs/first/ray?endpoint_override=host"
 
 
 @pytest.mark.parametrize("url", ["ftp://host/runs", "nonsense://x"])
 def test_an_address_that_nothing_reads_is_refused(url):
     with pytest.raises(InputError, match="begins with s3:// or gs://"):
-        Mirror.of(url, "driver")
+        RunStore.of(url, "driver")
 
 
 def test_a_storage_that_cannot_be_used_is_a_sentence_without_its_secrets(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="it cannot be used") as refused:
-        Mirror(tmp_path / "copy", f"file://{tmp_path}/file/runs?secret_key=abc").check()
+        RunStore(tmp_path / "copy", f"file://{tmp_path}/file/runs?secret_key=abc").check()
     assert "abc" not in str(refused.value)
 
 
@@ -245,7 +245,7 @@ def test_who_held_it_and_is_gone_holds_it_no_more(tmp_path, who, age):
 def test_working_copies_are_not_put_where_somebody_else_could_read_them(tmp_path, monkeypatch):
     monkeypatch.delenv("SLIME_RAY_SCRATCH", raising=False)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    root = Mirror.of("s3://bucket/runs", "driver").root
+    root = RunStore.of("s3://bucket/runs", "driver").root
     [scratch] = tmp_path.iterdir()
     assert scratch in root.parents
     assert scratch.stat().st_mode & 0o077 == 0
@@ -253,7 +253,7 @@ def test_working_copies_are_not_put_where_somebody_else_could_read_them(tmp_path
     (tmp_path / "elsewhere").mkdir()
     scratch.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="belongs to somebody else"):
-        Mirror.of("s3://bucket/runs", "driver")
+        RunStore.of("s3://bucket/runs", "driver")
 
 
 def test_what_is_removed_is_gone_here_and_there(tmp_path):
@@ -293,7 +293,7 @@ SECRETIVE = [
 @pytest.mark.parametrize("address", SECRETIVE)
 def test_no_refusal_of_an_address_tells_its_secrets(address):
     with pytest.raises(InputError) as refused:
-        Mirror.of(address, "driver").check()
+        RunStore.of(address, "driver").check()
     assert not [part for part in ("KEY", "SEC", "RET", "CRET") if part in str(refused.value)]
 
 
@@ -347,7 +347,7 @@ def test_a_store_that_fails_while_a_run_is_taken_or_fetched_is_a_sentence(tmp_pa
     here.push(here.root / "run")
     # A folder stands where the copy's file belongs.
     (tmp_path / "there" / "run" / "x").mkdir(parents=True)
-    there = Mirror(tmp_path / "there", here.url)
+    there = RunStore(tmp_path / "there", here.url)
     with pytest.raises(RunError, match="could not be used"), there.held(there.root / "run"):
         pass
     assert not (tmp_path / "bucket" / "run" / ".held").exists()
@@ -365,11 +365,11 @@ def test_there_is_no_copy_of_what_the_storage_has_nothing_of(tmp_path):
 def test_each_machine_has_its_own_place_for_its_copies(tmp_path, monkeypatch):
     """What SLIME_RAY_SCRATCH says there counts, not what it says where the sweep was started."""
     monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "driver"))
-    mirror = Mirror.of("s3://bucket/runs", "trials")
+    mirror = RunStore.of("s3://bucket/runs", "trials")
     travels = pickle.dumps(mirror)
     monkeypatch.setenv("SLIME_RAY_SCRATCH", str(tmp_path / "node"))
     arrived = pickle.loads(travels)
     assert arrived.root == tmp_path / "node" / mirror.root.relative_to(tmp_path / "driver")
     assert arrived.url == mirror.url
     # A folder that all machines share is the same everywhere.
-    assert pickle.loads(pickle.dumps(Mirror(tmp_path))).root == tmp_path
+    assert pickle.loads(pickle.dumps(RunStore(tmp_path))).root == tmp_path

@@ -18,7 +18,7 @@ import pytest
 
 from slime_ray.config.experiment import Experiment, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.runs.store import RunStore
 
 from . import small_trials
 
@@ -148,12 +148,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="session")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
-    return Mirror(tmp_path_factory.mktemp("storage"))
+def storage(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return RunStore(tmp_path_factory.mktemp("storage"))
 
 
 @pytest.fixture(scope="session")
-def whole(experiment: Experiment, storage: Mirror, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(experiment: Experiment, storage: RunStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both arms, never interrupted."""
     from slime_ray.training.worker import run_trial
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
+from slime_ray.config.settings import Schedule
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import shard
 from slime_ray.objectives import DpoObjective, ReleasedSlimeObjective, SlimeObjective
-from slime_ray.config.settings import Schedule
 from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer, TokenPair
 
 CONFIG = LlamaConfig(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from slime_ray.config.experiment import Trial
-from slime_ray.training.orders import Order
+from slime_ray.training.orders import Command
 
 TEXT = """\
 name: trial
@@ -42,7 +42,7 @@ class Orders:
         self.step, self.answer = step, answer
         self.steps: list[int] = []
 
-    def __call__(self, told: Any) -> Order | None:
+    def __call__(self, told: Any) -> Command | None:
         if told.get("doing") != "training":
             return None
         self.steps.append(told["step"])
@@ -50,5 +50,5 @@ class Orders:
             return None
         if isinstance(self.answer, BaseException):
             raise self.answer
-        answer: Order | None = self.answer
+        answer: Command | None = self.answer
         return answer

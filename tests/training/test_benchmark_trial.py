@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from slime_ray.runs import results
-from slime_ray.data.tasks import load_task
 from slime_ray.config.experiment import Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.data.tasks import load_task
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
@@ -60,7 +60,7 @@ def trial(questions, tmp_path_factory) -> Trial:
 @pytest.fixture(scope="module")
 def whole(trial, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("whole")
-    run_trial(trial, run=run, storage=Mirror(run), report=lambda told: None)
+    run_trial(trial, run=run, storage=RunStore(run), report=lambda told: None)
     return run
 
 
@@ -94,7 +94,7 @@ def test_ranks_share_the_turns_and_answer_as_one_would(trial, whole, on_ranks, t
 
 
 def test_other_content_of_the_file_makes_other_prompts_and_the_same_checkpoint(trial, questions, whole):
-    storage, nothing = Mirror(whole), lambda told: None
+    storage, nothing = RunStore(whole), lambda told: None
     before = prepare(trial.settings, storage=storage, report=nothing)
     kept = questions.read_text()
     try:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from slime_ray.errors import InputError
-from slime_ray.runs.store import Mirror
+from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import cached, clear_unfinished, content_of, stage_errors
 from slime_ray.training.orders import ending
 from slime_ray.training.outcome import StageError
@@ -34,9 +34,9 @@ def test_a_folder_is_made_once_and_found_afterwards(tmp_path):
         made.append(folder)
         (folder / "file").write_text("whole")
 
-    first = cached(Mirror(tmp_path), "sft", "k1", make, silent)
-    assert cached(Mirror(tmp_path), "sft", "k1", make, silent) == first
-    assert cached(Mirror(tmp_path), "sft", "k2", make, silent) != first
+    first = cached(RunStore(tmp_path), "sft", "k1", make, silent)
+    assert cached(RunStore(tmp_path), "sft", "k1", make, silent) == first
+    assert cached(RunStore(tmp_path), "sft", "k2", make, silent) != first
     assert (first / "file").read_text() == "whole"
     assert len(made) == 2
 
@@ -47,9 +47,9 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_again(tmp_path):
         raise RuntimeError("no space")
 
     with pytest.raises(StageError, match="could not be made: RuntimeError: no space"):
-        cached(Mirror(tmp_path), "sft", "k", fail, silent)
+        cached(RunStore(tmp_path), "sft", "k", fail, silent)
     assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
-    assert cached(Mirror(tmp_path), "sft", "k", lambda folder: None, silent).is_dir()
+    assert cached(RunStore(tmp_path), "sft", "k", lambda folder: None, silent).is_dir()
 
 
 def test_two_at_once_make_one_folder(tmp_path):
@@ -60,7 +60,7 @@ def test_two_at_once_make_one_folder(tmp_path):
 
     def ask() -> None:
         making.wait()
-        cached(Mirror(tmp_path), "sft", "k", make, silent)
+        cached(RunStore(tmp_path), "sft", "k", make, silent)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -107,11 +107,11 @@ class Told:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_is_made_again_and_that_is_said_once(tmp_path, damage):
     told = Told()
-    folder = cached(Mirror(tmp_path), "sft", "k", fill, told)
+    folder = cached(RunStore(tmp_path), "sft", "k", fill, told)
     assert told.notices == []
     DAMAGES[damage](folder / "weights")
     for _ in range(2):
-        assert cached(Mirror(tmp_path), "sft", "k", fill, told) == folder
+        assert cached(RunStore(tmp_path), "sft", "k", fill, told) == folder
         assert (folder / "weights").read_text() == "whole"
     assert len(told.notices) == 1
     assert str(folder / "weights") in told.notices[0]
@@ -121,7 +121,7 @@ def test_a_folder_of_an_earlier_version_is_made_again(tmp_path):
     told, folder = Told(), tmp_path / ".stages" / "sft-k"
     folder.mkdir(parents=True)
     (folder / "weights").write_text("who knows")
-    cached(Mirror(tmp_path), "sft", "k", fill, told)
+    cached(RunStore(tmp_path), "sft", "k", fill, told)
     assert (folder / "weights").read_text() == "whole"
     assert "has no record of its files" in told.notices[0]
 
@@ -132,9 +132,9 @@ def test_what_a_killed_maker_left_is_deleted_and_what_is_being_made_is_not(tmp_p
         (stages / name).mkdir(parents=True)
         (stages / name / "weights").write_text("half")
     with FileLock(stages / "tokens-k.lock"):
-        cached(Mirror(tmp_path), "sft", "k", fill, silent)
+        cached(RunStore(tmp_path), "sft", "k", fill, silent)
     assert sorted(path.name for path in stages.iterdir() if path.is_dir()) == [".tokens-k.0123abcd", "sft-k"]
-    clear_unfinished(Mirror(tmp_path))
+    clear_unfinished(RunStore(tmp_path))
     assert sorted(path.name for path in stages.iterdir() if path.is_dir()) == ["sft-k"]
 
 
@@ -145,7 +145,7 @@ def test_an_interrupted_maker_leaves_nothing(tmp_path, number):
         signal.raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt), ending():
-        cached(Mirror(tmp_path), "sft", "k", make, silent)
+        cached(RunStore(tmp_path), "sft", "k", make, silent)
     assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
 
 
@@ -161,9 +161,9 @@ def test_an_interrupted_maker_leaves_nothing(tmp_path, number):
     ids=["safetensors", "parquet", "npz", "json"],
 )
 def test_whatever_a_file_cannot_be_read_with_is_an_error_of_the_stages(tmp_path, read, content):
-    folder = cached(Mirror(tmp_path), "step0", "k", fill, silent)
+    folder = cached(RunStore(tmp_path), "step0", "k", fill, silent)
     (folder / "weights").write_bytes(content)
-    with pytest.raises(StageError, match="could not be used: ") as raised, stage_errors("used", Mirror(tmp_path)):
+    with pytest.raises(StageError, match="could not be used: ") as raised, stage_errors("used", RunStore(tmp_path)):
         read(folder / "weights")
     assert str(folder / "weights") in str(raised.value)
 
@@ -174,7 +174,7 @@ def test_what_a_user_can_mend_and_memory_keep_their_own_words(tmp_path, error):
         raise error
 
     with pytest.raises(type(error)):
-        cached(Mirror(tmp_path), "sft", "k", fail, silent)
+        cached(RunStore(tmp_path), "sft", "k", fail, silent)
 
 
 def test_a_full_disk_names_the_storage_and_the_way_out(tmp_path):
@@ -182,7 +182,7 @@ def test_a_full_disk_names_the_storage_and_the_way_out(tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with pytest.raises(StageError) as raised:
-        cached(Mirror(tmp_path), "sft", "k", fail, silent)
+        cached(RunStore(tmp_path), "sft", "k", fail, silent)
     assert str(raised.value) == (
         "The shared stages could not be made: OSError: Error while serializing: I/O error: No space left on device "
         f"(os error 28). Make room in {tmp_path}, and give the same command with --resume."
@@ -199,11 +199,11 @@ def test_weights_that_come_out_otherwise_are_refused_once(tmp_path, damaged):
         (folder / "model.safetensors").write_text(content[0])
         (folder / "config.json").write_text("config")
 
-    folder = cached(Mirror(tmp_path), "sft", "k", make, silent)
+    folder = cached(RunStore(tmp_path), "sft", "k", make, silent)
     (folder / damaged).unlink()
     content[0] = "new"
     with pytest.raises(StageError, match=r"other weights \(model.safetensors\).* another name"):
-        cached(Mirror(tmp_path), "sft", "k", make, silent)
+        cached(RunStore(tmp_path), "sft", "k", make, silent)
     # A run that begins now has no such trials.
-    cached(Mirror(tmp_path), "sft", "k", make, silent)
+    cached(RunStore(tmp_path), "sft", "k", make, silent)
     assert (folder / "model.safetensors").read_text() == "new"

@@ -4,7 +4,7 @@ import pytest
 
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.runs.store import RunStore
 from slime_ray.training.worker import run_trial
 
 TEXT = """\
@@ -27,7 +27,9 @@ def scores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibration")
     (folder / "calibration.yaml").write_text(TEXT)
     trials = arm_trials(load_experiment(folder / "calibration.yaml"))
-    rows = [run_trial(trial, run=folder / "run", storage=Mirror(folder), report=lambda told: None) for trial in trials]
+    rows = [
+        run_trial(trial, run=folder / "run", storage=RunStore(folder), report=lambda told: None) for trial in trials
+    ]
     return {row["label"]: row["stability"] for row in rows}
 
 

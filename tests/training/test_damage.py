@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from slime_ray.runs import files
-from slime_ray.runs import results
-from slime_ray.errors import RunError, SlimeRayError
 from slime_ray.config.experiment import Experiment, Faults, arm_trials
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import RunError, SlimeRayError
+from slime_ray.runs import files, results
 from slime_ray.runs.folder import Start
+from slime_ray.runs.store import RunStore
 from slime_ray.training import stages as stages_module
 from slime_ray.training import worker
-from slime_ray.training.course import Hosting
 from slime_ray.training.evaluate import evaluate
-from slime_ray.training.orders import Order, Paused, Report
+from slime_ray.training.loop import Runtime
+from slime_ray.training.orders import Command, Paused, Report
 from slime_ray.training.single import train_one
 from slime_ray.training.stages import prepare, train_pairs
 from slime_ray.training.worker import run_trial
@@ -30,7 +29,7 @@ from tests.damage import DAMAGES
 
 from .small_trials import CLOCKS, TEXT, Orders, computed, nothing
 
-OFTEN = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+OFTEN = Runtime(faults=Faults(checkpoint_minutes=1e-9))
 STAGES = ("tokens", "sft", "step0", "baseline", "reference")
 CUT = [damage for damage in DAMAGES if damage != "changed"]
 
@@ -39,7 +38,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def make_all(experiment: Experiment, storage: Mirror, report: Report = nothing) -> None:
+def make_all(experiment: Experiment, storage: RunStore, report: Report = nothing) -> None:
     """Make what is missing of the stages, as the trial that needs all of them does."""
     stages_module._load.cache_clear()
     _, dpo = arm_trials(experiment)
@@ -51,23 +50,23 @@ def make_all(experiment: Experiment, storage: Mirror, report: Report = nothing) 
 def kept(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages as they were made, whatever happens to the copies."""
     folder = tmp_path_factory.mktemp("kept")
-    make_all(experiment, Mirror(folder))
+    make_all(experiment, RunStore(folder))
     return folder
 
 
 @pytest.fixture
-def copied(kept: Path, tmp_path: Path) -> Mirror:
+def copied(kept: Path, tmp_path: Path) -> RunStore:
     """A storage of one's own with all stages."""
     shutil.copytree(kept / ".stages", tmp_path / "storage" / ".stages")
-    return Mirror(tmp_path / "storage")
+    return RunStore(tmp_path / "storage")
 
 
-def folder_of(storage: Mirror, kind: str) -> Path:
+def folder_of(storage: RunStore, kind: str) -> Path:
     [folder] = [path for path in (storage.root / ".stages").glob(f"{kind}-*") if path.is_dir()]
     return folder
 
 
-def repair(experiment: Experiment, storage: Mirror, kind: str, name: str, damage: str) -> None:
+def repair(experiment: Experiment, storage: RunStore, kind: str, name: str, damage: str) -> None:
     """Damage one file of a stage, use the stages as the trial that needs all of them does, and look at them."""
     folder, notices = folder_of(storage, kind), []
     before = content(folder)
@@ -120,7 +119,7 @@ def test_what_is_damaged_after_it_was_checked_is_no_trials_result(
     name = {"tokens": "train.parquet", "sft": "model.safetensors", "step0": "held_out.npz"}[kind]
     cached = stages_module.cached
 
-    def breaks(storage: Mirror, what: str, *arguments: Any) -> Path:
+    def breaks(storage: RunStore, what: str, *arguments: Any) -> Path:
         found: Path = cached(storage, what, *arguments)
         if what == kind:
             DAMAGES[damage](found / name)
@@ -190,17 +189,17 @@ def test_a_disk_that_is_full_while_a_stage_is_written_is_a_sentence_and_leaves_n
 
 
 @pytest.fixture(scope="module")
-def paused(experiment: Experiment, storage: Mirror, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def paused(experiment: Experiment, storage: RunStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose first trial left with a checkpoint of four updates."""
     run = tmp_path_factory.mktemp("paused")
-    told = Orders(4, Order("pause", "it was interrupted"))
+    told = Orders(4, Command("pause", "it was interrupted"))
     with pytest.raises(Paused):
         run_trial(arm_trials(experiment)[0], run=run, storage=storage, report=told, hosting=OFTEN)
     return run
 
 
 def resume(
-    experiment: Experiment, storage: Mirror, paused: Path, whole: Path, copy: Path, name: str, damage: str
+    experiment: Experiment, storage: RunStore, paused: Path, whole: Path, copy: Path, name: str, damage: str
 ) -> int:
     """Damage a file of the checkpoint, and go on; returns how many updates were made again."""
     trial = arm_trials(experiment)[0]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_ray.runs import results
 from slime_ray import cli
+from slime_ray.config.experiment import arm_trials
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
-from slime_ray.config.experiment import arm_trials
-from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
 from slime_ray.model.loading import load_checkpoint
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, completion, serving
@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("given")
     (root / "given.yaml").write_text(TEXT)
     trial = arm_trials(load_experiment(root / "given.yaml"))[0]
-    row = run_trial(trial, run=root / "runs" / "first", storage=Mirror(root / "runs"), report=say_nothing)
+    row = run_trial(trial, run=root / "runs" / "first", storage=RunStore(root / "runs"), report=say_nothing)
     return root / "given.yaml", root / "runs", row
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from slime_ray.runs import results
 from slime_ray.cli import main
-from slime_ray.evaluation.judges import asking
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.evaluation.judges import asking
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
-from slime_ray.training.orders import Order, OrderToLeave, Paused, pause_for
+from slime_ray.training.orders import Command, OrderToLeave, Paused, pause_for
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
@@ -45,12 +45,12 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
-    return Mirror(tmp_path_factory.mktemp("storage"))
+def stages(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return RunStore(tmp_path_factory.mktemp("storage"))
 
 
 @pytest.fixture
-def storage(stages: Mirror) -> Mirror:
+def storage(stages: RunStore) -> RunStore:
     """The stages are made once; verdicts are those of one test."""
     shutil.rmtree(stages.root / ".verdicts", ignore_errors=True)
     return stages
@@ -98,9 +98,9 @@ def test_a_trial_whose_judge_hangs_leaves_on_an_order_and_goes_on_later(storage,
     monkeypatch.setattr(asking, "GRACE", 0.05)
     release = threading.Event()
 
-    def report(told: Any) -> Order | None:
+    def report(told: Any) -> Command | None:
         hangs = told.get("doing") == "judging" and told["step"] == 2
-        return Order(kind, "the node is needed") if hangs else None
+        return Command(kind, "the node is needed") if hangs else None
 
     with serving(lambda number, _: (number < 2 or release.wait(10)) and None) as server:
         (trial,) = arm_trials(experiment(tmp_path, server))
@@ -117,8 +117,8 @@ def test_a_trial_whose_judge_hangs_leaves_on_an_order_and_goes_on_later(storage,
 
 
 def test_an_order_to_stop_training_does_not_end_the_judging(storage, tmp_path):
-    def report(told: Any) -> Order | None:
-        return Order("stop", "others do better") if told.get("doing") == "judging" else None
+    def report(told: Any) -> Command | None:
+        return Command("stop", "others do better") if told.get("doing") == "judging" else None
 
     with serving() as server:
         (trial,) = arm_trials(experiment(tmp_path, server))
@@ -127,8 +127,8 @@ def test_an_order_to_stop_training_does_not_end_the_judging(storage, tmp_path):
 
 
 def test_an_order_to_leave_reaches_every_rank_as_it_is():
-    error = pickle.loads(pickle.dumps(OrderToLeave(Order("preempt", "the node is needed"))))
-    assert pause_for(error).order == Order("preempt", "the node is needed")
+    error = pickle.loads(pickle.dumps(OrderToLeave(Command("preempt", "the node is needed"))))
+    assert pause_for(error).order == Command("preempt", "the node is needed")
 
 
 @pytest.mark.usefixtures("sketched")

@@ -6,13 +6,13 @@ import peft
 import pytest
 from transformers import AutoModelForCausalLM
 
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.settings import Model, Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
-from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
 from slime_ray.model.loading import load_checkpoint, load_model
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.config.settings import Model, Settings
+from slime_ray.runs.store import RunStore
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.stages import prepare
 from tests.model.tiny_files import change_weights, log_probabilities, without
@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_the_stages_tell_what_was_loaded_and_follow_the_weights_of_adapter_and_base(settings, tmp_path):
-    storage, base, adapter = Mirror(tmp_path / "runs"), tmp_path / "base", tmp_path / "adapter"
+    storage, base, adapter = RunStore(tmp_path / "runs"), tmp_path / "base", tmp_path / "adapter"
     stages = prepare(settings, storage=storage, report=say_nothing)
     assert stages.data["model_notes"] == [
         f"The files of {base} hold 1 weight (v_head.weight) that the model has no place for: not used.",
@@ -63,5 +63,5 @@ def test_the_stages_tell_what_was_loaded_and_follow_the_weights_of_adapter_and_b
 def test_a_model_that_lacks_weights_makes_no_stage(settings, tmp_path):
     change_weights(tmp_path / "base" / "model.safetensors", without("layers.0."))
     with pytest.raises(InputError, match="lack 9 weights"):
-        prepare(settings, storage=Mirror(tmp_path / "runs"), report=say_nothing)
+        prepare(settings, storage=RunStore(tmp_path / "runs"), report=say_nothing)
     assert not [path for path in (tmp_path / "runs" / ".stages").glob("sft-*") if path.is_dir()]

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime_ray.runs import results
 from slime_ray.config.experiment import Faults, Trial, arm_trials
-from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.ranking import ByMetric
 from slime_ray.on_ray.stopping import Halving
+from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, spike_flags
+from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
-from slime_ray.training.course import Hosting
-from slime_ray.training.orders import Order, Paused
+from slime_ray.training.loop import Runtime
+from slime_ray.training.orders import Command, Paused
 from slime_ray.training.outcome import blank_row
 from slime_ray.training.worker import run_trial
 
@@ -77,7 +77,7 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, storage, whole
     trial = arm_trials(experiment)[arm]
     folder = tmp_path / "trials" / trial.trial_id
     with pytest.raises(Paused, match="for now"):
-        run_trial(trial, run=tmp_path, storage=storage, report=Orders(step, Order("pause", "for now")))
+        run_trial(trial, run=tmp_path, storage=storage, report=Orders(step, Command("pause", "for now")))
     assert results.finished_trials(tmp_path) == {}
     assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
     again = Orders(-1, None)
@@ -92,7 +92,7 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, storage, whole
 
 def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, storage, whole, tmp_path):
     trial = arm_trials(experiment)[0]
-    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    often = Runtime(faults=Faults(checkpoint_minutes=1e-9))
     with pytest.raises(KeyboardInterrupt):
         # Nothing of ours gets to run any more: as if the process had been killed when it reported update 4.
         run_trial(trial, run=tmp_path, storage=storage, report=Orders(4, KeyboardInterrupt()), hosting=often)
@@ -108,7 +108,7 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, s
 
 def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
-    before, after = (Told(Order("pause", "for now"), at=4), Told(None))
+    before, after = (Told(Command("pause", "for now"), at=4), Told(None))
     with pytest.raises(Paused):
         run_trial(trial, run=tmp_path, storage=storage, report=before)
     run_trial(trial, run=tmp_path, storage=storage, report=after)
@@ -129,11 +129,11 @@ def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_pat
 class Told:
     """Keeps what an evaluation tells, and answers that of one step with an order."""
 
-    def __init__(self, order: Order | None, at: int = -1):
+    def __init__(self, order: Command | None, at: int = -1):
         self.order, self.at = order, at
         self.evaluations: list[dict[str, Any]] = []
 
-    def __call__(self, told: Any) -> Order | None:
+    def __call__(self, told: Any) -> Command | None:
         if "mean_margin" not in told or told.get("doing") != "training":
             return None
         self.evaluations.append(dict(told))
@@ -143,7 +143,7 @@ class Told:
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, storage, tmp_path):
     trial, other = arm_trials(experiment)
     with pytest.raises(Paused):
-        run_trial(other, run=tmp_path, storage=storage, report=Orders(4, Order("pause", "for now")))
+        run_trial(other, run=tmp_path, storage=storage, report=Orders(4, Command("pause", "for now")))
     (tmp_path / "trials" / other.trial_id).rename(tmp_path / "trials" / trial.trial_id)
     again = Orders(-1, None)
     run_trial(trial, run=tmp_path, storage=storage, report=again)
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(experiment, storage,
 def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, storage, tmp_path, measure):
     trial = arm_trials(experiment)[0]
     row = run_trial(
-        trial, run=tmp_path, storage=storage, report=Orders(4, Order("stop", "enough is known", measure=measure))
+        trial, run=tmp_path, storage=storage, report=Orders(4, Command("stop", "enough is known", measure=measure))
     )
     assert (row["status"], row["reason"], row["updates"]) == ("stopped", "enough is known", 4)
     assert row["preference_accuracy"] is not None
@@ -170,7 +170,7 @@ def alone(experiment, tmp_path_factory):
     settings["model"]["lora"]["dropout"] = 0.0
     plain = Trial.model_validate(trial.model_dump() | {"settings": settings})
     folder = tmp_path_factory.mktemp("alone")
-    run_trial(plain, run=folder, storage=Mirror(folder), report=nothing)
+    run_trial(plain, run=folder, storage=RunStore(folder), report=nothing)
     return plain, folder
 
 

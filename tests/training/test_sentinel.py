@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from slime_ray.runs import results
-from slime_ray.evaluation.generate import Answer
 from slime_ray.config.experiment import Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.evaluation.generate import Answer
+from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.sentinel import Sign, alarm, answer_signs, pair_signs, spike_sign
 from slime_ray.training.worker import run_trial
@@ -96,7 +96,7 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    return Mirror(tmp_path_factory.mktemp("storage"))
+    return RunStore(tmp_path_factory.mktemp("storage"))
 
 
 def run(experiment, storage, path, arm, action):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from slime_ray.config.settings import Decoding, Lora, Settings
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.runs.facts import model_lines
-from slime_ray.runs.store import Mirror
 from slime_ray.model import lora
 from slime_ray.model.loading import load_model
-from slime_ray.config.settings import Decoding, Lora, Settings
+from slime_ray.runs.facts import model_lines
+from slime_ray.runs.store import RunStore
 from slime_ray.training import sft, stages
 from slime_ray.training.cache import cached
 from slime_ray.training.checks import check_finite, check_saved, check_update
@@ -41,7 +41,7 @@ def with_sft(settings: Settings, *, lora: Any = "same", dtype: str = "float32", 
 
 def made(settings: Settings, tmp_path: Path) -> Path:
     return cached(
-        Mirror(tmp_path), "sft", "key",
+        RunStore(tmp_path), "sft", "key",
         lambda folder: sft.make_sft(settings, PAIRS, folder, nothing, sharded=False, check=nothing, note=nothing), nothing,
     )  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_a_baseline_without_answers_is_a_sentence(settings, tmp_path, monkeypatc
     monkeypatch.setattr(stages, "ask", ask)
     unable = settings.model_copy(update={"sft": None})
     with pytest.raises(InputError, match="gives logits that are not numbers, so the baseline has no answers"):
-        stages.prepare(unable, storage=Mirror(tmp_path), report=nothing)
+        stages.prepare(unable, storage=RunStore(tmp_path), report=nothing)
     assert not any(name.startswith("baseline") for name in kept(tmp_path))
 
 
@@ -190,7 +190,7 @@ def test_trials_adapters_that_no_layer_can_have_are_refused_before_sft(settings,
 
 
 def test_facts_of_adapters_and_dropout_are_lines_for_the_user(settings, tmp_path):
-    prepared = stages.prepare(settings, storage=Mirror(tmp_path), report=nothing)
+    prepared = stages.prepare(settings, storage=RunStore(tmp_path), report=nothing)
     assert prepared.data["adapters"]["model.lora"]["adapted"] == ["self_attn.q_proj", "self_attn.v_proj"]
     [line] = model_lines(prepared.data)
     assert "Adapters (model.lora) are on" in line

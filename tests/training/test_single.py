@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from slime_ray.errors import InputError, RunError
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
+from slime_ray.errors import InputError, RunError
 from slime_ray.training import single, stages
 from slime_ray.training.outcome import OutOfMemory
 

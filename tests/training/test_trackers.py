@@ -16,14 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerState
 
 from slime_ray.config import trackers as tracker_settings
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Faults, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs.store import Mirror
+from slime_ray.errors import InputError
+from slime_ray.runs.store import RunStore
 from slime_ray.training import trackers as trackers_module
-from slime_ray.training.course import Hosting
-from slime_ray.training.orders import Order, Paused
-from slime_ray.training.single import Voice
+from slime_ray.training.loop import Runtime
+from slime_ray.training.orders import Command, Paused
+from slime_ray.training.single import ConsoleProgress
 from slime_ray.training.trackers import Mlflow, TensorBoard, Trackers, WeightsAndBiases
 from slime_ray.training.worker import run_trial
 
@@ -48,16 +48,16 @@ def trials(tmp_path_factory) -> list[Trial]:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory) -> Mirror:
-    return Mirror(tmp_path_factory.mktemp("storage"))
+def storage(tmp_path_factory) -> RunStore:
+    return RunStore(tmp_path_factory.mktemp("storage"))
 
 
 def nothing(told: Any) -> None:
     return None
 
 
-def trained(trial: Trial, run: Path, storage: Mirror, *names: Any, report: Any = nothing) -> dict[str, Any]:
-    hosting = Hosting(trackers=names, faults=Faults(checkpoint_minutes=1e-9))
+def trained(trial: Trial, run: Path, storage: RunStore, *names: Any, report: Any = nothing) -> dict[str, Any]:
+    hosting = Runtime(trackers=names, faults=Faults(checkpoint_minutes=1e-9))
     return run_trial(trial, run=run, storage=storage, report=report, hosting=hosting)
 
 
@@ -140,9 +140,9 @@ class Died(BaseException):
     """The process of a trial is gone; nothing is written any more."""
 
 
-def leave(told: Any) -> Order | None:
+def leave(told: Any) -> Command | None:
     """Pause at update 4, with a checkpoint."""
-    return Order("pause", "leave") if (told.get("doing"), told.get("step")) == ("training", 4) else None
+    return Command("pause", "leave") if (told.get("doing"), told.get("step")) == ("training", 4) else None
 
 
 def die(told: Any) -> None:
@@ -289,7 +289,7 @@ def test_trackers_do_not_change_what_a_run_is(tmp_path):
 
 def test_train_says_that_a_tracker_is_left_out():
     said: list[str] = []
-    Voice(said.append).report({"untracked": {"wandb": "OSError: no space left"}})
+    ConsoleProgress(said.append).report({"untracked": {"wandb": "OSError: no space left"}})
     assert said == ["It goes on without wandb: OSError: no space left"]
 
 

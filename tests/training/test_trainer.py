@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from slime_ray.runs import files
+from slime_ray.config.settings import Lora, Schedule
 from slime_ray.data.packing import pack
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
@@ -31,7 +31,7 @@ from slime_ray.objectives import (
     SimpoObjective,
     SlimeObjective,
 )
-from slime_ray.config.settings import Lora, Schedule
+from slime_ray.runs import files
 from slime_ray.training.checkpoint import latest
 from slime_ray.training.trainer import Next, PreferenceTrainer, TokenPair, Updates, shares
 

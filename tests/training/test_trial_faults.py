@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.runs import results
+from slime_ray.config.experiment import Faults, Trial, arm_trials
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
-from slime_ray.config.experiment import Faults, Trial, arm_trials
-from slime_ray.training import attempts, course, sentinel, worker
-from slime_ray.training.course import Hosting
+from slime_ray.runs import results
+from slime_ray.training import attempts, loop, sentinel, worker
+from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Paused
 from slime_ray.training.outcome import OutOfMemory
 from slime_ray.training.stages import prepare
@@ -36,7 +36,7 @@ def test_a_trial_out_of_memory_has_one_more_try(experiment, storage, tmp_path):
 
 def test_a_trial_that_is_lost_too_often_is_given_up(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
-    hosting = Hosting(faults=Faults(retries=2))
+    hosting = Runtime(faults=Faults(retries=2))
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run_trial(trial, run=tmp_path, storage=storage, report=Orders(2, KeyboardInterrupt()), hosting=hosting)
@@ -76,7 +76,7 @@ def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes
         if str(told.get("doing")).startswith("waiting for storage"):
             waited.append(told["doing"])
 
-    hosting = Hosting(faults=Faults(storage_minutes=0.02))
+    hosting = Runtime(faults=Faults(storage_minutes=0.02))
     with pytest.raises(Paused, match=r"the storage does not take what is written .*trial\.json"):
         run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=hosting)
     assert waited
@@ -87,7 +87,7 @@ def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes
 def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, storage, tmp_path):
     """RLIMIT_FSIZE makes every write of more than so many bytes fail, as a full disk does, until it is lifted."""
     trial = arm_trials(experiment)[0]
-    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    often = Runtime(faults=Faults(checkpoint_minutes=1e-9))
     before, waited = resource.getrlimit(resource.RLIMIT_FSIZE), []
 
     def report(told: Any) -> None:
@@ -109,7 +109,7 @@ def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, t
     """A file stands where the folder of checkpoints belongs from update 2 on; the process is gone at update 6."""
     trial = arm_trials(experiment)[0]
     folder = tmp_path / "trials" / trial.trial_id
-    often = Hosting(faults=Faults(checkpoint_minutes=1e-9))
+    often = Runtime(faults=Faults(checkpoint_minutes=1e-9))
     seen: list[attempts.Attempt] = []
 
     def report(told: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_trial_whose_starts_cannot_be_counted_is_not_begun(experiment, storage
     trial = arm_trials(experiment)[0]
     (tmp_path / "trials" / trial.trial_id / attempts.FILE).mkdir(parents=True)
     told: list[str] = []
-    hosting = Hosting(faults=Faults(storage_minutes=0.02))
+    hosting = Runtime(faults=Faults(storage_minutes=0.02))
     with pytest.raises(Paused, match=r"the storage does not take what is written .*attempts\.json"):
         run_trial(
             trial, run=tmp_path, storage=storage, report=lambda told_now: told.append(str(told_now["doing"])),
@@ -206,8 +206,8 @@ def test_log_probabilities_that_are_no_numbers_end_a_trial_before_it_answers(
 
     trial = arm_trials(experiment)[0]
     prepare(trial.settings, storage=storage, report=nothing)
-    monkeypatch.setattr(course, "measure_held_out", broken)
-    monkeypatch.setattr(sentinel.Sentinel, "look", lambda *given: pytest.fail("it was asked") if given[1] else {})
+    monkeypatch.setattr(loop, "measure_held_out", broken)
+    monkeypatch.setattr(sentinel.SentinelWatch, "look", lambda *given: pytest.fail("it was asked") if given[1] else {})
     row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
     assert row["status"] == "diverged"
     assert "not finite" in row["reason"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from slime_ray.config.experiment import Trial
-from slime_ray.runs.store import Mirror
-from slime_ray.training.course import Hosting
+from slime_ray.runs.store import RunStore
+from slime_ray.training.loop import Runtime
 from slime_ray.training.worker import run_trial
 
 if __name__ == "__main__":
@@ -17,9 +17,9 @@ if __name__ == "__main__":
     run_trial(
         Trial.model_validate(json.loads(Path(trial_file).read_text())),
         run=Path(run),
-        storage=Mirror(Path(storage)),
+        storage=RunStore(Path(storage)),
         report=lambda told: None,
-        hosting=Hosting(sharded=how == "fsdp2", trackers=("tensorboard",)),
+        hosting=Runtime(sharded=how == "fsdp2", trackers=("tensorboard",)),
     )
     # Rank 0 alone shows the curves; a process without trackers imports none of them.
     found = {"tensorboardX", "tensorboard", "wandb", "mlflow"} & set(sys.modules)

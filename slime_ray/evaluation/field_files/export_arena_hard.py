@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files.exported import (
-    Baselines,
     Exported,
+    ExportedBaselines,
     Row,
     answer_id,
     file_name,
@@ -23,16 +22,17 @@ from slime_ray.evaluation.field_files.exported import (
     prompt_text,
     write_files,
 )
+from slime_ray.runs import results
 
 CATEGORY = "hard_prompt"
 """The category of every exported prompt, for runs have none: the one that Arena-Hard's script scores unless told."""
 
 
 @dataclass
-class _Files:
-    """Rows on their way into files. Baselines' answers are kept by model and prompt."""
+class _ArenaHardFiles:
+    """Rows on their way into files. ExportedBaselines' answers are kept by model and prompt."""
 
-    baselines: Baselines
+    baselines: ExportedBaselines
     questions: dict[str, Row] = field(default_factory=dict)
     answers: dict[str, list[Row]] = field(default_factory=dict)
     judgments: dict[str, list[Row]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def export_arena_hard(run: results.Run, folder: Path) -> Exported:
         InputError: no trial has answers, one has two to one prompt, or a file is there already and holds something
             else; then nothing is written.
     """
-    files = _Files(Baselines(frozenset(map(file_name, run.trials["trial_id"]))))
+    files = _ArenaHardFiles(ExportedBaselines(frozenset(map(file_name, run.trials["trial_id"]))))
     by_trial: dict[Any, Any] = dict(iter(run.answers.groupby("trial_id", sort=False)))
     trials: list[Any] = run.trials.to_dict("records")
     for trial in trials:
@@ -65,7 +65,7 @@ def export_arena_hard(run: results.Run, folder: Path) -> Exported:
     return Exported(folder, len(files.questions), len(files.answers), len(files.judgments))
 
 
-def _add_trial(files: _Files, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _add_trial(files: _ArenaHardFiles, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     model = file_name(trial["trial_id"])
     prompts = {row["prompt_id"]: prompt_text(json.loads(row["prompt"])) for row in rows}
     if len(prompts) < len(rows):

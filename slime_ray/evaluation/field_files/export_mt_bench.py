@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slime_ray.runs import results
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files.exported import (
-    Baselines,
     Exported,
+    ExportedBaselines,
     Row,
     answer_id,
     file_name,
@@ -25,6 +24,7 @@ from slime_ray.evaluation.field_files.exported import (
     write_files,
 )
 from slime_ray.evaluation.verdicts import POINTS_OF_A
+from slime_ray.runs import results
 
 CATEGORY = "general"
 """Of a prompt without a category; one that FastChat's judging has no reference answers for."""
@@ -36,10 +36,10 @@ Turn = tuple[str, int]
 
 
 @dataclass
-class _Files:
+class _MtBenchFiles:
     """Rows on their way into files. turns: what was asked. answers: of models. ratings: of a judge, by model."""
 
-    baselines: Baselines
+    baselines: ExportedBaselines
     turns: dict[Turn, str] = field(default_factory=dict)
     categories: dict[str, str] = field(default_factory=dict)
     answers: dict[str, dict[Turn, str]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def export_mt_bench(run: results.Run, folder: Path) -> Exported:
     Raises:
         InputError: no trial has answers, or a file is there already and holds something else; then nothing is written.
     """
-    files = _Files(Baselines(frozenset(map(file_name, run.trials["trial_id"]))))
+    files = _MtBenchFiles(ExportedBaselines(frozenset(map(file_name, run.trials["trial_id"]))))
     by_trial: dict[Any, Any] = dict(iter(run.answers.groupby("trial_id", sort=False)))
     trials: list[Any] = run.trials.to_dict("records")
     for trial in trials:
@@ -97,7 +97,7 @@ def export_mt_bench(run: results.Run, folder: Path) -> Exported:
     return Exported(folder, len(files.categories), models, len(files.judged))
 
 
-def _add_trial(files: _Files, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _add_trial(files: _MtBenchFiles, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     model = file_name(trial["trial_id"])
     turns: list[Turn] = [(row["prompt_id"], int(row["turn"])) for row in rows]
     for (name, turn), row in zip(turns, rows, strict=True):

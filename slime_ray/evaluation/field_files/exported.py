@@ -8,9 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from slime_ray.runs import results
 from slime_ray.data.forms import Messages
 from slime_ray.errors import InputError
+from slime_ray.runs import results
 
 BASELINE = "baseline"
 """The baseline's name as a model. Where trials of a run have different baselines, the later ones are numbered."""
@@ -34,7 +34,7 @@ class Exported:
 
 
 @dataclass
-class Baselines:
+class ExportedBaselines:
     """The baselines of a run, each with its answers by prompt. taken: names that no baseline may have."""
 
     taken: Collection[str]

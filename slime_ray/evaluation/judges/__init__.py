@@ -1,5 +1,7 @@
 """The judges by name. A new one is a file beside `exact.py`, a class in `judge_settings.py` and a branch here."""
 
+from slime_ray.config.judge import Exact, Llm, RewardModel
+from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.judges.asking import Asker
 from slime_ray.evaluation.judges.base import (
@@ -15,8 +17,6 @@ from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.exact import ExactJudge, load_scorer, question
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge, RatingLlmJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.config.judge import Exact, Llm, RewardModel
-from slime_ray.config.settings import Settings
 
 __all__ = [
     "POINTS_OF_A",

@@ -11,11 +11,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
+from slime_ray.config.judge import Llm
 from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.base import Progress, Summary
 from slime_ray.evaluation.judges.replies import CUT_OFF, Failure
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Verdicts
-from slime_ray.config.judge import Llm
 
 LONGEST_WAIT = 120.0
 """Seconds. An endpoint that wants to be left alone for longer has failed."""
@@ -40,7 +40,7 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """One verdict to be asked for. key: names it in the cache. chat: the messages of the nth time it is asked for.
     read: the verdict in a judgment as text, None if it has none."""
 
@@ -83,7 +83,7 @@ class Asker:
         self.progress, self.first_wait = progress, first_wait
         self.chance = random.Random()
 
-    def ask(self, questions: Sequence[Question]) -> tuple[list[str | None], Summary]:
+    def ask(self, questions: Sequence[JudgeQuestion]) -> tuple[list[str | None], Summary]:
         """A verdict, as text, or None for each question, and what it took. Equal questions are asked once.
 
         Raises RunError by the policy that the settings name, where the endpoint refuses the key, and where the cache
@@ -113,7 +113,7 @@ class Asker:
         )
         return [values.get(question.key) for question in questions], summary
 
-    def _known(self, questions: Sequence[Question]) -> dict[str, str]:
+    def _known(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
         """The kept verdicts of these questions. Raises RunError for one that could not have been read."""
         read = {question.key: question.read for question in questions}
         known = self.verdicts.find(sorted(read))
@@ -122,13 +122,13 @@ class Asker:
                 raise self.verdicts.unreadable(value)
         return known
 
-    def _all(self, questions: Sequence[Question]) -> tuple[dict[str, "str | Missing"], set[str]]:
+    def _all(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, "str | Missing"], set[str]]:
         assert self.endpoint is not None
         found: dict[str, str | Missing] = {}
         models: set[str] = set()
         stop = threading.Event()
         with self.endpoint, ThreadPoolExecutor(min(self.judge.concurrency, len(questions))) as pool:
-            waiting: dict[Future[str | Missing], Question] = {
+            waiting: dict[Future[str | Missing], JudgeQuestion] = {
                 pool.submit(self._one, question, stop, models): question for question in questions
             }
             try:
@@ -146,7 +146,7 @@ class Asker:
         return found, models
 
     def _collect(
-        self, waiting: dict[Future[str | Missing], Question], found: dict[str, str | Missing]
+        self, waiting: dict[Future[str | Missing], JudgeQuestion], found: dict[str, str | Missing]
     ) -> Failure | None:
         """Wait for all. After a Failure, which is returned, what is on its way arrives and nothing else is sent."""
         failed: Failure | None = None
@@ -162,7 +162,7 @@ class Asker:
             self.progress(len(found), count)
         return failed
 
-    def _one(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:
+    def _one(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
         """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
         try:
             found = self._try(question, stop, models)
@@ -173,7 +173,7 @@ class Asker:
             raise
         return found
 
-    def _try(self, question: Question, stop: threading.Event, models: set[str]) -> str | Missing:
+    def _try(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
         assert self.endpoint is not None
         missing = INVALID
         for time in range(self.judge.asks):

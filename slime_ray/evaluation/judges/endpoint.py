@@ -16,10 +16,10 @@ from concurrent.futures import CancelledError
 from typing import Any
 from urllib.parse import urlsplit
 
+from slime_ray.config.judge import Llm
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.replies import PASSING, Failure, printable, read_reply
 from slime_ray.evaluation.verdict_cache import Reply
-from slime_ray.config.judge import Llm
 
 LARGEST = 16 * 2**20
 """Bytes of an answer, as sent and decompressed: some hundred times what judgments take."""

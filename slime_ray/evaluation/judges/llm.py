@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from slime_ray.evaluation.judges.asking import Asker, Chat, Question
+from slime_ray.config.judge import Llm
+from slime_ray.evaluation.judges.asking import Asker, Chat, JudgeQuestion
 from slime_ray.evaluation.judges.base import Judge, Messages, ScoringJudge, Verdict
 from slime_ray.evaluation.judges.prompting import read_label, read_rating, render
-from slime_ray.config.judge import Llm
 
 
 class PairwiseLlmJudge(Judge):
@@ -33,7 +33,7 @@ class PairwiseLlmJudge(Judge):
         labels = iter(found)
         return ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
 
-    def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> Question:
+    def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> JudgeQuestion:
         if list(prompt) == list(other):
             return _question(self.settings, prompt, {"answer_a": a, "answer_b": b})
         # What both were asked is the question; each side's own earlier answers are part of its answer.
@@ -58,7 +58,7 @@ class RatingLlmJudge(ScoringJudge):
         return [None if rating is None else float(rating) for rating in found]
 
 
-def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str]) -> Question:
+def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str]) -> JudgeQuestion:
     key = _hash([settings.identity, [[turn["role"], turn["content"]] for turn in prompt], sorted(answers.items())])
 
     def chat(time: int) -> Chat:
@@ -66,7 +66,7 @@ def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str]) -> Qu
         nonce = _hash([key, time])[:16]
         return render(settings.template, question=prompt, answers=answers, nonce=nonce)
 
-    return Question(key, chat, read_label if settings.template.pairwise else read_rating)
+    return JudgeQuestion(key, chat, read_label if settings.template.pairwise else read_rating)
 
 
 def _all_turns(prompt: Messages, answer: str) -> str:

@@ -8,8 +8,8 @@ import html
 import re
 from collections.abc import Mapping
 
-from slime_ray.evaluation.judges.base import POINTS_OF_A, Messages
 from slime_ray.config.judge import PLACES, Template
+from slime_ray.evaluation.judges.base import POINTS_OF_A, Messages
 
 _OPEN, _CLOSE = r"[\[［【]", r"[\]］】]"
 _SIGNS = r"(?:[ABabＡＢａｂ<>=＜＞＝≪≫*_`\\]|&[lg]t;)"

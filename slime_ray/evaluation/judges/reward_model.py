@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from slime_ray.config.judge import RewardModel
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, Summary
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.evaluation.verdicts import read_score
-from slime_ray.config.judge import RewardModel
 from slime_ray.model.files import check_texts
 from slime_ray.model.merging import CLASSIFIER, load_parts
 from slime_ray.model.parts import check_model, parts_of

@@ -5,10 +5,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from slime_ray.config.judge import JUDGE_SETTINGS, RewardModel
 from slime_ray.evaluation.judges import POINTS_OF_A, ExactJudge, Judge, ScoringJudge
 from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 from slime_ray.evaluation.win_rate import compare
-from slime_ray.config.judge import JUDGE_SETTINGS, RewardModel
 
 JUDGES = ("exact", "reward_model", "llm:arena-hard", "llm:mt-bench-single")
 MIRRORED = {"A>>B": "B>>A", "A>B": "B>A", "A=B": "A=B", "B>A": "A>B", "B>>A": "A>>B"}

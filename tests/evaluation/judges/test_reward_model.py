@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from slime_ray.config.judge import RewardModel
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.evaluation.win_rate import Comparison, compare
-from slime_ray.config.judge import RewardModel
 from tests.model.tiny_files import change_weights, copy, cut, point, without
 
 # Words of the task, so that the tokenizer has tokens for them.

@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.runs.store import Mirror
 from slime_ray.on_ray.monitor import Monitor
+from slime_ray.runs.store import RunStore
 
 if TYPE_CHECKING:
     from slime_ray.config.experiment import Faults, Resources, Trial
     from slime_ray.config.trackers import Tracker
-    from slime_ray.training.course import Hosting
-    from slime_ray.training.orders import Order
+    from slime_ray.training.loop import Runtime
+    from slime_ray.training.orders import Command
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerContext:
     """Where a trial works: the storage and its run's name in it, its resources, who hears of it, what shows it.
 
     inputs: digests of what trials read, as the sweep began with it.
     """
 
-    storage: Mirror
+    storage: RunStore
     name: str
     resources: "Resources"
     faults: "Faults"
@@ -53,11 +53,11 @@ class Place:
         patiently(work, seconds=60 * self.faults.storage_minutes, say=say)
 
     @property
-    def hosting(self) -> "Hosting":
+    def hosting(self) -> "Runtime":
         """How each of the trial's processes is set up."""
-        from slime_ray.training.course import Hosting
+        from slime_ray.training.loop import Runtime
 
-        return Hosting(
+        return Runtime(
             threads=max(1, int(self.resources.cpu_per_worker)),
             sharded=self.resources.strategy == "fsdp2" and self.resources.workers > 1,
             faults=self.faults,
@@ -66,7 +66,7 @@ class Place:
         )
 
 
-def run_worker(trial: "Trial", place: Place) -> dict[str, Any]:
+def run_worker(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
     """One of the processes that run a trial: it joins the monitor, and does the trial's work, unless that is done."""
     import ray
     from ray.util import get_current_placement_group
@@ -84,7 +84,7 @@ def run_worker(trial: "Trial", place: Place) -> dict[str, Any]:
 
     sent = None
 
-    def report(told: Mapping[str, Any]) -> "Order | None":
+    def report(told: Mapping[str, Any]) -> "Command | None":
         nonlocal sent
         # A new checkpoint is noted there when it is whole.
         noted = attempts.stamp(folder) if storage.url is not None else None

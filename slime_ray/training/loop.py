@@ -12,18 +12,18 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from slime_ray.config.experiment import Faults, Trial
+from slime_ray.config.trackers import Tracker
 from slime_ray.errors import SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import Judge
-from slime_ray.config.experiment import Faults, Trial
 from slime_ray.model.logprobs import Policy
-from slime_ray.config.trackers import Tracker
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.measuring import measure_activity
-from slime_ray.training.orders import ESTIMATED, Order, Paused, Report, evaluations, pause_for
+from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
 from slime_ray.training.outcome import CHECKPOINTS
-from slime_ray.training.sentinel import Sentinel
+from slime_ray.training.sentinel import SentinelWatch
 from slime_ray.training.stages import Stages
 from slime_ray.training.trackers import Trackers, named
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
@@ -56,7 +56,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Hosting:
+class Runtime:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
@@ -80,10 +80,10 @@ class Outcome:
     tokens: int
     seconds: float
     diverged: str | None
-    stopped: Order | None
+    stopped: Command | None
 
 
-ALONE = Hosting()
+LOCAL = Runtime()
 """One process, with what holds if nothing else is said."""
 
 
@@ -106,7 +106,7 @@ class Measurements:
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
-        self.sentinel = Sentinel(trial, stages, policy, curves.series, judge)
+        self.sentinel = SentinelWatch(trial, stages, policy, curves.series, judge)
 
     def held_out(self, pairs: int | None = None) -> HeldOut:
         """The policy's log-probabilities on the held-out pairs, or on the first few of them."""
@@ -116,14 +116,14 @@ class Measurements:
             row_tokens=self.trial.settings.data.row_budget,
         )
 
-    def at(self, step: int, updates: int) -> Order | None:
+    def at(self, step: int, updates: int) -> Command | None:
         """Measure, record and report; returns the order that this was answered with, or the sentinel's, to rank 0."""
         clock = time.perf_counter()
         before = self.stages.step0.first(self.CURVE_PAIRS)
         now = before if step == 0 else self.held_out(self.CURVE_PAIRS)
         if not now.finite:
             # The next loss would be the same. Answers of such a policy cannot be drawn.
-            return Order("stop", f"log-probabilities were not finite at update {step}")
+            return Command("stop", f"log-probabilities were not finite at update {step}")
         metrics = {
             "chosen_logp": float(now.chosen_means.mean()),
             "rejected_logp": float(now.rejected_means.mean()),
@@ -144,11 +144,11 @@ class Measurements:
         estimates = {name: seen[name] for name in ESTIMATED if name in seen}
         order = self.report({**told, **metrics, **estimates, **self.last})
         if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
-            return Order("stop", self.sentinel.alarm, measure=True)
+            return Command("stop", self.sentinel.alarm, measure=True)
         return order
 
 
-class Training:
+class TrainingLoop:
     """The training of a trial: what is done after each update, and where an interrupted one goes on."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Training:
         pairs: list[TokenPair],
         policy: Policy,
         measure: Measurements,
-        hosting: Hosting,
+        hosting: Runtime,
         trackers: Trackers,
     ):
         self.trial, self.folder, self.measure, self.hosting = trial, folder, measure, hosting
@@ -167,7 +167,7 @@ class Training:
         self.world = World.current()
         self.schedule = trial.settings.training
         self.diverged: str | None = None
-        self.stopped: Order | None = None
+        self.stopped: Command | None = None
         self.clock = self.told = self.tried = time.monotonic()
         self.seconds_before = self.measured_before = 0.0
         self.trainer = PreferenceTrainer(
@@ -320,6 +320,6 @@ class Training:
         if self.world.main:
             attempts.note(self.folder, saved=True)
 
-    def obey(self, order: Order | None) -> None:
+    def obey(self, order: Command | None) -> None:
         """Take note of an order; the first one counts."""
         self.stopped = self.stopped or order

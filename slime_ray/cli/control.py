@@ -12,7 +12,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs.redaction import redact
 
 if TYPE_CHECKING:
-    from slime_ray.runs.store import Mirror
+    from slime_ray.runs.store import RunStore
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,14 +60,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 @contextmanager
-def _opened(address: str) -> "Iterator[tuple[Path, Mirror]]":
+def _opened(address: str) -> "Iterator[tuple[Path, RunStore]]":
     """A run's folder on this machine, up to date but for models, with its storage."""
-    from slime_ray.runs.store import Mirror, copied, is_url, one_at_a_time
     from slime_ray.runs.results import CHECKPOINTS, MODEL
+    from slime_ray.runs.store import RunStore, copied, is_url, one_at_a_time
 
     if not is_url(address):
         run = Path(address).resolve()
-        yield run, Mirror(run.parent)
+        yield run, RunStore(run.parent)
         return
     # Bringing the copy up to date deletes what another command has yet to send.
     with one_at_a_time(address):
@@ -105,10 +105,10 @@ def _said(found: dict[str, Any], run: str) -> str:
 
 def _extend(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment import MOST_TRIALS
-    from slime_ray.runs.store import Mirror
     from slime_ray.on_ray.sweep import run_sweep
-    from slime_ray.runs.results import read_manifest
     from slime_ray.runs.folder import reopened
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.store import RunStore
 
     with _opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
@@ -136,7 +136,7 @@ def _extend(options: argparse.Namespace) -> None:
         seed=int(manifest.get("sweep_seed") or 0), start="resume", console=console(options),
         study=options.study,
     )  # fmt: skip
-    show_report(done, None, Mirror.of(storage, "driver"), quiet=options.quiet)
+    show_report(done, None, RunStore.of(storage, "driver"), quiet=options.quiet)
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -156,10 +156,10 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _clone(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment_file import parse_override
+    from slime_ray.runs.folder import refuse_other_inputs, reopened
     from slime_ray.runs.inputs import code_of, hashes_of
     from slime_ray.runs.instructions import FOLDER, ask_for_clone
     from slime_ray.runs.results import read_manifest
-    from slime_ray.runs.folder import refuse_other_inputs, reopened
     from slime_ray.runs.status import read_status
 
     with _opened(options.run) as (run, mirror):

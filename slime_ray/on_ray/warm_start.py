@@ -8,18 +8,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.runs import results
-from slime_ray.errors import InputError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import lasting
-from slime_ray.runs.store import copied, is_url
-from slime_ray.on_ray.plan import best_rows
-from slime_ray.on_ray.search import Observation
 from slime_ray.config.points import Point, Search, path_of, value_at
-from slime_ray.runs.redaction import shown_address
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension, Scalar
+from slime_ray.errors import InputError
+from slime_ray.on_ray.plan import best_rows
+from slime_ray.on_ray.search import Observation
+from slime_ray.runs import results
+from slime_ray.runs.redaction import shown_address
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
+from slime_ray.runs.store import copied, is_url
 
 SAME = ("sft_checkpoint", "train_ids", "held_out", "prompts_selection")
 """Hashes of what trials are trained on and measured by."""
