@@ -23,11 +23,18 @@ def missing_file(source: str) -> str | None:
     return whereabouts(path)
 
 
-def whereabouts(path: Path) -> str:
-    """What follows the name of a missing file in a message: where its link leads, or which file beside it is there."""
+def dangling_link(path: Path) -> str | None:
+    """Tell which part of a path is a link that leads nowhere; None where none is."""
     for part in (path, *path.parents):
         if part.is_symlink() and not part.exists():
-            return f"; {part} is a link to {part.readlink()}, which is not there"
+            return f"{part} is a link to {part.readlink()}, which is not there"
+    return None
+
+
+def whereabouts(path: Path) -> str:
+    """What follows the name of a missing file in a message: where its link leads, or which file beside it is there."""
+    if link := dangling_link(path):
+        return f"; {link}"
     try:
         beside = [file.name for file in path.parent.iterdir() if file.exists()]
     except OSError:

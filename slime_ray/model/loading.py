@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.config.settings import Model
 from slime_ray.data.chat_template import resolve_chat_template
+from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.files import check_adapter, check_gguf
@@ -175,5 +176,7 @@ def _reading(what: str, source: str, *, key: str = "source") -> Iterator[None]:
     def refusal(reason: str) -> InputError:
         return InputError(f"model.{key} {source}: the {what} cannot be loaded: {reason}")
 
+    if link := dangling_link(Path(source)):
+        raise InputError(f"model.{key} {source}: there is no such {what}: {link}. Correct the link or the path.")
     with refusing(refusal):
         yield

@@ -96,3 +96,13 @@ def test_a_real_pretrained_model_loads_from_gguf_adapts_saves_and_loads(tmp_path
     assert "Paris" in tokenizer.decode(said[0, -1].topk(5).indices)
     add_lora(lm, LORA).merge_and_unload().save_pretrained(tmp_path)
     torch.testing.assert_close(logits(load_checkpoint(tmp_path, dtype="float32"), ids), said, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("inner", ["", "inner"])
+@pytest.mark.parametrize("key", ["source", "tokenizer"])
+def test_a_link_that_leads_nowhere_is_said_to_be_one(tmp_path, key, inner):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    path = str(tmp_path / "link" / inner)
+    settings = Model(source=path) if key == "source" else Model(source="unread", tokenizer=path)
+    with pytest.raises(InputError, match=rf"model.{key} .*: there is no such .*link is a link to .*gone, which is not"):
+        load_tokenizer(settings)
