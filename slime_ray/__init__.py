@@ -3,7 +3,12 @@
 SLIME is here Stabilized Likelihood Implicit Margin Enforcement, an objective; it is not THUDM/slime.
 """
 
+import sys
+import warnings
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 __version__ = "0.2.0.dev0"
 
@@ -12,3 +17,38 @@ __version__ = "0.2.0.dev0"
 _package = Path(__file__).resolve().parent
 if not (_package / "analysis").is_dir() and (_package.parent / "analysis" / "__init__.py").is_file():
     __path__.append(str(_package.parent))
+
+_MOVED = {
+    **{name: f"config.{name}" for name in ("experiment", "experiment_file", "points", "settings", "space")},
+    **{name: f"runs.{name}" for name in ("instructions", "redaction", "results", "stability_v1")},
+    "judge_settings": "config.judge",
+    "mirror": "runs.store",
+    "run_folder": "runs.folder",
+    "run_status": "runs.status",
+}
+"""Modules that objectives, judges and notebooks of version 0.1.0 may import, and where they are now."""
+
+
+class _MovedModules:
+    """Import a module by its name of version 0.1.0, with a warning that names the new one."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Find a module that has moved."""
+        package, _, module = name.rpartition(".")
+        return ModuleSpec(name, _MovedModules) if package == __name__ and module in _MOVED else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Leave it to the import system."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Put the moved module in the place of the empty one."""
+        name = module.__name__
+        new = f"{__name__}.{_MOVED[name.rpartition('.')[2]]}"
+        warnings.warn(f"{name} is {new} since version 0.2", DeprecationWarning, stacklevel=2)
+        sys.modules[name] = import_module(new)
+
+
+sys.meta_path.append(_MovedModules)  # type: ignore[arg-type]

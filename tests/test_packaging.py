@@ -1,5 +1,6 @@
 """The wheel holds the tree, and what is installed from it works outside of the checkout."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+import slime_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
@@ -196,3 +199,11 @@ def test_a_checkout_on_the_path_goes_before_the_installed_copy(installed: Instal
     code = "import slime_ray.analysis as a, slime_ray.search_spaces as s; print(a.__file__, s.__file__)"
     files = installed.output("python", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}").split()
     assert files == [str(ROOT / folder / "__init__.py") for folder in ("analysis", "search_spaces")]
+
+
+@pytest.mark.parametrize(("old", "new"), slime_ray._MOVED.items())
+def test_a_module_is_imported_by_its_name_of_version_0_1_0_with_a_warning(old: str, new: str) -> None:
+    sys.modules.pop(f"slime_ray.{old}", None)
+    with pytest.warns(DeprecationWarning, match=rf"slime_ray\.{old} is slime_ray\.{new} since"):
+        module = importlib.import_module(f"slime_ray.{old}")
+    assert module is importlib.import_module(f"slime_ray.{new}")
