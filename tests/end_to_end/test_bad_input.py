@@ -167,7 +167,7 @@ class TestWhatOnlyTheClusterSees:
             ("/nowhere/model.gguf", pair(0), "does not have /nowhere/model.gguf"),
             ("templated", None, "pairs.jsonl"),
             ("bare", pair(0), "chat template"),
-            ("headless", "\n".join(map(pair, range(24))), "its files lack 1 weight (model.norm.weight)"),
+            ("headless", "\n".join(pair(n, "7") for n in range(24)), "its files lack 1 weight (model.norm.weight)"),
             ("cut", pair(0), "model.safetensors is cut short"),
             ("templated", "", "pairs.jsonl"),
             ("templated", "not json\n{\n", "pairs.jsonl"),
