@@ -51,4 +51,4 @@ class _MovedModules:
         sys.modules[name] = import_module(new)
 
 
-sys.meta_path.append(_MovedModules)  # type: ignore[arg-type]
+sys.meta_path.append(_MovedModules)

@@ -280,9 +280,9 @@ def test_two_processes_share_a_cache_and_keep_one_budget(verdicts):
         assert (processes.returncode, len(outputs)) == (0, 2)
         assert len(server.requests) == 10
     assert verdicts.spent(settings("http://x").identity).requests == 10
-    for output in outputs:
-        valid = [label for side in literal_eval(output) for label in side if label]
-        assert 0 < len(valid) <= 10
+    valid = [sum(bool(label) for side in literal_eval(output) for label in side) for output in outputs]
+    # One may have spent it all before the other asked.
+    assert 0 < max(valid) <= 10
 
 
 def test_a_budget_holds_over_all_evaluations_of_a_run_and_not_over_another(server, llm, tmp_path):
