@@ -223,7 +223,8 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
     def step(batch: int) -> Clock:
         """What the first step reads, the prompts, is not of the others' kind."""
         short, long = draw(batch, 1), draw(batch, longest)
-        wall, processor = (max(0.0, b - a) / (longest - 1) for a, b in zip(short, long, strict=True))
+        # Noise may have cost the shorter one more; no step takes nothing.
+        wall, processor = ((b - a) / (longest - 1) if b > a else b / longest for a, b in zip(short, long, strict=True))
         return wall, processor
 
     batch = min(decoding.batch, max(evaluation.prompts, evaluation.selection_prompts))
