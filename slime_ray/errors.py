@@ -28,3 +28,11 @@ def near(word: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     hint = f". Did you mean {close[0]!r}?" if close else "."
     return f"{hint} Allowed: {', '.join(sorted(options))}"
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Tell whether memory ran out, on a GPU or a CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig
 
+from slime_ray.errors import is_memory_error
 from slime_ray.model.files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -26,7 +27,6 @@ from slime_ray.model.pretrained import (
     LoadError,
     Note,
     blaming,
-    lacks_memory,
     load_whole,
     reason_of,
     refuse_not_finite,
@@ -57,7 +57,7 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
     except Exception as error:
         if not isinstance(error, LoadError):
             _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
-        if adapter is None or lacks_memory(error):
+        if adapter is None or is_memory_error(error):
             raise
         raise LoadError(f"its base {source}: {reason_of(error)}") from None
     if getattr(lm.config, "quantization_config", None) and getattr(lm, "hf_quantizer", None) is None:

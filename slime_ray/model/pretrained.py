@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, is_memory_error
 from slime_ray.model.files import AGAIN, FileFault, check_texts
 
 Note = Callable[[str], object]
@@ -57,20 +57,12 @@ def refusing(refusal: Callable[[str], InputError]) -> Iterator[None]:
         # A panic of tokenizers, which are written in Rust, is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if lacks_memory(error):
+        if is_memory_error(error):
             raise
         known = isinstance(error, (LoadError, FileFault))
         raise refusal(f"{reason_of(error)}. {AGAIN if known else WAY_OUT}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
 
 
 def reason_of(error: BaseException) -> str:
@@ -105,7 +97,7 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
     try:
         lm, info = kind.from_pretrained(source, **options)
     except RuntimeError as error:
-        if lacks_memory(error):
+        if is_memory_error(error):
             raise
         failure = error.with_traceback(None)
     if failure is not None:
@@ -160,7 +152,7 @@ def blaming(file: Path) -> Iterator[None]:
     except (FileFault, LoadError):
         raise
     except Exception as error:
-        if lacks_memory(error):
+        if is_memory_error(error):
             raise
         raise FileFault(f"{file} cannot be used: {reason_of(error)}") from None
 

@@ -187,6 +187,7 @@ class _Runs:
             after_update=after_update,
             bf16=settings.model.dtype == "bfloat16",
             gradient_checkpointing=settings.training.gradient_checkpointing,
+            dropout=settings.model.dropout,
         )
         trainer.train()
         return laps

@@ -18,11 +18,11 @@ from typing import ParamSpec, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from slime_ray.errors import SlimeRayError
+from slime_ray.errors import SlimeRayError, is_memory_error
 from slime_ray.runs import files
 from slime_ray.runs.store import RunStore
 from slime_ray.training.orders import Report
-from slime_ray.training.outcome import StageError, is_memory_error, one_sentence, patiently, waiting_for_storage
+from slime_ray.training.outcome import StageError, one_sentence, patiently, waiting_for_storage
 from slime_ray.world import World
 
 P = ParamSpec("P")

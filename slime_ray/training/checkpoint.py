@@ -33,9 +33,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import TrainerState
 
-from slime_ray.errors import RunError
+from slime_ray.errors import RunError, is_memory_error
 from slime_ray.runs import files
-from slime_ray.training.outcome import is_memory_error, one_sentence
+from slime_ray.training.outcome import one_sentence
 from slime_ray.world import World
 
 FORMAT = "trial-state-v1"

@@ -17,7 +17,7 @@ from typing import Any
 from slime_ray.config.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.config.settings import Settings
 from slime_ray.config.strict import LONGEST_LABEL
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
@@ -46,7 +46,6 @@ from slime_ray.training.outcome import (
     MODEL,
     blank_row,
     finish,
-    is_memory_error,
     one_sentence,
     say_nothing,
     write_judging,

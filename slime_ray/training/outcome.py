@@ -38,14 +38,6 @@ class StageError(RunError):
     """Shared stages could not be made or used: their damage is no result of the trial that comes upon it."""
 
 
-def is_memory_error(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
-
-
 def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
     """The row of a trial of which nothing is measured yet: what it is, and where and when it began."""
     return results.trial_row(

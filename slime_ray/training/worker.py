@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from slime_ray import __version__
 from slime_ray.config.experiment import Trial
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
@@ -57,7 +57,6 @@ from slime_ray.training.outcome import (
     StageError,
     blank_row,
     finish,
-    is_memory_error,
     one_sentence,
     patiently,
     record_failure,
