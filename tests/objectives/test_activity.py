@@ -59,7 +59,9 @@ def test_past_the_hard_margin_only_anchor_and_stabilizer_pull() -> None:
 
 
 @given(
-    remove=st.sets(st.sampled_from(REMOVABLE)).filter(lambda items: not {"hard_margin", "hard_margin_clip"} <= items)
+    remove=st.sets(st.sampled_from(list(REMOVABLE))).filter(
+        lambda items: not {"hard_margin", "hard_margin_clip"} <= items
+    )
 )
 def test_what_is_removed_has_a_share_of_exactly_zero(remove: set[str]) -> None:
     found = activity(SlimeObjective(remove=tuple(remove)), CHOSEN, REJECTED)
