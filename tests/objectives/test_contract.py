@@ -165,6 +165,11 @@ def test_activity_tells_the_share_of_every_term(objective: Objective, draw: Draw
     norms = {name: torch.cat(batch.gradients(batch.feed(objective).value(name))).norm() for name in terms}
     shares = {name: activity.pop(f"gradient_share.{name}") for name in norms}
     assert shares == pytest.approx({name: (norm / sum(norms.values())).item() for name, norm in norms.items()})
+    for name in terms:
+        gradients = batch.gradients(batch.feed(objective).value(name))
+        chosen, whole = torch.cat(gradients[: len(batch.chosen)]).norm() ** 2, torch.cat(gradients).norm() ** 2
+        assert activity.pop(f"chosen_share.{name}") == pytest.approx((chosen / whole).item() if whole else 0.0)
+    activity.pop("gradient_ratio", None)
     assert set(activity) == ({"past_hard_margin"} if objective.name.startswith("slime") else set())
 
 
