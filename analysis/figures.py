@@ -98,6 +98,8 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
         bars: dict[str, Any] = {"xerr": [x - own["stability_min"], own["stability_max"] - x]}
         if judged:
             bars["yerr"] = [y - 100 * own["win_rate_low"], 100 * own["win_rate_high"] - y]
+        # Rounding can put a mean of equal values outside of them.
+        bars = {name: np.maximum(ends, 0) for name, ends in bars.items()}
         axes.errorbar(
             x, y, fmt=marker, color=colour, capsize=2, markersize=6.5, linewidth=0, elinewidth=1, label=name,
             clip_on=False, markeredgecolor="white", markeredgewidth=0.6, zorder=4, **bars,
