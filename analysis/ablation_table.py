@@ -9,7 +9,7 @@ import pandas as pd
 from slime_ray.config.design import Cell
 from slime_ray.runs import results
 
-from . import effects, statistics, tables
+from . import effects, stability, statistics, tables
 from .design_cells import METRICS, Cells
 from .effects import Claim
 from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number
@@ -151,11 +151,11 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         difference,
         *(() if by_score else tested),
         Column("P(better) %", cells(frame, lambda row: number(row["improvement"], 1, scale=100)), keep=4),
-        Column("S", cells(frame, tables.stability_cell), keep=7),
+        Column("S", cells(frame, stability.stability_cell), keep=7),
         of_score,
         *(tested if by_score else ()),
         *(
-            Column(letter, tuple(number(value, tables.DIGITS.get(name, 2)) for value in frame[name]), keep=3)
+            Column(letter, tuple(number(value, stability.DIGITS.get(name, 2)) for value in frame[name]), keep=3)
             for name, letter in PARTS.items()
         ),
         Column("past m_h %", tuple(_share(frame, PAST)), keep=2),

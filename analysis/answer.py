@@ -5,14 +5,12 @@ import pandas as pd
 from slime_ray.runs.results import Run
 
 from . import search_table, tables
-from .printing import Table, number
+from .printing import Sentences, Table, number
 from .rows import LOST, is_judged
 from .statistics import TOO_FEW
 
 FEWEST_PROMPTS = 20
 """With fewer, a resampled interval is too rough to claim anything by."""
-Sentences = tuple[list[str], list[str]]
-"""What is open, and what can be said."""
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:

@@ -12,7 +12,7 @@ from .printing import Column, Table, cells, interval_cells, number
 REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
 """Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
 ORDERS = 200
-RESAMPLES = 1_000
+DRAWN_ANEW = 1_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Spent:
             hypervolume = hypervolumes(points)
             orders = (rng.permutation(len(points)) for _ in range(ORDERS))
             shuffled = np.stack([hypervolumes(points[order]) for order in orders])
-        drawn = rng.integers(0, len(complete), (RESAMPLES, len(complete)))
+        drawn = rng.integers(0, len(complete), (DRAWN_ANEW, len(complete)))
         best, expected, resampled = {}, {}, {}
         for place, goal in enumerate(searched.names):
             sign, values = searched.signs[place], searched.goals[:, place]
@@ -116,7 +116,7 @@ def budget_curve(searched: Searched, spent: Spent | None) -> Table:
     return Table(
         frame=frame,
         caption=f"What the search found for what it spent: its first trials of {count}.",
-        notes=_notes(searched, spent),
+        notes=_budget_notes(searched, spent),
         columns=tuple(columns),
     )
 
@@ -127,7 +127,7 @@ def _has_reference(searched: Searched) -> bool:
     )
 
 
-def _notes(searched: Searched, spent: Spent) -> list[str]:
+def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
     names = [name.replace("_", " ") for name in searched.names]
     notes = []
     if spent.hypervolume is None:
@@ -145,7 +145,7 @@ def _notes(searched: Searched, spent: Spent) -> list[str]:
     return [
         *notes,
         "Expected best: of so many of these trials drawn at random without replacement (Dodge et al. 2019, in the "
-        f"unbiased form of Tang et al. 2020), with a 95 % percentile interval, the trials drawn anew {RESAMPLES:,} "
+        f"unbiased form of Tang et al. 2020), with a 95 % percentile interval, the trials drawn anew {DRAWN_ANEW:,} "
         "times. It is that of a random search only if the trials were drawn at random; near all trials the interval "
         "is too narrow, since no resample holds a better trial than the best.",
         "Stopped, failed and diverged trials count with the tokens they took, and as the worst that completed.",

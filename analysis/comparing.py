@@ -13,7 +13,7 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import statistics, tables
+from . import stability, statistics, tables
 from .manifests import ABSENT, ManifestDifference, differences, why_not_comparable
 from .printing import Column, Table, cells, interval_cells, number, one_line, with_interval
 from .rows import Outcomes, is_judged, judge_of, judged_answers, outcomes_by_label
@@ -59,7 +59,7 @@ def compare(runs: Sequence[Run]) -> Table:
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
             Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100), keep=9),
-            Column("stability S [95 %]", cells(frame, tables.stability_cell), keep=9),
+            Column("stability S [95 %]", cells(frame, stability.stability_cell), keep=9),
             Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=5),
             Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
             Column("acc. %", cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)), keep=6),

@@ -7,9 +7,8 @@ from slime_ray.config.design import Design
 from slime_ray.runs.results import Run
 
 from . import ablation_table, factorial_table, search_table, tables
-from .answer import Sentences
 from .design_cells import Cells
-from .printing import Table
+from .printing import Sentences, Table
 from .search_report import Understanding
 
 

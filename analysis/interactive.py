@@ -14,7 +14,7 @@ import pandas as pd
 from slime_ray.runs import pareto
 from slime_ray.runs.results import Run
 
-from . import statistics, tables
+from . import stability, statistics, tables
 from .examples import LONGEST_ANSWER, first_pairs
 from .findings import Findings
 from .printing import ABSENT, number, with_interval
@@ -107,7 +107,7 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
     judged = column == "win_rate"
     facts = [
         [_head(column), with_interval(row, column, 1, scale=100) if judged else number(row[column], 1, scale=100)],
-        ["stability S", tables.stability_cell(row)],
+        ["stability S", stability.stability_cell(row)],
         ["seeds", f"{row['seeds_finished']}/{row['seeds']}"],
         ["K", number(row["kl_to_sft"], 3)],
         ["drift", number(row["chosen_drift"], 3, signed=True)],

@@ -15,6 +15,8 @@ ABSENT = "–"
 
 NAMES = 10
 Mark = Literal["", "best", "second"]
+Sentences = tuple[list[str], list[str]]
+"""What is open, and what can be said."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import StabilityParts, damage, spike_flags
 
 from . import rows, statistics
+from .printing import number, with_interval
 
 PAIR_DRAWS, STEP_DRAWS = 1, 2
 """Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
@@ -222,3 +223,15 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
     if not seeds:
         return nothing | {"stability": float("nan")}
     return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
+
+
+DIGITS = {"training_spikes": 3}
+"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
+
+
+def stability_cell(row: pd.Series) -> str:
+    """S with its interval; where it has none, with its lowest and highest seed."""
+    low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
+    if pd.notna(row["stability_low"]):
+        return with_interval(row, "stability")
+    return mean if low == high == mean else f"{mean} ({low}–{high})"

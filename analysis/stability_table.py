@@ -10,7 +10,7 @@ from slime_ray.runs.stability_v1 import TOLERANCES
 from . import statistics
 from .printing import Column, Table, cells, interval_cells, number
 from .rows import PARTS, name_of, version_of
-from .tables import DIGITS, stability_cell
+from .stability import DIGITS, stability_cell
 
 TITLES = ("label", "phase", "seeds_finished", "seeds")
 

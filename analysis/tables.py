@@ -11,7 +11,7 @@ from slime_ray.runs import results
 
 from . import stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, number, with_interval
+from .printing import Column, Mark, Table, cells, interval_cells, number
 from .rows import (
     FINISHED,
     LOST,
@@ -26,6 +26,7 @@ from .rows import (
     outcomes_by_label,
     version_of,
 )
+from .stability import DIGITS, stability_cell
 
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
@@ -176,18 +177,6 @@ def _marks(values: pd.Series) -> list[Mark]:
     levels = sorted(values.dropna().unique(), reverse=True)
     names: dict[float, Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
     return [names.get(value, "") for value in values]
-
-
-DIGITS = {"training_spikes": 3}
-"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
-
-
-def stability_cell(row: pd.Series) -> str:
-    """S with its interval; where it has none, with its lowest and highest seed."""
-    low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
-    if pd.notna(row["stability_low"]):
-        return with_interval(row, "stability")
-    return mean if low == high == mean else f"{mean} ({low}–{high})"
 
 
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
