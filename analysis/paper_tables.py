@@ -10,8 +10,7 @@ import pandas as pd
 from slime_ray.config.design import COMPONENTS, Cell
 from slime_ray.runs import results
 
-from .ablation_table import seeds_notes
-from .design_cells import METRICS, Cells
+from .ablation_table import METRICS, Cells, seeds_notes
 from .printing import Column, Table, interval_cells, number
 from .rows import baseline_of, judge_of, name_of
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from slime_ray.analysis import ablation_table, effects, factorial_table, paper_tables, tables
-from slime_ray.analysis.design_cells import Cells
+from slime_ray.analysis.ablation_table import Cells
 
 from slime_ray.config.design import COMPONENTS, Design
 from slime_ray.errors import InputError

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from slime_ray.analysis import stability, tables
-from slime_ray.analysis.stability_table import stability_parts
+from slime_ray.analysis.stability import stability_parts
 
 from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
