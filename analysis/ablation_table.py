@@ -12,7 +12,7 @@ from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics, tables
 from .effects import Claim
-from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number
+from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number, numbers
 from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS
 
@@ -253,7 +253,7 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
     terms.sort(key=lambda term: (TERMS.index(term) if term in TERMS else len(TERMS), term))
     tested = (
         Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
-        Column("d_z", cells(frame, lambda row: number(row["d_z"], 2, signed=True)), keep=5),
+        Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5),
     )
     difference = Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9)
     of_score = Column("S difference", interval_cells(frame, "stability_difference"), keep=7)
@@ -265,12 +265,12 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column(f"{rate} % [95 %]", interval_cells(frame, found.rate, 1, scale=100), tuple(frame["mark"]), keep=8),
         difference,
         *(() if by_score else tested),
-        Column("P(better) %", cells(frame, lambda row: number(row["improvement"], 1, scale=100)), keep=4),
+        Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
         Column("S", cells(frame, stability.stability_cell), keep=7),
         of_score,
         *(tested if by_score else ()),
         *(
-            Column(letter, tuple(number(value, stability.DIGITS.get(name, 2)) for value in frame[name]), keep=3)
+            Column(letter, numbers(frame, name, stability.DIGITS.get(name, 2)), keep=3)
             for name, letter in PARTS.items()
         ),
         Column("past m_h %", tuple(_share(frame, PAST)), keep=2),

@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
 from . import stability, statistics, tables
-from .printing import Column, Table, cells, interval_cells, number, one_line, with_interval
+from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
 from .rows import Outcomes, baseline_of, is_judged, judge_of, judged_answers, outcomes_by_label, version_of
 
 Kind = Literal["settings", "data", "measurement", "environment"]
@@ -142,9 +142,9 @@ def compare(runs: Sequence[Run]) -> Table:
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
             Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100), keep=9),
             Column("stability S [95 %]", cells(frame, stability.stability_cell), keep=9),
-            Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=5),
-            Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
-            Column("acc. %", cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)), keep=6),
+            Column("K", numbers(frame, "kl_to_sft", 3), keep=5),
+            Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+            Column("acc. %", numbers(frame, "preference_accuracy", 1, scale=100), keep=6),
         ),
         remarks=tuple(frame["note"]),
     )
@@ -328,7 +328,7 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
             Column("win rates %", pair("win_rate", 1, 100)),
             Column("difference, points", cells(frame, lambda row: with_interval(row, "difference", 1, scale=100))),
             Column("stabilities", pair("stability", 2, 1)),
-            Column("same answers %", cells(frame, lambda row: number(row["same_answers"], 1, scale=100))),
+            Column("same answers %", numbers(frame, "same_answers", 1, scale=100)),
             # Numbers that do not mean the same neither agree nor disagree.
             Column(
                 "agrees",

@@ -14,7 +14,7 @@ from slime_ray.runs import pareto
 
 from . import statistics
 from .knobs import Searched, unit_of
-from .printing import Column, Table, cells, interval_cells, number
+from .printing import Column, Table, cells, interval_cells, number, numbers
 
 RESAMPLES = 2_000
 AT_ONCE = 200_000
@@ -144,9 +144,9 @@ def front(searched: Searched, answers: pd.DataFrame) -> Table:
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
             *(_goal_column(frame, goal) for goal in searched.names),
-            Column("beyond the line", cells(frame, lambda row: number(row["distance"], 2, signed=True)), keep=6),
+            Column("beyond the line", numbers(frame, "distance", 2, signed=True), keep=6),
             *(
-                Column(head, tuple(number(share, 0, scale=100) for share in frame[column]), keep=7)
+                Column(head, numbers(frame, column, 0, scale=100), keep=7)
                 for head, column in (("front %", "front_share"), ("knee %", "knee_share"))
                 if column in frame
             ),
@@ -159,7 +159,7 @@ def _goal_column(frame: pd.DataFrame, goal: str) -> Column:
     head, scale, digits = unit_of(goal)
     if f"{goal}_low" in frame:
         return Column(f"{head} [95 %]", interval_cells(frame, goal, digits, scale=scale), keep=9)
-    return Column(head, cells(frame, lambda row: number(row[goal], digits, scale=scale)), keep=9)
+    return Column(head, numbers(frame, goal, digits, scale=scale), keep=9)
 
 
 def _notes(searched: Searched) -> list[str]:
@@ -287,7 +287,7 @@ def budget_curve(searched: Searched, spent: Spent | None) -> Table:
     ]
     if "hypervolume" in frame:
         columns += [
-            Column("hypervolume", cells(frame, lambda row: number(row["hypervolume"], 3)), keep=9),
+            Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),
             Column("in random order [95 %]", interval_cells(frame, "shuffled", 3), keep=7),
         ]
     for goal in searched.names:

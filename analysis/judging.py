@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs import results
 
 from . import rows, statistics
-from .printing import Column, Table, cells, interval_cells, number
+from .printing import Column, Table, cells, interval_cells, numbers
 
 STEPS = 25
 CLOSE = 1e-3
@@ -211,8 +211,8 @@ def judging(run: results.Run, main: Table) -> Table:
                 Column(f"{head} % [95 %]", interval_cells(frame, name, 1, scale=100))
                 for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"), ("LC", "length_controlled"))
             ),
-            Column("longer", cells(frame, lambda row: number(row["more_tokens"], 1, signed=True)), keep=4),
-            Column("consistent %", cells(frame, lambda row: number(row["order_consistency"], 1, scale=100))),
+            Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
+            Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
             Column("missing", cells(frame, _invalid_cell)),
         ),
     )

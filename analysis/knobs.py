@@ -11,7 +11,7 @@ import pandas as pd
 from slime_ray.runs import results
 
 from . import statistics
-from .printing import ABSENT, Column, Table, cells, number
+from .printing import ABSENT, Column, Table, cells, number, numbers
 from .rows import FINISHED
 
 UNITS = {"win_rate": ("win rate %", 100.0, 1), "preference_accuracy": ("acc. %", 100.0, 1)}
@@ -355,7 +355,7 @@ def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:
         return ABSENT if ABSENT in ends else "{} [{}, {}]".format(*ends)
 
     head = unit_of(goal)[0].removesuffix(" %")
-    shares = cells(frame, lambda row: number(row[f"{goal}_share"], 0, scale=100))
+    shares = numbers(frame, f"{goal}_share", 0, scale=100)
     return Column(f"{head}: share %", shares, keep=8), Column("rank [95 %]", cells(frame, rank), keep=9)
 
 

@@ -11,7 +11,7 @@ from slime_ray.config.design import COMPONENTS, Cell
 from slime_ray.runs import results
 
 from .ablation_table import METRICS, Cells, seeds_notes
-from .printing import Column, Table, interval_cells, number
+from .printing import Column, Table, interval_cells, numbers
 from .rows import baseline_of, judge_of, name_of
 
 FULL = "full"
@@ -157,9 +157,9 @@ def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: s
     columns = [Column("", tuple(frame["row"]), numeric=False, keep=10)]
     for model in models:
         short = f"{model} " if len(models) > 1 else "theirs: "
-        less = tuple(number(value, 1, signed=True) for value in frame[f"{model} difference"])
+        less = numbers(frame, f"{model} difference", 1, signed=True)
         columns += [
-            Column(f"{short}MT", tuple(number(value) for value in frame[f"{model} mt_bench"]), keep=4),
+            Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4),
             Column(f"{short}AH [95 %]", interval_cells(frame, f"{model} arena_hard", 1), keep=6),
             Column(f"{short}AH difference", less, keep=5),
         ]

@@ -14,7 +14,7 @@ from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 from . import front, knobs, stability, statistics
 from .front import outcomes_of
 from .knobs import Searched, unit_of
-from .printing import ABSENT, Column, Table, cells, interval_cells, number, one_line
+from .printing import ABSENT, Column, Table, cells, interval_cells, numbers, one_line
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 
@@ -47,9 +47,9 @@ def search_trials(run: results.Run) -> Table:
         short if len(set(short.values())) == len(short) else {name: name.removeprefix(results.KNOB) for name in knobs}
     )
     rate = (
-        Column("win rate %", cells(frame, lambda row: number(row["win_rate"], 1, scale=100)), keep=9)
+        Column("win rate %", numbers(frame, "win_rate", 1, scale=100), keep=9)
         if judged
-        else Column("acc. %", cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)), keep=9)
+        else Column("acc. %", numbers(frame, "preference_accuracy", 1, scale=100), keep=9)
     )
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
@@ -66,8 +66,8 @@ def search_trials(run: results.Run) -> Table:
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
             *(Column(heads[name], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
             rate,
-            Column("stability S", cells(frame, lambda row: number(row["stability"])), keep=9),
-            Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
+            Column("stability S", numbers(frame, "stability"), keep=9),
+            Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
             Column("status", tuple(frame["status"]), numeric=False, keep=7),
             Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
         ),
@@ -188,7 +188,7 @@ def _columns(frame: pd.DataFrame, goal: str) -> list[Column]:
                 interval_cells(frame, f"{goal}_{kind}", digits, scale=scale, signed=signed),
                 keep=keep,
             )
-        shown = cells(frame, lambda row: number(row[f"{goal}_{kind}"], digits, scale=scale, signed=signed))
+        shown = numbers(frame, f"{goal}_{kind}", digits, scale=scale, signed=signed)
         return Column(words, shown, keep=keep)
 
     return [column("searched", unit, 8), column("confirmed", unit, 9), column("change", "", 7, signed=True)]

@@ -11,7 +11,7 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .printing import Column, Table, cells, interval_cells, number, with_interval
+from .printing import Column, Table, cells, interval_cells, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS = 1, 2
@@ -270,9 +270,7 @@ def stability_parts(run: results.Run, main: Table) -> Table:
                 for name, letter in PARTS.items()
                 for column in (
                     Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8),
-                    Column(
-                        f"{letter} %", tuple(number(share, 0, scale=100) for share in frame[f"{name}_share"]), keep=1
-                    ),
+                    Column(f"{letter} %", numbers(frame, f"{name}_share", 0, scale=100), keep=1),
                 )
             ),
         ),

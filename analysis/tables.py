@@ -11,7 +11,7 @@ from slime_ray.runs import results
 
 from . import stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, number
+from .printing import Column, Mark, Table, cells, interval_cells, numbers
 from .rows import (
     FINISHED,
     LOST,
@@ -182,11 +182,11 @@ def _marks(values: pd.Series) -> list[Mark]:
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
     accuracy = Column(
         "acc. %",
-        cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)),
+        numbers(frame, "preference_accuracy", 1, scale=100),
         () if judged else tuple(frame["preference_accuracy_mark"]),
         keep=4 if judged else 9,
     )
-    margin = Column("margin", cells(frame, lambda row: number(row["mean_margin"])), keep=8)
+    margin = Column("margin", numbers(frame, "mean_margin"), keep=8)
     win_rate = (
         Column(
             "win rate % [95 %]",
@@ -198,20 +198,17 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         else Column("win rate", ("not judged",) * len(frame))
     )
     stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
-    sigma = Column("σ", cells(frame, lambda row: number(row["sigma"], 1, scale=100)), keep=6)
+    sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6)
     return (
         Column("label", tuple(frame["label"]), numeric=False, keep=10),
         Column("objective", tuple(frame["objective"]), numeric=False, keep=1),
         Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
-        *(
-            Column(letter, tuple(number(value, DIGITS.get(name, 2)) for value in frame[name]), keep=7)
-            for name, letter in PARTS.items()
-        ),
-        Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=7),
-        Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
-        Column("format %", cells(frame, lambda row: number(row["format_valid"], 1, scale=100)), keep=3),
+        *(Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=7) for name, letter in PARTS.items()),
+        Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
+        Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+        Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
         *((accuracy,) if judged else ()),
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 from slime_ray.runs import results
 from slime_ray.runs.results import Run
 
-from .printing import ABSENT, Column, Table, cells, number
+from .printing import ABSENT, Column, Table, cells, number, numbers
 from .rows import FINISHED, name_of
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
@@ -31,7 +31,7 @@ def cost(run: Run) -> Table:
         return cells(frame, lambda row: f"{int(row[name]):,}")
 
     def times(name: str) -> tuple[str, ...]:
-        return cells(frame, lambda row: number(row[name], 1, scale=1 / per))
+        return numbers(frame, name, 1, scale=1 / per)
 
     return Table(
         frame=frame,
