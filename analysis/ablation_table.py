@@ -28,6 +28,7 @@ class Cells:
     diverged. rate: which of METRICS `rates` holds. planned: the seeds that were asked for.
     """
 
+    run: results.Run
     design: Design
     rate: str
     rates: dict[str, Outcomes]
@@ -43,6 +44,7 @@ class Cells:
         by_accuracy = design.metric == "preference_accuracy" or not rows.is_judged(run)
         lost = trials[~trials["status"].isin(rows.MEASURED)]
         return cls(
+            run,
             design,
             "preference_accuracy" if by_accuracy else "win_rate",
             _accuracies(run) if by_accuracy else rows.outcomes_by_label(run),
@@ -139,7 +141,7 @@ REFERENCE = "compared with"
 """The verdict of the cell that its center's others are compared with."""
 
 
-def ablation(run: results.Run, found: Cells, main: Table) -> Table:
+def ablation(found: Cells, main: Table) -> Table:
     """A row per cell, its center's reference first. In `frame` rates and differences are shares (0..1).
 
     `p` and `verdict` are of the design's metric, corrected over all comparisons of the table; `p_<test>` are the
@@ -147,7 +149,7 @@ def ablation(run: results.Run, found: Cells, main: Table) -> Table:
     """
     design = found.design
     claims = found.claims([cell for cell in design.cells if cell.label != cell.reference])
-    activity = _activity(run)
+    activity = _activity(found.run)
     known = main.frame.set_index("label").to_dict("index") if len(main.frame) else {}
     rows = []
     for center in design.centers:
@@ -157,7 +159,7 @@ def ablation(run: results.Run, found: Cells, main: Table) -> Table:
     frame["mark"] = _marks(found, frame)
     return Table(
         frame=frame,
-        caption=_caption(run, found),
+        caption=_caption(found),
         notes=_notes(found, frame),
         columns=_columns(found, frame),
         remarks=tuple(frame["note"]),
@@ -288,8 +290,8 @@ def p_words(p: float) -> str:
     return "<0.001" if p < 0.001 else number(p, 3)
 
 
-def _caption(run: results.Run, found: Cells) -> str:
-    design = found.design
+def _caption(found: Cells) -> str:
+    run, design = found.run, found.design
     against = ", ".join(design.reference(center).variant for center in design.centers[:1])
     items = max((values.shape[1] for _, values in found.rates.values()), default=0)
     where = (

@@ -11,7 +11,7 @@ from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import TOLERANCES
 
-from . import effects, judging, search_table, statistics, tables
+from . import effects, search_table, statistics, tables
 from .printing import Sentences, Table, number, one_line
 from .rows import LOST, PARTS, decoding_words, is_judged, judge_of, version_of
 from .sections import Findings
@@ -140,10 +140,10 @@ def methods(found: Findings) -> list[str]:
     return [
         *map(one_line, data_lines(found.run.manifest.get("data") or {})),
         *_of_rows(found.run),
-        *(_of_judging() if len(judging.judging(found.run, found.main).frame) else []),
+        *(_of_judging() if len(found.judging.frame) else []),
         *(_of_ablations() if found.cells else []),
         *(_of_factorials() if found.factorial is not None and len(found.factorial.frame) else []),
-        *(_of_searches() if found.search else []),
+        *(_of_searches() if len(found.search_trials.frame) else []),
     ]
 
 

@@ -4,6 +4,7 @@ A comparison comes as `d`, the outcomes of a variant minus those of its referenc
 and prompts for both, or (seeds,) for what a seed has one number of, such as stability.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -99,17 +100,10 @@ def _power(difference: float, error: float, freedom: float, level: float) -> flo
 
 
 def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
-    """The least number above `now`, and of FEWEST_SEEDS at least, with enough power; None up to `most`."""
-    low = max(now, FEWEST_SEEDS - 1)
-    high = low + 1
-    while power(high) < POWER:
-        if high >= most:
-            return None
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
-    return high
+    """Return the least number above `now`, and of FEWEST_SEEDS at least, with enough power; None up to `most`."""
+    numbers = range(max(now + 1, FEWEST_SEEDS), most + 1)
+    place = bisect_left(numbers, POWER, key=power)
+    return numbers[place] if place < len(numbers) else None
 
 
 FLIPS = 10_000

@@ -11,7 +11,6 @@ import pandas as pd
 
 from slime_ray.config.design import Cell
 from slime_ray.errors import InputError
-from slime_ray.runs import results
 
 from . import effects, statistics
 from .ablation_table import METRICS, Cells, common, difference_words, p_words, seeds_notes
@@ -74,7 +73,7 @@ ALL = "all components"
 MARGINS = {"soft_margin", "hard_margin"}
 
 
-def factorial_effects(run: results.Run, found: Cells) -> Table:
+def factorial_effects(found: Cells) -> Table:
     """For each center a row per component, per interaction, and one for all components together.
 
     In `frame` effects are in the outcomes' unit: shares for rates. `shapley` is of the rate, `stability_shapley` of S.
@@ -92,10 +91,11 @@ def factorial_effects(run: results.Run, found: Cells) -> Table:
     frame = pd.DataFrame([row for center, grid in grids.items() for row in grid.rows(center, found, claims)])
     return Table(
         frame=frame,
-        caption=f"{name_of(run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, and on "
-        f"stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of the cells "
-        "with a component minus mean of those without. Interaction of two: half the change that one's presence makes "
-        "to the other's effect; of more in the same way. Shapley: a component's part of all components together.",
+        caption=f"{name_of(found.run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, "
+        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of "
+        "the cells with a component minus mean of those without. Interaction of two: half the change that one's "
+        "presence makes to the other's effect; of more in the same way. Shapley: a component's part of all components "
+        "together.",
         notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
         columns=_columns(frame),
     )

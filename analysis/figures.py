@@ -146,7 +146,8 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         if judged:
             axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
-        _limits(axes, [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist(), judged=judged)
+        heights = [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist()
+        axes.set_ylim(limits(heights, judged=judged))
         if axes.get_legend_handles_labels()[0]:
             legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
             if rows:
@@ -186,24 +187,36 @@ def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: b
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
-    ranked = (search["status"] == FINISHED).to_numpy()
-    x, y = x[ranked], y[ranked]
-    if not ranked.any():
+    corners = front_corners(search, column)
+    if not len(corners):
         return
-    best = on_front(np.column_stack([x, y]))
-    order = np.lexsort((-y[best], x[best]))
-    front_x, front_y = x[best][order], y[best][order]
     # All that lies left of and below this line is beaten by a trial.
-    steps_x = np.concatenate([[0], front_x, front_x[-1:]])
-    steps_y = np.concatenate([front_y[:1], front_y, [0]])
+    steps_x, steps_y = corners[:, 0], 100 * corners[:, 1]
     axes.step(steps_x, steps_y, where="pre", color=GREY, linewidth=0.9, label="their front", zorder=2)
 
 
-def _limits(axes: "Axes", values: list[float], *, judged: bool) -> None:
-    values = [*values, 50.0] if judged else values
-    low, high = (min(values), max(values)) if values else (0.0, 100.0)
+def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
+    """Return the corners of the line below which a finished trial beats all that lies there, left to right.
+
+    Args:
+        search: Search trials.
+        column: The goal beside stability.
+
+    Returns:
+        (corners, 2) stability and goal, from the left edge to the bottom; (0, 2) where no trial finished.
+    """
+    points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
+    best = points[on_front(points)]
+    best = best[np.lexsort((-best[:, 1], best[:, 0]))]
+    return np.vstack([[0.0, best[0, 1]], best, [best[-1, 0], 0.0]]) if len(best) else best
+
+
+def limits(values: list[float], *, judged: bool) -> tuple[float, float]:
+    """Ends of an axis in % that shows these values, and with a judge 50."""
+    values = [*values, 50.0] if judged else values or [0.0, 100.0]
+    low, high = min(values), max(values)
     margin = max(5.0, 0.12 * (high - low))
-    axes.set_ylim(max(-2.0, low - margin), min(104.0, high + margin))
+    return max(-2.0, low - margin), min(104.0, high + margin)
 
 
 _OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]

@@ -14,7 +14,7 @@ from slime_ray.runs import pareto
 
 from . import statistics
 from .knobs import Searched, unit_of
-from .printing import Column, Table, cells, interval_cells, number, numbers
+from .printing import Column, Table, cells, interval_cells, measure, number, numbers
 
 RESAMPLES = 2_000
 AT_ONCE = 200_000
@@ -143,7 +143,11 @@ def front(searched: Searched, answers: pd.DataFrame) -> Table:
         notes=notes,
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
-            *(_goal_column(frame, goal) for goal in searched.names),
+            *(
+                measure(head, frame, goal, digits, scale=scale, keep=9)
+                for goal in searched.names
+                for head, scale, digits in [unit_of(goal)]
+            ),
             Column("beyond the line", numbers(frame, "distance", 2, signed=True), keep=6),
             *(
                 Column(head, numbers(frame, column, 0, scale=100), keep=7)
@@ -153,13 +157,6 @@ def front(searched: Searched, answers: pd.DataFrame) -> Table:
         ),
         remarks=cells(frame, lambda row: "knee" if row["knee"] else "" if row["on_front"] else "not on the front"),
     )
-
-
-def _goal_column(frame: pd.DataFrame, goal: str) -> Column:
-    head, scale, digits = unit_of(goal)
-    if f"{goal}_low" in frame:
-        return Column(f"{head} [95 %]", interval_cells(frame, goal, digits, scale=scale), keep=9)
-    return Column(head, numbers(frame, goal, digits, scale=scale), keep=9)
 
 
 def _notes(searched: Searched) -> list[str]:

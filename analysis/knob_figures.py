@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slime_ray.runs.pareto import on_front
-
 from .figures import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
 from .front import Spent
 from .knobs import Knob, Searched, unit_of
@@ -56,7 +54,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
             reach = np.maximum([share - low, high - share], 0.0)
             axes.barh(range(len(frame)), share, height=0.65, color=BLUE, alpha=0.75)
             axes.errorbar(share, range(len(frame)), xerr=reach, fmt="none", ecolor=GREY, capsize=2, elinewidth=1)
-            axes.set_title(_title(goal), fontsize=9)
+            axes.set_title(unit_of(goal)[0].removesuffix(" %"), fontsize=9)
             axes.set_xlim(0, 100)
         panels[0, 0].set_yticks(range(len(frame)), [plain(name) for name in frame["knob"]])
         panels[0, 0].invert_yaxis()
@@ -67,7 +65,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
 def slices(searched: Searched, columns: Columns) -> "Figure":
     """Every completed trial: each knob (columns) against each goal (rows). Later trials are lighter."""
     columns = columns[:KNOBS]
-    complete, front = searched.complete, _front(searched)
+    complete, front = searched.complete, _ringed(searched)
     drawn = np.arange(len(complete))
     with style():
         rows, wide = max(1, len(searched.names)), max(1, len(columns))
@@ -149,7 +147,7 @@ def parallel(searched: Searched, columns: Columns) -> "Figure":
     from matplotlib.colors import Normalize
 
     columns = columns[: 2 * KNOBS]
-    complete, front = searched.complete, _front(searched)
+    complete, front = searched.complete, _ringed(searched)
     knobs = [searched.knobs[column] for column in columns]
     with style():
         figure, axes = new_figure(WIDTH, 3.4)
@@ -230,14 +228,9 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
     return figure
 
 
-def _front(searched: Searched) -> np.ndarray:
-    """(trials,) whether each is on the front; of two goals only."""
-    mask = searched.complete.copy()
-    if mask.any() and len(searched.names) == 2:
-        mask[mask] = on_front(searched.goals[mask])
-    else:
-        mask[:] = False
-    return mask
+def _ringed(searched: Searched) -> np.ndarray:
+    """(trials,) whether each is on a front of two goals."""
+    return searched.on_front if len(searched.names) == 2 else np.zeros_like(searched.complete)
 
 
 def _axis(axis: Any, knob: Knob) -> None:
@@ -269,10 +262,6 @@ def _colours() -> Any:
     import matplotlib
 
     return matplotlib.colormaps[COLOURS].resampled(STEPS)
-
-
-def _title(goal: str) -> str:
-    return unit_of(goal)[0].removesuffix(" %")
 
 
 def sensitivity(found: Cells, ablation: Table) -> "Figure":

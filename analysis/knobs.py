@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
+from slime_ray.runs import pareto, results
 
 from . import statistics
 from .printing import ABSENT, Column, Table, cells, number, numbers
@@ -102,6 +102,11 @@ class Searched:
         """(trials,) whether each ran to its end and has every goal; what was stopped early did not."""
         finite = np.isfinite(self.goals).all(axis=1) if self.names else np.zeros(len(self.trials), dtype=bool)
         return np.asarray((self.trials["status"] == FINISHED).to_numpy() & finite)
+
+    @property
+    def on_front(self) -> np.ndarray:
+        """(trials,) whether each is complete and no other complete trial beats it."""
+        return pareto.on_front(np.where(self.complete[:, None], self.goals, np.nan)) if self.names else self.complete
 
     def shown(self, goal: int) -> np.ndarray:
         """(trials,) a goal as figures show it: in its own direction and unit; NaN where a trial is not complete."""

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.config.design import COMPONENTS, Cell
-from slime_ray.runs import results
 
 from .ablation_table import METRICS, Cells, seeds_notes
 from .printing import Column, Table, interval_cells, numbers
@@ -75,12 +74,12 @@ THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
 """Which of the paper's tables a design has beside it, with its rows by model."""
 
 
-def beside_the_paper(run: results.Run, found: Cells, ablation: Table) -> Table:
-    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(run, found, ...)`.
+def beside_the_paper(found: Cells, ablation: Table) -> Table:
+    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(found, ...)`.
 
     Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
     """
-    design = found.design
+    run, design = found.run, found.design
     if design.kind not in THEIRS:
         return Table(frame=pd.DataFrame(columns=["row"]), caption="The paper has no table of such a design.", notes=[])
     table, theirs = THEIRS[design.kind]

@@ -184,6 +184,22 @@ def interval_cells(
     return cells(frame, lambda row: with_interval(row, name, digits, scale=scale, signed=signed))
 
 
+def measure(
+    head: str,
+    frame: pd.DataFrame,
+    name: str,
+    digits: int = 2,
+    *,
+    scale: float = 1.0,
+    signed: bool = False,
+    keep: int = 5,
+) -> Column:
+    """A column of numbers, with intervals and a head that says so where the frame has any."""
+    has_ends = f"{name}_low" in frame and frame[f"{name}_low"].notna().any()
+    shown = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
+    return Column(f"{head} [95 %]" if has_ends else head, shown, keep=keep)
+
+
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
     """One text a row."""
     return tuple(say(row) for _, row in frame.iterrows())

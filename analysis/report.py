@@ -42,7 +42,7 @@ COLOURS = {
 def build_page(found: Findings, things: Sequence[tuple[Entry, Table | bytes]]) -> str:
     """The page. things: its tables, and its figures as SVG, with their entries and in the order of those."""
     unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
-    settled += [unbroken(sentence) for sentence in found.search.sentences()] if found.search else []
+    settled += map(unbroken, found.search.sentences())
     template = _environment().get_template("report.html.jinja")
     front = front_data(found)
     scripts = [_web("vega.min.js"), _web("report.js")] if front else []

@@ -1,4 +1,7 @@
-"""The table of a run's search trials, and which of them no other beats."""
+"""Tables of a search: its trials, its winners as searched and as confirmed, and what else a report says of it.
+
+The best of many trials on one set of prompts is partly luck (the winner's curse); on other prompts and seeds it is not.
+"""
 
 import json
 from dataclasses import dataclass
@@ -7,50 +10,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import pareto, results
-from slime_ray.runs.results import Run
+from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
-from . import front, knobs, stability, statistics
+from . import front, stability, statistics
 from .front import outcomes_of
-from .knobs import Searched, unit_of
-from .printing import ABSENT, Column, Table, cells, interval_cells, numbers, one_line
+from .knobs import Searched, importance, short_names, unit_of
+from .printing import ABSENT, Column, Table, cells, measure, numbers, one_line
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
-
-def front_mask(run: results.Run, trials: pd.DataFrame) -> np.ndarray:
-    """(trials,) whether each is on the front of the run's goals; trials that did not finish never are."""
-    goals = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
-    points = trials[list(goals)].to_numpy(dtype=float) * [-1 if way == "minimize" else 1 for way in goals.values()]
-    ranked = (trials["status"] == FINISHED).to_numpy() & np.isfinite(points).all(axis=1)
-    mask = np.zeros(len(trials), dtype=bool)
-    if goals and ranked.any():
-        mask[ranked] = pareto.on_front(points[ranked])
-    return mask
+AGAIN = 1
+"""Seed of the resampling of the report prompts, apart from that of the selection prompts, which is 0."""
 
 
 def search_trials(run: results.Run) -> Table:
     """One row per search trial with what it set, measured on the selection prompts; the front first."""
-    trials = run.trials[run.trials["phase"] == "search"]
+    searched = Searched.of(run)
+    trials = searched.trials
     if trials.empty:
         return Table(frame=pd.DataFrame(columns=["trial_id"]), caption="This run did not search.", notes=[])
     knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
     shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
     frame = trials[["trial_id", *knobs, *shown]].copy()
-    frame["on_front"] = front_mask(run, trials)
+    frame["on_front"] = searched.on_front
     judged, judge = is_judged(run), judge_of(run)
     lead = "win_rate" if judged else "preference_accuracy"
     order = ["on_front", lead, "trial_id"]
     frame = frame.sort_values(order, ascending=[False, False, True], na_position="last").reset_index(drop=True)
-    short = {name: name.rpartition(".")[2] for name in knobs}
-    heads = (
-        short if len(set(short.values())) == len(short) else {name: name.removeprefix(results.KNOB) for name in knobs}
-    )
-    rate = (
-        Column("win rate %", numbers(frame, "win_rate", 1, scale=100), keep=9)
-        if judged
-        else Column("acc. %", numbers(frame, "preference_accuracy", 1, scale=100), keep=9)
-    )
+    heads = short_names([name.removeprefix(results.KNOB) for name in knobs])
+    rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9)
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
     where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"
@@ -64,7 +52,7 @@ def search_trials(run: results.Run) -> Table:
         ],
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
-            *(Column(heads[name], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
+            *(Column(heads[name.removeprefix(results.KNOB)], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
             rate,
             Column("stability S", numbers(frame, "stability"), keep=9),
             Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
@@ -79,10 +67,6 @@ def _knob(value: Any) -> str:
     if pd.isna(value):
         return ABSENT
     return f"{value:.3g}" if isinstance(value, (int, float)) else one_line(str(value))
-
-
-AGAIN = 1
-"""Seed of the resampling of the report prompts, apart from that of the selection prompts, which is 0."""
 
 
 def winners(run: results.Run, searched: Searched, main: Table) -> Table:
@@ -127,7 +111,7 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
             *(column for goal in searched.names for column in _columns(frame, goal)),
         ),
-        remarks=tuple(_remark(group) for group in _groups(confirmed, frame)),
+        remarks=tuple(_remark(confirmed[confirmed["label"] == label]) for label in frame["trial_id"]),
     )
 
 
@@ -177,25 +161,11 @@ def _plain(run: results.Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame
 
 def _columns(frame: pd.DataFrame, goal: str) -> list[Column]:
     head, scale, digits = unit_of(goal)
-    name, unit = head.removesuffix(" %"), " %" * head.endswith("%")
-
-    def column(kind: str, unit: str, keep: int, *, signed: bool = False) -> Column:
-        words = f"{name}{unit} {kind}"
-        ends = f"{goal}_{kind}_low"
-        if ends in frame and frame[ends].notna().any():
-            return Column(
-                f"{words} [95 %]",
-                interval_cells(frame, f"{goal}_{kind}", digits, scale=scale, signed=signed),
-                keep=keep,
-            )
-        shown = numbers(frame, f"{goal}_{kind}", digits, scale=scale, signed=signed)
-        return Column(words, shown, keep=keep)
-
-    return [column("searched", unit, 8), column("confirmed", unit, 9), column("change", "", 7, signed=True)]
-
-
-def _groups(confirmed: pd.DataFrame, frame: pd.DataFrame) -> list[pd.DataFrame]:
-    return [confirmed[confirmed["label"] == label] for label in frame["trial_id"]]
+    heads = {"searched": (head, 8), "confirmed": (head, 9), "change": (head.removesuffix(" %"), 7)}
+    return [
+        measure(f"{name} {kind}", frame, f"{goal}_{kind}", digits, scale=scale, signed=kind == "change", keep=keep)
+        for kind, (name, keep) in heads.items()
+    ]
 
 
 def _remark(group: pd.DataFrame) -> str:
@@ -228,7 +198,7 @@ def _notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Understanding:
-    """The tables; those without rows are empty, not absent."""
+    """Tables of what a search found; without rows where there is no such thing, as in a run that did not search."""
 
     searched: Searched
     spent: front.Spent | None
@@ -238,17 +208,15 @@ class Understanding:
     winners: Table
 
     @classmethod
-    def of(cls, run: Run, main: Table) -> "Understanding | None":
-        """None of a run that did not search. main: win_rate_stability(run)."""
+    def of(cls, run: results.Run, main: Table) -> "Understanding":
+        """main: win_rate_stability(run)."""
         searched = Searched.of(run)
-        if searched.trials.empty:
-            return None
         spent = front.Spent.of(searched)
         return cls(
             searched=searched,
             spent=spent,
             front=front.front(searched, run.answers),
-            importance=knobs.importance(searched),
+            importance=importance(searched),
             budget=front.budget_curve(searched, spent),
             winners=winners(run, searched, main),
         )

@@ -48,12 +48,12 @@ class Findings:
     @cached_property
     def ablation(self) -> Table | None:
         """What each cell of the design does."""
-        return None if self.cells is None else ablation_table.ablation(self.run, self.cells, self.main)
+        return None if self.cells is None else ablation_table.ablation(self.cells, self.main)
 
     @cached_property
     def factorial(self) -> Table | None:
         """The effects of a factorial design's components."""
-        return None if self.cells is None else factorial_table.factorial_effects(self.run, self.cells)
+        return None if self.cells is None else factorial_table.factorial_effects(self.cells)
 
     @cached_property
     def search_trials(self) -> Table:
@@ -61,7 +61,12 @@ class Findings:
         return search_table.search_trials(self.run)
 
     @cached_property
-    def search(self) -> Understanding | None:
+    def judging(self) -> Table:
+        """What the verdicts say beyond the win rate."""
+        return judging.judging(self.run, self.main)
+
+    @cached_property
+    def search(self) -> Understanding:
         """What the search says of its knobs, its front and its budget."""
         return Understanding.of(self.run, self.main)
 
@@ -119,12 +124,12 @@ SECTIONS: tuple[Entry, ...] = (
     Entry(
         "sensitivity",
         ABLATION,
-        lambda found: _sensitivity(found),
+        lambda found: _of_design(found, knob_figures.sensitivity, "sensitivity", "exponent"),
         "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
         "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
     ),
     Entry("factorial", "Effects of the components", lambda found: found.factorial),
-    Entry("beside_the_paper", "Beside the paper", lambda found: _beside_the_paper(found)),
+    Entry("beside_the_paper", "Beside the paper", lambda found: _of_design(found, paper_tables.beside_the_paper)),
     Entry("stability_parts", STABILITY, lambda found: stability.stability_parts(found.run, found.main)),
     Entry(
         "stability_parts",
@@ -141,11 +146,11 @@ SECTIONS: tuple[Entry, ...] = (
         "bands span the seeds. A chosen curve that falls is unlearning.",
     ),
     Entry("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
-    Entry("judging", "The judging", lambda found: judging.judging(found.run, found.main)),
+    Entry("judging", "The judging", lambda found: found.judging),
     Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
-    Entry("search_winners", SEARCH, lambda found: found.search.winners if found.search else None),
-    Entry("search_front", SEARCH, lambda found: found.search.front if found.search else None),
-    Entry("search_importance", SEARCH, lambda found: found.search.importance if found.search else None),
+    Entry("search_winners", SEARCH, lambda found: found.search.winners),
+    Entry("search_front", SEARCH, lambda found: found.search.front),
+    Entry("search_importance", SEARCH, lambda found: found.search.importance),
     Entry(
         "search_importance",
         SEARCH,
@@ -176,7 +181,7 @@ SECTIONS: tuple[Entry, ...] = (
         "front thick. The figures are the ends of each axis.",
         paper=True,
     ),
-    Entry("search_budget", SEARCH, lambda found: found.search.budget if found.search else None, terminal=False),
+    Entry("search_budget", SEARCH, lambda found: found.search.budget, terminal=False),
     Entry(
         "search_budget",
         SEARCH,
@@ -184,13 +189,7 @@ SECTIONS: tuple[Entry, ...] = (
         "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
     ),
     Entry("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
-    Entry(
-        "failures",
-        LOST,
-        lambda found: trial_tables.failures(found.run),
-        without_rows=True,
-        terminal=False,
-    ),
+    Entry("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),
 )
 
 
@@ -204,33 +203,26 @@ def made(found: Findings) -> Iterator[tuple[Entry, "Table | Figure"]]:
             yield entry, thing
 
 
-def _sensitivity(found: Findings) -> Made:
-    if found.cells is None or found.ablation is None or found.cells.design.kind not in ("sensitivity", "exponent"):
+def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: str) -> Made:
+    """What is made of the cells of a design and their table; None where the run has no design of these kinds."""
+    if found.cells is None or found.ablation is None or (kinds and found.cells.design.kind not in kinds):
         return None
-    return knob_figures.sensitivity(found.cells, found.ablation)
-
-
-def _beside_the_paper(found: Findings) -> Made:
-    if found.cells is None or found.ablation is None:
-        return None
-    return paper_tables.beside_the_paper(found.run, found.cells, found.ablation)
+    return make(found.cells, found.ablation)
 
 
 def _importance(found: Findings) -> Made:
     search = found.search
-    if search is None or search.importance.frame.empty:
-        return None
-    return knob_figures.importance(search.searched, search.importance)
+    return knob_figures.importance(search.searched, search.importance) if len(search.importance.frame) else None
 
 
 def _of_knobs(found: Findings, draw: "Callable[..., Figure]", *, at_least: int = 1) -> Made:
     """A figure of the knobs, the most important first, where there are trials and knobs enough to see something."""
     search = found.search
-    if search is None or search.searched.complete.sum() < 2 or len(search.by_importance()) < at_least:
+    if search.searched.complete.sum() < 2 or len(search.by_importance()) < at_least:
         return None
     return draw(search.searched, search.by_importance())
 
 
 def _budget(found: Findings) -> Made:
     search = found.search
-    return None if search is None or search.spent is None else knob_figures.budget(search.searched, search.spent)
+    return None if search.spent is None else knob_figures.budget(search.searched, search.spent)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from slime_ray.runs import results
@@ -41,12 +40,10 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     outcomes = outcomes_by_label(run)
-    intervals, votes = win_rate_intervals(outcomes), votes_by_label(run)
+    votes = votes_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
-    parts = stability.intervals_of_rows(run, groups)
     rows = [
-        _row(run, label, group, intervals.get(label), votes.get(label), parts[label], judged=judged)
-        for label, group in groups.items()
+        _row(run, label, group, outcomes.get(label), votes.get(label), judged=judged) for label, group in groups.items()
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label"])
     if len(frame):
@@ -66,34 +63,17 @@ def win_rate_stability(run: results.Run) -> Table:
     )
 
 
-def win_rate_intervals(outcomes: Mapping[str, Outcomes]) -> dict[str, statistics.Interval]:
-    """statistics.win_rate_interval of every row.
-
-    Rows that were judged on all prompts share one draw of the resamples, as they would with the same seed one by one.
-    """
-    means = {label: statistics.prompt_means(values) for label, (_, values) in outcomes.items()}
-    complete = [label for label, row in means.items() if not np.isnan(row).any()]
-    found: dict[str, statistics.Interval] = {}
-    if complete:
-        resampled = statistics.resample_means(np.stack([means[label] for label in complete]))
-        for index, label in enumerate(complete):
-            found[label] = statistics.interval(means[label].mean(), resampled[:, index], units=means[label].size)
-    for label, (_, values) in outcomes.items():
-        if label not in found and (interval := statistics.win_rate_interval(values)) is not None:
-            found[label] = interval
-    return found
-
-
 def _row(
     run: results.Run,
     label: str,
     group: pd.DataFrame,
-    interval: statistics.Interval | None,
+    outcomes: Outcomes | None,
     votes: Votes | None,
-    parts: Mapping[str, statistics.Interval],
     *,
     judged: bool,
 ) -> dict[str, Any]:
+    interval = None if outcomes is None else statistics.win_rate_interval(outcomes[1])
+    parts = stability.intervals(run, group)
     done = group[group["status"].isin(MEASURED)]
     # A trial that failed or diverged counts as 0, however far it got.
     scores = group["stability"].where(~group["status"].isin(LOST), 0.0)

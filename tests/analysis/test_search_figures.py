@@ -80,7 +80,9 @@ def test_a_search_of_two_goals_has_all_of_them():
 def test_a_run_without_a_search_has_nothing_to_understand():
     run = search_run(3)
     run.trials["phase"] = "arm"
-    assert Findings(run).search is None
+    search = Findings(run).search
+    assert all(table.frame.empty for table in (search.front, search.importance, search.budget, search.winners))
+    assert search.sentences() == []
 
 
 def test_figures_repeat_bit_for_bit():

@@ -17,7 +17,7 @@ def drawn(design, rates):
     rng = np.random.default_rng(0)
     run = run_of(design, {label: outcomes(rng, rate, prompts=150) for label, rate in rates.items()})
     found = Cells.of(run, design)
-    table = ablation_table.ablation(run, found, tables.win_rate_stability(run))
+    table = ablation_table.ablation(found, tables.win_rate_stability(run))
     return knob_figures.sensitivity(found, table), table
 
 
