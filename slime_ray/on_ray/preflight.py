@@ -25,8 +25,8 @@ from slime_ray.config.trackers import Tracker
 from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
 from slime_ray.model.parts import fault_of, parts_of
+from slime_ray.on_ray.cluster_state import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.connection import connected
-from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
 

@@ -9,7 +9,7 @@ import time
 import optuna
 import pytest
 
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import study_storage
 from tests.processes import left_behind
 
 from .conftest import LONG, SHORT, same, until, workers

@@ -11,9 +11,8 @@ from ray.train import WorkerGroupError
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray import group
-from slime_ray.on_ray.group import GroupLost, run_group_trial
-from slime_ray.on_ray.workers import WorkerContext
+from slime_ray.on_ray import workers as workers
+from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group_trial
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
@@ -63,7 +62,7 @@ def groups(monkeypatch: pytest.MonkeyPatch, *fates: Fate) -> list[int]:
         started.append(len(started))
         fates[len(started) - 1]()
 
-    monkeypatch.setattr(group, "run_group", run_group)
+    monkeypatch.setattr(workers, "run_group", run_group)
     return started
 
 
@@ -127,13 +126,13 @@ def test_memory_that_runs_out_twice_is_recorded(trial, place, monkeypatch):
 
 def test_the_rank_whose_memory_ran_out_is_heard_over_the_connections_that_broke():
     full, broken = OutOfMemory("CUDA out of memory"), RuntimeError("gloo: connection closed by peer")
-    assert group._cause(WorkerGroupError("", {0: broken, 1: full})) is full
-    assert isinstance(group._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
+    assert workers._cause(WorkerGroupError("", {0: broken, 1: full})) is full
+    assert isinstance(workers._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
 
 
 def test_a_model_that_one_worker_cannot_read_is_the_groups_error_though_the_others_lost_it():
     wrong, broken = InputError("m: its files lack 1 weight."), RuntimeError("gloo: connection closed by peer")
-    assert group._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
+    assert workers._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
 
 
 def test_a_trial_that_has_its_row_starts_no_group(trial, place, monkeypatch):

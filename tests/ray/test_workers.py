@@ -12,8 +12,7 @@ from ray import cloudpickle, tune
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import workers as module
-from slime_ray.on_ray.trial import tune_function
-from slime_ray.on_ray.workers import WorkerContext, run_worker
+from slime_ray.on_ray.workers import WorkerContext, run_worker, tune_function
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import worker
