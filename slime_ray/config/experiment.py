@@ -120,8 +120,8 @@ class Faults(Strict):
     """What is done when something breaks. None of it changes what a trial computes."""
 
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a trial starts again, from its last checkpoint, after it lost a process or a node, hung or ran out of
-    memory (that only once)."""
+    """How often a trial starts again, from its last checkpoint, after it lost a process, a node or a GPU, hung or ran
+    out of memory (that only once)."""
     preemptions: Annotated[int, Field(ge=0)] = 8
     """The same for nodes that were taken away with notice."""
     lost_hours: Annotated[float, Field(gt=0)] | None = None

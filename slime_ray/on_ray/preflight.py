@@ -92,9 +92,10 @@ def _look(
 ) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
-    A process that has opened a GPU keeps some of its memory, so the driver itself looks only where none is asked for.
+    A process that has opened a GPU keeps some of its memory, so each task has one of its own, and the driver itself
+    looks only where no GPU is asked for.
     """
-    task: Any = ray.remote(look_at_node)
+    task: Any = ray.remote(max_calls=1)(look_at_node)
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:

@@ -28,6 +28,7 @@ from slime_ray.runs.facts import data_lines, model_lines
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.orders import ending
+from slime_ray.training.outcome import DeviceFailure, device_failure
 
 if TYPE_CHECKING:
     from slime_ray.on_ray.monitor import TrialStatus
@@ -60,8 +61,10 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
     maker: Any = None
     if place.resources.workers == 1:
         held = {"num_cpus": place.resources.cpu_per_worker, "num_gpus": place.resources.gpu_per_worker}
-        task: Any = ray.remote(make_stages)
-        making = task.options(**held, max_retries=RESTARTS).remote(experiment.base, place)
+        # A process of its own: it keeps neither a GPU that failed nor memory that trials need.
+        task: Any = ray.remote(max_calls=1)(make_stages)
+        task = task.options(**held, max_retries=RESTARTS, retry_exceptions=[DeviceFailure])
+        making = task.remote(experiment.base, place)
     else:
         maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         maker = maker.remote()
@@ -145,7 +148,8 @@ def _line(told: dict[str, Any]) -> str:
 
 def make_stages(base: dict[str, Any], place: WorkerContext) -> dict[str, Any]:
     """Ray task: make what is missing of the stages; returns hashes and counts."""
-    stages = _make(Settings.model_validate(base), place)
+    alone = place.resources.workers == 1
+    stages = _make(Settings.model_validate(base), place, gpu=place.resources.gpu_per_worker if alone else 0.0)
     return {"hashes": stages.hashes, "data": stages.data}
 
 
@@ -169,21 +173,23 @@ def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:
                 storage=place.storage.address(place.run / "ray"),
             )
             return
-        except GroupLost:
+        except (DeviceFailure, GroupLost):
             if not left:
                 raise
 
 
 def _stage_worker(config: dict[str, Any]) -> None:
-    _make(Settings.model_validate(config["base"]), config["place"])
+    place = config["place"]
+    _make(Settings.model_validate(config["base"]), place, gpu=place.resources.gpu_per_worker)
 
 
-def _make(settings: Settings, place: WorkerContext) -> "Stages":
+def _make(settings: Settings, place: WorkerContext, *, gpu: float) -> "Stages":
+    """Make what is missing. Raises DeviceFailure where another process has to."""
     # Here, since the driver has no use for what they import.
     from slime_ray.evaluation.judges import build_judge
     from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
     from slime_ray.training.stages import prepare
-    from slime_ray.training.worker import reset_process
+    from slime_ray.training.worker import reset_process, start_gpu
 
     # A judge that cannot be used would be noticed only after the first trial's training.
     build_judge(settings, verdicts=Verdicts(place.storage.root / VERDICTS, run=place.name))
@@ -193,7 +199,14 @@ def _make(settings: Settings, place: WorkerContext) -> "Stages":
     def report(told: Any) -> None:
         place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **told}, searched=False)
 
-    return prepare(settings, storage=place.storage, report=report, sharded=place.hosting.sharded)
+    try:
+        start_gpu(gpu)
+        return prepare(settings, storage=place.storage, report=report, sharded=place.hosting.sharded)
+    except Exception as error:
+        if failure := device_failure(error):
+            report({"notice": f"A GPU failed while the stages were made ({failure}). Another process goes on."})
+            raise failure from None
+        raise
 
 
 def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStore, around: float) -> MeasuredRates:
@@ -221,7 +234,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
     try:
         if wanted.workers == 1:
             held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker}
-            task: Any = ray.remote(_probe)
+            task: Any = ray.remote(max_calls=1)(_probe)
             started = [task.options(**held, max_retries=0).remote(config) for _ in range(runs)]
         else:
             group: Any = ray.remote(_ProbeGroup)

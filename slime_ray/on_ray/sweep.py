@@ -228,6 +228,7 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
                 {
                     "trial_id": trial_id,
                     "ended": [attempt.ended for attempt in made[:-1]],
+                    "faults": [attempt.fault for attempt in made if attempt.fault],
                     "lost_seconds": round(sum(attempt.lost_seconds for attempt in made[:-1]), 1),
                 }
             )

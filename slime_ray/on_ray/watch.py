@@ -6,6 +6,7 @@ behind, a spent budget and interrupts.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from slime_ray.on_ray.cluster_state import free_nodes
 from slime_ray.on_ray.monitor import Monitor, TrialStatus
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.resources import Meter, waiting_for
+from slime_ray.on_ray.workers import GPU_FAILED
 from slime_ray.runs.instructions import FOLDER, Instructions
 from slime_ray.runs.status import STATUS, write_status
 from slime_ray.runs.store import RunStore
@@ -36,6 +38,8 @@ STORE_SECONDS = 20.0
 GRACE_SECONDS = 120.0
 """How long trials may take to write their checkpoints and leave, once they were told to."""
 ROWS_SHOWN = 16
+MOST_GPU_FAULTS = 2
+"""GPU errors on one node after which it is named."""
 logger = logging.getLogger("slime_ray.sweep")
 
 
@@ -265,6 +269,7 @@ class Watch(tune.Callback):
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
         self.refusing_since: float | None = None
+        self.gpu_faults: dict[tuple[str, float], str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
@@ -368,6 +373,7 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Free what a trial that ended, in whatever way, still holds."""
         self.monitor.end(trial.config["trial"]["trial_id"])
+        self._point_out_nodes(trial.config["trial"]["trial_id"])
         told = trial.last_result or {}
         if self.leaving is None and told.get("status") == "paused":
             # It could not be judged, and neither could the others.
@@ -384,6 +390,7 @@ class Watch(tune.Callback):
         self.monitor.end(name)
         ended = _ending(str(trial.get_error()))
         self._note(name, ended)
+        self._point_out_nodes(name)
         logger.warning("%s lost its process and starts again: %s", name, reason)
         self._give_up(ours, ended)
 
@@ -405,6 +412,19 @@ class Watch(tune.Callback):
             if self.leaving is None:
                 self.leave(f"{trial.trial_id} was begun {len(known)} times, and {what_failed(refused(error))}")
 
+    def _point_out_nodes(self, trial_id: str) -> None:
+        """Name a node whose GPUs failed more than once. Ray has no public way to keep trials away from it."""
+        before = Counter(map(_node, self.gpu_faults.values()))
+        made = attempts.read(self.run / "trials" / trial_id)
+        self.gpu_faults |= {(trial_id, one.started): one.fault for one in made if one.fault}
+        for node, count in Counter(map(_node, self.gpu_faults.values())).items():
+            if before[node] < MOST_GPU_FAULTS <= count:
+                last = next(fault for fault in reversed(self.gpu_faults.values()) if _node(fault) == node)
+                self.progress.say(
+                    f"GPUs failed {count} times, the last time on {last}. Trials still start there: take the node out "
+                    "of the cluster, or reset its GPU."
+                )
+
     def _note(self, name: str, ended: attempts.Ending) -> None:
         folder = self.run / "trials" / name
         try:
@@ -425,7 +445,13 @@ def _ending(error: str) -> attempts.Ending:
     """How an attempt ended whose process raised or died, from Tune's error."""
     if "OutOfMemory" in error or "Again: out of memory" in error:
         return "memory"
+    if f"Again: {GPU_FAILED}" in error:
+        return "device"
     return "preempted" if "Again: " in error else "lost"
+
+
+def _node(fault: str) -> str:
+    return fault.partition(": ")[0]
 
 
 def _last_line(error: object) -> str:

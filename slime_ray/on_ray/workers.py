@@ -46,6 +46,7 @@ TOLD = (
 """What a finished trial tells the driver; everything else is in its files."""
 
 
+GPU_FAILED = "a GPU failed"
 COLLECTIVE_SECONDS = 6 * 3600
 """How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
 QUIET = {
@@ -107,6 +108,7 @@ class WorkerContext:
 
         return Runtime(
             threads=max(1, int(self.resources.cpu_per_worker)),
+            gpu=self.resources.gpu_per_worker,
             sharded=self.resources.strategy == "fsdp2" and self.resources.workers > 1,
             faults=self.faults,
             trackers=self.trackers,
@@ -121,7 +123,7 @@ def tune_function(config: dict[str, Any], *, place: bytes) -> None:
     """
     from slime_ray.config.experiment import Trial
     from slime_ray.training.orders import Paused
-    from slime_ray.training.outcome import OutOfMemory, refused, what_failed
+    from slime_ray.training.outcome import DeviceFailure, OutOfMemory, refused, what_failed
 
     trial = Trial.model_validate(config["trial"])
     where: WorkerContext = cloudpickle.loads(place)
@@ -138,6 +140,8 @@ def tune_function(config: dict[str, Any], *, place: bytes) -> None:
         return
     except OutOfMemory as error:
         raise Again(f"out of memory: {error}") from None
+    except DeviceFailure as error:
+        raise Again(f"{GPU_FAILED}: {error}") from None
     except OSError as error:
         # What a trial does wrong itself is in its row; nothing is gained by starting it again on such a storage.
         tune.report({"finished": False, "status": "paused", "reason": what_failed(refused(error))})
@@ -202,7 +206,7 @@ def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
     from slime_ray.runs import results
     from slime_ray.training import attempts
     from slime_ray.training.orders import Command, Paused
-    from slime_ray.training.outcome import CHECKPOINTS, MODEL, OutOfMemory, one_sentence, record_failure
+    from slime_ray.training.outcome import CHECKPOINTS, MODEL, DeviceFailure, OutOfMemory, one_sentence, record_failure
 
     folder, storage = place.trial(trial.trial_id), place.storage
 
@@ -238,7 +242,7 @@ def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
             attempts.note(folder, ended="paused")
             place.patiently(trial.trial_id, lambda: storage.push_files(folder))
             raise Paused(Command("pause", reason))
-        if not isinstance(broken, (GroupLost, OutOfMemory)):
+        if not isinstance(broken, (DeviceFailure, GroupLost, OutOfMemory)):
             return failed(one_sentence(broken))
         logger.warning("%s lost its workers: %s", trial.trial_id, broken)
         place.monitor.end(trial.trial_id)
@@ -246,6 +250,8 @@ def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
         if len(made) == before:
             # It was lost before rank 0 could note that it had begun.
             attempts.begin(folder, workers=place.resources.workers)
+        if isinstance(broken, DeviceFailure):
+            attempts.note(folder, ended="device", fault=str(broken))
         attempts.note(folder, ended="memory" if isinstance(broken, OutOfMemory) else "lost")
         made = attempts.read(folder)
         if enough := attempts.enough(made, place.faults):
@@ -319,13 +325,13 @@ def run_group(
 def _cause(error: "WorkerGroupError") -> BaseException:
     """What broke a group. When one worker is lost the others fail too, with broken connections."""
     from slime_ray.runs import files
-    from slime_ray.training.outcome import OutOfMemory, one_sentence
+    from slime_ray.training.outcome import DeviceFailure, OutOfMemory, one_sentence
 
     failures = [_raised(failure) for failure in error.worker_failures.values()]
     own = [failure for failure in failures if not is_loss(failure)]
-    # Where one says what is wrong, the others only wait for it in vain.
-    for failure in own:
-        if isinstance(failure, (InputError, OutOfMemory, RunError)) or files.storage_error(failure):
+    # Where one says what is wrong, the others only wait for it in vain, or pass on what it said.
+    for failure in sorted(own, key=lambda failure: not isinstance(failure, DeviceFailure)):
+        if isinstance(failure, (DeviceFailure, InputError, OutOfMemory, RunError)) or files.storage_error(failure):
             return failure
     if own and len(own) == len(failures):
         return own[0]

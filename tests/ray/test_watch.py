@@ -313,6 +313,21 @@ def arm(experiment: Experiment, monitor: FakeMonitor, monkeypatch: pytest.Monkey
     return one.model_dump(mode="json")
 
 
+def test_a_node_whose_gpus_failed_twice_is_named_once(watching, arm, said, tmp_path):
+    error = "slime_ray.on_ray.workers.Again: a GPU failed: node gpu-3: AcceleratorError: CUDA error: an illegal access"
+    fault = error.partition("a GPU failed: ")[2]
+    for number, told in enumerate(([], ["2 times, the last time on node gpu-3: Accel"], [], [])):
+        name = f"search-000{number}"
+        folder = tmp_path / "trials" / name
+        attempts.begin(folder, workers=1)
+        # The last one failed on another node.
+        attempts.note(folder, ended="device", fault=fault if number < 3 else fault.replace("gpu-3", "gpu-4"))
+        del said[:]
+        lost(watching, arm | {"trial_id": name}, error)
+        assert [words in line for words, line in zip(told, said, strict=True)] == [True] * len(told)
+        assert [one.ended for one in watching.attempts[name]] == ["device"]
+
+
 @pytest.mark.parametrize(
     ("error", "starts", "reason"),
     [
