@@ -1,9 +1,10 @@
 """One YAML says the whole experiment: what is fixed, what is searched, what is compared, and what may be spent."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
@@ -106,7 +107,7 @@ class Resources(Strict):
     cpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Also the threads of a process."""
     gpu_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """A fraction has trials share a GPU, where there is one worker."""
+    """At most 1: each worker trains on one GPU. A fraction has trials share a GPU, where there is one worker."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """`ddp` gives each worker a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states
     among them."""
@@ -114,6 +115,16 @@ class Resources(Strict):
     """How workers are spread over nodes, in Ray's words."""
     concurrent_trials: Literal["auto"] | Positive = "auto"
     """`auto` runs as many side by side as the cluster has room for."""
+
+    @field_validator("gpu_per_worker")
+    @classmethod
+    def _one_gpu(cls, share: float) -> float:
+        if share > 1:
+            raise ValueError(
+                f"each worker trains on one GPU, not {share:g}. Give 1, and resources.workers: {math.ceil(share)} "
+                "for a trial on so many"
+            )
+        return share
 
 
 class Faults(Strict):

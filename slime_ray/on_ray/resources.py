@@ -3,7 +3,6 @@
 Arithmetic, without Ray.
 """
 
-import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -42,8 +41,6 @@ class Node:
         by_cpu = _times(self.cpus, wanted.cpu_per_worker)
         if not wanted.gpu_per_worker:
             return by_cpu
-        if wanted.gpu_per_worker >= 1:
-            return min(by_cpu, _times(self.gpus, wanted.gpu_per_worker))
         whole, rest = int(self.gpus), self.gpus - int(self.gpus)
         return min(by_cpu, whole * _times(1, wanted.gpu_per_worker) + _times(rest, wanted.gpu_per_worker))
 
@@ -65,11 +62,6 @@ def concurrent_trials(wanted: Resources, nodes: Sequence[Node]) -> int:
 def why_never(wanted: Resources, nodes: Sequence[Node]) -> str | None:
     """Why a trial could never be placed on these nodes, be they empty, as a sentence with the arithmetic; else None."""
     share = wanted.gpu_per_worker
-    if share > 1 and share != int(share):
-        return (
-            f"resources.gpu_per_worker is {share:g}: more than one GPU has to be a whole number of them. "
-            f"Give {math.floor(share)} or {math.ceil(share)}."
-        )
     if wanted.workers > 1 and 0 < share < 1:
         return (
             f"resources.gpu_per_worker is {share:g} and resources.workers {wanted.workers}: workers of one trial need "
