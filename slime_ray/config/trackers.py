@@ -27,7 +27,7 @@ def lacks(trackers: Iterable[Tracker], *, bucket: bool = False) -> str | None:
             continue
         spec = find_spec(package)
         # A folder of that name, such as a run's mlflow/, is found as well; it has no origin.
-        if spec is None or spec.origin is None and package != "azureml":
+        if spec is None or (spec.origin is None and package != "azureml"):
             source = f"slime-ray[{tracker}]" if tracker in EXTRAS else package.replace("azureml", "azureml-core")
             return (
                 f"trackers: {tracker} needs the package {package}, which is not installed. Install {source}, or leave "
