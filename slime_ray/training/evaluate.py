@@ -184,7 +184,7 @@ def evaluate(
 
 def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
-    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
+    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
     found = bench.measure(one, trial)
     if found.judging and not found.judging.complete:
         say(f"{one.label}: {found.judging.sentence}")

@@ -233,7 +233,7 @@ class TrainingLoop:
 
     def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
-        self.shown = self.trackers.begin()
+        self.shown = self.trackers.begin(self.trainer)
         for callback in self.shown:
             self.trainer.add_callback(callback)
         if self.shown:
