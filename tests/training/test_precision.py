@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from slime_ray.config.settings import Lora, Model, Schedule
 from slime_ray.data.packing import pack
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.kl import kl_to_reference
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
 from slime_ray.objectives import SftObjective, SlimeObjective
@@ -28,9 +29,10 @@ from slime_ray.training.stages import prepare
 from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
 from slime_ray.training.worker import run_trial
 
-from . import small_trials
+from . import small_trials, tower_worker
 from .small_trials import nothing
 from .test_trainer import draw_pairs
+from .tower_worker import losses, tower_model
 
 CONFIG = LlamaConfig(
     vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, head_dim=16
@@ -173,10 +175,33 @@ def test_a_trial_in_bfloat16_trains_its_head_from_a_stage_in_float32(storage, tm
     assert (row["status"], row["updates"], row["healthy"]) == ("completed", 6, True)
     stage = prepare(trial.settings, storage=storage, report=nothing).checkpoint
     before = load_file(stage / "model.safetensors")
-    after = load_file(tmp_path / "trials" / trial.trial_id / MODEL / "adapter_model.safetensors")
+    after_file = tmp_path / "trials" / trial.trial_id / MODEL / "adapter_model.safetensors"
+    after = load_file(after_file)
     assert {weight.dtype for weight in [*before.values(), *after.values()]} == {torch.float32}
     [head] = [weight for name, weight in after.items() if "lm_head" in name]
     # The trial began from what bfloat16 holds of it.
     moved = head - before["lm_head.weight"].bfloat16().float()
     assert (moved != 0).float().mean() > 0.9
     assert moved.abs().max() < 1e-5
+    # Read again, as `slime-ray evaluate` does, it gives the numbers that the trial wrote.
+    lm = load_adapter(load_checkpoint(stage, dtype=trial.settings.model.weights_dtype), after_file.parent)
+    stages, policy = prepare(trial.settings, storage=storage, report=nothing), make_policy(lm, trial.settings.model)
+    measured = measure_held_out(policy, stages.held_out, row_tokens=trial.settings.data.row_budget)
+    pairs = pd.read_parquet(after_file.parents[1] / "pairs.parquet")
+    np.testing.assert_array_equal(pairs["chosen_logp"], measured.chosen_means)
+    np.testing.assert_array_equal(pairs["rejected_logp"], measured.rejected_means)
+
+
+def test_a_vision_tower_is_not_trained_and_neither_ranks_nor_shards_change_the_loss(on_ranks, tmp_path):
+    for lora in (HEAD, None):
+        lm = make_trainable(tower_model(), lora)
+        trained = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
+        assert trained
+        assert not any("vision" in name or "projector" in name for name in trained)
+    alone = {"": losses(HEAD, tmp_path), ", whole": losses(None, tmp_path)}
+    on_ranks(2, tower_worker.__file__, tmp_path)
+    found = torch.load(tmp_path / "losses.pt", weights_only=True)
+    for kind, expected in alone.items():
+        assert found[f"ddp{kind}"][0] == found[f"fsdp2{kind}"][0]
+        for how in ("ddp", "fsdp2"):
+            torch.testing.assert_close(found[how + kind], expected, rtol=1e-3, atol=0)
