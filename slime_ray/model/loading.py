@@ -69,9 +69,9 @@ def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     for a model that cannot be found or read, or whose files do not hold every weight of it.
     """
     if model.task:
-        return tiny_model(load_task(model.task), seed=seed)
+        return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
     with _reading("model", model.source):
-        return _load(model, note)
+        return _load(model, model.weights_dtype, note)
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
@@ -80,7 +80,7 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
     Raises InputError where it cannot be read, or does not hold every weight.
     """
     with refusing(partial(_damaged, folder)):
-        return _load(Model(source=str(folder), dtype=dtype), note)  # type: ignore[arg-type]
+        return _load(Model(source=str(folder)), dtype, note)
 
 
 def load_adapter(lm: Any, folder: Path) -> Any:
@@ -94,8 +94,8 @@ def _damaged(folder: Path, reason: str) -> InputError:
     return InputError(f"{folder} cannot be loaded: {reason}")
 
 
-def _load(model: Model, note: Note) -> Any:
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+def _load(model: Model, dtype: str, note: Note) -> Any:
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
         with blaming(Path(*gguf)):
@@ -140,7 +140,12 @@ def load_config(model: Model) -> Any | None:
 
 def make_policy(lm: Any, model: Model) -> Policy:
     """The policy as the settings want it computed. Raises InputError for an attention that the device does not have."""
-    policy = Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
+    policy = Policy(
+        lm,
+        kernel=None if model.attention == "auto" else model.attention,
+        chunk_logits=model.chunk_logits,
+        dtype=getattr(torch, model.dtype),
+    )
     if policy.kernel == "flex" and not torch.cuda.is_available():
         raise InputError("model.attention is flex, which needs a GPU; this is a CPU. Use auto or segments.")
     return policy

@@ -118,11 +118,14 @@ class Objective(Protocol):
 def pair_sums(logps: Tensor, lengths: Tensor) -> Tensor:
     """Sum over each completion's tokens. logps: (tokens,); lengths: (pairs,); returns (pairs,).
 
-    Added up in at least float32, which is also the dtype of the result.
+    Added up in at least float32, which is also the dtype of the result, and on a GPU too in the same order every time:
+    `index_add` would add there in whatever order threads arrive.
     """
     logps = at_least_float32(logps)
-    pair_of_token = torch.repeat_interleave(lengths.to(logps.device, torch.int64), output_size=logps.numel())
-    return logps.new_zeros(lengths.numel()).index_add(0, pair_of_token, logps)
+    lengths = lengths.to(logps.device, torch.int64)
+    # `unsafe` leaves out a check that waits for the device; `read_batch` has made it.
+    sums: Tensor = torch.segment_reduce(logps, "sum", lengths=lengths, unsafe=True)
+    return sums
 
 
 def pair_means(logps: Tensor, lengths: Tensor) -> Tensor:

@@ -315,7 +315,7 @@ class _Models(_AnswerFiles):
 
         Raises InputError where it cannot be loaded.
         """
-        dtype = self.settings.model.dtype
+        dtype = self.settings.model.weights_dtype
         if _is_on(one.path, self.stages.checkpoint):
             lm = load_checkpoint(self.stages.checkpoint, dtype=dtype, note=self.note)
             lm = load_adapter(lm, one.path)

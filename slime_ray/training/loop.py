@@ -186,7 +186,6 @@ class TrainingLoop:
             checkpoints=folder / CHECKPOINTS,
             counters=self.counters,
             after_save=self.after_save,
-            bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
             dropout=trial.settings.model.dropout,
         )
