@@ -48,13 +48,13 @@ class Policy(nn.Module):
 
     lm: a transformers causal language model, with or without peft's adapters; its attention implementation becomes
     `ROW_ATTENTION` where the architecture takes one, and its plain low-rank layers compute in fewer passes. kernel: how
-    attention over packed rows is computed; by default flex_attention on a GPU and segment by segment elsewhere.
+    attention over packed rows is computed.
     chunk_logits: logits alive at a time, positions times vocabulary; by default CHUNK_LOGITS of the device.
 
     Raises InputError for a model without an output head, and ValueError for a chunk_logits below 1.
     """
 
-    def __init__(self, lm: Any, *, kernel: Kernel | None = None, chunk_logits: int | None = None):
+    def __init__(self, lm: Any, *, kernel: Kernel = "auto", chunk_logits: int | None = None):
         super().__init__()
         if chunk_logits is not None and chunk_logits < 1:
             raise ValueError(f"chunk_logits is {chunk_logits}: must be at least 1")
@@ -141,13 +141,12 @@ class Policy(nn.Module):
 
     def _hidden(self, rows: Rows) -> torch.Tensor:
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
-        if rows.segments:
+        if rows.spans is not None:
             if not self.takes_row_attention:
                 raise ValueError(f"{type(self.causal_lm).__name__} takes no packed rows: pack with shared_prompt=False")
-            kernel = self.kernel or ("flex" if rows.input_ids.is_cuda else "segments")
             inputs |= {
                 "position_ids": rows.position,
-                "row_layout": RowLayout(rows.segments, kernel),
+                "row_layout": RowLayout(rows.segments, rows.spans, self.kernel),
                 # A 4-D mask is passed on as it is: nothing is inferred from it, and none is made.
                 "attention_mask": rows.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             }

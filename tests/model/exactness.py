@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 from slime_ray.bench.lengths import BenchPair
 from slime_ray.bench.recipes import OBJECTIVE
 from slime_ray.data.packing import pack
+from slime_ray.model.attention import Kernel
 from slime_ray.model.logprobs import Policy
 from slime_ray.planning.flops import Lengths
 
@@ -103,12 +104,12 @@ def random_pairs(count: int, seed: int) -> list[BenchPair]:
     return [BenchPair(draw(WINDOW, 40), draw(1, 60), draw(1, 60)) for _ in range(count)]
 
 
-def compare(lm: Any, step: Sequence[BenchPair]) -> list[Check]:
+def compare(lm: Any, step: Sequence[BenchPair], kernel: Kernel = "auto") -> list[Check]:
     parameters = list(lm.parameters())
     alone = torch.cat([_alone(lm, pair.prompt_ids, pair.chosen_ids) for pair in step]
                       + [_alone(lm, pair.prompt_ids, pair.rejected_ids) for pair in step])  # fmt: skip
     alone_gradients = _gradients(_weighed(alone), parameters)
-    policy = Policy(lm)
+    policy = Policy(lm, kernel=kernel)
     logps = policy(pack(step))
     packed = torch.cat([logps.chosen, logps.rejected])
     lengths = [Lengths(0, len(pair.chosen_ids), len(pair.rejected_ids)) for pair in step]
