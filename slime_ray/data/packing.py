@@ -76,11 +76,9 @@ class Spans:
             max_k=max(end - before for before, end in pairwise(ends)),
         )
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Spans":
+    def to(self, device: torch.device | str) -> "Spans":
         """The same sequences on another device."""
-        keys, cu_q, cu_k = (
-            copy_to(tensor, device, non_blocking=non_blocking) for tensor in (self.keys, self.cu_q, self.cu_k)
-        )
+        keys, cu_q, cu_k = (copy_to(tensor, device) for tensor in (self.keys, self.cu_q, self.cu_k))
         return replace(self, keys=keys, cu_q=cu_q, cu_k=cu_k)
 
 
@@ -109,21 +107,26 @@ class Rows:
     counts: Mapping[str, int]
     real_tokens: int
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
-        """The same rows on another device, all but the lengths."""
-        tensors = {
-            name: copy_to(getattr(self, name), device, non_blocking=non_blocking)
-            for name in ("input_ids", "position", "predict_at", "targets")
-        }
-        spans = self.spans and self.spans.to(device, non_blocking=non_blocking)
-        return replace(self, spans=spans, **tensors)
+    def to(self, device: torch.device | str) -> "Rows":
+        """The same rows on another device, all but the lengths, which become quick to copy there."""
+        there = ("input_ids", "position", "predict_at", "targets")
+        lengths = ("chosen_lengths", "rejected_lengths")
+        return replace(
+            self,
+            spans=self.spans and self.spans.to(device),
+            **{name: copy_to(getattr(self, name), device) for name in there},
+            **{name: pinned(getattr(self, name), device) for name in lengths},
+        )
 
 
-def copy_to(tensor: torch.Tensor, device: torch.device | str, *, non_blocking: bool) -> torch.Tensor:
-    """The tensor on another device. A copy to a GPU starts from pinned memory: from other memory it would wait."""
-    if non_blocking and torch.device(device).type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=non_blocking)
+def pinned(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor in memory from which a copy to a GPU need not be waited for."""
+    return tensor.pin_memory() if torch.device(device).type == "cuda" and not tensor.is_cuda else tensor
+
+
+def copy_to(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on another device. Nothing waits for a copy from the CPU to a GPU."""
+    return pinned(tensor, device).to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def row_length(pair: PairTokens) -> int:

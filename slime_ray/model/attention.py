@@ -150,8 +150,7 @@ def row_attention(
 def _in_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors in autocast's dtype, which torch applies to sdpa but not to the variable-length kernel."""
     kind = tensors[0].device.type
-    narrowed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if not narrowed or tensors[0].dtype == torch.float64:
+    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
         return iter(tensors)
     return (tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 

@@ -170,8 +170,8 @@ class _Tiles:
                 logits += self.bias[piece]
             if self.cap is not None:
                 logits.div_(self.cap).tanh_().mul_(self.cap)
-            rows = ((targets >= piece.start) & (targets < piece.stop)).nonzero().squeeze(1)
-            yield _Tile(piece, weight, logits, rows, targets[rows] - start)
+            inside = (targets >= piece.start) & (targets < piece.stop)
+            yield _Tile(piece, weight, logits, inside[:, None], (targets - start).clamp(0, len(weight) - 1)[:, None])
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Derivative of capped by raw logits, given the capped ones; None without a cap, where it is 1."""
@@ -179,14 +179,21 @@ class _Tiles:
 
 
 class _Tile(NamedTuple):
-    """vocabulary: which part. weight: (width, hidden size). logits: (height, width). rows, columns: (hits,) where in it
-    the targets are."""
+    """vocabulary: which part. weight: (width, hidden size). logits: (height, width). inside: (height, 1), whether a
+    position's target is in this part; column: (height, 1), where, and anything for one that is not.
+
+    Masks instead of indices, whose number would have to come from the device first.
+    """
 
     vocabulary: slice
     weight: torch.Tensor
     logits: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
+    inside: torch.Tensor
+    column: torch.Tensor
+
+    def pick(self, target: torch.Tensor) -> torch.Tensor:
+        """(height, 1) logits of the targets: this tile's where they are in it, else those of `target`."""
+        return torch.where(self.inside, self.logits.gather(1, self.column), target)
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -221,7 +228,7 @@ class _FrozenHead(torch.autograd.Function):
             expected = hidden.new_zeros(count, hidden.shape[1], dtype=tiles.wide) if slopes is not None else None
             for tile in tiles.across(block):
                 logits = tile.logits
-                target[tile.rows, 0] = logits[tile.rows, tile.columns]
+                target = tile.pick(target)
                 slope = tiles.slope(logits) if expected is not None else None
                 before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))
                 exponentials = logits.sub_(top).exp_()
@@ -264,7 +271,7 @@ class _TrainedHead(torch.autograd.Function):
         for block in tiles.blocks():
             for tile in tiles.across(block):
                 logits = tile.logits
-                target[block][tile.rows, 0] = logits[tile.rows, tile.columns]
+                target[block] = tile.pick(target[block])
                 slope = tiles.slope(logits) if tiles.single else None
                 top = logits.amax(1, keepdim=True)
                 exponentials = logits.sub_(top).exp_()
@@ -290,7 +297,7 @@ class _TrainedHead(torch.autograd.Function):
         to_bias = None if bias is None else bias.new_zeros(bias.shape, dtype=tiles.wide)
         target_slope = tiles.slope(target)
         incoming = gradient[:, None].to(tiles.wide)
-        own = (incoming if target_slope is None else incoming * target_slope).squeeze(1)
+        own = incoming if target_slope is None else incoming * target_slope
         for block in tiles.blocks():
             for tile in [ctx.kept] if ctx.kept else tiles.across(block):
                 if ctx.kept:
@@ -301,7 +308,7 @@ class _TrainedHead(torch.autograd.Function):
                     probabilities = probabilities if slope is None else probabilities.mul_(slope)
                 # d loss / d logits = incoming * (onehot - p), written over the probabilities, which serve no more.
                 to_logits = probabilities.mul_(-incoming[block])
-                to_logits[tile.rows, tile.columns] += own[block][tile.rows]
+                to_logits.scatter_add_(1, tile.column, torch.where(tile.inside, own[block], 0.0))
                 if to_bias is not None:
                     to_bias[tile.vocabulary] += to_logits.sum(0)
                 to_logits = to_logits.to(tiles.dtype)
