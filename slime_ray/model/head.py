@@ -31,6 +31,9 @@ _FACTORS = {
     "hyperclovax": "logits_scaling",
 }
 _CAPS = {"recurrent_gemma": "logits_soft_cap", "xlstm": "output_logit_soft_cap"}
+ALIGNMENT = 128
+"""Width of a tile, in logits, is a multiple of it, so that all matrices that are multiplied start at whole vectors."""
+
 _UNCAPPED = frozenset({"gemma3"})
 """Models that pass over the soft cap in their text model's configuration."""
 
@@ -142,6 +145,8 @@ class _Tiles:
         self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
         self.targets, self.cap, self.dtype = targets, cap, dtype
         self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, 4096)))
+        if ALIGNMENT <= self.width < vocabulary:
+            self.width -= self.width % ALIGNMENT
         self.height = max(1, min(positions, limit // self.width))
         self.wide = torch.promote_types(dtype, torch.float32)
         self.buffer = hidden.new_empty(self.height * self.width, dtype=self.wide)
@@ -162,10 +167,7 @@ class _Tiles:
             piece = slice(start, min(start + self.width, len(self.weight)))
             weight = self.weight[piece]
             logits = self.buffer[: len(states) * len(weight)].view(len(states), len(weight))
-            if logits.dtype == self.dtype:
-                torch.mm(states, weight.T, out=logits)
-            else:
-                logits.copy_(states @ weight.T)
+            _product(states, weight.T, out=logits)
             if self.bias is not None:
                 logits += self.bias[piece]
             if self.cap is not None:
@@ -235,7 +237,7 @@ class _FrozenHead(torch.autograd.Function):
                 total.mul_(before.sub_(top).exp_()).add_(exponentials.sum(1, keepdim=True))
                 if expected is not None:
                     exponentials = exponentials if slope is None else exponentials.mul_(slope)
-                    expected.mul_(before).add_(exponentials.to(tiles.dtype) @ tile.weight)
+                    _add_product(expected.mul_(before), exponentials.to(tiles.dtype), tile.weight)
             logps[block] = (target - top - total.log()).squeeze(1)
             if slopes is not None and expected is not None:
                 own, slope = tiles.weight[targets[block]], tiles.slope(target)
@@ -326,9 +328,18 @@ class _TrainedHead(torch.autograd.Function):
         )
 
 
+def _product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    """left @ right in the dtype of `out`. Only a CPU, which cannot do else, rounds it to a narrower one first."""
+    if out.dtype == left.dtype:
+        return torch.mm(left, right, out=out)
+    if left.device.type == "cpu":
+        return out.copy_(left @ right)
+    return torch.mm(left, right, out_dtype=out.dtype, out=out)
+
+
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """total += left @ right, in one pass where the dtypes are the same."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
-        total += left @ right
+        total += _product(left, right, out=torch.empty_like(total))
