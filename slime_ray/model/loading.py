@@ -143,7 +143,7 @@ def make_policy(lm: Any, model: Model) -> Policy:
     """The policy as the settings want it computed. Raises InputError for an attention that cannot be had."""
     if model.attention == "varlen" and (lacking := _why_no_varlen(lm.config.get_text_config(), model)):
         raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
-    return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits)
+    return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits, fused=model.fused == "auto")
 
 
 def _why_no_varlen(config: Any, model: Model) -> str | None:

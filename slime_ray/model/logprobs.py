@@ -13,6 +13,7 @@ from slime_ray.data.packing import Rows
 from slime_ray.errors import InputError
 from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_setting
 from slime_ray.model.decoder import decoder_of
+from slime_ray.model.fused_ops import fuse
 from slime_ray.model.head import Head, logit_cap, logit_scale
 from slime_ray.model.limits import Limits
 from slime_ray.model.probe import Findings, probe, why_not_padded
@@ -48,13 +49,13 @@ class Policy(nn.Module):
 
     lm: a transformers causal language model, with or without peft's adapters; its attention implementation becomes
     `ROW_ATTENTION` where the architecture takes one, and its plain low-rank layers compute in fewer passes. kernel: how
-    attention over packed rows is computed.
+    attention over packed rows is computed. fused: whether elementwise work is compiled on a GPU.
     chunk_logits: logits alive at a time, positions times vocabulary; by default CHUNK_LOGITS of the device.
 
     Raises InputError for a model without an output head, and ValueError for a chunk_logits below 1.
     """
 
-    def __init__(self, lm: Any, *, kernel: Kernel = "auto", chunk_logits: int | None = None):
+    def __init__(self, lm: Any, *, kernel: Kernel = "auto", chunk_logits: int | None = None, fused: bool = True):
         super().__init__()
         if chunk_logits is not None and chunk_logits < 1:
             raise ValueError(f"chunk_logits is {chunk_logits}: must be at least 1")
@@ -76,6 +77,7 @@ class Policy(nn.Module):
             from slime_ray.model.fused_lora import fuse_lora
 
             fuse_lora(lm)
+        self.fused = fused and torch.cuda.is_available() and fuse(self.causal_lm)
 
     def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
         """Log-probabilities of the completion tokens of `rows`.
@@ -107,7 +109,9 @@ class Policy(nn.Module):
 
     def generate(self, **options: Any) -> torch.Tensor:
         """(prompts, length) token ids: transformers' `generate` of the model."""
-        generated: torch.Tensor = self.lm.generate(**options)
+        # Step by step inputs have other shapes, each of which would be compiled.
+        with torch.compiler.set_stance("force_eager"):
+            generated: torch.Tensor = self.lm.generate(**options)
         return generated
 
     def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
@@ -174,6 +178,7 @@ class Policy(nn.Module):
             scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
             limit=limit,
+            fused=self.fused,
         )
 
     @property

@@ -109,8 +109,10 @@ def test_a_head_that_is_more_than_a_linear_layer_is_not_taken_for_one():
 @settings(max_examples=100, deadline=None)
 @given(positions=st.integers(1, 9000), vocabulary=st.integers(1, 2**18), limit=st.integers(1, 2**28))
 def test_a_tile_that_is_not_the_whole_vocabulary_is_aligned_and_keeps_to_the_limit(positions, vocabulary, limit):
-    hidden, targets = (torch.empty(positions, *size, device="meta") for size in ((1,), ()))
-    tiles = _Tiles(hidden, torch.empty(vocabulary, 1, device="meta"), None, targets, None, limit, torch.float32)
+    hidden, weight, targets = (
+        torch.empty(size, device="meta") for size in ((positions, 1), (vocabulary, 1), positions)
+    )
+    tiles = _Tiles(hidden, weight, None, targets, Head(nn.Identity(), None, vocabulary, limit), torch.float32)
     assert 1 <= tiles.width * tiles.height <= limit
     assert tiles.width == vocabulary or tiles.width % ALIGNMENT == 0 or limit < ALIGNMENT
 
