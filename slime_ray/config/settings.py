@@ -85,8 +85,12 @@ class Model(Strict):
     """Adapters that are trained; null trains every weight."""
     dropout: bool = False
     """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
-    attention: Literal["auto", "segments", "flex"] = "auto"
-    """Over packed rows: flex_attention (`flex`, a GPU only), or segment by segment; `auto` is flex on a GPU."""
+    attention: Literal["auto", "segments", "varlen"] = "auto"
+    """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
+    varlen where it can."""
+    fused: Literal["auto", "off"] = "auto"
+    """Whether norms, activations, rotary embedding and the head's softmax are compiled; `auto` does so on a GPU for the
+    Llama, Mistral, Qwen2, Qwen3 and Gemma 3 families."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
 

@@ -14,6 +14,7 @@ from slime_ray.data.packing import Rows
 from slime_ray.errors import InputError
 from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_setting
 from slime_ray.model.decoder import decoder_of
+from slime_ray.model.fused_ops import fuse
 from slime_ray.model.head import Head, logit_cap, logit_scale
 from slime_ray.model.limits import Limits
 from slime_ray.model.probe import Findings, probe, why_not_padded
@@ -65,7 +66,7 @@ class Policy(nn.Module):
 
     lm: a transformers causal language model, with or without peft's adapters; its attention implementation becomes
     `ROW_ATTENTION` where the architecture takes one, and its plain low-rank layers compute in fewer passes. kernel: how
-    attention over packed rows is computed; by default flex_attention on a GPU and segment by segment elsewhere.
+    attention over packed rows is computed. fused: whether elementwise work is compiled on a GPU.
     chunk_logits: logits alive at a time, positions times vocabulary; by default CHUNK_LOGITS of the device. dtype: of
     the forward pass, by default that of the weights; in bfloat16 every method computes under torch's autocast.
 
@@ -76,8 +77,9 @@ class Policy(nn.Module):
         self,
         lm: Any,
         *,
-        kernel: Kernel | None = None,
+        kernel: Kernel = "auto",
         chunk_logits: int | None = None,
+        fused: bool = True,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
@@ -102,6 +104,7 @@ class Policy(nn.Module):
             from slime_ray.model.fused_lora import fuse_lora
 
             fuse_lora(lm)
+        self.fused = fused and torch.cuda.is_available() and fuse(self.causal_lm)
 
     @_in_policy_dtype
     def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
@@ -135,7 +138,9 @@ class Policy(nn.Module):
     @_in_policy_dtype
     def generate(self, **options: Any) -> torch.Tensor:
         """(prompts, length) token ids: transformers' `generate` of the model."""
-        generated: torch.Tensor = self.lm.generate(**options)
+        # Step by step inputs have other shapes, each of which would be compiled.
+        with torch.compiler.set_stance("force_eager"):
+            generated: torch.Tensor = self.lm.generate(**options)
         return generated
 
     def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
@@ -171,13 +176,12 @@ class Policy(nn.Module):
 
     def _hidden(self, rows: Rows) -> torch.Tensor:
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
-        if rows.segments:
+        if rows.spans is not None:
             if not self.takes_row_attention:
                 raise ValueError(f"{type(self.causal_lm).__name__} takes no packed rows: pack with shared_prompt=False")
-            kernel = self.kernel or ("flex" if rows.input_ids.is_cuda else "segments")
             inputs |= {
                 "position_ids": rows.position,
-                "row_layout": RowLayout(rows.segments, kernel),
+                "row_layout": RowLayout(rows.segments, rows.spans, self.kernel),
                 # A 4-D mask is passed on as it is: nothing is inferred from it, and none is made.
                 "attention_mask": rows.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             }
@@ -206,6 +210,7 @@ class Policy(nn.Module):
             scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
             limit=limit,
+            fused=self.fused,
         )
 
     @property

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Schedule
 from slime_ray.data.order import examples_by_update, updates_of
-from slime_ray.data.packing import Rows, fill_rows, pack, row_length
+from slime_ray.data.packing import Rows, copy_to, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
@@ -45,9 +45,9 @@ class MicroBatch:
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same batch on another device."""
         reference = self.reference and ReferenceLogps(
-            self.reference.chosen.to(device), self.reference.rejected.to(device)
+            copy_to(self.reference.chosen, device), copy_to(self.reference.rejected, device)
         )
-        return replace(self, rows=self.rows.to(device, non_blocking=True), reference=reference)
+        return replace(self, rows=self.rows.to(device), reference=reference)
 
 
 @dataclass(frozen=True)
@@ -324,8 +324,8 @@ class PreferenceTrainer(Trainer):
         if counts["rejected_tokens"]:
             sums["mean_margin"] = output.margins.sum() / counts["pairs"]
             sums["rejected_logp"] = output.rejected_logps.sum() / counts["pairs"]
-        sums["pairs"] = loss.new_tensor(batch.rows.counts["pairs"])
-        sums["tokens"] = loss.new_tensor(batch.rows.real_tokens)
+        sums["pairs"] = loss.new_full((), batch.rows.counts["pairs"])
+        sums["tokens"] = loss.new_full((), batch.rows.real_tokens)
         for name, value in sums.items():
             value = value.detach().double() * float(batch.counted)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -346,7 +346,7 @@ class PreferenceTrainer(Trainer):
     def _collect(self) -> dict[str, float]:
         """The sums of the update over all ranks, and start anew."""
         loss = self._sums["loss"]
-        sums = self._sums | {"urgent": loss.new_tensor(float(self.urgent()))}
+        sums = self._sums | {"urgent": loss.new_full((), float(self.urgent()))}
         names, values = list(sums), torch.stack(list(sums.values()))
         self._sums = {}
         return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
