@@ -94,6 +94,15 @@ class Model(Strict):
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
 
+    def float32_cost(self, gpu: str) -> str | None:
+        """Say what float32 costs on a GPU that could compute in bfloat16; None in bfloat16 and for embedded models."""
+        if self.dtype != "float32" or self.task:
+            return None
+        return (
+            f"On {gpu}, model.dtype float32 takes twice the memory and computes several times slower than bfloat16. "
+            "Set model.dtype: bfloat16; what is trained stays in float32."
+        )
+
     @property
     def weights_dtype(self) -> Literal["float32", "bfloat16"]:
         """Of the weights in memory. What is trained is held in float32: an update is far below a bfloat16 step."""
