@@ -25,7 +25,12 @@ VISION: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
-IMAGES: dict[str, Any] = {"mm_tokens_per_image": 4, "image_token_index": 47, "boi_token_index": 46, "eoi_token_index": 45}
+IMAGES: dict[str, Any] = {
+    "mm_tokens_per_image": 4,
+    "image_token_index": 47,
+    "boi_token_index": 46,
+    "eoi_token_index": 45,
+}
 
 
 def tower_model() -> Any:
