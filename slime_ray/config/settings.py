@@ -78,7 +78,7 @@ class Model(Strict):
     trust_remote_code: bool = False
     """Whether code that comes with the model may run. Only for repositories that you trust."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and of the forward pass."""
+    """Of the forward pass and of frozen weights. What is trained is held in float32."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
     lora: Lora | None = None
@@ -93,6 +93,11 @@ class Model(Strict):
     Llama, Mistral, Qwen2, Qwen3 and Gemma 3 families."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the weights in memory. What is trained is held in float32: an update is far below a bfloat16 step."""
+        return self.dtype if self.lora else "float32"
 
     @property
     def task(self) -> str | None:

@@ -70,9 +70,9 @@ def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     for a model that cannot be found or read, or whose files do not hold every weight of it.
     """
     if model.task:
-        return tiny_model(load_task(model.task), seed=seed)
+        return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
     with _reading("model", model.source):
-        return _load(model, note)
+        return _load(model, model.weights_dtype, note)
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
@@ -81,7 +81,7 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
     Raises InputError where it cannot be read, or does not hold every weight.
     """
     with refusing(partial(_damaged, folder)):
-        return _load(Model(source=str(folder), dtype=dtype), note)  # type: ignore[arg-type]
+        return _load(Model(source=str(folder)), dtype, note)
 
 
 def load_adapter(lm: Any, folder: Path) -> Any:
@@ -95,8 +95,8 @@ def _damaged(folder: Path, reason: str) -> InputError:
     return InputError(f"{folder} cannot be loaded: {reason}")
 
 
-def _load(model: Model, note: Note) -> Any:
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+def _load(model: Model, dtype: str, note: Note) -> Any:
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
         with blaming(Path(*gguf)):
@@ -143,7 +143,13 @@ def make_policy(lm: Any, model: Model) -> Policy:
     """The policy as the settings want it computed. Raises InputError for an attention that cannot be had."""
     if model.attention == "varlen" and (lacking := _why_no_varlen(lm.config.get_text_config(), model)):
         raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
-    return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits, fused=model.fused == "auto")
+    return Policy(
+        lm,
+        kernel=model.attention,
+        chunk_logits=model.chunk_logits,
+        fused=model.fused == "auto",
+        dtype=getattr(torch, model.dtype),
+    )
 
 
 def _why_no_varlen(config: Any, model: Model) -> str | None:
