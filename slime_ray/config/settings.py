@@ -88,9 +88,9 @@ class Model(Strict):
     attention: Literal["auto", "segments", "varlen"] = "auto"
     """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
     varlen where it can."""
-    fused: Literal["auto", "off"] = "auto"
-    """Whether norms, activations, rotary embedding and the head's softmax are compiled; `auto` does so on a GPU for the
-    Llama, Mistral, Qwen2, Qwen3 and Gemma 3 families."""
+    fused: bool = True
+    """Whether norms, gated activations, rotary embedding and the head's softmax are compiled on a GPU; for the Llama,
+    Mistral, Qwen2, Qwen3 and Gemma 3 families."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
 
