@@ -1,5 +1,6 @@
 """Policies on this process's device: placed, read from a checkpoint, and asked for a few log-probabilities."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,18 @@ from slime_ray.world import World
 
 
 def to_device(policy: Policy, *, sharded: bool) -> Policy:
-    """The policy on this process's device, whole or in parts."""
+    """The policy on this process's device, whole or in parts, once what has ended there is gone."""
+    free_memory()
     if sharded and World.current().size > 1:
         return shard(policy)
     return policy.cuda() if torch.cuda.is_available() else policy
+
+
+def free_memory() -> None:
+    """Give back what nothing uses any more. Trainer's reference cycles hold models and optimizer states until then."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:

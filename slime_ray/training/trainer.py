@@ -247,9 +247,10 @@ class PreferenceTrainer(Trainer):
         )
 
     def resume(self, saved: Saved | None) -> None:
-        """Train to the end, from a checkpoint or from the start."""
+        """Train to the end, from a checkpoint or from the start, and drop what only training needs."""
         if saved is None:
             self.train()
+            self._release()
             return
         self.loader.done = saved.step
         self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
@@ -258,6 +259,15 @@ class PreferenceTrainer(Trainer):
             self.state.global_step = saved.step
             return
         self.train(resume_from_checkpoint=str(saved.path))
+        self._release()
+
+    def _release(self) -> None:
+        """Drop gradients and the optimizer's moments: answers need the memory."""
+        self.policy.zero_grad()
+        self.model_wrapped = self.model
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.accelerator.free_memory()
 
     def get_train_dataloader(self) -> Any:
         """The updates of the whole run: for Trainer it is one epoch."""
