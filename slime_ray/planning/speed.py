@@ -240,7 +240,7 @@ class AssumedSpeed:
 
     @property
     def process(self) -> Range:
-        # Imports, the device's first use, and the compilation of attention over packed rows.
+        # Imports and the device's first use.
         return Range(15.0, 60.0, 180.0)
 
     @property
