@@ -1,6 +1,5 @@
 """Policies on this process's device: placed, read from a checkpoint, and asked for a few log-probabilities."""
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from slime_ray.data.packing import PairTokens, pack
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
+from slime_ray.model.memory import free_memory
 from slime_ray.model.sharding import shard
 from slime_ray.model.train_mode import configured_dropout
 from slime_ray.world import World
@@ -25,13 +25,6 @@ def to_device(policy: Policy, *, sharded: bool) -> Policy:
     if sharded and World.current().size > 1:
         return shard(policy)
     return policy.cuda() if torch.cuda.is_available() else policy
-
-
-def free_memory() -> None:
-    """Give back what nothing uses any more. Trainer's reference cycles hold models and optimizer states until then."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:

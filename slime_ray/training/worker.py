@@ -231,6 +231,7 @@ def _train_and_measure(
         "updates": outcome.updates,
         "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
+        "row_tokens": outcome.row_tokens,
         "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,
         "status": "stopped" if outcome.stopped else "completed",

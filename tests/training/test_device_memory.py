@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.config.experiment import arm_trials
+from slime_ray.config.experiment import Trial, arm_trials
+from slime_ray.data.packing import Rows
+from slime_ray.model.logprobs import Policy
 from slime_ray.runs.store import RunStore
 from slime_ray.training import policies, sft, worker
+from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.trainer import PreferenceTrainer
 from slime_ray.training.worker import run_trial
 
-from .small_trials import nothing
+from .small_trials import computed, nothing
 
 
 @pytest.fixture
@@ -72,6 +76,65 @@ def test_a_trial_has_gone_before_the_next_model_comes_and_its_moments_before_ans
     assert max(optimizers_alive for _, optimizers_alive in placed) == 0
     assert len(answering) > 2
     assert set(answering) == {(0, 0)}
+
+
+def rows_of(trial: Trial, tokens: int) -> Trial:
+    settings = trial.settings.model_dump()
+    settings["data"] |= {"max_tokens": 64, "row_tokens": tokens}
+    return Trial.model_validate(trial.model_dump() | {"settings": settings})
+
+
+class SmallDevice:
+    """Raises what torch raises where a row has too many tokens for it, but for the first so many of training."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int, after: int = 0):
+        self.rows: list[int] = []
+        self.refused: set[bool] = set()
+        forward = Policy.forward
+
+        def small(policy: Policy, rows: Rows, **how: Any) -> Any:
+            training = torch.is_grad_enabled()
+            self.rows += [rows.real_tokens] * training
+            if rows.real_tokens > tokens and (not training or len(self.rows) > after):
+                self.refused.add(training)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(policy, rows, **how)
+
+        monkeypatch.setattr(Policy, "forward", small)
+
+
+def test_memory_that_runs_out_halves_the_rows_and_changes_no_result(experiment, storage, tmp_path, monkeypatch):
+    """It runs out within the first update, whose first row has left gradients, sums and other random numbers."""
+    trial = arm_trials(experiment)[0]
+    told: list[str] = []
+    whole = run_trial(rows_of(trial, 128), run=tmp_path / "small", storage=storage, report=nothing)
+    with monkeypatch.context() as patch:
+        device = SmallDevice(patch, 128, after=1)
+        row = run_trial(
+            rows_of(trial, 256), run=tmp_path / "halved", storage=storage,
+            report=lambda report: told.append(report.get("notice", "")),
+        )  # fmt: skip
+    assert [tokens > 128 for tokens in device.rows].count(True) == 2
+    assert device.refused == {True, False}
+    assert (row["row_tokens"], whole["row_tokens"], row["status"], row["attempts"]) == (128, 128, "completed", 1)
+    assert [notice.partition(":")[0] for notice in told if notice] == ["Memory ran out with rows of 256 tokens"]
+    halved, small = (computed(tmp_path / name, trial) for name in ("halved", "small"))
+    assert halved[1]["value"].tolist() == pytest.approx(small[1]["value"].tolist(), rel=1e-4, abs=1e-5)
+    assert halved[1].drop(columns="value").equals(small[1].drop(columns="value"))
+    assert halved[3]["chosen_logp"].tolist() == pytest.approx(small[3]["chosen_logp"].tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_a_device_too_small_for_one_pair_says_what_to_set(experiment, storage, tmp_path, monkeypatch):
+    rows: list[int] = []
+
+    def full(trainer: Any, model: Any, batch: Any, counts: Any) -> Any:
+        rows.append(batch.rows.counts["pairs"])
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PreferenceTrainer, "_loss", full)
+    with pytest.raises(OutOfMemory, match=r"with one pair of \d+ tokens in a row: lower data.max_tokens, set training"):
+        run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing)
+    assert (rows[0], rows[-1]) == (16, 1)
 
 
 @pytest.mark.parametrize(
