@@ -291,7 +291,7 @@ class PreferenceTrainer(Trainer):
     def _release(self) -> None:
         """Drop gradients and the optimizer's moments: answers need the memory."""
         self.policy.zero_grad()
-        self.model_wrapped = self.model
+        self.model_wrapped = self.policy
         self.optimizer = self.lr_scheduler = None
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
