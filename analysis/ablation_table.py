@@ -70,8 +70,7 @@ class Cells:
         found = self.outcomes(metric)
         if cell.label not in found or cell.reference not in found:
             return None
-        _, (one, other) = common([found[cell.label], found[cell.reference]])
-        return one - other if one.size else None
+        return rows.difference(found[cell.label], found[cell.reference])
 
     def claims(self, cells: Iterable[Cell]) -> dict[str, Claim]:
         """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""
@@ -91,18 +90,6 @@ class Cells:
                 f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})" for end, seeds in gone.items()
             ]
         return said
-
-
-def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
-    """The seeds that all have, and their outcomes, (cells, seeds, ...), with the items that all of these have.
-
-    An item that any cell lacks with any of the seeds is left out for all.
-    """
-    seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
-    values = np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
-    if values.ndim == 3 and values.size:
-        values = values[:, :, ~np.isnan(values).any(axis=(0, 1))]
-    return seeds, values
 
 
 def _end(row: dict) -> str:
@@ -328,8 +315,8 @@ def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
     )
     notes.append(
         f"Bold {METRICS[found.rate]}: around each center the highest and every row not separable from it. Its own "
-        "interval is over prompts. U to T: parts of stability. past m_h: share of held-out pairs past the hard margin "
-        "at the end; grad.: each term's share of the gradient there."
+        "interval is that of the main table. U to T: parts of stability. past m_h: share of held-out pairs past the "
+        "hard margin at the end; grad.: each term's share of the gradient there."
     )
     if frame["control"].any():
         notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")

@@ -154,9 +154,11 @@ def _of_rows(run: Run) -> list[str]:
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
         "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
-        f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "
-        "both orders and all seeds of a prompt kept together.",
-        "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. With "
+        f"Interval of a win rate: with {statistics.FEWEST_SEEDS} or more seeds 95 % over seeds and prompts, by the "
+        "two-way analysis below; prompts that a seed has no verdict for add nothing to its width. With fewer it is of "
+        f"these checkpoints: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, both "
+        "orders and all seeds of a prompt kept together.",
+        "Separable: the 95 % interval of the paired difference on the same seeds and prompts leaves 0 out. With "
         f"{statistics.FEWEST_SEEDS} or more common seeds it is over seeds and prompts (two-way analysis of variance, "
         "random effects, Student's t, Satterthwaite's degrees of freedom); with fewer it is of these checkpoints, by "
         "bootstrap over prompts. Every row is compared with the best one; nothing is corrected for the number of "

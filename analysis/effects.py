@@ -155,11 +155,18 @@ def effect(d: np.ndarray, *, flips: int = FLIPS) -> Effect:
     return Effect(interval(d), seeds, prompts, p_values, float(of_seeds.mean() / spread) if spread > 0 else np.nan)
 
 
-def interval(d: np.ndarray) -> Interval:
-    """The mean of (seeds, prompts) or (seeds,) values with its 95 % interval.
+def interval(
+    d: np.ndarray, *, confidence: float = statistics.CONFIDENCE, resamples: int = statistics.RESAMPLES
+) -> Interval:
+    """Return the mean of paired values with its interval.
 
-    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on, with fewer over prompts alone. Of a
-    scalar per seed Student's, without ends where there is one seed.
+    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of
+    these checkpoints. Of a scalar per seed Student's, without ends where there is one seed.
+
+    Args:
+        d: (seeds, prompts) or (seeds,), none missing.
+        confidence: The interval's share of coverage.
+        resamples: How often prompts are drawn where there are few seeds.
     """
     from scipy.special import stdtrit
 
@@ -167,14 +174,14 @@ def interval(d: np.ndarray) -> Interval:
         mean, seeds = float(d.mean()), len(d)
         if seeds == 1:
             return Interval(mean, np.nan, np.nan)
-        half = float(stdtrit(seeds - 1, (1 + statistics.CONFIDENCE) / 2) * d.std(ddof=1) / np.sqrt(seeds))
+        half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(seeds))
         return Interval(mean, mean - half, mean + half)
     if len(d) >= FEWEST_SEEDS and d.shape[1] > 1:
-        return statistics.two_way_interval(d)
+        return statistics.two_way_interval(d, confidence=confidence)
     of_prompts = d.mean(axis=0)
     # Single precision, as the draws have it: no copy of them is made.
-    resampled = statistics.resample_means(of_prompts.astype(np.float32))
-    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts))
+    resampled = statistics.resample_means(of_prompts.astype(np.float32), resamples=resamples)
+    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts), confidence=confidence)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:

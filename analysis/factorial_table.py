@@ -13,10 +13,10 @@ from slime_ray.config.design import Cell
 from slime_ray.errors import InputError
 
 from . import effects, statistics
-from .ablation_table import METRICS, Cells, common, difference_words, p_words, seeds_notes
+from .ablation_table import METRICS, Cells, difference_words, p_words, seeds_notes
 from .effects import Claim
 from .printing import ABSENT, Column, Table, cells, interval_cells
-from .rows import name_of
+from .rows import common, name_of
 from .statistics import FEWEST_SEEDS
 
 Present = frozenset[str]

@@ -193,8 +193,9 @@ def judging(run: results.Run, main: Table) -> Table:
     frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; intervals: 95 % "
-        f"percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples.",
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate as in "
+        f"the main table, intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} "
+        "resamples.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "

@@ -267,7 +267,7 @@ def _colours() -> Any:
 def sensitivity(found: Cells, ablation: Table) -> "Figure":
     """Rate and S over the value of each knob that a design varies: a column per knob, a line per center.
 
-    Rates with the intervals of the table, over prompts; S with its interval, else its lowest and highest seed. The
+    Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
     center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
     measured, centers = ablation.frame.set_index("label").to_dict("index"), found.design.centers

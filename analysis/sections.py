@@ -117,7 +117,7 @@ SECTIONS: tuple[Entry, ...] = (
         "pareto",
         ROWS,
         lambda found: figures.pareto(found.run, table=found.main),
-        "Filled: rows of the table, with the 95 % interval over prompts and the range of S over seeds. Hollow: "
+        "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
     Entry("ablation", ABLATION, lambda found: found.ablation),
