@@ -15,7 +15,7 @@ from slime_ray.errors import InputError
 from . import effects, statistics
 from .ablation_table import METRICS, Cells, difference_words, p_words, seeds_notes
 from .effects import Claim
-from .printing import ABSENT, Column, Table, cells, interval_cells
+from .printing import ABSENT, Column, Table, cells, empty, interval_cells
 from .rows import common, name_of
 from .statistics import FEWEST_SEEDS
 
@@ -81,7 +81,7 @@ def factorial_effects(found: Cells) -> Table:
     """
     design = found.design
     if design.kind != "factorial":
-        return Table(frame=pd.DataFrame(columns=["effect"]), caption="This run is no factorial design.", notes=[])
+        return empty("This run is no factorial design.", "effect")
     grids = {center: _Grid.of(found, center) for center in design.centers}
     claims = effects.claims(
         {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(found.metric).items()}

@@ -42,7 +42,11 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
     "hatch.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
     "pdf.fonttype": 42,
     # Of PDFs, too: without it matplotlib puts a minus sign and its like into a second font.
     "ps.fonttype": 42,
@@ -131,7 +135,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         version = str(run.manifest.get("stability_version") or "stability-v1")
         axes.set_xlabel(f"stability S ({plain(version)}; square-root scale), more is better")
         axes.set_ylabel(f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %")
-        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.grid()
         axes.set_axisbelow(True)
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
@@ -149,7 +153,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         heights = [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist()
         axes.set_ylim(limits(heights, judged=judged))
         if axes.get_legend_handles_labels()[0]:
-            legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
+            legend = figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
             if rows:
                 bars = "upright bars: 95 % interval of the win rate; level bars: " if judged else "bars: "
                 legend.set_title(f"{bars}range of S over seeds")
@@ -314,13 +318,11 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
                 panel.plot(steps, mean, dashes, label=metric.removesuffix("_logp"), **look)
                 panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             panel.set_title(plain(label), fontsize=9)
-            panel.grid(color="#e4e4e4", linewidth=0.6)
+            panel.grid()
         if not shown:
             say(panels[0, 0], "No held-out curve was recorded.")
             return figure
-        figure.legend(
-            *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8
-        )
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         figure.supxlabel("update", fontsize=9)
         figure.supylabel("held-out log-probability, nat/token", fontsize=9)
     return figure
@@ -365,7 +367,7 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
         axes.set_xlim(0, 1)
         axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
         if labels:
-            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.4)
+            figure.legend(loc="outside upper left", ncols=4, handlelength=1.4)
         else:
             say(axes, "No trial to show.")
     return figure

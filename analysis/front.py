@@ -14,7 +14,7 @@ from slime_ray.runs import pareto
 
 from . import statistics
 from .knobs import Searched, unit_of
-from .printing import Column, Table, cells, interval_cells, measure, number, numbers
+from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
 
 RESAMPLES = 2_000
 AT_ONCE = 200_000
@@ -112,7 +112,7 @@ def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
 def front(searched: Searched, answers: pd.DataFrame) -> Table:
     """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
     if len(searched.names) != 2 or not searched.complete.any():
-        return Table(pd.DataFrame(columns=["trial_id"]), "There is no front of two goals.", [])
+        return empty("There is no front of two goals.", "trial_id")
     points = np.where(searched.complete[:, None], searched.goals, np.nan)
     found = knee(points)
     frame = searched.trials[["trial_id"]].copy()
@@ -263,7 +263,7 @@ def expected_best(values: np.ndarray) -> np.ndarray:
 def budget_curve(searched: Searched, spent: Spent | None) -> Table:
     """What the first trials found, for 1, 2, 4, ... trials and all of them."""
     if spent is None:
-        return Table(pd.DataFrame(columns=["trials"]), "No trial of the search completed.", [])
+        return empty("No trial of the search completed.", "trials")
     count = len(searched.trials)
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1

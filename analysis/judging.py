@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs import results
 
 from . import rows, statistics
-from .printing import Column, Table, cells, interval_cells, numbers
+from .printing import Column, Table, cells, empty, interval_cells, numbers
 
 STEPS = 25
 CLOSE = 1e-3
@@ -185,11 +185,7 @@ def judging(run: results.Run, main: Table) -> Table:
         votes = {}
     shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
     if not shown:
-        return Table(
-            frame=pd.DataFrame(columns=["label"]),
-            caption="Of the judging there is nothing to say.",
-            notes=[],
-        )
+        return empty("Of the judging there is nothing to say.")
     frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
     return Table(
         frame=frame,

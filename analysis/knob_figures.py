@@ -85,7 +85,7 @@ def slices(searched: Searched, columns: Columns) -> "Figure":
                     x[front], values[front], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,
                     linestyle="none",
                 )  # fmt: skip
-                panel.grid(color="#e4e4e4", linewidth=0.6)
+                panel.grid()
             panels[row, 0].set_ylabel(unit_of(goal)[0])
         for panel, column in zip(panels[-1], columns, strict=True):
             _axis(panel.xaxis, searched.knobs[column])
@@ -221,7 +221,7 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
             panel.set_xlabel("trials")
             panel.set_ylabel(f"best {head}")
         for place, panel in enumerate(panels.flat[:count]):
-            panel.grid(color="#e4e4e4", linewidth=0.6)
+            panel.grid()
             # The lines of all goals are named in the first's panel.
             if place in (0, wide):
                 panel.legend(frameon=False, fontsize=7.5, loc="lower right")
@@ -289,13 +289,11 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
             lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
             lower.set_xlabel(plain(knob.rpartition(".")[2]))
             for panel in (upper, lower):
-                panel.grid(color="#e4e4e4", linewidth=0.6)
+                panel.grid()
         panels[0, 0].set_ylabel(f"{METRICS[found.rate]}, %")
         panels[1, 0].set_ylabel("stability S")
         if len(colours) > 1:
-            figure.legend(
-                *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8
-            )
+            figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from slime_ray.runs import pareto, results
 
 from . import statistics
-from .printing import ABSENT, Column, Table, cells, number, numbers
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers
 from .rows import FINISHED
 
 UNITS = {"win_rate": ("win rate %", 100.0, 1), "preference_accuracy": ("acc. %", 100.0, 1)}
@@ -321,7 +321,7 @@ def importance(searched: Searched) -> Table:
     trials = int(counted.sum())
     if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
         why = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
-        return Table(pd.DataFrame(columns=["knob"]), f"Nothing is said about the importance of knobs: {why}.", [])
+        return empty(f"Nothing is said about the importance of knobs: {why}.", "knob")
     frame = pd.DataFrame(
         {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
     )

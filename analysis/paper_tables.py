@@ -10,7 +10,7 @@ import pandas as pd
 from slime_ray.config.design import COMPONENTS, Cell
 
 from .ablation_table import METRICS, Cells, seeds_notes
-from .printing import Column, Table, interval_cells, numbers
+from .printing import Column, Table, empty, interval_cells, numbers
 from .rows import baseline_of, judge_of, name_of
 
 FULL = "full"
@@ -83,7 +83,7 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
     """
     run, design = found.run, found.design
     if design.kind not in THEIRS:
-        return Table(frame=pd.DataFrame(columns=["row"]), caption="The paper has no table of such a design.", notes=[])
+        return empty("The paper has no table of such a design.", "row")
     table, theirs = THEIRS[design.kind]
     ours = {
         center: {_row_of(cell): cell.label for cell in reversed(design.around(center)) if not cell.control}

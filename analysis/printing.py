@@ -153,6 +153,11 @@ class Table:
         return "\n".join(lines).strip("\n")
 
 
+def empty(caption: str, column: str = "label") -> Table:
+    """A table without rows, whose caption says why. column: of its frame."""
+    return Table(frame=pd.DataFrame(columns=[column]), caption=caption, notes=[])
+
+
 def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
     """A number as a cell says it; ABSENT where there is none."""
     if pd.isna(value):

@@ -16,7 +16,7 @@ from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 from . import front, stability, statistics
 from .front import outcomes_of
 from .knobs import Searched, importance, short_names, unit_of
-from .printing import ABSENT, Column, Table, cells, measure, numbers, one_line
+from .printing import ABSENT, Column, Table, cells, empty, measure, numbers, one_line
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 AGAIN = 1
@@ -28,7 +28,7 @@ def search_trials(run: results.Run) -> Table:
     searched = Searched.of(run)
     trials = searched.trials
     if trials.empty:
-        return Table(frame=pd.DataFrame(columns=["trial_id"]), caption="This run did not search.", notes=[])
+        return empty("This run did not search.", "trial_id")
     knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
     shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
     frame = trials[["trial_id", *knobs, *shown]].copy()
@@ -76,7 +76,7 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
     """
     confirmed = run.trials[run.trials["phase"] == "confirm"]
     if confirmed.empty or not searched.names:
-        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", [])
+        return empty("No winner of the search was confirmed.", "trial_id")
     first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
     drawn = searched.trials["trial_id"].tolist()
     outcomes = outcomes_by_label(run)

@@ -11,7 +11,7 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .printing import Column, Table, cells, interval_cells, number, numbers, with_interval
+from .printing import Column, Table, cells, empty, interval_cells, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS = 1, 2
@@ -64,7 +64,8 @@ def intervals(
     ]
     means = {name: np.mean([trial.parts[name] for trial in resampled], axis=0) for name in rows.PARTS}
     means["stability"] = sum(trial.stability for trial in resampled) / (len(resampled) + int(lost.sum()))
-    values = scored[list(rows.PARTS)].mean().to_dict() | {"stability": trials["stability"].where(~lost, 0.0).mean()}
+    values = {name: scored[name].mean() for name in rows.PARTS}
+    values["stability"] = trials["stability"].where(~lost, 0.0).mean()
     few = [pairs["pair"].nunique(), answers["prompt_id"].nunique()]
     units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), few[0])
     units |= dict.fromkeys(("broken_outputs", "length_shift"), few[1])
@@ -199,7 +200,7 @@ TITLES = ("label", "phase", "seeds_finished", "seeds")
 def stability_parts(run: results.Run, main: Table) -> Table:
     """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
     if main.frame.empty:
-        return Table(frame=pd.DataFrame(columns=["label"]), caption="This run has no arms and no winner.", notes=[])
+        return empty("This run has no arms and no winner.")
     ends = [f"{name}{end}" for name in ("stability", *PARTS) for end in ("", "_low", "_high")]
     shares = [f"{name}_share" for name in PARTS]
     frame = main.frame[[*TITLES, "stability_min", "stability_max", *ends, *shares]].copy()

@@ -10,7 +10,7 @@ import pandas as pd
 from slime_ray.runs import results
 from slime_ray.runs.results import Run
 
-from .printing import ABSENT, Column, Table, cells, number, numbers
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers
 from .rows import FINISHED, name_of
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
@@ -109,7 +109,7 @@ def alarms(run: results.Run) -> Table:
     """
     trials = run.trials[run.trials["status"] != "failed"]
     if trials["alarm"].isna().all():
-        return Table(frame=pd.DataFrame(columns=["label"]), caption="The sentinel raised no alarm.", notes=[])
+        return empty("The sentinel raised no alarm.")
     names = trials["label"].where(trials["phase"] != "search", "search")
     rows = []
     for label, group in trials.groupby(names, sort=False):
