@@ -1,6 +1,6 @@
 """The table of an ablation: each cell beside its reference, what the difference is, and what may be said of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics, tables
 from .effects import Claim
-from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number, numbers
+from .printing import Column, Mark, Sentences, Table, cells, interval_cells, number, numbers
 from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS
 
@@ -166,6 +166,8 @@ def _row(
     }
     have = found.rates.get(cell.label, ([], None))[0]
     settling = None if claim is None else claim.settling
+    planned = len(found.planned)
+    fewer = "" if rate is None or len(rate) == planned else f"compared on {len(rate)} of {planned} seeds"
     return {
         "center": cell.center,
         "variant": cell.variant,
@@ -176,17 +178,14 @@ def _row(
         "compared_items": 0 if rate is None else rate.shape[1],
         **{end: known.get(end, np.nan) for end in _ends(found.rate)},
         **statistics.columns(intervals),
-        "p": np.nan if claim is None else claim.p,
-        **{f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan) for test in effects.TESTS},
+        **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
         "verdict": _verdict(found, is_reference, claim),
-        "note": "; ".join(
-            filter(None, [known.get("note", ""), "control" if cell.control else "", _fewer(found, rate)])
-        ),
+        "note": "; ".join(filter(None, [known.get("note", ""), "control" if cell.control else "", fewer])),
     }
 
 
@@ -196,13 +195,6 @@ def _verdict(found: Cells, is_reference: bool, claim: Claim | None) -> str:
     if found.metric is None:
         return f"not tested: no {METRICS[found.design.metric]}"
     return "not measured" if claim is None else claim.verdict
-
-
-def _fewer(found: Cells, rate: np.ndarray | None) -> str:
-    """That a comparison has fewer seeds than planned."""
-    if rate is None or len(rate) == len(found.planned):
-        return ""
-    return f"compared on {len(rate)} of {len(found.planned)} seeds"
 
 
 def _ends(name: str) -> list[str]:
@@ -244,32 +236,23 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
         Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5),
     )
-    difference = Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9)
-    of_score = Column("S difference", interval_cells(frame, "stability_difference"), keep=7)
     by_score = found.metric == "stability"
     return (
         Column("variant", tuple(frame["variant"]), numeric=False, keep=10),
         *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
         Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
         Column(f"{rate} % [95 %]", interval_cells(frame, found.rate, 1, scale=100), tuple(frame["mark"]), keep=8),
-        difference,
+        Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
         Column("S", cells(frame, stability.stability_cell), keep=7),
-        of_score,
+        Column("S difference", interval_cells(frame, "stability_difference"), keep=7),
         *(tested if by_score else ()),
-        *(
-            Column(letter, numbers(frame, name, stability.DIGITS.get(name, 2)), keep=3)
-            for name, letter in PARTS.items()
-        ),
-        Column("past m_h %", tuple(_share(frame, PAST)), keep=2),
-        *(Column(f"{term} grad. %", tuple(_share(frame, SHARE + term)), keep=1) for term in terms),
+        *stability.part_columns(frame, keep=3),
+        Column("past m_h %", numbers(frame, PAST, 0, scale=100), keep=2),
+        *(Column(f"{term} grad. %", numbers(frame, SHARE + term, 0, scale=100), keep=1) for term in terms),
         Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
     )
-
-
-def _share(frame: pd.DataFrame, name: str) -> list[str]:
-    return [number(value, 0, scale=100) for value in frame[name]] if name in frame else [ABSENT] * len(frame)
 
 
 def p_words(p: float) -> str:
@@ -360,24 +343,34 @@ def seeds_notes(seeds: pd.Series | Sequence[int]) -> list[str]:
     ]
 
 
-def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
-    """What the table leaves open, and what it says, of the design's metric."""
+def sentences(
+    found: Cells,
+    table: Table,
+    *,
+    of: str = "variant",
+    claim: str = "differs from its reference:",
+    columns: tuple[str, str] = ("difference", "stability_difference"),
+) -> Sentences:
+    """Say what a table leaves open, and what it shows, of the design's metric.
+
+    Args:
+        found: The cells of the design.
+        table: Rows with verdicts.
+        of: The column that names a row.
+        claim: What is said of a row that matters.
+        columns: Those of the difference, of the rate and of S.
+    """
     several = len(found.design.centers) > 1
-    open_, said = [], []
+    name, scale, digits, unit = (columns[0], 100, 1, "points")
+    if found.metric == "stability":
+        name, scale, digits, unit = (columns[1], 1, 2, "of S")
+    open_, settled = [], []
     for row in table.frame.to_dict("records"):
-        name = f"{row['variant']} around {row['center']}" if several else row["variant"]
-        size = difference_words(row, found.metric)
+        words = f"{row[of]} around {row['center']}" if several else row[of]
+        value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
+        words = f"{words} {claim} {value} {unit} [{low}, {high}]"
         if row["verdict"] == "matters":
-            said.append(f"{name} differs from its reference: {size}, corrected p {p_words(row['p'])}.")
+            settled.append(f"{words}, corrected p {p_words(row['p'])}.")
         elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {name} differs from its reference: {size}; {row['verdict'].partition(': ')[2]}.")
-    return open_, said
-
-
-def difference_words(
-    row: Mapping[Any, Any], metric: str | None, names: tuple[str, str] = ("difference", "stability_difference")
-) -> str:
-    """A difference in the metric with its interval. names: of the columns that hold it, of the rate and of S."""
-    name, scale, digits, unit = (names[1], 1, 2, "of S") if metric == "stability" else (names[0], 100, 1, "points")
-    value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
-    return f"{value} {unit} [{low}, {high}]"
+            open_.append(f"Whether {words}; {row['verdict'].partition(': ')[2]}.")
+    return open_, settled

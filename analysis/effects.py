@@ -267,6 +267,13 @@ class Claim:
         return f"not settled: {self.settling}"
 
 
+def p_columns(claim: Claim | None) -> dict[str, float]:
+    """Columns of a frame: a comparison's corrected p, and that of each test. NaN where there is none."""
+    corrected = {} if claim is None else claim.corrected
+    found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
+    return {"p": np.nan if claim is None else claim.p, **found}
+
+
 def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) -> dict[str, Claim]:
     """What may be claimed of all comparisons of one table, which are corrected together, by name.
 

@@ -1,7 +1,7 @@
 """The table of a factorial design: main effects, interactions and Shapley values of the declared metric and of S."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import factorial
 from typing import Any
@@ -12,10 +12,10 @@ import pandas as pd
 from slime_ray.config.design import Cell
 from slime_ray.errors import InputError
 
-from . import effects, statistics
-from .ablation_table import METRICS, Cells, difference_words, p_words, seeds_notes
+from . import ablation_table, effects, statistics
+from .ablation_table import METRICS, Cells, p_words, seeds_notes
 from .effects import Claim
-from .printing import ABSENT, Column, Table, cells, empty, interval_cells
+from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells
 from .rows import common, name_of
 from .statistics import FEWEST_SEEDS
 
@@ -182,11 +182,7 @@ class _Grid:
                     "effect_of": name,
                     "kind": kind,
                     **statistics.columns(intervals),
-                    "p": np.nan if claim is None else claim.p,
-                    **{
-                        f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan)
-                        for test in effects.TESTS
-                    },
+                    **effects.p_columns(claim),
                     "seeds": 0 if tested is None else tested.shape[1],
                     "verdict": "" if kind != "main" else "not measured" if claim is None else claim.verdict,
                 }
@@ -236,15 +232,8 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
     return notes
 
 
-def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
-    """What the table leaves open, and what it says, of the main effects in the design's metric."""
-    several = len(found.design.centers) > 1
-    open_, said = [], []
-    for row in table.frame[table.frame["kind"] == "main"].to_dict("records"):
-        name = f"{row['effect_of']} around {row['center']}" if several else row["effect_of"]
-        size = difference_words(row, found.metric, ("effect", "stability_effect"))
-        if row["verdict"] == "matters":
-            said.append(f"{name} matters: its main effect is {size}, corrected p {p_words(row['p'])}.")
-        elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {name} matters: its main effect is {size}; {row['verdict'].partition(': ')[2]}.")
-    return open_, said
+def sentences(found: Cells, table: Table) -> Sentences:
+    """Say what the table leaves open, and what it shows, of the main effects in the design's metric."""
+    main = replace(table, frame=table.frame[table.frame["kind"] == "main"])
+    claim = "matters: its main effect is"
+    return ablation_table.sentences(found, main, of="effect_of", claim=claim, columns=("effect", "stability_effect"))

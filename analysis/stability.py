@@ -186,6 +186,11 @@ DIGITS = {"training_spikes": 3}
 """T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
 
 
+def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
+    """A column of each part, called by its letter."""
+    return [Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=keep) for name, letter in rows.PARTS.items()]
+
+
 def stability_cell(row: pd.Series) -> str:
     """S with its interval; where it has none, with its lowest and highest seed."""
     low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))

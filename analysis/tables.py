@@ -27,7 +27,7 @@ from .rows import (
     outcomes_by_label,
     version_of,
 )
-from .stability import DIGITS, stability_cell
+from .stability import stability_cell
 
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
@@ -189,7 +189,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
-        *(Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=7) for name, letter in PARTS.items()),
+        *stability.part_columns(frame, keep=7),
         Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
         Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
         Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
