@@ -1,4 +1,4 @@
-"""The table of an ablation: each cell beside its reference, what the difference is, and what may be said of it."""
+"""A design's cells and their table: each cell beside its reference, the difference, and what may be said of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,12 @@ from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS
 
 METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
+TERMS = ("anchor", "stabilizer", "margin")
+"""Of SLIME's loss, in the order of the paper; other terms follow by name."""
+SHARE = "gradient_share."
+PAST = "past_hard_margin"
+REFERENCE = "compared with"
+"""The verdict of the cell that its center's others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +124,6 @@ def _stabilities(trials: pd.DataFrame) -> dict[str, Outcomes]:
     return {
         str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
     }
-
-
-TERMS = ("anchor", "stabilizer", "margin")
-"""Of SLIME's loss, in the order of the paper; other terms follow by name."""
-SHARE = "gradient_share."
-PAST = "past_hard_margin"
-REFERENCE = "compared with"
-"""The verdict of the cell that its center's others are compared with."""
 
 
 def ablation(found: Cells, main: Table) -> Table:

@@ -1,4 +1,4 @@
-"""What a run does not settle, and what it says, in a few sentences."""
+"""A report's words: what a run leaves open and shows, how each number was made, what was asked, and the manifest."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +19,8 @@ from .statistics import TOO_FEW
 
 FEWEST_PROMPTS = 20
 """With fewer, a resampled interval is too rough to claim anything by."""
+Facts = list[tuple[str, str]]
+"""What is told, and what there is to tell."""
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
@@ -214,10 +216,6 @@ def _of_searches() -> list[str]:
         "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: unbiased, "
         "without replacement, over the trials at hand (Tang et al. 2020).",
     ]
-
-
-Facts = list[tuple[str, str]]
-"""What is told, and what there is to tell."""
 
 
 def asked(run: Run) -> Facts:

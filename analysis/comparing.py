@@ -1,4 +1,4 @@
-"""Several runs beside each other: their rows in one table, and whether two of them say the same."""
+"""Several runs beside each other: their rows in one table, whether two of them agree, and how manifests differ."""
 
 import json
 import math
@@ -48,6 +48,7 @@ KINDS: dict[str, Kind] = {
 """Entries of a manifest that say what was run, on what, measured how and where; the others say how it went."""
 _SAID_ELSEWHERE = {"experiment.name", "experiment.seeds", "experiment.goals"}
 ABSENT = "absent"
+APART = "no seed in common"
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,6 @@ def _unequal_seeds(runs: Sequence[Run]) -> list[str]:
         if words := left_out(seeds):
             notes.append(f"{label}: {words} are not in all of these runs; `verify` leaves them out.")
     return notes
-
-
-APART = "no seed in common"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,14 @@ from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test
 POWER = 0.8
 MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
 """More than these are not counted."""
+FLIPS = 10_000
+LEVEL = 0.05
+"""A variant is said to matter where no corrected p-value is above this."""
+TESTS = {
+    "seeds": "paired t over the seeds' mean differences",
+    "prompts": "sign flips over the prompts' mean differences",
+    "both": "t of the two-way analysis, over seeds and prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -104,16 +112,6 @@ def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
     numbers = range(max(now + 1, FEWEST_SEEDS), most + 1)
     place = bisect_left(numbers, POWER, key=power)
     return numbers[place] if place < len(numbers) else None
-
-
-FLIPS = 10_000
-LEVEL = 0.05
-"""A variant is said to matter where no corrected p-value is above this."""
-TESTS = {
-    "seeds": "paired t over the seeds' mean differences",
-    "prompts": "sign flips over the prompts' mean differences",
-    "both": "t of the two-way analysis, over seeds and prompts",
-}
 
 
 @dataclass(frozen=True)

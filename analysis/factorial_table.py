@@ -1,4 +1,8 @@
-"""The table of a factorial design: main effects, interactions and Shapley values of the declared metric and of S."""
+"""A full 2^k design: main effects, interactions and exact Shapley values, of the declared metric and of S.
+
+All of them are linear in the cells. Applied to outcomes of shape (cells, seeds, prompts) they give one value per seed
+and prompt, of which the interval is that of any difference: nothing is approximated, and pairing is kept.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +25,8 @@ from .statistics import FEWEST_SEEDS
 
 Present = frozenset[str]
 """The components that a cell has."""
+ALL = "all components"
+MARGINS = {"soft_margin", "hard_margin"}
 
 
 def cells_of(components: Sequence[str]) -> list[Present]:
@@ -67,10 +73,6 @@ def total_weights(components: Sequence[str]) -> np.ndarray:
 def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     """(seeds, prompts) or (seeds,) values of an effect from the outcomes of all cells, (cells, ...)."""
     return np.tensordot(weights, outcomes, axes=1)
-
-
-ALL = "all components"
-MARGINS = {"soft_margin", "hard_margin"}
 
 
 def factorial_effects(found: Cells) -> Table:

@@ -1,17 +1,10 @@
-"""Figures: result frames in, a matplotlib Figure out."""
+"""Figures of every run, and what all figures share: colours of Okabe and Ito, a style without global state, files."""
 
 import io
 import warnings
-from typing import TYPE_CHECKING, Any
-
-from .printing import one_line
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +13,7 @@ from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
 from . import search_table, stability, tables
-from .printing import Table
+from .printing import Table, one_line
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
 if TYPE_CHECKING:
@@ -55,6 +48,9 @@ STYLE: dict[str, Any] = {
     "timezone": "UTC",
 }
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
+PANELS = 12
+"""At most so many panels or bars where a run has search trials alone."""
+_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 
 
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
@@ -109,10 +105,6 @@ def plain(text: str) -> str:
 def say(axes: "Axes", words: str) -> None:
     """Words in the middle of axes that have nothing to show."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
-
-
-PANELS = 12
-"""At most so many panels or bars where a run has search trials alone."""
 
 
 def pareto(run: Run, *, table: Table | None = None) -> "Figure":
@@ -223,7 +215,6 @@ def limits(values: list[float], *, judged: bool) -> tuple[float, float]:
     return max(-2.0, low - margin), min(104.0, high + margin)
 
 
-_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 _OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
 
 

@@ -2,7 +2,8 @@
 
 Points are (trials, 2), more is better. The knee is the trial of the front that lies farthest beyond the line through
 the front's two ends, each goal as a share of the front's own range (Das 1999; Branke et al. 2004): what is gained in
-one goal up to it costs little of the other, and beyond it much.
+one goal up to it costs little of the other, and beyond it much. Beside it, what the search found for what it spent:
+hypervolume by trials and tokens, and the expected best of k random trials.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ AT_ONCE = 200_000
 """Trials of all resamples whose fronts are worked out together."""
 SHOWN = 0.05
 """A trial that is not on the front is shown if it is the knee in so many resamples."""
+REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
+"""Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
+ORDERS = 200
+DRAWN_ANEW = 1_000
 
 
 @dataclass(frozen=True)
@@ -185,12 +190,6 @@ def _about_resamples(searched: Searched, drawn: ResampledFront) -> list[str]:
     without = 1 - len(drawn.points) / RESAMPLES
     lacks = f"; {100 * without:.0f} % of them have no knee" if without >= 0.005 else ""
     return [*notes, f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}."]
-
-
-REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
-"""Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
-ORDERS = 200
-DRAWN_ANEW = 1_000
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,18 @@
-"""Figures of a search: what its knobs did, how its goals go together, what was found for what was spent."""
+"""Figures of knobs: what those of a search did, what was found for what was spent, and a design's sensitivity."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from .figures import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
-from .front import Spent
-from .knobs import Knob, Searched, unit_of
-from .printing import Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-import itertools
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from slime_ray.config.design import Design, Level
 
 from .ablation_table import METRICS, REFERENCE, Cells
-from .figures import GREEN, PURPLE
+from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, say, style
+from .front import Spent
+from .knobs import Knob, Searched, unit_of
+from .printing import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

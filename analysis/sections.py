@@ -27,6 +27,17 @@ from .search_table import Understanding
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Made = Union[Table, "Figure", None]
+ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
+    "Win rate and stability",
+    "The ablation",
+    "What stability was lost to",
+    "Training",
+    "The search",
+    "Trials that did not complete",
+)
+"""Headings of the page."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -77,19 +88,6 @@ class Findings:
         if self.cells.design.kind == "factorial":
             return factorial_table.sentences(self.cells, self.factorial)
         return ablation_table.sentences(self.cells, self.ablation)
-
-
-Made = Union[Table, "Figure", None]
-
-ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
-    "Win rate and stability",
-    "The ablation",
-    "What stability was lost to",
-    "Training",
-    "The search",
-    "Trials that did not complete",
-)
-"""Headings of the page."""
 
 
 @dataclass(frozen=True)

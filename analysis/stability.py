@@ -1,4 +1,4 @@
-"""Intervals of stability and its parts, from the pairs, answers and curves of a row's trials."""
+"""Stability and its parts: intervals from the pairs, answers and curves of a row's trials, and their table."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +18,9 @@ PAIR_DRAWS, STEP_DRAWS = 1, 2
 """Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
 SPIKING = ("loss", "grad_norm")
 """The curves that part T is of."""
+DIGITS = {"training_spikes": 3}
+"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
+TITLES = ("label", "phase", "seeds_finished", "seeds")
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,6 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
     return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
 
 
-DIGITS = {"training_spikes": 3}
-"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
-
-
 def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
     """A column of each part, called by its letter."""
     return [Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=keep) for name, letter in rows.PARTS.items()]
@@ -197,9 +196,6 @@ def stability_cell(row: pd.Series) -> str:
     if pd.notna(row["stability_low"]):
         return with_interval(row, "stability")
     return mean if low == high == mean else f"{mean} ({low}–{high})"
-
-
-TITLES = ("label", "phase", "seeds_finished", "seeds")
 
 
 def stability_parts(run: results.Run, main: Table) -> Table:

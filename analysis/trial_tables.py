@@ -1,4 +1,4 @@
-"""What a run took, by phase, beside what it might spend."""
+"""Tables of a run's trials: what they took beside what they might spend, alarms, and what did not complete."""
 
 import re
 from collections import Counter
@@ -18,6 +18,8 @@ LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours",
           "cost": "cost"}  # fmt: skip
 IN_MINUTES = 10 * 3600.0
 """Runs of fewer seconds are told in minutes."""
+COLLAPSED = 0.05
+"""Final stability below which the table's note counts a run as collapsed: parts that cost 19 tolerances squared."""
 
 
 def cost(run: Run) -> Table:
@@ -96,10 +98,6 @@ def _amount(value: Any) -> str:
     if value is None:
         return ABSENT
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
-
-
-COLLAPSED = 0.05
-"""Final stability below which the table's note counts a run as collapsed: parts that cost 19 tolerances squared."""
 
 
 def alarms(run: results.Run) -> Table:
