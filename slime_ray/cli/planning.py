@@ -10,9 +10,9 @@ from slime_ray.errors import InputError
 if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
     from slime_ray.planning.plan import Cluster
-    from slime_ray.planning.planner import Planner
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.prices import GpuPrices
-    from slime_ray.planning.speed import MeasuredRates
+    from slime_ray.planning.rates import MeasuredRates
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,7 +45,7 @@ def _plan(options: argparse.Namespace) -> None:
     import json
 
     from slime_ray.planning.material import DataAssumptions, parse_lengths
-    from slime_ray.planning.planner import Planner
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.prices import load_prices
 
     prices = load_prices(options.prices)

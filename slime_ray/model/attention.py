@@ -227,6 +227,11 @@ def _causal_mask(size: int, window: int | None, dtype: torch.dtype, device: torc
         return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
 
 
+def forget_masks() -> None:
+    """Drop the masks that are kept from call to call, such as those without data."""
+    _causal_mask.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _compiled_flex(device: str) -> Callable[..., torch.Tensor]:
     """flex_attention: fused on a GPU; as it stands on a CPU, where it serves to test the block mask."""

@@ -17,7 +17,7 @@ from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.nodes import alive_nodes
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.planning.material import Sample
-from slime_ray.planning.speed import MeasuredRates, Rates, mean_of
+from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
 from slime_ray.runs.store import RunStore
 
 MOST_SIDE_BY_SIDE = 8
