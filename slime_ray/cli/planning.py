@@ -9,8 +9,8 @@ from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
-    from slime_ray.planning.plan import Cluster
     from slime_ray.planning.estimate import Planner
+    from slime_ray.planning.plan import Cluster
     from slime_ray.planning.prices import GpuPrices
     from slime_ray.planning.rates import MeasuredRates
 
@@ -44,8 +44,8 @@ def _plan(options: argparse.Namespace) -> None:
     experiment, _ = checked(options)
     import json
 
-    from slime_ray.planning.material import DataAssumptions, parse_lengths
     from slime_ray.planning.estimate import Planner
+    from slime_ray.planning.material import DataAssumptions, parse_lengths
     from slime_ray.planning.prices import load_prices
 
     prices = load_prices(options.prices)
