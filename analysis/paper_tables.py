@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.config.design import COMPONENTS, Cell
-from slime_ray.runs import results
 
-from .ablation_table import seeds_notes
-from .design_cells import METRICS, Cells
-from .printing import Column, Table, interval_cells, number
+from .ablation_table import METRICS, Cells, seeds_notes
+from .printing import Column, Table, interval_cells, numbers
 from .rows import baseline_of, judge_of, name_of
 
 FULL = "full"
@@ -76,12 +74,12 @@ THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
 """Which of the paper's tables a design has beside it, with its rows by model."""
 
 
-def beside_the_paper(run: results.Run, found: Cells, ablation: Table) -> Table:
-    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(run, found, ...)`.
+def beside_the_paper(found: Cells, ablation: Table) -> Table:
+    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(found, ...)`.
 
     Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
     """
-    design = found.design
+    run, design = found.run, found.design
     if design.kind not in THEIRS:
         return Table(frame=pd.DataFrame(columns=["row"]), caption="The paper has no table of such a design.", notes=[])
     table, theirs = THEIRS[design.kind]
@@ -158,9 +156,9 @@ def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: s
     columns = [Column("", tuple(frame["row"]), numeric=False, keep=10)]
     for model in models:
         short = f"{model} " if len(models) > 1 else "theirs: "
-        less = tuple(number(value, 1, signed=True) for value in frame[f"{model} difference"])
+        less = numbers(frame, f"{model} difference", 1, signed=True)
         columns += [
-            Column(f"{short}MT", tuple(number(value) for value in frame[f"{model} mt_bench"]), keep=4),
+            Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4),
             Column(f"{short}AH [95 %]", interval_cells(frame, f"{model} arena_hard", 1), keep=6),
             Column(f"{short}AH difference", less, keep=5),
         ]

@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from slime_ray.runs import results
 
 from . import stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, number, with_interval
+from .printing import Column, Mark, Table, cells, interval_cells, numbers
 from .rows import (
     FINISHED,
     LOST,
@@ -26,6 +25,7 @@ from .rows import (
     outcomes_by_label,
     version_of,
 )
+from .stability import DIGITS, stability_cell
 
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
@@ -40,12 +40,10 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     outcomes = outcomes_by_label(run)
-    intervals, votes = win_rate_intervals(outcomes), votes_by_label(run)
+    votes = votes_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
-    parts = stability.intervals_of_rows(run, groups)
     rows = [
-        _row(run, label, group, intervals.get(label), votes.get(label), parts[label], judged=judged)
-        for label, group in groups.items()
+        _row(run, label, group, outcomes.get(label), votes.get(label), judged=judged) for label, group in groups.items()
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label"])
     if len(frame):
@@ -65,34 +63,17 @@ def win_rate_stability(run: results.Run) -> Table:
     )
 
 
-def win_rate_intervals(outcomes: Mapping[str, Outcomes]) -> dict[str, statistics.Interval]:
-    """statistics.win_rate_interval of every row.
-
-    Rows that were judged on all prompts share one draw of the resamples, as they would with the same seed one by one.
-    """
-    means = {label: statistics.prompt_means(values) for label, (_, values) in outcomes.items()}
-    complete = [label for label, row in means.items() if not np.isnan(row).any()]
-    found: dict[str, statistics.Interval] = {}
-    if complete:
-        resampled = statistics.resample_means(np.stack([means[label] for label in complete]))
-        for index, label in enumerate(complete):
-            found[label] = statistics.interval(means[label].mean(), resampled[:, index], units=means[label].size)
-    for label, (_, values) in outcomes.items():
-        if label not in found and (interval := statistics.win_rate_interval(values)) is not None:
-            found[label] = interval
-    return found
-
-
 def _row(
     run: results.Run,
     label: str,
     group: pd.DataFrame,
-    interval: statistics.Interval | None,
+    outcomes: Outcomes | None,
     votes: Votes | None,
-    parts: Mapping[str, statistics.Interval],
     *,
     judged: bool,
 ) -> dict[str, Any]:
+    interval = None if outcomes is None else statistics.win_rate_interval(outcomes[1])
+    parts = stability.intervals(run, group)
     done = group[group["status"].isin(MEASURED)]
     # A trial that failed or diverged counts as 0, however far it got.
     scores = group["stability"].where(~group["status"].isin(LOST), 0.0)
@@ -178,26 +159,14 @@ def _marks(values: pd.Series) -> list[Mark]:
     return [names.get(value, "") for value in values]
 
 
-DIGITS = {"training_spikes": 3}
-"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
-
-
-def stability_cell(row: pd.Series) -> str:
-    """S with its interval; where it has none, with its lowest and highest seed."""
-    low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
-    if pd.notna(row["stability_low"]):
-        return with_interval(row, "stability")
-    return mean if low == high == mean else f"{mean} ({low}–{high})"
-
-
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
     accuracy = Column(
         "acc. %",
-        cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)),
+        numbers(frame, "preference_accuracy", 1, scale=100),
         () if judged else tuple(frame["preference_accuracy_mark"]),
         keep=4 if judged else 9,
     )
-    margin = Column("margin", cells(frame, lambda row: number(row["mean_margin"])), keep=8)
+    margin = Column("margin", numbers(frame, "mean_margin"), keep=8)
     win_rate = (
         Column(
             "win rate % [95 %]",
@@ -209,20 +178,17 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         else Column("win rate", ("not judged",) * len(frame))
     )
     stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
-    sigma = Column("σ", cells(frame, lambda row: number(row["sigma"], 1, scale=100)), keep=6)
+    sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6)
     return (
         Column("label", tuple(frame["label"]), numeric=False, keep=10),
         Column("objective", tuple(frame["objective"]), numeric=False, keep=1),
         Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
-        *(
-            Column(letter, tuple(number(value, DIGITS.get(name, 2)) for value in frame[name]), keep=7)
-            for name, letter in PARTS.items()
-        ),
-        Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=7),
-        Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
-        Column("format %", cells(frame, lambda row: number(row["format_valid"], 1, scale=100)), keep=3),
+        *(Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=7) for name, letter in PARTS.items()),
+        Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
+        Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+        Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
         *((accuracy,) if judged else ()),
     )
 

@@ -86,7 +86,7 @@ def _look(
     import os
     import time
 
-    from slime_ray.on_ray.plan_cluster import connected_cluster, given_cluster, this_machine
+    from slime_ray.on_ray.resources import given_cluster, this_machine
     from slime_ray.runs.store import RunStore
 
     storage = RunStore.of(options.storage, "driver")
@@ -95,6 +95,7 @@ def _look(
     if not options.probe and (given or not remote):
         return given or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
+    from slime_ray.on_ray.cluster_state import connected_cluster
     from slime_ray.on_ray.connection import connected
 
     with connected():
@@ -103,7 +104,7 @@ def _look(
         if options.probe:
             from rich.console import Console
 
-            from slime_ray.on_ray.probing import probe_on_cluster, show
+            from slime_ray.on_ray.prepare import probe_on_cluster, show
 
             measured = probe_on_cluster(
                 experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around

@@ -78,7 +78,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 def _cost(found: "Reproduction", storage: str) -> str:
     """What it will take: of the paper's scale on its GPUs, of the miniature here."""
     from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
-    from slime_ray.on_ray.plan_cluster import given_cluster, this_machine
+    from slime_ray.on_ray.resources import given_cluster, this_machine
     from slime_ray.planning.estimate import plan_experiment
     from slime_ray.planning.material import DataAssumptions
     from slime_ray.runs.store import RunStore

@@ -59,11 +59,13 @@ class Curves:
 class Runtime:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
-    sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
-    trackers: what shows its curves, beside the result files. inputs: digests of what it reads.
+    gpu: GPUs that each was given; 0 where it takes what there is. sharded: the ranks hold parts of the model (FSDP2).
+    heartbeat_seconds: how often rank 0 reports between evaluations. trackers: what shows its curves, beside the result
+    files. inputs: digests of what it reads.
     """
 
     threads: int = 1
+    gpu: float = 0.0
     sharded: bool = False
     faults: Faults = field(default_factory=Faults)
     heartbeat_seconds: float = 5.0

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from slime_ray.analysis import ablation_table, effects, factorial_table, paper_tables, tables
-from slime_ray.analysis.design_cells import Cells
+from slime_ray.analysis.ablation_table import Cells
 
 from slime_ray.config.design import COMPONENTS, Design
 from slime_ray.errors import InputError
@@ -20,8 +20,8 @@ PROMPTS = 200
 def tables_of(run, design):
     """Ablation, factorial and the paper's."""
     found = Cells.of(run, design)
-    ablation = ablation_table.ablation(run, found, tables.win_rate_stability(run))
-    return ablation, factorial_table.factorial_effects(run, found), paper_tables.beside_the_paper(run, found, ablation)
+    ablation = ablation_table.ablation(found, tables.win_rate_stability(run))
+    return ablation, factorial_table.factorial_effects(found), paper_tables.beside_the_paper(found, ablation)
 
 
 def played(design, lacks, *, seeds=6, prompts=PROMPTS, spread=0.0):

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slime_ray.analysis import statistics
-from slime_ray.analysis.comparing import _difference, compare, verify
-from slime_ray.analysis.manifests import differences, why_not_comparable
+from slime_ray.analysis.comparing import _difference, compare, differences, verify, why_not_comparable
 
 from slime_ray import cli
 from slime_ray.errors import InputError

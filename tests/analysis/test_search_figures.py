@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import search_figures, sections
-from slime_ray.analysis.drawing import WIDTH, render, style
-from slime_ray.analysis.findings import Findings
+from slime_ray.analysis import knob_figures, sections
+from slime_ray.analysis.figures import WIDTH, render, style
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
+from slime_ray.analysis.sections import Findings
 
 from slime_ray.runs import results
 
@@ -80,19 +80,21 @@ def test_a_search_of_two_goals_has_all_of_them():
 def test_a_run_without_a_search_has_nothing_to_understand():
     run = search_run(3)
     run.trials["phase"] = "arm"
-    assert Findings(run).search is None
+    search = Findings(run).search
+    assert all(table.frame.empty for table in (search.front, search.importance, search.budget, search.winners))
+    assert search.sentences() == []
 
 
 def test_figures_repeat_bit_for_bit():
     searched = Searched.of(search_run(12))
-    for draw in (search_figures.contours, search_figures.parallel):
+    for draw in (knob_figures.contours, knob_figures.parallel):
         assert render(draw(searched, [0, 1])) == render(draw(searched, [0, 1]))
 
 
 def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
     run = points_run([(0.2, 0.9), (0.5, 0.8), (0.8, 0.1), (0.4, 0.1)], status=["completed"] * 3 + ["stopped"])
     searched = Searched.of(run)
-    figure = search_figures.slices(searched, [0, 1])
+    figure = knob_figures.slices(searched, [0, 1])
     assert len(figure.axes) == 4
     dots, rings = figure.axes[0].collections[0], figure.axes[0].lines[0]
     assert np.asarray(dots.get_offsets())[:, 1] == pytest.approx([20, 50, 80])
@@ -108,7 +110,7 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
         (2, 9, {"2", "5"}),
     ):
         knob = replace(searched.knobs[0], scale="log", low=low, high=high)
-        figure = search_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
+        figure = knob_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
         render(figure)
         axis = figure.axes[-1].xaxis
         inside = {tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[0] <= high}
@@ -121,14 +123,14 @@ def test_the_smoothed_mean_follows_its_trials_and_ends_where_there_are_none():
     searched = Searched.of(run)
     first, second = searched.knobs[:2]
     places = searched.places[:, :2]
-    x, y, means = search_figures.smoothed(first, second, places, places[:, 0])
+    x, y, means = knob_figures.smoothed(first, second, places, places[:, 0])
     assert (x[0], x[-1]) == (first.low, first.high)
     assert y[-1] == pytest.approx(second.high)
     # The value is the first knob itself: it grows from left to right, but for the pull towards the middle at the ends.
     assert means[20, 5] == pytest.approx(x[5], abs=0.25)
     assert means[20, 34] == pytest.approx(x[34], abs=0.25)
     near_a_corner = (first.unit(places[:, 0]) < 0.3) & (second.unit(places[:, 1]) < 0.3)
-    *_, means = search_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
+    *_, means = knob_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
     assert not means.mask[0, 0]
     assert means.mask[-1, -1]
 
@@ -137,7 +139,7 @@ def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
     searched = Searched.of(search_run(30))
     columns = list(range(len(searched.knobs)))
     place = [knob.name for knob in searched.knobs].index("warmup_fraction")
-    (axes, _) = search_figures.parallel(searched, columns).axes
+    (axes, _) = knob_figures.parallel(searched, columns).axes
     lines = [path.vertices for drawn in axes.collections for path in drawn.get_paths()]
     heights = np.array(lines)[:, :, 1]
     assert np.isnan(heights[:, place]).sum() == np.isnan(searched.places[:, place]).sum()

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import answer, failures_table, figures, search_table, tables
+from slime_ray.analysis import answer, figures, search_table, tables, trial_tables
 
 from slime_ray.runs import results
 
@@ -205,7 +205,7 @@ def test_failed_search_trials_are_never_on_the_front(tmp_path):
 def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
     run = results.load(judged_run)
     run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
-    assert failures_table.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
+    assert trial_tables.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
 
 
 def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run):
@@ -217,7 +217,7 @@ def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run
     for table in (
         tables.win_rate_stability(searched),
         search_table.search_trials(searched),
-        failures_table.failures(searched),
+        trial_tables.failures(searched),
     ):
         assert table.text()
         assert table.markdown()

@@ -23,7 +23,7 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
-from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come
+from slime_ray.on_ray.cluster_state import GROUP, Look, installed, look_at_node, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.runs.store import RunStore

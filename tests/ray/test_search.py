@@ -15,9 +15,8 @@ from optuna.trial import TrialState, create_trial
 from slime_ray.config.experiment import Search
 from slime_ray.config.presets import preset_base
 from slime_ray.errors import InputError
-from slime_ray.on_ray import study as study_module
-from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.study import StudyFailed, study_storage
+from slime_ray.on_ray import search as study_module
+from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 BASE = preset_base("arithmetic")

@@ -4,16 +4,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slime_ray.runs.pareto import on_front
-
-from .budget_curve import Spent
-from .drawing import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
+from .figures import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
+from .front import Spent
 from .knobs import Knob, Searched, unit_of
 from .printing import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+import itertools
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from slime_ray.config.design import Design, Level
+
+from .ablation_table import METRICS, REFERENCE, Cells
+from .figures import GREEN, PURPLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 KNOBS = 6
 """At most so many knobs have slices, the most important ones; the parallel coordinates hold twice as many."""
@@ -42,7 +54,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
             reach = np.maximum([share - low, high - share], 0.0)
             axes.barh(range(len(frame)), share, height=0.65, color=BLUE, alpha=0.75)
             axes.errorbar(share, range(len(frame)), xerr=reach, fmt="none", ecolor=GREY, capsize=2, elinewidth=1)
-            axes.set_title(_title(goal), fontsize=9)
+            axes.set_title(unit_of(goal)[0].removesuffix(" %"), fontsize=9)
             axes.set_xlim(0, 100)
         panels[0, 0].set_yticks(range(len(frame)), [plain(name) for name in frame["knob"]])
         panels[0, 0].invert_yaxis()
@@ -53,7 +65,7 @@ def importance(searched: Searched, table: Table) -> "Figure":
 def slices(searched: Searched, columns: Columns) -> "Figure":
     """Every completed trial: each knob (columns) against each goal (rows). Later trials are lighter."""
     columns = columns[:KNOBS]
-    complete, front = searched.complete, _front(searched)
+    complete, front = searched.complete, _ringed(searched)
     drawn = np.arange(len(complete))
     with style():
         rows, wide = max(1, len(searched.names)), max(1, len(columns))
@@ -135,7 +147,7 @@ def parallel(searched: Searched, columns: Columns) -> "Figure":
     from matplotlib.colors import Normalize
 
     columns = columns[: 2 * KNOBS]
-    complete, front = searched.complete, _front(searched)
+    complete, front = searched.complete, _ringed(searched)
     knobs = [searched.knobs[column] for column in columns]
     with style():
         figure, axes = new_figure(WIDTH, 3.4)
@@ -216,14 +228,9 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
     return figure
 
 
-def _front(searched: Searched) -> np.ndarray:
-    """(trials,) whether each is on the front; of two goals only."""
-    mask = searched.complete.copy()
-    if mask.any() and len(searched.names) == 2:
-        mask[mask] = on_front(searched.goals[mask])
-    else:
-        mask[:] = False
-    return mask
+def _ringed(searched: Searched) -> np.ndarray:
+    """(trials,) whether each is on a front of two goals."""
+    return searched.on_front if len(searched.names) == 2 else np.zeros_like(searched.complete)
 
 
 def _axis(axis: Any, knob: Knob) -> None:
@@ -257,5 +264,81 @@ def _colours() -> Any:
     return matplotlib.colormaps[COLOURS].resampled(STEPS)
 
 
-def _title(goal: str) -> str:
-    return unit_of(goal)[0].removesuffix(" %")
+def sensitivity(found: Cells, ablation: Table) -> "Figure":
+    """Rate and S over the value of each knob that a design varies: a column per knob, a line per center.
+
+    Rates with the intervals of the table, over prompts; S with its interval, else its lowest and highest seed. The
+    center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
+    """
+    measured, centers = ablation.frame.set_index("label").to_dict("index"), found.design.centers
+    knobs = list(dict.fromkeys(knob for center in centers for knob in found.design.reference(center).levels))
+    colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
+    with style():
+        shape = {"nrows": 2, "ncols": max(1, len(knobs)), "sharex": "col", "sharey": "row", "squeeze": False}
+        figure, panels = new_figure(min(WIDTH, max(4.2, 2.4 * len(knobs) + 0.8)), 4.4, **shape)
+        for knob, (upper, lower) in zip(knobs, panels.T, strict=False):
+            lines = {center: knob_cells(found.design, center, knob) for center in centers}
+            values = sorted({value for line in lines.values() for value, _ in line}, key=_rank)
+            # Evenly: most are spaced by factors, and 0 and words have no logarithm.
+            place = {value: float(index) for index, value in enumerate(values)}
+            for center, line in lines.items():
+                rows = [(place[value], measured[label]) for value, label in line]
+                _knob_line(upper, rows, found.rate, 100, colour=colours[center], label=center)
+                _knob_line(lower, rows, "stability", 1, colour=colours[center], label=center)
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(knobs) > 3 else {}
+            lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
+            lower.set_xlabel(plain(knob.rpartition(".")[2]))
+            for panel in (upper, lower):
+                panel.grid(color="#e4e4e4", linewidth=0.6)
+        panels[0, 0].set_ylabel(f"{METRICS[found.rate]}, %")
+        panels[1, 0].set_ylabel("stability S")
+        if len(colours) > 1:
+            figure.legend(
+                *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8
+            )
+    return figure
+
+
+def _knob_line(
+    axes: "Axes", rows: list[tuple[float, dict[Any, Any]]], name: str, scale: float, *, colour: str, label: str
+) -> None:
+    """One center's line: `rows` by place on the axis."""
+    rows = [(x, row) for x, row in rows if pd.notna(row[name])]
+    axes.plot(
+        [x for x, _ in rows], [scale * row[name] for _, row in rows], color=colour, linewidth=1.1, label=plain(label)
+    )
+    difference = "stability_difference" if name == "stability" else "difference"
+    for x, row in rows:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if name == "stability" and pd.isna(low):
+            low, high = row["stability_min"], row["stability_max"]
+        own = row["verdict"] == REFERENCE
+        hollow = not own and not (row[f"{difference}_low"] > 0 or row[f"{difference}_high"] < 0)
+        axes.errorbar(
+            x, scale * row[name], yerr=[[scale * max(0, row[name] - low)], [scale * max(0, high - row[name])]],
+            fmt="D" if own else "o", color=colour, markerfacecolor="white" if hollow else colour, capsize=2,
+            markersize=6 if own else 5, linewidth=1, zorder=4,
+        )  # fmt: skip
+
+
+def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]]:
+    """Values of a knob around one center with the labels of their cells, in order; controls are no part of it.
+
+    A cell belongs to the knob that it has another value of than the center; the center belongs to all.
+    """
+    reference = design.reference(center)
+    if knob not in reference.levels:
+        return []
+    own = [
+        (cell.levels[knob], cell.label)
+        for cell in design.around(center)
+        if not cell.control
+        and (cell is reference or cell.levels.get(knob, reference.levels[knob]) != reference.levels[knob])
+    ]
+    return sorted(own, key=lambda item: _rank(item[0]))
+
+
+def _rank(value: Level) -> tuple[bool, float, str]:
+    """Numbers by size, then words."""
+    is_number = isinstance(value, (int, float))
+    return not is_number, float(value) if is_number else 0.0, str(value)
