@@ -78,17 +78,26 @@ class Model(Strict):
     trust_remote_code: bool = False
     """Whether code that comes with the model may run. Only for repositories that you trust."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and of the forward pass."""
+    """Of the forward pass and of frozen weights. What is trained is held in float32."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
     lora: Lora | None = None
     """Adapters that are trained; null trains every weight."""
     dropout: bool = False
     """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
-    attention: Literal["auto", "segments", "flex"] = "auto"
-    """Over packed rows: flex_attention (`flex`, a GPU only), or segment by segment; `auto` is flex on a GPU."""
+    attention: Literal["auto", "segments", "varlen"] = "auto"
+    """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
+    varlen where it can."""
+    fused: Literal["auto", "off"] = "auto"
+    """Whether norms, activations, rotary embedding and the head's softmax are compiled; `auto` does so on a GPU for the
+    Llama, Mistral, Qwen2, Qwen3 and Gemma 3 families."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the weights in memory. What is trained is held in float32: an update is far below a bfloat16 step."""
+        return self.dtype if self.lora else "float32"
 
     @property
     def task(self) -> str | None:

@@ -335,7 +335,7 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
     Raises InputError where it would not.
     """
     try:
-        settings = Settings.model_validate_json(row["config"])
+        settings = Settings.model_validate_json(row["settings"])
     except ValidationError:
         raise InputError(f"start_from: {shown} was written by another version of slime_ray. Leave it out.") from None
     outside = False
@@ -355,7 +355,7 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
     if outside:
         return None
     here = lasting(experiment.settings_with(point).model_dump(mode="json"))
-    there = lasting(json.loads(row["config"]))
+    there = lasting(json.loads(row["settings"]))
     for path, one, other in _differences(there, here):
         raise InputError(
             f"start_from: {row['trial_id']} of {shown} had {path} = {one}, which is {other} here and is not searched: "

@@ -4,14 +4,12 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from optuna.storages import BaseStorage
 from ray import cloudpickle, tune
@@ -238,7 +236,7 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
 def _plan(sweep: Sweep) -> TrialPlan:
     experiment, run, memory, seed = sweep.experiment, sweep.run, sweep.memory, sweep.seed
     rows = {
-        trial_id: {**row, "values": json.loads(row["settings"])}
+        trial_id: {**row, "values": json.loads(row["overrides"])}
         for trial_id, row in results.finished_trials(run).items()
     }
     study = None
@@ -269,11 +267,9 @@ def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     """What search trials without a result set over base, by id, where other files of the run still say so."""
     lost = {row["label"]: row["values"] for row in rows.values() if row["phase"] == "confirm"}
     lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
-    try:
-        before = pq.read_table(run / "trials.parquet", columns=["trial_id", "settings"]).to_pylist()
-        lost |= {row["trial_id"]: json.loads(row["settings"]) for row in before}
-    except (OSError, pa.ArrowException, ValueError, TypeError):
-        pass
+    with suppress(InputError, ValueError, TypeError):
+        before = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
+        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in before}
     return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 

@@ -282,7 +282,7 @@ class _Estimate:
         return Disk(
             {
                 "tokens and step 0": ID_BYTES * tokens + step0,
-                "the SFT checkpoint": footprint(self.base.sft_model).merged,
+                "the SFT checkpoint": footprint(self.base.sft_model).merged if self.base.sft else model.plain,
                 "answers": ANSWER_BYTES * answers,
                 "trained models": kept * model.saved,
                 "checkpoints": min(self.cluster.trials, trials) * 6 * model.trained,

@@ -45,9 +45,9 @@ class Lengths(NamedTuple):
 class Sizes:
     """What the formulas need of a model: numbers of weights, and of its attention.
 
-    body, adapters: all of the body's. body_first, adapters_first: those among them that read the embeddings and pass no
-    gradient on. windows: each layer's window in positions, None for full attention. attention_width: query heads times
-    head size.
+    body, adapters: all of the body's, frozen and trained. body_first, adapters_first: those among them that read the
+    embeddings and pass no gradient on. windows: each layer's window in positions, None for full attention.
+    attention_width: query heads times head size.
     """
 
     body: int
@@ -57,6 +57,7 @@ class Sizes:
     hidden: int
     vocabulary: int
     attention_width: int
+    head_size: int
     windows: tuple[int | None, ...]
 
     @property
@@ -169,6 +170,7 @@ def sizes_of(lm: Any) -> Sizes:
     if not heads:
         raise InputError(f"A model of type {config.model_type} has no num_attention_heads: its cost is not known.")
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Sizes(
         body=counted[False, False] + counted[False, True],
         adapters=counted[True, False] + counted[True, True],
@@ -176,6 +178,7 @@ def sizes_of(lm: Any) -> Sizes:
         adapters_first=counted[True, True],
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
-        attention_width=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        attention_width=heads * head_size,
+        head_size=head_size,
         windows=tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds),
     )

@@ -35,8 +35,6 @@ SLACK = 0.02
 """Share by which the formula's FLOPs may differ from those that are counted."""
 SHALLOW = (2, 4)
 """Layers of the two models that stand for a deep one."""
-FUSED = "slime_ray_without_data"
-"""The name under which transformers knows attention that keeps what a fused kernel keeps."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class Memory:
 class Footprint:
     """One model with its adapters, without data.
 
-    source: where its shape comes from, in words. weights: numbers in all matrices and tables. held, trained, plain:
-    bytes of all weights as they are trained, of those that training changes, and of the model without adapters. tied:
-    whether head and embeddings are one.
+    source: where its shape comes from, in words. numbers, weights: all parameters, and those of matrices and tables.
+    held, trained, plain: bytes of all weights as they are trained, of those that training changes, and of the model
+    without adapters. tied: whether head and embeddings are one.
     """
 
     def __init__(self, model: Model):
@@ -67,10 +65,10 @@ class Footprint:
             raise InputError(f"A model of type {text.model_type} has experts, whose cost the formula does not know.")
         plain = self._plain(text.num_hidden_layers)
         self.plain = _bytes(plain.parameters())
+        self.numbers = sum(parameter.numel() for parameter in plain.parameters())
         self.weights = sum(parameter.numel() for parameter in plain.parameters() if parameter.ndim > 1)
         head = plain.get_output_embeddings().weight
         self.tied = head is plain.get_input_embeddings().weight
-        self.head = head.numel() * head.element_size()
         self.layers: int = text.num_hidden_layers
         lm = self._with_adapters(plain)
         self.held = _bytes(lm.parameters())
@@ -97,8 +95,12 @@ class Footprint:
 
     @property
     def merged(self) -> int:
-        """Bytes of the whole model after training; a head that was trained is no longer that of the embeddings."""
-        return self.plain + (self.head if self.tied and self.model.lora and self.trains_head else 0)
+        """Bytes of the whole model after training, which is saved in float32.
+
+        A head that was trained is no longer that of the embeddings.
+        """
+        untied = self.tied and self.model.lora is not None and self.trains_head
+        return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
 
     def step(self, row: int, pair: Lengths, *, gpu: bool, checkpointing: bool) -> float:
         """Bytes of new tensors at the highest point of a step over a row of so many tokens, gradients left out.
@@ -124,14 +126,15 @@ class Footprint:
         def read(lm: Any) -> float:
             with _without_data(), torch.no_grad():
                 policy = self._policy(lm, gpu=gpu)
-                with Meter() as meter, self._autocast():
+                with Meter() as meter, _autocast(policy):
                     policy.decoder(input_ids=torch.ones(batch, prompt, dtype=torch.long), use_cache=True)
             return meter.peak
 
         lm = self.model_of(self.layers)
-        with _without_data(), torch.no_grad(), self._autocast():
-            decoder = self._policy(lm, gpu=gpu).decoder
-            cache = decoder(input_ids=torch.ones(1, prompt + answer, dtype=torch.long), use_cache=True).past_key_values
+        with _without_data(), torch.no_grad():
+            policy, ids = self._policy(lm, gpu=gpu), torch.ones(1, prompt + answer, dtype=torch.long)
+            with _autocast(policy):
+                cache = policy.decoder(input_ids=ids, use_cache=True).past_key_values
         # A layer with a window gives back what lies before it.
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
         size = sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
@@ -170,8 +173,7 @@ class Footprint:
             for parameter in policy.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             with Meter() as meter:
-                with self._autocast():
-                    logps = policy(rows)
+                logps = policy(rows)
                 # The objective's own tensors are a few numbers a token.
                 (logps.chosen.sum() + logps.rejected.sum()).backward()
         return meter
@@ -204,7 +206,7 @@ class Footprint:
                 text.layer_types = kinds[:layers]
         try:
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.model.dtype))
+                return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.model.weights_dtype))
         except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"model.source {self.model.source}: transformers makes no model of type {text.model_type} from its "
@@ -212,29 +214,29 @@ class Footprint:
             ) from None
 
     def _with_adapters(self, lm: Any) -> Any:
-        from slime_ray.model.lora import add_lora
+        from slime_ray.model.lora import make_trainable
         from slime_ray.model.train_mode import set_train_mode
 
-        if self.model.lora:
-            with torch.device("meta"), warnings.catch_warnings():
-                # transformers renames gradient checkpointing, which peft asks for by its old name.
-                warnings.simplefilter("ignore", FutureWarning)
-                lm = add_lora(lm, self.model.lora)
+        with torch.device("meta"), warnings.catch_warnings():
+            # transformers renames gradient checkpointing, which peft asks for by its old name.
+            warnings.simplefilter("ignore", FutureWarning)
+            lm = make_trainable(lm, self.model.lora)
         set_train_mode(lm, dropout=False)
         return lm
 
     def _policy(self, lm: Any, *, gpu: bool) -> Any:
         """The policy on the CPU, computing attention and logits as on a GPU where that is wanted."""
+        from slime_ray.model.attention import HEAD_SIZE, varlen_kernel
         from slime_ray.model.logprobs import CHUNK_LOGITS, Policy
 
-        limit = self.model.chunk_logits or CHUNK_LOGITS["cuda" if gpu else "cpu"]
-        policy = Policy(strip(lm), chunk_logits=limit)
-        if gpu and self.packed:
-            policy.causal_lm.set_attn_implementation(_fused_attention())
-        return policy
-
-    def _autocast(self) -> Any:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.model.dtype == "bfloat16")
+        size = self.sizes.head_size
+        fits = self.model.dtype == "bfloat16" and size <= HEAD_SIZE and not size % 8 and varlen_kernel() is not None
+        return Policy(
+            strip(lm),
+            kernel="varlen" if gpu and fits and self.model.attention != "segments" else "segments",
+            chunk_logits=self.model.chunk_logits or CHUNK_LOGITS["cuda" if gpu else "cpu"],
+            dtype=getattr(torch, self.model.dtype),
+        )
 
 
 @contextmanager
@@ -247,6 +249,10 @@ def _without_data() -> Iterator[None]:
     finally:
         # Masks without data are of no use to a run in this process.
         forget_masks()
+
+
+def _autocast(policy: Any) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=policy.dtype == torch.bfloat16)
 
 
 def _bytes(parameters: Any) -> int:
@@ -277,34 +283,6 @@ def _configuration(model: Model) -> tuple[Any, str]:
             f"(hf download {model.source} config.json), or give a local folder."
         )
     return AutoConfig.for_model(**values), f"the known shape of {model.source}"
-
-
-class _Fused(torch.autograd.Function):
-    """What a fused kernel keeps for its backward pass: its inputs, its output, and a number for each query and head."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-@lru_cache(maxsize=1)
-def _fused_attention() -> str:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    def attention(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(FUSED, attention)
-    AttentionMaskInterface.register(FUSED, sdpa_mask)
-    return FUSED
 
 
 @lru_cache(maxsize=32)

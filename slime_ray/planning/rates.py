@@ -148,7 +148,7 @@ DISK_BYTES = Range(2e9, 1e9, 0.3e9)
 """Bytes a second, fastest first."""
 SETUP, AROUND, REPORT = Range(1.0, 5.0, 20.0), Range(5.0, 10.0, 40.0), Range(5.0, 10.0, 20.0)
 PROCESS = Range(15.0, 60.0, 180.0)
-"""Seconds of imports, the device's first use, and the compilation of attention over packed rows."""
+"""Seconds of imports and the device's first use."""
 VERDICT = Range(0.02, 0.1, 0.5)
 EXACT_VERDICT = Range(0.0, 0.001, 0.01)
 

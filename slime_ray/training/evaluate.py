@@ -184,7 +184,7 @@ def evaluate(
 
 def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
-    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
+    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
     found = bench.measure(one, trial)
     if found.judging and not found.judging.complete:
         say(f"{one.label}: {found.judging.sentence}")
@@ -315,7 +315,7 @@ class _Models(_AnswerFiles):
 
         Raises InputError where it cannot be loaded.
         """
-        dtype = self.settings.model.dtype
+        dtype = self.settings.model.weights_dtype
         if _is_on(one.path, self.stages.checkpoint):
             lm = load_checkpoint(self.stages.checkpoint, dtype=dtype, note=self.note)
             lm = load_adapter(lm, one.path)

@@ -186,7 +186,6 @@ class TrainingLoop:
             checkpoints=folder / CHECKPOINTS,
             counters=self.counters,
             after_save=self.after_save,
-            bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
             dropout=trial.settings.model.dropout,
         )
@@ -233,7 +232,7 @@ class TrainingLoop:
 
     def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
-        self.shown = self.trackers.begin()
+        self.shown = self.trackers.begin(self.trainer)
         for callback in self.shown:
             self.trainer.add_callback(callback)
         if self.shown:

@@ -27,7 +27,7 @@ def to_device(policy: Policy, *, sharded: bool) -> Policy:
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
     """The policy of a saved checkpoint, to be evaluated."""
-    return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
+    return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.weights_dtype), model), sharded=sharded).eval()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Schedule
 from slime_ray.data.order import examples_by_update, updates_of
-from slime_ray.data.packing import Rows, fill_rows, pack, row_length
+from slime_ray.data.packing import Rows, copy_to, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
@@ -45,9 +45,9 @@ class MicroBatch:
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same batch on another device."""
         reference = self.reference and ReferenceLogps(
-            self.reference.chosen.to(device), self.reference.rejected.to(device)
+            copy_to(self.reference.chosen, device), copy_to(self.reference.rejected, device)
         )
-        return replace(self, rows=self.rows.to(device, non_blocking=True), reference=reference)
+        return replace(self, rows=self.rows.to(device), reference=reference)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,15 @@ class Next:
 GO_ON = Next()
 
 
+class _Arguments(TrainingArguments):
+    """Trainer's arguments for a process of one device: it would divide a batch among all GPUs that it sees."""
+
+    @property
+    def n_gpu(self) -> int:
+        """0 on a CPU, else 1."""
+        return min(1, super().n_gpu)
+
+
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
@@ -188,7 +197,6 @@ class PreferenceTrainer(Trainer):
         checkpoints: Path | None = None,
         counters: Callable[[], Mapping[str, Any]] = dict,
         after_save: Callable[[], None] = lambda: None,
-        bf16: bool = False,
         gradient_checkpointing: bool = False,
         dropout: bool = False,
     ):
@@ -203,9 +211,14 @@ class PreferenceTrainer(Trainer):
         self.updates = updates_of(schedule, len(pairs), pairs_per_update)
         if gradient_checkpointing:
             checkpoint_layers(policy.causal_lm)
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"{name} is trained in {parameter.dtype}, which rounds updates away: hold it in float32"
+                )
         super().__init__(
             model=policy,
-            args=TrainingArguments(
+            args=_Arguments(
                 output_dir=str(scratch),
                 # A "batch" of Trainer's is one of ours: all that a rank computes for an update.
                 per_device_train_batch_size=1,
@@ -217,7 +230,6 @@ class PreferenceTrainer(Trainer):
                 adam_beta2=schedule.adam_beta2,
                 max_grad_norm=schedule.max_grad_norm or 0.0,
                 seed=seed,
-                bf16=bf16,
                 logging_steps=1,
                 logging_nan_inf_filter=False,
                 save_strategy="no",
@@ -227,8 +239,8 @@ class PreferenceTrainer(Trainer):
                 use_cpu=not torch.cuda.is_available(),
                 # Where to go on from follows from our own checkpoints; `Updates` leaves out what was done.
                 ignore_data_skip=True,
-                # Looking for parameters without a gradient costs time; only a model of several towers may have some.
-                ddp_find_unused_parameters=policy.causal_lm.config is not policy.config,
+                # Looking for parameters without a gradient costs time, and what is trained gets one.
+                ddp_find_unused_parameters=False,
             ),
         )
         self.remove_callback(PrinterCallback)
@@ -292,8 +304,7 @@ class PreferenceTrainer(Trainer):
 
     def _loss(self, model: Any, batch: MicroBatch, counts: Mapping[str, int]) -> torch.Tensor:
         """This micro-batch's share of the update's loss. 0-d, in the graph."""
-        with self.compute_loss_context_manager():
-            logps = model(batch.rows)
+        logps = model(batch.rows)
         output = self.objective(
             logps.chosen,
             logps.chosen_lengths,
@@ -313,8 +324,8 @@ class PreferenceTrainer(Trainer):
         if counts["rejected_tokens"]:
             sums["mean_margin"] = output.margins.sum() / counts["pairs"]
             sums["rejected_logp"] = output.rejected_logps.sum() / counts["pairs"]
-        sums["pairs"] = loss.new_tensor(batch.rows.counts["pairs"])
-        sums["tokens"] = loss.new_tensor(batch.rows.real_tokens)
+        sums["pairs"] = loss.new_full((), batch.rows.counts["pairs"])
+        sums["tokens"] = loss.new_full((), batch.rows.real_tokens)
         for name, value in sums.items():
             value = value.detach().double() * float(batch.counted)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -335,7 +346,7 @@ class PreferenceTrainer(Trainer):
     def _collect(self) -> dict[str, float]:
         """The sums of the update over all ranks, and start anew."""
         loss = self._sums["loss"]
-        sums = self._sums | {"urgent": loss.new_tensor(float(self.urgent()))}
+        sums = self._sums | {"urgent": loss.new_full((), float(self.urgent()))}
         names, values = list(sums), torch.stack(list(sums.values()))
         self._sums = {}
         return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))

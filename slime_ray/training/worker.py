@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -31,7 +30,7 @@ from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import add_lora
+from slime_ray.model.lora import make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.runs import files, results
 from slime_ray.runs.inputs import change
@@ -189,8 +188,6 @@ def reset_process(seed: int, threads: int) -> None:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     set_seed(seed)
 
 
@@ -218,8 +215,7 @@ def _train_and_measure(
         progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)
-    if settings.model.lora:
-        lm = add_lora(lm, settings.model.lora)
+    lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
@@ -267,7 +263,7 @@ def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) ->
             pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
             # Whether this trial had to make a stage first must not change what it draws.
             set_seed(trial.seed)
-            return stages, pairs, load_checkpoint(stages.checkpoint, dtype=settings.model.dtype)
+            return stages, pairs, load_checkpoint(stages.checkpoint, dtype=settings.model.weights_dtype)
     except InputError as error:
         if any(_changes_stages(path) for path in trial.values):
             raise

@@ -76,7 +76,7 @@ def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
     row = results.finished_trials(run)["arm-dpo-s1"]
     trial = Trial.model_validate(
         {key: row[key] for key in ("trial_id", "phase", "label", "seed", "prompt_set")}
-        | {"values": json.loads(row["settings"]), "settings": json.loads(row["config"])}
+        | {"values": json.loads(row["overrides"]), "settings": json.loads(row["settings"])}
     )
     alone = run_trial(trial, run=run.parent / "alone", storage=RunStore(run.parent), report=lambda told: None)
     for name in ("win_rate", "stability", "chosen_drift", "kl_to_sft", "unlearning", "length_shift"):

@@ -79,7 +79,7 @@ def test_a_killed_driver_loses_nothing_and_is_gone_on_with(start, whole, table):
         for trial in study.trials
         if trial.state.name == "COMPLETE"
     }
-    settings = {name: json.loads(resumed.rows()[name]["settings"]) for name in ("search-0001", "search-0002")}
+    settings = {name: json.loads(resumed.rows()[name]["overrides"]) for name in ("search-0001", "search-0002")}
     assert settings == {name: {"objective.hard_margin": value} for name, value in points.items()}
 
 

@@ -55,18 +55,18 @@ def test_flops_are_the_formulas(model, depths):
 def test_kernels_of_a_layer_are_no_more_than_they_were(depths):
     few, more = depths
     assert (more.products.kernels - few.products.kernels) / 2 <= 56
-    assert (more.others.kernels - few.others.kernels) / 2 <= 252
+    assert (more.others.kernels - few.others.kernels) / 2 <= 266
 
 
 def test_bytes_beside_the_products_are_no_more_than_they_were(depths):
     """Norms, rotations, activations, the head's softmax and adapters' sums: what a step waits for on a GPU."""
-    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 84.9e6
+    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 88.2e6
 
 
 def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
-    assert whole(*(meter.peak for meter in depths)) <= 42.7 * 2**30
+    assert whole(*(meter.peak for meter in depths)) <= 43.5 * 2**30
     again = model.step(TOKENS, PAIRS[0], gpu=True, checkpointing=True)
-    assert again <= 3.1 * 2**30
+    assert again <= 3.6 * 2**30
 
 
 def test_the_meter_counts_a_step_by_hand():

@@ -304,7 +304,7 @@ def test_what_a_trial_without_a_result_set_is_read_from_the_other_files_of_the_r
         return {"objective.hard_margin": value}
 
     for name, value in (("search-0001", 1.0), ("search-0002", 2.0)):
-        row = {"trial_id": name, "phase": "search", "label": name, "status": "completed", "settings": settings(value)}
+        row = {"trial_id": name, "phase": "search", "label": name, "status": "completed", "overrides": settings(value)}
         results.write_trial(tmp_path, row=results.trial_row(**row), answers=[], curves=[])
     results.consolidate(tmp_path)
     if tables == "damaged":
