@@ -25,10 +25,10 @@ from slime_ray.errors import InputError
 if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
     from slime_ray.config.reproduction import Reproduction
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.plan import Cluster
-    from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import GpuPrices
-    from slime_ray.planning.speed import MeasuredRates
+    from slime_ray.planning.rates import MeasuredRates
 
 
 def add_commands(commands: Any) -> None:
@@ -85,8 +85,8 @@ def add_commands(commands: Any) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     experiment, _ = checked(options)
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.material import DataAssumptions, parse_lengths
-    from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import load_prices
 
     prices = load_prices(options.prices)
@@ -182,8 +182,8 @@ def _cost(table: "Reproduction", storage: str) -> str:
     """What it will take: of the paper's scale on its GPUs, of the miniature here."""
     from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
     from slime_ray.on_ray.resources import given_cluster, this_machine
+    from slime_ray.planning.estimate import plan_experiment
     from slime_ray.planning.material import DataAssumptions
-    from slime_ray.planning.planner import plan_experiment
     from slime_ray.runs.store import RunStore
 
     if table.scale == "demo":

@@ -23,7 +23,7 @@ from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, steps
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
-from slime_ray.planning.speed import MeasuredRates, Rates, mean_of
+from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
 from slime_ray.runs.facts import data_lines, model_lines
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
