@@ -193,16 +193,19 @@ def fuse(lm: nn.Module) -> bool:
         logger.warning("Norms and activations are not fused, which is slower: %s.", why_not)
         return False
     for module in lm.modules():
-        if fused := _fused_class(type(module)):
+        kind: Any = type(module)
+        if fused := _fused_class(kind):
             module.__class__ = fused
     return True
 
 
 @cache
-def _fused_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+def _fused_class(kind: Any) -> Any:
+    """The class with a fused forward pass; None for one that is not known."""
     forward = _FORWARDS.get(kind.__name__) if kind.__module__.startswith("transformers.models.") else None
-    fused = {"forward": partialmethod(forward, kind.forward)} if forward else None
-    return fused and type(f"Fused{kind.__name__}", (kind,), fused)
+    if forward is None:
+        return None
+    return type(f"Fused{kind.__name__}", (kind,), {"forward": partialmethod(forward, kind.forward)})
 
 
 @cache
