@@ -14,7 +14,7 @@ from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.progress import steps
 from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer
 from slime_ray.on_ray.workers import WorkerContext
-from slime_ray.runs.facts import data_lines, model_lines
+from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.orders import ending
 
@@ -63,7 +63,7 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
         place.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
         clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
-    for line in (*data_lines(made["data"]), *model_lines(made["data"])):
+    for line in (*data_notes(made["data"]), *model_notes(made["data"])):
         logger.warning(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}

@@ -144,14 +144,14 @@ class RunStore:
             return
         store, base = _store(self.url)
         name = f"{base}/{folder.relative_to(self.root).as_posix()}/{HOLDER}"
-        own = f"{platform.node()} {os.getpid()}"
+        process = f"{platform.node()} {os.getpid()}"
 
         def say() -> None:
             with store.open_output_stream(name) as stream:
-                stream.write(json.dumps({"who": own, "time": time.time()}).encode())
+                stream.write(json.dumps({"who": process, "time": time.time()}).encode())
 
         holder, age = _holder(store, name)
-        if holder and holder != own and age < HELD_SECONDS and not _is_gone(holder):
+        if holder and holder != process and age < HELD_SECONDS and not _is_gone(holder):
             raise InputError(
                 f"Another sweep ({holder}) is at work on {self.shown}/{folder.name}, or was {age:.0f} s ago. "
                 f"Wait for it or end it; if its machine is lost, its claim ends {HELD_SECONDS - age:.0f} s from now."
@@ -193,11 +193,11 @@ class RunStore:
         if self.url is None:
             return
         store, base = _store(self.url)
-        found = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
-        if not found:
+        objects = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
+        if not objects:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        remote = {name: info for name, info in found if not _skipped(name, skip)}
+        remote = {name: info for name, info in objects if not _skipped(name, skip)}
         for path in _files(folder):
             if (name := path.relative_to(self.root).as_posix()) not in remote and not _skipped(name, skip):
                 path.unlink(missing_ok=True)
@@ -313,8 +313,8 @@ def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
     """Who says that it holds a folder, and how many seconds ago that was."""
     try:
         with store.open_input_stream(name) as stream:
-            said = json.loads(stream.read())
-        return str(said["who"]), max(0.0, time.time() - float(said["time"]))
+            claim = json.loads(stream.read())
+        return str(claim["who"]), max(0.0, time.time() - float(claim["time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None, 0.0
 
@@ -327,8 +327,8 @@ def _is_gone(holder: str) -> bool:
 
 def _scratch() -> Path:
     """The folder of all working copies. Raises InputError where it belongs to somebody else."""
-    given = os.environ.get("SLIME_RAY_SCRATCH")
-    scratch = Path(given).absolute() if given else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
+    setting = os.environ.get("SLIME_RAY_SCRATCH")
+    scratch = Path(setting).absolute() if setting else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
     try:
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         ours = scratch.stat().st_uid == os.getuid() and not scratch.is_symlink()
@@ -336,7 +336,7 @@ def _scratch() -> Path:
         raise InputError(
             f"{scratch} cannot be made: {error.strerror}. Name another folder in SLIME_RAY_SCRATCH."
         ) from None
-    if not (ours or given):
+    if not (ours or setting):
         raise InputError(f"{scratch} belongs to somebody else. Name another folder in SLIME_RAY_SCRATCH.")
     return scratch
 
