@@ -218,7 +218,7 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {train} is not on this machine{missing}. Trials read it where they run.")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
-        from slime_ray.on_ray.warm_start import earlier_runs
+        from slime_ray.on_ray.plan import earlier_runs
 
         for one in earlier_runs(experiment):
             print(one)
@@ -240,7 +240,7 @@ def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
 
 def _doctor(options: argparse.Namespace) -> None:
     if options.cluster:
-        from slime_ray.on_ray.cluster_file import check_cluster_file
+        from slime_ray.on_ray.cluster import check_cluster_file
 
         lines = check_cluster_file(options.cluster)
         print(json.dumps({"file": str(options.cluster), "says": lines}, indent=1) if options.json else "\n".join(lines))

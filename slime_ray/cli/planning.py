@@ -25,10 +25,10 @@ from slime_ray.errors import InputError
 if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
     from slime_ray.config.reproduction import Reproduction
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.plan import Cluster
-    from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import GpuPrices
-    from slime_ray.planning.speed import MeasuredRates
+    from slime_ray.planning.rates import MeasuredRates
 
 
 def add_commands(commands: Any) -> None:
@@ -85,8 +85,8 @@ def add_commands(commands: Any) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     experiment, _ = checked(options)
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.material import DataAssumptions, parse_lengths
-    from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import load_prices
 
     prices = load_prices(options.prices)
@@ -124,7 +124,7 @@ def _look(
     options: argparse.Namespace, experiment: "Experiment", planner: "Planner"
 ) -> "tuple[Cluster, MeasuredRates | None]":
     """The cluster that the plan is for, and what a probe measured there, if one is wanted."""
-    from slime_ray.on_ray.plan_cluster import connected_cluster, given_cluster, this_machine
+    from slime_ray.on_ray.resources import given_cluster, this_machine
     from slime_ray.runs.store import RunStore
 
     storage = RunStore.of(options.storage, "driver")
@@ -133,6 +133,7 @@ def _look(
     if not options.probe and (assumed or not remote):
         return assumed or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
+    from slime_ray.on_ray.cluster_state import connected_cluster
     from slime_ray.on_ray.connection import connected
 
     with connected():
@@ -141,7 +142,7 @@ def _look(
         if options.probe:
             from rich.console import Console
 
-            from slime_ray.on_ray.probing import probe_on_cluster, show
+            from slime_ray.on_ray.prepare import probe_on_cluster, show
 
             measured = probe_on_cluster(
                 experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
@@ -182,9 +183,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 def _cost(table: "Reproduction", storage: str) -> str:
     """What it will take: of the paper's scale on its GPUs, of the miniature here."""
     from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
-    from slime_ray.on_ray.plan_cluster import given_cluster, this_machine
+    from slime_ray.on_ray.resources import given_cluster, this_machine
+    from slime_ray.planning.estimate import plan_experiment
     from slime_ray.planning.material import DataAssumptions
-    from slime_ray.planning.planner import plan_experiment
     from slime_ray.runs.store import RunStore
 
     if table.scale == "demo":

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.sections import made
+from slime_ray.analysis.search_table import winners
+from slime_ray.analysis.sections import Findings, made
 from slime_ray.analysis.tables import win_rate_stability
-from slime_ray.analysis.winners import winners
 
 from slime_ray.runs import results
 

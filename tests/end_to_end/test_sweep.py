@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from slime_ray.config.settings import fingerprint
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import study_storage
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import content_of

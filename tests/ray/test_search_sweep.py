@@ -14,7 +14,7 @@ from rich.console import Console
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray import sweep as sweeping
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start
