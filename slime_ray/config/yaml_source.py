@@ -213,15 +213,14 @@ class _Reader:
         if kind not in _NUMBERS or not re.match(_NUMBERS[kind], text):
             raise _Wrong(line, f"{where}{text[:40]!r} with the tag {_shown(node.tag)}, which is not read. Leave it out")
         plain = text.replace("_", "").lower()
-        if kind == "int":
-            # Python refuses to read thousands of digits.
-            if len(plain) > 20 or abs(number := int(plain, 16 if "0x" in plain else 10)) > LARGEST:
-                raise _Wrong(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
-            return number
-        value = float(plain.replace(".inf", "inf").replace(".nan", "nan"))
-        if not math.isfinite(value):
-            raise _Wrong(line, f"{where}{value}. Give a finite number")
-        return value
+        if kind == "float":
+            if not math.isfinite(value := float(plain.replace(".inf", "inf").replace(".nan", "nan"))):
+                raise _Wrong(line, f"{where}{value}. Give a finite number")
+            return value
+        # Python refuses to read thousands of digits.
+        if len(plain) > 20 or abs(number := int(plain, 0)) > LARGEST:
+            raise _Wrong(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
+        return number
 
 
 def _line(mark: yaml.Mark | None) -> int:
