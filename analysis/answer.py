@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from slime_ray.runs.facts import data_lines
+from slime_ray.runs.notes import data_notes
 from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import TOLERANCES
@@ -140,7 +140,7 @@ def _list(names: list[str]) -> str:
 def methods(found: Findings) -> list[str]:
     """A note for each estimator that the report uses, after what of the data was not trained on as it was given."""
     return [
-        *map(one_line, data_lines(found.run.manifest.get("data") or {})),
+        *map(one_line, data_notes(found.run.manifest.get("data") or {})),
         *_of_rows(found.run),
         *(_of_judging() if len(found.judging.frame) else []),
         *(_of_ablations() if found.cells else []),
