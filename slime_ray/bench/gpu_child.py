@@ -82,7 +82,10 @@ def attention(case: str, sizes: Sizes) -> list[Row]:
             except (RuntimeError, TypeError) as error:
                 rows.append(Row("attention", name, failure=reason(error)))
                 continue
-            off = [float((a.detach().float() - b.detach()).norm() / b.detach().norm()) for a, b in zip(found, exact, strict=True)]
+            off = [
+                float((a.detach().float() - b.detach()).norm() / b.detach().norm())
+                for a, b in zip(found, exact, strict=True)
+            ]
             figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
             rows.append(Row("attention", name, figures))
     return rows
