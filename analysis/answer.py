@@ -1,4 +1,4 @@
-"""What a run does not settle, and what it says, in a few sentences."""
+"""A report's words: what a run leaves open and shows, how each number was made, what was asked, and the manifest."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +19,8 @@ from .statistics import TOO_FEW
 
 FEWEST_PROMPTS = 20
 """With fewer, a resampled interval is too rough to claim anything by."""
+Facts = list[tuple[str, str]]
+"""What is told, and what there is to tell."""
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
@@ -154,9 +156,11 @@ def _of_rows(run: Run) -> list[str]:
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
         "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
-        f"Interval of a win rate: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, "
-        "both orders and all seeds of a prompt kept together.",
-        "Separable: the 95 % interval of the paired difference on the same prompts leaves 0 out. With "
+        f"Interval of a win rate: with {statistics.FEWEST_SEEDS} or more seeds 95 % over seeds and prompts, by the "
+        "two-way analysis below; prompts that a seed has no verdict for add nothing to its width. With fewer it is of "
+        f"these checkpoints: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, both "
+        "orders and all seeds of a prompt kept together.",
+        "Separable: the 95 % interval of the paired difference on the same seeds and prompts leaves 0 out. With "
         f"{statistics.FEWEST_SEEDS} or more common seeds it is over seeds and prompts (two-way analysis of variance, "
         "random effects, Student's t, Satterthwaite's degrees of freedom); with fewer it is of these checkpoints, by "
         "bootstrap over prompts. Every row is compared with the best one; nothing is corrected for the number of "
@@ -212,10 +216,6 @@ def _of_searches() -> list[str]:
         "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: unbiased, "
         "without replacement, over the trials at hand (Tang et al. 2020).",
     ]
-
-
-Facts = list[tuple[str, str]]
-"""What is told, and what there is to tell."""
 
 
 def asked(run: Run) -> Facts:

@@ -1,4 +1,4 @@
-"""The report of a run: tables and figures as files, and one self-contained page. Reads result files, nothing else."""
+"""The report of a run: tables and figures as files, and one self-contained page that loads nothing."""
 
 import base64
 import gc

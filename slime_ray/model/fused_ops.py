@@ -80,15 +80,18 @@ def rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys turned by their positions.
 
-    query, key: (1, tokens, heads * head size); returns (1, tokens, heads, head size). cos, sin: (1, tokens, head size).
+    query, key: (1, tokens, heads, head size), and so is what is returned. cos, sin: (1, tokens, head size).
     """
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    # What is compared with a number of the module is a number in the kernel, too.
+    if query.shape[-1] != module.head_dim or key.shape[-1] != module.head_dim or cos.shape[-1] != module.head_dim:
+        raise ValueError(f"queries, keys and angles must have the head size {module.head_dim}")
+    # (-second, first) * sin is (second, first) * (-sin, sin), whose derivative is of the same form, and one kernel.
+    low, high = sin.chunk(2, -1)
+    cos, sin = cos.unsqueeze(2), torch.cat((-low, high), -1).unsqueeze(2)
 
-    def turn(flat: torch.Tensor) -> torch.Tensor:
-        # The head's size is a number of the module, so that it is one in the kernel, too.
-        x = flat.view(*flat.shape[:-1], -1, module.head_dim)
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        swapped = x.unflatten(-1, (2, module.head_dim // 2)).flip(-2).flatten(-2)
+        return x * cos + swapped * sin
 
     return turn(query), turn(key)
 
@@ -171,18 +174,16 @@ def _attention_forward(
     """Packed rows alone; any other input goes the way of transformers."""
     if options.get("row_layout") is None or not runs_fused(hidden_states):
         return plain(self, hidden_states, position_embeddings, attention_mask, **options)
-    query, key, value = (project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj))
+    shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+    query, key, value = (project(hidden_states).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
     if hasattr(self, "q_norm"):
-        query, key = (
-            norm(flat.unflatten(-1, (-1, self.head_dim))).flatten(2)
-            for norm, flat in ((self.q_norm, query), (self.k_norm, key))
-        )
+        query, key = self.q_norm(query), self.k_norm(key)
     query, key = compiled(rotary)(self, query, key, *position_embeddings)
     attended, _ = row_attention(
         self,
         query.transpose(1, 2),
         key.transpose(1, 2),
-        value.unflatten(-1, (-1, self.head_dim)).transpose(1, 2),
+        value.transpose(1, 2),
         attention_mask,
         dropout=self.attention_dropout if self.training else 0.0,
         scaling=self.scaling,

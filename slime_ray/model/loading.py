@@ -147,7 +147,7 @@ def make_policy(lm: Any, model: Model) -> Policy:
         lm,
         kernel=model.attention,
         chunk_logits=model.chunk_logits,
-        fused=model.fused == "auto",
+        fused=model.fused,
         dtype=getattr(torch, model.dtype),
     )
 

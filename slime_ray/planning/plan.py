@@ -255,6 +255,8 @@ def warnings(plan: Plan, experiment: Experiment) -> list[str]:
     side_by_side = experiment.resources.concurrent_trials
     if side_by_side != "auto" and side_by_side > plan.cluster.trials:
         found.append(f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time.")
+    if plan.gpu and plan.gpu.bf16_tflops and (cost := experiment.settings.model.float32_cost(plan.gpu.name)):
+        found.append(cost)
     return found
 
 

@@ -67,6 +67,7 @@ TRIAL_SCHEMA = pa.schema(
         "updates": _COUNT,
         "planned_updates": _COUNT,  # what it would have made had nothing stopped it
         "tokens": _COUNT,  # training tokens that were not padding
+        "row_tokens": _COUNT,  # budget of a row at the end of training; below data.row_tokens where memory ran out
         "train_seconds": _NUMBER,
         "evaluation_seconds": _NUMBER,
         "total_seconds": _NUMBER,
@@ -135,7 +136,7 @@ PAIR_SCHEMA = pa.schema(
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
 _LATER_FILES = {"pairs"}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates"}
+_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens"}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""

@@ -115,7 +115,7 @@ def _trained(
         after_update=after_update,
     )
     if trainer.updates:
-        trainer.train()
+        trainer.resume(None)
     logps = chosen_logps(policy, pairs[:COMPARED_PAIRS])
     if is_sharded(policy):
         return _gathered(policy, model, seed=seed), logps

@@ -16,9 +16,18 @@ from slime_ray.config.settings import Schedule
 from slime_ray.data.order import examples_by_update, updates_of
 from slime_ray.data.packing import Rows, copy_to, fill_rows, pack, row_length
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
-from slime_ray.training.checkpoint import Saved, load_progress, load_random_states, load_weights, save_checkpoint
+from slime_ray.training.checkpoint import (
+    Saved,
+    load_progress,
+    load_random_states,
+    load_weights,
+    random_states,
+    save_checkpoint,
+    set_random_states,
+)
 
 Metrics = Mapping[str, float]
 
@@ -52,8 +61,9 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: this rank's micro-batches, and what the pairs of all ranks together count."""
+    """One optimizer step: its pairs, this rank's micro-batches, and what the pairs of all ranks together count."""
 
+    pairs: Sequence[TokenPair]
     batches: tuple[MicroBatch, ...]
     counts: Mapping[str, int]
 
@@ -90,9 +100,10 @@ class Updates:
         for members in examples_by_update(
             len(self.dataset), self.pairs_per_update, seed=self.seed, updates=self.total, done=self.done
         ):
-            yield self._update([self.dataset[index] for index in members])
+            yield self.update([self.dataset[index] for index in members])
 
-    def _update(self, pairs: Sequence[TokenPair]) -> Update:
+    def update(self, pairs: Sequence[TokenPair]) -> Update:
+        """The update of these pairs, cut as `row_tokens` says."""
         size = self.together or 1
         groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         given = shares([sum(map(row_length, group)) for group in groups], self.ranks)
@@ -100,6 +111,7 @@ class Updates:
         wanted = max(len(self._rows(groups, mine)) for mine in given) if self.even else 1
         idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
         return Update(
+            pairs=pairs,
             batches=(*own, *idle),
             counts={
                 "pairs": len(pairs),
@@ -175,6 +187,9 @@ class PreferenceTrainer(Trainer):
     rejected log-probabilities (nats per token) of the update's pairs; and `urgent`, how many ranks' `urgent` said so.
     checkpoints: where they go, with what `counters` gives; without it none is written. after_save: called on every rank
     when one is written.
+
+    Where memory runs out, the update is made again in rows of half the tokens, and so are those that follow;
+    `loader.row_tokens` says how many they are. Several ranks, and objectives with `pairs_together`, raise the error.
 
     dropout: whether the model's own dropout is on; that of adapters is as their settings say.
 
@@ -259,9 +274,10 @@ class PreferenceTrainer(Trainer):
         )
 
     def resume(self, saved: Saved | None) -> None:
-        """Train to the end, from a checkpoint or from the start."""
+        """Train to the end, from a checkpoint or from the start, and drop what only training needs."""
         if saved is None:
             self.train()
+            self._release()
             return
         self.loader.done = saved.step
         self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
@@ -270,6 +286,15 @@ class PreferenceTrainer(Trainer):
             self.state.global_step = saved.step
             return
         self.train(resume_from_checkpoint=str(saved.path))
+        self._release()
+
+    def _release(self) -> None:
+        """Drop gradients and the optimizer's moments: answers need the memory."""
+        self.policy.zero_grad()
+        self.model_wrapped = self.policy
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.accelerator.free_memory()
 
     def get_train_dataloader(self) -> Any:
         """The updates of the whole run: for Trainer it is one epoch."""
@@ -283,6 +308,22 @@ class PreferenceTrainer(Trainer):
         """Forward and backward over the micro-batches of one update; returns this rank's share of the loss."""
         update: Update = inputs["update"]
         set_train_mode(self.policy.lm, dropout=self.dropout)
+        if self.loader.together:
+            return self._step(model, update)
+        random = random_states()
+
+        def step(row_tokens: int) -> torch.Tensor:
+            if row_tokens == self.loader.row_tokens:
+                return self._step(model, update)
+            self.loader.row_tokens = row_tokens
+            self._sums = {}
+            self.policy.zero_grad()
+            set_random_states(random)
+            return self._step(model, self.loader.update(update.pairs))
+
+        return in_rows_that_fit(step, self.loader.row_tokens, longest=max(map(row_length, update.pairs)))
+
+    def _step(self, model: Any, update: Update) -> torch.Tensor:
         shares_of_loss = []
         for number, batch in enumerate(update.batches, start=1):
             # Ranks exchange gradients once, with the last micro-batch.

@@ -6,6 +6,7 @@ The ranks of a process group run a trial together: every one of them calls `run_
 import functools
 import gc
 import logging
+import os
 import platform
 import time
 import traceback
@@ -168,7 +169,7 @@ def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | 
 
 
 def start_gpu(wanted: float) -> None:
-    """Have this process's GPU compute something, which one that failed does not.
+    """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
 
     Args:
         wanted: GPUs that the process was given; 0 where it takes what there is.
@@ -177,6 +178,8 @@ def start_gpu(wanted: float) -> None:
         DeviceFailure: it was given one, and torch sees none. It would go on without, for days.
     """
     if torch.cuda.is_available():
+        if 0 < wanted < 1:
+            torch.cuda.set_per_process_memory_fraction(wanted)
         torch.zeros(1, device="cuda").add_(1).item()
     elif wanted:
         raise DeviceFailure(f"node {platform.node()}: torch sees no GPU, though this process was given one")
@@ -185,6 +188,9 @@ def start_gpu(wanted: float) -> None:
 def reset_process(seed: int, threads: int) -> None:
     """A reused process carries the last trial's global state; none of it may reach this one."""
     _spare_the_modules()
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Rows differ in length, so memory in fixed segments falls into pieces. Read when CUDA starts.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
@@ -225,6 +231,7 @@ def _train_and_measure(
         "updates": outcome.updates,
         "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
+        "row_tokens": outcome.row_tokens,
         "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,
         "status": "stopped" if outcome.stopped else "completed",

@@ -121,6 +121,19 @@ def test_a_gpu_without_bfloat16_is_refused(load):
     assert any("v100 does not compute in bfloat16" in refusal for refusal in plan.refusals)
 
 
+def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(load):
+    told = [
+        [
+            warning
+            for warning in plan_experiment(load(PAPER, model__dtype=dtype), cluster=ONE).warnings
+            if "On h" in warning
+        ]
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert [len(warnings) for warnings in told] == [1, 0]
+    assert "computes several times slower than bfloat16" in told[0][0]
+
+
 def test_disk_above_the_free_is_refused(load):
     experiment = load(PAPER, seeds=[0, 1, 2])
     plan = plan_experiment(experiment, cluster=replace(ONE, disk_free=20 * GIB))
