@@ -52,7 +52,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # Whether 95 % intervals cover a known truth in 93 to 97 of 100 simulated evaluations, and whether tables of ablations claim
-# more than is there; the tables of docs/evaluation.md and docs/ablation.md.
+# more than is there; the tables of docs/benchmarks/statistics.md.
 test-statistics: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/statistics
 

@@ -131,7 +131,7 @@ def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval 
             ["status", f"{trial['status']}: {trial['reason']}" if pd.notna(trial["reason"]) else trial["status"]]
         )
     place = (trial["stability"], trial["stability"], trial["stability"])
-    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["settings"])])
+    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["overrides"])])
 
 
 def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
     ]  # fmt: skip
     place = (row["stability"], row["stability_min"], row["stability_max"])
     kind = WINNER if row["phase"] == "confirm" else ARM
-    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["settings"].iloc[0])])
+    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["overrides"].iloc[0])])
 
 
 def _point(

@@ -116,8 +116,8 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
 
 def _of_other_knobs(confirmed: pd.DataFrame, searched: Searched) -> list[str]:
     """Labels whose confirmations set something else than the trial does: they confirm another point."""
-    own = dict(zip(searched.trials["trial_id"], searched.trials["settings"], strict=True))
-    again = zip(confirmed["label"], confirmed["settings"], strict=True)
+    own = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
+    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
     return sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
 
 

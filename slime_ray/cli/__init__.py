@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, completion, control, experiments, planning, reproduce, runs
+from slime_ray.cli import catalogue, experiments, planning, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
 from slime_ray.runs.redaction import redact, redact_sentence
@@ -85,18 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 PLAIN = {
-    "–": "-",
-    "—": "-",
-    "−": "-",
-    "×": "x",
-    "±": "+/-",
-    "·": "*",
-    "…": "...",
-    "≤": "<=",
-    "≥": ">=",
-    "²": "^2",
-    "→": "->",
-}
+    "–": "-", "—": "-", "−": "-", "×": "x", "±": "+/-", "·": "*", "…": "...", "≤": "<=", "≥": ">=",
+    "²": "^2", "→": "->",
+}  # fmt: skip
 """What stands for a character that a terminal cannot show; for others it is a question mark."""
 
 
@@ -137,8 +128,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, planning, reproduce, control, runs, catalogue):
+    for part in (experiments, planning, runs):
         part.add_commands(commands)
     add_bench_parser(commands)
-    completion.add_commands(commands, make_parser)
+    catalogue.add_commands(commands, make_parser)
     return parser

@@ -200,7 +200,11 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         )
     # More seeds, or trials, make it another run from here on; the rest is as it was.
     said = {"experiment": experiment.model_dump(mode="json"), "seeds": experiment.seeds}
-    return manifest | said | {"fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+    return (
+        manifest
+        | said
+        | {"schema": results.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+    )
 
 
 def refuse_other_inputs(

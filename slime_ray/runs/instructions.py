@@ -107,7 +107,7 @@ def _values_of(run: Path, trial_id: str) -> dict[str, Any]:
     """What a trial sets over base, whether it has finished, runs, or was asked for."""
     row = _finished(run, trial_id)
     if row is not None:
-        return dict(json.loads(row["settings"] or "{}"))
+        return dict(json.loads(row["overrides"] or "{}"))
     for clone in Instructions.read(run).clones:
         if clone.trial_id == trial_id:
             return clone.values

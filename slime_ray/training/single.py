@@ -20,7 +20,7 @@ from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages
 from slime_ray.runs.store import RunStore
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Command, Paused, ending, interrupts
-from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.outcome import OutOfMemory, gpu_failures_as_sentences
 from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
@@ -62,6 +62,7 @@ def train_one(
         taken(run, experiment, source=source, seed=0, start=start) as manifest,
         mirror.answering(),
         log_file(run / "log.txt"),
+        gpu_failures_as_sentences(),
     ):
         voice = ConsoleProgress(say)
         hosting = Runtime(

@@ -61,7 +61,7 @@ def test_confirmations_of_another_point_are_left_out_and_named(run):
     """As where the id of a deleted trial was given to another point."""
     file = run / "trials" / "confirm-search-0001-s1" / "trial.json"
     row = json.loads(file.read_text())
-    file.write_text(json.dumps(row | {"settings": json.dumps({"objective.hard_margin": 9.0})}))
+    file.write_text(json.dumps(row | {"overrides": json.dumps({"objective.hard_margin": 9.0})}))
     results.consolidate(run)
     table = table_of(run)
     assert table.frame["trial_id"].tolist() == ["search-0002"]

@@ -1,5 +1,6 @@
 """What a user may write in an experiment's YAML, and what they are told when it is wrong."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension, Requirement
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
-from slime_ray.objectives import SlimeObjective
+from slime_ray.objectives import DpoObjective, SlimeObjective
 
 GOOD = """\
 name: first
@@ -174,7 +175,7 @@ def test_an_arm_that_names_another_objective_keeps_none_of_the_knobs_below(tmp_p
     text = GOOD.replace("{objective.anchor_weight: 0}", "{objective: {name: dpo, beta: 0.3}}")
     experiment = load_experiment(write(tmp_path, text))
     settings = experiment.settings_with(experiment.arms[1].set)
-    assert settings.objective.model_dump() == {"name": "dpo", "beta": 0.3, "label_smoothing": 0.0}
+    assert settings.objective.model_dump() == {"name": "dpo", **dataclasses.asdict(DpoObjective(beta=0.3))}
 
 
 def test_a_grid_multiplies_the_arms(tmp_path):

@@ -33,7 +33,7 @@ CALM = Study(
 RESTLESS = replace(CALM, seeds_differ=0.19)
 """Seeds that differ by 2.5 points."""
 POWER_CALM = 0.78
-"""Share of planted effects of 5 points that are found with 8 calm seeds and 500 prompts, as docs/ablation.md has it."""
+"""Share of planted effects of 5 points that are found with 8 calm seeds and 500 prompts, as docs/benchmarks/statistics.md has it."""
 
 
 def covering_cases(studies: int) -> Iterator[Covering]:
@@ -101,7 +101,7 @@ def shapley_gap(studies: int) -> float:
 
 
 def claims_table(claims: Sequence[Claimed]) -> str:
-    """Render claims as the table of docs/ablation.md."""
+    """Render claims as the table of docs/benchmarks/statistics.md."""
     rows = [
         (
             one.name,
@@ -121,7 +121,7 @@ def claims_table(claims: Sequence[Claimed]) -> str:
 
 
 def covering_table(coverings: Sequence[Covering]) -> str:
-    """Render coverages as the table of docs/ablation.md."""
+    """Render coverages as the table of docs/benchmarks/statistics.md."""
     rows = [
         (
             one.name,
@@ -137,6 +137,6 @@ def covering_table(coverings: Sequence[Covering]) -> str:
 
 
 def settled_table(settled: Sequence[Settled]) -> str:
-    """Render what was foretold as the table of docs/ablation.md."""
+    """Render what was foretold as the table of docs/benchmarks/statistics.md."""
     rows = [(one.name, one.foretold, f"{one.studies:,}", f"{one.power:.1%}") for one in settled]
     return table(("true difference", "foretold", "studies of that size", "claimed"), rows)

@@ -160,7 +160,7 @@ def all_cases(*, resamples: int) -> list[Case]:
 
 
 def coverage_table(coverages: Sequence[Coverage]) -> str:
-    """Render coverages as the table of docs/evaluation.md."""
+    """Render coverages as the table of docs/benchmarks/statistics.md."""
     rows = [
         (
             at.name,

@@ -43,7 +43,7 @@ def test_a_planted_effect_of_five_points_is_found_with_eight_seeds_and_500_promp
     planted = replace(ablation_cases.CALM, prompts=500).with_rates((0.6, 0.55, 0.6, 0.6, 0.6))
     found = ablations.count_claims("five", "", ablations.leave_one_out(planted), studies=60, planted=frozenset("1"))
     assert found.found is not None
-    # docs/ablation.md has what this is of many studies.
+    # docs/benchmarks/statistics.md has what this is of many studies.
     assert found.found >= ablation_cases.POWER_CALM - tolerance(ablation_cases.POWER_CALM, 60)
 
 

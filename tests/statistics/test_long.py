@@ -1,4 +1,4 @@
-"""Simulations of many evaluations and ablations, whose tables stand in docs/evaluation.md and docs/ablation.md."""
+"""Simulations of many evaluations and ablations, whose tables are in docs/benchmarks/statistics.md."""
 
 import pytest
 

@@ -34,7 +34,7 @@ base:
 arms: {slime: {}}
 """
 pytestmark = pytest.mark.usefixtures("sketched")
-DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[2] / "docs" / "field_files.md"
 GREEDY = ["--set", "evaluation.decoding.temperature=0"]
 WAY = [("q1", "Say hello."), ("q2", "Count to three."), ("q3", "Name a colour.")]
 
@@ -96,7 +96,7 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def elsewhere(trained, tmp_path_factory):
-    """A trial as docs/evaluation.md has it answered elsewhere: its greedy answers, exported, and a model to load."""
+    """A trial as docs/field_files.md has it answered elsewhere: its greedy answers, exported, and a model to load."""
     space, storage, row = trained
     folder, trial = tmp_path_factory.mktemp("elsewhere"), storage / "first" / "trials" / row["trial_id"]
     own = evaluated(space, trial, *GREEDY, storage=storage, name="own")

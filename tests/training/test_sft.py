@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from slime_ray.config.settings import Decoding, Lora, Settings
@@ -85,6 +86,31 @@ def test_the_saved_model_is_the_trained_one(settings, tmp_path, monkeypatch, ada
     np.testing.assert_allclose(trained, saved, rtol=0, atol=tolerance)
     untrained = made(with_sft(settings, updates=0), tmp_path / "untrained")
     assert np.abs(own_logps(untrained, PAIRS) - saved).mean() > 0.2
+
+
+def test_merging_a_small_update_in_bfloat16_keeps_it(settings, tmp_path, monkeypatch):
+    """By hand from the adapters' own matrices. Added up in bfloat16, most entries would not change."""
+    updates: dict[str, torch.Tensor] = {}
+
+    def merged(lm: Any) -> Any:
+        for name, module in lm.get_base_model().named_modules():
+            if hasattr(module, "lora_A"):
+                down, up = (each["default"].weight.detach().double() for each in (module.lora_A, module.lora_B))
+                base[name] = module.base_layer.weight.detach().double().clone()
+                updates[name] = module.scaling["default"] * up @ down
+        return merge(lm)
+
+    base: dict[str, torch.Tensor] = {}
+    merge = sft._merged
+    monkeypatch.setattr(sft, "_merged", merged)
+    adapters = Lora(rank=4, alpha=8.0, targets=["q_proj", "down_proj"])
+    folder = made(with_sft(settings, lora=adapters, dtype="bfloat16", learning_rate=2.5e-6), tmp_path)
+    saved = load_file(folder / "model.safetensors")
+    assert len(updates) == 4
+    for name, update in updates.items():
+        kept = saved[f"{name}.weight"].double() - base[name]
+        assert torch.equal(base[name], base[name].bfloat16().double())
+        assert torch.nn.functional.cosine_similarity(kept.flatten(), update.flatten(), 0) > 0.99
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
