@@ -143,7 +143,9 @@ def _read_template(value: Any) -> Any:
     with resources.as_file(resources.files("slime_ray.presets") / "judges") as folder:
         path = folder / f"{value}.yaml" if value in shipped_templates() else Path(value).expanduser()
         if path.suffix not in (".yaml", ".yml"):
-            raise ValueError(f"{value!r} is neither a .yaml file nor a shipped template{near(value, shipped_templates())}")
+            raise ValueError(
+                f"{value!r} is neither a .yaml file nor a shipped template{near(value, shipped_templates())}"
+            )
         data = load_yaml(path).data
     wrong = [key for key, text in data.items() if key not in ("system", "user") or not isinstance(text, str)]
     if wrong or "user" not in data:
