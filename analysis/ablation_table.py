@@ -1,6 +1,6 @@
-"""The table of an ablation: each cell beside its reference, what the difference is, and what may be said of it."""
+"""A design's cells and their table: each cell beside its reference, the difference, and what may be said of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,17 @@ from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics, tables
 from .effects import Claim
-from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number, numbers
+from .printing import Column, Mark, Sentences, Table, cells, interval_cells, number, numbers
 from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS
 
 METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
+TERMS = ("anchor", "stabilizer", "margin")
+"""Of SLIME's loss, in the order of the paper; other terms follow by name."""
+SHARE = "gradient_share."
+PAST = "past_hard_margin"
+REFERENCE = "compared with"
+"""The verdict of the cell that its center's others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,7 @@ class Cells:
         found = self.outcomes(metric)
         if cell.label not in found or cell.reference not in found:
             return None
-        _, (one, other) = common([found[cell.label], found[cell.reference]])
-        return one - other if one.size else None
+        return rows.difference(found[cell.label], found[cell.reference])
 
     def claims(self, cells: Iterable[Cell]) -> dict[str, Claim]:
         """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""
@@ -91,18 +96,6 @@ class Cells:
                 f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})" for end, seeds in gone.items()
             ]
         return said
-
-
-def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
-    """The seeds that all have, and their outcomes, (cells, seeds, ...), with the items that all of these have.
-
-    An item that any cell lacks with any of the seeds is left out for all.
-    """
-    seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
-    values = np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
-    if values.ndim == 3 and values.size:
-        values = values[:, :, ~np.isnan(values).any(axis=(0, 1))]
-    return seeds, values
 
 
 def _end(row: dict) -> str:
@@ -131,14 +124,6 @@ def _stabilities(trials: pd.DataFrame) -> dict[str, Outcomes]:
     return {
         str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
     }
-
-
-TERMS = ("anchor", "stabilizer", "margin")
-"""Of SLIME's loss, in the order of the paper; other terms follow by name."""
-SHARE = "gradient_share."
-PAST = "past_hard_margin"
-REFERENCE = "compared with"
-"""The verdict of the cell that its center's others are compared with."""
 
 
 def ablation(found: Cells, main: Table) -> Table:
@@ -179,6 +164,8 @@ def _row(
     }
     have = found.rates.get(cell.label, ([], None))[0]
     settling = None if claim is None else claim.settling
+    planned = len(found.planned)
+    fewer = "" if rate is None or len(rate) == planned else f"compared on {len(rate)} of {planned} seeds"
     return {
         "center": cell.center,
         "variant": cell.variant,
@@ -189,17 +176,14 @@ def _row(
         "compared_items": 0 if rate is None else rate.shape[1],
         **{end: known.get(end, np.nan) for end in _ends(found.rate)},
         **statistics.columns(intervals),
-        "p": np.nan if claim is None else claim.p,
-        **{f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan) for test in effects.TESTS},
+        **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
         "verdict": _verdict(found, is_reference, claim),
-        "note": "; ".join(
-            filter(None, [known.get("note", ""), "control" if cell.control else "", _fewer(found, rate)])
-        ),
+        "note": "; ".join(filter(None, [known.get("note", ""), "control" if cell.control else "", fewer])),
     }
 
 
@@ -209,13 +193,6 @@ def _verdict(found: Cells, is_reference: bool, claim: Claim | None) -> str:
     if found.metric is None:
         return f"not tested: no {METRICS[found.design.metric]}"
     return "not measured" if claim is None else claim.verdict
-
-
-def _fewer(found: Cells, rate: np.ndarray | None) -> str:
-    """That a comparison has fewer seeds than planned."""
-    if rate is None or len(rate) == len(found.planned):
-        return ""
-    return f"compared on {len(rate)} of {len(found.planned)} seeds"
 
 
 def _ends(name: str) -> list[str]:
@@ -257,32 +234,23 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
         Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5),
     )
-    difference = Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9)
-    of_score = Column("S difference", interval_cells(frame, "stability_difference"), keep=7)
     by_score = found.metric == "stability"
     return (
         Column("variant", tuple(frame["variant"]), numeric=False, keep=10),
         *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
         Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
         Column(f"{rate} % [95 %]", interval_cells(frame, found.rate, 1, scale=100), tuple(frame["mark"]), keep=8),
-        difference,
+        Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
         Column("S", cells(frame, stability.stability_cell), keep=7),
-        of_score,
+        Column("S difference", interval_cells(frame, "stability_difference"), keep=7),
         *(tested if by_score else ()),
-        *(
-            Column(letter, numbers(frame, name, stability.DIGITS.get(name, 2)), keep=3)
-            for name, letter in PARTS.items()
-        ),
-        Column("past m_h %", tuple(_share(frame, PAST)), keep=2),
-        *(Column(f"{term} grad. %", tuple(_share(frame, SHARE + term)), keep=1) for term in terms),
+        *stability.part_columns(frame, keep=3),
+        Column("past m_h %", numbers(frame, PAST, 0, scale=100), keep=2),
+        *(Column(f"{term} grad. %", numbers(frame, SHARE + term, 0, scale=100), keep=1) for term in terms),
         Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
     )
-
-
-def _share(frame: pd.DataFrame, name: str) -> list[str]:
-    return [number(value, 0, scale=100) for value in frame[name]] if name in frame else [ABSENT] * len(frame)
 
 
 def p_words(p: float) -> str:
@@ -328,8 +296,8 @@ def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
     )
     notes.append(
         f"Bold {METRICS[found.rate]}: around each center the highest and every row not separable from it. Its own "
-        "interval is over prompts. U to T: parts of stability. past m_h: share of held-out pairs past the hard margin "
-        "at the end; grad.: each term's share of the gradient there."
+        "interval is that of the main table. U to T: parts of stability. past m_h: share of held-out pairs past the "
+        "hard margin at the end; grad.: each term's share of the gradient there."
     )
     if frame["control"].any():
         notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")
@@ -373,24 +341,34 @@ def seeds_notes(seeds: pd.Series | Sequence[int]) -> list[str]:
     ]
 
 
-def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
-    """What the table leaves open, and what it says, of the design's metric."""
+def sentences(
+    found: Cells,
+    table: Table,
+    *,
+    of: str = "variant",
+    claim: str = "differs from its reference:",
+    columns: tuple[str, str] = ("difference", "stability_difference"),
+) -> Sentences:
+    """Say what a table leaves open, and what it shows, of the design's metric.
+
+    Args:
+        found: The cells of the design.
+        table: Rows with verdicts.
+        of: The column that names a row.
+        claim: What is said of a row that matters.
+        columns: Those of the difference, of the rate and of S.
+    """
     several = len(found.design.centers) > 1
-    open_, said = [], []
+    name, scale, digits, unit = (columns[0], 100, 1, "points")
+    if found.metric == "stability":
+        name, scale, digits, unit = (columns[1], 1, 2, "of S")
+    open_, settled = [], []
     for row in table.frame.to_dict("records"):
-        name = f"{row['variant']} around {row['center']}" if several else row["variant"]
-        size = difference_words(row, found.metric)
+        words = f"{row[of]} around {row['center']}" if several else row[of]
+        value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
+        words = f"{words} {claim} {value} {unit} [{low}, {high}]"
         if row["verdict"] == "matters":
-            said.append(f"{name} differs from its reference: {size}, corrected p {p_words(row['p'])}.")
+            settled.append(f"{words}, corrected p {p_words(row['p'])}.")
         elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {name} differs from its reference: {size}; {row['verdict'].partition(': ')[2]}.")
-    return open_, said
-
-
-def difference_words(
-    row: Mapping[Any, Any], metric: str | None, names: tuple[str, str] = ("difference", "stability_difference")
-) -> str:
-    """A difference in the metric with its interval. names: of the columns that hold it, of the rate and of S."""
-    name, scale, digits, unit = (names[1], 1, 2, "of S") if metric == "stability" else (names[0], 100, 1, "points")
-    value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
-    return f"{value} {unit} [{low}, {high}]"
+            open_.append(f"Whether {words}; {row['verdict'].partition(': ')[2]}.")
+    return open_, settled

@@ -1,9 +1,9 @@
-"""Several runs beside each other: their rows in one table, and whether two of them say the same."""
+"""Several runs beside each other: their rows in one table, whether two of them agree, and how manifests differ."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -13,9 +13,19 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import stability, statistics, tables
+from . import effects, stability, statistics, tables
 from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
-from .rows import Outcomes, baseline_of, is_judged, judge_of, judged_answers, outcomes_by_label, version_of
+from .rows import (
+    Outcomes,
+    baseline_of,
+    difference,
+    is_judged,
+    judge_of,
+    judged_answers,
+    left_out,
+    outcomes_by_label,
+    version_of,
+)
 
 Kind = Literal["settings", "data", "measurement", "environment"]
 KINDS: dict[str, Kind] = {
@@ -38,6 +48,7 @@ KINDS: dict[str, Kind] = {
 """Entries of a manifest that say what was run, on what, measured how and where; the others say how it went."""
 _SAID_ELSEWHERE = {"experiment.name", "experiment.seeds", "experiment.goals"}
 ABSENT = "absent"
+APART = "no seed in common"
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ def compare(runs: Sequence[Run]) -> Table:
         ),
         notes=[
             "Intervals: as in each run's own report. Nothing is marked: rows of different runs share no correction.",
+            *_unequal_seeds(runs),
         ],
         columns=(
             Column("run", tuple(frame["run"]), numeric=False, keep=10),
@@ -148,6 +160,17 @@ def compare(runs: Sequence[Run]) -> Table:
         ),
         remarks=tuple(frame["note"]),
     )
+
+
+def _unequal_seeds(runs: Sequence[Run]) -> list[str]:
+    """Say which rows have seeds that the same row of another run lacks."""
+    notes = []
+    trials = pd.concat([run.trials.assign(run=run.path.name) for run in runs])
+    for label, own in trials[trials["phase"].isin(["arm", "confirm"])].groupby("label"):
+        seeds = {str(name): sorted(set(group)) for name, group in own.groupby("run")["seed"]}
+        if words := left_out(seeds):
+            notes.append(f"{label}: {words} are not in all of these runs; `verify` leaves them out.")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -215,20 +238,21 @@ class Verification:
 def verify(one: Run, other: Run) -> Verification:
     """Compare two runs of the same experiment, row by row.
 
-    A row agrees where the interval of the paired difference of its win rates (over prompts; from five common seeds on
-    over seeds and prompts) covers 0, and its stabilities differ by no more than their intervals' half-widths, added in
-    quadrature. All intervals are widened for the number of rows (Bonferroni), so that of two runs that differ by
-    chance alone at most one pair in twenty disagrees anywhere in win rate. A row that one run lacks disagrees.
+    Rows are compared on the seeds that both runs have. A row agrees where the interval of the paired difference of its
+    win rates (over prompts; from five common seeds on over seeds and prompts) covers 0, and its stabilities differ by
+    no more than their intervals' half-widths, added in quadrature. All intervals are widened for the number of rows
+    (Bonferroni), so that of two runs that differ by chance alone at most one pair in twenty disagrees anywhere in win
+    rate. A row that one run lacks disagrees, and so does one without a seed in common.
     """
-    frames = {run.path: tables.win_rate_stability(run).frame.set_index("label") for run in (one, other)}
-    left, right = frames[one.path], frames[other.path]
+    one, other, unpaired = _on_common_seeds(one, other)
+    left, right = (tables.win_rate_stability(run).frame.set_index("label") for run in (one, other))
     labels = list(dict.fromkeys([*left.index, *right.index]))
     outcomes = outcomes_by_label(one), outcomes_by_label(other)
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
-            **_row(label, left, right, outcomes, confidence=confidence),
+            **_row(label, left, right, outcomes, unpaired.get(label, ""), confidence=confidence),
             "same_answers": _same_answers(label, one, other),
         }
         for label in labels
@@ -242,11 +266,33 @@ def verify(one: Run, other: Run) -> Verification:
     )
 
 
+def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
+    """Leave out the trials of a row whose seed the other run's row lacks, and say so by label.
+
+    A row without any seed in common keeps its trials, and is called APART.
+    """
+    first, second = (run.trials.groupby("label")["seed"].unique() for run in (one, other))
+    remarks, gone = {}, set()
+    for label in first.index.intersection(second.index):
+        pair = {"the first run": sorted(first[label]), "the second run": sorted(second[label])}
+        if not set.intersection(*map(set, pair.values())):
+            remarks[label] = APART
+        elif words := left_out(pair):
+            remarks[label] = f"left out: {words}"
+            gone |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
+    kept = []
+    for run in (one, other):
+        stays = [place not in gone for place in zip(run.trials["label"], run.trials["seed"], strict=True)]
+        kept.append(replace(run, trials=run.trials[stays]))
+    return kept[0], kept[1], remarks
+
+
 def _row(
     label: str,
     left: pd.DataFrame,
     right: pd.DataFrame,
     outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
+    unpaired: str,
     *,
     confidence: float,
 ) -> dict[str, object]:
@@ -258,28 +304,18 @@ def _row(
     row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
     if one.empty or other.empty:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
-    difference = None
-    if label in outcomes[0] and label in outcomes[1]:
-        difference = _difference(outcomes[0][label], outcomes[1][label], confidence)
+    d = difference(outcomes[0][label], outcomes[1][label]) if all(label in found for found in outcomes) else None
+    gap = None if d is None else effects.interval(d, confidence=confidence)
     remarks = []
-    if difference is not None and difference.excludes(0.0):
+    if gap is not None and gap.excludes(0.0):
         remarks.append("the win rates differ")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")
     if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
         remarks.append(f"{one['seeds_finished']} and {other['seeds_finished']} seeds finished")
-    agrees = not any("differ" in remark for remark in remarks)
-    return row | statistics.columns({"difference": difference}) | {"agrees": agrees, "remark": "; ".join(remarks)}
-
-
-def _difference(one: Outcomes, other: Outcomes, confidence: float) -> statistics.Interval | None:
-    """Win rate of the one minus that of the other; None where their prompts are not the same."""
-    (seeds, values), (other_seeds, other_values) = one, other
-    if values.shape[1] != other_values.shape[1]:
-        return None
-    if seeds != other_seeds:
-        values, other_values = (statistics.prompt_means(found)[None] for found in (values, other_values))
-    return statistics.paired_difference(values, other_values, confidence=confidence)
+    agrees = unpaired != APART and not any("differ" in remark for remark in remarks)
+    remarks += [unpaired] if unpaired else []
+    return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
 
 
 def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
@@ -320,7 +356,8 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
         caption=f"{one.path.name} and {other.path.name}: the rows of both.",
         notes=[
             f"difference: paired over prompts (and seeds, where five or more are common), {100 * confidence:.3g} % "
-            "intervals, so that all rows together are right 95 times in 100.",
+            "intervals, so that all rows together are right 95 times in 100. All numbers are of the seeds that both "
+            "runs have.",
             "same answers: share of the answers to the same prompts with the same seeds that are equal.",
         ],
         columns=(

@@ -17,6 +17,14 @@ from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test
 POWER = 0.8
 MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
 """More than these are not counted."""
+FLIPS = 10_000
+LEVEL = 0.05
+"""A variant is said to matter where no corrected p-value is above this."""
+TESTS = {
+    "seeds": "paired t over the seeds' mean differences",
+    "prompts": "sign flips over the prompts' mean differences",
+    "both": "t of the two-way analysis, over seeds and prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -106,16 +114,6 @@ def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
     return numbers[place] if place < len(numbers) else None
 
 
-FLIPS = 10_000
-LEVEL = 0.05
-"""A variant is said to matter where no corrected p-value is above this."""
-TESTS = {
-    "seeds": "paired t over the seeds' mean differences",
-    "prompts": "sign flips over the prompts' mean differences",
-    "both": "t of the two-way analysis, over seeds and prompts",
-}
-
-
 @dataclass(frozen=True)
 class Effect:
     """What one comparison shows. p_values: by the names of TESTS; a test that cannot be made is absent.
@@ -155,11 +153,18 @@ def effect(d: np.ndarray, *, flips: int = FLIPS) -> Effect:
     return Effect(interval(d), seeds, prompts, p_values, float(of_seeds.mean() / spread) if spread > 0 else np.nan)
 
 
-def interval(d: np.ndarray) -> Interval:
-    """The mean of (seeds, prompts) or (seeds,) values with its 95 % interval.
+def interval(
+    d: np.ndarray, *, confidence: float = statistics.CONFIDENCE, resamples: int = statistics.RESAMPLES
+) -> Interval:
+    """Return the mean of paired values with its interval.
 
-    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on, with fewer over prompts alone. Of a
-    scalar per seed Student's, without ends where there is one seed.
+    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of
+    these checkpoints. Of a scalar per seed Student's, without ends where there is one seed.
+
+    Args:
+        d: (seeds, prompts) or (seeds,), none missing.
+        confidence: The interval's share of coverage.
+        resamples: How often prompts are drawn where there are few seeds.
     """
     from scipy.special import stdtrit
 
@@ -167,14 +172,14 @@ def interval(d: np.ndarray) -> Interval:
         mean, seeds = float(d.mean()), len(d)
         if seeds == 1:
             return Interval(mean, np.nan, np.nan)
-        half = float(stdtrit(seeds - 1, (1 + statistics.CONFIDENCE) / 2) * d.std(ddof=1) / np.sqrt(seeds))
+        half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(seeds))
         return Interval(mean, mean - half, mean + half)
     if len(d) >= FEWEST_SEEDS and d.shape[1] > 1:
-        return statistics.two_way_interval(d)
+        return statistics.two_way_interval(d, confidence=confidence)
     of_prompts = d.mean(axis=0)
     # Single precision, as the draws have it: no copy of them is made.
-    resampled = statistics.resample_means(of_prompts.astype(np.float32))
-    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts))
+    resampled = statistics.resample_means(of_prompts.astype(np.float32), resamples=resamples)
+    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts), confidence=confidence)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
@@ -260,6 +265,13 @@ class Claim:
         return f"not settled: {self.settling}"
 
 
+def p_columns(claim: Claim | None) -> dict[str, float]:
+    """Columns of a frame: a comparison's corrected p, and that of each test. NaN where there is none."""
+    corrected = {} if claim is None else claim.corrected
+    found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
+    return {"p": np.nan if claim is None else claim.p, **found}
+
+
 def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) -> dict[str, Claim]:
     """What may be claimed of all comparisons of one table, which are corrected together, by name.
 
@@ -272,10 +284,9 @@ def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) 
         for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):
             if not np.isnan(p):
                 corrected[name][test] = float(p)
-    settled = sum(_agree(effects[name], corrected[name]) for name in effects)
+    settled = sum(
+        not found.of_checkpoints and max(corrected[name].values(), default=1.0) < LEVEL
+        for name, found in effects.items()
+    )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {name: Claim(d, effects[name], corrected[name], level) for name, d in comparisons.items() if d is not None}
-
-
-def _agree(found: Effect, corrected: Mapping[str, float]) -> bool:
-    return not found.of_checkpoints and max(corrected.values(), default=1.0) < LEVEL

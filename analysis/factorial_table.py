@@ -1,7 +1,11 @@
-"""The table of a factorial design: main effects, interactions and Shapley values of the declared metric and of S."""
+"""A full 2^k design: main effects, interactions and exact Shapley values, of the declared metric and of S.
+
+All of them are linear in the cells. Applied to outcomes of shape (cells, seeds, prompts) they give one value per seed
+and prompt, of which the interval is that of any difference: nothing is approximated, and pairing is kept.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import factorial
 from typing import Any
@@ -12,15 +16,17 @@ import pandas as pd
 from slime_ray.config.design import Cell
 from slime_ray.errors import InputError
 
-from . import effects, statistics
-from .ablation_table import METRICS, Cells, common, difference_words, p_words, seeds_notes
+from . import ablation_table, effects, statistics
+from .ablation_table import METRICS, Cells, p_words, seeds_notes
 from .effects import Claim
-from .printing import ABSENT, Column, Table, cells, interval_cells
-from .rows import name_of
+from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells
+from .rows import common, name_of
 from .statistics import FEWEST_SEEDS
 
 Present = frozenset[str]
 """The components that a cell has."""
+ALL = "all components"
+MARGINS = {"soft_margin", "hard_margin"}
 
 
 def cells_of(components: Sequence[str]) -> list[Present]:
@@ -69,10 +75,6 @@ def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     return np.tensordot(weights, outcomes, axes=1)
 
 
-ALL = "all components"
-MARGINS = {"soft_margin", "hard_margin"}
-
-
 def factorial_effects(found: Cells) -> Table:
     """For each center a row per component, per interaction, and one for all components together.
 
@@ -81,7 +83,7 @@ def factorial_effects(found: Cells) -> Table:
     """
     design = found.design
     if design.kind != "factorial":
-        return Table(frame=pd.DataFrame(columns=["effect"]), caption="This run is no factorial design.", notes=[])
+        return empty("This run is no factorial design.", "effect")
     grids = {center: _Grid.of(found, center) for center in design.centers}
     claims = effects.claims(
         {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(found.metric).items()}
@@ -182,11 +184,7 @@ class _Grid:
                     "effect_of": name,
                     "kind": kind,
                     **statistics.columns(intervals),
-                    "p": np.nan if claim is None else claim.p,
-                    **{
-                        f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan)
-                        for test in effects.TESTS
-                    },
+                    **effects.p_columns(claim),
                     "seeds": 0 if tested is None else tested.shape[1],
                     "verdict": "" if kind != "main" else "not measured" if claim is None else claim.verdict,
                 }
@@ -236,15 +234,8 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
     return notes
 
 
-def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
-    """What the table leaves open, and what it says, of the main effects in the design's metric."""
-    several = len(found.design.centers) > 1
-    open_, said = [], []
-    for row in table.frame[table.frame["kind"] == "main"].to_dict("records"):
-        name = f"{row['effect_of']} around {row['center']}" if several else row["effect_of"]
-        size = difference_words(row, found.metric, ("effect", "stability_effect"))
-        if row["verdict"] == "matters":
-            said.append(f"{name} matters: its main effect is {size}, corrected p {p_words(row['p'])}.")
-        elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {name} matters: its main effect is {size}; {row['verdict'].partition(': ')[2]}.")
-    return open_, said
+def sentences(found: Cells, table: Table) -> Sentences:
+    """Say what the table leaves open, and what it shows, of the main effects in the design's metric."""
+    main = replace(table, frame=table.frame[table.frame["kind"] == "main"])
+    claim = "matters: its main effect is"
+    return ablation_table.sentences(found, main, of="effect_of", claim=claim, columns=("effect", "stability_effect"))

@@ -1,17 +1,10 @@
-"""Figures: result frames in, a matplotlib Figure out."""
+"""Figures of every run, and what all figures share: colours of Okabe and Ito, a style without global state, files."""
 
 import io
 import warnings
-from typing import TYPE_CHECKING, Any
-
-from .printing import one_line
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +13,7 @@ from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
 from . import search_table, stability, tables
-from .printing import Table
+from .printing import Table, one_line
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
 if TYPE_CHECKING:
@@ -42,7 +35,11 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
     "hatch.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
     "pdf.fonttype": 42,
     # Of PDFs, too: without it matplotlib puts a minus sign and its like into a second font.
     "ps.fonttype": 42,
@@ -51,6 +48,9 @@ STYLE: dict[str, Any] = {
     "timezone": "UTC",
 }
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
+PANELS = 12
+"""At most so many panels or bars where a run has search trials alone."""
+_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 
 
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
@@ -107,10 +107,6 @@ def say(axes: "Axes", words: str) -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-PANELS = 12
-"""At most so many panels or bars where a run has search trials alone."""
-
-
 def pareto(run: Run, *, table: Table | None = None) -> "Figure":
     """Win rate (or, where nothing was judged, held-out preference accuracy) against stability.
 
@@ -131,7 +127,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         version = str(run.manifest.get("stability_version") or "stability-v1")
         axes.set_xlabel(f"stability S ({plain(version)}; square-root scale), more is better")
         axes.set_ylabel(f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %")
-        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.grid()
         axes.set_axisbelow(True)
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
@@ -149,7 +145,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         heights = [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist()
         axes.set_ylim(limits(heights, judged=judged))
         if axes.get_legend_handles_labels()[0]:
-            legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
+            legend = figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
             if rows:
                 bars = "upright bars: 95 % interval of the win rate; level bars: " if judged else "bars: "
                 legend.set_title(f"{bars}range of S over seeds")
@@ -219,7 +215,6 @@ def limits(values: list[float], *, judged: bool) -> tuple[float, float]:
     return max(-2.0, low - margin), min(104.0, high + margin)
 
 
-_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 _OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
 
 
@@ -314,13 +309,11 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
                 panel.plot(steps, mean, dashes, label=metric.removesuffix("_logp"), **look)
                 panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             panel.set_title(plain(label), fontsize=9)
-            panel.grid(color="#e4e4e4", linewidth=0.6)
+            panel.grid()
         if not shown:
             say(panels[0, 0], "No held-out curve was recorded.")
             return figure
-        figure.legend(
-            *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8
-        )
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         figure.supxlabel("update", fontsize=9)
         figure.supylabel("held-out log-probability, nat/token", fontsize=9)
     return figure
@@ -365,7 +358,7 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
         axes.set_xlim(0, 1)
         axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
         if labels:
-            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.4)
+            figure.legend(loc="outside upper left", ncols=4, handlelength=1.4)
         else:
             say(axes, "No trial to show.")
     return figure

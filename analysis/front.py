@@ -2,7 +2,8 @@
 
 Points are (trials, 2), more is better. The knee is the trial of the front that lies farthest beyond the line through
 the front's two ends, each goal as a share of the front's own range (Das 1999; Branke et al. 2004): what is gained in
-one goal up to it costs little of the other, and beyond it much.
+one goal up to it costs little of the other, and beyond it much. Beside it, what the search found for what it spent:
+hypervolume by trials and tokens, and the expected best of k random trials.
 """
 
 from dataclasses import dataclass
@@ -14,13 +15,17 @@ from slime_ray.runs import pareto
 
 from . import statistics
 from .knobs import Searched, unit_of
-from .printing import Column, Table, cells, interval_cells, measure, number, numbers
+from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
 
 RESAMPLES = 2_000
 AT_ONCE = 200_000
 """Trials of all resamples whose fronts are worked out together."""
 SHOWN = 0.05
 """A trial that is not on the front is shown if it is the knee in so many resamples."""
+REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
+"""Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
+ORDERS = 200
+DRAWN_ANEW = 1_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
 def front(searched: Searched, answers: pd.DataFrame) -> Table:
     """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
     if len(searched.names) != 2 or not searched.complete.any():
-        return Table(pd.DataFrame(columns=["trial_id"]), "There is no front of two goals.", [])
+        return empty("There is no front of two goals.", "trial_id")
     points = np.where(searched.complete[:, None], searched.goals, np.nan)
     found = knee(points)
     frame = searched.trials[["trial_id"]].copy()
@@ -187,12 +192,6 @@ def _about_resamples(searched: Searched, drawn: ResampledFront) -> list[str]:
     return [*notes, f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}."]
 
 
-REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
-"""Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
-ORDERS = 200
-DRAWN_ANEW = 1_000
-
-
 @dataclass(frozen=True)
 class Spent:
     """A search by its first 1, 2, ... trials, in the order in which they were drawn.
@@ -263,7 +262,7 @@ def expected_best(values: np.ndarray) -> np.ndarray:
 def budget_curve(searched: Searched, spent: Spent | None) -> Table:
     """What the first trials found, for 1, 2, 4, ... trials and all of them."""
     if spent is None:
-        return Table(pd.DataFrame(columns=["trials"]), "No trial of the search completed.", [])
+        return empty("No trial of the search completed.", "trials")
     count = len(searched.trials)
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1

@@ -24,6 +24,19 @@ EXAMPLES = 5
 LONGEST_ANSWER = 2000
 SHOWN = ["prompt", "answer", "baseline_answer", "outcome", "broken_reason", "baseline_broken"]
 """Columns of an answer that a pair is made of."""
+STRETCHES = 60
+"""A curve has at most so many points; of more updates the means of as many stretches."""
+ALL_ANSWERS = 1_000_000
+"""Characters of all answers together, so that a page stays small however many trials there are."""
+SHORTEST = 200
+CURVES = {
+    ("held_out", "chosen_logp"): ("log-probability, nat/token", "chosen"),
+    ("held_out", "rejected_logp"): ("log-probability, nat/token", "rejected"),
+    ("train", "loss"): ("training loss", "loss"),
+}
+"""Source and metric of what is drawn -> the panel that it is in, and the line."""
+ARM, WINNER, TRIAL = "arm", "confirmed winner", "search trial"
+Facts = list[list[str]]
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
@@ -74,22 +87,6 @@ def _cut(text: Any, longest: int) -> str:
     if pd.isna(text):
         return ""
     return text if len(text) <= longest else text[:longest] + f" … ({len(text)} characters)"
-
-
-STRETCHES = 60
-"""A curve has at most so many points; of more updates the means of as many stretches."""
-ALL_ANSWERS = 1_000_000
-"""Characters of all answers together, so that a page stays small however many trials there are."""
-SHORTEST = 200
-CURVES = {
-    ("held_out", "chosen_logp"): ("log-probability, nat/token", "chosen"),
-    ("held_out", "rejected_logp"): ("log-probability, nat/token", "rejected"),
-    ("train", "loss"): ("training loss", "loss"),
-}
-"""Source and metric of what is drawn -> the panel that it is in, and the line."""
-ARM, WINNER, TRIAL = "arm", "confirmed winner", "search trial"
-
-Facts = list[list[str]]
 
 
 def front_data(found: Findings) -> dict[str, Any] | None:

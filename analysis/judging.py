@@ -1,4 +1,10 @@
-"""What verdicts say beyond the win rate: Arena-Hard's score, length control, consistency, invalid ones."""
+"""What verdicts say beyond the win rate: Arena-Hard's score, length control, consistency, invalid ones.
+
+The length-controlled rate is what the win rate would be if the policy's answers were as long as the baseline's: a
+binomial GLM with logit link of an answer's outcome on x = tanh(d / sd), d its tokens more than the baseline's, sd their
+standard deviation over the answers at hand. The rate is sigmoid(b0), the fitted outcome at x = 0 (Dubois et al. 2024,
+without their terms for the model and the prompt).
+"""
 
 import json
 from collections import Counter
@@ -14,7 +20,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs import results
 
 from . import rows, statistics
-from .printing import Column, Table, cells, interval_cells, numbers
+from .printing import Column, Table, cells, empty, interval_cells, numbers
 
 STEPS = 25
 CLOSE = 1e-3
@@ -23,6 +29,13 @@ FARTHEST = 20.0
 """Coefficients go no farther: those of a resample that has no finite optimum."""
 AT_ONCE = 500_000
 """Answers times resamples that are held at a time: what a cache holds."""
+EXACT = "exact"
+"""Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
+ASIDE = {
+    "failed": "comparisons were not judged, since an answer is $ERROR$, a failed generation",
+    "empty": "comparisons have an empty answer, judged as it is",
+}
+"""What a trial's judging.json counts apart, in words."""
 
 
 def length_controlled_rate(
@@ -91,17 +104,6 @@ def _fit(y: np.ndarray, x: np.ndarray, counts: np.ndarray, start: np.ndarray) ->
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-values)))
-
-
-EXACT = "exact"
-"""Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
-
-
-ASIDE = {
-    "failed": "comparisons were not judged, since an answer is $ERROR$, a failed generation",
-    "empty": "comparisons have an empty answer, judged as it is",
-}
-"""What a trial's judging.json counts apart, in words."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,13 @@ def judging(run: results.Run, main: Table) -> Table:
         votes = {}
     shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
     if not shown:
-        return Table(
-            frame=pd.DataFrame(columns=["label"]),
-            caption="Of the judging there is nothing to say.",
-            notes=[],
-        )
+        return empty("Of the judging there is nothing to say.")
     frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; intervals: 95 % "
-        f"percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples.",
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate as in "
+        f"the main table, intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} "
+        "resamples.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
@@ -202,7 +201,11 @@ def judging(run: results.Run, main: Table) -> Table:
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
-            *([f"Without ends: {statistics.TOO_FEW}."] if any(_without_ends(frame)) else []),
+            *(
+                [f"Without ends: {statistics.TOO_FEW}."]
+                if (frame["win_rate"].notna() & frame["win_rate_low"].isna()).any()
+                else []
+            ),
             *_took(run),
         ],
         columns=(
@@ -269,10 +272,6 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
         "worst_case": low,
         "best_case": high,
     }
-
-
-def _without_ends(frame: pd.DataFrame) -> pd.Series:
-    return frame["win_rate"].notna() & frame["win_rate_low"].isna()
 
 
 def _invalid_cell(row: pd.Series) -> str:

@@ -1,26 +1,18 @@
-"""Figures of a search: what its knobs did, how its goals go together, what was found for what was spent."""
+"""Figures of knobs: what those of a search did, what was found for what was spent, and a design's sensitivity."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from .figures import BLUE, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, say, style
-from .front import Spent
-from .knobs import Knob, Searched, unit_of
-from .printing import Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-import itertools
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from slime_ray.config.design import Design, Level
 
 from .ablation_table import METRICS, REFERENCE, Cells
-from .figures import GREEN, PURPLE
+from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, say, style
+from .front import Spent
+from .knobs import Knob, Searched, unit_of
+from .printing import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +77,7 @@ def slices(searched: Searched, columns: Columns) -> "Figure":
                     x[front], values[front], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,
                     linestyle="none",
                 )  # fmt: skip
-                panel.grid(color="#e4e4e4", linewidth=0.6)
+                panel.grid()
             panels[row, 0].set_ylabel(unit_of(goal)[0])
         for panel, column in zip(panels[-1], columns, strict=True):
             _axis(panel.xaxis, searched.knobs[column])
@@ -221,7 +213,7 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
             panel.set_xlabel("trials")
             panel.set_ylabel(f"best {head}")
         for place, panel in enumerate(panels.flat[:count]):
-            panel.grid(color="#e4e4e4", linewidth=0.6)
+            panel.grid()
             # The lines of all goals are named in the first's panel.
             if place in (0, wide):
                 panel.legend(frameon=False, fontsize=7.5, loc="lower right")
@@ -267,7 +259,7 @@ def _colours() -> Any:
 def sensitivity(found: Cells, ablation: Table) -> "Figure":
     """Rate and S over the value of each knob that a design varies: a column per knob, a line per center.
 
-    Rates with the intervals of the table, over prompts; S with its interval, else its lowest and highest seed. The
+    Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
     center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
     measured, centers = ablation.frame.set_index("label").to_dict("index"), found.design.centers
@@ -289,13 +281,11 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
             lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
             lower.set_xlabel(plain(knob.rpartition(".")[2]))
             for panel in (upper, lower):
-                panel.grid(color="#e4e4e4", linewidth=0.6)
+                panel.grid()
         panels[0, 0].set_ylabel(f"{METRICS[found.rate]}, %")
         panels[1, 0].set_ylabel("stability S")
         if len(colours) > 1:
-            figure.legend(
-                *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8
-            )
+            figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 

@@ -1,4 +1,10 @@
-"""The knobs that a run searched, and what its trials came to: arrays for importance, fronts, budgets and figures."""
+"""The knobs that a run searched, its trials as arrays, and which knobs matter for which goal.
+
+Importance is PED-ANOVA (Watanabe, Bansal, Hutter 2023, arXiv 2304.10255, algorithm 1) with intervals of the ranks: a
+knob matters as much as its values among the best trials are spread unlike its values among all. For knobs that some
+trials do not have, Conditional PED-ANOVA (arXiv 2601.20800, theorem 4.2). Densities, grid and constants are those of
+Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes all resamples at once, without a study.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,11 +17,20 @@ import pandas as pd
 from slime_ray.runs import pareto, results
 
 from . import statistics
-from .printing import ABSENT, Column, Table, cells, number, numbers
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers
 from .rows import FINISHED
 
 UNITS = {"win_rate": ("win rate %", 100.0, 1), "preference_accuracy": ("acc. %", 100.0, 1)}
 """How a goal is shown where not as it is: head, factor, digits."""
+BEST = 0.1
+"""The share of trials that counts as the best."""
+FEWEST_BEST = 5
+"""The best are at least so many trials, as Optuna recommends."""
+ENOUGH = 50
+"""With fewer trials a rank is a hint."""
+RESAMPLES = 1_000
+GRID = 50
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -179,17 +194,6 @@ def _written(value: Any) -> str:
     return f"{value:.12g}" if _is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-BEST = 0.1
-"""The share of trials that counts as the best."""
-FEWEST_BEST = 5
-"""The best are at least so many trials, as Optuna recommends."""
-ENOUGH = 50
-"""With fewer trials a rank is a hint."""
-RESAMPLES = 1_000
-GRID = 50
-TINY = 1e-12
-
-
 @dataclass(frozen=True)
 class Importances:
     """Of one goal. shares: (knobs,) that sum to 1, NaN where nothing can be said; ranks: (knobs,) from 1.
@@ -321,7 +325,7 @@ def importance(searched: Searched) -> Table:
     trials = int(counted.sum())
     if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
         why = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
-        return Table(pd.DataFrame(columns=["knob"]), f"Nothing is said about the importance of knobs: {why}.", [])
+        return empty(f"Nothing is said about the importance of knobs: {why}.", "knob")
     frame = pd.DataFrame(
         {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
     )

@@ -19,6 +19,27 @@ NAMES = 10
 Mark = Literal["", "best", "second"]
 Sentences = tuple[list[str], list[str]]
 """What is open, and what can be said."""
+_SIGNS: dict[Mark, str] = {"": "", "best": "*", "second": "+"}
+_LONGEST, _LONGEST_LABEL = 44, 48
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "σ": r"$\sigma$",
+    "√": r"$\surd$",
+    "²": r"\textsuperscript{2}",
+    "…": r"\ldots{}",
+    "[": "{[}",  # a bracket after \\ would be its optional argument
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,11 @@ class Table:
         return "\n".join(lines).strip("\n")
 
 
+def empty(caption: str, column: str = "label") -> Table:
+    """A table without rows, whose caption says why. column: of its frame."""
+    return Table(frame=pd.DataFrame(columns=[column]), caption=caption, notes=[])
+
+
 def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
     """A number as a cell says it; ABSENT where there is none."""
     if pd.isna(value):
@@ -214,18 +240,12 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(one_line(text), width=max(width, 40), break_long_words=True, break_on_hyphens=False)
 
 
-_SIGNS: dict[Mark, str] = {"": "", "best": "*", "second": "+"}
-
-
 def _text_cell(column: Column, row: int) -> str:
     text = one_line(column.cells[row])
     sign = _SIGNS[column.mark(row)] or (" " if column.marks else "")
     # Two labels that differ in their last letters are two rows.
     whole = len(text) <= _LONGEST or column.keep >= NAMES
     return (text if whole else text[: _LONGEST - 1] + "…") + sign
-
-
-_LONGEST, _LONGEST_LABEL = 44, 48
 
 
 def _column_width(column: Column) -> int:
@@ -250,27 +270,6 @@ def _text_row(cells: list[str], columns: list[Column]) -> str:
 def _markdown(text: str) -> str:
     """Text that Markdown shows as it is, in one table cell."""
     return re.sub(r"([\\`*_|<>\[\]~$])", r"\\\1", one_line(text)).replace("&", "&amp;")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "σ": r"$\sigma$",
-    "√": r"$\surd$",
-    "²": r"\textsuperscript{2}",
-    "…": r"\ldots{}",
-    "[": "{[}",  # a bracket after \\ would be its optional argument
-    **{letter: "\\" + letter for letter in "&%$#_{}"},
-}
 
 
 def _latex(text: str) -> str:

@@ -16,7 +16,7 @@ from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 from . import front, stability, statistics
 from .front import outcomes_of
 from .knobs import Searched, importance, short_names, unit_of
-from .printing import ABSENT, Column, Table, cells, measure, numbers, one_line
+from .printing import ABSENT, Column, Table, cells, empty, measure, numbers, one_line
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 AGAIN = 1
@@ -28,7 +28,7 @@ def search_trials(run: results.Run) -> Table:
     searched = Searched.of(run)
     trials = searched.trials
     if trials.empty:
-        return Table(frame=pd.DataFrame(columns=["trial_id"]), caption="This run did not search.", notes=[])
+        return empty("This run did not search.", "trial_id")
     knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
     shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
     frame = trials[["trial_id", *knobs, *shown]].copy()
@@ -76,7 +76,7 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
     """
     confirmed = run.trials[run.trials["phase"] == "confirm"]
     if confirmed.empty or not searched.names:
-        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", [])
+        return empty("No winner of the search was confirmed.", "trial_id")
     first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
     drawn = searched.trials["trial_id"].tolist()
     outcomes = outcomes_by_label(run)
@@ -85,14 +85,13 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
         if label not in drawn or label in strange:
             continue
         place = drawn.index(label)
+        confirmation = main.frame[main.frame["label"] == label].iloc[0]
         row = {"trial_id": label, "seeds_finished": int((group["status"] == FINISHED).sum()), "seeds": len(group)}
         for goal in searched.names:
             if goal == "win_rate" and first is not None:
-                row |= _win_rates(first[place], outcomes.get(str(label)))
+                row |= _win_rates(first[place], outcomes.get(str(label)), confirmation)
             else:
-                row |= _plain(
-                    run, goal, searched.trials.loc[[place]], group, main.frame[main.frame["label"] == label].iloc[0]
-                )
+                row |= _plain(run, goal, searched.trials.loc[[place]], group, confirmation)
         rows.append(row)
     if not rows:
         return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", _warnings(strange))
@@ -129,17 +128,18 @@ def _warnings(strange: list[str]) -> list[str]:
     ] * bool(strange)
 
 
-def _win_rates(first: np.ndarray, again: Outcomes | None) -> dict[str, float]:
-    """Both win rates and their difference, with intervals over prompts; the two sets of prompts are independent."""
-    searched, confirmed, change = statistics.win_rate_interval(first[None]), None, None
-    if again is not None:
-        means = statistics.prompt_means(again[1])
-        confirmed = statistics.win_rate_interval(again[1], seed=AGAIN)
-        if searched is not None and confirmed is not None:
-            before, after = first[~np.isnan(first)], means[~np.isnan(means)]
-            drawn = statistics.resample_means(after, seed=AGAIN) - statistics.resample_means(before)
-            units = min(before.size, after.size)
-            change = statistics.interval(confirmed.value - searched.value, drawn, units=units)
+def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dict[str, float]:
+    """Both win rates and their difference; the two sets of prompts are independent.
+
+    The confirmed one is that of the main table's row. The difference is of these checkpoints, over prompts.
+    """
+    searched, change = statistics.win_rate_interval(first[None]), None
+    confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
+    if again is not None and searched is not None:
+        before, after = (means[~np.isnan(means)] for means in (first, statistics.prompt_means(again[1])))
+        drawn = statistics.resample_means(after, seed=AGAIN) - statistics.resample_means(before)
+        units = min(before.size, after.size)
+        change = statistics.interval(confirmed.value - searched.value, drawn, units=units)
     found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
     return statistics.columns(found)
 

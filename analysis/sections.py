@@ -27,6 +27,17 @@ from .search_table import Understanding
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Made = Union[Table, "Figure", None]
+ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
+    "Win rate and stability",
+    "The ablation",
+    "What stability was lost to",
+    "Training",
+    "The search",
+    "Trials that did not complete",
+)
+"""Headings of the page."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -79,19 +90,6 @@ class Findings:
         return ablation_table.sentences(self.cells, self.ablation)
 
 
-Made = Union[Table, "Figure", None]
-
-ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
-    "Win rate and stability",
-    "The ablation",
-    "What stability was lost to",
-    "Training",
-    "The search",
-    "Trials that did not complete",
-)
-"""Headings of the page."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """A table or a figure.
@@ -117,7 +115,7 @@ SECTIONS: tuple[Entry, ...] = (
         "pareto",
         ROWS,
         lambda found: figures.pareto(found.run, table=found.main),
-        "Filled: rows of the table, with the 95 % interval over prompts and the range of S over seeds. Hollow: "
+        "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
     Entry("ablation", ABLATION, lambda found: found.ablation),

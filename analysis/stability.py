@@ -1,4 +1,4 @@
-"""Intervals of stability and its parts, from the pairs, answers and curves of a row's trials."""
+"""Stability and its parts: intervals from the pairs, answers and curves of a row's trials, and their table."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,13 +11,16 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .printing import Column, Table, cells, interval_cells, number, numbers, with_interval
+from .printing import Column, Table, cells, empty, interval_cells, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS = 1, 2
 """Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
 SPIKING = ("loss", "grad_norm")
 """The curves that part T is of."""
+DIGITS = {"training_spikes": 3}
+"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
+TITLES = ("label", "phase", "seeds_finished", "seeds")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def intervals(
     ]
     means = {name: np.mean([trial.parts[name] for trial in resampled], axis=0) for name in rows.PARTS}
     means["stability"] = sum(trial.stability for trial in resampled) / (len(resampled) + int(lost.sum()))
-    values = scored[list(rows.PARTS)].mean().to_dict() | {"stability": trials["stability"].where(~lost, 0.0).mean()}
+    values = {name: scored[name].mean() for name in rows.PARTS}
+    values["stability"] = trials["stability"].where(~lost, 0.0).mean()
     few = [pairs["pair"].nunique(), answers["prompt_id"].nunique()]
     units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), few[0])
     units |= dict.fromkeys(("broken_outputs", "length_shift"), few[1])
@@ -181,8 +185,9 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
     return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
 
 
-DIGITS = {"training_spikes": 3}
-"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
+def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
+    """A column of each part, called by its letter."""
+    return [Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=keep) for name, letter in rows.PARTS.items()]
 
 
 def stability_cell(row: pd.Series) -> str:
@@ -193,13 +198,10 @@ def stability_cell(row: pd.Series) -> str:
     return mean if low == high == mean else f"{mean} ({low}–{high})"
 
 
-TITLES = ("label", "phase", "seeds_finished", "seeds")
-
-
 def stability_parts(run: results.Run, main: Table) -> Table:
     """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
     if main.frame.empty:
-        return Table(frame=pd.DataFrame(columns=["label"]), caption="This run has no arms and no winner.", notes=[])
+        return empty("This run has no arms and no winner.")
     ends = [f"{name}{end}" for name in ("stability", *PARTS) for end in ("", "_low", "_high")]
     shares = [f"{name}_share" for name in PARTS]
     frame = main.frame[[*TITLES, "stability_min", "stability_max", *ends, *shares]].copy()
@@ -219,7 +221,11 @@ def stability_parts(run: results.Run, main: Table) -> Table:
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("S", cells(frame, stability_cell), keep=3),
-            Column("seeds", cells(frame, _seeds_cell), keep=2),
+            Column(
+                "seeds",
+                cells(frame, lambda row: f"{number(row['stability_min'])}–{number(row['stability_max'])}"),
+                keep=2,
+            ),
             *(
                 column
                 for name, letter in PARTS.items()
@@ -230,7 +236,3 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             ),
         ),
     )
-
-
-def _seeds_cell(row: pd.Series) -> str:
-    return f"{number(row['stability_min'])}–{number(row['stability_max'])}"

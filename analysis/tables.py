@@ -8,7 +8,7 @@ import pandas as pd
 
 from slime_ray.runs import results
 
-from . import stability, statistics
+from . import effects, stability, statistics
 from .judging import Votes, votes_by_label
 from .printing import Column, Mark, Table, cells, interval_cells, numbers
 from .rows import (
@@ -19,16 +19,21 @@ from .rows import (
     Outcomes,
     baseline_of,
     decoding_words,
+    difference,
     is_judged,
     judge_of,
+    left_out,
     name_of,
     outcomes_by_label,
     version_of,
 )
-from .stability import DIGITS, stability_cell
+from .stability import stability_cell
 
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
+
+OVER = ("prompts", "seeds and prompts")
+"""What the interval of a row's win rate is over: with few seeds, and with enough of them."""
 
 
 def win_rate_stability(run: results.Run) -> Table:
@@ -56,8 +61,8 @@ def win_rate_stability(run: results.Run) -> Table:
         frame["stability_mark"] = _marks(frame["stability"])
     return Table(
         frame=frame,
-        caption=_caption(run, trials, judge=judge if judged else None),
-        notes=_notes(run, frame, judged=judged),
+        caption=_caption(run, trials, frame, judge=judge if judged else None),
+        notes=_notes(run, frame, outcomes, judged=judged),
         columns=_main_columns(frame, judged=judged) if len(frame) else (),
         remarks=tuple(frame["note"]) if len(frame) else (),
     )
@@ -72,7 +77,7 @@ def _row(
     *,
     judged: bool,
 ) -> dict[str, Any]:
-    interval = None if outcomes is None else statistics.win_rate_interval(outcomes[1])
+    interval = None if outcomes is None else statistics.row_interval(outcomes[1])
     parts = stability.intervals(run, group)
     done = group[group["status"].isin(MEASURED)]
     # A trial that failed or diverged counts as 0, however far it got.
@@ -102,6 +107,7 @@ def _row(
         "seeds_finished": int((group["status"] == FINISHED).sum()),
         "seeds": max(len(group), _planned_seeds(run, phase)),
         **statistics.columns({"win_rate": interval}),
+        "win_rate_over": OVER[outcomes is not None and statistics.is_of_method(outcomes[1])],
         "prompts": int(done["prompts"].max()) if done["prompts"].notna().any() else 0,
         "sigma": seed_rates.std(ddof=1) if len(seed_rates) > 1 else math.nan,
         "stability_min": scores.min(),
@@ -128,16 +134,14 @@ def _planned_seeds(run: results.Run, phase: str) -> int:
 
 
 def separable(one: Outcomes | None, other: Outcomes | None) -> bool:
-    """Whether the interval of the paired difference of two rows' win rates leaves 0 out."""
+    """Whether the interval of the paired difference of two rows' win rates, on their common seeds, leaves 0 out.
+
+    Rows without anything in common are not told apart; one without outcomes has no win rate to be confused with.
+    """
     if one is None or other is None:
         return True
-    (seeds, values), (other_seeds, other_values) = one, other
-    if seeds != other_seeds:
-        # Not the same seeds: only the prompts pair up.
-        values = statistics.prompt_means(values)[None]
-        other_values = statistics.prompt_means(other_values)[None]
-    difference = statistics.paired_difference(values, other_values)
-    return difference is None or difference.excludes(0.0)
+    d = difference(one, other)
+    return d is not None and effects.interval(d).excludes(0.0)
 
 
 def best_marks(rates: Mapping[str, float], outcomes: Mapping[str, Outcomes]) -> list[Mark]:
@@ -185,7 +189,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
-        *(Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=7) for name, letter in PARTS.items()),
+        *stability.part_columns(frame, keep=7),
         Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
         Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
         Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
@@ -193,7 +197,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
     )
 
 
-def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> str:
+def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
     name = name_of(run)
     if trials.empty:
         return f"{name}: this run has no arms and no confirmed winner; its search trials are in a table of their own."
@@ -202,8 +206,7 @@ def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> st
     seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
     versus = (
         f"Win rate against {baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
-        f"{judge}; 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples, both orders and all "
-        "seeds of a prompt together."
+        f"{judge}; {_interval_words(frame)}."
         if judge
         else f"Not judged: preference accuracy and mean margin on {pairs} held-out pairs lead instead; report prompts."
     )
@@ -213,14 +216,51 @@ def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> st
     )
 
 
-def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
+def _interval_words(frame: pd.DataFrame) -> str:
+    """Say what the intervals of the rows' win rates are."""
+    over_prompts = (
+        f"95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples, both orders and all seeds of a "
+        "prompt together"
+    )
+    over_both = "95 % interval over seeds and prompts (two-way analysis of variance, random effects)"
+    kinds = set(frame["win_rate_over"][frame["win_rate"].notna()])
+    if len(kinds) > 1:
+        return f"{over_both} of rows with {statistics.FEWEST_SEEDS} seeds or more; of the others {over_prompts}"
+    return over_both if OVER[1] in kinds else over_prompts
+
+
+def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> list[str]:
+    """Say which seeds the comparisons with the best row leave out, and which rows cannot be compared with it."""
+    known = [label for label in frame["label"][frame["win_rate"].notna()] if label in outcomes]
+    words: dict[str, list[str]] = {}
+    apart = []
+    for label in known[1:]:
+        seeds = {name: outcomes[name][0] for name in (known[0], label)}
+        if not set.intersection(*map(set, seeds.values())):
+            apart.append(label)
+        elif left := left_out(seeds):
+            words.setdefault(left, []).append(label)
+    notes = []
+    if words:
+        seeds_words = "; ".join(f"{left} (beside {', '.join(labels)})" for left, labels in words.items())
+        notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {seeds_words}.")
+    if apart:
+        notes.append(
+            f"No seed in common with {known[0]}, so neither compared with it nor told apart: {', '.join(apart)}."
+        )
+    return notes
+
+
+def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
     if frame.empty:
         return []
     notes = []
     if seeds := few_seeds(frame):
+        few = f"Intervals of rows with fewer than {statistics.FEWEST_SEEDS} are"
+        whose = "The intervals are" if (frame["win_rate_over"] == OVER[0]).all() else few
         notes.append(
             f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. "
-            "The intervals are over prompts."
+            f"{whose} over prompts."
         )
     if judged:
         notes.append(
@@ -228,6 +268,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
             f"difference covers 0 (over prompts; with {statistics.FEWEST_SEEDS} or more common seeds over seeds and "
             "prompts). Underlined: the highest of the rest. Marks of S go by the mean alone and claim nothing."
         )
+        notes += _left_out_notes(frame, outcomes)
     else:
         notes.append("Bold and underlined go by the mean alone and claim nothing.")
     parts = (

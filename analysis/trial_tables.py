@@ -1,4 +1,4 @@
-"""What a run took, by phase, beside what it might spend."""
+"""Tables of a run's trials: what they took beside what they might spend, alarms, and what did not complete."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ import pandas as pd
 from slime_ray.runs import results
 from slime_ray.runs.results import Run
 
-from .printing import ABSENT, Column, Table, cells, number, numbers
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers
 from .rows import FINISHED, name_of
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
@@ -18,6 +18,8 @@ LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours",
           "cost": "cost"}  # fmt: skip
 IN_MINUTES = 10 * 3600.0
 """Runs of fewer seconds are told in minutes."""
+COLLAPSED = 0.05
+"""Final stability below which the table's note counts a run as collapsed: parts that cost 19 tolerances squared."""
 
 
 def cost(run: Run) -> Table:
@@ -98,10 +100,6 @@ def _amount(value: Any) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-COLLAPSED = 0.05
-"""Final stability below which the table's note counts a run as collapsed: parts that cost 19 tolerances squared."""
-
-
 def alarms(run: results.Run) -> Table:
     """One row per arm, and one for the search: its runs, their alarms and first steps, and how stable they ended.
 
@@ -109,12 +107,14 @@ def alarms(run: results.Run) -> Table:
     """
     trials = run.trials[run.trials["status"] != "failed"]
     if trials["alarm"].isna().all():
-        return Table(frame=pd.DataFrame(columns=["label"]), caption="The sentinel raised no alarm.", notes=[])
+        return empty("The sentinel raised no alarm.")
     names = trials["label"].where(trials["phase"] != "search", "search")
     rows = []
     for label, group in trials.groupby(names, sort=False):
         said = group["alarm"].dropna()
         steps = said.str.extract(r" at step (\d{1,9})$")[0].dropna().astype(int)
+        # An alarm begins with the name of its sign.
+        signs = Counter(re.split(r", | at step ", alarm, maxsplit=1)[0] for alarm in said)
         rows.append(
             {
                 "label": str(label),
@@ -124,7 +124,7 @@ def alarms(run: results.Run) -> Table:
                 "last_step": steps.max() if len(steps) else pd.NA,
                 "stability_min": group["stability"].min(),
                 "stability_max": group["stability"].max(),
-                "signs": ", ".join(f"{sign} {count}" for sign, count in Counter(map(_sign, said)).most_common()),
+                "signs": ", ".join(f"{sign} {count}" for sign, count in signs.most_common()),
             }
         )
     frame = pd.DataFrame(rows)
@@ -154,11 +154,6 @@ def alarms(run: results.Run) -> Table:
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
         ),
     )
-
-
-def _sign(alarm: str) -> str:
-    """The name of the sign in an alarm's sentence."""
-    return re.split(r", | at step ", alarm, maxsplit=1)[0]
 
 
 def _span(first: Any, last: Any) -> str:

@@ -88,11 +88,20 @@ class Model(Strict):
     attention: Literal["auto", "segments", "varlen"] = "auto"
     """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
     varlen where it can."""
-    fused: Literal["auto", "off"] = "auto"
-    """Whether norms, activations, rotary embedding and the head's softmax are compiled; `auto` does so on a GPU for the
-    Llama, Mistral, Qwen2, Qwen3 and Gemma 3 families."""
+    fused: bool = True
+    """Whether norms, gated activations, rotary embedding and the head's softmax are compiled on a GPU; for the Llama,
+    Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    def float32_cost(self, gpu: str) -> str | None:
+        """Say what float32 costs on a GPU that could compute in bfloat16; None in bfloat16 and for embedded models."""
+        if self.dtype != "float32" or self.task:
+            return None
+        return (
+            f"On {gpu}, model.dtype float32 takes twice the memory and computes several times slower than bfloat16. "
+            "Set model.dtype: bfloat16; what is trained stays in float32."
+        )
 
     @property
     def weights_dtype(self) -> Literal["float32", "bfloat16"]:

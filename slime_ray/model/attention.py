@@ -253,5 +253,10 @@ def _causal_mask(size: int, window: int | None, dtype: torch.dtype, device: torc
         return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
 
 
+def forget_masks() -> None:
+    """Drop the masks that are kept from call to call, such as those without data."""
+    _causal_mask.cache_clear()
+
+
 AttentionInterface.register(ROW_ATTENTION, row_attention)
 AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)

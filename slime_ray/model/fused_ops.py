@@ -7,8 +7,10 @@ adapters, sharding and checkpointing stay as they are. On a GPU only.
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partialmethod
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -30,15 +32,32 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 logger = logging.getLogger(__name__)
 
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+_compilers: list[Compiler] = []
+
+
+@contextmanager
+def compiled_by(compiler: Compiler) -> Iterator[None]:
+    """Have another compiler make the fused functions meanwhile, for every device, such as one that counts them."""
+    _compilers.append(compiler)
+    try:
+        yield
+    finally:
+        _compilers.pop()
+
 
 def runs_fused(x: torch.Tensor) -> bool:
     """Whether work on this tensor is done in the fused way."""
-    return x.device.type in DEVICES
+    return bool(_compilers) or x.device.type in DEVICES
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as compiled kernels, for any number of tokens."""
+    return _compilers[-1](function) if _compilers else _compiled(function)
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as compiled kernels, for any number of tokens."""
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     options: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
     return torch.compile(function, dynamic=True, fullgraph=True, **options)
 
@@ -62,15 +81,18 @@ def rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys turned by their positions.
 
-    query, key: (1, tokens, heads * head size); returns (1, tokens, heads, head size). cos, sin: (1, tokens, head size).
+    query, key: (1, tokens, heads, head size), and so is what is returned. cos, sin: (1, tokens, head size).
     """
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    # What is compared with a number of the module is a number in the kernel, too.
+    if query.shape[-1] != module.head_dim or key.shape[-1] != module.head_dim or cos.shape[-1] != module.head_dim:
+        raise ValueError(f"queries, keys and angles must have the head size {module.head_dim}")
+    # (-second, first) * sin is (second, first) * (-sin, sin), whose derivative is of the same form, and one kernel.
+    low, high = sin.chunk(2, -1)
+    cos, sin = cos.unsqueeze(2), torch.cat((-low, high), -1).unsqueeze(2)
 
-    def turn(flat: torch.Tensor) -> torch.Tensor:
-        # The head's size is a number of the module, so that it is one in the kernel, too.
-        x = flat.view(*flat.shape[:-1], -1, module.head_dim)
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        swapped = x.unflatten(-1, (2, module.head_dim // 2)).flip(-2).flatten(-2)
+        return x * cos + swapped * sin
 
     return turn(query), turn(key)
 
@@ -153,18 +175,16 @@ def _attention_forward(
     """Packed rows alone; any other input goes the way of transformers."""
     if options.get("row_layout") is None or not runs_fused(hidden_states):
         return plain(self, hidden_states, position_embeddings, attention_mask, **options)
-    query, key, value = (project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj))
+    shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+    query, key, value = (project(hidden_states).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
     if hasattr(self, "q_norm"):
-        query, key = (
-            norm(flat.unflatten(-1, (-1, self.head_dim))).flatten(2)
-            for norm, flat in ((self.q_norm, query), (self.k_norm, key))
-        )
+        query, key = self.q_norm(query), self.k_norm(key)
     query, key = compiled(rotary)(self, query, key, *position_embeddings)
     attended, _ = row_attention(
         self,
         query.transpose(1, 2),
         key.transpose(1, 2),
-        value.unflatten(-1, (-1, self.head_dim)).transpose(1, 2),
+        value.transpose(1, 2),
         attention_mask,
         dropout=self.attention_dropout if self.training else 0.0,
         scaling=self.scaling,
@@ -188,30 +208,33 @@ def fuse(lm: nn.Module) -> bool:
 
     Modules of classes that are not known here stay as they are. False where nothing can be compiled; then all stay.
     """
-    if why_not := _why_not_compiled():
-        logger.warning("Norms and activations are not fused, which is slower: %s.", why_not)
+    if not _compilers and (why_not := _why_not_compiled()):
+        logger.warning("Norms and activations are not compiled, which is slower: %s.", why_not)
         return False
     for module in lm.modules():
-        if fused := _fused_class(type(module)):
+        kind: Any = type(module)
+        if fused := _fused_class(kind):
             module.__class__ = fused
     return True
 
 
 @cache
-def _fused_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+def _fused_class(kind: Any) -> Any:
+    """The class with a fused forward pass; None for one that is not known."""
     forward = _FORWARDS.get(kind.__name__) if kind.__module__.startswith("transformers.models.") else None
-    fused = {"forward": partialmethod(forward, kind.forward)} if forward else None
-    return fused and type(f"Fused{kind.__name__}", (kind,), fused)
+    if forward is None:
+        return None
+    return type(f"Fused{kind.__name__}", (kind,), {"forward": partialmethod(forward, kind.forward)})
 
 
 @cache
 def _why_not_compiled() -> str | None:
     if "recompile_limit" not in inspect.signature(torch.compile).parameters:
-        return f"torch {torch.__version__} is too old for it"
+        return f"it needs torch 2.13 or newer, and this is {torch.__version__}"
     try:
         x = torch.ones(2, 8, device=DEVICES[0])
         compiled(rms_norm)(x, nn.Parameter(x[0]), 1e-6, around_one=False)
-    except RuntimeError as error:
-        # No Triton, or no C compiler: the first line names it.
-        return str(error).strip().splitlines()[0].rstrip(".")
+    except (OSError, RuntimeError, SubprocessError) as error:
+        # No Triton, no C compiler, no headers of Python: the first lines name it.
+        return " ".join(str(error).split("\n")[:2]).strip().rstrip(".")
     return None

@@ -341,6 +341,8 @@ def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
+            if look.bf16 and (cost := settings.model.float32_cost(f"the {look.gpu} of node {look.name}")):
+                yield Finding("warning", "gpu", cost)
 
 
 def _gib(size: int) -> str:

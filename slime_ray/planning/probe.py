@@ -27,9 +27,9 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
+from slime_ray.planning.footprint import CONTEXT
 from slime_ray.planning.material import Sample
-from slime_ray.planning.memory import CONTEXT
-from slime_ray.planning.speed import Rates
+from slime_ray.planning.rates import PROBED, Rates
 from slime_ray.training.policies import to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
 from slime_ray.training.worker import reset_process
@@ -140,9 +140,7 @@ def probe(
     )
     timed["verdict"] = _judging(settings, sample, answers, scratch)
     timed["save"] = _took(lambda: _save(policy, scratch / "model"))
-    wall, processor = (
-        Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in Rates.__dataclass_fields__}) for kind in (0, 1)
-    )
+    wall, processor = (Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in PROBED}) for kind in (0, 1))
     World.current().broadcast(None)
     return ProbeResult(wall, processor, _peak_bytes(), _device())
 

@@ -45,9 +45,8 @@ SEARCHES = {
 }
 
 
-def made(run):
+def made(found):
     """What the report has below the heading of the search: tables and figures, by name."""
-    found = Findings(run)
     things = [(entry, entry.make(found)) for entry in sections.SECTIONS if entry.under == sections.SEARCH]
     tables = {entry.name: thing for entry, thing in things if isinstance(thing, Table) and len(thing.frame)}
     return tables, {entry.name: thing for entry, thing in things if thing is not None and not isinstance(thing, Table)}
@@ -55,8 +54,8 @@ def made(run):
 
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
-    run = SEARCHES[kind]()
-    tables, figures = made(run)
+    found = Findings(SEARCHES[kind]())
+    tables, figures = made(found)
     for figure in figures.values():
         with style():
             figure.draw_without_rendering()
@@ -64,15 +63,15 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
     for table in tables.values():
         assert table.markdown()
         assert table.latex()
-    assert all(sentence.endswith(".") for sentence in Findings(run).search.sentences())
+    assert all(sentence.endswith(".") for sentence in found.search.sentences())
 
 
 def test_a_search_of_two_goals_has_all_of_them():
-    run = search_run(100)
-    tables, figures = made(run)
+    found = Findings(search_run(100))
+    tables, figures = made(found)
     assert set(figures) == {"search_importance", "search_slices", "search_contours", "search_parallel", "search_budget"}
     assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
-    said = Findings(run).search.sentences()
+    said = found.search.sentences()
     assert any("is the most important knob" in sentence for sentence in said)
     assert any(sentence.startswith("The knee of the search's front is") for sentence in said)
 
@@ -111,7 +110,7 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
     ):
         knob = replace(searched.knobs[0], scale="log", low=low, high=high)
         figure = knob_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
-        render(figure)
+        figure.draw_without_rendering()
         axis = figure.axes[-1].xaxis
         inside = {tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[0] <= high}
         assert inside == shown
@@ -154,7 +153,7 @@ def test_the_knobs_are_those_that_matter_most_first():
 
 @pytest.mark.parametrize(("kind", "named"), [("two goals", [True, False, True, False]), ("one goal", [True])])
 def test_lines_that_several_panels_of_a_budget_have_are_named_in_the_first(kind, named):
-    _, figures = made(SEARCHES[kind]())
+    _, figures = made(Findings(SEARCHES[kind]()))
     panels = [axes for axes in figures["search_budget"].axes if axes.axison]
     assert [axes.get_legend() is not None for axes in panels] == named
     lines = {line.get_label() for axes in panels for line in axes.lines if not str(line.get_label()).startswith("_")}

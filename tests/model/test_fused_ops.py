@@ -2,6 +2,11 @@
 
 import collections
 import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,10 +40,10 @@ def compile_with(monkeypatch):
 
         monkeypatch.setattr(torch, "compile", compiled)
 
-    fused_ops.compiled.cache_clear()
+    fused_ops._compiled.cache_clear()
     torch.compiler.reset()
     yield choose
-    fused_ops.compiled.cache_clear()
+    fused_ops._compiled.cache_clear()
     torch.compiler.reset()
 
 
@@ -167,3 +172,50 @@ def test_other_families_and_other_activations_stay_as_they_are(compile_with):
     before = names(other)
     assert fuse(other)
     assert names(other) == before
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (
+            lambda function, **options: pytest.fail("compiled"),
+            f"needs torch 2.13 or newer, and this is {torch.__version__}",
+        ),
+        (lambda function, recompile_limit, **options: _without_a_compiler, "inductor raised: no C compiler"),
+    ],
+    ids=["older torch", "no compiler"],
+)
+def test_where_nothing_compiles_the_modules_stay_and_a_warning_says_why(compiler, reason, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(fused_ops, "DEVICES", ("cpu",))
+    for function in (fused_ops.compiled, fused_ops._why_not_compiled):
+        function.cache_clear()
+    lm = AutoModelForCausalLM.from_config(FAMILIES["Llama"]())
+    before = names(lm)
+    assert not fuse(lm)
+    assert names(lm) == before
+    assert reason in caplog.text
+    for function in (fused_ops.compiled, fused_ops._why_not_compiled):
+        function.cache_clear()
+
+
+def _without_a_compiler(*inputs, **options):
+    raise RuntimeError("inductor raised:\nno C compiler\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+
+@pytest.mark.slow
+def test_kernels_for_an_h100_fit_and_do_not_spill(tmp_path):
+    """One kernel a function and pass; for rotary one for queries, keys and sines each. Compiled by triton, run nowhere."""
+    pytest.importorskip("triton", reason="pip install triton")
+    root = Path(__file__).parents[2]
+    folders = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.model.sm90"], cwd=root, env=os.environ | folders, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    for name, kernels in json.loads(run.stdout.splitlines()[-1]).items():
+        assert len(kernels) == {"rotary, forward": 3, "rotary, backward": 2}.get(name, 1), name
+        for kernel in kernels:
+            assert kernel["stack"] == 0, (name, kernel)
+            assert kernel["shared"] <= 232_448, (name, kernel)
+            assert kernel["registers"] <= 128, (name, kernel)

@@ -130,6 +130,16 @@ def test_a_gpu_that_torch_does_not_see_or_that_lacks_bfloat16_is_refused(experim
     assert errors(preflight._gpus([look(bf16=False, **old)], experiment.settings)) == []
 
 
+@pytest.mark.parametrize(("source", "bf16", "told"), [("a/b", True, 1), ("a/b", False, 0), ("embedded/notes", True, 0)])
+def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(experiment, source, bf16, told):
+    model = experiment.settings.model.model_copy(update={"source": source})
+    settings = experiment.settings.model_copy(update={"model": model})
+    found = list(preflight._gpus([look(gpus=1, gpu="GPU", driver="1.0", bf16=bf16)], settings))
+    warned = [finding.sentence for finding in found if finding.level == "warning"]
+    assert len(warned) == told
+    assert all(sentence.startswith("On the GPU of node one, model.dtype float32 takes twice") for sentence in warned)
+
+
 def living(name: str, group: str | None = None, **resources: float) -> dict[str, Any]:
     """A node as `ray.nodes` gives it."""
     return {"NodeManagerHostname": name, "Resources": resources, "Labels": {GROUP: group} if group else {}}

@@ -1,5 +1,6 @@
 """What is trained is held in float32, and every pass of a policy computes in one dtype, whoever asks for it."""
 
+import math
 import re
 from contextlib import nullcontext
 from dataclasses import astuple
@@ -12,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, TrainingArguments
 
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.settings import Lora, Model, Schedule
+from slime_ray.config.presets import preset_base
+from slime_ray.config.settings import ATTENTION_AND_MLP, Lora, Model, Schedule
 from slime_ray.data.packing import pack
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.kl import kl_to_reference
@@ -46,7 +48,9 @@ def small_model(dtype: torch.dtype = torch.bfloat16) -> Any:
     return AutoModelForCausalLM.from_config(CONFIG, attn_implementation="sdpa").bfloat16().to(dtype)
 
 
-def trainer_of(policy: Policy, tmp_path: Path, objective=None, *, rate: float = 1e-3, pairs=None) -> PreferenceTrainer:
+def trainer_of(
+    policy: Policy, tmp_path: Path, objective=None, *, rate: float = 1e-3, pairs=None, **options
+) -> PreferenceTrainer:
     return PreferenceTrainer(
         policy=policy,
         objective=objective or SlimeObjective(),
@@ -57,6 +61,7 @@ def trainer_of(policy: Policy, tmp_path: Path, objective=None, *, rate: float = 
         seed=0,
         scratch=tmp_path,
         after_update=lambda step, metrics: GO_ON,
+        **options,
     )
 
 
@@ -97,6 +102,48 @@ def test_two_small_updates_move_what_is_trained_as_float32_does(tmp_path, lora):
     wanted = torch.cat([expected[name].flatten() for name in plain])
     assert (moved != 0).float().mean() > 0.9
     assert functional.cosine_similarity(moved, wanted, 0) > 0.95
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True,
+}  # fmt: skip
+SHIPPED = {"gemma3-4b": None, "llama3.2-3b": LlamaConfig(**SIZES), "qwen3-4b": Qwen3Config(**SIZES)}
+
+
+@pytest.mark.parametrize("preset", SHIPPED)
+def test_shipped_presets_move_every_layer_that_they_say_they_train(tmp_path, preset):
+    base, config = preset_base(preset), SHIPPED[preset]
+    settings = Model(**base["model"])
+    assert settings.dtype == "bfloat16"
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16) if config else tower_model()
+    layers = [name for name, _ in lm.get_decoder().named_modules() if name.endswith(ATTENTION_AND_MLP)]
+    assert len(layers) == 2 * 7
+    policy = make_policy(make_trainable(lm, settings.lora), settings)
+    trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    expected = [f"{name}.lora_{side}." for name in layers for side in "AB"]
+    expected += ["lm_head.modules_to_save."] * base["model"]["lora"]["train_head"]
+    assert len(trained) == len(expected)
+    assert all(sum(part in name for name in trained) == 1 for part in expected)
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    trainer_of(policy, tmp_path, rate=base["training"]["learning_rate"]).train()
+    for name, parameter in trained.items():
+        moved = float((parameter != before[name]).float().mean())
+        # A's gradient is 0 in the first update, and below AdamW's epsilon in the second.
+        assert moved > (0.0 if ".lora_A." in name else 0.9), name
+
+
+@pytest.mark.parametrize("lora", [HEAD, None], ids=["trained head", "whole model"])
+def test_layers_computed_again_are_computed_in_the_same_dtype(tmp_path, lora):
+    losses = []
+    for again in (False, True):
+        policy = make_policy(make_trainable(small_model(), lora), Model(source="x", dtype="bfloat16", lora=lora))
+        trainer = trainer_of(policy, tmp_path, gradient_checkpointing=again)
+        trainer.train()
+        losses.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 2
+    for one, other in zip(*losses, strict=True):
+        assert (one["loss"], one["grad_norm"]) == (other["loss"], other["grad_norm"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -165,14 +212,17 @@ def test_a_process_that_sees_two_gpus_trains_on_one(tmp_path, monkeypatch):
     assert trainer.args.train_batch_size == 1
 
 
-@pytest.mark.parametrize("arm", [0, 1], ids=["slime", "dpo"])
-def test_a_trial_in_bfloat16_trains_its_head_from_a_stage_in_float32(storage, tmp_path, arm):
+def test_a_trial_in_bfloat16_trains_its_head_from_a_stage_in_float32(storage, tmp_path):
     text = small_trials.TEXT.replace("model: {lora: {", "model: {dtype: bfloat16, lora: {train_head: true, ")
     path = tmp_path / "trial.yaml"
     path.write_text(text.replace("learning_rate: 1e-3", "learning_rate: 5e-7, schedule: constant"))
-    trial = arm_trials(load_experiment(path))[arm]
+    trial = arm_trials(load_experiment(path))[1]
     row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
     assert (row["status"], row["updates"], row["healthy"]) == ("completed", 6, True)
+    curves = pd.read_parquet(tmp_path / "trials" / trial.trial_id / "curves.parquet")
+    # DPO's loss is ln 2 where policy and reference are the same.
+    first = curves.query("metric == 'loss' and step == 1")["value"].item()
+    assert first == pytest.approx(math.log(2), abs=1e-6)
     stage = prepare(trial.settings, storage=storage, report=nothing).checkpoint
     before = load_file(stage / "model.safetensors")
     after_file = tmp_path / "trials" / trial.trial_id / MODEL / "adapter_model.safetensors"

@@ -12,7 +12,7 @@ from slime_ray.model.loading import make_policy
 from slime_ray.model.lora import make_trainable
 from slime_ray.objectives import SlimeObjective
 from slime_ray.training.policies import to_device
-from slime_ray.training.trainer import GO_ON, PreferenceTrainer
+from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer
 from slime_ray.world import World
 from tests.training.rank_worker import draw_pairs
 
@@ -21,11 +21,16 @@ TEXT: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16,
     "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
-IMAGES = {"mm_tokens_per_image": 4, "image_token_index": 47, "boi_token_index": 46, "eoi_token_index": 45}
+IMAGES: dict[str, Any] = {
+    "mm_tokens_per_image": 4,
+    "image_token_index": 47,
+    "boi_token_index": 46,
+    "eoi_token_index": 45,
+}
 
 
 def tower_model() -> Any:
@@ -40,6 +45,11 @@ def losses(lora: Lora | None, scratch: Path, *, sharded: bool = False) -> torch.
     settings = Model(source="x", dtype="bfloat16", lora=lora)
     policy = to_device(make_policy(make_trainable(tower_model(), lora), settings), sharded=sharded)
     seen: list[float] = []
+
+    def after_update(step: int, metrics: Metrics) -> Next:
+        seen.append(metrics["loss"])
+        return Next()
+
     trainer = PreferenceTrainer(
         policy=policy,
         objective=SlimeObjective(),
@@ -49,7 +59,7 @@ def losses(lora: Lora | None, scratch: Path, *, sharded: bool = False) -> torch.
         row_tokens=32,
         seed=0,
         scratch=scratch,
-        after_update=lambda step, metrics: seen.append(metrics["loss"]) or GO_ON,
+        after_update=after_update,
     )
     trainer.train()
     return torch.tensor(seen)
