@@ -18,13 +18,19 @@ _package = Path(__file__).resolve().parent
 if not (_package / "analysis").is_dir() and (_package.parent / "analysis" / "__init__.py").is_file():
     __path__.append(str(_package.parent))
 
+_CONFIG = (
+    "ablation", "design", "expansion", "experiment", "experiment_file", "points", "reference", "reproduction",
+    "search_file", "settings", "space", "strict", "yaml_source",
+)  # fmt: skip
+_RUNS = ("instructions", "pareto", "redaction", "results", "stability_v1")
 _MOVED = {
-    **{name: f"config.{name}" for name in ("experiment", "experiment_file", "points", "settings", "space")},
-    **{name: f"runs.{name}" for name in ("instructions", "redaction", "results", "stability_v1")},
+    **{name: f"config.{name}" for name in _CONFIG},
+    **{name: f"runs.{name}" for name in _RUNS},
     "judge_settings": "config.judge",
     "mirror": "runs.store",
     "run_folder": "runs.folder",
     "run_status": "runs.status",
+    "tracker_settings": "config.trackers",
     **{f"on_ray.{name}": "on_ray.cluster" for name in ("cluster_checks", "cluster_file", "rayjob_file")},
     **{f"on_ray.{name}": "on_ray.resources" for name in ("plan_cluster", "spending")},
     **{f"on_ray.{name}": "on_ray.workers" for name in ("group", "trial")},

@@ -128,10 +128,10 @@ def _look(
     from slime_ray.runs.store import RunStore
 
     storage = RunStore.of(options.storage, "driver")
-    given = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
+    assumed = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
     remote = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
-    if not options.probe and (given or not remote):
-        return given or this_machine(experiment, storage=storage), None
+    if not options.probe and (assumed or not remote):
+        return assumed or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
     from slime_ray.on_ray.cluster_state import connected_cluster
     from slime_ray.on_ray.connection import connected
@@ -148,8 +148,10 @@ def _look(
                 experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
             )
             show(measured, Console())
-        found = connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
-        return given or found, measured
+        present = (
+            connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
+        )
+        return assumed or present, measured
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -187,7 +189,7 @@ def _cost(table: "Reproduction", storage: str) -> str:
     from slime_ray.runs.store import RunStore
 
     if table.scale == "demo":
-        cluster, given = this_machine(table.experiment, storage=RunStore.of(storage, "driver")), DataAssumptions()
+        cluster, data = this_machine(table.experiment, storage=RunStore.of(storage, "driver")), DataAssumptions()
     else:
-        cluster, given = given_cluster(table.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
-    return "\n" + plan_experiment(table.experiment, cluster=cluster, given=given).text()
+        cluster, data = given_cluster(table.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
+    return "\n" + plan_experiment(table.experiment, cluster=cluster, given=data).text()

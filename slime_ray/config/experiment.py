@@ -191,8 +191,8 @@ class Experiment(Strict):
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
         # The design says how the arms are compared; what they are stands in `arms`.
-        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
-        return fingerprint({**said, "base": lasting(said["base"])})
+        content = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
+        return fingerprint({**content, "base": lasting(content["base"])})
 
 
 class Trial(Strict):

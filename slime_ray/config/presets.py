@@ -95,8 +95,8 @@ def compare_presets(one: str, other: str) -> list[PresetDifference]:
     """
     values = [dict(_paths(_with_defaults(preset_base(name)))) for name in (one, other)]
     paths = sorted(values[0] | values[1])
-    found = [PresetDifference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
-    return [difference for difference in found if difference.one != difference.other]
+    differences = [PresetDifference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
+    return [difference for difference in differences if difference.one != difference.other]
 
 
 def as_table(one: str, other: str, differences: Sequence[PresetDifference]) -> str:

@@ -90,7 +90,7 @@ class Model(Strict):
     varlen where it can."""
     fused: bool = True
     """Whether norms, gated activations, rotary embedding and the head's softmax are compiled on a GPU; for the Llama,
-    Mistral, Qwen2, Qwen3 and Gemma 3 families."""
+    Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
 

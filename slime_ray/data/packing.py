@@ -109,13 +109,15 @@ class Rows:
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows on another device, all but the lengths, which become quick to copy there."""
-        there = ("input_ids", "position", "predict_at", "targets")
-        lengths = ("chosen_lengths", "rejected_lengths")
         return replace(
             self,
+            input_ids=copy_to(self.input_ids, device),
+            position=copy_to(self.position, device),
             spans=self.spans and self.spans.to(device),
-            **{name: copy_to(getattr(self, name), device) for name in there},
-            **{name: pinned(getattr(self, name), device) for name in lengths},
+            predict_at=copy_to(self.predict_at, device),
+            targets=copy_to(self.targets, device),
+            chosen_lengths=pinned(self.chosen_lengths, device),
+            rejected_lengths=pinned(self.rejected_lengths, device),
         )
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partialmethod
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -208,29 +209,32 @@ def fuse(lm: nn.Module) -> bool:
     Modules of classes that are not known here stay as they are. False where nothing can be compiled; then all stay.
     """
     if not _compilers and (why_not := _why_not_compiled()):
-        logger.warning("Norms and activations are not fused, which is slower: %s.", why_not)
+        logger.warning("Norms and activations are not compiled, which is slower: %s.", why_not)
         return False
     for module in lm.modules():
-        if fused := _fused_class(type(module)):
+        kind: Any = type(module)
+        if fused := _fused_class(kind):
             module.__class__ = fused
     return True
 
 
 @cache
-def _fused_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+def _fused_class(kind: Any) -> Any:
+    """The class with a fused forward pass; None for one that is not known."""
     forward = _FORWARDS.get(kind.__name__) if kind.__module__.startswith("transformers.models.") else None
-    fused = {"forward": partialmethod(forward, kind.forward)} if forward else None
-    return fused and type(f"Fused{kind.__name__}", (kind,), fused)
+    if forward is None:
+        return None
+    return type(f"Fused{kind.__name__}", (kind,), {"forward": partialmethod(forward, kind.forward)})
 
 
 @cache
 def _why_not_compiled() -> str | None:
     if "recompile_limit" not in inspect.signature(torch.compile).parameters:
-        return f"torch {torch.__version__} is too old for it"
+        return f"it needs torch 2.13 or newer, and this is {torch.__version__}"
     try:
         x = torch.ones(2, 8, device=DEVICES[0])
         compiled(rms_norm)(x, nn.Parameter(x[0]), 1e-6, around_one=False)
-    except RuntimeError as error:
-        # No Triton, or no C compiler: the first line names it.
-        return str(error).strip().splitlines()[0].rstrip(".")
+    except (OSError, RuntimeError, SubprocessError) as error:
+        # No Triton, no C compiler, no headers of Python: the first lines name it.
+        return " ".join(str(error).split("\n")[:2]).strip().rstrip(".")
     return None

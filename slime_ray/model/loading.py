@@ -160,8 +160,9 @@ def _why_no_varlen(config: Any, model: Model) -> str | None:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size > HEAD_SIZE or size % 8:
         return f"heads of a multiple of 8 up to {HEAD_SIZE}; this model's have {size}"
-    if model.dropout and getattr(config, "attention_dropout", 0):
-        return f"attention without dropout; model.dropout is on, and this model's is {config.attention_dropout}"
+    dropout = getattr(config, "attention_dropout", 0.0)
+    if model.dropout and dropout:
+        return f"attention without dropout; model.dropout is on, and this model's is {dropout}"
     return None
 
 

@@ -24,7 +24,7 @@ from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, steps
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
-from slime_ray.runs.facts import data_lines, model_lines
+from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.orders import ending
@@ -81,7 +81,7 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
         place.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
         clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
-    for line in (*data_lines(made["data"]), *model_lines(made["data"])):
+    for line in (*data_notes(made["data"]), *model_notes(made["data"])):
         logger.warning(line)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return {**made, "stage_seconds": time.perf_counter() - clock}

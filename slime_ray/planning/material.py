@@ -15,7 +15,7 @@ from slime_ray.config.settings import Data, Settings
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Lengths
-from slime_ray.runs.facts import data_lines
+from slime_ray.runs.notes import data_notes
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
@@ -265,7 +265,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         },
         answers=tuple(sorted(n for each in (*train.lengths, *held_out.lengths) for n in each[1:])),
         seconds=seconds,
-        told=". ".join([told, *(line.removesuffix(".") for line in data_lines(corpus.read))]),
+        told=". ".join([told, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
     )
     sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
     return material, sample

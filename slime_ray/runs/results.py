@@ -191,8 +191,8 @@ def write_trial(
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
     """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
     paths = sorted((run / "trials").glob("*/trial.json"))
-    found = {path.parent.name: finished_trial(path.parent) for path in paths}
-    return {trial_id: row for trial_id, row in found.items() if row is not None}
+    rows = {path.parent.name: finished_trial(path.parent) for path in paths}
+    return {trial_id: row for trial_id, row in rows.items() if row is not None}
 
 
 def finished_trial(folder: Path) -> dict[str, Any] | None:
@@ -282,8 +282,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}. Copy the run again.") from None
     if not isinstance(manifest, dict) or manifest.get("schema") not in READABLE:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{file} has the schema {found!r}; this version reads {RUN_SCHEMA!r}.")
+        schema = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{file} has the schema {schema!r}; this version reads {RUN_SCHEMA!r}.")
     for path, kind in _MANIFEST_KINDS.items():
         value: Any = manifest
         for part in path.split("."):

@@ -31,8 +31,8 @@ from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model
 from slime_ray.runs import results
-from slime_ray.runs.facts import data_lines
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.runs.notes import data_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.measuring import (
     Measurement,
@@ -155,7 +155,7 @@ def evaluate(
                 bench.check(one)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
-        for line in data_lines(bench.data):
+        for line in data_notes(bench.data):
             logger.warning(line)
             say(line)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}

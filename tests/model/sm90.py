@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def cases() -> dict[str, tuple[Any, Any]]:
             lambda tokens: (wide(tokens, 4096), wide(tokens, 1)),
         ),
         "head_gradient": (
-            lambda *inputs: fused_ops.head_gradient(*inputs, None, torch.bfloat16),
+            partial(fused_ops.head_gradient, cap=None, dtype=torch.bfloat16),
             lambda tokens: (
                 wide(tokens, 4096),
                 wide(tokens, 1),
@@ -177,7 +178,11 @@ def trace(function: Any, make: Any) -> dict[str, tuple[Any, list[Any]]]:
     graphs: dict[str, tuple[Any, list[Any]]] = {}
 
     def keep(name: str) -> Any:
-        return lambda graph, inputs: graphs.__setitem__(name, (graph, list(inputs))) or graph.forward
+        def compiler(graph: Any, inputs: Any) -> Any:
+            graphs[name] = (graph, list(inputs))
+            return graph.forward
+
+        return compiler
 
     backend = aot_autograd(
         fw_compiler=keep("forward"),
@@ -220,7 +225,8 @@ def write_kernels(graph: Any, inputs: list[Any], *, backward: bool) -> str:
     graph.recompile()
     mode = next(value.fake_mode for value in inputs if isinstance(value, FakeTensor))
     config.compile_threads, config.force_disable_caches = 1, True
-    cache.PyCodeCache.load_by_key_path = staticmethod(stop)
+    codes: Any = cache.PyCodeCache
+    codes.load_by_key_path = staticmethod(stop)
     try:
         with tracing(TracingContext(mode)), mode:
             compile_fx_inner(graph, inputs, is_backward=backward)
@@ -240,8 +246,9 @@ def compile_kernels(source: str, folder: Path) -> list[dict[str, int]]:
     def take(self: Any, name: str, code: str, device_str: str = "cuda", **_: Any) -> None:
         written.append((name, cache.write(code, "py")[1]))
 
-    async_compile.AsyncCompile.triton = take
-    async_compile.AsyncCompile.wait = lambda self, scope: None
+    compiler: Any = async_compile.AsyncCompile
+    compiler.triton = take
+    compiler.wait = lambda self, scope: None
     exec(compile(source.split("class Runner")[0].split("def call(")[0], "kernels", "exec"), {})
     resources = []
     for name, path in written:

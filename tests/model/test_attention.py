@@ -73,7 +73,10 @@ def test_attention_by_segment_is_the_definition(window, short, monkeypatch):
 
 
 def varlen_semantics(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """What torch documents of `varlen_attn`: sequence by sequence, masks aligned to the ends, windows inclusive."""
+    """What torch documents of `varlen_attn`: sequence by sequence, masks aligned to the ends, windows inclusive.
+
+    FlashAttention has no CPU kernel: what is tested is what it is asked for.
+    """
     assert (max_q, max_k) == tuple(int(ends.diff().max()) for ends in (cu_q, cu_k))
     assert cu_q.dtype == cu_k.dtype == torch.int32
     assert enable_gqa == (query.shape[1] != key.shape[1])
@@ -82,16 +85,11 @@ def varlen_semantics(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, wind
     for q, k, v in zip(*(x.split(size) for x, size in zip((query, key, value), sizes, strict=True)), strict=True):
         ahead = torch.arange(len(k)) - (torch.arange(len(q)) + len(k) - len(q))[:, None]
         seen = (ahead <= right) & (ahead >= -left if left >= 0 else True)
-        q, k, v = q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(q.shape[1] // k.shape[1], 0) for x in (k, v))
-        weights = (scale * q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf).softmax(-1)
+        groups = q.shape[1] // k.shape[1]
+        k, v = (x.transpose(0, 1).repeat_interleave(groups, 0) for x in (k, v))
+        weights = (scale * q.transpose(0, 1) @ k.transpose(1, 2)).masked_fill(~seen, -math.inf).softmax(-1)
         attended.append((weights @ v).transpose(0, 1))
     return torch.cat(attended)
-
-
-@pytest.fixture
-def varlen(monkeypatch):
-    """FlashAttention has no CPU kernel; what is tested is what it is asked for."""
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: varlen_semantics)
 
 
 def with_gradients(attend, tensors):
@@ -119,7 +117,7 @@ def test_either_kernel_is_the_definition_with_its_gradients(segments, window, ke
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-def test_the_whole_row_in_one_call_gives_what_each_sequence_alone_gives(architecture, varlen, monkeypatch):
+def test_the_whole_row_in_one_call_gives_what_each_sequence_alone_gives(architecture, monkeypatch):
     """Log-probabilities and gradients of transformers' own modules, in Gemma3 with windows shorter than sequences."""
     asked = []
     monkeypatch.setattr(

@@ -174,6 +174,35 @@ def test_other_families_and_other_activations_stay_as_they_are(compile_with):
     assert names(other) == before
 
 
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (
+            lambda function, **options: pytest.fail("compiled"),
+            f"needs torch 2.13 or newer, and this is {torch.__version__}",
+        ),
+        (lambda function, recompile_limit, **options: _without_a_compiler, "inductor raised: no C compiler"),
+    ],
+    ids=["older torch", "no compiler"],
+)
+def test_where_nothing_compiles_the_modules_stay_and_a_warning_says_why(compiler, reason, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(fused_ops, "DEVICES", ("cpu",))
+    for function in (fused_ops.compiled, fused_ops._why_not_compiled):
+        function.cache_clear()
+    lm = AutoModelForCausalLM.from_config(FAMILIES["Llama"]())
+    before = names(lm)
+    assert not fuse(lm)
+    assert names(lm) == before
+    assert reason in caplog.text
+    for function in (fused_ops.compiled, fused_ops._why_not_compiled):
+        function.cache_clear()
+
+
+def _without_a_compiler(*inputs, **options):
+    raise RuntimeError("inductor raised:\nno C compiler\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+
 @pytest.mark.slow
 def test_kernels_for_an_h100_fit_and_do_not_spill(tmp_path):
     """One kernel a function and pass; for rotary one for queries, keys and sines each. Compiled by triton, run nowhere."""

@@ -16,7 +16,7 @@ from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.model import lora
 from slime_ray.model.loading import load_model
-from slime_ray.runs.facts import model_lines
+from slime_ray.runs.notes import model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training import sft, stages
 from slime_ray.training.cache import cached
@@ -218,15 +218,15 @@ def test_trials_adapters_that_no_layer_can_have_are_refused_before_sft(settings,
 def test_facts_of_adapters_and_dropout_are_lines_for_the_user(settings, tmp_path):
     prepared = stages.prepare(settings, storage=RunStore(tmp_path), report=nothing)
     assert prepared.data["adapters"]["model.lora"]["adapted"] == ["self_attn.q_proj", "self_attn.v_proj"]
-    [line] = model_lines(prepared.data)
+    [line] = model_notes(prepared.data)
     assert "Adapters (model.lora) are on" in line
     assert "mlp.down_proj" in line
     rates = {"dropout": {"resid_pdrop": 0.1, "attn_pdrop": 0.2}}
-    assert model_lines({**rates, "dropout_on": False}) == [
+    assert model_notes({**rates, "dropout_on": False}) == [
         "Dropout of the model's configuration (resid_pdrop 0.1, attn_pdrop 0.2) is off in training; model.dropout: true "
         "keeps it."
     ]
-    assert "is on in training" in model_lines({**rates, "dropout_on": True})[0]
-    assert model_lines({}) == []
+    assert "is on in training" in model_notes({**rates, "dropout_on": True})[0]
+    assert model_notes({}) == []
     note = "The adapter a was merged into its base b."
-    assert model_lines({"model_notes": [note]}) == [f"Model: {note}"]
+    assert model_notes({"model_notes": [note]}) == [f"Model: {note}"]

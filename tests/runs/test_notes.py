@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime_ray.runs.facts import data_lines
+from slime_ray.runs.notes import data_notes
 
 
 def group(reason, count, *rows, **more):
@@ -28,7 +28,7 @@ def test_what_is_not_trained_on_as_given_is_told_with_its_places():
             "report_prompts": whole | {"changed": [group("prompts cut at their start", 1, "row 7")]},
         },
     }
-    assert data_lines(data) == [
+    assert data_notes(data) == [
         "Data: 5 of 88 rows are left out: 4 rejected is missing (line 12, line 13, line 14, ...); 1 not JSON (line 20).",
         "Data: rows that are odd but kept: 1 messages kept as JSON text, read as messages (line 2).",
         "Data: rows with text that nothing is trained on: 1 with a column system (line 3). Write it into the messages, or "
@@ -57,9 +57,9 @@ def test_what_is_not_trained_on_as_given_is_told_with_its_places():
     ids=["nothing", "a whole embedded task", "damaged", "damaged part"],
 )
 def test_manifests_with_less_in_them_say_less(data):
-    assert data_lines(data) == []
+    assert data_notes(data) == []
 
 
 def test_a_manifest_of_an_earlier_version_has_counts_alone():
     data = {"truncated": {"held_out": {"rows_read": 20, "rows_dropped": 3}}}
-    assert data_lines(data) == ["Data: 3 of 20 held-out pairs are left out; manifest.json says which."]
+    assert data_notes(data) == ["Data: 3 of 20 held-out pairs are left out; manifest.json says which."]
