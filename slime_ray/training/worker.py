@@ -175,13 +175,13 @@ def start_gpu(wanted: float) -> None:
         wanted: GPUs that the process was given; 0 where it takes what there is.
 
     Raises:
-        DeviceFailure: it was given one, and torch sees none. It would go on without, for days.
+        DeviceFailure: it was given one, and torch sees none any more. It would go on without, for days.
     """
     if torch.cuda.is_available():
         if 0 < wanted < 1:
             torch.cuda.set_per_process_memory_fraction(wanted)
         torch.zeros(1, device="cuda").add_(1).item()
-    elif wanted:
+    elif wanted and torch.backends.cuda.is_built():
         raise DeviceFailure(f"node {platform.node()}: torch sees no GPU, though this process was given one")
 
 

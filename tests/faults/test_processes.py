@@ -125,7 +125,9 @@ sys.meta_path.insert(0, Strikes())
 def test_gpus_that_fail_under_the_stages_and_a_trial_cost_a_process_each_and_no_result(start, tmp_path, workers):
     (tmp_path / "sitecustomize.py").write_text(STRIKES)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Stages of its own, which a group of workers takes longer to begin than others here may be silent.
     more = ("--set", f"sft.updates={10 + workers}", "--set", f"resources.workers={workers}")
+    more += ("--set", "faults.hang_minutes=1")
     sweep = start(f"gpu-{workers}", *more, env={"PYTHONPATH": path})
     text = sweep.end()
     assert sweep.process.returncode == 0, text

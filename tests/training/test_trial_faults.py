@@ -261,6 +261,7 @@ def test_a_trial_under_which_gpus_keep_failing_is_given_up_with_their_nodes(expe
 
 def test_a_process_that_was_given_a_gpu_and_sees_none_trains_on_no_cpu(experiment, storage, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     with pytest.raises(DeviceFailure, match="torch sees no GPU"):
         run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing, hosting=Runtime(gpu=0.5))
 
