@@ -138,21 +138,11 @@ def _list(names: list[str]) -> str:
 
 
 def methods(found: Findings) -> list[str]:
-    """A note for each estimator that the report uses, after what of the data was not trained on as it was given."""
-    return [
-        *map(one_line, data_notes(found.run.manifest.get("data") or {})),
-        *_of_rows(found.run),
-        *(_of_judging() if len(found.judging.frame) else []),
-        *(_of_ablations() if found.cells else []),
-        *(_of_factorials() if found.factorial is not None and len(found.factorial.frame) else []),
-        *(_of_searches() if len(found.search_trials.frame) else []),
-    ]
-
-
-def _of_rows(run: Run) -> list[str]:
+    """Return a note for each estimator that the report uses, after what of the data was not trained on as given."""
     limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
-    version = version_of(run)
-    return [
+    version = version_of(found.run)
+    notes = [
+        *map(one_line, data_notes(found.run.manifest.get("data") or {})),
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
         "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
@@ -175,47 +165,42 @@ def _of_rows(run: Run) -> list[str]:
         "The sentinel estimates the parts of stability during training, on a few held-out pairs and prompts; its "
         "alarms are no part of any score.",
     ]
-
-
-def _of_ablations() -> list[str]:
-    return [
-        "Effect of a cell: its outcomes minus those of the cell that it is compared with, paired by seed and prompt. "
-        f"Tests: {'; '.join(effects.TESTS.values())}. Each is corrected by Holm over all comparisons of its table, in "
-        f"one metric that was declared beforehand; a cell matters where all stay below {effects.LEVEL}, with "
-        f"{statistics.FEWEST_SEEDS} seeds or more.",
-        "Seeds that would settle a comparison: at which the t over seeds and the t over seeds and prompts would, with "
-        "the variance components seen here, each find a true difference of the size observed in four of five tries.",
-    ]
-
-
-def _of_judging() -> list[str]:
-    return [
-        "W_AH: Arena-Hard's score, in which a strong verdict counts as three votes. LC: the length-controlled win "
-        "rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's tokens more "
-        "than the baseline's (Dubois et al. 2024, without terms for model and prompt). Their intervals: percentile "
-        "bootstrap over prompts. Consistent: share of answers whose two valid verdicts name the same winner, or a tie.",
-    ]
-
-
-def _of_factorials() -> list[str]:
-    return [
-        "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half the "
-        "change that one's presence makes to the effect of the other. Shapley value: exact, over all cells. All are "
-        "linear in the cells, and their intervals those of the same sum for each seed and prompt.",
-    ]
-
-
-def _of_searches() -> list[str]:
-    return [
-        "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
-        "Front: finished search trials that no other finished one equals or beats in all goals and beats in one. Knee: "
-        "the trial of the front farthest beyond the line through its two ends, each goal as a share of the front's "
-        "range (Das 1999); how sure it is: resamples of the prompts.",
-        "Importance: PED-ANOVA (Watanabe et al. 2023), the divergence between a knob's values among the best trials "
-        "and among all; its intervals are percentiles over resampled trials.",
-        "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: unbiased, "
-        "without replacement, over the trials at hand (Tang et al. 2020).",
-    ]
+    if len(found.judging.frame):
+        notes += [
+            "W_AH: Arena-Hard's score, in which a strong verdict counts as three votes. LC: the length-controlled "
+            "win rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's "
+            "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt). Their "
+            "intervals: percentile bootstrap over prompts. Consistent: share of answers whose two valid verdicts "
+            "name the same winner, or a tie.",
+        ]
+    if found.cells:
+        notes += [
+            "Effect of a cell: its outcomes minus those of the cell that it is compared with, paired by seed and "
+            f"prompt. Tests: {'; '.join(effects.TESTS.values())}. Each is corrected by Holm over all comparisons of "
+            "its table, in one metric that was declared beforehand; a cell matters where all stay below "
+            f"{effects.LEVEL}, with {statistics.FEWEST_SEEDS} seeds or more.",
+            "Seeds that would settle a comparison: at which the t over seeds and the t over seeds and prompts would, "
+            "with the variance components seen here, each find a true difference of the size observed in four of "
+            "five tries.",
+        ]
+    if found.factorial is not None and len(found.factorial.frame):
+        notes += [
+            "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half "
+            "the change that one's presence makes to the effect of the other. Shapley value: exact, over all cells. "
+            "All are linear in the cells, and their intervals those of the same sum for each seed and prompt.",
+        ]
+    if len(found.search_trials.frame):
+        notes += [
+            "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
+            "Front: finished search trials that no other finished one equals or beats in all goals and beats in one. "
+            "Knee: the trial of the front farthest beyond the line through its two ends, each goal as a share of the "
+            "front's range (Das 1999); how sure it is: resamples of the prompts.",
+            "Importance: PED-ANOVA (Watanabe et al. 2023), the divergence between a knob's values among the best "
+            "trials and among all; its intervals are percentiles over resampled trials.",
+            "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: "
+            "unbiased, without replacement, over the trials at hand (Tang et al. 2020).",
+        ]
+    return notes
 
 
 def asked(run: Run) -> Facts:

@@ -284,10 +284,9 @@ def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) 
         for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):
             if not np.isnan(p):
                 corrected[name][test] = float(p)
-    settled = sum(_agree(effects[name], corrected[name]) for name in effects)
+    settled = sum(
+        not found.of_checkpoints and max(corrected[name].values(), default=1.0) < LEVEL
+        for name, found in effects.items()
+    )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {name: Claim(d, effects[name], corrected[name], level) for name, d in comparisons.items() if d is not None}
-
-
-def _agree(found: Effect, corrected: Mapping[str, float]) -> bool:
-    return not found.of_checkpoints and max(corrected.values(), default=1.0) < LEVEL

@@ -201,7 +201,11 @@ def judging(run: results.Run, main: Table) -> Table:
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
-            *([f"Without ends: {statistics.TOO_FEW}."] if any(_without_ends(frame)) else []),
+            *(
+                [f"Without ends: {statistics.TOO_FEW}."]
+                if (frame["win_rate"].notna() & frame["win_rate_low"].isna()).any()
+                else []
+            ),
             *_took(run),
         ],
         columns=(
@@ -268,10 +272,6 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
         "worst_case": low,
         "best_case": high,
     }
-
-
-def _without_ends(frame: pd.DataFrame) -> pd.Series:
-    return frame["win_rate"].notna() & frame["win_rate_low"].isna()
 
 
 def _invalid_cell(row: pd.Series) -> str:

@@ -172,7 +172,7 @@ def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]
         if isinstance(thing, Table):
             placed.append((entry, thing))
             if len(thing.frame) or thing is found.main:
-                kinds = _written(thing)
+                kinds = {"md": thing.markdown().encode(), "csv": thing.csv().encode(), "tex": thing.latex().encode()}
         else:
             kinds = render(thing)
             placed.append((entry, kinds["svg"]))
@@ -192,10 +192,6 @@ def _memory_frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _written(table: Table) -> dict[str, bytes]:
-    return {"md": table.markdown().encode(), "csv": table.csv().encode(), "tex": table.latex().encode()}
 
 
 def _text(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:

@@ -221,7 +221,11 @@ def stability_parts(run: results.Run, main: Table) -> Table:
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("S", cells(frame, stability_cell), keep=3),
-            Column("seeds", cells(frame, _seeds_cell), keep=2),
+            Column(
+                "seeds",
+                cells(frame, lambda row: f"{number(row['stability_min'])}–{number(row['stability_max'])}"),
+                keep=2,
+            ),
             *(
                 column
                 for name, letter in PARTS.items()
@@ -232,7 +236,3 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             ),
         ),
     )
-
-
-def _seeds_cell(row: pd.Series) -> str:
-    return f"{number(row['stability_min'])}–{number(row['stability_max'])}"

@@ -242,8 +242,8 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
             words.setdefault(left, []).append(label)
     notes = []
     if words:
-        said = "; ".join(f"{left} (beside {', '.join(labels)})" for left, labels in words.items())
-        notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {said}.")
+        seeds_words = "; ".join(f"{left} (beside {', '.join(labels)})" for left, labels in words.items())
+        notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {seeds_words}.")
     if apart:
         notes.append(
             f"No seed in common with {known[0]}, so neither compared with it nor told apart: {', '.join(apart)}."

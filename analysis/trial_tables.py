@@ -113,6 +113,8 @@ def alarms(run: results.Run) -> Table:
     for label, group in trials.groupby(names, sort=False):
         said = group["alarm"].dropna()
         steps = said.str.extract(r" at step (\d{1,9})$")[0].dropna().astype(int)
+        # An alarm begins with the name of its sign.
+        signs = Counter(re.split(r", | at step ", alarm, maxsplit=1)[0] for alarm in said)
         rows.append(
             {
                 "label": str(label),
@@ -122,7 +124,7 @@ def alarms(run: results.Run) -> Table:
                 "last_step": steps.max() if len(steps) else pd.NA,
                 "stability_min": group["stability"].min(),
                 "stability_max": group["stability"].max(),
-                "signs": ", ".join(f"{sign} {count}" for sign, count in Counter(map(_sign, said)).most_common()),
+                "signs": ", ".join(f"{sign} {count}" for sign, count in signs.most_common()),
             }
         )
     frame = pd.DataFrame(rows)
@@ -152,11 +154,6 @@ def alarms(run: results.Run) -> Table:
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
         ),
     )
-
-
-def _sign(alarm: str) -> str:
-    """The name of the sign in an alarm's sentence."""
-    return re.split(r", | at step ", alarm, maxsplit=1)[0]
 
 
 def _span(first: Any, last: Any) -> str:

@@ -7,7 +7,8 @@ adapters, sharding and checkpointing stay as they are. On a GPU only.
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partialmethod
 from subprocess import SubprocessError
 from typing import Any
@@ -31,15 +32,32 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 logger = logging.getLogger(__name__)
 
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+_compilers: list[Compiler] = []
+
+
+@contextmanager
+def compiled_by(compiler: Compiler) -> Iterator[None]:
+    """Have another compiler make the fused functions meanwhile, for every device, such as one that counts them."""
+    _compilers.append(compiler)
+    try:
+        yield
+    finally:
+        _compilers.pop()
+
 
 def runs_fused(x: torch.Tensor) -> bool:
     """Whether work on this tensor is done in the fused way."""
-    return x.device.type in DEVICES
+    return bool(_compilers) or x.device.type in DEVICES
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as compiled kernels, for any number of tokens."""
+    return _compilers[-1](function) if _compilers else _compiled(function)
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as compiled kernels, for any number of tokens."""
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     options: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
     return torch.compile(function, dynamic=True, fullgraph=True, **options)
 
@@ -190,7 +208,7 @@ def fuse(lm: nn.Module) -> bool:
 
     Modules of classes that are not known here stay as they are. False where nothing can be compiled; then all stay.
     """
-    if why_not := _why_not_compiled():
+    if not _compilers and (why_not := _why_not_compiled()):
         logger.warning("Norms and activations are not compiled, which is slower: %s.", why_not)
         return False
     for module in lm.modules():

@@ -111,7 +111,7 @@ class _Estimate:
         material, measured, unknown = self.amounts(self.base).material, self.measured, []
         rates, processor, basis = None, None, None
         if measured:
-            rates, processor = (measured_rates(measured, clock, self.base, material) for clock in ("wall", "processor"))  # type: ignore[arg-type]
+            rates, processor = (measured_rates(measured, clock, self.base, material) for clock in ("wall", "processor"))
             basis = measured.basis
         elif self.gpu:
             share = min(1.0, self.wanted.gpu_per_worker)
@@ -372,7 +372,9 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
     read = Range.of(lambda end: requests.at(end) * shown * SHOWN.at(end))
     written = Range.of(lambda end: requests.at(end) * answer.at(end))
     prices = judge.prices
-    cost = prices and Range.of(lambda end: (read.at(end) * prices.input + written.at(end) * prices.output) * 1e-6)
+    cost = (
+        Range.of(lambda end: (read.at(end) * prices.input + written.at(end) * prices.output) * 1e-6) if prices else None
+    )
     limits = (
         ("requests", judge.budget.requests, requests.expected),
         ("tokens", judge.budget.tokens, read.expected + written.expected),

@@ -158,7 +158,7 @@ def sizes_of(lm: Any) -> Sizes:
     ends = {id(base.get_output_embeddings()), id(base.get_input_embeddings())}
     counted = {(trained, first): 0 for trained in (False, True) for first in (False, True)}
     for name, module in base.get_decoder().named_modules():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         # Those of other kinds are norms, embeddings and convolutions; peft's layers hold linear ones.
         other = weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding) or hasattr(module, "base_layer")
         if other or id(module) in ends:

@@ -8,7 +8,7 @@ allocator takes besides is assumed.
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -161,10 +161,11 @@ class Footprint:
         lm: the model on the meta device, which is used up.
         """
         from slime_ray.data.packing import pack
+        from slime_ray.model.fused_ops import compiled_by, fuse
         from slime_ray.model.train_mode import checkpoint_layers
         from slime_ray.training.trainer import TokenPair
 
-        pairs = [TokenPair(*([1] * length for length in each)) for each in lengths]
+        pairs = [TokenPair([1] * each.prompt, [1] * each.chosen, [1] * each.rejected) for each in lengths]
         with _without_data():
             policy = self._policy(lm, gpu=gpu)
             if checkpointing:
@@ -172,10 +173,14 @@ class Footprint:
             rows = pack(pairs, shared_prompt=self.packed)
             for parameter in policy.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-            with Meter() as meter:
-                logps = policy(rows)
-                # The objective's own tensors are a few numbers a token.
-                (logps.chosen.sum() + logps.rejected.sum()).backward()
+            meter, fused = Meter(), gpu and self.model.fused
+            with compiled_by(meter.fused) if fused else nullcontext():
+                if fused:
+                    policy.fused = fuse(policy.causal_lm)
+                with meter:
+                    logps = policy(rows)
+                    # The objective's own tensors are a few numbers a token.
+                    (logps.chosen.sum() + logps.rejected.sum()).backward()
         return meter
 
     def model_of(self, layers: int) -> Any:

@@ -4,8 +4,9 @@ Shapes and dtypes are those of a real run and nothing is computed, so a training
 on any machine. Both modes are documented by torch; their modules have no other names.
 """
 
+import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -56,10 +57,13 @@ class Meter(TorchDispatchMode):
         self.products, self.others = Amounts(), Amounts()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
+        self._inside = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
         kwargs = kwargs or {}
+        if self._inside:
+            return func(*args, **kwargs)
         if func is aten.nonzero.default:
             out = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
         else:
@@ -77,6 +81,32 @@ class Meter(TorchDispatchMode):
             kind.flops += flops
         return out
 
+    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as one kernel forward and one backward, which keeps no more than its inputs between them."""
+
+        def run(*inputs: Any, **options: Any) -> Any:
+            return _Kernel.apply(self, functools.partial(function, **options), *inputs)
+
+        return run
+
+    def uncounted(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a function whose operations do not count."""
+        self._inside = True
+        try:
+            return function(*inputs)
+        finally:
+            self._inside = False
+
+    def kernel(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a function as one kernel from its inputs to its outputs."""
+        out = self.uncounted(function, *inputs)
+        made, before = _tensors(out), {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
+        for tensor in made:
+            self._track(tensor.untyped_storage(), before)
+        self.others.kernels += 1
+        self.others.bytes += sum(map(_touched, [*_tensors(inputs), *made]))
+        return out
+
     def _track(self, storage: Any, before: set[int]) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._sizes or key in before:
@@ -88,6 +118,46 @@ class Meter(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
+
+
+class _Kernel(torch.autograd.Function):
+    """A function as one kernel forward, and one backward that computes again what it needs of its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, meter: Meter, function: Callable[..., Any], *inputs: Any) -> Any:
+        out = meter.kernel(function, *inputs)
+        kept = meter.uncounted(_needed, function, inputs) if any(ctx.needs_input_grad) else ()
+        ctx.meter, ctx.function, ctx.kept = meter, function, kept
+        # What is not needed is made anew, with its shape.
+        ctx.shapes = [(x.shape, x.dtype) if torch.is_tensor(x) else x for x in inputs]
+        ctx.save_for_backward(*(x for x in inputs if torch.is_tensor(x) and id(x.untyped_storage()) in kept))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        def inner(*given: torch.Tensor) -> list[torch.Tensor]:
+            leaves = [torch.empty(x[0], dtype=x[1]) if isinstance(x, tuple) else x for x in ctx.shapes]
+            wanted = [x.requires_grad_() for x, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed]
+            with torch.enable_grad():
+                out = ctx.function(*leaves)
+            return list(torch.autograd.grad(_tensors(out), wanted, given))
+
+        found = iter(ctx.meter.kernel(inner, *gradients))
+        ctx.meter.others.bytes += sum(map(_touched, ctx.saved_tensors))
+        return None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:])
+
+
+def _needed(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
+    """Storages of the inputs from which a backward pass can be computed: those that it asks for, or else all."""
+    storages, asked = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}, set[int]()
+    leaves = [x.detach().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in inputs]
+
+    def keep(tensor: torch.Tensor) -> None:
+        asked.add(id(tensor.untyped_storage()))
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+        function(*leaves)
+    return asked if asked <= storages else storages
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -184,7 +184,7 @@ class Amounts:
     def demonstrations(self) -> TrainingWork | None:
         """The SFT stage's updates."""
         sft = self.settings.sft
-        return sft and self.training("sft", self.material.sft, sft, sft.examples_per_update, sft.seed)
+        return self.training("sft", self.material.sft, sft, sft.examples_per_update, sft.seed) if sft else None
 
     def reference(self) -> Work:
         """The log-probabilities of the training pairs under the SFT checkpoint, for objectives that need them."""

@@ -40,10 +40,10 @@ def compile_with(monkeypatch):
 
         monkeypatch.setattr(torch, "compile", compiled)
 
-    fused_ops.compiled.cache_clear()
+    fused_ops._compiled.cache_clear()
     torch.compiler.reset()
     yield choose
-    fused_ops.compiled.cache_clear()
+    fused_ops._compiled.cache_clear()
     torch.compiler.reset()
 
 
