@@ -40,6 +40,7 @@ from slime_ray.runs.stability_v1 import stability_score
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
+from slime_ray.training.export import stopping
 from slime_ray.training.front import beaten_by
 from slime_ray.training.loop import LOCAL, Curves, Measurements, Runtime, TrainingLoop
 from slime_ray.training.measuring import (
@@ -250,7 +251,7 @@ def _train_and_measure(
         return Measurement(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
     if outcome.stopped and not outcome.stopped.measure:
         return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
-    _save(policy, folder / MODEL, report, hosting)
+    _save(policy, folder / MODEL, stages, report, hosting)
     asked = answer_prompts(trial, stages, policy, report)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
@@ -306,13 +307,15 @@ def _judged(
     return judge_prompts(trial, stages, asked, judge)
 
 
-def _save(policy: Policy, folder: Path, report: Report, hosting: Runtime) -> None:
-    """Save the adapter, or the whole model, in safetensors, so that a half-written one is never seen."""
+def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting: Runtime) -> None:
+    """Save the adapter, or the whole model, with its tokenizer, so that a half-written one is never seen."""
     weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
 
     def write() -> None:
         with files.replacing(folder) as partial:
             policy.lm.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
+            stages.tokenizer.save_pretrained(partial)
+            stopping(stages.tokenizer, stages.stop_tokens).save_pretrained(partial)
 
     if World.current().main:
         patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))
