@@ -74,6 +74,8 @@ THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
     "exponent": (5, {"Gemma3-4B": TABLE_5}),
 }
 """Which of the paper's tables a design has beside it, with its rows by model."""
+PARTS_OF_SLIME = ("leave_one_out", "factorial")
+"""Designs whose table in the paper is about parts of SLIME."""
 
 
 def beside_the_paper(found: Cells, ablation: Table) -> Table:
@@ -82,7 +84,8 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
     Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
     """
     run, design = found.run, found.design
-    if design.kind not in THEIRS:
+    parts = {name for cell in design.cells for name in cell.levels}
+    if design.kind not in THEIRS or (design.kind in PARTS_OF_SLIME and not parts & {*COMPONENTS}):
         return empty("The paper has no table of such a design.", "row")
     table, theirs = THEIRS[design.kind]
     ours = {

@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs
+from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs, removed
 from slime_ray.config.design import Cell, Design
 from slime_ray.config.experiment import Arm, Experiment, with_values
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.objectives import SlimeObjective
+from slime_ray.objectives.probe import gradients
 
 SHARED = ("model", "data", "sft", "evaluation")
 """What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""
@@ -115,4 +116,7 @@ def trained(settings: Settings) -> str:
         without = {f"objective.{knob}": value for knob, value in plain["objective"].items()}
         plain["objective"] = {path: value for path, value in without.items() if path not in idle_knobs(gone)}
         plain["objective"][REMOVE] = sorted(gone)
+    elif removed(settings) and not objective.pairs_together:
+        # Without a part others may be idle, which the gradients tell.
+        plain["objective"] = [side.tolist() for side in gradients(objective)]
     return fingerprint(plain)

@@ -148,16 +148,21 @@ class _Kernel(torch.autograd.Function):
 
 
 def _needed(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
-    """Storages of the inputs from which a backward pass can be computed: those that it asks for, or else all."""
-    storages, asked = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}, set[int]()
+    """Storages of the inputs from which a backward pass can be computed: those that it asks for.
+
+    Where it asks for what is made of inputs with gradients it is all of them. Others, such as angles, are there anyway.
+    """
+    storages = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
+    needed = {id(tensor.untyped_storage()) for tensor in _tensors(inputs) if not tensor.requires_grad}
     leaves = [x.detach().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in inputs]
 
     def keep(tensor: torch.Tensor) -> None:
-        asked.add(id(tensor.untyped_storage()))
+        key = id(tensor.untyped_storage())
+        needed.update({key} if key in storages else storages if tensor.requires_grad else ())
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         function(*leaves)
-    return asked if asked <= storages else storages
+    return needed
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

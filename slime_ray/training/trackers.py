@@ -167,9 +167,6 @@ def variables_of(trial: Trial, run: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": (run / "mlflow").resolve().as_uri(),
         "CLEARML_PROJECT": run.name,
         "CLEARML_TASK": trial.trial_id,
-        "SWANLAB_MODE": "offline",
-        "SWANLAB_PROJECT": run.name,
-        "SWANLAB_LOG_DIR": str(run / "trials" / trial.trial_id / "swanlab"),
         "TRACKIO_DIR": str(run / "trackio"),
         "WANDB_MODE": "offline",
         "WANDB_PROJECT": run.name,
@@ -243,10 +240,27 @@ def open_mlflow(trial: Trial, run: Path) -> TrainerCallback:
     return MLflowCallback()
 
 
+def open_swanlab(trial: Trial, run: Path) -> TrainerCallback:
+    """Open a run: the callback asks for the present one, which is an error since SwanLab 0.10 where there is none."""
+    import swanlab
+    from transformers.integrations import SwanLabCallback
+
+    folder = run / "trials" / trial.trial_id / "swanlab"
+    # Command lines and printed lines may hold secrets.
+    probe = dict.fromkeys(("hardware", "runtime", "requirements", "git", "monitor"), False)
+    settings = swanlab.Settings.model_validate({"probe": probe, "terminal": {"proxy_type": "none"}})
+    swanlab.init(
+        project=run.name, name=trial.trial_id, group=trial.label, tags=[*tags(trial).values()],
+        mode=os.environ.get("SWANLAB_MODE", "offline"), log_dir=str(folder), settings=settings,
+    )  # fmt: skip
+    return SwanLabCallback()
+
+
 OPENERS: dict[str, Callable[[Trial, Path], TrainerCallback]] = {
     "tensorboard": open_tensorboard,
     "wandb": open_wandb,
     "mlflow": open_mlflow,
+    "swanlab": open_swanlab,
 }
 MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "paused": "KILLED"}
 

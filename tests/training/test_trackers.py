@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -234,13 +235,13 @@ def test_the_record_of_a_failed_trial_is_closed_once_with_its_status_and_finite_
 def test_variables_name_the_trial_while_it_runs_and_what_the_user_has_set_stays(trials, tmp_path, monkeypatch):
     monkeypatch.setitem(trackers_module.OPENERS, "flyte", lambda trial, run: Broken(""))
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    monkeypatch.delenv("SWANLAB_PROJECT", raising=False)
+    monkeypatch.delenv("CLEARML_PROJECT", raising=False)
     trackers = Trackers(["flyte"], trials[0], tmp_path)
     trackers.begin(Trainer(tmp_path))
-    assert (os.environ["WANDB_PROJECT"], os.environ["SWANLAB_PROJECT"]) == ("mine", tmp_path.name)
+    assert (os.environ["WANDB_PROJECT"], os.environ["CLEARML_PROJECT"]) == ("mine", tmp_path.name)
     trackers.end({"status": "completed"})
     assert os.environ["WANDB_PROJECT"] == "mine"
-    assert "SWANLAB_PROJECT" not in os.environ
+    assert "CLEARML_PROJECT" not in os.environ
 
 
 def test_a_tracker_is_told_the_trials_values_without_secrets_in_place_of_trainers_arguments(trials, tmp_path):
@@ -434,3 +435,21 @@ def test_a_server_that_is_not_there_costs_seconds_and_no_trial(trials, tmp_path,
             package.teardown()
     assert records.records == {}
     assert "refused" in records.left_out[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trackio", "swanlab"])
+def test_another_tracker_of_transformers_writes_offline_and_keeps_no_command_line(trials, tmp_path, monkeypatch, name):
+    # Trackio reads where to write when it is imported.
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.setattr(sys, "argv", ["slime-ray", "--password", "hunter2"])
+    (tmp_path / "trials" / trials[0].trial_id).mkdir(parents=True)
+    trackers = Trackers([name], trials[0], tmp_path)
+    [record] = trackers.begin(Trainer(tmp_path))
+    record.on_log(None, TrainerState(global_step=1), None, logs={"loss": 1.0})
+    trackers.end({"status": "completed", "stability": 0.5})
+    assert trackers.left_out == {}
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(name in str(file.relative_to(tmp_path)) for file in written)
+    assert [file for file in written if b"hunter2" in file.read_bytes()] == []
