@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from slime_ray.config.judge import JudgeSettings
+from slime_ray.config.settings import Evaluation
 from slime_ray.config.trackers import Tracker, lacks
 from slime_ray.errors import InputError
 from slime_ray.model.parts import fault_of
@@ -93,7 +94,7 @@ def look_at_node(
     paths: Sequence[str],
     gpus: bool,
     storage: RunStore,
-    judge: JudgeSettings,
+    judge: JudgeSettings | Evaluation,
     trackers: Sequence[Tracker] = (),
     models: Sequence[str] = (),
 ) -> Look:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import JudgeSettings, NoJudge, RewardModel
-from slime_ray.config.settings import EMBEDDED, Settings
+from slime_ray.config.settings import EMBEDDED, Evaluation, Settings
 from slime_ray.config.trackers import Tracker
 from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
@@ -59,7 +59,7 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
             )
             return findings
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
-        paths, judge = (local_paths(settings), settings.evaluation.judge) if settings else ([], NoJudge())
+        paths, judge = (local_paths(settings), settings.evaluation) if settings else ([], NoJudge())
         models = local_models(settings) if settings else []
         trackers = tuple(experiment.trackers) if experiment else ()
         looks, silent = _look(probe, token, paths, gpus, storage, judge, trackers, models)
@@ -86,7 +86,7 @@ def _look(
     paths: Sequence[str],
     gpus: bool,
     storage: RunStore,
-    judge: JudgeSettings,
+    judge: JudgeSettings | Evaluation,
     trackers: Sequence[Tracker],
     models: Sequence[str],
 ) -> tuple[list[Look], list[Finding]]:
