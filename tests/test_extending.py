@@ -96,7 +96,7 @@ def test_the_steps_to_the_end_with_an_objective_and_a_table(folder):
         ("{name: 'nowhere:Hinge'}", "objective.name is 'nowhere:Hinge', which cannot be imported: No module named"),
         ("{name: 'json:JSONDecoder'}", "which is no frozen dataclass, as an objective is"),
         ("{name: 'slime_ray.objectives.base:Term'}", "whose name has no value: give its class one"),
-        ("{name: hinge}", "objective.name is 'hinge'"),
+        ("{name: hing}", "objective.name is 'hing'"),
     ],
 )
 def test_what_is_wrong_with_an_objective_of_ones_own_is_told_where_it_stands(folder, monkeypatch, objective, said):

@@ -94,7 +94,7 @@ class Ablation(Strict):
 
     def around(self) -> dict[str, Values]:
         """What each center sets; without any, `base` is the only one. Raises Unfit for an unknown preset."""
-        return {name: given(values, "centers", name) for name, values in self.centers.items()} or {"base": {}}
+        return {name: with_preset(values, "centers", name) for name, values in self.centers.items()} or {"base": {}}
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         """The cells around one center, exactly one of them a reference. Raises Unfit."""
@@ -181,18 +181,18 @@ class Sensitivity(Ablation):
     """Paths into `objective` and `training`, each with the values that it is given."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        own = {path: self._own(center, settings, path) for path in self.knobs}
-        planned = [Planned("center", levels=own, reference=True)]
+        levels_there = {path: self._center_value(center, settings, path) for path in self.knobs}
+        planned = [Planned("center", levels=levels_there, reference=True)]
         for path, values in self.knobs.items():
             knob = path.rsplit(".", 1)[-1]
             planned += [
                 Planned(f"{knob}-{_worded(value)}", {path: value}, {path: value}, keys=("knobs", path, index))
                 for index, value in enumerate(values)
-                if value != own[path]
+                if value != levels_there[path]
             ]
         return planned
 
-    def _own(self, center: str, settings: Settings, path: str) -> Level:
+    def _center_value(self, center: str, settings: Settings, path: str) -> Level:
         try:
             value = value_at(settings, path)
         except KeyError:
@@ -272,7 +272,7 @@ class Baselines(Ablation):
                 "against",
             )
         return [
-            Planned(name, given(values, "methods", name), reference=name == self.against, keys=("methods", name))
+            Planned(name, with_preset(values, "methods", name), reference=name == self.against, keys=("methods", name))
             for name, values in self.methods.items()
         ]
 
@@ -290,7 +290,7 @@ AnyAblation = Annotated[
 ]
 
 
-def given(values: Values, *keys: str) -> Values:
+def with_preset(values: Values, *keys: str) -> Values:
     """What a center or method sets, with the objective of the preset that it may name under the rest. Raises Unfit."""
     gone = values.get(REMOVE)
     idle = idle_knobs(map(str, gone)) if isinstance(gone, list) else {}
@@ -360,7 +360,7 @@ def absent(objective: SlimeObjective) -> set[str]:
 def idle_knobs(gone: Iterable[str]) -> dict[str, str]:
     """Paths of SLIME's knobs that have no effect without some components, and which it is each time."""
     gone = {*gone}
-    knobs = {f"objective.{knob}": part for part, own in KNOBS.items() if part in gone for knob in own}
+    knobs = {f"objective.{knob}": part for part, names in KNOBS.items() if part in gone for knob in names}
     return knobs | ({MARGIN_WEIGHT: "both margins"} if {*MARGINS} <= gone else {})
 
 

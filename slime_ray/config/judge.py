@@ -138,16 +138,16 @@ def shipped_templates() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
 
 
-def _read_template(given: Any) -> Any:
+def _read_template(value: Any) -> Any:
     """The content of a template that is given by name or path, so that trials need no file."""
-    if not isinstance(given, str):
-        return given
+    if not isinstance(value, str):
+        return value
     with resources.as_file(resources.files("slime_ray.presets") / "judges") as folder:
-        path = folder / f"{given}.yaml" if given in shipped_templates() else Path(given).expanduser()
+        path = folder / f"{value}.yaml" if value in shipped_templates() else Path(value).expanduser()
         if path.suffix not in (".yaml", ".yml"):
-            near = difflib.get_close_matches(given, shipped_templates(), n=1)
+            near = difflib.get_close_matches(value, shipped_templates(), n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{given!r} is neither a .yaml file nor one of {', '.join(shipped_templates())}.{hint}")
+            raise ValueError(f"{value!r} is neither a .yaml file nor one of {', '.join(shipped_templates())}.{hint}")
         data = load_yaml(path).data
     wrong = [key for key, text in data.items() if key not in ("system", "user") or not isinstance(text, str)]
     if wrong or "user" not in data:

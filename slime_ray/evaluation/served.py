@@ -33,6 +33,8 @@ COMPARED = 8
 TOLERANCE = 0.1
 """Mean difference, in nats, of the first token's log-probability. Engines round as bfloat16 does: 0.008 was measured of
 two ways to compute the same model in it."""
+OPENING = 60.0
+"""Seconds in which the server has to be there."""
 UNLOADING = 10.0
 """Seconds that taking an adapter back may be tried for: the next trial loads another one all the same."""
 LONGEST_WAIT = 30.0
@@ -165,7 +167,7 @@ class Served:
 
     def _open(self) -> None:
         """Look for the base, and load the adapter."""
-        until = self._until()
+        until = time.monotonic() + min(OPENING, self.server.deadline_seconds)
         reply = self._patiently(lambda: self.connection.send("/models", seconds=_left(until)), until)
         names = _models(reply)
         if self.server.model not in names:
@@ -178,7 +180,7 @@ class Served:
             with suppress(Failure):
                 # Left by an attempt that was killed.
                 self._send("unload", time.monotonic() + UNLOADING)
-            self._call("load", until)
+            self._call("load", self._until())
 
     def _send(self, what: str, until: float) -> bytes:
         """Load or unload the adapter."""
@@ -267,10 +269,8 @@ class Served:
                 if failure.kind != "passing" or (stop and stop.is_set()):
                     raise
                 if wait >= until - time.monotonic():
-                    seconds = self.server.deadline_seconds
-                    failure.reason = (
-                        f"{failure.reason}, until evaluation.engine.deadline_seconds ({seconds:g}) was over"
-                    )
+                    limit = f"evaluation.engine.deadline_seconds is {self.server.deadline_seconds:g}"
+                    failure.reason = f"{failure.reason}, again and again ({limit})"
                     raise
             if stop:
                 stop.wait(wait)

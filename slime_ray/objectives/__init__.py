@@ -1,4 +1,4 @@
-"""The objectives by name. A new one is a file beside `slime.py` and a line in `OBJECTIVES`, or a user's own class."""
+"""The objectives by name. A new one is a class in a file here and an entry of `OBJECTIVES`, or a user's own class."""
 
 import dataclasses
 import importlib
@@ -13,20 +13,58 @@ from slime_ray.objectives.base import (
     Unit,
     pair_means,
     pair_sums,
+    tuned_ranges,
 )
-from slime_ray.objectives.dpo import DpoObjective
+from slime_ray.objectives.composed import ComposedObjective
+from slime_ray.objectives.dpo import (
+    ApoObjective,
+    DiscopopObjective,
+    DpoObjective,
+    DpopObjective,
+    DpoShiftObjective,
+    ExoObjective,
+    HingeObjective,
+    IpoObjective,
+    NcaObjective,
+    RobustObjective,
+    SppoObjective,
+)
 from slime_ray.objectives.matching import margin_push, matched_margin_weight, matched_strength
 from slime_ray.objectives.sft import SftObjective
-from slime_ray.objectives.simpo import SimpoObjective
+from slime_ray.objectives.simpo import (
+    AlphapoObjective,
+    CpoObjective,
+    OrpoObjective,
+    SimperObjective,
+    SimpoObjective,
+)
 from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
 from slime_ray.objectives.slime_released import ReleasedSlimeObjective
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "slime": SlimeObjective,
-    "slime-released": ReleasedSlimeObjective,
-    "dpo": DpoObjective,
-    "simpo": SimpoObjective,
-    "sft": SftObjective,
+    kind.name: kind
+    for kind in (
+        SlimeObjective,
+        ReleasedSlimeObjective,
+        DpoObjective,
+        IpoObjective,
+        HingeObjective,
+        RobustObjective,
+        ExoObjective,
+        NcaObjective,
+        SppoObjective,
+        ApoObjective,
+        DpopObjective,
+        DpoShiftObjective,
+        DiscopopObjective,
+        SimpoObjective,
+        CpoObjective,
+        AlphapoObjective,
+        OrpoObjective,
+        SimperObjective,
+        ComposedObjective,
+        SftObjective,
+    )
 }
 """Each objective's class by the name that stands in YAML."""
 
@@ -73,6 +111,7 @@ def build_objective(name: str, **settings: Any) -> Objective:
 
 __all__ = [
     "OBJECTIVES",
+    "ComposedObjective",
     "DpoObjective",
     "Objective",
     "ObjectiveOutput",
@@ -92,4 +131,5 @@ __all__ = [
     "matched_strength",
     "pair_means",
     "pair_sums",
+    "tuned_ranges",
 ]

@@ -5,11 +5,12 @@ can divide by the counts of the whole effective batch, however it is cut into mi
 `ObjectiveOutput.loss_over`.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -86,13 +87,17 @@ class Objective(Protocol):
 
     chosen_logps, rejected_logps: (tokens,), floating-point, the log-probs of all completion tokens in pair
         order, in nats.
-    chosen_lengths, rejected_lengths: (pairs,), integers, how many of those tokens belong to each completion.
+    chosen_lengths, rejected_lengths: (pairs,), integers, how many of those tokens belong to each completion. Training
+        leaves them on the CPU, where `read_batch` checks them without waiting for a device.
     reference: needed where `needs_reference`, left unread elsewhere.
     Everything is computed in at least float32. Raises ValueError where shapes, dtypes or lengths do not fit.
     """
 
     name: ClassVar[str]
-    needs_reference: ClassVar[bool]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether calls need the reference model's log-probs."""
 
     @property
     def pairs_together(self) -> int | None:
@@ -114,11 +119,14 @@ class Objective(Protocol):
 def pair_sums(logps: Tensor, lengths: Tensor) -> Tensor:
     """Sum over each completion's tokens. logps: (tokens,); lengths: (pairs,); returns (pairs,).
 
-    Added up in at least float32, which is also the dtype of the result.
+    Added up in at least float32, which is also the dtype of the result, and on a GPU too in the same order every time:
+    `index_add` would add there in whatever order threads arrive.
     """
     logps = at_least_float32(logps)
-    pair_of_token = torch.repeat_interleave(lengths.to(logps.device, torch.int64), output_size=logps.numel())
-    return logps.new_zeros(lengths.numel()).index_add(0, pair_of_token, logps)
+    lengths = lengths.to(logps.device, torch.int64)
+    # `unsafe` leaves out a check that waits for the device; `read_batch` has made it.
+    sums: Tensor = torch.segment_reduce(logps, "sum", lengths=lengths, unsafe=True)
+    return sums
 
 
 def pair_means(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -141,10 +149,11 @@ def nothing(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """The checked input of an objective, in at least float32. `rejected_lengths`, `*_sums`, `*_means`: (pairs,)."""
+    """The checked input of an objective, in at least float32. `*_lengths`, `*_sums`, `*_means`: (pairs,)."""
 
     chosen: Tensor
     rejected: Tensor
+    chosen_lengths: Tensor
     rejected_lengths: Tensor
     chosen_sums: Tensor
     rejected_sums: Tensor
@@ -156,6 +165,18 @@ class Batch:
     def margins(self) -> Tensor:
         """D = lw - ll of the mean log-probs, (pairs,), with its gradient."""
         return self.chosen_means - self.rejected_means
+
+    def scores(self, reference: ReferenceLogps | None, normalization: str) -> tuple[Tensor, Tensor]:
+        """Return the log-probs of chosen and rejected, (pairs,) each, as sums or means over tokens.
+
+        With a reference they are log ratios: policy minus reference.
+        """
+        chosen, rejected = self.chosen_sums, self.rejected_sums
+        if reference is not None:
+            chosen, rejected = chosen - reference.chosen, rejected - reference.rejected
+        if normalization == "mean":
+            chosen, rejected = chosen / self.chosen_lengths, rejected / self.rejected_lengths
+        return chosen, rejected
 
     def diagnostics(self) -> dict[str, Tensor]:
         """The detached per-pair fields of an ObjectiveOutput."""
@@ -192,15 +213,19 @@ def read_batch(
     if rejected_optional and no_rejected:
         rejected_lengths = rejected_lengths[:0]
     chosen, rejected = at_least_float32(chosen_logps), at_least_float32(rejected_logps)
+    # Checked where they are; on the CPU that is without waiting for a device.
+    chosen_lengths = chosen_lengths.to(chosen.device, torch.int64, non_blocking=True)
+    rejected_lengths = rejected_lengths.to(rejected.device, torch.int64, non_blocking=True)
     chosen_sums, rejected_sums = pair_sums(chosen, chosen_lengths), pair_sums(rejected, rejected_lengths)
     return Batch(
         chosen=chosen,
         rejected=rejected,
-        rejected_lengths=rejected_lengths.to(rejected.device, torch.int64),
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
         chosen_sums=chosen_sums,
         rejected_sums=rejected_sums,
-        chosen_means=chosen_sums / chosen_lengths.to(chosen.device),
-        rejected_means=rejected_sums / rejected_lengths.to(rejected.device),
+        chosen_means=chosen_sums / chosen_lengths,
+        rejected_means=rejected_sums / rejected_lengths,
         counts={
             "pairs": chosen_lengths.numel(),
             "chosen_tokens": chosen.numel(),
@@ -216,7 +241,7 @@ def _check_side(side: str, logps: Tensor, lengths: Tensor) -> None:
         raise ValueError(f"{side}_lengths is {_looks(lengths)}: must be integers, 1-D, one per pair")
     if lengths.numel() == 0:
         raise ValueError(f"{side}_lengths is empty: a batch holds at least one pair")
-    # One transfer for both numbers: each one waits for the device.
+    # One transfer for both numbers: where lengths are on a device, each one waits for it.
     shortest, total = torch.stack([lengths.min().long(), lengths.sum()]).tolist()
     if shortest < 1:
         raise ValueError(f"{side}_lengths holds {shortest}: every completion has at least one token")
@@ -257,6 +282,118 @@ def check_count(field: str, value: int) -> None:
     """Raise ValueError, its sentence starting with `field`, unless `value` is a whole number >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{field} is {value!r}: must be a whole number >= 1")
+
+
+def knob(
+    default: float,
+    *,
+    tuned: tuple[float, float] | None = None,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+) -> Any:
+    """Declare a number of an objective's dataclass.
+
+    Args:
+        default: The value where nothing is set.
+        tuned: The range in which the literature tunes it. None where none is known.
+        at_least: Smallest value allowed.
+        above: Value that must be exceeded.
+        at_most: Largest value allowed.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    return dataclasses.field(default=default, metadata={"bounds": bounds, "tuned": tuned})
+
+
+def tuned_ranges(objective: type) -> dict[str, tuple[float, float]]:
+    """Return the range in which the literature tunes each knob of an objective, where one is known."""
+    every = {field.name: field.metadata.get("tuned") for field in dataclasses.fields(objective)}
+    return {name: tuned for name, tuned in every.items() if tuned is not None}
+
+
+class PairwiseObjective:
+    """Base of an objective with one loss a pair and, where it has `nll_weight`, the chosen tokens' likelihood.
+
+    A subclass is a frozen dataclass whose numbers are declared by `knob`. `parts` names what `remove` takes away, each
+    with a sentence about what is left.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[bool] = False
+    pairs_together: ClassVar[int | None] = None
+    parts: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.parts)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether calls need the reference model's log-probs."""
+        return self.reference and not self.without("reference")
+
+    def without(self, part: str) -> bool:
+        """Return whether a part is removed."""
+        return part in getattr(self, "remove", ())
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Return each pair's loss, (pairs,)."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        chosen_logps: Tensor,
+        chosen_lengths: Tensor,
+        rejected_logps: Tensor,
+        rejected_lengths: Tensor,
+        *,
+        reference: ReferenceLogps | None = None,
+    ) -> ObjectiveOutput:
+        """Return the terms of one batch: the objective's own name, and `nll` where it has one. See `Objective`."""
+        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
+        base = check_reference(self.name, reference, batch.chosen_sums) if self.needs_reference else None
+        terms = {self.name: Term(self.pair_losses(batch, base).sum(), "pairs")}
+        weight = getattr(self, "nll_weight", None)
+        if weight is not None:
+            nll = nothing(batch.chosen) if self.without("nll") or not weight else -weight * batch.chosen.sum()
+            terms["nll"] = Term(nll, "chosen_tokens")
+        return ObjectiveOutput(terms=terms, counts=batch.counts, **batch.diagnostics())
+
+
+def check_fields(objective: Any, parts: Mapping[str, str]) -> None:
+    """Check the knobs, choices and removals of an objective, and order its `remove` as `parts` are.
+
+    Choices are the fields of type Literal. Raises ValueError, its sentence starting with the field's name.
+    """
+    kinds = get_type_hints(type(objective))
+    for field in dataclasses.fields(objective):
+        value = getattr(objective, field.name)
+        if "bounds" in field.metadata:
+            check_number(field.name, value, **field.metadata["bounds"])
+        elif field.name == "remove":
+            object.__setattr__(objective, "remove", check_removals(value, parts))
+        elif get_origin(kinds[field.name]) is Literal:
+            check_choice(field.name, value, get_args(kinds[field.name]))
+
+
+def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError, its sentence starting with `field`, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{field} is {value!r}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def check_removals(remove: object, parts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return `remove` in the order of `parts` and without repetitions, so that equal objectives compare equal.
+
+    Raises:
+        ValueError: Something else than a list of these parts.
+    """
+    known = ", ".join(parts)
+    if isinstance(remove, str) or not isinstance(remove, (tuple, list, set, frozenset)):
+        raise ValueError(f"remove is {remove!r}: must be a list of any of {known}")
+    for item in remove:
+        if item not in parts:
+            raise ValueError(f"remove holds {item!r}: must be a list of any of {known}")
+    return tuple(item for item in parts if item in remove)
 
 
 def _looks(tensor: Tensor) -> str:

@@ -1,61 +1,296 @@
-"""DPO: direct preference optimization, sigmoid loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7)."""
+"""Objectives that compare with a reference model: DPO and what others made of it.
 
+In all of them w and l are the chosen and the rejected completion, and r is a completion's log ratio: its log-prob under
+the policy minus that under the reference, in nats, a sum over tokens unless `normalization` is mean.
+"""
+
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import (
-    ObjectiveOutput,
-    ReferenceLogps,
-    Term,
-    check_number,
-    check_reference,
-    read_batch,
-)
+from slime_ray.objectives.base import Batch, PairwiseObjective, ReferenceLogps, knob
+
+WITHOUT_REFERENCE = "log-probs of the policy take the place of log ratios"
+WITHOUT_NLL = "no likelihood of the chosen tokens"
 
 
 @dataclass(frozen=True)
-class DpoObjective:
-    """-log sigmoid(beta * z), z how much more than the reference the policy prefers chosen, by sequence sums.
+class DpoObjective(PairwiseObjective):
+    """-log sigmoid(beta * (r_w - r_l)), and optionally the likelihood of the chosen tokens.
 
-    z = (sum chosen - reference chosen) - (sum rejected - reference rejected), in nats, not length-normalised.
+    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` it is RPO or IRPO (arXiv 2404.19733); with
+    `normalization: mean` length-normalized DPO.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
         label_smoothing: from 0 to 0.5, the assumed share of pairs with swapped labels (conservative DPO).
-
-    Raises ValueError, its sentence beginning with the field's name.
+        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
+        normalization: Log ratios are the "sum" over a completion's tokens, or their "mean".
+        remove: Ablations. "reference" replaces log ratios by log-probs; "nll" drops that term.
     """
 
     name: ClassVar[str] = "dpo"
-    needs_reference: ClassVar[bool] = True
-    pairs_together: ClassVar[int | None] = None
+    reference: ClassVar[bool] = True
+    parts: ClassVar = {"reference": WITHOUT_REFERENCE, "nll": WITHOUT_NLL}
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    label_smoothing: float = knob(0.0, at_least=0, at_most=0.5)
+    nll_weight: float = knob(0.0, at_least=0, tuned=(0.1, 1.0))
+    normalization: Literal["mean", "sum"] = "sum"
+    remove: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        check_number("beta", self.beta, above=0)
-        check_number("label_smoothing", self.label_smoothing, at_least=0, at_most=0.5)
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 7, smoothed."""
+        chosen, rejected = batch.scores(reference, self.normalization)
+        logits = self.beta * (chosen - rejected)
+        return -F.logsigmoid(logits) * (1 - self.label_smoothing) - F.logsigmoid(-logits) * self.label_smoothing
 
-    def __call__(
-        self,
-        chosen_logps: Tensor,
-        chosen_lengths: Tensor,
-        rejected_logps: Tensor,
-        rejected_lengths: Tensor,
-        *,
-        reference: ReferenceLogps | None = None,
-    ) -> ObjectiveOutput:
-        """The one term `dpo` of a batch; see `Objective` for shapes. ValueError without a reference."""
-        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
-        base = check_reference("DPO", reference, batch.chosen_sums)
-        logits = self.beta * ((batch.chosen_sums - base.chosen) - (batch.rejected_sums - base.rejected))
-        losses = -F.logsigmoid(logits) * (1 - self.label_smoothing) - F.logsigmoid(-logits) * self.label_smoothing
-        return ObjectiveOutput(
-            terms={"dpo": Term(losses.sum(), "pairs")},
-            counts=batch.counts,
-            **batch.diagnostics(),
-        )
+
+@dataclass(frozen=True)
+class IpoObjective(PairwiseObjective):
+    """(r_w - r_l - 1 / (2 * beta)) ** 2: a finite target margin by a square.
+
+    Azar et al. 2023, arXiv 2310.12036, eq. 17, whose tau is `beta`.
+
+    Args:
+        beta: > 0. Larger aims at a smaller margin, 1 / (2 * beta) nats.
+        normalization: Log ratios are the "mean" over a completion's tokens, as its authors have it, or their "sum".
+        remove: Ablations. "reference" replaces log ratios by log-probs.
+    """
+
+    name: ClassVar[str] = "ipo"
+    reference: ClassVar[bool] = True
+    parts: ClassVar = {"reference": WITHOUT_REFERENCE}
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    normalization: Literal["mean", "sum"] = "mean"
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 17."""
+        chosen, rejected = batch.scores(reference, self.normalization)
+        return (chosen - rejected - 1 / (2 * self.beta)) ** 2
+
+
+@dataclass(frozen=True)
+class HingeObjective(PairwiseObjective):
+    """max(0, 1 - beta * (r_w - r_l)): SLiC's hard margin on DPO's log ratios (arXiv 2305.10425; RSO, 2309.06657).
+
+    Args:
+        beta: > 0. Larger aims at a smaller margin, 1 / beta nats.
+        remove: Ablations. "reference" replaces log ratios by log-probs.
+    """
+
+    name: ClassVar[str] = "hinge"
+    reference: ClassVar[bool] = True
+    parts: ClassVar = {"reference": WITHOUT_REFERENCE}
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """The hinge of each pair."""
+        chosen, rejected = batch.scores(reference, "sum")
+        return F.relu(1 - self.beta * (chosen - rejected))
+
+
+@dataclass(frozen=True)
+class RobustObjective(PairwiseObjective):
+    """DPO's loss, unbiased under labels that are swapped at a known rate (Chowdhury et al., arXiv 2403.00409, eq. 12).
+
+    [-(1 - e) * log sigmoid(z) + e * log sigmoid(-z)] / (1 - 2e), z = beta * (r_w - r_l).
+
+    Args:
+        beta: > 0. Larger keeps the policy closer to the reference.
+        label_smoothing: e, from 0 to below 0.5, the share of pairs with swapped labels.
+    """
+
+    name: ClassVar[str] = "robust"
+    reference: ClassVar[bool] = True
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    label_smoothing: float = knob(0.1, at_least=0, at_most=0.49)
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 12."""
+        chosen, rejected = batch.scores(reference, "sum")
+        logits, rate = self.beta * (chosen - rejected), self.label_smoothing
+        return (rate * F.logsigmoid(-logits) - (1 - rate) * F.logsigmoid(logits)) / (1 - 2 * rate)
+
+
+@dataclass(frozen=True)
+class ExoObjective(PairwiseObjective):
+    """Reverse KL divergence from smoothed labels to the policy's preference (Ji et al., arXiv 2402.00856, eq. 16).
+
+    With q = sigmoid(beta * (r_w - r_l)): q * (log q - log(1 - e)) + (1 - q) * (log(1 - q) - log e).
+
+    Args:
+        beta: > 0. Larger keeps the policy closer to the reference.
+        label_smoothing: e, above 0 and up to 0.5. Larger aims at a smaller margin.
+    """
+
+    name: ClassVar[str] = "exo"
+    reference: ClassVar[bool] = True
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    label_smoothing: float = knob(1e-3, above=0, at_most=0.5)
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 16 for two completions."""
+        chosen, rejected = batch.scores(reference, "sum")
+        logits = self.beta * (chosen - rejected)
+        likely, unlikely = math.log1p(-self.label_smoothing), math.log(self.label_smoothing)
+        chosen_part = torch.sigmoid(logits) * (F.logsigmoid(logits) - likely)
+        return chosen_part + torch.sigmoid(-logits) * (F.logsigmoid(-logits) - unlikely)
+
+
+@dataclass(frozen=True)
+class NcaObjective(PairwiseObjective):
+    """-log sigmoid(z_w) - log sigmoid(-z_w) / 2 - log sigmoid(-z_l) / 2, z = beta * r: absolute rewards.
+
+    Noise contrastive alignment, Chen et al., arXiv 2402.05369.
+
+    Args:
+        beta: > 0. Larger keeps the policy closer to the reference.
+    """
+
+    name: ClassVar[str] = "nca"
+    reference: ClassVar[bool] = True
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """The pairwise form."""
+        chosen, rejected = (self.beta * score for score in batch.scores(reference, "sum"))
+        return -F.logsigmoid(chosen) - F.logsigmoid(-chosen) / 2 - F.logsigmoid(-rejected) / 2
+
+
+@dataclass(frozen=True)
+class SppoObjective(PairwiseObjective):
+    """(r_w - 1 / (2 * beta)) ** 2 + (r_l + 1 / (2 * beta)) ** 2: both completions have a target.
+
+    Self-play preference optimization with hard labels, Wu et al., arXiv 2405.00675, eq. 4.7. On pairs from a data set
+    it is one iteration of that method.
+
+    Args:
+        beta: > 0. Larger aims at smaller log ratios. Its authors' eta is 1 / beta.
+    """
+
+    name: ClassVar[str] = "sppo"
+    reference: ClassVar[bool] = True
+
+    beta: float = knob(0.1, above=0, tuned=(0.001, 0.1))
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 4.7 with probabilities of 1 and 0."""
+        chosen, rejected = batch.scores(reference, "sum")
+        return (chosen - 0.5 / self.beta) ** 2 + (rejected + 0.5 / self.beta) ** 2
+
+
+@dataclass(frozen=True)
+class ApoObjective(PairwiseObjective):
+    """Anchored preference optimization: says which way each completion moves (D'Oosterlinck et al., arXiv 2408.06266).
+
+    zero, eq. 7: 1 - sigmoid(beta * r_w) + sigmoid(beta * r_l), chosen up and rejected down
+    down, eq. 8: sigmoid(beta * r_w) + 1 - sigmoid(beta * (r_w - r_l)), both down, rejected more
+
+    Args:
+        beta: > 0. Larger saturates at smaller log ratios.
+        variant: "zero" where chosen answers are better than the model's, "down" where they are worse.
+    """
+
+    name: ClassVar[str] = "apo"
+    reference: ClassVar[bool] = True
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    variant: Literal["zero", "down"] = "zero"
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eqs. 7 and 8."""
+        chosen, rejected = (self.beta * score for score in batch.scores(reference, "sum"))
+        if self.variant == "zero":
+            return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
+        return torch.sigmoid(chosen) + 1 - torch.sigmoid(chosen - rejected)
+
+
+@dataclass(frozen=True)
+class DpopObjective(PairwiseObjective):
+    """-log sigmoid(beta * (r_w - r_l - guard * max(0, -r_w))): DPO-Positive, which penalizes a fall of chosen.
+
+    Pal et al. 2024, arXiv 2402.13228, eq. 3.
+
+    Args:
+        beta: > 0. Larger keeps the policy closer to the reference.
+        guard: lambda, >= 0. More of it holds the chosen completion at the reference's log-prob.
+        remove: Ablations. "guard" leaves DPO.
+    """
+
+    name: ClassVar[str] = "dpop"
+    reference: ClassVar[bool] = True
+    parts: ClassVar = {"guard": "DPO"}
+
+    beta: float = knob(0.3, above=0, tuned=(0.1, 0.5))
+    guard: float = knob(50.0, at_least=0, tuned=(5.0, 50.0))
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 3."""
+        chosen, rejected = batch.scores(reference, "sum")
+        penalty = 0.0 if self.without("guard") else self.guard * F.relu(-chosen)
+        return -F.logsigmoid(self.beta * (chosen - rejected - penalty))
+
+
+@dataclass(frozen=True)
+class DpoShiftObjective(PairwiseObjective):
+    """-log sigmoid(beta * (r_w - shift * r_l)): trades margin for the likelihood of chosen.
+
+    Yang et al. 2025, arXiv 2502.07599. The shift is constant; schedules over training are not supported.
+
+    Args:
+        beta: > 0. Larger keeps the policy closer to the reference.
+        shift: f, above 0 and up to 1. Smaller pushes the rejected completion less; 1 is DPO.
+        remove: Ablations. "shift" leaves DPO.
+    """
+
+    name: ClassVar[str] = "dpo_shift"
+    reference: ClassVar[bool] = True
+    parts: ClassVar = {"shift": "DPO"}
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    shift: float = knob(0.75, above=0, at_most=1, tuned=(0.5, 0.95))
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """The shifted loss."""
+        chosen, rejected = batch.scores(reference, "sum")
+        return -F.logsigmoid(self.beta * (chosen - (1.0 if self.without("shift") else self.shift) * rejected))
+
+
+@dataclass(frozen=True)
+class DiscopopObjective(PairwiseObjective):
+    """A blend of the logistic and the exponential loss, found by search (Lu et al., arXiv 2406.08414, eq. 5).
+
+    With x = beta * (r_w - r_l) and s = sigmoid(x / temperature): -(1 - s) * log sigmoid(x) + s * exp(-x).
+
+    Args:
+        beta: > 0. Larger keeps the policy closer to the reference.
+        temperature: tau, above 0 and up to 1. Smaller switches between the two more suddenly.
+    """
+
+    name: ClassVar[str] = "discopop"
+    reference: ClassVar[bool] = True
+
+    beta: float = knob(0.05, above=0)
+    temperature: float = knob(0.05, above=0, at_most=1)
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 5."""
+        chosen, rejected = batch.scores(reference, "sum")
+        logits = self.beta * (chosen - rejected)
+        # One exponent: exp(-x) alone overflows where its weight is 0.
+        exponential = torch.exp(F.logsigmoid(logits / self.temperature) - logits)
+        return exponential - torch.sigmoid(-logits / self.temperature) * F.logsigmoid(logits)

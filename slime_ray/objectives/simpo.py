@@ -1,57 +1,166 @@
-"""SimPO: a reference-free, length-normalised margin loss (Meng et al. 2024, arXiv 2405.14734, eq. 6)."""
+"""Objectives without a reference model and without SLIME's terms.
+
+In all of them m is the mean log-prob over a completion's tokens, in nats, of the chosen (w) or the rejected one (l).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import ObjectiveOutput, ReferenceLogps, Term, check_number, nothing, read_batch
+from slime_ray.objectives.base import Batch, PairwiseObjective, ReferenceLogps, knob
+
+WITHOUT_NLL = "no likelihood of the chosen tokens"
+LARGEST_POWER = 50.0
+"""AlphaPO's exponent is cut here: e**50 nats of reward still train, more would overflow."""
 
 
 @dataclass(frozen=True)
-class SimpoObjective:
-    """-log sigmoid(beta * D - gamma), D the difference of mean log-probs, and optionally a likelihood term.
+class SimpoObjective(PairwiseObjective):
+    """-log sigmoid(beta * (m_w - m_l) - gamma), and optionally the likelihood of the chosen tokens.
 
-    What TRL's CPO trainer computes for `loss_type="simpo"`; its `simpo_gamma` and `cpo_alpha` are `gamma` and
-    `nll_weight` here.
+    Meng et al. 2024, arXiv 2405.14734, eq. 6. TRL's CPO trainer computes it for `loss_type="simpo"`; its `simpo_gamma`
+    and `cpo_alpha` are `gamma` and `nll_weight` here.
 
     Args:
-        beta: > 0. How steeply the loss falls with the margin D.
-        gamma: >= 0. The target of beta * D, so the margin aimed at is gamma / beta nats per token.
+        beta: > 0. How steeply the loss falls with the margin.
+        gamma: >= 0. The target of beta * margin, so the margin aimed at is gamma / beta nats per token.
         nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-
-    Raises ValueError, its sentence beginning with the field's name.
+        remove: Ablations. "length_normalization" takes sums over tokens for means; "target_margin" sets gamma to 0;
+            "nll" drops that term.
     """
 
     name: ClassVar[str] = "simpo"
-    needs_reference: ClassVar[bool] = False
-    pairs_together: ClassVar[int | None] = None
+    parts: ClassVar = {
+        "length_normalization": "sums over tokens take the place of means",
+        "target_margin": "gamma is 0",
+        "nll": WITHOUT_NLL,
+    }
 
-    beta: float = 2.0
-    gamma: float = 0.5
-    nll_weight: float = 0.0
+    beta: float = knob(2.0, above=0, tuned=(2.0, 10.0))
+    gamma: float = knob(0.5, at_least=0, tuned=(0.6, 16.0))
+    nll_weight: float = knob(0.0, at_least=0)
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 6."""
+        chosen, rejected = batch.scores(None, "sum" if self.without("length_normalization") else "mean")
+        gamma = 0.0 if self.without("target_margin") else self.gamma
+        return -F.logsigmoid(self.beta * (chosen - rejected) - gamma)
+
+
+@dataclass(frozen=True)
+class CpoObjective(PairwiseObjective):
+    """-log sigmoid(beta * (sum_w - sum_l)) and the likelihood of the chosen tokens, sum over a completion's tokens.
+
+    Contrastive preference optimization, Xu et al. 2024, arXiv 2401.08417, eq. 3 to 5.
+
+    Args:
+        beta: > 0. How steeply the loss falls with the margin.
+        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
+        remove: Ablations. "nll" drops that term.
+    """
+
+    name: ClassVar[str] = "cpo"
+    parts: ClassVar = {"nll": WITHOUT_NLL}
+
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    nll_weight: float = knob(1.0, at_least=0, tuned=(0.1, 1.0))
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 3."""
+        return -F.logsigmoid(self.beta * (batch.chosen_sums - batch.rejected_sums))
+
+
+@dataclass(frozen=True)
+class AlphapoObjective(PairwiseObjective):
+    """-log sigmoid(beta * (v_w - v_l) - gamma), v = (1 - exp(-alpha * m)) / alpha: SimPO with a shaped reward.
+
+    Gupta et al. 2025, arXiv 2501.03884. At alpha = 0 v is m, and this is SimPO. alpha * m is cut at -50.
+
+    Args:
+        beta: > 0. How steeply the loss falls with the margin.
+        gamma: >= 0. The target of beta * margin.
+        alpha: The reward's shape. Above 0 improbable completions weigh more, below 0 less.
+        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
+        remove: Ablations. "shape" leaves SimPO; "target_margin" sets gamma to 0; "nll" drops that term.
+    """
+
+    name: ClassVar[str] = "alphapo"
+    parts: ClassVar = {"shape": "SimPO", "target_margin": "gamma is 0", "nll": WITHOUT_NLL}
+
+    beta: float = knob(2.5, above=0)
+    gamma: float = knob(0.25, at_least=0)
+    alpha: float = knob(0.25, at_least=-5, at_most=5)
+    nll_weight: float = knob(0.0, at_least=0)
+    remove: tuple[str, ...] = ()
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """SimPO's loss of the shaped rewards."""
+        alpha = 0.0 if self.without("shape") else self.alpha
+        chosen, rejected = shaped(batch.chosen_means, alpha), shaped(batch.rejected_means, alpha)
+        gamma = 0.0 if self.without("target_margin") else self.gamma
+        return -F.logsigmoid(self.beta * (chosen - rejected) - gamma)
+
+
+@dataclass(frozen=True)
+class OrpoObjective(PairwiseObjective):
+    """NLL of the chosen tokens - beta * log sigmoid(o_w - o_l), o = m - log(1 - exp(m)), the log odds.
+
+    Hong et al. 2024, arXiv 2403.07691, eqs. 6 and 7. TRL takes the likelihood of the prompt's tokens as well; this is
+    the chosen tokens' alone.
+
+    Args:
+        beta: lambda, >= 0. Weight of the odds ratio.
+        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
+        remove: Ablations. "odds_ratio" and "nll" drop their terms; not both.
+    """
+
+    name: ClassVar[str] = "orpo"
+    parts: ClassVar = {"odds_ratio": "NLL alone", "nll": WITHOUT_NLL}
+
+    beta: float = knob(0.1, at_least=0, tuned=(0.05, 1.0))
+    nll_weight: float = knob(1.0, at_least=0)
+    remove: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_number("beta", self.beta, above=0)
-        check_number("gamma", self.gamma, at_least=0)
-        check_number("nll_weight", self.nll_weight, at_least=0)
+        super().__post_init__()
+        if self.without("odds_ratio") and (self.without("nll") or not self.nll_weight):
+            raise ValueError("remove leaves nothing to train: keep odds_ratio or nll")
 
-    def __call__(
-        self,
-        chosen_logps: Tensor,
-        chosen_lengths: Tensor,
-        rejected_logps: Tensor,
-        rejected_lengths: Tensor,
-        *,
-        reference: ReferenceLogps | None = None,
-    ) -> ObjectiveOutput:
-        """The terms `simpo` and `nll` of one batch; see `Objective` for shapes. `reference` is not read."""
-        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
-        losses = -F.logsigmoid(self.beta * batch.margins - self.gamma)
-        nll = -self.nll_weight * batch.chosen.sum() if self.nll_weight else nothing(batch.chosen)
-        return ObjectiveOutput(
-            terms={"simpo": Term(losses.sum(), "pairs"), "nll": Term(nll, "chosen_tokens")},
-            counts=batch.counts,
-            **batch.diagnostics(),
-        )
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 7, weighted."""
+        if self.without("odds_ratio"):
+            return 0.0 * batch.margins
+        return -self.beta * F.logsigmoid(log_odds(batch.chosen_means) - log_odds(batch.rejected_means))
+
+
+@dataclass(frozen=True)
+class SimperObjective(PairwiseObjective):
+    """exp(m_l) - exp(m_w): no reference and no knobs (Xiao et al. 2025, arXiv 2502.00883, eq. 3)."""
+
+    name: ClassVar[str] = "simper"
+
+    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
+        """Eq. 3: the inverse perplexities."""
+        return torch.exp(batch.rejected_means) - torch.exp(batch.chosen_means)
+
+
+def shaped(means: Tensor, alpha: float) -> Tensor:
+    """Return AlphaPO's rewards (1 - exp(-alpha * m)) / alpha of mean log-probs, (pairs,) each; m where alpha is 0."""
+    if alpha == 0:
+        return means
+    return -torch.expm1((-alpha * means).clamp(max=LARGEST_POWER)) / alpha
+
+
+def log_odds(means: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of p = exp(m), (pairs,) each.
+
+    The odds of a certain completion are infinite. It counts as of log-prob -eps of the dtype, with the gradient there.
+    """
+    eps = torch.finfo(means.dtype).eps
+    means = means - (means + eps).clamp(min=0).detach()
+    return means - torch.log(-torch.expm1(means))

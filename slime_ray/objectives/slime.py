@@ -12,15 +12,22 @@ from slime_ray.objectives.base import (
     ObjectiveOutput,
     ReferenceLogps,
     Term,
-    check_number,
+    check_fields,
+    knob,
     nothing,
     read_batch,
 )
 
-REMOVABLE = ("anchor", "stabilizer", "soft_margin", "hard_margin", "hard_margin_clip")
-"""What `SlimeObjective.remove` takes."""
+REMOVABLE = {
+    "anchor": "no anchor term",
+    "stabilizer": "no stabilizer term",
+    "soft_margin": "s is 1",
+    "hard_margin": "h is 1",
+    "hard_margin_clip": "h is hard_margin - D",
+}
+"""What `SlimeObjective.remove` takes, and what is left."""
 
-_LARGEST_EXPONENT = 8.0
+LARGEST_EXPONENT = 8.0
 """A token of log-prob -1e4 to this power, summed over a million tokens, still is a float32."""
 
 
@@ -84,30 +91,23 @@ class SlimeObjective:
 
     name: ClassVar[str] = "slime"
     needs_reference: ClassVar[bool] = False
+    parts: ClassVar = REMOVABLE
 
-    anchor_weight: float = 0.1
-    stabilizer_strength: float = 0.1
-    stabilizer_threshold: float = 1.25
-    stabilizer_exponent: float = 2.5
-    margin_weight: float = 1.0
-    hard_margin: float = 1.5
-    soft_margin: float = 1.0
-    gate_sharpness: float = 2.5
+    anchor_weight: float = knob(0.1, at_least=0)
+    stabilizer_strength: float = knob(0.1, at_least=0, tuned=(0.0005, 0.1))
+    stabilizer_threshold: float = knob(1.25, at_least=0)
+    stabilizer_exponent: float = knob(2.5, at_least=1, at_most=LARGEST_EXPONENT, tuned=(1.0, 3.0))
+    margin_weight: float = knob(1.0, at_least=0)
+    hard_margin: float = knob(1.5, at_least=0)
+    soft_margin: float = knob(1.0)
+    gate_sharpness: float = knob(2.5, above=0)
     remove: tuple[str, ...] = ()
     normalization: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        check_number("anchor_weight", self.anchor_weight, at_least=0)
-        check_number("stabilizer_strength", self.stabilizer_strength, at_least=0)
-        check_number("stabilizer_threshold", self.stabilizer_threshold, at_least=0)
-        check_number("stabilizer_exponent", self.stabilizer_exponent, at_least=1, at_most=_LARGEST_EXPONENT)
-        check_number("margin_weight", self.margin_weight, at_least=0)
-        check_number("hard_margin", self.hard_margin, at_least=0)
-        check_number("soft_margin", self.soft_margin)
-        check_number("gate_sharpness", self.gate_sharpness, above=0)
-        if self.normalization not in ("mean", "sum"):
-            raise ValueError(f"normalization is {self.normalization!r}: must be mean or sum")
-        object.__setattr__(self, "remove", _checked_removals(self.remove))
+        check_fields(self, self.parts)
+        if "hard_margin" in self.remove and "hard_margin_clip" in self.remove:
+            raise ValueError("remove holds hard_margin and hard_margin_clip, two readings of one ablation: name one")
 
     @property
     def pairs_together(self) -> int | None:
@@ -170,16 +170,3 @@ class SlimeObjective:
             return nothing(margins)
         product = factors[0] if len(factors) == 1 else factors[0] * factors[1]
         return self.margin_weight * product.sum()
-
-
-def _checked_removals(remove: object) -> tuple[str, ...]:
-    """`remove` in a fixed order and without repetitions, so that equal objectives compare equal."""
-    known = ", ".join(REMOVABLE)
-    if isinstance(remove, str) or not isinstance(remove, (tuple, list, set, frozenset)):
-        raise ValueError(f"remove is {remove!r}: must be a list of any of {known}")
-    for item in remove:
-        if item not in REMOVABLE:
-            raise ValueError(f"remove holds {item!r}: must be a list of any of {known}")
-    if "hard_margin" in remove and "hard_margin_clip" in remove:
-        raise ValueError("remove holds hard_margin and hard_margin_clip, two readings of one ablation: name one")
-    return tuple(item for item in REMOVABLE if item in remove)

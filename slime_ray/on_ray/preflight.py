@@ -25,8 +25,8 @@ from slime_ray.config.trackers import Tracker
 from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
 from slime_ray.model.parts import fault_of, parts_of
+from slime_ray.on_ray.cluster_state import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.connection import connected
-from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
 
@@ -92,9 +92,10 @@ def _look(
 ) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
-    A process that has opened a GPU keeps some of its memory, so the driver itself looks only where none is asked for.
+    A process that has opened a GPU keeps some of its memory, so each task has one of its own, and the driver itself
+    looks only where no GPU is asked for.
     """
-    task: Any = ray.remote(look_at_node)
+    task: Any = ray.remote(max_calls=1)(look_at_node)
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
@@ -355,6 +356,8 @@ def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
+            if look.bf16 and (cost := settings.model.float32_cost(f"the {look.gpu} of node {look.name}")):
+                yield Finding("warning", "gpu", cost)
 
 
 def _gib(size: int) -> str:

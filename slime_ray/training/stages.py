@@ -23,6 +23,7 @@ from slime_ray.data.chat_template import stop_token_ids, template_hash
 from slime_ray.data.corpus import load_corpus
 from slime_ray.data.splits import content_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
+from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
@@ -47,7 +48,7 @@ MADE = "made.json"
 """Beside an SFT checkpoint, the hash of its weights: taken once, since they may be large."""
 NOTES = "notes.json"
 """Next to it, what a user should know of the pretrained model that was loaded."""
-FORMAT = 5
+FORMAT = 6
 """Raised when what a stage writes changes, so that older caches are not read."""
 
 
@@ -288,6 +289,10 @@ def _make_baseline(
                 )
         except FloatingPointError:
             raise no_answers(settings) from None
+        except RunError as error:
+            if settings.evaluation.engine is None:
+                raise
+            raise RunError(f"{error} The checkpoint that it has to serve is {checkpoint}.") from None
         if world.main:
             _write(
                 folder / f"{name}.parquet",

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import NoJudge
-from slime_ray.on_ray.nodes import look_at_node
+from slime_ray.on_ray.cluster_state import look_at_node
 from slime_ray.on_ray.preflight import examine
 from slime_ray.runs.store import RunStore
 from tests.end_to_end.conftest import environment

@@ -6,7 +6,8 @@ Run in a throwaway environment, since TRL is no dependency of this project:
     /tmp/trl/bin/python tests/objectives/make_trl_golden.py
 
 The trainers are made without their constructors and given only the attributes that their loss code reads; the
-loss code (`DPOTrainer._compute_loss`, `CPOTrainer.get_batch_loss_metrics`) is TRL's, untouched. Models are
+loss code (`DPOTrainer._compute_loss`, `CPOTrainer.get_batch_loss_metrics`, `ORPOTrainer.odds_ratio_loss`) is TRL's,
+untouched, but for ORPO's cast to float32, which is a cast to float64 here. Models are
 stand-ins that return prescribed log-probs, so gradients reach the token log-probs themselves.
 """
 
@@ -16,6 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -24,6 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
 
 LENGTHS = {
     "one-pair": ([3], [2]),
@@ -46,7 +49,15 @@ def bare(trainer: type, **attributes: object) -> Any:
     return made
 
 
-def dpo_loss(case: SimpleNamespace, *, loss_type: str, beta: float, label_smoothing: float) -> Tensor:
+def dpo_loss(
+    case: SimpleNamespace,
+    *,
+    loss_type: str,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05,
+    sft_weight: float = 0.0,
+) -> Tensor:
     """TRL's DPO trainer; its model returns log-probs of shifted labels, 0 outside of the completion."""
     width = max(case.chosen_lengths + case.rejected_lengths)
     logps = torch.cat(
@@ -65,8 +76,9 @@ def dpo_loss(case: SimpleNamespace, *, loss_type: str, beta: float, label_smooth
         ld_alpha=None,
         precompute_ref_logps=True,
         f_divergence_type="reverse_kl",
-        loss_types=[loss_type],
-        loss_weights=[1.0],
+        loss_types=[loss_type, "sft"] if sft_weight else [loss_type],
+        loss_weights=[1.0, sft_weight] if sft_weight else [1.0],
+        args=SimpleNamespace(discopop_tau=discopop_tau),
         beta=beta,
         label_smoothing=label_smoothing,
         use_weighting=False,
@@ -83,7 +95,15 @@ def dpo_loss(case: SimpleNamespace, *, loss_type: str, beta: float, label_smooth
     return trainer._compute_loss(lambda **_: outputs, inputs, False)
 
 
-def simpo_loss(case: SimpleNamespace, *, beta: float, simpo_gamma: float, cpo_alpha: float) -> Tensor:
+def cpo_loss(
+    case: SimpleNamespace,
+    *,
+    beta: float,
+    cpo_alpha: float,
+    simpo_gamma: float = 0.0,
+    alpha: float = 0.0,
+    loss_type: str = "simpo",
+) -> Tensor:
     """TRL's CPO trainer; its model has a vocabulary of two tokens, and token 1 is every label.
 
     The logits are (log(1 - p), log p), whose log-softmax at token 1 is log p again with derivative 1.
@@ -104,8 +124,8 @@ def simpo_loss(case: SimpleNamespace, *, beta: float, simpo_gamma: float, cpo_al
         is_encoder_decoder=False,
         pad_token_id=0,
         aux_loss_enabled=False,
-        loss_type="simpo",
-        alpha=0.0,
+        loss_type=loss_type,
+        alpha=alpha,
         label_smoothing=0.0,
         beta=beta,
         simpo_gamma=simpo_gamma,
@@ -122,9 +142,21 @@ def simpo_loss(case: SimpleNamespace, *, beta: float, simpo_gamma: float, cpo_al
     return trainer.get_batch_loss_metrics(model, batch)[0]
 
 
-def runs() -> list[tuple[str, dict[str, float], str, dict[str, float]]]:
+def orpo_loss(case: SimpleNamespace, *, beta: float) -> Tensor:
+    """TRL's ORPO trainer: its loss of mean log-probs, beside the likelihood of the chosen tokens alone."""
+    means = [
+        torch.stack([row.mean() for row in torch.split(getattr(case, side), getattr(case, f"{side}_lengths"))])
+        for side in ("chosen", "rejected")
+    ]
+    trainer = bare(ORPOTrainer, accelerator=Accelerator(cpu=True), beta=beta)
+    with mock.patch.object(Tensor, "float", Tensor.double):
+        losses = trainer.odds_ratio_loss(*means)[0]
+    return -case.chosen.mean() - losses.mean()
+
+
+def runs() -> list[tuple[str, dict[str, Any], str, dict[str, Any]]]:
     """Objective, its settings here, TRL's code path, and TRL's settings."""
-    found: list[tuple[str, dict[str, float], str, dict[str, float]]] = [("sft", {}, "DPOTrainer sft", {})]
+    found: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [("sft", {}, "DPOTrainer sft", {})]
     found += [("dpo", {"beta": beta}, "DPOTrainer sigmoid", {"beta": beta}) for beta in (0.1, 0.5)]
     for beta, gamma, weight in ((2.0, 0.5, 0.0), (0.1, 2.0, 0.0), (2.0, 0.2, 1.0), (10.0, 3.0, 0.25)):
         here = {"beta": beta, "gamma": gamma, "nll_weight": weight}
@@ -133,10 +165,28 @@ def runs() -> list[tuple[str, dict[str, float], str, dict[str, float]]]:
     # TRL's sigmoid loss lost its label smoothing; `aot` has the formula, and one pair leaves it none to sort.
     smooth = {"beta": 0.3, "label_smoothing": 0.2}
     found.append(("dpo", smooth, "DPOTrainer aot", smooth))
+    found.append(("dpo", {"beta": 0.2, "nll_weight": 0.7}, "DPOTrainer sigmoid", {"beta": 0.2, "sft_weight": 0.7}))
+    found.append(("dpo", {"beta": 1.5, "normalization": "mean"}, "DPOTrainer sigmoid_norm", {"beta": 1.5}))
+    for name, path in (("ipo", "ipo"), ("hinge", "hinge"), ("nca", "nca_pair"), ("sppo", "sppo_hard")):
+        found += [(name, {"beta": beta}, f"DPOTrainer {path}", {"beta": beta}) for beta in (0.1, 0.6)]
+    found += [
+        ("apo", {"beta": 0.3, "variant": way}, f"DPOTrainer apo_{way}", {"beta": 0.3}) for way in ("zero", "down")
+    ]
+    for name, path in (("robust", "robust"), ("exo", "exo_pair")):
+        found.append((name, smooth, f"DPOTrainer {path}", smooth))
+    for beta, tau in ((0.05, 0.05), (0.4, 0.8)):
+        here, there = {"beta": beta, "temperature": tau}, {"beta": beta, "discopop_tau": tau}
+        found.append(("discopop", here, "DPOTrainer discopop", there))
+    found.append(("cpo", {"beta": 0.1, "nll_weight": 1.0}, "CPOTrainer sigmoid", {"beta": 0.1, "cpo_alpha": 1.0}))
+    for alpha in (0.25, -0.5):
+        here = {"beta": 2.5, "gamma": 0.3, "alpha": alpha, "nll_weight": 0.0}
+        there = {"beta": 2.5, "simpo_gamma": 0.3, "alpha": alpha, "cpo_alpha": 0.0}
+        found.append(("alphapo", here, "CPOTrainer simpo", there))
+    found.append(("orpo", {"beta": 0.4}, "ORPOTrainer odds_ratio", {"beta": 0.4}))
     return found
 
 
-def make_case(run: tuple[str, dict[str, float], str, dict[str, float]], sizes: str, seed: int) -> dict[str, Any]:
+def make_case(run: tuple[str, dict[str, Any], str, dict[str, Any]], sizes: str, seed: int) -> dict[str, Any]:
     """One golden case: random log-probs, TRL's loss of them, its gradients."""
     objective, settings, path, trl_settings = run
     generator = torch.Generator().manual_seed(seed)
@@ -160,9 +210,11 @@ def make_case(run: tuple[str, dict[str, float], str, dict[str, float]], sizes: s
         case.reference_rejected = noise(padded(case.rejected, rejected_lengths, 40).sum(1))
     trainer, loss_type = path.split()
     if trainer == "CPOTrainer":
-        loss = simpo_loss(case, **trl_settings)
+        loss = cpo_loss(case, loss_type=loss_type, **trl_settings)
+    elif trainer == "ORPOTrainer":
+        loss = orpo_loss(case, **trl_settings)
     else:
-        loss = dpo_loss(case, loss_type=loss_type, **{"beta": 0.1, "label_smoothing": 0.0, **trl_settings})
+        loss = dpo_loss(case, loss_type=loss_type, **trl_settings)
     grads = torch.autograd.grad(loss, [case.chosen, case.rejected], allow_unused=True)
     # The SFT loss does not depend on the rejected tokens.
     grad_chosen, grad_rejected = (
@@ -170,7 +222,13 @@ def make_case(run: tuple[str, dict[str, float], str, dict[str, float]], sizes: s
         for grad, tokens in zip(grads, [case.chosen, case.rejected], strict=True)
     )
     return {
-        "name": "-".join([objective, sizes, *(f"{value:g}" for value in settings.values())]),
+        "name": "-".join(
+            [
+                objective,
+                sizes,
+                *(f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()),
+            ]
+        ),
         "objective": objective,
         "settings": settings,
         "trl": {"code": path, **trl_settings},
@@ -190,6 +248,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("trl_losses.json"))
     out = parser.parse_args().out
+    # EXO's code makes a tensor of its smoothing, of the default dtype.
+    torch.set_default_dtype(torch.float64)
     cases: list[dict[str, Any]] = []
     for run in runs():
         for sizes in ["one-pair"] if run[2] == "DPOTrainer aot" else LENGTHS:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from slime_ray.objectives import (
     ReferenceLogps,
     ReleasedSlimeObjective,
+    SftObjective,
     SlimeObjective,
     component_activity,
     margin_push,
@@ -37,6 +38,14 @@ def test_shares_by_hand() -> None:
         "margin": margin_push(SlimeObjective(), 1.0) * math.sqrt(1 / 4 + 1),
     }
     expected = {f"gradient_share.{name}": norm / sum(norms.values()) for name, norm in norms.items()}
+    margin = margin_push(SlimeObjective(), 1.0)
+    expected |= {
+        "chosen_share.anchor": 1.0,
+        "chosen_share.stabilizer": 0.0,
+        "chosen_share.margin": (1 / 4) / (1 / 4 + 1),
+    }
+    # On the four chosen tokens anchor and margin add up; on the rejected one the margin pushes down, the stabilizer up.
+    expected["gradient_ratio"] = (0.1 + margin) / 2 / (margin - norms["stabilizer"])
     assert found == pytest.approx(expected | {"past_hard_margin": 0.0}, rel=1e-12)
 
 
@@ -59,7 +68,9 @@ def test_past_the_hard_margin_only_anchor_and_stabilizer_pull() -> None:
 
 
 @given(
-    remove=st.sets(st.sampled_from(REMOVABLE)).filter(lambda items: not {"hard_margin", "hard_margin_clip"} <= items)
+    remove=st.sets(st.sampled_from(list(REMOVABLE))).filter(
+        lambda items: not {"hard_margin", "hard_margin_clip"} <= items
+    )
 )
 def test_what_is_removed_has_a_share_of_exactly_zero(remove: set[str]) -> None:
     found = activity(SlimeObjective(remove=tuple(remove)), CHOSEN, REJECTED)
@@ -101,3 +112,8 @@ def test_the_log_probs_given_are_left_as_they_are() -> None:
         component_activity(SlimeObjective(), chosen, lengths, chosen, lengths, reference=ReferenceLogps(chosen, chosen))
     assert not chosen.requires_grad
     assert chosen.grad is None
+
+
+def test_a_loss_that_does_not_reach_the_rejected_tokens_has_no_ratio() -> None:
+    found = component_activity(SftObjective(), *leaves(CHOSEN), *leaves(REJECTED))
+    assert found == {"gradient_share.nll": 1.0, "chosen_share.nll": 1.0}

@@ -1,4 +1,4 @@
-"""DPO, SimPO and SFT: TRL's numbers for the same inputs, values by hand, the ranges of the knobs."""
+"""Every objective but SLIME: TRL's numbers for the same inputs, values by hand, the ranges of the knobs."""
 
 import json
 import math
@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.objectives import DpoObjective, ReferenceLogps, SftObjective, SimpoObjective, build_objective
+from slime_ray.objectives import (
+    OBJECTIVES,
+    DpoObjective,
+    ReferenceLogps,
+    SftObjective,
+    SimpoObjective,
+    build_objective,
+)
 
 GOLDEN = json.loads(Path(__file__).with_name("trl_losses.json").read_text())["cases"]
 ONE = torch.tensor([1])
@@ -36,9 +43,90 @@ def test_loss_and_gradients_are_those_of_trl(case: dict[str, Any]) -> None:
         torch.testing.assert_close(grad, tensor(expected), rtol=0, atol=1e-12)
 
 
+NOT_IN_TRL = {"slime", "slime-released", "dpop", "dpo_shift", "simper", "composed"}
+"""These have tests of their own, against the authors' code or a second derivation."""
+
+
 def test_every_baseline_has_golden_cases_that_train() -> None:
-    assert {case["objective"] for case in GOLDEN} == {"dpo", "simpo", "sft"}
-    assert all(max(abs(grad) for grad in case["grad_chosen_logps"]) > 1e-4 for case in GOLDEN)
+    assert {case["objective"] for case in GOLDEN} == set(OBJECTIVES) - NOT_IN_TRL
+    trained = {case["objective"] for case in GOLDEN if max(map(abs, case["grad_chosen_logps"])) > 1e-4}
+    assert trained == set(OBJECTIVES) - NOT_IN_TRL
+
+
+def pair(chosen: float, rejected: float) -> tuple[torch.Tensor, ...]:
+    """One pair of one token a side."""
+    return tensor([chosen]), ONE, tensor([rejected]), ONE
+
+
+@pytest.mark.parametrize("chosen", [-1.0, -6.0])
+def test_dpop_is_the_form_of_its_paper(chosen: float) -> None:
+    """Eq. 3 with ratios of probabilities, as printed: log(pi / ref) - lambda * max(0, log(ref / pi))."""
+    reference = ReferenceLogps(tensor([-3.0]), tensor([-2.0]))
+    got = build_objective("dpop", beta=0.4, guard=7.0)(*pair(chosen, -4.0), reference=reference).loss.item()
+    ratio = math.exp(chosen) / math.exp(-3.0)
+    inner = math.log(ratio) - math.log(math.exp(-4.0) / math.exp(-2.0)) - 7.0 * max(0.0, math.log(1 / ratio))
+    assert got == pytest.approx(-math.log(1 / (1 + math.exp(-0.4 * inner))), abs=1e-12)
+
+
+def test_dpop_holds_chosen_by_the_derivative_of_its_paper() -> None:
+    """Below the reference the push on chosen is beta * (1 + lambda) * sigmoid(-z), as its appendix derives."""
+    chosen = tensor([-6.0]).requires_grad_()
+    reference = ReferenceLogps(tensor([-3.0]), tensor([-2.0]))
+    output = build_objective("dpop", beta=0.4, guard=7.0)(chosen, ONE, tensor([-4.0]), ONE, reference=reference)
+    (gradient,) = torch.autograd.grad(output.loss, chosen)
+    z = 0.4 * (-3.0 + 2.0 - 7.0 * 3.0)
+    assert gradient.item() == pytest.approx(-0.4 * 8.0 / (1 + math.exp(z)), abs=1e-12)
+
+
+def test_dpo_shift_weighs_the_rejected_ratio_alone() -> None:
+    """In powers of ratios: sigmoid of log[(pi_w / ref_w)^beta / (pi_l / ref_l)^(f beta)]."""
+    reference = ReferenceLogps(tensor([-3.0]), tensor([-2.0]))
+    got = build_objective("dpo_shift", beta=0.4, shift=0.6)(*pair(-1.0, -4.0), reference=reference).loss.item()
+    odds = (math.exp(-1.0) / math.exp(-3.0)) ** 0.4 / (math.exp(-4.0) / math.exp(-2.0)) ** (0.4 * 0.6)
+    assert got == pytest.approx(-math.log(odds / (1 + odds)), abs=1e-12)
+
+
+def test_simper_is_the_difference_of_inverse_perplexities() -> None:
+    """Perplexity as the inverse geometric mean of the tokens' probabilities."""
+    output = build_objective("simper")(tensor([-1.0, -2.0]), torch.tensor([2]), tensor([-0.5]), ONE)
+    chosen = (math.exp(-1.0) * math.exp(-2.0)) ** (1 / 2)
+    assert output.loss.item() == pytest.approx(math.exp(-0.5) - chosen, abs=1e-12)
+
+
+def test_orpo_of_certain_and_of_hopeless_completions_still_pushes() -> None:
+    for chosen, rejected in ((-5.0, 0.0), (-1e4, -1e-9)):
+        tokens = torch.tensor([rejected], requires_grad=True)
+        build_objective("orpo")(torch.tensor([chosen]), ONE, tokens, ONE).loss.backward()
+        assert tokens.grad is not None
+        assert torch.isfinite(tokens.grad)
+        assert tokens.grad > 0
+
+
+REMOVED = {
+    ("dpo", "reference"): ("cpo", {"nll_weight": 0.0}),
+    ("simpo", "target_margin"): ("simpo", {"gamma": 0.0}),
+    ("simpo", "length_normalization"): ("cpo", {"beta": 2.0, "nll_weight": 0.0}),
+    ("alphapo", "shape"): ("simpo", {"beta": 2.5, "gamma": 0.25}),
+    ("dpop", "guard"): ("dpo", {"beta": 0.3}),
+    ("dpo_shift", "shift"): ("dpo", {}),
+    ("cpo", "nll"): ("cpo", {"nll_weight": 0.0}),
+    ("orpo", "odds_ratio"): ("sft", {}),
+}
+"""What an objective without a part is."""
+
+
+@pytest.mark.parametrize(("name", "part"), REMOVED)
+def test_an_objective_without_a_part_is_the_one_that_its_docstring_names(name: str, part: str, draw: Any) -> None:
+    batch = draw(7)
+    other, knobs = REMOVED[name, part]
+    remove = (part, "target_margin") if (name, part) == ("simpo", "length_normalization") else (part,)
+    bare = build_objective(name, remove=remove)
+    expected = build_objective(other, **knobs)
+    loss, wanted = batch.feed(bare).loss, batch.feed(expected).loss
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-12)
+    for one, two in zip(batch.gradients(loss), batch.gradients(wanted), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+    assert bare.needs_reference == expected.needs_reference
 
 
 def test_dpo_of_one_pair_by_hand() -> None:
@@ -109,6 +197,12 @@ def test_reference_of_another_shape_is_refused() -> None:
         ("simpo", {"beta": -2.0}, "beta is -2.0: must be a finite number > 0"),
         ("simpo", {"gamma": -0.1}, "gamma is -0.1: must be a finite number >= 0"),
         ("simpo", {"nll_weight": math.nan}, "nll_weight is nan: must be a finite number >= 0"),
+        ("dpo", {"normalization": "max"}, "normalization is 'max': must be mean or sum"),
+        ("dpo", {"remove": ["anchor"]}, "remove holds 'anchor': must be a list of any of reference, nll"),
+        ("dpo_shift", {"shift": 0}, "shift is 0: must be a finite number > 0 and <= 1"),
+        ("exo", {"label_smoothing": 0}, "label_smoothing is 0: must be a finite number > 0 and <= 0.5"),
+        ("discopop", {"temperature": 2}, "temperature is 2: must be a finite number > 0 and <= 1"),
+        ("orpo", {"remove": ["odds_ratio", "nll"]}, "remove leaves nothing to train: keep odds_ratio or nll"),
     ],
 )
 def test_values_out_of_range_are_refused_with_a_sentence(name: str, knobs: dict[str, Any], sentence: str) -> None:

@@ -23,7 +23,7 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
-from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come
+from slime_ray.on_ray.cluster_state import GROUP, Look, installed, look_at_node, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
@@ -129,6 +129,16 @@ def test_a_gpu_that_torch_does_not_see_or_that_lacks_bfloat16_is_refused(experim
     [fine] = preflight._gpus([look(bf16=True, **old)], settings)
     assert fine.sentence == "Node one: 1 x Old GPU, driver 1.0."
     assert errors(preflight._gpus([look(bf16=False, **old)], experiment.settings)) == []
+
+
+@pytest.mark.parametrize(("source", "bf16", "told"), [("a/b", True, 1), ("a/b", False, 0), ("embedded/notes", True, 0)])
+def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(experiment, source, bf16, told):
+    model = experiment.settings.model.model_copy(update={"source": source})
+    settings = experiment.settings.model_copy(update={"model": model})
+    found = list(preflight._gpus([look(gpus=1, gpu="GPU", driver="1.0", bf16=bf16)], settings))
+    warned = [finding.sentence for finding in found if finding.level == "warning"]
+    assert len(warned) == told
+    assert all(sentence.startswith("On the GPU of node one, model.dtype float32 takes twice") for sentence in warned)
 
 
 def living(name: str, group: str | None = None, **resources: float) -> dict[str, Any]:

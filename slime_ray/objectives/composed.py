@@ -1,0 +1,189 @@
+"""One space of parts from which most preference objectives are put together, so that parts can be compared."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from slime_ray.objectives.base import (
+    Batch,
+    ObjectiveOutput,
+    ReferenceLogps,
+    Term,
+    check_fields,
+    check_reference,
+    knob,
+    nothing,
+    read_batch,
+)
+from slime_ray.objectives.simpo import log_odds, shaped
+from slime_ray.objectives.slime import LARGEST_EXPONENT
+
+
+@dataclass(frozen=True)
+class ComposedObjective:
+    """link_weight * link(D) + anchor + stabilizer, D the scaled margin of the scores v_w and v_l of a pair.
+
+    D = v_w - rejected_share * v_l - chosen_guard * max(0, -v_w), and with x = beta * (D - target) the link is
+        logistic:    -log sigmoid(x)
+        hinge:       max(0, 1 - x)
+        square:      (x - 1) ** 2
+        gated:       max(0, target - D) * sigmoid(-gate_sharpness * (D - soft_margin)), SLIME's eq. 10
+        exponential: exp(-x), cut at e**50
+        linear:      -x
+        none:        0
+    A test shows which choices are SLIME, DPO, IPO, SLiC, SimPO, CPO, AlphaPO, ORPO, SimPER, DPOP, DPO-Shift and SFT.
+
+    Args:
+        against_reference: Scores are log ratios to the reference model instead of log-probs.
+        normalization: Log-probs are the "mean" over a completion's tokens or their "sum".
+        score: "logp" as it is; "odds", the log odds (ORPO's); "power", (1 - exp(-power * logp)) / power (AlphaPO's).
+        power: The exponent of "power"; -1 gives probabilities (SimPER's).
+        link: What is made of the margin, as above.
+        link_weight: >= 0. Weight of the link.
+        beta: > 0. Scale of the margin. The gated link has none.
+        target: Margin aimed at, in units of the score: SimPO's gamma / beta, SLIME's hard margin.
+        soft_margin: The gated link's: around it the push fades.
+        gate_sharpness: > 0. How sudden that fading is.
+        rejected_share: above 0 and up to 1. Share of the rejected score in the margin (DPO-Shift's f).
+        chosen_guard: >= 0. Penalty on a chosen score below 0 (DPOP's lambda). Needs a reference.
+        anchor: What holds the chosen completion up: the mean score over "pairs" (SLIME's), the mean log-prob over all
+            chosen "tokens" (NLL), or "none".
+        anchor_weight: >= 0. Weight of the anchor.
+        stabilizer_strength: >= 0. Weight of SLIME's eq. 7 on rejected tokens.
+        stabilizer_threshold: delta in nats, >= 0.
+        stabilizer_exponent: p, from 1 to 8.
+        remove: Ablations, each at its neutral value. See `parts`.
+
+    Raises ValueError, its sentence beginning with the field's name.
+    """
+
+    name: ClassVar[str] = "composed"
+    pairs_together: ClassVar[int | None] = None
+    parts: ClassVar = {
+        "reference": "log-probs take the place of log ratios",
+        "length_normalization": "sums over tokens take the place of means",
+        "score": "log-probs as they are",
+        "link": "no margin term",
+        "target_margin": "target is 0",
+        "chosen_guard": "no guard",
+        "rejected_share": "the whole rejected score",
+        "anchor": "no anchor term",
+        "stabilizer": "no stabilizer term",
+    }
+
+    against_reference: bool = False
+    normalization: Literal["mean", "sum"] = "mean"
+    score: Literal["logp", "odds", "power"] = "logp"
+    power: float = knob(0.25, at_least=-5, at_most=5)
+    link: Literal["logistic", "hinge", "square", "gated", "exponential", "linear", "none"] = "logistic"
+    link_weight: float = knob(1.0, at_least=0)
+    beta: float = knob(1.0, above=0)
+    target: float = knob(0.0, at_least=0)
+    soft_margin: float = knob(1.0)
+    gate_sharpness: float = knob(2.5, above=0)
+    rejected_share: float = knob(1.0, above=0, at_most=1)
+    chosen_guard: float = knob(0.0, at_least=0)
+    anchor: Literal["none", "pairs", "tokens"] = "none"
+    anchor_weight: float = knob(0.1, at_least=0)
+    stabilizer_strength: float = knob(0.0, at_least=0)
+    stabilizer_threshold: float = knob(1.25, at_least=0)
+    stabilizer_exponent: float = knob(2.5, at_least=1, at_most=LARGEST_EXPONENT)
+    remove: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.parts)
+        if not isinstance(self.against_reference, bool):
+            raise ValueError(f"against_reference is {self.against_reference!r}: must be true or false")
+        if self.score != "logp" and self.against_reference:
+            raise ValueError(
+                f"score is {self.score!r}, which has no form against a reference: set against_reference to false"
+            )
+        if self.score != "logp" and self.normalization != "mean":
+            raise ValueError(f"score is {self.score!r}, which is defined on means: set normalization to mean")
+        if self.chosen_guard and not self.against_reference:
+            raise ValueError("chosen_guard needs against_reference: a log-prob is always below 0")
+        if self.link == "gated" and not self.target and "target_margin" not in self.remove:
+            raise ValueError("target is 0: the gated link needs a hard margin above 0")
+        trained = (
+            (self.link != "none" and "link" not in self.remove and self.link_weight > 0)
+            or (self.anchor != "none" and "anchor" not in self.remove and self.anchor_weight > 0)
+            or (self.stabilizer_strength > 0 and "stabilizer" not in self.remove)
+        )
+        if not trained:
+            raise ValueError("link is none, or has no weight: with neither anchor nor stabilizer nothing is trained")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether scores are log ratios."""
+        return self.against_reference and "reference" not in self.remove
+
+    def __call__(
+        self,
+        chosen_logps: Tensor,
+        chosen_lengths: Tensor,
+        rejected_logps: Tensor,
+        rejected_lengths: Tensor,
+        *,
+        reference: ReferenceLogps | None = None,
+    ) -> ObjectiveOutput:
+        """Return the terms `link`, `anchor` and `stabilizer` of one batch; see `Objective` for shapes."""
+        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
+        base = check_reference(self.name, reference, batch.chosen_sums) if self.needs_reference else None
+        normalization = "sum" if "length_normalization" in self.remove else self.normalization
+        chosen, rejected = (self._scored(score) for score in batch.scores(base, normalization))
+        return ObjectiveOutput(
+            terms={
+                "link": Term(self._link(chosen, rejected), "pairs"),
+                "anchor": self._anchor(batch, chosen),
+                "stabilizer": Term(self._stabilizer(batch.rejected), "rejected_tokens"),
+            },
+            counts=batch.counts,
+            **batch.diagnostics(),
+        )
+
+    def _scored(self, logps: Tensor) -> Tensor:
+        """Scores of (pairs,) log-probs or log ratios."""
+        if "score" in self.remove or self.score == "logp":
+            return logps
+        return log_odds(logps) if self.score == "odds" else shaped(logps, self.power)
+
+    def _link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """The weighted link, summed over pairs. Arguments: scores, (pairs,)."""
+        if self.link == "none" or "link" in self.remove:
+            return nothing(chosen)
+        margin = chosen - (1.0 if "rejected_share" in self.remove else self.rejected_share) * rejected
+        if self.chosen_guard and not {"chosen_guard", "reference"} & set(self.remove):
+            margin = margin - self.chosen_guard * F.relu(-chosen)
+        target = 0.0 if "target_margin" in self.remove else self.target
+        scaled = self.beta * (margin - target)
+        if self.link == "logistic":
+            losses = -F.logsigmoid(scaled)
+        elif self.link == "hinge":
+            losses = F.relu(1 - scaled)
+        elif self.link == "square":
+            losses = (scaled - 1) ** 2
+        elif self.link == "exponential":
+            losses = torch.exp((-scaled).clamp(max=50))
+        elif self.link == "linear":
+            losses = -scaled
+        else:
+            losses = F.relu(target - margin) * torch.sigmoid(-self.gate_sharpness * (margin - self.soft_margin))
+        return self.link_weight * losses.sum()
+
+    def _anchor(self, batch: Batch, chosen: Tensor) -> Term:
+        """The weighted anchor. chosen: scores, (pairs,)."""
+        if self.anchor == "none" or "anchor" in self.remove:
+            return Term(nothing(chosen), "pairs")
+        if self.anchor == "pairs":
+            return Term(-self.anchor_weight * chosen.sum(), "pairs")
+        return Term(-self.anchor_weight * batch.chosen.sum(), "chosen_tokens")
+
+    def _stabilizer(self, rejected: Tensor) -> Tensor:
+        """SLIME's eq. 7, weighted and summed. rejected: (tokens,) in nats."""
+        if not self.stabilizer_strength or "stabilizer" in self.remove:
+            return nothing(rejected)
+        penalties = F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent
+        return self.stabilizer_strength * penalties.sum()
