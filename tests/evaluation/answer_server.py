@@ -101,7 +101,8 @@ class ModelServer(ThreadingHTTPServer):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         model = self.model if body["model"] == BASE else self.adapters[name]
         generator = torch.Generator().manual_seed(body["seed"])
-        ids, logps = [], []
+        ids: list[int] = []
+        logps: list[float] = []
         for _ in range(body["max_tokens"]):
             logits = model(input_ids=torch.tensor([body["prompt"] + ids])).logits[0, -1].double()
             if body["temperature"]:

@@ -1,6 +1,6 @@
 """Answers are what a plain loop over the model would give, whatever the batches, caches and configurations."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -170,7 +170,7 @@ def test_continuous_batching_gives_the_greedy_answers_of_generate(name):
     prompts = [torch.randint(5, 61, (1 + n % 9,), generator=generator).tolist() for n in range(11)]
     stop = (loop(lm, prompts[0], stop=(), limit=4)[-1],)
 
-    def answers(engine: str) -> list[Answer]:
+    def answers(engine: Literal["generate", "continuous"]) -> list[Answer]:
         decoding = Decoding(temperature=0.0, max_new_tokens=14, batch=4, engine=engine)
         return generate_answers(policy, TOKENIZER, prompts, decoding=decoding, stop_tokens=stop, seed=0)
 
@@ -219,7 +219,8 @@ class Cramped(torch.nn.Module):
 
     def __init__(self, lm: Any, room: int):
         super().__init__()
-        self.lm, self.room, self.batches = lm, room, []
+        self.lm, self.room = lm, room
+        self.batches: list[int] = []
         self.causal_lm = lm
 
     def generate(self, **options: Any) -> torch.Tensor:

@@ -31,8 +31,8 @@ def checkpoint(storage: RunStore) -> Path:
     return weights.parent
 
 
-def trial_of(folder: Path, url: str | None) -> Trial:
-    engine = f", engine: {{name: openai, model: {BASE}, base_url: '{url}', deadline_seconds: 20.0}}" if url else ""
+def trial_of(folder: Path, url: str | None, seconds: float = 20.0) -> Trial:
+    engine = f", engine: {{name: openai, model: {BASE}, base_url: '{url}', deadline_seconds: {seconds}}}" if url else ""
     greedy = DECODING.replace("batch", "temperature: 0.0, batch")
     path = folder / "trial.yaml"
     path.write_text(small_trials.TEXT.replace(DECODING, greedy + engine))
@@ -103,3 +103,13 @@ def test_a_server_that_fails_after_training_costs_no_training(storage, tmp_path)
         row = run_trial(trial, run=run, storage=storage, report=report)
     assert row["status"] == "completed"
     shutil.rmtree(run)
+
+
+def test_without_a_server_the_run_stops_with_the_checkpoint_to_serve(tmp_path):
+    storage = RunStore(tmp_path / "storage")
+    with model_server(lambda: checkpoint(storage)) as server:
+        url = server.url
+    trial = trial_of(tmp_path, url, seconds=0.2)
+    with pytest.raises(Paused, match="no connection") as error:
+        run_trial(trial, run=storage.root / "run", storage=storage, report=small_trials.nothing)
+    assert f"The checkpoint that it has to serve is {checkpoint(storage)}" in str(error.value)

@@ -26,7 +26,9 @@ comes as the answer."""
 GRACE = 2.0
 """Seconds in which, after an interrupt, judgments that are on their way may still arrive."""
 Chat = list[dict[str, str]]
-Key, Job, Result = TypeVar("Key", bound=Hashable), TypeVar("Job"), TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class Connected(Protocol):
