@@ -24,8 +24,6 @@ DRIVERS = "trial_drivers"
 PLACEHOLDER = "REPLACE_ME"
 MOVING_TAGS = {"latest", "nightly"}
 KINDS = {dict: "map", list: "list", int: "whole number", str: "text", bool: "true or false", float: "number"}
-
-
 SPOT_LABELS = {
     "cloud.google.com/gke-spot": "true",
     "cloud.google.com/gke-preemptible": "true",
@@ -158,14 +156,12 @@ class ClusterChecks:
         python = re.search(r"py(\d)(\d+)", tag)
         if official and tag and not (version and python):
             raise self.error(at, f" is {image}, which does not say which Ray and Python it has. Take {example}")
-        if version and version[1] != ray.__version__:
-            raise self.error(
-                at, f" is {image} with Ray {version[1]}, but here is Ray {ray.__version__}. Make them the same"
-            )
-        if python and f"{python[1]}.{python[2]}" != here:
-            raise self.error(
-                at, f" is {image} with Python {python[1]}.{python[2]}, but here is Python {here}. Make them the same"
-            )
+        has = {"Ray": version and version[1], "Python": python and f"{python[1]}.{python[2]}"}
+        for what, own in (("Ray", ray.__version__), ("Python", here)):
+            if has[what] and has[what] != own:
+                raise self.error(
+                    at, f" is {image} with {what} {has[what]}, but here is {what} {own}. Make them the same"
+                )
         if version and python:
             return f"image {image}: Ray {version[1]} and Python {here}, as here"
         return f"image {image}: pinned; its tag does not say which Ray and Python it has, so they are not compared"

@@ -9,7 +9,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import ray
 
 from slime_ray.config.experiment import Experiment
-from slime_ray.config.judge import JudgeSettings
+from slime_ray.config.judge import JudgeSettings, NoJudge
 from slime_ray.config.settings import Evaluation
 from slime_ray.config.trackers import Tracker, lacks
 from slime_ray.errors import InputError
@@ -51,11 +51,27 @@ def _warn(question: str, reason: str) -> None:
 
 
 @dataclass(frozen=True)
+class NodeRequest:
+    """What every node has to have.
+
+    probe: a folder in a shared storage with a file that holds the token. models: those of the paths that hold models.
+    """
+
+    storage: RunStore
+    probe: Path
+    token: str
+    paths: Sequence[str] = ()
+    models: Sequence[str] = ()
+    judge: JudgeSettings | Evaluation = field(default_factory=NoJudge)
+    trackers: Sequence[Tracker] = ()
+
+
+@dataclass(frozen=True)
 class Look:
     """What a node says of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. lack: what it lacks to judge. untracked: what it lacks for the trackers.
+    models that are. lack: what it lacks to judge and to ask a server. untracked: what it lacks for the trackers.
     """
 
     node: str
@@ -129,27 +145,14 @@ def _kinds(node: Any) -> list[str]:
     return [name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)]
 
 
-def look_at_node(
-    node: str,
-    probe: str,
-    token: str,
-    paths: Sequence[str],
-    gpus: bool,
-    storage: RunStore,
-    judge: JudgeSettings | Evaluation,
-    trackers: Sequence[Tracker] = (),
-    models: Sequence[str] = (),
-) -> Look:
-    """Ray task: one node looks at itself.
-
-    probe: a folder in a shared storage with a file that holds the token. models: those of the paths that hold models.
-    """
-    wrote, read = None, False
+def look_at_node(node: str, wanted: NodeRequest, *, gpus: bool = False) -> Look:
+    """Ray task: one node looks at itself, and at its GPUs where it has some."""
+    storage, wrote, read = wanted.storage, None, False
     try:
         storage.check()
-        read = storage.url is not None or (Path(probe) / "driver").read_text() == token
+        read = storage.url is not None or (wanted.probe / "driver").read_text() == wanted.token
         if storage.url is None:
-            (Path(probe) / node).write_text(token)
+            (wanted.probe / node).write_text(wanted.token)
     except InputError as error:
         wrote = str(error)
     except OSError as error:
@@ -170,10 +173,10 @@ def look_at_node(
         wrote=wrote,
         read=read,
         disk=shutil.disk_usage(existing(storage.root)).free,
-        missing=tuple(path for path in paths if not Path(path).exists()),
-        faults=tuple({fault for path in models if Path(path).exists() and (fault := fault_of(Path(path)))}),
-        lack=judge.lacks(),
-        untracked=lacks(trackers, bucket=storage.url is not None),
+        missing=tuple(path for path in wanted.paths if not Path(path).exists()),
+        faults=tuple({fault for path in wanted.models if Path(path).exists() and (fault := fault_of(Path(path)))}),
+        lack=wanted.judge.lacks(),
+        untracked=lacks(wanted.trackers, bucket=storage.url is not None),
         home=os.environ.get("HF_HOME"),
         **seen,
     )

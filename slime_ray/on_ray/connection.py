@@ -146,6 +146,14 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
         raise RunError(f"{failed}: {one_sentence(cause)}") from error
 
 
+def last_line(error: object) -> str:
+    """The last line of an error, where Ray and servers say what is wrong, as part of a sentence."""
+    lines = str(error or "").strip().splitlines()
+    if lines:
+        return lines[-1].strip()[:300]
+    return type(error).__name__ if isinstance(error, BaseException) else "no reason is known"
+
+
 def check_address(address: str) -> None:
     """Refuse an address that nobody answers, or that a driver cannot use. Ray itself would wait for over a minute."""
     if address == "auto":

@@ -19,8 +19,8 @@ from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import errors_as_sentences
-from slime_ray.on_ray.resources import concurrent_trials, why_never
-from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, steps
+from slime_ray.on_ray.resources import trials_at_once, why_never
+from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, print_line, steps
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
@@ -83,7 +83,7 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
         clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
     for line in (*data_notes(made["data"]), *model_notes(made["data"])):
         logger.warning(line)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, line)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
 
@@ -106,7 +106,7 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
 
     def say(line: str) -> None:
         logger.info(line)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, line)
 
     wait, said = PlacementTimer(place.resources, place.faults, say), ""
     notices: set[str] = set()
@@ -219,8 +219,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
     wanted, nodes = experiment.resources, alive_nodes()
     if never := why_never(wanted, nodes):
         raise InputError(f"--probe: {never}")
-    fits = concurrent_trials(wanted, nodes)
-    limit = fits if wanted.concurrent_trials == "auto" else min(fits, wanted.concurrent_trials)
+    limit = trials_at_once(wanted, nodes)
     runs = max(1, min(limit, MOST_SIDE_BY_SIDE, max(node.slots(wanted) for node in nodes) // wanted.workers))
     kept = storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     config = {

@@ -59,6 +59,12 @@ def concurrent_trials(wanted: Resources, nodes: Sequence[Node]) -> int:
     return sum(slots) // wanted.workers
 
 
+def trials_at_once(wanted: Resources, nodes: Sequence[Node]) -> int:
+    """Trials that run side by side on these nodes: as many as fit, or fewer where the user says so."""
+    fits = concurrent_trials(wanted, nodes)
+    return fits if wanted.concurrent_trials == "auto" else min(fits, wanted.concurrent_trials)
+
+
 def why_never(wanted: Resources, nodes: Sequence[Node]) -> str | None:
     """Why a trial could never be placed on these nodes, be they empty, as a sentence with the arithmetic; else None."""
     share = wanted.gpu_per_worker
@@ -157,8 +163,7 @@ def cluster_for(
 ) -> Cluster:
     """What a plan has to know of these nodes. memory: of the smallest node, for trials on CPUs."""
     wanted = experiment.resources
-    fits = concurrent_trials(wanted, nodes)
-    limit = fits if wanted.concurrent_trials == "auto" else min(fits, wanted.concurrent_trials)
+    limit = trials_at_once(wanted, nodes)
     workers = max((node.slots(wanted) for node in nodes), default=0)
     own = memory / max(1, min(workers, limit * wanted.workers)) if memory and not wanted.gpu_per_worker else None
     return Cluster(

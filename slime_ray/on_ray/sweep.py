@@ -20,7 +20,7 @@ from slime_ray.config.experiment import Experiment, Trial
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
-from slime_ray.on_ray.connection import connected
+from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.plan import Earlier, TrialPlan, best_rows, earlier_runs, refuse_other_data
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
@@ -28,7 +28,7 @@ from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.resources import Meter, concurrent_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
 from slime_ray.on_ray.stopping import past_reports
-from slime_ray.on_ray.watch import PlacementTimeout, Progress, ShutdownTimeout, Watch
+from slime_ray.on_ray.watch import Callback, PlacementTimeout, Progress, ShutdownTimeout, Watch, print_line
 from slime_ray.on_ray.workers import WorkerContext, tune_function
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
@@ -144,7 +144,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
     earlier = [Earlier.from_json(one) for one in manifest["earlier"]]
     refuse_other_data(earlier, manifest["hashes"])
     for one in earlier:
-        sweep.console.print(str(one), highlight=False, soft_wrap=True, markup=False)
+        print_line(sweep.console, str(one))
     with sweep.storage.answering():
         results.write_manifest(run, manifest)
         _close_attempts(sweep)
@@ -173,7 +173,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
                 early = error.reason
             except (TuneError, OSError) as error:
                 logger.exception("Ray Tune gave up.")
-                early = f"Ray Tune gave up ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
+                early = f"Ray Tune gave up ({last_line(error)})"
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
@@ -205,7 +205,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
             f"They are kept in {sweep.storage.shown}/{run.name}. {give} the same command with --resume to run the rest."
         )
     if by:
-        sweep.console.print(f"Ended by budget.{by}; {meter.spent}.", highlight=False, soft_wrap=True, markup=False)
+        print_line(sweep.console, f"Ended by budget.{by}; {meter.spent}.")
 
 
 def _close_attempts(sweep: Sweep) -> None:
@@ -256,7 +256,7 @@ def _plan(sweep: Sweep) -> TrialPlan:
             )
         for note in study.notes:
             logger.info(note)
-            sweep.console.print(note, highlight=False, soft_wrap=True, markup=False)
+            print_line(sweep.console, note)
     plan = TrialPlan(experiment, study=study, rows=rows, seed=seed)
     for clone in Instructions.read(run).clones:
         plan.add(clone)
@@ -335,7 +335,7 @@ def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
         sweep.dropped.add(trial_id)
 
 
-class Recorder(tune.Callback):
+class Recorder(Callback):
     """Keeps the run's result files up to date, and writes the row of a trial whose process died."""
 
     EVERY_SECONDS = 30.0
@@ -343,10 +343,6 @@ class Recorder(tune.Callback):
     def __init__(self, sweep: Sweep, plan: TrialPlan):
         self.sweep, self.plan = sweep, plan
         self.last = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
-        return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the models of the best; rewrite the consolidated files, now and then."""
@@ -371,6 +367,6 @@ class Recorder(tune.Callback):
         self.sweep.fetch(ours.trial_id)
         with self.sweep.forgiving(f"has no row of {ours.trial_id} yet"):
             if results.finished_trial(folder) is None:
-                reason = str(trial.get_error() or "its process died").strip().splitlines()[-1]
+                reason = last_line(trial.get_error() or "its process died")
                 record_failure(ours, run, reason, workers=self.sweep.experiment.resources.workers)
                 self.sweep.storage.push_files(folder)

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from slime_ray.config.experiment import Experiment, Faults, Resources, Trial
 from slime_ray.on_ray.cluster_state import free_nodes
+from slime_ray.on_ray.connection import last_line
 from slime_ray.on_ray.monitor import Monitor, TrialStatus
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.resources import Meter, waiting_for
@@ -43,7 +44,20 @@ MOST_GPU_FAULTS = 2
 logger = logging.getLogger("slime_ray.sweep")
 
 
-class Progress(tune.Callback):
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is: without colours, marks or breaks."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+class Callback(tune.Callback):
+    """A callback of Tune's that keeps nothing for a restore of Tune's own, which is never used here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+
+class Progress(Callback):
     """Follows the trials that Tune starts, reports and ends. Used as a context manager around the sweep.
 
     total: trials of the whole experiment. finished: how many of them an earlier run has finished.
@@ -57,10 +71,6 @@ class Progress(tune.Callback):
         self.untracked: set[str] = set()
         self.notices: set[str] = set()
         self.live: Live | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
-        return {}
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
@@ -103,7 +113,7 @@ class Progress(tune.Callback):
     def say(self, sentence: str) -> None:
         """Tell something that concerns no single trial."""
         logger.info(sentence)
-        self.console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        print_line(self.console, sentence)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -135,8 +145,7 @@ class Progress(tune.Callback):
         if "began" in state:
             self.took.append(time.monotonic() - state["began"])
         if self.live is None:
-            line = f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left"
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            print_line(self.console, f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left")
 
     @property
     def finished(self) -> int:
@@ -245,7 +254,7 @@ class PlacementTimer:
         return f"{now - self.since:.0f} s: {waiting_for(self.resources, free_nodes())}"
 
 
-class Watch(tune.Callback):
+class Watch(Callback):
     """Follows the running trials through the monitor, and sees to it that whatever ends leaves nothing behind."""
 
     def __init__(
@@ -270,10 +279,6 @@ class Watch(tune.Callback):
         self.attempts: dict[str, list[attempts.Attempt]] = {}
         self.refusing_since: float | None = None
         self.gpu_faults: dict[tuple[str, float], str] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
-        return {}
 
     @contextmanager
     def interrupts_as_orders(self) -> Iterator[None]:
@@ -386,7 +391,7 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note how an attempt ended that could not say so itself; Tune starts the trial again."""
         ours = Trial.model_validate(trial.config["trial"])
-        name, reason = ours.trial_id, _last_line(trial.get_error())
+        name, reason = ours.trial_id, last_line(trial.get_error())
         self.monitor.end(name)
         ended = _ending(str(trial.get_error()))
         self._note(name, ended)
@@ -452,8 +457,3 @@ def _ending(error: str) -> attempts.Ending:
 
 def _node(fault: str) -> str:
     return fault.partition(": ")[0]
-
-
-def _last_line(error: object) -> str:
-    lines = str(error or "").strip().splitlines()
-    return lines[-1].strip() if lines else "no reason is known"

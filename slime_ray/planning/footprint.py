@@ -173,7 +173,7 @@ class Footprint:
             rows = pack(pairs, shared_prompt=self.packed)
             for parameter in policy.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-            meter, fused = Meter(), gpu and self.model.fused == "auto"
+            meter, fused = Meter(), gpu and self.model.fused
             with compiled_by(meter.fused) if fused else nullcontext():
                 if fused:
                     policy.fused = fuse(policy.causal_lm)

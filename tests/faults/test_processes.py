@@ -121,10 +121,12 @@ sys.meta_path.insert(0, Strikes())
 
 
 @pytest.mark.faults
-def test_gpus_that_fail_under_the_stages_and_a_trial_cost_a_process_each_and_no_result(start, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gpus_that_fail_under_the_stages_and_a_trial_cost_a_process_each_and_no_result(start, tmp_path, workers):
     (tmp_path / "sitecustomize.py").write_text(STRIKES)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    sweep = start("gpu", "--set", "sft.updates=11", env={"PYTHONPATH": path})
+    more = ("--set", f"sft.updates={10 + workers}", "--set", f"resources.workers={workers}")
+    sweep = start(f"gpu-{workers}", *more, env={"PYTHONPATH": path})
     text = sweep.end()
     assert sweep.process.returncode == 0, text
     assert sorted(file.name for file in tmp_path.iterdir() if not file.suffix) == ["sft", "slime"]

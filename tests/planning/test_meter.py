@@ -55,12 +55,12 @@ def test_flops_are_the_formulas(model, depths):
 def test_kernels_of_a_layer_are_no_more_than_they_were(depths):
     few, more = depths
     assert (more.products.kernels - few.products.kernels) / 2 <= 56
-    assert (more.others.kernels - few.others.kernels) / 2 <= 115
+    assert (more.others.kernels - few.others.kernels) / 2 <= 107
 
 
 def test_bytes_beside_the_products_are_no_more_than_they_were(depths):
     """Norms, rotations, activations, the head's softmax and adapters' sums: what a step waits for on a GPU."""
-    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 23.7e6
+    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 21.2e6
 
 
 def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
@@ -70,7 +70,7 @@ def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
 
 
 def test_without_compiled_kernels_a_row_takes_more_and_moves_more(model, depths):
-    plain = footprint(model.model.model_copy(update={"fused": "off"}))
+    plain = footprint(model.model.model_copy(update={"fused": False}))
     deeper = plain.meter(plain.model_of(4), PAIRS, gpu=True)
     assert deeper.others.bytes > 3 * depths[1].others.bytes
     assert deeper.peak > 1.2 * depths[1].peak

@@ -144,7 +144,7 @@ def test_disk_above_the_free_is_refused(load):
     assert plan.disk.wanted > 20 * GIB
     with pytest.raises(InputError, match=r"and 20.0 GiB are free at the storage.*budget.checkpoints"):
         plan.refuse()
-    assert not plan_experiment(experiment, cluster=replace(ONE, disk_free=46 * GIB)).refusals
+    assert not plan_experiment(experiment, cluster=replace(ONE, disk_free=60 * GIB)).refusals
 
 
 def test_kept_models_follow_the_budget(load):
