@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import platform
+import shutil
 import time
 import traceback
 from contextlib import suppress
@@ -28,6 +29,7 @@ from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
@@ -76,6 +78,8 @@ from slime_ray.training.trackers import Trackers
 from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
 
+REHEARSAL = "rehearsal"
+"""Folder of an adapter that an answer server loads before training."""
 logger = logging.getLogger(__name__)
 
 
@@ -224,6 +228,8 @@ def _train_and_measure(
     stages, pairs, lm = _start(trial, storage, report, hosting)
     lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
+    if settings.evaluation.engine:
+        _rehearse(trial, stages, policy, folder / REHEARSAL, report, hosting)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
     training = TrainingLoop(trial, folder, pairs, policy, measure, hosting, trackers)
@@ -252,7 +258,7 @@ def _train_and_measure(
     if outcome.stopped and not outcome.stopped.measure:
         return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
     _save(policy, folder / MODEL, stages, report, hosting)
-    asked = answer_prompts(trial, stages, policy, report)
+    asked = answer_prompts(trial, stages, policy, report, adapter=folder / MODEL)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
@@ -305,6 +311,18 @@ def _judged(
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)
+
+
+def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, hosting: Runtime) -> None:
+    """Have the answer server load the adapter as it is before training, when nothing is lost if it does not."""
+    _save(policy, folder, stages, report, hosting)
+    prompts, engine = stages.prompts[trial.prompt_set].token_ids, trial.settings.evaluation.engine
+    try:
+        with answering(engine, policy, stages.tokenizer, prompts, adapter=folder):
+            pass
+    finally:
+        if World.current().main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting: Runtime) -> None:

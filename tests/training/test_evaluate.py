@@ -423,7 +423,12 @@ def test_a_trials_checkpoint_holds_its_tokenizer(trained):
         (lambda run: shutil.rmtree(run / "trials" / "arm-slime-s0" / "checkpoint"), "kept no model"),
         (lambda run: shutil.rmtree(run / "trials" / "arm-slime-s0"), "has no finished trial arm-slime-s0"),
         (lambda run: shutil.rmtree(run.parent / ".stages"), "is an adapter on the SFT checkpoint sft-"),
-        (lambda run: (run / "manifest.json").write_text(json.dumps({"schema": results.RUN_SCHEMA, "hashes": {"sft_weights": "0"}})), "holds other weights"),
+        (
+            lambda run: (run / "manifest.json").write_text(
+                json.dumps({"schema": results.RUN_SCHEMA, "hashes": {"sft_weights": "0"}})
+            ),
+            "holds other weights",
+        ),
         (lambda run: (run.parent / "out").mkdir() or (run.parent / "out" / "mine").touch(), "is there already"),
     ],
 )
