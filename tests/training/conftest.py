@@ -92,9 +92,11 @@ class RankServer:
     def process(self) -> subprocess.Popen[str]:
         """Return the process, started anew where it has ended: other tests kill this process's children."""
         if self._process is None or self._process.poll() is not None:
+            # transformers prints a line, which would be taken for an answer, where WANDB_MODE says offline.
+            own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
             self._process = subprocess.Popen(
                 [sys.executable, "-c", SERVER],
-                env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])},
+                env=own | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             )  # fmt: skip
         return self._process
