@@ -251,7 +251,7 @@ class _Estimate:
                     workers=self.wanted.workers,
                     sharded=self.wanted.strategy == "fsdp2" and self.wanted.workers > 1,
                     # A whole update may be less than a row.
-                    row=max(longest, min(data.row_budget, 1.2 * own)),
+                    row=max(longest, min(data.row_budget(gpu=self.wanted.gpu_per_worker > 0), 1.2 * own)),
                     prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
                 )
                 found.append(memory)
