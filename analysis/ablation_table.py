@@ -1,21 +1,22 @@
-"""The table of an ablation: each cell beside its reference, what the difference is, and what may be said of it."""
+"""A design's cells and their table: each cell beside its reference, the difference, and what may be said of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slime_ray.config.design import Cell
+from slime_ray.config.design import Cell, Design
 from slime_ray.runs import results
 
-from . import effects, statistics, tables
-from .design_cells import METRICS, Cells
+from . import effects, rows, stability, statistics, tables
 from .effects import Claim
-from .printing import ABSENT, Column, Mark, Table, cells, interval_cells, number
-from .rows import PARTS, baseline_of, judge_of, name_of, version_of
+from .printing import Column, Mark, Sentences, Table, cells, interval_cells, number, numbers
+from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS
 
+METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
 TERMS = ("anchor", "stabilizer", "margin")
 """Of SLIME's loss, in the order of the paper; other terms follow by name."""
 SHARE = "gradient_share."
@@ -24,7 +25,108 @@ REFERENCE = "compared with"
 """The verdict of the cell that its center's others are compared with."""
 
 
-def ablation(run: results.Run, found: Cells, main: Table) -> Table:
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a design with their outcomes by label, of which those not measured are absent.
+
+    rates: seeds and their (seeds, items) outcomes: prompts for the win rate, held-out pairs for accuracy; items in the
+    same order for all cells, NaN where there is none. stability: seeds and their (seeds,) S, 0 for seeds that failed or
+    diverged. rate: which of METRICS `rates` holds. planned: the seeds that were asked for.
+    """
+
+    run: results.Run
+    design: Design
+    rate: str
+    rates: dict[str, Outcomes]
+    stability: dict[str, Outcomes]
+    planned: tuple[int, ...]
+    ends: dict[tuple[str, int], str]
+    """How trials ended that have no outcomes, by label and seed."""
+
+    @classmethod
+    def of(cls, run: results.Run, design: Design) -> "Cells":
+        """Rates are win rates unless the design is about accuracy, or nothing was judged."""
+        trials = run.trials[run.trials["phase"] == "arm"]
+        by_accuracy = design.metric == "preference_accuracy" or not rows.is_judged(run)
+        lost = trials[~trials["status"].isin(rows.MEASURED)]
+        return cls(
+            run,
+            design,
+            "preference_accuracy" if by_accuracy else "win_rate",
+            _accuracies(run) if by_accuracy else rows.outcomes_by_label(run),
+            _stabilities(trials),
+            tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist())),
+            {(row["label"], row["seed"]): _end(row) for row in lost.to_dict("records")},
+        )
+
+    @property
+    def metric(self) -> str | None:
+        """What the design is about, or None where it was not measured: then nothing is tested."""
+        return self.design.metric if self.design.metric in (self.rate, "stability") else None
+
+    def outcomes(self, metric: str) -> dict[str, Outcomes]:
+        """The outcomes by `stability`, or by the rate."""
+        return self.stability if metric == "stability" else self.rates
+
+    def difference(self, cell: Cell, metric: str) -> np.ndarray | None:
+        """Outcomes of a cell minus those of its reference, (seeds, items) or (seeds,), on what both have.
+
+        None where they have nothing in common.
+        """
+        found = self.outcomes(metric)
+        if cell.label not in found or cell.reference not in found:
+            return None
+        return rows.difference(found[cell.label], found[cell.reference])
+
+    def claims(self, cells: Iterable[Cell]) -> dict[str, Claim]:
+        """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""
+        metric = self.metric
+        return {} if metric is None else effects.claims({cell.label: self.difference(cell, metric) for cell in cells})
+
+    def missing(self, cells: Iterable[Cell], metric: str) -> list[str]:
+        """A phrase for every cell that lacks a planned seed: which, and why."""
+        found, said = self.outcomes(metric), []
+        for cell in cells:
+            have = found[cell.label][0] if cell.label in found else []
+            gone: dict[str, list[str]] = {}
+            for seed in self.planned:
+                if seed not in have:
+                    gone.setdefault(self.ends.get((cell.label, seed), "not measured"), []).append(str(seed))
+            said += [
+                f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})" for end, seeds in gone.items()
+            ]
+        return said
+
+
+def _end(row: dict) -> str:
+    reason = row["reason"]
+    return str(row["status"]) if pd.isna(reason) else f"{row['status']}: {reason}"
+
+
+def _accuracies(run: results.Run) -> dict[str, Outcomes]:
+    """1 where a held-out pair's chosen completion has the higher mean log-probability, 0.5 for a tie, by label."""
+    measured = run.trials[(run.trials["phase"] == "arm") & run.trials["status"].isin(rows.MEASURED)]
+    pairs = run.pairs[run.pairs["trial_id"].isin(measured["trial_id"])]
+    right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
+    wide = pairs.assign(right=right).pivot_table(
+        index=["label", "seed"], columns="pair", values="right", aggfunc="mean", dropna=False
+    )
+    return {
+        str(label): (own.index.get_level_values("seed").tolist(), own.to_numpy(dtype=float))
+        for label, own in wide.dropna(how="all").groupby(level="label")
+    }
+
+
+def _stabilities(trials: pd.DataFrame) -> dict[str, Outcomes]:
+    """S by label. A trial that failed or diverged counts as 0, however far it got."""
+    scores = trials.assign(score=trials["stability"].where(~trials["status"].isin(rows.LOST), 0.0))
+    scores = scores.dropna(subset=["score"]).sort_values("seed")
+    return {
+        str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
+    }
+
+
+def ablation(found: Cells, main: Table) -> Table:
     """A row per cell, its center's reference first. In `frame` rates and differences are shares (0..1).
 
     `p` and `verdict` are of the design's metric, corrected over all comparisons of the table; `p_<test>` are the
@@ -32,7 +134,7 @@ def ablation(run: results.Run, found: Cells, main: Table) -> Table:
     """
     design = found.design
     claims = found.claims([cell for cell in design.cells if cell.label != cell.reference])
-    activity = _activity(run)
+    activity = _activity(found.run)
     known = main.frame.set_index("label").to_dict("index") if len(main.frame) else {}
     rows = []
     for center in design.centers:
@@ -42,7 +144,7 @@ def ablation(run: results.Run, found: Cells, main: Table) -> Table:
     frame["mark"] = _marks(found, frame)
     return Table(
         frame=frame,
-        caption=_caption(run, found),
+        caption=_caption(found),
         notes=_notes(found, frame),
         columns=_columns(found, frame),
         remarks=tuple(frame["note"]),
@@ -62,6 +164,8 @@ def _row(
     }
     have = found.rates.get(cell.label, ([], None))[0]
     settling = None if claim is None else claim.settling
+    planned = len(found.planned)
+    fewer = "" if rate is None or len(rate) == planned else f"compared on {len(rate)} of {planned} seeds"
     return {
         "center": cell.center,
         "variant": cell.variant,
@@ -72,17 +176,14 @@ def _row(
         "compared_items": 0 if rate is None else rate.shape[1],
         **{end: known.get(end, np.nan) for end in _ends(found.rate)},
         **statistics.columns(intervals),
-        "p": np.nan if claim is None else claim.p,
-        **{f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan) for test in effects.TESTS},
+        **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
         "verdict": _verdict(found, is_reference, claim),
-        "note": "; ".join(
-            filter(None, [known.get("note", ""), "control" if cell.control else "", _fewer(found, rate)])
-        ),
+        "note": "; ".join(filter(None, [known.get("note", ""), "control" if cell.control else "", fewer])),
     }
 
 
@@ -92,13 +193,6 @@ def _verdict(found: Cells, is_reference: bool, claim: Claim | None) -> str:
     if found.metric is None:
         return f"not tested: no {METRICS[found.design.metric]}"
     return "not measured" if claim is None else claim.verdict
-
-
-def _fewer(found: Cells, rate: np.ndarray | None) -> str:
-    """That a comparison has fewer seeds than planned."""
-    if rate is None or len(rate) == len(found.planned):
-        return ""
-    return f"compared on {len(rate)} of {len(found.planned)} seeds"
 
 
 def _ends(name: str) -> list[str]:
@@ -138,34 +232,25 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
     terms.sort(key=lambda term: (TERMS.index(term) if term in TERMS else len(TERMS), term))
     tested = (
         Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
-        Column("d_z", cells(frame, lambda row: number(row["d_z"], 2, signed=True)), keep=5),
+        Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5),
     )
-    difference = Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9)
-    of_score = Column("S difference", interval_cells(frame, "stability_difference"), keep=7)
     by_score = found.metric == "stability"
     return (
         Column("variant", tuple(frame["variant"]), numeric=False, keep=10),
         *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
         Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
         Column(f"{rate} % [95 %]", interval_cells(frame, found.rate, 1, scale=100), tuple(frame["mark"]), keep=8),
-        difference,
+        Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
-        Column("P(better) %", cells(frame, lambda row: number(row["improvement"], 1, scale=100)), keep=4),
-        Column("S", cells(frame, tables.stability_cell), keep=7),
-        of_score,
+        Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
+        Column("S", cells(frame, stability.stability_cell), keep=7),
+        Column("S difference", interval_cells(frame, "stability_difference"), keep=7),
         *(tested if by_score else ()),
-        *(
-            Column(letter, tuple(number(value, tables.DIGITS.get(name, 2)) for value in frame[name]), keep=3)
-            for name, letter in PARTS.items()
-        ),
-        Column("past m_h %", tuple(_share(frame, PAST)), keep=2),
-        *(Column(f"{term} grad. %", tuple(_share(frame, SHARE + term)), keep=1) for term in terms),
+        *stability.part_columns(frame, keep=3),
+        Column("past m_h %", numbers(frame, PAST, 0, scale=100), keep=2),
+        *(Column(f"{term} grad. %", numbers(frame, SHARE + term, 0, scale=100), keep=1) for term in terms),
         Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
     )
-
-
-def _share(frame: pd.DataFrame, name: str) -> list[str]:
-    return [number(value, 0, scale=100) for value in frame[name]] if name in frame else [ABSENT] * len(frame)
 
 
 def p_words(p: float) -> str:
@@ -173,8 +258,8 @@ def p_words(p: float) -> str:
     return "<0.001" if p < 0.001 else number(p, 3)
 
 
-def _caption(run: results.Run, found: Cells) -> str:
-    design = found.design
+def _caption(found: Cells) -> str:
+    run, design = found.run, found.design
     against = ", ".join(design.reference(center).variant for center in design.centers[:1])
     items = max((values.shape[1] for _, values in found.rates.values()), default=0)
     where = (
@@ -211,8 +296,8 @@ def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
     )
     notes.append(
         f"Bold {METRICS[found.rate]}: around each center the highest and every row not separable from it. Its own "
-        "interval is over prompts. U to T: parts of stability. past m_h: share of held-out pairs past the hard margin "
-        "at the end; grad.: each term's share of the gradient there."
+        "interval is that of the main table. U to T: parts of stability. past m_h: share of held-out pairs past the "
+        "hard margin at the end; grad.: each term's share of the gradient there."
     )
     if frame["control"].any():
         notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")
@@ -256,24 +341,34 @@ def seeds_notes(seeds: pd.Series | Sequence[int]) -> list[str]:
     ]
 
 
-def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
-    """What the table leaves open, and what it says, of the design's metric."""
+def sentences(
+    found: Cells,
+    table: Table,
+    *,
+    of: str = "variant",
+    claim: str = "differs from its reference:",
+    columns: tuple[str, str] = ("difference", "stability_difference"),
+) -> Sentences:
+    """Say what a table leaves open, and what it shows, of the design's metric.
+
+    Args:
+        found: The cells of the design.
+        table: Rows with verdicts.
+        of: The column that names a row.
+        claim: What is said of a row that matters.
+        columns: Those of the difference, of the rate and of S.
+    """
     several = len(found.design.centers) > 1
-    open_, said = [], []
+    name, scale, digits, unit = (columns[0], 100, 1, "points")
+    if found.metric == "stability":
+        name, scale, digits, unit = (columns[1], 1, 2, "of S")
+    open_, settled = [], []
     for row in table.frame.to_dict("records"):
-        name = f"{row['variant']} around {row['center']}" if several else row["variant"]
-        size = difference_words(row, found.metric)
+        words = f"{row[of]} around {row['center']}" if several else row[of]
+        value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
+        words = f"{words} {claim} {value} {unit} [{low}, {high}]"
         if row["verdict"] == "matters":
-            said.append(f"{name} differs from its reference: {size}, corrected p {p_words(row['p'])}.")
+            settled.append(f"{words}, corrected p {p_words(row['p'])}.")
         elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {name} differs from its reference: {size}; {row['verdict'].partition(': ')[2]}.")
-    return open_, said
-
-
-def difference_words(
-    row: Mapping[Any, Any], metric: str | None, names: tuple[str, str] = ("difference", "stability_difference")
-) -> str:
-    """A difference in the metric with its interval. names: of the columns that hold it, of the rate and of S."""
-    name, scale, digits, unit = (names[1], 1, 2, "of S") if metric == "stability" else (names[0], 100, 1, "points")
-    value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
-    return f"{value} {unit} [{low}, {high}]"
+            open_.append(f"Whether {words}; {row['verdict'].partition(': ')[2]}.")
+    return open_, settled

@@ -1,11 +1,11 @@
-"""Several runs beside each other: their rows in one table, and whether two of them say the same."""
+"""Several runs beside each other: their rows in one table, whether two of them agree, and how manifests differ."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,103 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import statistics, tables
-from .manifests import ABSENT, ManifestDifference, differences, why_not_comparable
-from .printing import Column, Table, cells, interval_cells, number, one_line, with_interval
-from .rows import Outcomes, is_judged, judge_of, judged_answers, outcomes_by_label
+from . import effects, stability, statistics, tables
+from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
+from .rows import (
+    Outcomes,
+    baseline_of,
+    difference,
+    is_judged,
+    judge_of,
+    judged_answers,
+    left_out,
+    outcomes_by_label,
+    version_of,
+)
+
+Kind = Literal["settings", "data", "measurement", "environment"]
+KINDS: dict[str, Kind] = {
+    "experiment": "settings",
+    "code": "settings",
+    "seeds": "settings",
+    "sweep_seed": "settings",
+    "goals": "settings",
+    "hashes": "data",
+    "inputs": "data",
+    "data": "data",
+    "judge": "measurement",
+    "baseline": "measurement",
+    "decoding": "measurement",
+    "stability_version": "measurement",
+    "slime_ray": "environment",
+    "versions": "environment",
+    "host": "environment",
+}
+"""Entries of a manifest that say what was run, on what, measured how and where; the others say how it went."""
+_SAID_ELSEWHERE = {"experiment.name", "experiment.seeds", "experiment.goals"}
+ABSENT = "absent"
+APART = "no seed in common"
+
+
+@dataclass(frozen=True)
+class ManifestDifference:
+    """One entry that two manifests do not share. one, other: as text, `absent` where there is none."""
+
+    kind: Kind
+    path: str
+    one: str
+    other: str
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[ManifestDifference]:
+    """Every entry in which two manifests differ, in the order of KINDS and then of their paths."""
+    left, right = dict(_entries(one)), dict(_entries(other))
+    paths = sorted(left.keys() | right.keys(), key=lambda path: (list(KINDS).index(path.partition(".")[0]), path))
+    found = [
+        ManifestDifference(KINDS[path.partition(".")[0]], path, left.get(path, ABSENT), right.get(path, ABSENT))
+        for path in paths
+        if path not in _SAID_ELSEWHERE
+    ]
+    return [difference for difference in found if difference.one != difference.other]
+
+
+def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every leaf under KINDS with its dotted path. Nothing and null are the same: a later version adds entries."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from walk(item, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "label" in item for item in value):
+            for item in value:
+                yield from walk(
+                    {key: inner for key, inner in item.items() if key != "label"}, f"{path}.{item['label']}"
+                )
+        elif value is not None:
+            yield path, str(value)
+
+    yield from walk({key: manifest[key] for key in KINDS if key in manifest}, "")
+
+
+def why_not_comparable(runs: Sequence[Run]) -> list[str]:
+    """Why win rates or stabilities of these runs mean different things: a sentence for each reason."""
+    asked: dict[str, list[str]] = {
+        "judge": [judge_of(run) for run in runs],
+        "baseline": [f"{baseline_of(run)} {_hash(run, 'sft_checkpoint')}".strip() for run in runs],
+        "report prompts": [_hash(run, "prompts_report") for run in runs],
+        "decoding": [str(run.manifest.get("decoding")) for run in runs],
+        "version of stability": [version_of(run) for run in runs],
+    }
+    said = []
+    for what, values in asked.items():
+        if len(set(values)) > 1:
+            has = (f"{run.path.name} has {value or 'none recorded'}" for run, value in zip(runs, values, strict=True))
+            said.append(f"{what}: {', '.join(has)}")
+    return said
+
+
+def _hash(run: Run, name: str) -> str:
+    return str((run.manifest.get("hashes") or {}).get(name) or "")
 
 
 def compare(runs: Sequence[Run]) -> Table:
@@ -53,19 +146,31 @@ def compare(runs: Sequence[Run]) -> Table:
         ),
         notes=[
             "Intervals: as in each run's own report. Nothing is marked: rows of different runs share no correction.",
+            *_unequal_seeds(runs),
         ],
         columns=(
             Column("run", tuple(frame["run"]), numeric=False, keep=10),
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
             Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100), keep=9),
-            Column("stability S [95 %]", cells(frame, tables.stability_cell), keep=9),
-            Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=5),
-            Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
-            Column("acc. %", cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)), keep=6),
+            Column("stability S [95 %]", cells(frame, stability.stability_cell), keep=9),
+            Column("K", numbers(frame, "kl_to_sft", 3), keep=5),
+            Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+            Column("acc. %", numbers(frame, "preference_accuracy", 1, scale=100), keep=6),
         ),
         remarks=tuple(frame["note"]),
     )
+
+
+def _unequal_seeds(runs: Sequence[Run]) -> list[str]:
+    """Say which rows have seeds that the same row of another run lacks."""
+    notes = []
+    trials = pd.concat([run.trials.assign(run=run.path.name) for run in runs])
+    for label, own in trials[trials["phase"].isin(["arm", "confirm"])].groupby("label"):
+        seeds = {str(name): sorted(set(group)) for name, group in own.groupby("run")["seed"]}
+        if words := left_out(seeds):
+            notes.append(f"{label}: {words} are not in all of these runs; `verify` leaves them out.")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -133,20 +238,21 @@ class Verification:
 def verify(one: Run, other: Run) -> Verification:
     """Compare two runs of the same experiment, row by row.
 
-    A row agrees where the interval of the paired difference of its win rates (over prompts; from five common seeds on
-    over seeds and prompts) covers 0, and its stabilities differ by no more than their intervals' half-widths, added in
-    quadrature. All intervals are widened for the number of rows (Bonferroni), so that of two runs that differ by
-    chance alone at most one pair in twenty disagrees anywhere in win rate. A row that one run lacks disagrees.
+    Rows are compared on the seeds that both runs have. A row agrees where the interval of the paired difference of its
+    win rates (over prompts; from five common seeds on over seeds and prompts) covers 0, and its stabilities differ by
+    no more than their intervals' half-widths, added in quadrature. All intervals are widened for the number of rows
+    (Bonferroni), so that of two runs that differ by chance alone at most one pair in twenty disagrees anywhere in win
+    rate. A row that one run lacks disagrees, and so does one without a seed in common.
     """
-    frames = {run.path: tables.win_rate_stability(run).frame.set_index("label") for run in (one, other)}
-    left, right = frames[one.path], frames[other.path]
+    one, other, unpaired = _on_common_seeds(one, other)
+    left, right = (tables.win_rate_stability(run).frame.set_index("label") for run in (one, other))
     labels = list(dict.fromkeys([*left.index, *right.index]))
     outcomes = outcomes_by_label(one), outcomes_by_label(other)
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
-            **_row(label, left, right, outcomes, confidence=confidence),
+            **_row(label, left, right, outcomes, unpaired.get(label, ""), confidence=confidence),
             "same_answers": _same_answers(label, one, other),
         }
         for label in labels
@@ -160,11 +266,33 @@ def verify(one: Run, other: Run) -> Verification:
     )
 
 
+def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
+    """Leave out the trials of a row whose seed the other run's row lacks, and say so by label.
+
+    A row without any seed in common keeps its trials, and is called APART.
+    """
+    first, second = (run.trials.groupby("label")["seed"].unique() for run in (one, other))
+    remarks, gone = {}, set()
+    for label in first.index.intersection(second.index):
+        pair = {"the first run": sorted(first[label]), "the second run": sorted(second[label])}
+        if not set.intersection(*map(set, pair.values())):
+            remarks[label] = APART
+        elif words := left_out(pair):
+            remarks[label] = f"left out: {words}"
+            gone |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
+    kept = []
+    for run in (one, other):
+        stays = [place not in gone for place in zip(run.trials["label"], run.trials["seed"], strict=True)]
+        kept.append(replace(run, trials=run.trials[stays]))
+    return kept[0], kept[1], remarks
+
+
 def _row(
     label: str,
     left: pd.DataFrame,
     right: pd.DataFrame,
     outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
+    unpaired: str,
     *,
     confidence: float,
 ) -> dict[str, object]:
@@ -176,28 +304,18 @@ def _row(
     row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
     if one.empty or other.empty:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
-    difference = None
-    if label in outcomes[0] and label in outcomes[1]:
-        difference = _difference(outcomes[0][label], outcomes[1][label], confidence)
+    d = difference(outcomes[0][label], outcomes[1][label]) if all(label in found for found in outcomes) else None
+    gap = None if d is None else effects.interval(d, confidence=confidence)
     remarks = []
-    if difference is not None and difference.excludes(0.0):
+    if gap is not None and gap.excludes(0.0):
         remarks.append("the win rates differ")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")
     if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
         remarks.append(f"{one['seeds_finished']} and {other['seeds_finished']} seeds finished")
-    agrees = not any("differ" in remark for remark in remarks)
-    return row | statistics.columns({"difference": difference}) | {"agrees": agrees, "remark": "; ".join(remarks)}
-
-
-def _difference(one: Outcomes, other: Outcomes, confidence: float) -> statistics.Interval | None:
-    """Win rate of the one minus that of the other; None where their prompts are not the same."""
-    (seeds, values), (other_seeds, other_values) = one, other
-    if values.shape[1] != other_values.shape[1]:
-        return None
-    if seeds != other_seeds:
-        values, other_values = (statistics.prompt_means(found)[None] for found in (values, other_values))
-    return statistics.paired_difference(values, other_values, confidence=confidence)
+    agrees = unpaired != APART and not any("differ" in remark for remark in remarks)
+    remarks += [unpaired] if unpaired else []
+    return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
 
 
 def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
@@ -238,7 +356,8 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
         caption=f"{one.path.name} and {other.path.name}: the rows of both.",
         notes=[
             f"difference: paired over prompts (and seeds, where five or more are common), {100 * confidence:.3g} % "
-            "intervals, so that all rows together are right 95 times in 100.",
+            "intervals, so that all rows together are right 95 times in 100. All numbers are of the seeds that both "
+            "runs have.",
             "same answers: share of the answers to the same prompts with the same seeds that are equal.",
         ],
         columns=(
@@ -246,7 +365,7 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
             Column("win rates %", pair("win_rate", 1, 100)),
             Column("difference, points", cells(frame, lambda row: with_interval(row, "difference", 1, scale=100))),
             Column("stabilities", pair("stability", 2, 1)),
-            Column("same answers %", cells(frame, lambda row: number(row["same_answers"], 1, scale=100))),
+            Column("same answers %", numbers(frame, "same_answers", 1, scale=100)),
             # Numbers that do not mean the same neither agree nor disagree.
             Column(
                 "agrees",

@@ -4,15 +4,19 @@ A comparison comes as `d`, the outcomes of a variant minus those of its referenc
 and prompts for both, or (seeds,) for what a seed has one number of, such as stability.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from . import settling, statistics
-from .statistics import FEWEST_SEEDS, Interval
+from . import statistics
+from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test, standard_error
 
+POWER = 0.8
+MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
+"""More than these are not counted."""
 FLIPS = 10_000
 LEVEL = 0.05
 """A variant is said to matter where no corrected p-value is above this."""
@@ -21,6 +25,93 @@ TESTS = {
     "prompts": "sign flips over the prompts' mean differences",
     "both": "t of the two-way analysis, over seeds and prompts",
 }
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How many seeds with the prompts there are; with `prompts` of them where, as it is, no number of seeds would do.
+
+    seeds: None is more than are counted.
+    """
+
+    seeds: int | None
+    prompts: int | None = None
+
+    def __str__(self) -> str:
+        """In the words of a table's cell."""
+        if self.seeds is None:
+            return f"more than {MOST_SEEDS:,} seeds"
+        seeds = f"about {_two_digits(self.seeds)} seeds"
+        return seeds if self.prompts is None else f"{seeds}, {_two_digits(self.prompts):,} prompts"
+
+
+def _two_digits(number: int) -> int:
+    """Rounded up to two digits: no more is known."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
+
+
+def to_settle(d: np.ndarray, level: float) -> Settling:
+    """What settles a comparison in four of five tries (POWER), were the true difference the observed one.
+
+    d: (seeds, prompts) or (seeds,) differences, at least two seeds. level: of the two-sided tests.
+    """
+    if d.ndim > 1:
+        return of_two_way(TwoWay.of(d), level)
+    mean, variance = float(d.mean()), float(d.var(ddof=1))
+
+    def with_seeds(seeds: int) -> float:
+        return _power(mean, np.sqrt(variance / seeds), seeds - 1, level)
+
+    return Settling(_least(with_seeds, len(d), MOST_SEEDS))
+
+
+def of_two_way(found: TwoWay, level: float) -> Settling:
+    """`to_settle` of (seeds, prompts) differences.
+
+    The seeds needed are those at which both the paired t over seeds and the t over seeds and prompts, with the variance
+    components seen, have enough power. Prompts are too few where seeds without end would not do. Then twice as many are
+    taken as would do with seeds without end, so that prompts and seeds each keep half of the variance.
+    """
+    between_prompts = found.components[1]
+
+    def without_end(prompts: int) -> float:
+        return _power(found.mean, np.sqrt(between_prompts / prompts), prompts - 1, level)
+
+    def with_seeds(prompts: int) -> int | None:
+        return _least(lambda seeds: _power_of(found, seeds, prompts, level), found.seeds, MOST_SEEDS)
+
+    if without_end(found.prompts) >= POWER:
+        return Settling(with_seeds(found.prompts))
+    prompts = _least(without_end, found.prompts, MOST_PROMPTS // 2)
+    return Settling(None) if prompts is None else Settling(with_seeds(2 * prompts), 2 * prompts)
+
+
+def _power_of(found: TwoWay, seeds: int, prompts: int, level: float) -> float:
+    """The smaller power of the two t tests with so many seeds and prompts."""
+    of_seeds, of_prompts, rest = found.components
+    each = np.array([of_seeds / seeds, of_prompts / prompts, 0.0]) + rest / (seeds * prompts)
+    error, freedom = standard_error(each, seeds, prompts)
+    both = _power(found.mean, error, degrees_of_test(freedom, seeds), level)
+    return min(both, _power(found.mean, float(np.sqrt(each[0])), degrees(seeds, prompts)[0], level))
+
+
+def _power(difference: float, error: float, freedom: float, level: float) -> float:
+    """Chance that a two-sided t test sees `difference`, the far side aside."""
+    from scipy.special import nctdtr, stdtrit
+
+    if error == 0:
+        return float(difference != 0)
+    critical, shift = float(stdtrit(freedom, 1 - level / 2)), abs(difference) / error
+    # Far beyond the critical value the noncentral distribution is not computed well, and need not be.
+    return 1.0 if shift > 3 * critical + 30 else 1 - float(nctdtr(freedom, shift, critical))
+
+
+def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
+    """Return the least number above `now`, and of FEWEST_SEEDS at least, with enough power; None up to `most`."""
+    numbers = range(max(now + 1, FEWEST_SEEDS), most + 1)
+    place = bisect_left(numbers, POWER, key=power)
+    return numbers[place] if place < len(numbers) else None
 
 
 @dataclass(frozen=True)
@@ -62,11 +153,18 @@ def effect(d: np.ndarray, *, flips: int = FLIPS) -> Effect:
     return Effect(interval(d), seeds, prompts, p_values, float(of_seeds.mean() / spread) if spread > 0 else np.nan)
 
 
-def interval(d: np.ndarray) -> Interval:
-    """The mean of (seeds, prompts) or (seeds,) values with its 95 % interval.
+def interval(
+    d: np.ndarray, *, confidence: float = statistics.CONFIDENCE, resamples: int = statistics.RESAMPLES
+) -> Interval:
+    """Return the mean of paired values with its interval.
 
-    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on, with fewer over prompts alone. Of a
-    scalar per seed Student's, without ends where there is one seed.
+    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of
+    these checkpoints. Of a scalar per seed Student's, without ends where there is one seed.
+
+    Args:
+        d: (seeds, prompts) or (seeds,), none missing.
+        confidence: The interval's share of coverage.
+        resamples: How often prompts are drawn where there are few seeds.
     """
     from scipy.special import stdtrit
 
@@ -74,14 +172,14 @@ def interval(d: np.ndarray) -> Interval:
         mean, seeds = float(d.mean()), len(d)
         if seeds == 1:
             return Interval(mean, np.nan, np.nan)
-        half = float(stdtrit(seeds - 1, (1 + statistics.CONFIDENCE) / 2) * d.std(ddof=1) / np.sqrt(seeds))
+        half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(seeds))
         return Interval(mean, mean - half, mean + half)
     if len(d) >= FEWEST_SEEDS and d.shape[1] > 1:
-        return statistics.two_way_interval(d)
+        return statistics.two_way_interval(d, confidence=confidence)
     of_prompts = d.mean(axis=0)
     # Single precision, as the draws have it: no copy of them is made.
-    resampled = statistics.resample_means(of_prompts.astype(np.float32))
-    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts))
+    resampled = statistics.resample_means(of_prompts.astype(np.float32), resamples=resamples)
+    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts), confidence=confidence)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
@@ -153,9 +251,9 @@ class Claim:
         return self.p < LEVEL
 
     @cached_property
-    def settling(self) -> "settling.Settling | None":
+    def settling(self) -> "Settling | None":
         """What would settle it, had the true difference the size of the observed one; None where it is settled."""
-        return None if self.matters or self.effect.seeds < 2 else settling.to_settle(self.d, self.level)
+        return None if self.matters or self.effect.seeds < 2 else to_settle(self.d, self.level)
 
     @property
     def verdict(self) -> str:
@@ -165,6 +263,13 @@ class Claim:
         if self.effect.of_checkpoints:
             return "these checkpoints only"
         return f"not settled: {self.settling}"
+
+
+def p_columns(claim: Claim | None) -> dict[str, float]:
+    """Columns of a frame: a comparison's corrected p, and that of each test. NaN where there is none."""
+    corrected = {} if claim is None else claim.corrected
+    found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
+    return {"p": np.nan if claim is None else claim.p, **found}
 
 
 def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) -> dict[str, Claim]:
@@ -179,10 +284,9 @@ def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) 
         for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):
             if not np.isnan(p):
                 corrected[name][test] = float(p)
-    settled = sum(_agree(effects[name], corrected[name]) for name in effects)
+    settled = sum(
+        not found.of_checkpoints and max(corrected[name].values(), default=1.0) < LEVEL
+        for name, found in effects.items()
+    )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {name: Claim(d, effects[name], corrected[name], level) for name, d in comparisons.items() if d is not None}
-
-
-def _agree(found: Effect, corrected: Mapping[str, float]) -> bool:
-    return not found.of_checkpoints and max(corrected.values(), default=1.0) < LEVEL

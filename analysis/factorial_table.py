@@ -1,6 +1,13 @@
-"""The table of a factorial design: main effects, interactions and Shapley values of the declared metric and of S."""
+"""A full 2^k design: main effects, interactions and exact Shapley values, of the declared metric and of S.
 
-from dataclasses import dataclass
+All of them are linear in the cells. Applied to outcomes of shape (cells, seeds, prompts) they give one value per seed
+and prompt, of which the interval is that of any difference: nothing is approximated, and pairing is kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -8,21 +15,67 @@ import pandas as pd
 
 from slime_ray.config.design import Cell
 from slime_ray.errors import InputError
-from slime_ray.runs import results
 
-from . import effects, factorial, statistics
-from .ablation_table import difference_words, p_words, seeds_notes
-from .design_cells import METRICS, Cells, common
+from . import ablation_table, effects, statistics
+from .ablation_table import METRICS, Cells, p_words, seeds_notes
 from .effects import Claim
-from .printing import ABSENT, Column, Table, cells, interval_cells
-from .rows import name_of
+from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells
+from .rows import common, name_of
 from .statistics import FEWEST_SEEDS
 
+Present = frozenset[str]
+"""The components that a cell has."""
 ALL = "all components"
 MARGINS = {"soft_margin", "hard_margin"}
 
 
-def factorial_effects(run: results.Run, found: Cells) -> Table:
+def cells_of(components: Sequence[str]) -> list[Present]:
+    """All 2^k cells: without any component first, with all of them last."""
+    return [frozenset(some) for size in range(len(components) + 1) for some in combinations(components, size)]
+
+
+def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
+    """(cells,) weights of every main effect and interaction, in the order of `cells_of`, main effects first.
+
+    The standard contrasts: the product of a cell's signs (1 present, -1 absent) over the effect's components, over
+    2^(k-1). A main effect is the mean of the cells with the component minus the mean of those without; an interaction
+    of two is half the difference between the effect of one with the other present and with it absent, and so on.
+    """
+    cells = cells_of(components)
+    return {
+        effect: np.array([(-1) ** len(set(effect) - cell) for cell in cells]) / 2 ** (len(components) - 1)
+        for size in range(1, len(components) + 1)
+        for effect in combinations(components, size)
+    }
+
+
+def shapley_weights(components: Sequence[str]) -> dict[str, np.ndarray]:
+    """(cells,) weights of each component's Shapley value, in the order of `cells_of`; they add up to `total_weights`.
+
+    The mean, over all orders in which components may be added, of what the component adds when its turn comes
+    (Shapley 1953): with |S| of k components there before, |S|! (k - |S| - 1)! of the k! orders.
+    """
+    k, cells = len(components), cells_of(components)
+    share = [factorial(size) * factorial(k - size - 1) / factorial(k) for size in range(k)]
+    return {
+        component: np.array([share[len(cell) - 1] if component in cell else -share[len(cell)] for cell in cells])
+        for component in components
+    }
+
+
+def total_weights(components: Sequence[str]) -> np.ndarray:
+    """(cells,) weights of the total effect: all components minus none."""
+    weights = np.zeros(2 ** len(components))
+    weights[-1], weights[0] = 1.0, -1.0
+    return weights
+
+
+def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """(seeds, prompts) or (seeds,) values of an effect from the outcomes of all cells, (cells, ...)."""
+    return np.tensordot(weights, outcomes, axes=1)
+
+
+def factorial_effects(found: Cells) -> Table:
     """For each center a row per component, per interaction, and one for all components together.
 
     In `frame` effects are in the outcomes' unit: shares for rates. `shapley` is of the rate, `stability_shapley` of S.
@@ -30,7 +83,7 @@ def factorial_effects(run: results.Run, found: Cells) -> Table:
     """
     design = found.design
     if design.kind != "factorial":
-        return Table(frame=pd.DataFrame(columns=["effect"]), caption="This run is no factorial design.", notes=[])
+        return empty("This run is no factorial design.", "effect")
     grids = {center: _Grid.of(found, center) for center in design.centers}
     claims = effects.claims(
         {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(found.metric).items()}
@@ -40,10 +93,11 @@ def factorial_effects(run: results.Run, found: Cells) -> Table:
     frame = pd.DataFrame([row for center, grid in grids.items() for row in grid.rows(center, found, claims)])
     return Table(
         frame=frame,
-        caption=f"{name_of(run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, and on "
-        f"stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of the cells "
-        "with a component minus mean of those without. Interaction of two: half the change that one's presence makes "
-        "to the other's effect; of more in the same way. Shapley: a component's part of all components together.",
+        caption=f"{name_of(found.run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, "
+        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of "
+        "the cells with a component minus mean of those without. Interaction of two: half the change that one's "
+        "presence makes to the other's effect; of more in the same way. Shapley: a component's part of all components "
+        "together.",
         notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
         columns=_columns(frame),
     )
@@ -53,7 +107,7 @@ def factorial_effects(run: results.Run, found: Cells) -> Table:
 class _Grid:
     """The outcomes of all cells around one center, on the seeds and items that all of them have.
 
-    values: by rate (cells, seeds, items), by stability (cells, seeds), in the order of `factorial.cells_of`; None where
+    values: by rate (cells, seeds, items), by stability (cells, seeds), in the order of `cells_of`; None where
     a cell is missing. missing: what is, in phrases.
     """
 
@@ -66,7 +120,7 @@ class _Grid:
         """Controls are no part of it."""
         reference = found.design.reference(center)
         components = tuple(reference.levels)
-        own: dict[factorial.Present, Cell] = {}
+        own: dict[Present, Cell] = {}
         for cell in found.design.around(center):
             present = frozenset(name for name in components if cell.levels.get(name))
             if cell.control:
@@ -77,13 +131,13 @@ class _Grid:
                     "one. Make one of them a control."
                 )
             own[present] = cell
-        absent = [place for place in factorial.cells_of(components) if place not in own]
+        absent = [place for place in cells_of(components) if place not in own]
         missing = [f"{center} has no cell with {' and '.join(sorted(place)) or 'no component'}" for place in absent]
         missing += found.missing(own.values(), found.rate)
         values: dict[str, np.ndarray | None] = {}
         for metric in (found.rate, "stability"):
             outcomes = found.outcomes(metric)
-            places = [own[place].label for place in factorial.cells_of(components) if place in own]
+            places = [own[place].label for place in cells_of(components) if place in own]
             if absent or not all(label in outcomes for label in places):
                 values[metric] = None
                 continue
@@ -93,12 +147,12 @@ class _Grid:
 
     def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
         """The values of each component's main effect, per seed and item."""
-        weights = factorial.effect_weights(self.components)
+        weights = effect_weights(self.components)
         return {name: self._contrast(weights[(name,)], metric) for name in self.components}
 
     def _contrast(self, weights: np.ndarray, metric: str | None) -> np.ndarray | None:
         values = self.values.get(metric or "")
-        return None if values is None else factorial.contrast(weights, values)
+        return None if values is None else contrast(weights, values)
 
     def _interval(self, weights: np.ndarray, metric: str) -> statistics.Interval | None:
         values = self._contrast(weights, metric)
@@ -106,10 +160,10 @@ class _Grid:
 
     def rows(self, center: str, found: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
         """Components, interactions, and all components together, whose effect is the sum of the Shapley values."""
-        shapley = factorial.shapley_weights(self.components)
+        shapley = shapley_weights(self.components)
         every = [
-            *factorial.effect_weights(self.components).items(),
-            ((ALL,), factorial.total_weights(self.components)),
+            *effect_weights(self.components).items(),
+            ((ALL,), total_weights(self.components)),
         ]
         rows = []
         for names, weights in every:
@@ -130,11 +184,7 @@ class _Grid:
                     "effect_of": name,
                     "kind": kind,
                     **statistics.columns(intervals),
-                    "p": np.nan if claim is None else claim.p,
-                    **{
-                        f"p_{test}": np.nan if claim is None else claim.corrected.get(test, np.nan)
-                        for test in effects.TESTS
-                    },
+                    **effects.p_columns(claim),
                     "seeds": 0 if tested is None else tested.shape[1],
                     "verdict": "" if kind != "main" else "not measured" if claim is None else claim.verdict,
                 }
@@ -184,15 +234,8 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
     return notes
 
 
-def sentences(found: Cells, table: Table) -> tuple[list[str], list[str]]:
-    """What the table leaves open, and what it says, of the main effects in the design's metric."""
-    several = len(found.design.centers) > 1
-    open_, said = [], []
-    for row in table.frame[table.frame["kind"] == "main"].to_dict("records"):
-        name = f"{row['effect_of']} around {row['center']}" if several else row["effect_of"]
-        size = difference_words(row, found.metric, ("effect", "stability_effect"))
-        if row["verdict"] == "matters":
-            said.append(f"{name} matters: its main effect is {size}, corrected p {p_words(row['p'])}.")
-        elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {name} matters: its main effect is {size}; {row['verdict'].partition(': ')[2]}.")
-    return open_, said
+def sentences(found: Cells, table: Table) -> Sentences:
+    """Say what the table leaves open, and what it shows, of the main effects in the design's metric."""
+    main = replace(table, frame=table.frame[table.frame["kind"] == "main"])
+    claim = "matters: its main effect is"
+    return ablation_table.sentences(found, main, of="effect_of", claim=claim, columns=("effect", "stability_effect"))

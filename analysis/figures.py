@@ -1,5 +1,7 @@
-"""Figures: result frames in, a matplotlib Figure out."""
+"""Figures of every run, and what all figures share: colours of Okabe and Ito, a style without global state, files."""
 
+import io
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,31 +13,98 @@ from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
 from . import search_table, stability, tables
-from .drawing import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    WIDTH,
-    lay_out,
-    new_figure,
-    plain,
-    say,
-    style,
-)
-from .printing import Table
+from .printing import Table, one_line
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000",
+)  # fmt: skip
+GREY = "#6f6f6f"
+WIDTH = 7.2
+"""Inches: the text of a page with two columns (183 mm), legible down to a single column's 5.5."""
+DPI = 180
+"""Of the png files."""
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    # Of PDFs, too: without it matplotlib puts a minus sign and its like into a second font.
+    "ps.fonttype": 42,
+    "svg.hashsalt": "slime_ray",
+    "text.usetex": False,
+    "timezone": "UTC",
+}
+"""matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
 PANELS = 12
 """At most so many panels or bars where a run has search trials alone."""
+_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
+
+
+def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
+    """A figure of so many inches with its axes; options of `Figure.subplots`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return figure, figure.subplots(**options)
+
+
+def lay_out(figure: "Figure") -> None:
+    """Work out where everything in the figure stands, once, without drawing it."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+
+
+def style() -> Any:
+    """A context in which everything is drawn in STYLE."""
+    import matplotlib
+
+    mpl: Any = matplotlib  # its keys are typed as literals
+    # Setting a backend would load it, and this needs none.
+    defaults = {name: value for name, value in mpl.rcParamsDefault.items() if "backend" not in name}
+    return mpl.rc_context({**defaults, **STYLE})
+
+
+def render(figure: "Figure") -> dict[str, bytes]:
+    """Return the figure as svg, pdf and png, by kind: the same bytes every time, without dates."""
+    without_dates = {
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    files = {}
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # Once, not again for each kind of file.
+        lay_out(figure)
+        for kind, metadata in without_dates.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is; a pair of dollars would start a formula."""
+    return one_line(text).replace("$", r"\$")
+
+
+def say(axes: "Axes", words: str) -> None:
+    """Words in the middle of axes that have nothing to show."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
 def pareto(run: Run, *, table: Table | None = None) -> "Figure":
@@ -58,7 +127,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         version = str(run.manifest.get("stability_version") or "stability-v1")
         axes.set_xlabel(f"stability S ({plain(version)}; square-root scale), more is better")
         axes.set_ylabel(f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %")
-        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.grid()
         axes.set_axisbelow(True)
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
@@ -73,9 +142,10 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         if judged:
             axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
-        _limits(axes, [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist(), judged=judged)
+        heights = [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist()
+        axes.set_ylim(limits(heights, judged=judged))
         if axes.get_legend_handles_labels()[0]:
-            legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handlelength=1.6)
+            legend = figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
             if rows:
                 bars = "upright bars: 95 % interval of the win rate; level bars: " if judged else "bars: "
                 legend.set_title(f"{bars}range of S over seeds")
@@ -98,6 +168,8 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
         bars: dict[str, Any] = {"xerr": [x - own["stability_min"], own["stability_max"] - x]}
         if judged:
             bars["yerr"] = [y - 100 * own["win_rate_low"], 100 * own["win_rate_high"] - y]
+        # Rounding can put a mean of equal values outside of them.
+        bars = {name: np.maximum(ends, 0) for name, ends in bars.items()}
         axes.errorbar(
             x, y, fmt=marker, color=colour, capsize=2, markersize=6.5, linewidth=0, elinewidth=1, label=name,
             clip_on=False, markeredgecolor="white", markeredgewidth=0.6, zorder=4, **bars,
@@ -111,27 +183,38 @@ def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: b
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
-    ranked = (search["status"] == FINISHED).to_numpy()
-    x, y = x[ranked], y[ranked]
-    if not ranked.any():
+    corners = front_corners(search, column)
+    if not len(corners):
         return
-    best = on_front(np.column_stack([x, y]))
-    order = np.lexsort((-y[best], x[best]))
-    front_x, front_y = x[best][order], y[best][order]
     # All that lies left of and below this line is beaten by a trial.
-    steps_x = np.concatenate([[0], front_x, front_x[-1:]])
-    steps_y = np.concatenate([front_y[:1], front_y, [0]])
+    steps_x, steps_y = corners[:, 0], 100 * corners[:, 1]
     axes.step(steps_x, steps_y, where="pre", color=GREY, linewidth=0.9, label="their front", zorder=2)
 
 
-def _limits(axes: "Axes", values: list[float], *, judged: bool) -> None:
-    values = [*values, 50.0] if judged else values
-    low, high = (min(values), max(values)) if values else (0.0, 100.0)
+def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
+    """Return the corners of the line below which a finished trial beats all that lies there, left to right.
+
+    Args:
+        search: Search trials.
+        column: The goal beside stability.
+
+    Returns:
+        (corners, 2) stability and goal, from the left edge to the bottom; (0, 2) where no trial finished.
+    """
+    points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
+    best = points[on_front(points)]
+    best = best[np.lexsort((-best[:, 1], best[:, 0]))]
+    return np.vstack([[0.0, best[0, 1]], best, [best[-1, 0], 0.0]]) if len(best) else best
+
+
+def limits(values: list[float], *, judged: bool) -> tuple[float, float]:
+    """Ends of an axis in % that shows these values, and with a judge 50."""
+    values = [*values, 50.0] if judged else values or [0.0, 100.0]
+    low, high = min(values), max(values)
     margin = max(5.0, 0.12 * (high - low))
-    axes.set_ylim(max(-2.0, low - margin), min(104.0, high + margin))
+    return max(-2.0, low - margin), min(104.0, high + margin)
 
 
-_OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 _OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
 
 
@@ -226,13 +309,11 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
                 panel.plot(steps, mean, dashes, label=metric.removesuffix("_logp"), **look)
                 panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             panel.set_title(plain(label), fontsize=9)
-            panel.grid(color="#e4e4e4", linewidth=0.6)
+            panel.grid()
         if not shown:
             say(panels[0, 0], "No held-out curve was recorded.")
             return figure
-        figure.legend(
-            *panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8
-        )
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         figure.supxlabel("update", fontsize=9)
         figure.supylabel("held-out log-probability, nat/token", fontsize=9)
     return figure
@@ -277,7 +358,7 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
         axes.set_xlim(0, 1)
         axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
         if labels:
-            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.4)
+            figure.legend(loc="outside upper left", ncols=4, handlelength=1.4)
         else:
             say(axes, "No trial to show.")
     return figure

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import pareto
 from slime_ray.runs.results import Run
 
-from . import statistics, tables
-from .examples import LONGEST_ANSWER, first_pairs
-from .findings import Findings
-from .printing import ABSENT, number, with_interval
+from . import stability, statistics
+from .figures import front_corners, limits
+from .front import outcomes_of
+from .printing import ABSENT, Table, number, with_interval
 from .rows import FINISHED, baseline_of, is_judged, of_label, version_of
+from .sections import Findings
 
+EXAMPLES = 5
+LONGEST_ANSWER = 2000
+SHOWN = ["prompt", "answer", "baseline_answer", "outcome", "broken_reason", "baseline_broken"]
+"""Columns of an answer that a pair is made of."""
 STRETCHES = 60
 """A curve has at most so many points; of more updates the means of as many stretches."""
 ALL_ANSWERS = 1_000_000
@@ -32,8 +36,57 @@ CURVES = {
 }
 """Source and metric of what is drawn -> the panel that it is in, and the line."""
 ARM, WINNER, TRIAL = "arm", "confirmed winner", "search trial"
-
 Facts = list[list[str]]
+
+
+def examples(run: Run, main: Table) -> dict[str, Any] | None:
+    """Answers of the best row's first seed to the first prompts in the order of their ids: not chosen by content."""
+    for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
+        answers = of_label(run, run.answers, label)
+        if answers.empty:
+            continue
+        seed = answers["seed"].min()
+        pairs = first_pairs(answers[answers["seed"] == seed])
+        return {"label": label, "seed": int(seed), "pairs": next(iter(pairs.values()))}
+    return None
+
+
+def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, str]]]:
+    """By trial its first answers in the order of their prompts' ids, each at most so many characters long."""
+    first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
+    pairs: dict[str, list[dict[str, str]]] = {}
+    for row in first[["trial_id", *SHOWN]].to_dict("records"):
+        pairs.setdefault(row["trial_id"], []).append(_pair(row, longest))
+    return pairs
+
+
+def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, str]:
+    words = {1.0: "wins", 0.5: "ties", 0.0: "loses", 0.25: "ties and loses", 0.75: "wins and ties"}
+    outcome = row["outcome"]
+    return {
+        "prompt": _prompt(row["prompt"]),
+        "answer": _cut(row["answer"], longest),
+        "baseline": _cut(row["baseline_answer"], longest),
+        "verdict": "no verdict" if pd.isna(outcome) else words.get(outcome, str(outcome)),
+        "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
+        "baseline_broken": "broken" if row["baseline_broken"] is True else "",
+    }
+
+
+def _prompt(text: Any) -> str:
+    try:
+        messages = json.loads(text)
+        if len(messages) == 1:
+            return str(messages[0]["content"])
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    except (TypeError, ValueError, KeyError):
+        return str(text)
+
+
+def _cut(text: Any, longest: int) -> str:
+    if pd.isna(text):
+        return ""
+    return text if len(text) <= longest else text[:longest] + f" … ({len(text)} characters)"
 
 
 def front_data(found: Findings) -> dict[str, Any] | None:
@@ -44,51 +97,30 @@ def front_data(found: Findings) -> dict[str, Any] | None:
     frame = found.main.frame
     rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
     trials = search.sort_values(column, kind="stable").to_dict("records")
-    intervals = _intervals(run, search) if judged else {}
+    searched = found.search.searched
+    outcomes = outcomes_of(searched, run.answers) if judged else None
+    own = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
+    intervals = {name: statistics.win_rate_interval(row[None]) for name, row in own}
     points = [_trial(trial, column, intervals.get(trial["trial_id"])) for trial in trials]
     points += [_row(run, row, column) for _, row in rows.iloc[::-1].iterrows()]
     if not points:
         return None
-    texts = Texts()
+    # Texts that many trials share, such as prompts: each kept once and named by its place.
+    texts: dict[str, int] = {}
     details = _details(run, points, texts)
     heights = [point[end] for point in points for end in ("y", "low", "high") if point[end] is not None]
     return {
         "x": f"stability S ({version_of(run)}; square-root scale), more is better",
         "short": f"stability S ({version_of(run)})",
         "y": f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %",
-        "limits": _limits([*heights, 50.0] if judged else heights),
+        "limits": limits(heights, judged=judged),
         "judged": judged,
         "words": _free(points),
         "points": points,
-        "front": _front(search[search["status"] == FINISHED], column),
+        "front": [{"x": _short(x), "y": _short(100 * y)} for x, y in front_corners(search, column)],
         "details": details,
-        "texts": texts.known,
+        "texts": list(texts),
     }
-
-
-class Texts:
-    """Texts that many trials share, such as prompts, each kept once and named by its place."""
-
-    def __init__(self) -> None:
-        self.known: list[str] = []
-        self._places: dict[str, int] = {}
-
-    def place(self, text: str) -> int:
-        """The place of a text, which is added if it is new."""
-        if text not in self._places:
-            self._places[text] = len(self.known)
-            self.known.append(text)
-        return self._places[text]
-
-
-def _intervals(run: Run, search: pd.DataFrame) -> dict[str, statistics.Interval]:
-    """Of the win rate of every search trial, over its prompts."""
-    own = run.answers[run.answers["trial_id"].isin(search["trial_id"]) & run.answers["outcome"].notna()]
-    if own.empty:
-        return {}
-    wide = own.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
-    outcomes = {str(name): ([0], values[None]) for name, values in zip(wide.index, wide.to_numpy(float), strict=True)}
-    return tables.win_rate_intervals(outcomes)
 
 
 def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval | None) -> dict[str, Any]:
@@ -99,7 +131,7 @@ def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval 
             ["status", f"{trial['status']}: {trial['reason']}" if pd.notna(trial["reason"]) else trial["status"]]
         )
     place = (trial["stability"], trial["stability"], trial["stability"])
-    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["settings"])])
+    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["overrides"])])
 
 
 def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
@@ -107,7 +139,7 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
     judged = column == "win_rate"
     facts = [
         [_head(column), with_interval(row, column, 1, scale=100) if judged else number(row[column], 1, scale=100)],
-        ["stability S", tables.stability_cell(row)],
+        ["stability S", stability.stability_cell(row)],
         ["seeds", f"{row['seeds_finished']}/{row['seeds']}"],
         ["K", number(row["kl_to_sft"], 3)],
         ["drift", number(row["chosen_drift"], 3, signed=True)],
@@ -115,7 +147,7 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
     ]  # fmt: skip
     place = (row["stability"], row["stability_min"], row["stability_max"])
     kind = WINNER if row["phase"] == "confirm" else ARM
-    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["settings"].iloc[0])])
+    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["overrides"].iloc[0])])
 
 
 def _point(
@@ -155,30 +187,13 @@ def _said(value: Any) -> str:
     return ABSENT if value is None else str(value)
 
 
-def _limits(values: list[float]) -> list[float]:
-    low, high = min(values), max(values)
-    margin = max(5.0, 0.12 * (high - low))
-    return [max(-2.0, low - margin), min(104.0, high + margin)]
-
-
 def _free(points: list[dict[str, Any]]) -> float:
     """Where on the line at 50 %, as a share of its length, words cover the fewest points."""
     near = [np.sqrt(max(point["x"], 0.0)) for point in points if abs(point["y"] - 50) < 8]
     return min((0.5, 0.75, 0.25, 0.88, 0.12), key=lambda place: sum(abs(place - x) < 0.12 for x in near))
 
 
-def _front(finished: pd.DataFrame, column: str) -> list[dict[str, Any]]:
-    """The corners of the search's front, from the left edge to the bottom: what lies below it is beaten by a trial."""
-    if finished.empty:
-        return []
-    points = finished[["stability", column]].to_numpy(dtype=float)
-    best = points[pareto.on_front(points)]
-    best = best[np.lexsort((-best[:, 1], best[:, 0]))]
-    corners = [(0.0, best[0, 1]), *best, (best[-1, 0], 0.0)]
-    return [{"x": _short(x), "y": _short(100 * y)} for x, y in corners]
-
-
-def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, Any]:
+def _details(run: Run, points: list[dict[str, Any]], texts: dict[str, int]) -> dict[str, Any]:
     """Curves and answers of each point's trials, by the point's id."""
     kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
     curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
@@ -196,7 +211,10 @@ def _details(run: Run, points: list[dict[str, Any]], texts: Texts) -> dict[str, 
             "lines": [line for name in own for line in lines.get(name, [])],
             "seed": seeds.get(answered),
             "answers": [
-                {**pair, **{text: texts.place(pair[text]) for text in ("prompt", "baseline", "answer")}}
+                {
+                    **pair,
+                    **{text: texts.setdefault(pair[text], len(texts)) for text in ("prompt", "baseline", "answer")},
+                }
                 for pair in pairs.get(answered, ())
             ],
         }

@@ -1,4 +1,10 @@
-"""The knobs that a run searched, and what its trials came to: arrays for importance, fronts, budgets and figures."""
+"""The knobs that a run searched, its trials as arrays, and which knobs matter for which goal.
+
+Importance is PED-ANOVA (Watanabe, Bansal, Hutter 2023, arXiv 2304.10255, algorithm 1) with intervals of the ranks: a
+knob matters as much as its values among the best trials are spread unlike its values among all. For knobs that some
+trials do not have, Conditional PED-ANOVA (arXiv 2601.20800, theorem 4.2). Densities, grid and constants are those of
+Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes all resamples at once, without a study.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +14,23 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
+from slime_ray.runs import pareto, results
 
+from . import statistics
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers
 from .rows import FINISHED
 
 UNITS = {"win_rate": ("win rate %", 100.0, 1), "preference_accuracy": ("acc. %", 100.0, 1)}
 """How a goal is shown where not as it is: head, factor, digits."""
+BEST = 0.1
+"""The share of trials that counts as the best."""
+FEWEST_BEST = 5
+"""The best are at least so many trials, as Optuna recommends."""
+ENOUGH = 50
+"""With fewer trials a rank is a hint."""
+RESAMPLES = 1_000
+GRID = 50
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,11 @@ class Searched:
         finite = np.isfinite(self.goals).all(axis=1) if self.names else np.zeros(len(self.trials), dtype=bool)
         return np.asarray((self.trials["status"] == FINISHED).to_numpy() & finite)
 
+    @property
+    def on_front(self) -> np.ndarray:
+        """(trials,) whether each is complete and no other complete trial beats it."""
+        return pareto.on_front(np.where(self.complete[:, None], self.goals, np.nan)) if self.names else self.complete
+
     def shown(self, goal: int) -> np.ndarray:
         """(trials,) a goal as figures show it: in its own direction and unit; NaN where a trial is not complete."""
         values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
@@ -170,3 +192,194 @@ def _written(value: Any) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.12g}" if _is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Importances:
+    """Of one goal. shares: (knobs,) that sum to 1, NaN where nothing can be said; ranks: (knobs,) from 1.
+
+    The others, (resamples, knobs), are the same with the trials drawn anew.
+    """
+
+    shares: np.ndarray
+    ranks: np.ndarray
+    resampled_shares: np.ndarray
+    resampled_ranks: np.ndarray
+
+
+def of_goal(
+    knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Importances:
+    """places: (trials, knobs), NaN where a trial has no such knob. values: (trials,), more is better, -inf is worst."""
+    trials = len(values)
+    counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, seed, resamples)], axis=1)
+    best = counts * is_best(values, counts, best_share(trials))
+    found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
+    total = found.sum(axis=1, keepdims=True)
+    shares = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
+    ranks = 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
+    return Importances(shares[0], ranks[0], shares[1:], ranks[1:])
+
+
+def best_share(trials: int) -> float:
+    """Which share of so many trials counts as the best."""
+    return min(1.0, max(BEST, FEWEST_BEST / trials))
+
+
+def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
+    """(trials, draws) whether a trial is among the best `share`, and what equals the last of them.
+
+    values: (trials,). counts: (trials, draws) how often each draw has each trial.
+    """
+    order = np.argsort(-values, kind="stable")
+    wanted = np.ceil(share * counts.sum(axis=0) - 1e-9)
+    last = (counts[order].cumsum(axis=0) >= wanted).argmax(axis=0)
+    return values[:, None] >= values[order][last]
+
+
+def divergence(knob: Knob, places: np.ndarray, best: np.ndarray, all_: np.ndarray) -> np.ndarray:
+    """(draws,) Pearson divergence of a knob's density among the best from that among all, times their share squared.
+
+    places: (trials,), NaN without the knob. best, all_: (trials, draws) how often each trial counts.
+    """
+    active = ~np.isnan(places)
+    size = grid_size(knob)
+    cells_ = np.zeros((len(places), size))
+    cells_[active, _cell(knob, places[active], size)] = 1.0
+    best_counts, all_counts = best.T @ cells_, all_.T @ cells_
+    best_density, all_density = (density(counts, knob) + TINY for counts in (best_counts, all_counts))
+    pearson = (all_density * (best_density / all_density - 1) ** 2).sum(axis=1)
+    of_best, of_all = best.sum(axis=0), all_.sum(axis=0)
+    has_best, has_all = best_counts.sum(axis=1), all_counts.sum(axis=1)
+    weight = np.divide((has_best / of_best) ** 2, has_all / of_all, out=np.zeros_like(has_all), where=has_best > 0)
+    return np.asarray((of_best / of_all) ** 2 * weight * pearson)
+
+
+def grid_size(knob: Knob) -> int:
+    """How many cells a knob's range is cut into."""
+    if knob.scale == "choice":
+        return len(knob.options)
+    if knob.step is None:
+        return GRID
+    steps = round((knob.high - knob.low) / knob.step) + 1
+    return min(GRID, int(np.ceil(np.log2(knob.high - knob.low + 1))) + 1 if knob.scale == "log" else steps)
+
+
+def _cell(knob: Knob, places: np.ndarray, size: int) -> np.ndarray:
+    if knob.scale == "choice":
+        return places.astype(int)
+    nearest = np.ceil(knob.unit(places) * (size - 1) - 0.5).astype(int)
+    return np.asarray(np.clip(nearest, 0, size - 1))
+
+
+def density(counts: np.ndarray, knob: Knob) -> np.ndarray:
+    """(draws, cells) Parzen densities on a knob's grid, a prior of the weight of one trial included.
+
+    counts: (draws, cells) trials in each cell.
+    """
+    total = counts.sum(axis=1, keepdims=True)
+    size = counts.shape[1]
+    if knob.scale == "choice":
+        share = 1 / (1 + (counts > 0).sum(axis=1, keepdims=True))
+        return np.asarray(((total * share + counts) / (1 + size * share) + 1 / size) / (total + 1))
+    prior = _smoothed(np.eye(1, size, (size - 1) // 2), np.array([float(size)]), shift=(size - 1) % 2 / 2)
+    return np.asarray((_smoothed(counts, _bandwidths(counts)) + prior) / (total + 1))
+
+
+def _bandwidths(counts: np.ndarray) -> np.ndarray:
+    """(draws,) by Scott's rule (1992), in cells."""
+    at = np.arange(counts.shape[1])
+    total = np.maximum(counts.sum(axis=1), 1)
+    mean = counts @ at / total
+    spread = np.sqrt((counts * (at - mean[:, None]) ** 2).sum(axis=1) / np.maximum(1, total - 1))
+    reached = counts.cumsum(axis=1)
+    first = (reached >= np.maximum(total // 4, 1)[:, None]).argmax(axis=1)
+    third = (reached > (3 * total // 4)[:, None]).argmax(axis=1)
+    scott = 1.059 * np.minimum((third - first) / 1.34, spread) * total**-0.2
+    # Nine tenths of a narrower kernel would lie in its own cell.
+    return np.asarray(np.maximum(scott, 0.5 / 1.64))
+
+
+def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> np.ndarray:
+    """(draws, cells) sums of normal kernels over the cells, each cut off at the ends of the grid.
+
+    counts: (draws, cells) kernels centered on each cell, or `shift` cells above. widths: (draws,) in cells.
+    """
+    from scipy.special import ndtr
+
+    size = counts.shape[1]
+    # The mass below an edge depends on its distance from the center alone, so all kernels of a draw are one, moved.
+    edges = np.arange(-size, size) + 0.5 - shift
+    below = ndtr(edges / widths[:, None])
+    inside = below[:, : size - 1 : -1] - below[:, size - 1 :: -1]
+    length = 3 * size
+    kernels, centers = np.fft.rfft(np.diff(below, axis=1), length), np.fft.rfft(counts / inside, length)
+    return np.asarray(np.fft.irfft(kernels * centers, length)[:, size - 1 : 2 * size - 1])
+
+
+def importance(searched: Searched) -> Table:
+    """One row per knob: its share of the importance for each goal, and the interval of its rank."""
+    complete = searched.complete
+    lost = (searched.trials["status"] == "diverged").to_numpy()
+    counted = complete | lost
+    trials = int(counted.sum())
+    if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
+        why = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
+        return empty(f"Nothing is said about the importance of knobs: {why}.", "knob")
+    frame = pd.DataFrame(
+        {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
+    )
+    for place, goal in enumerate(searched.names):
+        values = np.where(lost, -np.inf, searched.goals[:, place])[counted]
+        found = of_goal(searched.knobs, searched.places[counted], values)
+        frame[f"{goal}_share"] = found.shares
+        frame[[f"{goal}_share_low", f"{goal}_share_high"]] = _ends(found.resampled_shares)
+        frame[f"{goal}_rank"] = np.where(np.isnan(found.shares), np.nan, found.ranks)
+        frame[[f"{goal}_rank_low", f"{goal}_rank_high"]] = _ends(found.resampled_ranks)
+    frame["mean_share"] = frame[[f"{goal}_share" for goal in searched.names]].mean(axis=1)
+    frame = frame.sort_values("mean_share", ascending=False, kind="stable").reset_index(drop=True)
+    return Table(
+        frame=frame,
+        caption=f"Importance of the knobs for each goal, over {trials} trials.",
+        notes=_notes(searched, trials, int(lost.sum())),
+        columns=(
+            Column("knob", tuple(frame["knob"]), numeric=False, keep=10),
+            *(column for goal in searched.names for column in _columns(frame, goal)),
+        ),
+    )
+
+
+def _ends(resampled: np.ndarray) -> np.ndarray:
+    """(knobs, 2) ends of 95 % percentile intervals. Where there is none in some resample, it is left out."""
+    tail = (1 - statistics.CONFIDENCE) / 2
+    known = ~np.isnan(resampled).any(axis=1)
+    if not known.any():
+        return np.full((resampled.shape[1], 2), np.nan)
+    return np.asarray(np.quantile(resampled[known], [tail, 1 - tail], axis=0, method="inverted_cdf").T)
+
+
+def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:
+    def rank(row: pd.Series) -> str:
+        ends = [number(row[f"{goal}_rank{end}"], 0) for end in ("", "_low", "_high")]
+        return ABSENT if ABSENT in ends else "{} [{}, {}]".format(*ends)
+
+    head = unit_of(goal)[0].removesuffix(" %")
+    shares = numbers(frame, f"{goal}_share", 0, scale=100)
+    return Column(f"{head}: share %", shares, keep=8), Column("rank [95 %]", cells(frame, rank), keep=9)
+
+
+def _notes(searched: Searched, trials: int, lost: int) -> list[str]:
+    best = int(np.ceil(best_share(trials) * trials - 1e-9))
+    left_out = len(searched.trials) - trials
+    counted = f"{trials - lost} completed trials"
+    counted += f" and {lost} that diverged, as the worst" if lost else ""
+    counted += f"; {left_out} that were stopped or failed are left out" if left_out else ""
+    notes = [
+        f"Share: how unlike a knob's values among the best {best} trials are to those among all (PED-ANOVA, Watanabe "
+        f"et al. 2023), of the sum over knobs. Counted: {counted}.",
+        f"Rank [95 %]: percentile interval, the trials drawn anew {RESAMPLES:,} times. Knobs whose intervals overlap "
+        "are not told apart. It is about where this search looked, and knobs that work only together share the credit.",
+    ]
+    if trials < ENOUGH:
+        notes.append(f"With {trials} trials this is a hint: ranks settle with {ENOUGH} or more.")
+    return notes

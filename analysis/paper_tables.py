@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.config.design import COMPONENTS, Cell
-from slime_ray.runs import results
 
-from .ablation_table import seeds_notes
-from .design_cells import METRICS, Cells
-from .printing import Column, Table, interval_cells, number
+from .ablation_table import METRICS, Cells, seeds_notes
+from .printing import Column, Table, empty, interval_cells, numbers
 from .rows import baseline_of, judge_of, name_of
 
 FULL = "full"
+AS_PRINTED = "[as printed, most likely 90 %]"
+"""What the paper's intervals are: its column is headed "Std", and says no more of them."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What the paper prints for one row: MT-Bench, Arena-Hard, how far its 95 % interval goes down and up; else NaN."""
+    """What the paper prints for one row: MT-Bench, Arena-Hard, how far its interval goes down and up; else NaN."""
 
     mt_bench: float
     arena_hard: float = np.nan
@@ -60,13 +60,13 @@ TABLE_4: dict[Any, Score] = {
 }
 """By the component that is left out; Gemma3-4B."""
 TABLE_5: dict[Any, Score] = {
-    1.0: Score(5.70, 12.2),
-    1.5: Score(5.86, 12.2),
-    2.0: Score(5.76, 11.2),
-    2.5: Score(6.15, 13.1),
-    3.0: Score(5.66, 12.7),
+    1.0: Score(5.70, 12.2, 1.2, 1.1),
+    1.5: Score(5.86, 12.2, 1.3, 1.5),
+    2.0: Score(5.76, 11.2, 1.1, 1.1),
+    2.5: Score(6.15, 13.1, 1.1, 1.0),
+    3.0: Score(5.66, 12.7, 1.4, 1.2),
 }
-"""By the stabilizer's exponent; Gemma3-4B. The paper prints no intervals here."""
+"""By the stabilizer's exponent; Gemma3-4B."""
 THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
     "baselines": (3, TABLE_3),
     "leave_one_out": (4, {"Gemma3-4B": TABLE_4}),
@@ -74,16 +74,19 @@ THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
     "exponent": (5, {"Gemma3-4B": TABLE_5}),
 }
 """Which of the paper's tables a design has beside it, with its rows by model."""
+PARTS_OF_SLIME = ("leave_one_out", "factorial")
+"""Designs whose table in the paper is about parts of SLIME."""
 
 
-def beside_the_paper(run: results.Run, found: Cells, ablation: Table) -> Table:
-    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(run, found, ...)`.
+def beside_the_paper(found: Cells, ablation: Table) -> Table:
+    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(found, ...)`.
 
     Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
     """
-    design = found.design
-    if design.kind not in THEIRS:
-        return Table(frame=pd.DataFrame(columns=["row"]), caption="The paper has no table of such a design.", notes=[])
+    run, design = found.run, found.design
+    parts = {name for cell in design.cells for name in cell.levels}
+    if design.kind not in THEIRS or (design.kind in PARTS_OF_SLIME and not parts & {*COMPONENTS}):
+        return empty("The paper has no table of such a design.", "row")
     table, theirs = THEIRS[design.kind]
     ours = {
         center: {_row_of(cell): cell.label for cell in reversed(design.around(center)) if not cell.control}
@@ -101,7 +104,6 @@ def beside_the_paper(run: results.Run, found: Cells, ablation: Table) -> Table:
         rows.append(row)
     frame = pd.DataFrame(rows)
     against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if found.rate == "win_rate" else ""
-    unprinted = "; none is printed for this table" if design.kind == "exponent" else ""
     return Table(
         frame=frame,
         caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Theirs, as printed: MT-Bench "
@@ -111,8 +113,9 @@ def beside_the_paper(run: results.Run, found: Cells, ablation: Table) -> Table:
             *seeds_notes(ablation.frame["compared_seeds"][ablation.frame["compared_seeds"] > 0]),
             "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
             "which rows come first, and whether a difference leaves 0 out.",
-            "Theirs: one training run a row; 95 % interval of Arena-Hard's script, which resamples single "
-            f"votes{unprinted}. Their differences are those of the printed scores; their intervals are not known.",
+            "Theirs: one training run a row. The intervals are as printed, under the head Std, and most likely 90 %: "
+            "since its version 2.0 Arena-Hard's script prints the 5th and 95th percentile of 100 resamples of single "
+            "votes. Their differences are those of the printed scores; the intervals of these are not known.",
             "Ours: intervals and verdicts as in the ablation table, with its notes.",
         ],
         columns=_columns(frame, list(theirs), list(ours), found.rate),
@@ -158,10 +161,10 @@ def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: s
     columns = [Column("", tuple(frame["row"]), numeric=False, keep=10)]
     for model in models:
         short = f"{model} " if len(models) > 1 else "theirs: "
-        less = tuple(number(value, 1, signed=True) for value in frame[f"{model} difference"])
+        less = numbers(frame, f"{model} difference", 1, signed=True)
         columns += [
-            Column(f"{short}MT", tuple(number(value) for value in frame[f"{model} mt_bench"]), keep=4),
-            Column(f"{short}AH [95 %]", interval_cells(frame, f"{model} arena_hard", 1), keep=6),
+            Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4),
+            Column(f"{short}AH {AS_PRINTED}", interval_cells(frame, f"{model} arena_hard", 1), keep=6),
             Column(f"{short}AH difference", less, keep=5),
         ]
     for center in centers:

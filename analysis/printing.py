@@ -1,6 +1,7 @@
 """A table and its forms: terminal, Markdown, LaTeX, HTML, CSV, JSON."""
 
 import html
+import math
 import re
 import textwrap
 import unicodedata
@@ -9,12 +10,36 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+from rich.cells import cell_len
 
 ABSENT = "–"
 """What a cell says where there is no number."""
 
 NAMES = 10
 Mark = Literal["", "best", "second"]
+Sentences = tuple[list[str], list[str]]
+"""What is open, and what can be said."""
+_SIGNS: dict[Mark, str] = {"": "", "best": "*", "second": "+"}
+_LONGEST, _LONGEST_LABEL = 44, 48
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "σ": r"$\sigma$",
+    "√": r"$\surd$",
+    "²": r"\textsuperscript{2}",
+    "…": r"\ldots{}",
+    "[": "{[}",  # a bracket after \\ would be its optional argument
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +73,16 @@ class Table:
     """A remark per row ("no change", "failed 1 of 2: ..."): a last column, in the terminal lines under the table."""
 
     def _printed(self) -> tuple[Column, ...]:
-        if not any(self.remarks):
-            return self.columns
-        return (*self.columns, Column("note", self.remarks, numeric=False))
+        remarks = (Column("note", self.remarks, numeric=False),) if any(self.remarks) else ()
+        return (*self.columns, *remarks)
+
+    def _marked(self, escape: Callable[[str], str], best: str, second: str) -> list[list[str]]:
+        """The cells of each row, escaped and then put into the form of their mark."""
+        forms = {"": "{}", "best": best, "second": second}
+        return [
+            [forms[column.mark(row)].format(escape(column.cells[row])) for column in self._printed()]
+            for row in range(len(self.frame))
+        ]
 
     def csv(self) -> str:
         """The numbers of `frame`, unrounded."""
@@ -62,75 +94,52 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table. **Bold** is the best, <u>underlined</u> the second."""
-        wrap = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
-        columns = self._printed()
-        lines = [_markdown(self.caption), ""]
-        if len(self.frame):
-            lines.append("| " + " | ".join(_markdown(column.head) for column in columns) + " |")
-            lines.append("| " + " | ".join("---:" if column.numeric else "---" for column in columns) + " |")
-        for row in range(len(self.frame)):
-            cells = (wrap[column.mark(row)].format(_markdown(column.cells[row])) for column in columns)
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([*lines, "", *(f"- {_markdown(note)}" for note in self.notes), ""])
+        rows = self._marked(_markdown, "**{}**", "<u>{}</u>")
+        if rows:
+            rules = ["---:" if column.numeric else "---" for column in self._printed()]
+            rows = [[_markdown(column.head) for column in self._printed()], rules, *rows]
+        lines = (f"| {' | '.join(cells)} |" for cells in rows)
+        return "\n".join(
+            [_markdown(self.caption), "", *lines, "", *(f"- {_markdown(note)}" for note in self.notes), ""]
+        )
 
     def latex(self) -> str:
         """A table environment for the packages booktabs and graphicx."""
-        wrap = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
-        columns = self._printed()
-        shape = "".join("r" if column.numeric else "l" for column in columns)
-        body = []
-        for row in range(len(self.frame)):
-            body.append(
-                " & ".join(wrap[column.mark(row)].format(_latex(column.cells[row])) for column in columns) + r" \\"
-            )
-        caption = " ".join([self.caption, *self.notes])
-        return "\n".join(
-            [
-                "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{_latex(caption)}}}",
-                r"\vspace{0.5em}",  # article's captions leave no room below them
-                r"\resizebox{\linewidth}{!}{%",
-                rf"\begin{{tabular}}{{{shape or 'l'}}}",
-                r"\toprule",
-                " & ".join(_latex(column.head) for column in columns) + r" \\",
-                r"\midrule",
-                *body,
-                r"\bottomrule",
-                r"\end{tabular}}",
-                r"\end{table}",
-                "",
-            ]
-        )
+        heads = [_latex(column.head) for column in self._printed()]
+        shape = "".join("r" if column.numeric else "l" for column in self._printed()) or "l"
+        rows = self._marked(_latex, r"\textbf{{{}}}", r"\underline{{{}}}")
+        lines = [
+            "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(' '.join([self.caption, *self.notes]))}}}",
+            r"\vspace{0.5em}",  # article's captions leave no room below them
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{{shape}}}",
+            r"\toprule",
+            " & ".join(heads) + r" \\",
+            r"\midrule",
+            *(" & ".join(cells) + r" \\" for cells in rows),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
 
     def html(self) -> str:
         """A <table> whose heads and first cells say what they head; every text escaped. The notes are the page's."""
-        wrap = {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}
         columns = self._printed()
 
         def line(scope: str, cells: list[str]) -> str:
-            told = []
-            for place, (column, cell) in enumerate(zip(columns, cells, strict=True)):
-                kind = "" if column.numeric else ' class="text"'
-                head = scope == "col" or place == 0
-                told.append(f'<th scope="{scope}"{kind}>{cell}</th>' if head else f"<td{kind}>{cell}</td>")
-            return f"<tr>{''.join(told)}</tr>"
+            tags = [f'th scope="{scope}"' if scope == "col" or place == 0 else "td" for place in range(len(cells))]
+            kinds = ["" if column.numeric else ' class="text"' for column in columns]
+            parts = zip(tags, kinds, cells, strict=True)
+            return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag[:2]}>' for tag, kind, cell in parts)}</tr>"
 
-        body = [
-            line("row", [wrap[column.mark(row)].format(html.escape(column.cells[row])) for column in columns])
-            for row in range(len(self.frame))
-        ]
         head = line("col", [html.escape(column.head) for column in columns])
-        return "\n".join(
-            [
-                f"<table><caption><span>{html.escape(self.caption)}</span></caption>",
-                f"<thead>{head}</thead>",
-                "<tbody>",
-                *body,
-                "</tbody></table>",
-            ]
-        )
+        body = (line("row", cells) for cells in self._marked(html.escape, "<b>{}</b>", "<u>{}</u>"))
+        caption = f"<table><caption><span>{html.escape(self.caption)}</span></caption>"
+        return "\n".join([caption, f"<thead>{head}</thead>", "<tbody>", *body, "</tbody></table>"])
 
     def _repr_html_(self) -> str:
         """As a notebook shows it: the table and its notes."""
@@ -165,6 +174,11 @@ class Table:
         return "\n".join(lines).strip("\n")
 
 
+def empty(caption: str, column: str = "label") -> Table:
+    """A table without rows, whose caption says why. column: of its frame."""
+    return Table(frame=pd.DataFrame(columns=[column]), caption=caption, notes=[])
+
+
 def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
     """A number as a cell says it; ABSENT where there is none."""
     if pd.isna(value):
@@ -181,11 +195,35 @@ def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 
     return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
 
 
+def numbers(
+    frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
+) -> tuple[str, ...]:
+    """One `number` a row; ABSENT in all rows where the frame has no such column."""
+    values = frame[name] if name in frame else [math.nan] * len(frame)
+    return tuple(number(value, digits, scale=scale, signed=signed) for value in values)
+
+
 def interval_cells(
     frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
 ) -> tuple[str, ...]:
     """One `with_interval` a row."""
-    return tuple(with_interval(row, name, digits, scale=scale, signed=signed) for _, row in frame.iterrows())
+    return cells(frame, lambda row: with_interval(row, name, digits, scale=scale, signed=signed))
+
+
+def measure(
+    head: str,
+    frame: pd.DataFrame,
+    name: str,
+    digits: int = 2,
+    *,
+    scale: float = 1.0,
+    signed: bool = False,
+    keep: int = 5,
+) -> Column:
+    """A column of numbers, with intervals and a head that says so where the frame has any."""
+    has_ends = f"{name}_low" in frame and frame[f"{name}_low"].notna().any()
+    shown = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
+    return Column(f"{head} [95 %]" if has_ends else head, shown, keep=keep)
 
 
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
@@ -202,9 +240,6 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(one_line(text), width=max(width, 40), break_long_words=True, break_on_hyphens=False)
 
 
-_SIGNS: dict[Mark, str] = {"": "", "best": "*", "second": "+"}
-
-
 def _text_cell(column: Column, row: int) -> str:
     text = one_line(column.cells[row])
     sign = _SIGNS[column.mark(row)] or (" " if column.marks else "")
@@ -213,12 +248,9 @@ def _text_cell(column: Column, row: int) -> str:
     return (text if whole else text[: _LONGEST - 1] + "…") + sign
 
 
-_LONGEST, _LONGEST_LABEL = 44, 48
-
-
 def _column_width(column: Column) -> int:
     cells = [_text_cell(column, row) for row in range(len(column.cells))]
-    return max(map(_cells_wide, [column.head, *cells]))
+    return max(map(cell_len, [column.head, *cells]))
 
 
 def _total_width(columns: list[Column]) -> int:
@@ -227,16 +259,10 @@ def _total_width(columns: list[Column]) -> int:
     return min(label, _LONGEST_LABEL) + sum(others) + 2 * len(others)
 
 
-def _cells_wide(text: str) -> int:
-    """Terminal cells that `text` takes: East Asian wide letters take two, combining ones none."""
-    wide = sum(unicodedata.east_asian_width(c) in ("W", "F") for c in text)
-    return len(text) + wide - sum(bool(unicodedata.combining(c)) for c in text)
-
-
 def _text_row(cells: list[str], columns: list[Column]) -> str:
     padded = []
     for cell, column in zip(cells, columns, strict=True):
-        fill = " " * (_column_width(column) - _cells_wide(cell))
+        fill = " " * (_column_width(column) - cell_len(cell))
         padded.append(fill + cell if column.numeric else cell + fill)
     return "  ".join(padded).rstrip()
 
@@ -244,27 +270,6 @@ def _text_row(cells: list[str], columns: list[Column]) -> str:
 def _markdown(text: str) -> str:
     """Text that Markdown shows as it is, in one table cell."""
     return re.sub(r"([\\`*_|<>\[\]~$])", r"\\\1", one_line(text)).replace("&", "&amp;")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "σ": r"$\sigma$",
-    "√": r"$\surd$",
-    "²": r"\textsuperscript{2}",
-    "…": r"\ldots{}",
-    "[": "{[}",  # a bracket after \\ would be its optional argument
-    **{letter: "\\" + letter for letter in "&%$#_{}"},
-}
 
 
 def _latex(text: str) -> str:

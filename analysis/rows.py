@@ -1,6 +1,6 @@
 """Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,41 @@ def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
         str(label): (rows.index.get_level_values("seed").tolist(), rows.to_numpy(dtype=float))
         for label, rows in wide.dropna(how="all").groupby(level="label")
     }
+
+
+def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
+    """Return the seeds that all rows have, and their outcomes with the items that all of these have.
+
+    Args:
+        outcomes: Of each row, (seeds, items) or (seeds,); items in the same order.
+
+    Returns:
+        The seeds, and (rows, seeds, ...) outcomes. An item that a row lacks with one of the seeds is left out for all.
+    """
+    seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
+    values = np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
+    if values.ndim == 3 and values.size:
+        values = values[:, :, ~np.isnan(values).any(axis=(0, 1))]
+    return seeds, values
+
+
+def difference(one: Outcomes, other: Outcomes) -> np.ndarray | None:
+    """Return the outcomes of one row minus those of another, on the seeds and items that both have.
+
+    Returns:
+        (seeds, items) or (seeds,); None where they have nothing in common, or were asked other numbers of items.
+    """
+    if one[1].shape[1:] != other[1].shape[1:]:
+        return None
+    _, (first, second) = common([one, other])
+    return first - second if first.size else None
+
+
+def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
+    """Name the seeds that a comparison of these rows leaves out, since not all have them. seeds: by row."""
+    shared = set.intersection(*map(set, seeds.values()))
+    rest = {name: [str(seed) for seed in own if seed not in shared] for name, own in seeds.items()}
+    return " and ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)} of {name}" for name, own in rest.items() if own)
 
 
 def name_of(run: results.Run) -> str:

@@ -1,49 +1,44 @@
-"""The table of a run's search trials, and which of them no other beats."""
+"""Tables of a search: its trials, its winners as searched and as confirmed, and what else a report says of it.
 
+The best of many trials on one set of prompts is partly luck (the winner's curse); on other prompts and seeds it is not.
+"""
+
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import pareto, results
+from slime_ray.runs import results
+from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
-from .printing import ABSENT, Column, Table, cells, number, one_line
-from .rows import FINISHED, is_judged, judge_of, name_of
+from . import front, stability, statistics
+from .front import outcomes_of
+from .knobs import Searched, importance, short_names, unit_of
+from .printing import ABSENT, Column, Table, cells, empty, measure, numbers, one_line
+from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
-
-def front_mask(run: results.Run, trials: pd.DataFrame) -> np.ndarray:
-    """(trials,) whether each is on the front of the run's goals; trials that did not finish never are."""
-    goals = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
-    points = trials[list(goals)].to_numpy(dtype=float) * [-1 if way == "minimize" else 1 for way in goals.values()]
-    ranked = (trials["status"] == FINISHED).to_numpy() & np.isfinite(points).all(axis=1)
-    mask = np.zeros(len(trials), dtype=bool)
-    if goals and ranked.any():
-        mask[ranked] = pareto.on_front(points[ranked])
-    return mask
+AGAIN = 1
+"""Seed of the resampling of the report prompts, apart from that of the selection prompts, which is 0."""
 
 
 def search_trials(run: results.Run) -> Table:
     """One row per search trial with what it set, measured on the selection prompts; the front first."""
-    trials = run.trials[run.trials["phase"] == "search"]
+    searched = Searched.of(run)
+    trials = searched.trials
     if trials.empty:
-        return Table(frame=pd.DataFrame(columns=["trial_id"]), caption="This run did not search.", notes=[])
+        return empty("This run did not search.", "trial_id")
     knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
     shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
     frame = trials[["trial_id", *knobs, *shown]].copy()
-    frame["on_front"] = front_mask(run, trials)
+    frame["on_front"] = searched.on_front
     judged, judge = is_judged(run), judge_of(run)
     lead = "win_rate" if judged else "preference_accuracy"
     order = ["on_front", lead, "trial_id"]
     frame = frame.sort_values(order, ascending=[False, False, True], na_position="last").reset_index(drop=True)
-    short = {name: name.rpartition(".")[2] for name in knobs}
-    heads = (
-        short if len(set(short.values())) == len(short) else {name: name.removeprefix(results.KNOB) for name in knobs}
-    )
-    rate = (
-        Column("win rate %", cells(frame, lambda row: number(row["win_rate"], 1, scale=100)), keep=9)
-        if judged
-        else Column("acc. %", cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)), keep=9)
-    )
+    heads = short_names([name.removeprefix(results.KNOB) for name in knobs])
+    rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9)
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
     where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"
@@ -57,10 +52,10 @@ def search_trials(run: results.Run) -> Table:
         ],
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
-            *(Column(heads[name], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
+            *(Column(heads[name.removeprefix(results.KNOB)], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
             rate,
-            Column("stability S", cells(frame, lambda row: number(row["stability"])), keep=9),
-            Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
+            Column("stability S", numbers(frame, "stability"), keep=9),
+            Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
             Column("status", tuple(frame["status"]), numeric=False, keep=7),
             Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
         ),
@@ -72,3 +67,177 @@ def _knob(value: Any) -> str:
     if pd.isna(value):
         return ABSENT
     return f"{value:.3g}" if isinstance(value, (int, float)) else one_line(str(value))
+
+
+def winners(run: results.Run, searched: Searched, main: Table) -> Table:
+    """One row per confirmed winner, by the first goal as confirmed: each goal in the search, confirmed, the change.
+
+    main: win_rate_stability(run), which has the confirmed stability with its interval.
+    """
+    confirmed = run.trials[run.trials["phase"] == "confirm"]
+    if confirmed.empty or not searched.names:
+        return empty("No winner of the search was confirmed.", "trial_id")
+    first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
+    drawn = searched.trials["trial_id"].tolist()
+    outcomes = outcomes_by_label(run)
+    rows, strange = [], _of_other_knobs(confirmed, searched)
+    for label, group in confirmed.groupby("label", sort=True):
+        if label not in drawn or label in strange:
+            continue
+        place = drawn.index(label)
+        confirmation = main.frame[main.frame["label"] == label].iloc[0]
+        row = {"trial_id": label, "seeds_finished": int((group["status"] == FINISHED).sum()), "seeds": len(group)}
+        for goal in searched.names:
+            if goal == "win_rate" and first is not None:
+                row |= _win_rates(first[place], outcomes.get(str(label)), confirmation)
+            else:
+                row |= _plain(run, goal, searched.trials.loc[[place]], group, confirmation)
+        rows.append(row)
+    if not rows:
+        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", _warnings(strange))
+    lead = searched.names[0]
+    frame = pd.DataFrame(rows).sort_values(
+        [f"{lead}_confirmed", "trial_id"], ascending=[searched.ways[0] == "minimize", True], na_position="last"
+    )
+    frame = frame.reset_index(drop=True)
+    return Table(
+        frame=frame,
+        caption="The winners of the search, as the search measured them (one seed, the selection prompts, the best of "
+        f"{int(searched.complete.sum())} completed trials) and confirmed (other seeds, the report prompts).",
+        notes=[*_warnings(strange), *_notes(searched, frame)],
+        columns=(
+            Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
+            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
+            *(column for goal in searched.names for column in _columns(frame, goal)),
+        ),
+        remarks=tuple(_remark(confirmed[confirmed["label"] == label]) for label in frame["trial_id"]),
+    )
+
+
+def _of_other_knobs(confirmed: pd.DataFrame, searched: Searched) -> list[str]:
+    """Labels whose confirmations set something else than the trial does: they confirm another point."""
+    own = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
+    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
+    return sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
+
+
+def _warnings(strange: list[str]) -> list[str]:
+    return [
+        f"Left out: {', '.join(strange)}, whose confirmations were trained with other knobs than the trial has. Delete "
+        "their folders and resume the sweep to have it confirmed."
+    ] * bool(strange)
+
+
+def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dict[str, float]:
+    """Both win rates and their difference; the two sets of prompts are independent.
+
+    The confirmed one is that of the main table's row. The difference is of these checkpoints, over prompts.
+    """
+    searched, change = statistics.win_rate_interval(first[None]), None
+    confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
+    if again is not None and searched is not None:
+        before, after = (means[~np.isnan(means)] for means in (first, statistics.prompt_means(again[1])))
+        drawn = statistics.resample_means(after, seed=AGAIN) - statistics.resample_means(before)
+        units = min(before.size, after.size)
+        change = statistics.interval(confirmed.value - searched.value, drawn, units=units)
+    found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
+    return statistics.columns(found)
+
+
+def _plain(run: results.Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
+    """Both values of another goal; of stability with intervals, the confirmed one's as the main table's row has it."""
+    both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
+    again = group[goal].mean()
+    if goal == "stability":
+        again, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
+        both = {
+            "stability_searched": stability.intervals(run, trial).get("stability"),
+            "stability_confirmed": statistics.Interval(again, low, high),
+        }
+    before = float(trial[goal].iloc[0])
+    values = {f"{goal}_searched": before, f"{goal}_confirmed": again, f"{goal}_change": again - before}
+    return statistics.columns(both) | values
+
+
+def _columns(frame: pd.DataFrame, goal: str) -> list[Column]:
+    head, scale, digits = unit_of(goal)
+    heads = {"searched": (head, 8), "confirmed": (head, 9), "change": (head.removesuffix(" %"), 7)}
+    return [
+        measure(f"{name} {kind}", frame, f"{goal}_{kind}", digits, scale=scale, signed=kind == "change", keep=keep)
+        for kind, (name, keep) in heads.items()
+    ]
+
+
+def _remark(group: pd.DataFrame) -> str:
+    ended = group[group["status"] != FINISHED]
+    return "; ".join(f"{status} {len(rows)} of {len(group)}" for status, rows in ended.groupby("status"))
+
+
+def _notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
+    notes = [
+        "Report the confirmed values. What was chosen for being the best looks better in the search than it is; the "
+        "confirmed values are of seeds and prompts that had no part in the choice."
+    ]
+    if "win_rate_change_low" in frame and frame["win_rate_change_low"].notna().any():
+        notes.append(
+            "change: confirmed minus searched, in points; both sets of prompts drawn anew, each by itself, "
+            f"{statistics.RESAMPLES:,} times. It is of these checkpoints, and also holds how hard the two sets are."
+        )
+        mean = 100 * frame["win_rate_change"].mean()
+        notes.append(f"Over the {frame['win_rate_change'].notna().sum()} winners the win rate changed by {mean:+.1f}.")
+    if "stability" in searched.names:
+        notes.append("Stability: mean over seeds, one that failed or diverged as 0.")
+    within = f" of these those whose stability is {WITHIN_TOLERANCE} or more first,"
+    calm = within if "stability" in searched.trials else ""
+    notes.append(
+        f"How they were chosen: the trials that the fewest others beat in all goals,{calm} and then by "
+        f"{unit_of(searched.names[0])[0].removesuffix(' %')}. The front's knee has no part in it."
+    )
+    return notes
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """Tables of what a search found; without rows where there is no such thing, as in a run that did not search."""
+
+    searched: Searched
+    spent: front.Spent | None
+    front: Table
+    importance: Table
+    budget: Table
+    winners: Table
+
+    @classmethod
+    def of(cls, run: results.Run, main: Table) -> "Understanding":
+        """main: win_rate_stability(run)."""
+        searched = Searched.of(run)
+        spent = front.Spent.of(searched)
+        return cls(
+            searched=searched,
+            spent=spent,
+            front=front.front(searched, run.answers),
+            importance=importance(searched),
+            budget=front.budget_curve(searched, spent),
+            winners=winners(run, searched, main),
+        )
+
+    def by_importance(self) -> list[int]:
+        """The places of the knobs, the most important first; in the order of the space where that is not known."""
+        paths = [knob.path for knob in self.searched.knobs]
+        ranked = self.importance.frame["path"].tolist() if len(self.importance.frame) else []
+        return [paths.index(path) for path in [*ranked, *(path for path in paths if path not in ranked)]]
+
+    def sentences(self) -> list[str]:
+        """The knee and the most important knobs, as far as they are clear."""
+        said = []
+        frame = self.front.frame
+        if len(frame) and frame["knee"].any():
+            row = frame[frame["knee"]].iloc[0]
+            sure = f" (in {100 * row['knee_share']:.0f} % of resamples of the prompts)" if "knee_share" in row else ""
+            said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
+        ranks = self.importance.frame
+        for goal in self.searched.names if len(ranks) else ():
+            first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
+            if first:
+                said.append(f"For {goal.replace('_', ' ')} {first[0]} is the most important knob that was searched.")
+        return said

@@ -2,27 +2,32 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Union
 
+from slime_ray.config.design import Design
+from slime_ray.runs.results import Run
+
 from . import (
-    alarms_table,
-    cost_table,
-    failures_table,
+    ablation_table,
+    factorial_table,
     figures,
     judging,
+    knob_figures,
     paper_tables,
-    search_figures,
-    sensitivity_figure,
-    stability_table,
+    search_table,
+    stability,
+    tables,
+    trial_tables,
 )
-from .findings import Findings
-from .printing import Table
+from .ablation_table import Cells
+from .printing import Sentences, Table
+from .search_table import Understanding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Made = Union[Table, "Figure", None]
-
 ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
     "Win rate and stability",
     "The ablation",
@@ -32,6 +37,57 @@ ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
     "Trials that did not complete",
 )
 """Headings of the page."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A run and what was found in it. What the run has nothing of is None."""
+
+    run: Run
+
+    @cached_property
+    def main(self) -> Table:
+        """Win rate and stability by arm and confirmed winner."""
+        return tables.win_rate_stability(self.run)
+
+    @cached_property
+    def cells(self) -> Cells | None:
+        """What was measured of the run's design."""
+        design = Design.of(self.run.manifest)
+        return None if design is None else Cells.of(self.run, design)
+
+    @cached_property
+    def ablation(self) -> Table | None:
+        """What each cell of the design does."""
+        return None if self.cells is None else ablation_table.ablation(self.cells, self.main)
+
+    @cached_property
+    def factorial(self) -> Table | None:
+        """The effects of a factorial design's components."""
+        return None if self.cells is None else factorial_table.factorial_effects(self.cells)
+
+    @cached_property
+    def search_trials(self) -> Table:
+        """The trials of the search; without rows in a run that did not search."""
+        return search_table.search_trials(self.run)
+
+    @cached_property
+    def judging(self) -> Table:
+        """What the verdicts say beyond the win rate."""
+        return judging.judging(self.run, self.main)
+
+    @cached_property
+    def search(self) -> Understanding:
+        """What the search says of its knobs, its front and its budget."""
+        return Understanding.of(self.run, self.main)
+
+    def of_design(self) -> Sentences:
+        """Of a factorial design its main effects, which are what it declares; of others the cells."""
+        if self.cells is None or self.ablation is None or self.factorial is None:
+            return [], []
+        if self.cells.design.kind == "factorial":
+            return factorial_table.sentences(self.cells, self.factorial)
+        return ablation_table.sentences(self.cells, self.ablation)
 
 
 @dataclass(frozen=True)
@@ -59,20 +115,20 @@ SECTIONS: tuple[Entry, ...] = (
         "pareto",
         ROWS,
         lambda found: figures.pareto(found.run, table=found.main),
-        "Filled: rows of the table, with the 95 % interval over prompts and the range of S over seeds. Hollow: "
+        "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
     Entry("ablation", ABLATION, lambda found: found.ablation),
     Entry(
         "sensitivity",
         ABLATION,
-        lambda found: _sensitivity(found),
+        lambda found: _of_design(found, knob_figures.sensitivity, "sensitivity", "exponent"),
         "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
         "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
     ),
     Entry("factorial", "Effects of the components", lambda found: found.factorial),
-    Entry("beside_the_paper", "Beside the paper", lambda found: _beside_the_paper(found)),
-    Entry("stability_parts", STABILITY, lambda found: stability_table.stability_parts(found.run, found.main)),
+    Entry("beside_the_paper", "Beside the paper", lambda found: _of_design(found, paper_tables.beside_the_paper)),
+    Entry("stability_parts", STABILITY, lambda found: stability.stability_parts(found.run, found.main)),
     Entry(
         "stability_parts",
         STABILITY,
@@ -87,12 +143,12 @@ SECTIONS: tuple[Entry, ...] = (
         "Mean log-probability per token of held-out chosen and rejected completions during training; "
         "bands span the seeds. A chosen curve that falls is unlearning.",
     ),
-    Entry("alarms", "The sentinel", lambda found: alarms_table.alarms(found.run)),
-    Entry("judging", "The judging", lambda found: judging.judging(found.run, found.main)),
+    Entry("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
+    Entry("judging", "The judging", lambda found: found.judging),
     Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
-    Entry("search_winners", SEARCH, lambda found: found.search.winners if found.search else None),
-    Entry("search_front", SEARCH, lambda found: found.search.front if found.search else None),
-    Entry("search_importance", SEARCH, lambda found: found.search.importance if found.search else None),
+    Entry("search_winners", SEARCH, lambda found: found.search.winners),
+    Entry("search_front", SEARCH, lambda found: found.search.front),
+    Entry("search_importance", SEARCH, lambda found: found.search.importance),
     Entry(
         "search_importance",
         SEARCH,
@@ -103,14 +159,14 @@ SECTIONS: tuple[Entry, ...] = (
     Entry(
         "search_slices",
         SEARCH,
-        lambda found: _of_knobs(found, search_figures.slices),
+        lambda found: _of_knobs(found, knob_figures.slices),
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
         paper=True,
     ),
     Entry(
         "search_contours",
         SEARCH,
-        lambda found: _of_knobs(found, search_figures.contours, at_least=2),
+        lambda found: _of_knobs(found, knob_figures.contours, at_least=2),
         "The two most important knobs. Dots: completed trials. Shades: the mean of the trials near by, "
         "blank where none is near.",
         paper=True,
@@ -118,26 +174,20 @@ SECTIONS: tuple[Entry, ...] = (
     Entry(
         "search_parallel",
         SEARCH,
-        lambda found: _of_knobs(found, search_figures.parallel),
+        lambda found: _of_knobs(found, knob_figures.parallel),
         "Every completed trial as a line through its knobs and goals, coloured by the first goal; the "
         "front thick. The figures are the ends of each axis.",
         paper=True,
     ),
-    Entry("search_budget", SEARCH, lambda found: found.search.budget if found.search else None, terminal=False),
+    Entry("search_budget", SEARCH, lambda found: found.search.budget, terminal=False),
     Entry(
         "search_budget",
         SEARCH,
         lambda found: _budget(found),
         "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
     ),
-    Entry("cost", "Budget and cost", lambda found: cost_table.cost(found.run), terminal=False),
-    Entry(
-        "failures",
-        LOST,
-        lambda found: failures_table.failures(found.run),
-        without_rows=True,
-        terminal=False,
-    ),
+    Entry("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
+    Entry("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),
 )
 
 
@@ -151,33 +201,26 @@ def made(found: Findings) -> Iterator[tuple[Entry, "Table | Figure"]]:
             yield entry, thing
 
 
-def _sensitivity(found: Findings) -> Made:
-    if found.cells is None or found.ablation is None or found.cells.design.kind not in ("sensitivity", "exponent"):
+def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: str) -> Made:
+    """What is made of the cells of a design and their table; None where the run has no design of these kinds."""
+    if found.cells is None or found.ablation is None or (kinds and found.cells.design.kind not in kinds):
         return None
-    return sensitivity_figure.sensitivity(found.cells, found.ablation)
-
-
-def _beside_the_paper(found: Findings) -> Made:
-    if found.cells is None or found.ablation is None:
-        return None
-    return paper_tables.beside_the_paper(found.run, found.cells, found.ablation)
+    return make(found.cells, found.ablation)
 
 
 def _importance(found: Findings) -> Made:
     search = found.search
-    if search is None or search.importance.frame.empty:
-        return None
-    return search_figures.importance(search.searched, search.importance)
+    return knob_figures.importance(search.searched, search.importance) if len(search.importance.frame) else None
 
 
 def _of_knobs(found: Findings, draw: "Callable[..., Figure]", *, at_least: int = 1) -> Made:
     """A figure of the knobs, the most important first, where there are trials and knobs enough to see something."""
     search = found.search
-    if search is None or search.searched.complete.sum() < 2 or len(search.by_importance()) < at_least:
+    if search.searched.complete.sum() < 2 or len(search.by_importance()) < at_least:
         return None
     return draw(search.searched, search.by_importance())
 
 
 def _budget(found: Findings) -> Made:
     search = found.search
-    return None if search is None or search.spent is None else search_figures.budget(search.searched, search.spent)
+    return None if search.spent is None else knob_figures.budget(search.searched, search.spent)

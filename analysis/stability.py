@@ -1,23 +1,26 @@
-"""Intervals of stability and its parts, from the pairs, answers and curves of a row's trials."""
+"""Stability and its parts: intervals from the pairs, answers and curves of a row's trials, and their table."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from slime_ray.runs import results
-from slime_ray.runs.stability_v1 import StabilityParts, damage, spike_flags
+from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
+from .printing import Column, Table, cells, empty, interval_cells, number, numbers, with_interval
+from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS = 1, 2
 """Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
-TOGETHER = 32
-"""Trials whose resamples are worked out and kept at once: about 1 MB each."""
 SPIKING = ("loss", "grad_norm")
 """The curves that part T is of."""
+DIGITS = {"training_spikes": 3}
+"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
+TITLES = ("label", "phase", "seeds_finished", "seeds")
 
 
 @dataclass(frozen=True)
@@ -36,84 +39,42 @@ class ResampledStability:
 def intervals(
     run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, statistics.Interval]:
-    """Intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
+    """Return intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
 
-    Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials of the row
-    share the draws of pairs and of prompts. S is computed in every resample and averaged over seeds as in the table: a
-    trial that failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was
-    measured.
-    """
-    return intervals_of_rows(run, {"": trials}, resamples=resamples)[""]
-
-
-def intervals_of_rows(
-    run: results.Run, trials: Mapping[str, pd.DataFrame], *, resamples: int = statistics.RESAMPLES
-) -> dict[str, dict[str, statistics.Interval]]:
-    """`intervals` of every row of a table, whose draws of pairs and of prompts are the same. trials: by row.
-
-    A pair or prompt that only other rows have counts nothing in a row.
-    """
-    found: dict[str, dict[str, statistics.Interval]] = {}
-    together: dict[str, pd.DataFrame] = {}
-    for place, (label, own) in enumerate(trials.items(), start=1):
-        together[label] = own
-        if place == len(trials) or sum(map(len, together.values())) >= TOGETHER:
-            found |= _intervals_of_rows(run, together, resamples)
-            together = {}
-    return found
-
-
-def _intervals_of_rows(
-    run: results.Run, trials: Mapping[str, pd.DataFrame], resamples: int
-) -> dict[str, dict[str, statistics.Interval]]:
-    scored = {label: own[~own["status"].isin(rows.LOST) & own["stability"].notna()] for label, own in trials.items()}
-    ids = pd.concat([own["trial_id"] for own in scored.values()])
-    pairs, answers = (frame[frame["trial_id"].isin(ids)] for frame in (run.pairs, run.answers))
-    if pairs.empty or answers.empty:
-        return {label: {} for label in trials}
-    by_pairs, by_prompts = _of_pairs(pairs, resamples), _of_prompts(answers, resamples)
-    curves = run.curves[run.curves["trial_id"].isin(ids) & run.curves["metric"].isin(SPIKING)]
-    by_steps = {str(trial_id): own for trial_id, own in curves.groupby("trial_id", sort=False)}
-    found = {}
-    for label, own in scored.items():
-        names = own["trial_id"].tolist()
-        complete = bool(names) and all(name in by_pairs and name in by_prompts for name in names)
-        parts = [
-            ResampledStability(
-                by_pairs[name]
-                | by_prompts[name]
-                | {"training_spikes": _spikes(by_steps.get(name, curves[:0]), place, resamples)}
-            )
-            for place, name in enumerate(names if complete else ())
-        ]
-        units = [
-            frame.loc[frame["trial_id"].isin(names), item].nunique()
-            for frame, item in ((pairs, "pair"), (answers, "prompt_id"))
-        ]
-        found[label] = _intervals(trials[label], own, parts, *units) if parts else {}
-    return found
-
-
-def _intervals(
-    trials: pd.DataFrame, scored: pd.DataFrame, resampled: Sequence[ResampledStability], pairs: int, prompts: int
-) -> dict[str, statistics.Interval]:
-    """Of one row, from all its trials, those that were measured, and the resamples of the latter.
-
-    pairs, prompts: how many there were to resample.
+    Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials share the
+    draws of pairs and of prompts. S is computed in every resample and averaged over seeds as in the table: a trial that
+    failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was measured.
     """
     lost = trials["status"].isin(rows.LOST)
-    score = sum(one.stability for one in resampled) / (len(resampled) + int(lost.sum()))
-    values = {"stability": trials["stability"].where(~lost, 0.0).mean()} | {
-        name: scored[name].mean() for name in rows.PARTS
-    }
-    means = {name: np.mean([one.parts[name] for one in resampled], axis=0) for name in rows.PARTS}
-    units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), pairs)
-    units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
-    few = min(pairs, prompts)
+    scored = trials[~lost & trials["stability"].notna()]
+    names = scored["trial_id"].tolist()
+    pairs, answers, curves = (
+        frame[frame["trial_id"].isin(names)]
+        for frame in (run.pairs, run.answers, run.curves[run.curves["metric"].isin(SPIKING)])
+    )
+    if pairs.empty or answers.empty:
+        return {}
+    by_pairs, by_prompts = _of_pairs(pairs, resamples), _of_prompts(answers, resamples)
+    if any(name not in by_pairs or name not in by_prompts for name in names):
+        return {}
+    resampled = [
+        ResampledStability(
+            by_pairs[name]
+            | by_prompts[name]
+            | {"training_spikes": _spikes(curves[curves["trial_id"] == name], place, resamples)}
+        )
+        for place, name in enumerate(names)
+    ]
+    means = {name: np.mean([trial.parts[name] for trial in resampled], axis=0) for name in rows.PARTS}
+    means["stability"] = sum(trial.stability for trial in resampled) / (len(resampled) + int(lost.sum()))
+    values = {name: scored[name].mean() for name in rows.PARTS}
+    values["stability"] = trials["stability"].where(~lost, 0.0).mean()
+    few = [pairs["pair"].nunique(), answers["prompt_id"].nunique()]
+    units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), few[0])
+    units |= dict.fromkeys(("broken_outputs", "length_shift"), few[1])
+    # The steps that spikes are counted over stand beside these.
     return {
-        # The steps that spikes are counted over stand beside these.
-        name: statistics.interval(values[name], (means | {"stability": score})[name], units=units.get(name, few))
-        for name in values
+        name: statistics.interval(value, means[name], units=units.get(name, min(few))) for name, value in values.items()
     }
 
 
@@ -222,3 +183,56 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
     if not seeds:
         return nothing | {"stability": float("nan")}
     return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
+
+
+def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
+    """A column of each part, called by its letter."""
+    return [Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=keep) for name, letter in rows.PARTS.items()]
+
+
+def stability_cell(row: pd.Series) -> str:
+    """S with its interval; where it has none, with its lowest and highest seed."""
+    low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
+    if pd.notna(row["stability_low"]):
+        return with_interval(row, "stability")
+    return mean if low == high == mean else f"{mean} ({low}–{high})"
+
+
+def stability_parts(run: results.Run, main: Table) -> Table:
+    """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
+    if main.frame.empty:
+        return empty("This run has no arms and no winner.")
+    ends = [f"{name}{end}" for name in ("stability", *PARTS) for end in ("", "_low", "_high")]
+    shares = [f"{name}_share" for name in PARTS]
+    frame = main.frame[[*TITLES, "stability_min", "stability_max", *ends, *shares]].copy()
+    tolerances = asdict(TOLERANCES)
+    return Table(
+        frame=frame,
+        caption=f"{name_of(run)}: stability and its parts by {version_of(run)}, S = g / (1 + sum of (x/h)²), with "
+        "tolerances h: " + ", ".join(f"{letter} {tolerances[name]:.2f}" for name, letter in PARTS.items()) + ".",
+        notes=[
+            "Each part with its 95 % interval where pairs were recorded: percentile bootstrap, "
+            f"{statistics.RESAMPLES:,} resamples, over held-out pairs (U, C, H), prompts (B, L) and blocks of updates "
+            "(T); S: all three together. Intervals are of these checkpoints, parts are means over measured seeds.",
+            "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen; one "
+            "of [0, 0] says that nothing was seen at all, not that nothing can happen.",
+            "U % to T %: the part's share of the damage, the sum of (x/h)². seeds: the lowest and the highest S.",
+        ],
+        columns=(
+            Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            Column("S", cells(frame, stability_cell), keep=3),
+            Column(
+                "seeds",
+                cells(frame, lambda row: f"{number(row['stability_min'])}–{number(row['stability_max'])}"),
+                keep=2,
+            ),
+            *(
+                column
+                for name, letter in PARTS.items()
+                for column in (
+                    Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8),
+                    Column(f"{letter} %", numbers(frame, f"{name}_share", 0, scale=100), keep=1),
+                )
+            ),
+        ),
+    )

@@ -117,6 +117,31 @@ def win_rate_interval(outcomes: np.ndarray, *, seed: int = 0, resamples: int = R
     return interval(means.mean(), resample_means(means, seed=seed, resamples=resamples), units=means.size)
 
 
+def is_of_method(outcomes: np.ndarray) -> bool:
+    """Whether (seeds, prompts) outcomes can speak of other seeds: enough seeds, and prompts that all of them have."""
+    return len(outcomes) >= FEWEST_SEEDS and int((~np.isnan(outcomes).any(axis=0)).sum()) >= FEWEST_UNITS
+
+
+def row_interval(outcomes: np.ndarray) -> Interval | None:
+    """Return a row's win rate with its interval: of the method where `is_of_method`, else of these checkpoints.
+
+    That of the method is over other seeds and prompts (`two_way_interval`), its width from the prompts that all seeds
+    have a verdict for; no end lies beyond 0 or 1. That of the checkpoints is over prompts alone.
+
+    Args:
+        outcomes: (seeds, prompts), NaN where there is no verdict.
+
+    Returns:
+        The interval; None where no prompt has a verdict.
+    """
+    if not is_of_method(outcomes):
+        return win_rate_interval(outcomes)
+    rate = float(np.nanmean(prompt_means(outcomes)))
+    found = two_way_interval(outcomes[:, ~np.isnan(outcomes).any(axis=0)])
+    half = found.high - found.value
+    return Interval(rate, max(rate - half, 0.0), min(rate + half, 1.0))
+
+
 def ratio_interval(
     numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:
@@ -137,33 +162,6 @@ def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
     known = [verdict for verdict in verdicts if verdict in POINTS]
     votes = sum(VOTES[verdict] for verdict in known)
     return sum(POINTS[verdict] * VOTES[verdict] for verdict in known) / votes if votes else None
-
-
-def paired_difference(
-    policy: np.ndarray,
-    other: np.ndarray,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> Interval | None:
-    """Win rate of `policy` minus that of `other`, on the same prompts, with its interval.
-
-    Both are (seeds, prompts) with the same prompts in the same order; where their shapes agree, so do their seeds. With
-    five or more seeds in common the interval is of a method, over seeds and prompts (`two_way_interval`); with fewer it
-    is of these checkpoints, and prompts alone are resampled. None without common prompts.
-    """
-    if policy.shape == other.shape and len(policy) >= FEWEST_SEEDS:
-        differences = policy - other
-        differences = differences[:, ~np.isnan(differences).any(axis=0)]
-        if differences.shape[1] > 1:
-            return two_way_interval(differences, confidence=confidence)
-    differences = prompt_means(policy) - prompt_means(other)
-    differences = differences[~np.isnan(differences)]
-    if not differences.size:
-        return None
-    resampled = resample_means(differences, seed=seed, resamples=resamples)
-    return interval(differences.mean(), resampled, units=differences.size, confidence=confidence)
 
 
 @dataclass(frozen=True)

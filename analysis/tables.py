@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from slime_ray.runs import results
 
-from . import stability, statistics
+from . import effects, stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, number, with_interval
+from .printing import Column, Mark, Table, cells, interval_cells, numbers
 from .rows import (
     FINISHED,
     LOST,
@@ -20,15 +19,21 @@ from .rows import (
     Outcomes,
     baseline_of,
     decoding_words,
+    difference,
     is_judged,
     judge_of,
+    left_out,
     name_of,
     outcomes_by_label,
     version_of,
 )
+from .stability import stability_cell
 
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
+
+OVER = ("prompts", "seeds and prompts")
+"""What the interval of a row's win rate is over: with few seeds, and with enough of them."""
 
 
 def win_rate_stability(run: results.Run) -> Table:
@@ -40,12 +45,10 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     outcomes = outcomes_by_label(run)
-    intervals, votes = win_rate_intervals(outcomes), votes_by_label(run)
+    votes = votes_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
-    parts = stability.intervals_of_rows(run, groups)
     rows = [
-        _row(run, label, group, intervals.get(label), votes.get(label), parts[label], judged=judged)
-        for label, group in groups.items()
+        _row(run, label, group, outcomes.get(label), votes.get(label), judged=judged) for label, group in groups.items()
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label"])
     if len(frame):
@@ -58,41 +61,24 @@ def win_rate_stability(run: results.Run) -> Table:
         frame["stability_mark"] = _marks(frame["stability"])
     return Table(
         frame=frame,
-        caption=_caption(run, trials, judge=judge if judged else None),
-        notes=_notes(run, frame, judged=judged),
+        caption=_caption(run, trials, frame, judge=judge if judged else None),
+        notes=_notes(run, frame, outcomes, judged=judged),
         columns=_main_columns(frame, judged=judged) if len(frame) else (),
         remarks=tuple(frame["note"]) if len(frame) else (),
     )
-
-
-def win_rate_intervals(outcomes: Mapping[str, Outcomes]) -> dict[str, statistics.Interval]:
-    """statistics.win_rate_interval of every row.
-
-    Rows that were judged on all prompts share one draw of the resamples, as they would with the same seed one by one.
-    """
-    means = {label: statistics.prompt_means(values) for label, (_, values) in outcomes.items()}
-    complete = [label for label, row in means.items() if not np.isnan(row).any()]
-    found: dict[str, statistics.Interval] = {}
-    if complete:
-        resampled = statistics.resample_means(np.stack([means[label] for label in complete]))
-        for index, label in enumerate(complete):
-            found[label] = statistics.interval(means[label].mean(), resampled[:, index], units=means[label].size)
-    for label, (_, values) in outcomes.items():
-        if label not in found and (interval := statistics.win_rate_interval(values)) is not None:
-            found[label] = interval
-    return found
 
 
 def _row(
     run: results.Run,
     label: str,
     group: pd.DataFrame,
-    interval: statistics.Interval | None,
+    outcomes: Outcomes | None,
     votes: Votes | None,
-    parts: Mapping[str, statistics.Interval],
     *,
     judged: bool,
 ) -> dict[str, Any]:
+    interval = None if outcomes is None else statistics.row_interval(outcomes[1])
+    parts = stability.intervals(run, group)
     done = group[group["status"].isin(MEASURED)]
     # A trial that failed or diverged counts as 0, however far it got.
     scores = group["stability"].where(~group["status"].isin(LOST), 0.0)
@@ -121,6 +107,7 @@ def _row(
         "seeds_finished": int((group["status"] == FINISHED).sum()),
         "seeds": max(len(group), _planned_seeds(run, phase)),
         **statistics.columns({"win_rate": interval}),
+        "win_rate_over": OVER[outcomes is not None and statistics.is_of_method(outcomes[1])],
         "prompts": int(done["prompts"].max()) if done["prompts"].notna().any() else 0,
         "sigma": seed_rates.std(ddof=1) if len(seed_rates) > 1 else math.nan,
         "stability_min": scores.min(),
@@ -147,16 +134,14 @@ def _planned_seeds(run: results.Run, phase: str) -> int:
 
 
 def separable(one: Outcomes | None, other: Outcomes | None) -> bool:
-    """Whether the interval of the paired difference of two rows' win rates leaves 0 out."""
+    """Whether the interval of the paired difference of two rows' win rates, on their common seeds, leaves 0 out.
+
+    Rows without anything in common are not told apart; one without outcomes has no win rate to be confused with.
+    """
     if one is None or other is None:
         return True
-    (seeds, values), (other_seeds, other_values) = one, other
-    if seeds != other_seeds:
-        # Not the same seeds: only the prompts pair up.
-        values = statistics.prompt_means(values)[None]
-        other_values = statistics.prompt_means(other_values)[None]
-    difference = statistics.paired_difference(values, other_values)
-    return difference is None or difference.excludes(0.0)
+    d = difference(one, other)
+    return d is not None and effects.interval(d).excludes(0.0)
 
 
 def best_marks(rates: Mapping[str, float], outcomes: Mapping[str, Outcomes]) -> list[Mark]:
@@ -178,26 +163,14 @@ def _marks(values: pd.Series) -> list[Mark]:
     return [names.get(value, "") for value in values]
 
 
-DIGITS = {"training_spikes": 3}
-"""T's tolerance is 0.01: with two digits a share that halves S and one that costs nothing could look the same."""
-
-
-def stability_cell(row: pd.Series) -> str:
-    """S with its interval; where it has none, with its lowest and highest seed."""
-    low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
-    if pd.notna(row["stability_low"]):
-        return with_interval(row, "stability")
-    return mean if low == high == mean else f"{mean} ({low}–{high})"
-
-
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
     accuracy = Column(
         "acc. %",
-        cells(frame, lambda row: number(row["preference_accuracy"], 1, scale=100)),
+        numbers(frame, "preference_accuracy", 1, scale=100),
         () if judged else tuple(frame["preference_accuracy_mark"]),
         keep=4 if judged else 9,
     )
-    margin = Column("margin", cells(frame, lambda row: number(row["mean_margin"])), keep=8)
+    margin = Column("margin", numbers(frame, "mean_margin"), keep=8)
     win_rate = (
         Column(
             "win rate % [95 %]",
@@ -209,25 +182,22 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         else Column("win rate", ("not judged",) * len(frame))
     )
     stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
-    sigma = Column("σ", cells(frame, lambda row: number(row["sigma"], 1, scale=100)), keep=6)
+    sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6)
     return (
         Column("label", tuple(frame["label"]), numeric=False, keep=10),
         Column("objective", tuple(frame["objective"]), numeric=False, keep=1),
         Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
-        *(
-            Column(letter, tuple(number(value, DIGITS.get(name, 2)) for value in frame[name]), keep=7)
-            for name, letter in PARTS.items()
-        ),
-        Column("K", cells(frame, lambda row: number(row["kl_to_sft"], 3)), keep=7),
-        Column("drift", cells(frame, lambda row: number(row["chosen_drift"], 3, signed=True)), keep=6),
-        Column("format %", cells(frame, lambda row: number(row["format_valid"], 1, scale=100)), keep=3),
+        *stability.part_columns(frame, keep=7),
+        Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
+        Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+        Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
         *((accuracy,) if judged else ()),
     )
 
 
-def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> str:
+def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
     name = name_of(run)
     if trials.empty:
         return f"{name}: this run has no arms and no confirmed winner; its search trials are in a table of their own."
@@ -236,8 +206,7 @@ def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> st
     seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
     versus = (
         f"Win rate against {baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
-        f"{judge}; 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples, both orders and all "
-        "seeds of a prompt together."
+        f"{judge}; {_interval_words(frame)}."
         if judge
         else f"Not judged: preference accuracy and mean margin on {pairs} held-out pairs lead instead; report prompts."
     )
@@ -247,14 +216,51 @@ def _caption(run: results.Run, trials: pd.DataFrame, *, judge: str | None) -> st
     )
 
 
-def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
+def _interval_words(frame: pd.DataFrame) -> str:
+    """Say what the intervals of the rows' win rates are."""
+    over_prompts = (
+        f"95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples, both orders and all seeds of a "
+        "prompt together"
+    )
+    over_both = "95 % interval over seeds and prompts (two-way analysis of variance, random effects)"
+    kinds = set(frame["win_rate_over"][frame["win_rate"].notna()])
+    if len(kinds) > 1:
+        return f"{over_both} of rows with {statistics.FEWEST_SEEDS} seeds or more; of the others {over_prompts}"
+    return over_both if OVER[1] in kinds else over_prompts
+
+
+def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> list[str]:
+    """Say which seeds the comparisons with the best row leave out, and which rows cannot be compared with it."""
+    known = [label for label in frame["label"][frame["win_rate"].notna()] if label in outcomes]
+    words: dict[str, list[str]] = {}
+    apart = []
+    for label in known[1:]:
+        seeds = {name: outcomes[name][0] for name in (known[0], label)}
+        if not set.intersection(*map(set, seeds.values())):
+            apart.append(label)
+        elif left := left_out(seeds):
+            words.setdefault(left, []).append(label)
+    notes = []
+    if words:
+        seeds_words = "; ".join(f"{left} (beside {', '.join(labels)})" for left, labels in words.items())
+        notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {seeds_words}.")
+    if apart:
+        notes.append(
+            f"No seed in common with {known[0]}, so neither compared with it nor told apart: {', '.join(apart)}."
+        )
+    return notes
+
+
+def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
     if frame.empty:
         return []
     notes = []
     if seeds := few_seeds(frame):
+        few = f"Intervals of rows with fewer than {statistics.FEWEST_SEEDS} are"
+        whose = "The intervals are" if (frame["win_rate_over"] == OVER[0]).all() else few
         notes.append(
             f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. "
-            "The intervals are over prompts."
+            f"{whose} over prompts."
         )
     if judged:
         notes.append(
@@ -262,6 +268,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, *, judged: bool) -> list[str]:
             f"difference covers 0 (over prompts; with {statistics.FEWEST_SEEDS} or more common seeds over seeds and "
             "prompts). Underlined: the highest of the rest. Marks of S go by the mean alone and claim nothing."
         )
+        notes += _left_out_notes(frame, outcomes)
     else:
         notes.append("Bold and underlined go by the mean alone and claim nothing.")
     parts = (

@@ -171,7 +171,8 @@ SCHEMA = pa.schema(
 def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     told = evaluations(pq.read_table(folder / "curves.parquet").to_pylist())
     lists = {f"told.{name}": [values.get(name) for values in told.values()] for name in TOLD}
-    return {name: row[name] for name in SCHEMA.names if name in row} | {"steps": list(told)} | lists
+    kept = {name: row[name] for name in SCHEMA.names if name in row}
+    return kept | {"settings": row["overrides"], "steps": list(told)} | lists
 
 
 def load_table(table: Path = TABLE) -> list[Recorded]:

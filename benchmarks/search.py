@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from slime_ray.analysis.budget_curve import hypervolumes
+from slime_ray.analysis.front import hypervolumes
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.config.experiment import EarlyStopping, Experiment, Search

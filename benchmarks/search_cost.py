@@ -19,9 +19,8 @@ from slime_ray.config.experiment import Budget, EarlyStopping, Experiment, Resou
 from slime_ray.config.points import SamplerName, Search
 from slime_ray.config.presets import preset_base
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.search import StudySearch
+from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.stopping import build_rule
-from slime_ray.on_ray.study import study_storage
 
 GOALS: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {

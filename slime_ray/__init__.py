@@ -18,13 +18,29 @@ _package = Path(__file__).resolve().parent
 if not (_package / "analysis").is_dir() and (_package.parent / "analysis" / "__init__.py").is_file():
     __path__.append(str(_package.parent))
 
+_CONFIG = (
+    "ablation", "design", "expansion", "experiment", "experiment_file", "points", "reference", "reproduction",
+    "search_file", "settings", "space", "strict", "yaml_source",
+)  # fmt: skip
+_RUNS = ("instructions", "pareto", "redaction", "results", "stability_v1")
 _MOVED = {
-    **{name: f"config.{name}" for name in ("experiment", "experiment_file", "points", "settings", "space")},
-    **{name: f"runs.{name}" for name in ("instructions", "redaction", "results", "stability_v1")},
+    **{name: f"config.{name}" for name in _CONFIG},
+    **{name: f"runs.{name}" for name in _RUNS},
     "judge_settings": "config.judge",
     "mirror": "runs.store",
     "run_folder": "runs.folder",
     "run_status": "runs.status",
+    "tracker_settings": "config.trackers",
+    **{f"on_ray.{name}": "on_ray.cluster" for name in ("cluster_checks", "cluster_file", "rayjob_file")},
+    **{f"on_ray.{name}": "on_ray.resources" for name in ("plan_cluster", "spending")},
+    **{f"on_ray.{name}": "on_ray.workers" for name in ("group", "trial")},
+    "on_ray.janitor": "on_ray.connection",
+    "on_ray.nodes": "on_ray.cluster_state",
+    "on_ray.probing": "on_ray.prepare",
+    "on_ray.progress": "on_ray.watch",
+    "on_ray.ranking": "on_ray.stopping",
+    "on_ray.study": "on_ray.search",
+    "on_ray.warm_start": "on_ray.plan",
 }
 """Modules that objectives, judges and notebooks of version 0.1.0 may import, and where they are now."""
 
@@ -35,8 +51,8 @@ class _MovedModules:
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Find a module that has moved."""
-        package, _, module = name.rpartition(".")
-        return ModuleSpec(name, _MovedModules) if package == __name__ and module in _MOVED else None  # type: ignore[arg-type]
+        moved = name.startswith(f"{__name__}.") and name.partition(".")[2] in _MOVED
+        return ModuleSpec(name, _MovedModules) if moved else None  # type: ignore[arg-type]
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
@@ -46,7 +62,7 @@ class _MovedModules:
     def exec_module(module: ModuleType) -> None:
         """Put the moved module in the place of the empty one."""
         name = module.__name__
-        new = f"{__name__}.{_MOVED[name.rpartition('.')[2]]}"
+        new = f"{__name__}.{_MOVED[name.partition('.')[2]]}"
         warnings.warn(f"{name} is {new} since version 0.2", DeprecationWarning, stacklevel=2)
         sys.modules[name] = import_module(new)
 

@@ -1,7 +1,15 @@
 """The two kinds of error a user meets. Each message is a sentence that names the place and the way out."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_MEMORY = re.compile(r"out of memory|can't allocate memory|_status_alloc_failed", re.IGNORECASE)
+_DEVICE = re.compile(
+    r"\b(cuda|hip)\b.{0,20} (error|failure)|error \[cuda\]|\bcu(blas|dnn|sparse|solver|fft)\w{0,2}(_status| error)"
+    r"|uncorrectable ecc|device-side assert|illegal memory access|launch failure|out of resource|no cuda gpus",
+    re.IGNORECASE,
+)
 
 
 class SlimeRayError(Exception):
@@ -32,7 +40,22 @@ def near(word: str, options: Iterable[str]) -> str:
 
 def is_memory_error(error: BaseException) -> bool:
     """Tell whether memory ran out, on a GPU or a CPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+
+
+def device_error(error: BaseException) -> BaseException | None:
+    """Find the error of a GPU in this one, or in those that it was raised for: no later call on that GPU works.
+
+    Memory that ran out is none.
+    """
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for one in chain:
+        # Triton's OutOfResources is no RuntimeError.
+        known = isinstance(one, RuntimeError) or type(one).__name__ == "OutOfResources"
+        if known and _DEVICE.search(str(one)) and not is_memory_error(one):
+            return one
+    return None

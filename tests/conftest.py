@@ -16,11 +16,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def sketch() -> dict[str, bytes]:
     """A small drawing in all its forms."""
     from matplotlib.figure import Figure
-    from slime_ray.analysis import drawing
+    from slime_ray.analysis import figures
 
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1])
-    return drawing.render(figure)
+    return figures.render(figure)
 
 
 @pytest.fixture

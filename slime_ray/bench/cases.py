@@ -137,4 +137,6 @@ def build_case(
         if checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         lm = get_peft_model(lm, adapters)
+        # What is trained is held in float32, as trials hold it.
+        lm.get_base_model().get_output_embeddings().modules_to_save.float()
     return Case(lm.to(device).train(), device, dtype)

@@ -19,6 +19,7 @@ Benchmarks for your own machine: the training step with random weights and token
 
   slime-ray bench step                      speed, next to the authors' recipe and padded batches; minutes on a laptop
   slime-ray bench memory --vocab 32768      memory of a step
+  slime-ray bench gpu --minutes 20          all of it that only a GPU can say, in one table
   slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
 """
 
@@ -45,6 +46,11 @@ def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     memory = kinds.add_parser("memory", help="memory that a training step takes, each recipe in a process of its own")
     _measurement_options(memory)
     memory.set_defaults(command=_memory)
+
+    gpu = kinds.add_parser("gpu", help="attention, steps, memory, answers and a trial on a GPU, in one table")
+    gpu.add_argument("--minutes", type=float, default=20.0, help="time for all of it (default 20)")
+    gpu.add_argument("--device", default="auto", help="auto, cpu or cuda; a CPU runs it with sizes cut (default auto)")
+    gpu.set_defaults(command=_gpu)
 
     plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
     plan.add_argument("--cases", default="", metavar="A,B", help="only these sweeps (default all)")
@@ -90,6 +96,15 @@ def _memory(options: argparse.Namespace) -> None:
 
     wanted = _options(options)
     _show("memory", options, memory_table, lambda: measure_memory(wanted, _say))
+
+
+def _gpu(options: argparse.Namespace) -> None:
+    from .gpu import GpuReport, measure_gpu
+
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {options.device}: must be auto, cpu or cuda.")
+    _at_least(options, minutes=1)
+    _show("gpu", options, GpuReport.text, lambda: measure_gpu(minutes=options.minutes, device=options.device, say=_say))
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -1,16 +1,22 @@
 """The machine and the versions that a measurement belongs to, and what measurements ask of it."""
 
+import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
+import slime_ray
 from slime_ray.errors import InputError
 
 Say = Callable[[str], None]
@@ -36,7 +42,7 @@ def describe_machine(device: torch.device) -> Machine:
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gib=round(_meminfo("MemTotal") / 2**30, 1),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         python=platform.python_version(),
         torch=torch.__version__,
@@ -55,10 +61,10 @@ def find_device(name: str) -> torch.device:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that new tensors may take on this device, 0 where that is not known."""
+    """Memory that new tensors may take on this device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return _meminfo("MemAvailable")
+    return int(psutil.virtual_memory().available)
 
 
 def now() -> str:
@@ -78,18 +84,34 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on a GPU or on the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+@dataclass(frozen=True)
+class Answer:
+    """What a process of its own said. values: None where it did not come to its end, and `failure` says why."""
+
+    values: Any
+    failure: str | None
+    log: str = ""
 
 
-def _meminfo(key: str) -> int:
-    """Bytes by one line of /proc/meminfo, 0 where there is none."""
+def in_a_process(
+    module: str, request: Mapping[str, Any], *, seconds: float | None = None, environment: Mapping[str, str] = {}
+) -> Answer:
+    """Run a module that takes JSON on standard input, and read the last line of its output as JSON."""
+    root = str(Path(slime_ray.__file__).resolve().parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+        child = subprocess.run(
+            [sys.executable, "-m", module], input=json.dumps(request), capture_output=True, text=True, check=False,
+            env={**os.environ, **environment, "PYTHONPATH": path}, timeout=seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Answer(None, f"not done after {seconds:.0f} s")
+    if child.returncode == 0:
+        return Answer(json.loads(child.stdout.splitlines()[-1]), None, child.stderr)
+    if child.returncode == -9:
+        return Answer(None, "killed, out of memory", child.stderr)
+    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    return Answer(None, f"failed with exit code {child.returncode}: {last[:120]}", child.stderr)
 
 
 def _processor() -> str:

@@ -5,28 +5,23 @@ Every recipe runs the same pairs. Sorting by length over many steps would not lo
 longest pairs sets it.
 """
 
-import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 
-import slime_ray
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Layout
 
 from .cases import SHAPES, Shape
 from .lengths import BenchPair
-from .machine import Machine, Say, available_bytes, describe_machine, find_device, now, threads
+from .machine import Say, available_bytes, find_device, in_a_process
 from .options import Options
 from .recipes import layout_of
-from .stepper import cut_into_micros, dtype_of, shrink_of, vocabularies_of, workload_of
+from .stepper import Report, dtype_of, micros_of, report_on, workload_of
 
-LOGITS_ALIVE = {"authors": 4.5, "padded": 3.2, "packed": 0.0}
+LOGITS_ALIVE = {"authors": 4.5, "padded": 3.2, "chunked": 0.0, "packed": 0.0, "unshared": 0.0}
 """Copies of its float32 logits that a recipe holds at its highest point, from measurements."""
 
 
@@ -58,36 +53,14 @@ class MemoryAtVocabulary:
     recipes: tuple[RecipeMemory, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryReport:
-    """A whole run of `bench memory`."""
-
-    date: str
-    machine: Machine
-    device: str
-    dtype: str
-    threads: int
-    shrink: int
-    options: Options
-    vocabularies: tuple[MemoryAtVocabulary, ...]
+MemoryReport = Report[MemoryAtVocabulary]
 
 
 def measure_memory(options: Options, say: Say) -> MemoryReport:
     """Weigh the options' recipes. Raises InputError for lengths or a device that cannot be had."""
-    device = find_device(options.device)
-    if device.type == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
+    if find_device(options.device).type == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
         raise InputError("--device cpu: /proc/self/clear_refs cannot be written here. Measure on Linux, or a GPU.")
-    with threads(options.threads):
-        return MemoryReport(
-            date=now(),
-            machine=describe_machine(device),
-            device=device.type,
-            dtype=dtype_of(options),
-            threads=torch.get_num_threads(),
-            shrink=shrink_of(options),
-            options=options,
-            vocabularies=tuple(_at_vocabulary(options, size, device, say) for size in vocabularies_of(options)),
-        )
+    return report_on(options, lambda size, device: _at_vocabulary(options, size, device, say))
 
 
 def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> MemoryAtVocabulary:
@@ -109,7 +82,7 @@ def _weigh(
     estimate = max(
         estimate_bytes(name, layout_of(name, [pair.lengths for pair in micro]), shape, vocabulary, itemsize)
         for pairs in steps
-        for micro in cut_into_micros(pairs, options.micro)
+        for micro in micros_of(name, pairs, options.micro)
     )
     head = "frozen" if name.endswith("-frozen-head") else "trained"
     needed = estimate + weights_bytes(shape, vocabulary, itemsize)
@@ -134,10 +107,6 @@ def _in_a_process(
     name: str, options: Options, vocabulary: int, device: torch.device
 ) -> tuple[tuple[int, ...], str | None]:
     """Bytes of each step, or why there are none."""
-    # One arena, so that what was freed goes back to the system.
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    root = str(Path(slime_ray.__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
     request = {
         "recipe": name,
         "vocabulary": vocabulary,
@@ -145,21 +114,11 @@ def _in_a_process(
         "threads": torch.get_num_threads(),
         "options": options.as_json(),
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "slime_ray.bench.memory_child"],
-        input=json.dumps(request),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if child.returncode == 0:
-        answer = json.loads(child.stdout.splitlines()[-1])
-        return tuple(answer["steps"]), answer["failure"]
-    if child.returncode == -9:
-        return (), "killed, out of memory"
-    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return (), f"failed with exit code {child.returncode}: {last[:120]}"
+    # One arena, so that what was freed goes back to the system.
+    answer = in_a_process("slime_ray.bench.memory_child", request, environment={"MALLOC_ARENA_MAX": "1"})
+    if answer.values is None:
+        return (), answer.failure
+    return tuple(answer.values["steps"]), answer.values["failure"]
 
 
 def estimate_bytes(name: str, layout: Layout, shape: Shape, vocabulary: int, itemsize: int) -> float:
@@ -190,12 +149,10 @@ def _with_ratios(found: list[RecipeMemory]) -> list[RecipeMemory]:
         return median(ratios), min(ratios), max(ratios)
 
     return [
-        RecipeMemory(
-            **{
-                **vars(recipe),
-                "to_authors": ratio("authors", recipe),
-                "to_padded": ratio("padded" if recipe.head == "trained" else "padded-frozen-head", recipe),
-            }
+        replace(
+            recipe,
+            to_authors=ratio("authors", recipe),
+            to_padded=ratio("padded" if recipe.head == "trained" else "padded-frozen-head", recipe),
         )
         for recipe in found
     ]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .machine import out_of_memory
+from slime_ray.errors import is_memory_error
+
 from .options import Options
 from .stepper import Step, Stepper, build, workload_of
 
@@ -28,7 +29,7 @@ def main() -> None:
     try:
         steps = weigh_steps(request["recipe"], options, request["vocabulary"], device)
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_memory_error(error):
             raise
         failure = "out of memory"
     print(json.dumps({"steps": steps, "failure": failure}))
@@ -40,10 +41,10 @@ def weigh_steps(recipe: str, options: Options, vocabulary: int, device: torch.de
     stepper = Stepper(recipe, build(options, vocabulary, device))
     for number in range(1 if options.warmup is None else options.warmup):
         stepper.run(stepper.collate(workload.drawn[number % len(workload.drawn)], options.micro))
-    return [_weigh(stepper, stepper.collate(pairs, options.micro), device) for pairs in workload.drawn]
+    return [weigh(stepper, stepper.collate(pairs, options.micro), device) for pairs in workload.drawn]
 
 
-def _weigh(stepper: Stepper, step: Step, device: torch.device) -> int:
+def weigh(stepper: Stepper, step: Step, device: torch.device) -> int:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from slime_ray.errors import InputError
 
-RECIPES = ("authors", "padded", "packed", "padded-frozen-head", "packed-frozen-head")
+RECIPES = ("authors", "padded", "chunked", "unshared", "packed", "padded-frozen-head", "packed-frozen-head")
 """The recipes by name, in the order in which they are reported."""
 
 SHAPES = ("small", "gemma3-4b")

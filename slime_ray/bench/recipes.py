@@ -7,7 +7,9 @@ off, whose result nothing reads; the loss summed three times. Left out, in its f
 metrics that wait for the GPU, and its gradient clipping.
 
 `padded` is what a user of TRL can tune it to: pairs of similar length in one batch, padding on the right, no reference
-pass, logits where a completion token is predicted and nowhere else. `packed` is slime_ray's.
+pass, logits where a completion token is predicted and nowhere else. `chunked` is the same with logits some positions at
+a time, computed again in the backward pass, as TRL 1.16 streams them. `packed` is slime_ray's, and `unshared` is that
+with each prompt twice, as packing without shared prompts has it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from slime_ray.data.packing import Rows, pack
 from slime_ray.model.logprobs import Policy
@@ -187,11 +190,27 @@ class Padded:
             position_ids=micro.position_ids,
             use_cache=False,
         ).last_hidden_state
-        logits = causal.get_output_embeddings()(states.flatten(0, 1).index_select(0, micro.predict_at))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logps = logits.gather(1, micro.targets[:, None]).squeeze(1) - logits.logsumexp(1)
+        logps = self._logps(causal.get_output_embeddings(), states.flatten(0, 1)[micro.predict_at], micro.targets)
         chosen, rejected = logps[: micro.chosen_tokens], logps[micro.chosen_tokens :]
         return OBJECTIVE(chosen, micro.chosen_lengths, rejected, micro.rejected_lengths).loss_over(counts)
+
+    def _logps(self, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(positions,) log-probabilities of the targets."""
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logps: Tensor = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+        return logps
+
+
+class Chunked(Padded):
+    """The same with logits of some positions at a time, which are computed again in the backward pass."""
+
+    POSITIONS = 256
+
+    def _logps(self, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+        whole = super()._logps
+        pieces = zip(hidden.split(self.POSITIONS), targets.split(self.POSITIONS), strict=True)
+        return torch.cat([checkpoint(whole, head, *piece, use_reentrant=False) for piece in pieces])
 
 
 class Packed:
@@ -213,18 +232,39 @@ class Packed:
         return OBJECTIVE(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths).loss_over(counts)
 
 
+class Unshared(Packed):
+    """Sequences end to end, each with its own prompt: as demonstrations, all chosen before all rejected."""
+
+    def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Rows:
+        """One row of all sequences."""
+        completions = [*(pair.chosen_ids for pair in pairs), *(pair.rejected_ids for pair in pairs)]
+        prompts = [pair.prompt_ids for pair in pairs] * 2
+        return pack([BenchPair(*parts, ()) for parts in zip(prompts, completions, strict=True)]).to(device)
+
+    def loss(self, micro: Rows, counts: Mapping[str, int]) -> Tensor:
+        """This row's share of the step's loss."""
+        logps, lengths = self.policy(micro).chosen, micro.chosen_lengths
+        half = len(lengths) // 2
+        split = int(lengths[:half].sum())
+        return OBJECTIVE(logps[:split], lengths[:half], logps[split:], lengths[half:]).loss_over(counts)
+
+
 def make_recipe(name: str, lm: Any) -> Recipe:
     """The recipe of this name, on its own twin of the model."""
     if name == "authors":
         return Authors(lm)
-    head = "frozen" if name.endswith("-frozen-head") else "trained"
-    return (Packed if name.startswith("packed") else Padded)(lm, head=head)
+    kinds: dict[str, Any] = {"padded": Padded, "chunked": Chunked, "packed": Packed, "unshared": Unshared}
+    recipe: Recipe = kinds[name.partition("-")[0]](lm, head="frozen" if name.endswith("-frozen-head") else "trained")
+    return recipe
 
 
 def layout_of(name: str, lengths: Sequence[Lengths]) -> Layout:
     """What one forward pass of this recipe over these pairs computes."""
     if name.startswith("packed"):
         return Layout.of_packed(lengths)
+    if name.startswith("unshared"):
+        completions = [(each.prompt, length) for each in lengths for length in (each.chosen, each.rejected)]
+        return Layout.of_packed([Lengths(prompt, length, 0) for prompt, length in completions])
     if name == "authors":
         width = max(each.prompt for each in lengths) + max(max(each.chosen, each.rejected) for each in lengths)
     else:

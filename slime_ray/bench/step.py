@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from slime_ray.errors import is_memory_error
 from slime_ray.planning.prices import peak_flops
 
 from .lengths import Workload
-from .machine import Machine, Say, describe_machine, find_device, now, out_of_memory, threads
+from .machine import Say
 from .options import Options
-from .stepper import Step, Stepper, build, dtype_of, shrink_of, vocabularies_of, workload_of
+from .stepper import Report, Step, Stepper, build, dtype_of, report_on, workload_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,34 +58,12 @@ class SpeedAtVocabulary:
     recipes: tuple[RecipeSpeed, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeedReport:
-    """A whole run of `bench step`."""
-
-    date: str
-    machine: Machine
-    device: str
-    dtype: str
-    threads: int
-    shrink: int
-    options: Options
-    vocabularies: tuple[SpeedAtVocabulary, ...]
+SpeedReport = Report[SpeedAtVocabulary]
 
 
 def measure_speed(options: Options, say: Say) -> SpeedReport:
     """Time the options' recipes. Raises InputError for lengths or a device that cannot be had."""
-    device = find_device(options.device)
-    with threads(options.threads):
-        return SpeedReport(
-            date=now(),
-            machine=describe_machine(device),
-            device=device.type,
-            dtype=dtype_of(options),
-            threads=torch.get_num_threads(),
-            shrink=shrink_of(options),
-            options=options,
-            vocabularies=tuple(_at_vocabulary(options, size, device, say) for size in vocabularies_of(options)),
-        )
+    return report_on(options, lambda size, device: _at_vocabulary(options, size, device, say))
 
 
 def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> SpeedAtVocabulary:
@@ -181,7 +160,7 @@ class _Run:
             self._wait()
             return time.perf_counter() - start
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_memory_error(error):
                 raise
             self.failure = "out of memory"
         # Only here, where the error no longer holds the step's tensors.

@@ -1,21 +1,57 @@
 """One recipe's training step on one model: what `bench step` times and `bench memory` weighs."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from slime_ray.data.packing import fill_rows
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Layout, sizes_of, step_flops
 
 from .cases import SHAPES, Case, Shape, build_case
 from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length
+from .machine import Machine, describe_machine, find_device, now, threads
 from .options import Options
 from .recipes import layout_of, make_recipe
 
 LEARNING_RATE = 1e-6
+ROW_TOKENS = 8192
+"""Tokens of a packed row at most, as the product's default has it; a longer pair is a row by itself."""
+
+AtVocabulary = TypeVar("AtVocabulary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Generic[AtVocabulary]):
+    """A whole run of `bench step` or `bench memory`."""
+
+    date: str
+    machine: Machine
+    device: str
+    dtype: str
+    threads: int
+    shrink: int
+    options: Options
+    vocabularies: tuple[AtVocabulary, ...]
+
+
+def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabulary]) -> Report[AtVocabulary]:
+    """Measure at each of the options' vocabularies. Raises InputError for lengths or a device that cannot be had."""
+    device = find_device(options.device)
+    with threads(options.threads):
+        return Report(
+            date=now(),
+            machine=describe_machine(device),
+            device=device.type,
+            dtype=dtype_of(options),
+            threads=torch.get_num_threads(),
+            shrink=shrink_of(options),
+            options=options,
+            vocabularies=tuple(measure(size, device) for size in vocabularies_of(options)),
+        )
 
 
 @dataclass(frozen=True)
@@ -51,12 +87,13 @@ class Stepper:
         for pair in pairs:
             counts.update(chosen_tokens=pair.lengths.chosen, rejected_tokens=pair.lengths.rejected)
         return Step(
-            tuple(self.recipe.collate(part, self.case.device) for part in cut_into_micros(pairs, micro)), dict(counts)
+            tuple(self.recipe.collate(part, self.case.device) for part in micros_of(self.name, pairs, micro)),
+            dict(counts),
         )
 
     def layouts(self, pairs: Sequence[BenchPair], micro: int | None) -> list[Layout]:
         """What the step's forward passes compute."""
-        return [layout_of(self.name, [pair.lengths for pair in part]) for part in cut_into_micros(pairs, micro)]
+        return [layout_of(self.name, [pair.lengths for pair in part]) for part in micros_of(self.name, pairs, micro)]
 
     def flops(self, pairs: Sequence[BenchPair], micro: int | None) -> int:
         """FLOPs of a step by formula."""
@@ -92,6 +129,15 @@ class Stepper:
         """Drop the gradients."""
         for parameter in self.case.lm.parameters():
             parameter.grad = None
+
+
+def micros_of(name: str, pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
+    """A recipe's forward passes over a step's pairs: at most `micro` pairs each, and a row's tokens where they lie in
+    rows."""
+    micros = cut_into_micros(pairs, micro)
+    if not name.startswith(("packed", "unshared")):
+        return micros
+    return [[part[index] for index in row] for part in micros for row in fill_rows(part, row_tokens=ROW_TOKENS)]
 
 
 def cut_into_micros(pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, completion, control, experiments, planning, reproduce, runs
+from slime_ray.cli import catalogue, experiments, planning, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import SlimeRayError
 from slime_ray.runs.redaction import redact, redact_sentence
@@ -42,8 +42,8 @@ Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong a
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     _prepare_streams()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = make_parser().parse_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = make_parser().parse_args(words)
     # An error message is for a person; a traceback is for whoever asks for it.
     debug = bool(os.environ.get("SLIME_RAY_DEBUG"))
     command: Callable[[argparse.Namespace], None] = options.command
@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SlimeRayError as error:
         if debug:
             raise
-        again = _again(options, given, "--resume")
-        said = str(error).replace(AGAIN, f"`{again}`") if again else str(error)
-        print(f"slime-ray: {redact_sentence(said)}", file=sys.stderr)
+        again = _again(options, words, "--resume")
+        text = str(error).replace(AGAIN, f"`{again}`") if again else str(error)
+        print(f"slime-ray: {redact_sentence(text)}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if debug or not error.name or error.name.startswith("slime_ray"):
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         # --go-on, for the run's folder may not have been there yet.
-        again = _again(options, given, "--go-on")
+        again = _again(options, words, "--go-on")
         kept = f" Finished trials and the last checkpoints are kept; go on with `{again}`." if again else ""
         print(f"slime-ray: interrupted.{kept}", file=sys.stderr)
         return 1
@@ -85,18 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 PLAIN = {
-    "–": "-",
-    "—": "-",
-    "−": "-",
-    "×": "x",
-    "±": "+/-",
-    "·": "*",
-    "…": "...",
-    "≤": "<=",
-    "≥": ">=",
-    "²": "^2",
-    "→": "->",
-}
+    "–": "-", "—": "-", "−": "-", "×": "x", "±": "+/-", "·": "*", "…": "...", "≤": "<=", "≥": ">=",
+    "²": "^2", "→": "->",
+}  # fmt: skip
 """What stands for a character that a terminal cannot show; for others it is a question mark."""
 
 
@@ -121,13 +112,13 @@ AGAIN = "the same command with --resume"
 """What errors of the other parts say, which do not know the command."""
 
 
-def _again(options: argparse.Namespace, given: Sequence[str], flag: str) -> str | None:
+def _again(options: argparse.Namespace, words: Sequence[str], flag: str) -> str | None:
     """The command line that goes on with this one's run; None where there is no run to go on with."""
     if instead := getattr(options, "again", None):
         return redact_sentence(str(instead(options)))
     if not hasattr(options, "start"):
         return None
-    return shlex.join(["slime-ray", *redact([word for word in given if word not in ("--resume", "--go-on")]), flag])
+    return shlex.join(["slime-ray", *redact([word for word in words if word not in ("--resume", "--go-on")]), flag])
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -137,8 +128,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, planning, reproduce, control, runs, catalogue):
+    for part in (experiments, planning, runs):
         part.add_commands(commands)
     add_bench_parser(commands)
-    completion.add_commands(commands, make_parser)
+    catalogue.add_commands(commands, make_parser)
     return parser

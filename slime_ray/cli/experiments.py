@@ -5,20 +5,28 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_ray.cli.options import (
+    ANY_SPACE,
+    EXPERIMENT,
+    NAME,
+    QUIET,
+    SEED,
+    SEEDS,
+    SET,
+    SPACE,
+    START,
+    STORAGE,
+    STUDY,
+    TRIALS,
     add_command,
     checked,
-    console,
-    experiment_options,
     load,
-    quiet_option,
-    seed_number,
+    option,
+    run_and_report,
     show_report,
-    start_options,
-    storage_option,
-)
+)  # fmt: skip
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,110 +35,78 @@ if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: Any) -> None:
     """Register them."""
-    sweep = add_command(
-        commands, "sweep", "run an experiment: its arms, its search, its winners again",
-        examples=[
+    add_command(
+        commands, "sweep", _sweep, "run an experiment: its arms, its search, its winners again",
+        [
             "slime-ray sweep methods  # one that ships, under its own name",
             "slime-ray sweep mine.yaml --name first --trials 16",
             "slime-ray sweep mine.yaml --name first --trials 16 --resume  # after Ctrl-C, a crash, a reboot",
             "slime-ray sweep mine.yaml --set training.learning_rate=1e-4 --name slower",
         ],
+        *EXPERIMENT, SEED, START, QUIET, STUDY,
     )  # fmt: skip
-    sweep.set_defaults(command=_sweep)
-    ablate = add_command(
-        commands, "ablate", "run the design of an experiment, every cell with every seed",
-        examples=[
+    add_command(
+        commands, "ablate", _ablate, "run the design of an experiment, every cell with every seed",
+        [
             "slime-ray ablate leave_one_out --name parts",
             "slime-ray ablate leave_one_out --name parts --resume --seeds 8  # three seeds more",
         ],
+        *EXPERIMENT, SEED, START, QUIET, STUDY,
     )  # fmt: skip
-    ablate.set_defaults(command=_ablate)
-    for command in (sweep, ablate):
-        experiment_options(command)
-        command.add_argument(
-            "--seed", type=seed_number, default=0, help="seed of the search and of its trials (default 0)"
-        )
-        start_options(command)
-        quiet_option(command)
-        command.add_argument(
-            "--study", metavar="URL", default=os.environ.get("SLIME_RAY_STUDY") or None,
-            help="keep the search's study in a database, such as postgresql://user@host/db, instead of the run's "
-            "folder; SLIME_RAY_STUDY says the same, and keeps a password out of process lists",
-        )  # fmt: skip
-
-    train = add_command(
-        commands, "train", "run one trial of an experiment in this process, without Ray",
-        examples=["slime-ray train methods --trial arm-slime-s0"],
+    add_command(
+        commands, "train", _train, "run one trial of an experiment in this process, without Ray",
+        ["slime-ray train methods --trial arm-slime-s0"],
+        SPACE, NAME, STORAGE, SEEDS, SET,
+        option("--trial", help="which, such as arm-slime-s0 (default: the only one)"),
+        START, QUIET,
     )  # fmt: skip
-    experiment_options(train, trials=False)
-    train.add_argument("--trial", help="which, such as arm-slime-s0 (default: the only one)")
-    start_options(train)
-    quiet_option(train)
-    train.set_defaults(command=_train)
-
-    evaluate = add_command(
-        commands, "evaluate", "measure checkpoints, trials or files of answers, without a sweep",
-        examples=[
+    # Its rows are the policies: the file's arms, seeds and search have no say.
+    add_command(
+        commands, "evaluate", _evaluate, "measure checkpoints, trials or files of answers, without a sweep",
+        [
             "slime-ray evaluate mine.yaml my-checkpoint",
             "slime-ray evaluate mine.yaml runs/first/trials/arm-slime-s0 --name again",
             "slime-ray evaluate mine.yaml ours.jsonl --baseline theirs.jsonl",
         ],
+        SPACE, NAME, STORAGE, SET,
+        option(
+            "policies", type=Path, nargs="+", metavar="POLICY",
+            help="a folder with a checkpoint, a trial's folder in a run, or a .jsonl file of answers; each makes a row",
+        ),
+        option(
+            "--baseline", type=Path, help="the same for what they are compared with (default: the SFT checkpoint)"
+        ),
+        option("--offline", action="store_true", help="ask no judge that costs; kept verdicts answer alone"),
+        START, QUIET,
     )  # fmt: skip
-    # Its rows are the policies: the file's arms, seeds and search have no say.
-    experiment_options(evaluate, trials=False, seeds=False)
-    evaluate.add_argument(
-        "policies", type=Path, nargs="+", metavar="POLICY",
-        help="a folder with a checkpoint, a trial's folder in a run, or a .jsonl file of answers; each makes a row",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--baseline", type=Path, help="the same for what they are compared with (default: the SFT checkpoint)"
-    )
-    evaluate.add_argument("--offline", action="store_true", help="ask no judge that costs; kept verdicts answer alone")
-    start_options(evaluate)
-    quiet_option(evaluate)
-    evaluate.set_defaults(command=_evaluate)
-
-    launch = add_command(
-        commands, "launch", "submit a sweep to a cluster and follow it; again to follow it again",
-        examples=["slime-ray launch mine.yaml --name first --storage /shared/runs"],
+    add_command(
+        commands, "launch", _launch, "submit a sweep to a cluster and follow it; again to follow it again",
+        ["slime-ray launch mine.yaml --name first --storage /shared/runs"],
+        *EXPERIMENT, SEED,
+        option("--address", help="Ray's dashboard (default: port 8265 of this machine, where tunnels end)"),
+        option("--no-follow", dest="follow", action="store_false", help="submit, and do not wait"),
         more="Ctrl-C stops following; the sweep goes on.",
     )  # fmt: skip
-    experiment_options(launch)
-    launch.add_argument("--seed", type=seed_number, default=0, help="seed of the search and of its trials (default 0)")
-    launch.add_argument("--address", help="Ray's dashboard (default: port 8265 of this machine, where tunnels end)")
-    launch.add_argument("--no-follow", dest="follow", action="store_false", help="submit, and do not wait")
-    launch.set_defaults(command=_launch)
-
-    demo = add_command(
-        commands, "demo", "run the shipped demo and print its table",
-        examples=["slime-ray demo", "slime-ray demo --resume  # the latest one, after an interruption"],
+    add_command(
+        commands, "demo", _demo, "run the shipped demo and print its table",
+        ["slime-ray demo", "slime-ray demo --resume  # the latest one, after an interruption"],
+        STORAGE, START, QUIET,
+        space="demo", overrides=[], seed=0, study=os.environ.get("SLIME_RAY_STUDY") or None,
     )  # fmt: skip
-    storage_option(demo)
-    start_options(demo)
-    quiet_option(demo)
-    demo.set_defaults(
-        command=_demo, space="demo", trials=None, seeds=None, overrides=[], seed=0,
-        study=os.environ.get("SLIME_RAY_STUDY") or None,
+    add_command(
+        commands, "doctor", _doctor, "look at the cluster, the storage and what an experiment asks of them",
+        ["slime-ray doctor", "slime-ray doctor mine.yaml", "slime-ray doctor --cluster cluster.yaml"],
+        ANY_SPACE, STORAGE, TRIALS, SEEDS, SET,
+        option("--cluster", type=Path, metavar="FILE", help="check a file for `ray up` or KubeRay, offline"),
+        option("--json", action="store_true", help="print everything that was found as JSON"),
     )  # fmt: skip
-
-    doctor = add_command(
-        commands, "doctor", "look at the cluster, the storage and what an experiment asks of them",
-        examples=["slime-ray doctor", "slime-ray doctor mine.yaml", "slime-ray doctor --cluster cluster.yaml"],
+    add_command(
+        commands, "check", _check, "validate an experiment; nothing is started",
+        ["slime-ray check mine.yaml", "slime-ray check factorial --set training.updates=50 --json"],
+        SPACE, NAME, TRIALS, SEEDS, SET, option("--json", action="store_true", help="print what it holds as JSON"),
     )  # fmt: skip
-    experiment_options(doctor, optional=True, name=False)
-    doctor.add_argument("--cluster", type=Path, metavar="FILE", help="check a file for `ray up` or KubeRay, offline")
-    doctor.add_argument("--json", action="store_true", help="print everything that was found as JSON")
-    doctor.set_defaults(command=_doctor)
-
-    check = add_command(
-        commands, "check", "validate an experiment; nothing is started",
-        examples=["slime-ray check mine.yaml", "slime-ray check factorial --set training.updates=50 --json"],
-    )  # fmt: skip
-    experiment_options(check, storage=False)
-    check.add_argument("--json", action="store_true", help="print what it holds as JSON")
-    check.set_defaults(command=_check)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -153,14 +129,15 @@ def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) ->
     if not options.quiet:
         _describe_design(experiment)
         print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
-    from slime_ray.on_ray.sweep import run_sweep
-    from slime_ray.runs.store import RunStore
-
-    run = run_sweep(
-        experiment, source=source, storage=options.storage, seed=options.seed, start=options.start,
-        console=console(options), study=options.study,
-    )  # fmt: skip
-    show_report(run, None, RunStore.of(options.storage, "driver"), quiet=options.quiet)
+    run_and_report(
+        experiment,
+        source,
+        options,
+        storage=options.storage,
+        start=options.start,
+        seed=options.seed,
+        study=options.study,
+    )
 
 
 def _say(options: argparse.Namespace) -> "Callable[[str], object]":
@@ -241,7 +218,7 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {train} is not on this machine{missing}. Trials read it where they run.")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
-        from slime_ray.on_ray.warm_start import earlier_runs
+        from slime_ray.on_ray.plan import earlier_runs
 
         for one in earlier_runs(experiment):
             print(one)
@@ -263,7 +240,7 @@ def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
 
 def _doctor(options: argparse.Namespace) -> None:
     if options.cluster:
-        from slime_ray.on_ray.cluster_file import check_cluster_file
+        from slime_ray.on_ray.cluster import check_cluster_file
 
         lines = check_cluster_file(options.cluster)
         print(json.dumps({"file": str(options.cluster), "says": lines}, indent=1) if options.json else "\n".join(lines))

@@ -2,8 +2,9 @@
 
 import argparse
 import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
     from slime_ray.runs.store import RunStore
 
-
+Option = Callable[[Any], object]
+"""Declares an option on a parser or a group."""
 LARGEST_SEARCH_SEED = 4_000_000_000
 
 
@@ -42,50 +44,53 @@ class Parser(argparse.ArgumentParser):
         return options, rest
 
 
+def option(*names: str, **settings: Any) -> Option:
+    """An option or argument, as argparse's `add_argument` declares it."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def exclusive(*options: Option) -> Option:
+    """Options of which at most one may be given."""
+
+    def declare(parser: Any) -> None:
+        group = parser.add_mutually_exclusive_group()
+        for each in options:
+            each(group)
+
+    return declare
+
+
 def add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    commands: Any,
     name: str,
+    run: Callable[[argparse.Namespace], None],
     says: str,
-    *,
     examples: Sequence[str],
+    *options: Option,
     more: str = "",
+    **defaults: Any,
 ) -> argparse.ArgumentParser:
-    """A command. says: what it does, as it stands in the list of all; more: what its own help adds. examples: of it."""
+    """Declare a command.
+
+    Args:
+        commands: What argparse's `add_subparsers` returned.
+        name: The word that calls it.
+        run: Executes it.
+        says: What it does, as the list of all commands has it.
+        examples: Command lines.
+        options: Its options.
+        more: Text that its own help adds.
+        defaults: Values of options that it lacks.
+    """
     description = f"{says[0].upper()}{says[1:]}." + (f"\n\n{more}" if more else "")
     shown = "".join(f"\n  {line}" for line in examples)
-    return commands.add_parser(name, help=says, description=description, epilog=f"examples:\n{shown}")
-
-
-def experiment_options(
-    parser: argparse.ArgumentParser,
-    *,
-    optional: bool = False,
-    name: bool = True,
-    storage: bool = True,
-    trials: bool = True,
-    seeds: bool = True,
-) -> None:
-    """Which experiment, and what of it is changed. name, storage, trials, seeds: whether these mean anything to it."""
-    parser.add_argument(
-        "space", metavar="SPACE.yaml", nargs="?" if optional else None,
-        help="an experiment file, or the name of one that ships",
-    )  # fmt: skip
-    parser.set_defaults(name=None, trials=None, seeds=None)
-    if name:
-        parser.add_argument("--name", help="name of the run (default: the file's `name`)")
-    if storage:
-        storage_option(parser)
-    if trials:
-        parser.add_argument("--trials", type=int, help="trials of the search, instead of the file's budget")
-    if seeds:
-        parser.add_argument(
-            "--seeds", metavar="N|LIST",
-            help="seeds of the arms, not the file's: 8 is 0 to 7, or a list such as 0,1,5; --resume takes further ones",
-        )  # fmt: skip
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
-    )  # fmt: skip
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=says, description=description, epilog=f"examples:\n{shown}"
+    )
+    for declare in options:
+        declare(parser)
+    parser.set_defaults(command=run, **defaults)
+    return parser
 
 
 def seed_number(text: str) -> int:
@@ -95,23 +100,36 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
-def storage_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
-    )
-
-
-def start_options(parser: argparse.ArgumentParser) -> None:
-    start = parser.add_mutually_exclusive_group()
-    for flag, value, text in (
-        ("--resume", "resume", "go on with an interrupted run of this name"),
-        ("--go-on", "either", "go on with the run of this name if there is one, else start it"),
-    ):
-        start.add_argument(flag, dest="start", action="store_const", const=value, default="fresh", help=text)
-
-
-def quiet_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="print nothing but where the report is, and errors")
+SPACE = option("space", metavar="SPACE.yaml", help="an experiment file, or the name of one that ships")
+ANY_SPACE = option("space", metavar="SPACE.yaml", nargs="?", help="an experiment file, or the name of one that ships")
+NAME = option("--name", help="name of the run (default: the file's `name`)")
+STORAGE = option(
+    "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
+)
+TRIALS = option("--trials", type=int, help="trials of the search, instead of the file's budget")
+SEEDS = option(
+    "--seeds", metavar="N|LIST",
+    help="seeds of the arms, not the file's: 8 is 0 to 7, or a list such as 0,1,5; --resume takes further ones",
+)  # fmt: skip
+SET = option(
+    "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+    help="set one value, such as training.updates=50 or budget.trials=4; may be repeated",
+)  # fmt: skip
+EXPERIMENT = (SPACE, NAME, STORAGE, TRIALS, SEEDS, SET)
+"""The options of `load`; a command that takes fewer has None for the others."""
+SEED = option("--seed", type=seed_number, default=0, help="seed of the search and of its trials (default 0)")
+RESUME = {"dest": "start", "action": "store_const", "default": "fresh"}
+START = exclusive(
+    option("--resume", const="resume", help="go on with an interrupted run of this name", **RESUME),
+    option("--go-on", const="either", help="go on with the run of this name if there is one, else start it", **RESUME),
+)
+QUIET = option("--quiet", action="store_true", help="print nothing but where the report is, and errors")
+STUDY = option(
+    "--study", metavar="URL", default=os.environ.get("SLIME_RAY_STUDY") or None,
+    help="keep the search's study in a database, such as postgresql://user@host/db, instead of the run's "
+    "folder; SLIME_RAY_STUDY says the same, and keeps a password out of process lists",
+)  # fmt: skip
+RUN = option("run", help="folder of the run, or its address")
 
 
 def console(options: argparse.Namespace) -> "Console":
@@ -122,17 +140,17 @@ def console(options: argparse.Namespace) -> "Console":
 
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
-    """The experiment of `experiment_options`, with what they change, and its file."""
+    """Load the experiment of `EXPERIMENT`'s options, with what they change; return it and its file."""
     from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
     from slime_ray.search_spaces import find_space
 
     source = find_space(options.space)
     overrides = dict(parse_override(text) for text in options.overrides)
-    if options.trials is not None:
+    if getattr(options, "trials", None) is not None:
         overrides["budget.trials"] = options.trials
-    if options.seeds is not None:
+    if getattr(options, "seeds", None) is not None:
         overrides["seeds"] = parse_seeds(options.seeds)
-    return load_experiment(source, overrides=overrides, name=options.name), source
+    return load_experiment(source, overrides=overrides, name=getattr(options, "name", None)), source
 
 
 def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
@@ -151,6 +169,17 @@ def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     return experiment, source
 
 
+def run_and_report(
+    experiment: "Experiment", source: Path, options: argparse.Namespace, *, storage: str, **more: Any
+) -> None:
+    """Run a sweep and print its report. more: further arguments of `run_sweep`."""
+    from slime_ray.on_ray.sweep import run_sweep
+    from slime_ray.runs.store import RunStore
+
+    run = run_sweep(experiment, source=source, storage=storage, console=console(options), **more)
+    show_report(run, None, RunStore.of(storage, "driver"), quiet=options.quiet)
+
+
 def show_report(
     run: Path, out: Path | None, storage: "RunStore | None" = None, *, quiet: bool = False, as_json: bool = False
 ) -> None:
@@ -161,10 +190,10 @@ def show_report(
     from slime_ray.analysis.report import write_report
 
     files = write_report(run, out)
-    stored = storage is not None and storage.url is not None
-    if storage is not None and stored:
-        with storage.answering():
-            storage.push(files.html.parent)
+    stored = storage if storage is not None and storage.url is not None else None
+    if stored:
+        with stored.answering():
+            stored.push(files.html.parent)
     if as_json:
         print(files.json())
     elif quiet:
@@ -172,5 +201,5 @@ def show_report(
     else:
         print(files.text)
         print(f"\nReport: {files.html}")
-        if storage is not None and stored:
-            print(f"It is in {storage.shown}/{run.name}, too.")
+        if stored:
+            print(f"It is in {stored.shown}/{run.name}, too.")

@@ -1,51 +1,92 @@
-"""The command that says what an experiment will cost: plan."""
+"""Commands that say what an experiment will cost: plan, and reproduce for the tables of the paper."""
 
 import argparse
+import json
+import os
+import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from slime_ray.cli.options import add_command, checked, experiment_options
+from slime_ray.cli.options import (
+    EXPERIMENT,
+    QUIET,
+    SET,
+    START,
+    STORAGE,
+    add_command,
+    checked,
+    exclusive,
+    option,
+    run_and_report,
+)  # fmt: skip
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
+    from slime_ray.config.reproduction import Reproduction
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.plan import Cluster
-    from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import GpuPrices
-    from slime_ray.planning.speed import MeasuredRates
+    from slime_ray.planning.rates import MeasuredRates
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register it."""
-    plan = add_command(
-        commands, "plan", "what an experiment will take: time, memory, disk, cost; nothing is started",
-        examples=[
+def add_commands(commands: Any) -> None:
+    """Register them."""
+    add_command(
+        commands, "plan", _plan, "what an experiment will take: time, memory, disk, cost; nothing is started",
+        [
             "slime-ray plan mine.yaml",
             "slime-ray plan mine.yaml --probe",
             "slime-ray plan mine.yaml --gpus 64 --gpu h100 --pairs 61135 --lengths 180,250,250",
         ],
+        *EXPERIMENT,
+        option(
+            "--probe", action="store_true",
+            help="measure the work of one trial first, for about a minute, where trials run",
+        ),
+        option("--gpus", type=int, metavar="N", help="plan for so many GPUs, without looking at any (with --gpu)"),
+        option("--gpu", metavar="NAME", help="their kind, by the table of prices, such as h100"),
+        option("--pairs", type=int, metavar="N", help="pairs of the data set, where it is not read"),
+        option(
+            "--lengths", metavar="P,C,R", help="mean tokens of prompt, chosen and rejected, where the data is not read"
+        ),
+        option("--prices", type=Path, metavar="FILE", help="GPUs and prices of yours, laid over the table that ships"),
+        option("--json", type=Path, metavar="OUT", help="also write the plan to this file"),
         more="Exit code 2 where something does not fit: memory, disk or a budget.",
     )  # fmt: skip
-    experiment_options(plan)
-    add = plan.add_argument
-    add(
-        "--probe", action="store_true", help="measure the work of one trial first, for about a minute, where trials run"
-    )
-    add("--gpus", type=int, metavar="N", help="plan for so many GPUs, without looking at any (with --gpu)")
-    add("--gpu", metavar="NAME", help="their kind, by the table of prices, such as h100")
-    add("--pairs", type=int, metavar="N", help="pairs of the data set, where it is not read")
-    add("--lengths", metavar="P,C,R", help="mean tokens of prompt, chosen and rejected, where the data is not read")
-    add("--prices", type=Path, metavar="FILE", help="GPUs and prices of yours, laid over the table that ships")
-    add("--json", type=Path, metavar="OUT", help="also write the plan to this file")
-    plan.set_defaults(command=_plan)
+    add_command(
+        commands, "reproduce", _reproduce, "run one of the paper's tables, on a cluster or in miniature",
+        [
+            "slime-ray reproduce --table 4 --scale demo  # on the embedded task, here",
+            "slime-ray reproduce --table 4 --model gemma3-4b --judge gpt-4.1 --plan  # the plan alone",
+            "slime-ray reproduce --table 4 --model gemma3-4b --judge gpt-4.1 --write table4.yaml",
+            "slime-ray launch table4.yaml --storage s3://bucket/runs  # on a cluster",
+        ],
+        option("--table", type=int, required=True, metavar="3|4|5", help="which of the paper's tables"),
+        option("--model", metavar="FAMILY", help="llama3.2-3b, qwen3-4b or gemma3-4b"),
+        option(
+            "--scale", choices=("paper", "demo"), default="paper", help="`demo` is the same design on the embedded task"
+        ),
+        option("--judge", metavar="MODEL", help="a model at an OpenAI-compatible endpoint that compares answers"),
+        option("--questions", type=Path, metavar="FILE", help="of Arena-Hard or MT-Bench, to be answered"),
+        option("--seeds", metavar="N|LIST", help="instead of five: 8 is 0 to 7, or a list such as 0,1,5"),
+        option("--name", help="name of the run (default table4-gemma3-4b, say)"),
+        STORAGE, SET,
+        exclusive(
+            option("--plan", action="store_true", help="print the plan and stop"),
+            option("--write", type=Path, metavar="FILE", help="write the experiment to a file instead of running it"),
+        ),
+        START, QUIET,
+        more="Resolves the recipe of one of the paper's tables, prints what it will run, where paper and code\n"
+        "disagree and what it will cost, and runs it.",
+    )  # fmt: skip
 
 
 def _plan(options: argparse.Namespace) -> None:
     experiment, _ = checked(options)
-    import json
-
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.material import DataAssumptions, parse_lengths
-    from slime_ray.planning.planner import Planner
     from slime_ray.planning.prices import load_prices
 
     prices = load_prices(options.prices)
@@ -83,18 +124,16 @@ def _look(
     options: argparse.Namespace, experiment: "Experiment", planner: "Planner"
 ) -> "tuple[Cluster, MeasuredRates | None]":
     """The cluster that the plan is for, and what a probe measured there, if one is wanted."""
-    import os
-    import time
-
-    from slime_ray.on_ray.plan_cluster import connected_cluster, given_cluster, this_machine
+    from slime_ray.on_ray.resources import given_cluster, this_machine
     from slime_ray.runs.store import RunStore
 
     storage = RunStore.of(options.storage, "driver")
-    given = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
+    assumed = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
     remote = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
-    if not options.probe and (given or not remote):
-        return given or this_machine(experiment, storage=storage), None
+    if not options.probe and (assumed or not remote):
+        return assumed or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
+    from slime_ray.on_ray.cluster_state import connected_cluster
     from slime_ray.on_ray.connection import connected
 
     with connected():
@@ -103,11 +142,54 @@ def _look(
         if options.probe:
             from rich.console import Console
 
-            from slime_ray.on_ray.probing import probe_on_cluster, show
+            from slime_ray.on_ray.prepare import probe_on_cluster, show
 
             measured = probe_on_cluster(
                 experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
             )
             show(measured, Console())
-        found = connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
-        return given or found, measured
+        present = (
+            connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
+        )
+        return assumed or present, measured
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from slime_ray.config.experiment_file import parse_override
+    from slime_ray.config.reproduction import reproduction
+    from slime_ray.evaluation.questions import check_questions
+    from slime_ray.search_spaces import shipped_spaces
+
+    overrides = dict(parse_override(text) for text in options.overrides)
+    with tempfile.TemporaryDirectory() as scratch:
+        table = reproduction(
+            options.table,
+            spaces=shipped_spaces(), into=options.write or Path(scratch, "experiment.yaml"), model=options.model,
+            scale=options.scale, judge=options.judge, questions=options.questions, seeds=options.seeds,
+            overrides=overrides, name=options.name,
+        )  # fmt: skip
+        if options.plan or not options.quiet:
+            print(table.text())
+            print(_cost(table, options.storage))
+        if options.write:
+            print(f"\nWritten to {options.write}: run it with `slime-ray ablate` or `slime-ray launch`.")
+        elif not options.plan:
+            check_questions(table.experiment)
+            run_and_report(
+                table.experiment, table.source, options, storage=options.storage, start=options.start, seed=0
+            )
+
+
+def _cost(table: "Reproduction", storage: str) -> str:
+    """What it will take: of the paper's scale on its GPUs, of the miniature here."""
+    from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
+    from slime_ray.on_ray.resources import given_cluster, this_machine
+    from slime_ray.planning.estimate import plan_experiment
+    from slime_ray.planning.material import DataAssumptions
+    from slime_ray.runs.store import RunStore
+
+    if table.scale == "demo":
+        cluster, data = this_machine(table.experiment, storage=RunStore.of(storage, "driver")), DataAssumptions()
+    else:
+        cluster, data = given_cluster(table.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
+    return "\n" + plan_experiment(table.experiment, cluster=cluster, given=data).text()

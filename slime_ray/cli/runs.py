@@ -1,55 +1,197 @@
-"""Commands over the files of runs: report, compare, verify, export. They need neither torch nor ray."""
+"""Commands for a run that is there: report, compare, verify, export, status, extend, stop, clone.
+
+The first four need neither torch nor Ray.
+"""
 
 import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from slime_ray.cli.options import add_command, show_report
-from slime_ray.errors import RunError
+from slime_ray.cli.options import QUIET, RUN, add_command, exclusive, option, run_and_report, show_report
+from slime_ray.errors import InputError, RunError
+from slime_ray.runs.redaction import redact
+
+if TYPE_CHECKING:
+    from slime_ray.runs.store import RunStore
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: Any) -> None:
     """Register them."""
-    report = add_command(
-        commands, "report", "tables, figures and report.html of a run; needs neither torch nor ray",
-        examples=["slime-ray report runs/first", "slime-ray report runs/first --out elsewhere --json"],
+    add_command(
+        commands, "status", _status, "how a run stands, from another terminal or machine",
+        ["slime-ray status runs/first", "slime-ray status s3://bucket/runs/first --json"],
+        RUN, option("--json", action="store_true", help="print it as JSON"),
     )  # fmt: skip
-    report.add_argument("run", help="folder of the run, or its address")
-    report.add_argument("--out", type=Path, help="where to write (default RUN/report)")
-    how = report.add_mutually_exclusive_group()
-    how.add_argument("--quiet", action="store_true", help="print nothing but where the report is")
-    how.add_argument("--json", action="store_true", help="print the numbers of all tables as JSON instead")
-    report.set_defaults(command=_report)
-
-    compare = add_command(
-        commands, "compare", "the rows of several runs in one table",
-        examples=["slime-ray compare runs/first runs/second --csv both.csv"],
+    add_command(
+        commands, "extend", _extend, "go on with a run, with more trials of its search",
+        ["slime-ray extend runs/first --trials 16", "slime-ray extend runs/first  # what is left of it"],
+        RUN,
+        option("--trials", type=int, default=0, metavar="N", help="further trials of the search (default 0)"),
+        option("--study", metavar="URL", help="the database of the run's study, where that is not in the run's folder"),
+        QUIET,
+        # Not the same command: its --trials would count once more.
+        again=lambda options: f"slime-ray extend {options.run}",
     )  # fmt: skip
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    compare.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers, unrounded, to this file")
-    compare.add_argument("--json", action="store_true", help="print the rows as JSON instead")
-    compare.set_defaults(command=_compare)
-
-    verify = add_command(
-        commands, "verify", "what differs between two runs of one experiment, and whether their numbers agree",
-        examples=["slime-ray verify runs/first runs/again"],
+    add_command(
+        commands, "stop", _stop, "end a running trial where it is; it is recorded as stopped",
+        ["slime-ray stop runs/first search-0003"],
+        RUN, option("trial", help="such as search-0003; `slime-ray status` lists those that run"),
+    )  # fmt: skip
+    add_command(
+        commands, "clone", _clone, "run a trial again with some knobs changed, beside the search's own",
+        ["slime-ray clone runs/first search-0003 --set objective.hard_margin=2.0"],
+        RUN, option("trial", help="the trial whose knobs it takes, running or finished"),
+        option(
+            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", required=True,
+            help="set one knob, such as objective.hard_margin=2.0; may be repeated",
+        ),
+    )  # fmt: skip
+    add_command(
+        commands, "report", _report, "tables, figures and report.html of a run; needs neither torch nor ray",
+        ["slime-ray report runs/first", "slime-ray report runs/first --out elsewhere --json"],
+        RUN, option("--out", type=Path, help="where to write (default RUN/report)"),
+        exclusive(
+            option("--quiet", action="store_true", help="print nothing but where the report is"),
+            option("--json", action="store_true", help="print the numbers of all tables as JSON instead"),
+        ),
+    )  # fmt: skip
+    add_command(
+        commands, "compare", _compare, "the rows of several runs in one table",
+        ["slime-ray compare runs/first runs/second --csv both.csv"],
+        option("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs"),
+        option("--csv", type=Path, metavar="FILE", help="also write the numbers, unrounded, to this file"),
+        option("--json", action="store_true", help="print the rows as JSON instead"),
+    )  # fmt: skip
+    add_command(
+        commands, "verify", _verify, "what differs between two runs of one experiment, and whether their numbers agree",
+        ["slime-ray verify runs/first runs/again"],
+        option("runs", type=Path, nargs=2, metavar="RUN", help="folders of the two runs"),
+        option("--json", action="store_true", help="print differences and rows as JSON instead"),
         more="Prints every setting, hash and version in which the manifests of two runs differ, then their rows side\n"
         "by side. Exit code 0 where the numbers agree within their intervals, 1 where they do not.",
     )  # fmt: skip
-    verify.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folders of the two runs")
-    verify.add_argument("--json", action="store_true", help="print differences and rows as JSON instead")
-    verify.set_defaults(command=_verify)
+    add_command(
+        commands, "export", _export, "write a run's answers and verdicts as files of Arena-Hard or MT-Bench",
+        ["slime-ray export runs/first --to arena", "slime-ray export runs/first --to bench --form mt-bench"],
+        option("run", type=Path, help="folder of the run"),
+        option("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten"),
+        option(
+            "--form", choices=("arena-hard", "mt-bench"), default="arena-hard",
+            help="whose files; answers of several turns have room in MT-Bench's alone (default arena-hard)",
+        ),
+    )  # fmt: skip
 
-    export = add_command(
-        commands, "export", "write a run's answers and verdicts as files of Arena-Hard or MT-Bench",
-        examples=["slime-ray export runs/first --to arena", "slime-ray export runs/first --to bench --form mt-bench"],
+
+@contextmanager
+def _opened(address: str) -> "Iterator[tuple[Path, RunStore]]":
+    """A run's folder on this machine, up to date but for models, with its storage."""
+    from slime_ray.runs.results import CHECKPOINTS, MODEL
+    from slime_ray.runs.store import RunStore, copied, is_url, one_at_a_time
+
+    if not is_url(address):
+        run = Path(address).resolve()
+        yield run, RunStore(run.parent)
+        return
+    # Bringing the copy up to date deletes what another command has yet to send.
+    with one_at_a_time(address):
+        run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
+        with mirror.answering():
+            yield run, mirror
+
+
+def _status(options: argparse.Namespace) -> None:
+    from slime_ray.runs.status import describe
+
+    with _opened(options.run) as (run, _):
+        standing = describe(run)
+    print(json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run)))
+
+
+def _sentences(standing: dict[str, Any], run: str) -> str:
+    ends = ", ".join(f"{count} {how}" for how, count in sorted(standing["ends"].items())) or "none"
+    age = "" if standing["said"] is None else f", as it said {standing['said']:.0f} s ago"
+    done = f"{standing['done']} of {standing['total']} trials have ended{age}: {ends}."
+    lines = [f"{standing['name']}: {standing['state']}. {done}"]
+    for name, trial in standing["running"].items():
+        step = f" {trial['step']}/{trial['updates']}" if trial.get("updates") else ""
+        numbers = [f"{key} {trial[key]:.3f}" for key in ("loss", "chosen_drift") if isinstance(trial.get(key), float)]
+        alarm = [f"alarm: {trial['alarm']}"] if trial.get("alarm") else []
+        lines.append(f"  {name}: {', '.join([str(trial.get('doing', 'starting')) + step, *numbers, *alarm])}")
+    lines += [f"  {name} had an alarm: {alarm}" for name, alarm in standing["alarms"].items()]
+    for point in standing["front"]:
+        goals = ", ".join(f"{goal} {value:.3f}" for goal, value in point.items() if goal != "trial_id")
+        lines.append(f"  on the front: {point['trial_id']} ({goals})")
+    if standing["state"] == "interrupted":
+        lines.append(f"It goes on with `slime-ray extend {run}`, or with the command that began it and --resume.")
+    return "\n".join(lines)
+
+
+def _extend(options: argparse.Namespace) -> None:
+    from slime_ray.config.experiment import MOST_TRIALS
+    from slime_ray.runs.folder import reopened
+    from slime_ray.runs.results import read_manifest
+
+    with _opened(options.run) as (run, mirror):
+        experiment, manifest = reopened(run), read_manifest(run)
+    if experiment.budget.trials + options.trials > MOST_TRIALS:
+        raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
+    if options.trials < 0:
+        raise InputError(f"--trials {options.trials}: give the number of further trials.")
+    if options.trials and experiment.search is None:
+        raise InputError(f"{options.run} has no search that could have more trials.")
+    budget = experiment.budget.model_copy(update={"trials": experiment.budget.trials + options.trials})
+    if options.trials and experiment.search is not None:
+        from slime_ray.config.points import count_points
+
+        points = count_points(experiment.search, experiment.base)
+        if points is not None and budget.trials > points:
+            raise InputError(
+                f"{options.run} has {experiment.budget.trials} trials, and its space only {points} points, each of "
+                f"which is tried once. Give --trials {points - experiment.budget.trials} at most."
+            )
+    # The folder may have been renamed, or be a copy.
+    experiment = experiment.model_copy(update={"name": run.name})
+    run_and_report(
+        experiment.model_copy(update={"budget": budget}), run / "experiment.yaml", options, start="resume",
+        storage=mirror.url or str(mirror.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
     )  # fmt: skip
-    export.add_argument("run", type=Path, help="folder of the run")
-    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten")
-    export.add_argument(
-        "--form", choices=("arena-hard", "mt-bench"), default="arena-hard",
-        help="whose files; answers of several turns have room in MT-Bench's alone (default arena-hard)",
-    )  # fmt: skip
-    export.set_defaults(command=_export)
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from slime_ray.runs.instructions import FOLDER, ask_to_stop
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.status import read_status
+
+    with _opened(options.run) as (run, mirror):
+        read_manifest(run)
+        status = read_status(run)
+        if not status.at_work:
+            raise InputError(f"No sweep is at work on {options.run}: there is nothing to stop.")
+        ask_to_stop(run, options.trial, known=set(status.trials))
+        mirror.push(run / FOLDER)
+    print(f"{options.trial} will end at its next report and be recorded as stopped.")
+
+
+def _clone(options: argparse.Namespace) -> None:
+    from slime_ray.config.experiment_file import parse_override
+    from slime_ray.runs.folder import refuse_other_inputs, reopened
+    from slime_ray.runs.inputs import code_of, hashes_of
+    from slime_ray.runs.instructions import FOLDER, ask_for_clone
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.status import read_status
+
+    with _opened(options.run) as (run, mirror):
+        changes = dict(parse_override(text) for text in options.overrides)
+        experiment = reopened(run)
+        refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), code_of(experiment))
+        clone = ask_for_clone(run, experiment, options.trial, changes)
+        mirror.push(run / FOLDER)
+        at_work = read_status(run).at_work
+    when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"
+    print(f"{clone.trial_id} {when}.")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -77,9 +219,9 @@ def _verify(options: argparse.Namespace) -> None:
     from slime_ray.analysis.comparing import verify
     from slime_ray.runs import results
 
-    found = verify(*(results.load(run) for run in options.runs))
-    print(found.json() if options.json else found.text())
-    if not found.agree:
+    verdict = verify(*(results.load(run) for run in options.runs))
+    print(verdict.json() if options.json else verdict.text())
+    if not verdict.agree:
         raise RunError(f"{options.runs[0]} and {options.runs[1]} do not agree.")
 
 

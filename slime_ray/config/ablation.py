@@ -5,7 +5,7 @@ Nothing is started here, and nothing is read but presets. `slime_ray.config.expa
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,11 +19,11 @@ from slime_ray.config.space import Scalar
 from slime_ray.config.strict import Label, Strict
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import InputError, near
-from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
+from slime_ray.objectives import Objective, SlimeObjective, matched_margin_weight, matched_strength
+from slime_ray.objectives.probe import differ
 
 Values = dict[str, Any]
-Component = Literal["anchor", "stabilizer", "soft_margin", "hard_margin", "hard_margin_clip"]
-KNOBS: dict[Component, tuple[str, ...]] = {
+KNOBS: dict[str, tuple[str, ...]] = {
     "anchor": ("anchor_weight",),
     "stabilizer": ("stabilizer_strength", "stabilizer_threshold", "stabilizer_exponent"),
     "soft_margin": ("soft_margin", "gate_sharpness"),
@@ -89,12 +89,12 @@ class Ablation(Strict):
 
     @property
     def takes_away(self) -> tuple[str, ...]:
-        """Components of SLIME that cells of it lack."""
+        """Parts of the objective that cells of it lack."""
         return ()
 
     def around(self) -> dict[str, Values]:
         """What each center sets; without any, `base` is the only one. Raises Unfit for an unknown preset."""
-        return {name: given(values, "centers", name) for name, values in self.centers.items()} or {"base": {}}
+        return {name: with_preset(values, "centers", name) for name, values in self.centers.items()} or {"base": {}}
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         """The cells around one center, exactly one of them a reference. Raises Unfit."""
@@ -106,21 +106,26 @@ class LeaveOneOut(Ablation):
 
     design: Literal["leave_one_out"]
     """One component less in each cell."""
-    components: Annotated[list[Component], Field(min_length=1), Once] = list(KNOBS)
-    """Those that are left out in turn; "without the hard margin" by both of its readings."""
+    components: Annotated[list[str], Field(min_length=1), Once] | None = None
+    """Parts of the objective that are left out in turn; null is each part that it has and whose removal changes it. Of
+    SLIME: anchor, stabilizer, soft_margin, hard_margin, and hard_margin_clip, another reading of the former."""
     controls: Literal["gradient_matched"] | None = None
     """Beside each variant whose margin term pushes less or more than the full one at D = 0, the same with the
     `margin_weight` that makes it push alike."""
 
     @property
     def takes_away(self) -> tuple[str, ...]:
-        return tuple(self.components)
+        return tuple(KNOBS if self.components is None else self.components)
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        objective = full_objective(center, settings, self.components)
-        planned = [Planned("full", levels=dict.fromkeys(self.components, True), reference=True)]
-        for index, gone in enumerate(self.components):
-            plain = without((gone,), self.components, ("components", index))
+        objective, components = full_objective(center, settings, self.components, default=tuple(KNOBS))
+        if self.controls and not isinstance(objective, SlimeObjective):
+            raise Unfit(
+                f"gradient_matched is about SLIME's margin term, and center {center} has another objective", "controls"
+            )
+        planned = [Planned("full", levels=dict.fromkeys(components, True), reference=True)]
+        for index, gone in enumerate(components):
+            plain = without((gone,), components, ("components", index) if self.components else ())
             planned.append(plain)
             if self.controls and gone.endswith(("margin", "margin_clip")):
                 planned += self._matched(objective, plain)
@@ -142,30 +147,32 @@ class Factorial(Ablation):
 
     design: Literal["factorial"]
     """All combinations."""
-    components: Annotated[list[Component], Field(min_length=2), Once] = [
-        component for component in KNOBS if component in COMPONENTS
-    ]
-    """Those that are there or not."""
+    components: Annotated[list[str], Field(min_length=2), Once] | None = None
+    """Parts of the objective that are there or not; null is each part that it has and whose removal changes it. Of
+    SLIME: anchor, stabilizer, soft_margin, hard_margin."""
 
     @field_validator("components")
     @classmethod
-    def _one_reading(cls, components: list[Component]) -> list[Component]:
-        if {"hard_margin", "hard_margin_clip"} <= set(components):
+    def _one_reading(cls, components: list[str] | None) -> list[str] | None:
+        if {"hard_margin", "hard_margin_clip"} <= set(components or ()):
             raise ValueError("hard_margin and hard_margin_clip are two readings of one ablation. Name one of them")
-        # Cells are called by what they lack, and not by the order in which it was listed.
-        return [component for component in KNOBS if component in components]
+        return components
 
     @property
     def takes_away(self) -> tuple[str, ...]:
-        return tuple(self.components)
+        return tuple(COMPONENTS if self.components is None else self.components)
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        full_objective(center, settings, self.components)
-        planned = [Planned("full", levels=dict.fromkeys(self.components, True), reference=True)]
-        for count in range(1, len(self.components) + 1):
-            planned += [
-                without(gone, self.components, ("components",)) for gone in combinations(self.components, count)
-            ]
+        objective, components = full_objective(center, settings, self.components, default=COMPONENTS)
+        if len(components) < 2:
+            raise Unfit(
+                f"a factorial needs two parts or more, and center {center} has {', '.join(components)}", "design"
+            )
+        # Cells are called by what they lack, and not by the order in which it was listed.
+        components = [part for part in parts_of(objective) if part in components]
+        planned = [Planned("full", levels=dict.fromkeys(components, True), reference=True)]
+        for count in range(1, len(components) + 1):
+            planned += [without(gone, components, ("components",)) for gone in combinations(components, count)]
         return planned
 
 
@@ -181,18 +188,18 @@ class Sensitivity(Ablation):
     """Paths into `objective` and `training`, each with the values that it is given."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        own = {path: self._own(center, settings, path) for path in self.knobs}
-        planned = [Planned("center", levels=own, reference=True)]
+        levels_there = {path: self._center_value(center, settings, path) for path in self.knobs}
+        planned = [Planned("center", levels=levels_there, reference=True)]
         for path, values in self.knobs.items():
             knob = path.rsplit(".", 1)[-1]
             planned += [
                 Planned(f"{knob}-{_worded(value)}", {path: value}, {path: value}, keys=("knobs", path, index))
                 for index, value in enumerate(values)
-                if value != own[path]
+                if value != levels_there[path]
             ]
         return planned
 
-    def _own(self, center: str, settings: Settings, path: str) -> Level:
+    def _center_value(self, center: str, settings: Settings, path: str) -> Level:
         try:
             value = value_at(settings, path)
         except KeyError:
@@ -272,7 +279,7 @@ class Baselines(Ablation):
                 "against",
             )
         return [
-            Planned(name, given(values, "methods", name), reference=name == self.against, keys=("methods", name))
+            Planned(name, with_preset(values, "methods", name), reference=name == self.against, keys=("methods", name))
             for name, values in self.methods.items()
         ]
 
@@ -290,7 +297,7 @@ AnyAblation = Annotated[
 ]
 
 
-def given(values: Values, *keys: str) -> Values:
+def with_preset(values: Values, *keys: str) -> Values:
     """What a center or method sets, with the objective of the preset that it may name under the rest. Raises Unfit."""
     gone = values.get(REMOVE)
     idle = idle_knobs(map(str, gone)) if isinstance(gone, list) else {}
@@ -317,15 +324,70 @@ def slime_objective(center: str, settings: Settings) -> SlimeObjective:
     return objective
 
 
-def full_objective(center: str, settings: Settings, components: Iterable[str]) -> SlimeObjective:
-    """The objective at a center. Raises Unfit where it is not the whole of SLIME, to compare with."""
-    objective = slime_objective(center, settings)
-    if objective.remove:
+def parts_of(objective: Objective) -> tuple[str, ...]:
+    """The parts of an objective that its `remove` takes away; none where it declares none."""
+    return tuple(getattr(objective, "parts", ()))
+
+
+def full_objective(
+    center: str, settings: Settings, named: Sequence[str] | None, *, default: Sequence[str]
+) -> tuple[Objective, list[str]]:
+    """Return the objective at a center and the parts that a design takes away from it.
+
+    Args:
+        center: Its name.
+        settings: Of the center.
+        named: Parts as the file has them; None is `default` of SLIME, and of another objective each part whose removal
+            changes it.
+        default: Parts of SLIME.
+
+    Raises:
+        Unfit: The objective has no such part, lacks some already, or would train alike without one.
+    """
+    objective, name = settings.objective.build(), settings.objective.name
+    parts = parts_of(objective)
+    if not parts:
         raise Unfit(
-            f"center {center} has no full objective to compare with: {REMOVE} takes {', '.join(objective.remove)} away "
+            f"the objective of center {center}, {name}, declares no parts that this design could take away",
+            "design",
+        )  # fmt: skip
+    if gone := removed(settings):
+        raise Unfit(
+            f"center {center} has no full objective to compare with: {REMOVE} takes {', '.join(gone)} away "
             "there. Leave it out; the design removes components itself",
             "centers", center,
         )  # fmt: skip
+    for index, part in enumerate(named or ()):
+        if part not in parts:
+            raise Unfit(
+                f"{part!r} is no part of {name}{near(part, parts)}. Allowed: {', '.join(parts)}", "components", index
+            )  # fmt: skip
+    if isinstance(objective, SlimeObjective):
+        _check_weights(center, objective, named or default)
+        return objective, list(named or default)
+    alike = [part for part in named or parts if not _changes(objective, part)]
+    if named and alike:
+        raise Unfit(
+            f"center {center}: {name} trains alike with and without {alike[0]} there, so that their cells would be "
+            "equal. Give it an effect, or leave the component out of `components`",
+            "centers", center,
+        )  # fmt: skip
+    components = [part for part in named or parts if part not in alike]
+    if not components:
+        raise Unfit(f"center {center}: no part of {name} has an effect there", "design")
+    return objective, components
+
+
+def _changes(objective: Any, part: str) -> bool:
+    """Whether an objective trains otherwise without a part. One that leaves nothing to train does not count."""
+    try:
+        return differ(objective, replace(objective, remove=(part,)))
+    except ValueError:
+        return False
+
+
+def _check_weights(center: str, objective: SlimeObjective, components: Iterable[str]) -> None:
+    """Raise Unfit where SLIME has a component of weight 0."""
     for component in components:
         knob = WEIGHTS[component.removesuffix("_clip")]
         if getattr(objective, knob) == 0:
@@ -334,7 +396,6 @@ def full_objective(center: str, settings: Settings, components: Iterable[str]) -
                 "equal. Give it a value above 0, or leave the component out of `components`",
                 "centers", center,
             )  # fmt: skip
-    return objective
 
 
 def without(gone: Sequence[str], components: Iterable[str], keys: KeyPath) -> Planned:
@@ -360,7 +421,7 @@ def absent(objective: SlimeObjective) -> set[str]:
 def idle_knobs(gone: Iterable[str]) -> dict[str, str]:
     """Paths of SLIME's knobs that have no effect without some components, and which it is each time."""
     gone = {*gone}
-    knobs = {f"objective.{knob}": part for part, own in KNOBS.items() if part in gone for knob in own}
+    knobs = {f"objective.{knob}": part for part, names in KNOBS.items() if part in gone for knob in names}
     return knobs | ({MARGIN_WEIGHT: "both margins"} if {*MARGINS} <= gone else {})
 
 

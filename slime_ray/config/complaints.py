@@ -14,16 +14,29 @@ from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import near
 
 
-def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
-    """Where the first complaint of a validation lies and what it says, as `path: what is wrong. The way out`."""
-    # An unknown key is what most often makes the other complaints: a misspelt key leaves the right one missing.
+def explain(error: ValidationError, model: Any) -> list[tuple[KeyPath, str]]:
+    """Where each complaint of a validation lies and what it says, as `path: what is wrong. The way out`.
+
+    Of several at one place, such as those of a union, the first is kept. Unknown keys come first.
+    """
     complaints = sorted(error.errors(), key=lambda item: item["type"] not in ("extra_forbidden", "union_tag_invalid"))
-    complaint = complaints[0]
-    keys = _without_tags(key for key in complaint["loc"] if key not in _NOISE)
+    # A misspelt key leaves the right one missing.
+    misspelt = {each["loc"][:-1] for each in complaints if each["type"] == "extra_forbidden"}
+    sentences: dict[tuple[str | int, ...], tuple[KeyPath, str]] = {}
+    for complaint in complaints:
+        if complaint["type"] != "missing" or complaint["loc"][:-1] not in misspelt:
+            place = _without_tags(key for key in complaint["loc"] if key not in _NOISE)
+            sentences.setdefault(place, _sentence(complaint, place, model))
+    return list(sentences.values())
+
+
+def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
     path = ".".join(map(str, keys)) or "the file"
-    given = complaint.get("input")
+    value = complaint.get("input")
     kind, context = complaint["type"], complaint.get("ctx", {})
     if kind == "extra_forbidden":
+        if (ours := FOREIGN.get(str(keys[-1]))) is not None:
+            return keys, f"{path}: unknown key. Here it is {ours}"
         allowed = _keys_beside(model, complaint["loc"])
         return keys, f"{path}: unknown key{near(str(keys[-1]), allowed)}"
     if kind == "missing":
@@ -33,26 +46,61 @@ def explain(error: ValidationError, model: Any) -> tuple[KeyPath, str]:
         if kind == "union_tag_not_found":
             return keys, f"{path}.{tag} is missing. Give one of: {', '.join(options)}"
         return (*keys, tag), f"{path}.{tag} is {context['tag']!r}{near(context['tag'], options)}"
-    if kind == "literal_error" and isinstance(given, str):
-        return keys, f"{path} is {given!r}{near(given, re.findall(QUOTED, context['expected']))}"
+    if kind == "literal_error" and isinstance(value, str):
+        return keys, f"{path} is {value!r}{near(value, re.findall(QUOTED, context['expected']))}"
     if kind == "value_error":
         message = str(context["error"])
         field = message.split(" ", 1)[0].rstrip(":")
         if keys and field.isidentifier() and keys[-1] != field and keys[-1] == "objective":
             return (*keys, field), f"{path}.{message}"
         return keys, f"{path}: {message}" if keys else message
-    said = f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
-    if kind in ("string_type", "literal_error") and isinstance(given, bool):
-        return keys, f"{path} is {given}: {said}. YAML reads yes, no, on and off as true and false: put it in quotes"
+    text = f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
+    if kind in ("string_type", "literal_error") and isinstance(value, bool):
+        return keys, f"{path} is {value}: {text}. YAML reads yes, no, on and off as true and false: put it in quotes"
     if kind == "string_too_long":
         limit = context["max_length"]
-        return keys, f"{path:.20}: {str(given)[:40]}... has {len(str(given))} characters, and {limit} are the limit"
+        return keys, f"{path:.20}: {str(value)[:40]}... has {len(str(value))} characters, and {limit} are the limit"
     if kind == "string_pattern_mismatch":
         way_out = "Use letters, digits, dots, dashes and underscores, a letter or digit first"
-        return keys, f"{path:.60} is {given!r:.200}. {way_out}"
-    return keys, f"{path} is {given!r:.200}: {said}"
+        return keys, f"{path:.60} is {value!r:.200}. {way_out}"
+    return keys, f"{path} is {value!r:.200}: {text}"
 
 
+FOREIGN = {
+    **dict.fromkeys(("r", "lora_r"), "model.lora.rank"),
+    "lora_alpha": "model.lora.alpha",
+    "lora_dropout": "model.lora.dropout",
+    **dict.fromkeys(("target_modules", "lora_target_modules"), "model.lora.targets"),
+    "modules_to_save": "model.lora.train_head",
+    "model_name_or_path": "model.source",
+    **dict.fromkeys(("torch_dtype", "bf16"), "model.dtype"),
+    "attn_implementation": "model.attention",
+    "dataset_name": "data.train",
+    "dataset_config": "data.subset",
+    "max_length": "data.max_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps"),
+        "training.pairs_per_update, over all workers; data.row_tokens limits a micro-batch",
+    ),
+    "num_train_epochs": "training.epochs",
+    "max_steps": "training.updates",
+    "lr": "training.learning_rate",
+    "lr_scheduler_type": "training.schedule",
+    "warmup_ratio": "training.warmup_fraction",
+    "eval_steps": "training.evaluations, how many",
+    "save_steps": "faults.checkpoint_minutes",
+    "loss_type": "objective.name",
+    "report_to": "trackers",
+    "run_name": "name",
+    "n_trials": "budget.trials",
+    **dict.fromkeys(("direction", "directions"), "goals: {win_rate: maximize}"),
+    "loguniform": "log_uniform: [low, high]",
+    **dict.fromkeys(("low", "high"), "uniform: [low, high]"),
+    "log": "log_uniform: [low, high]",
+    "categorical": "choice: [a, b]",
+}
+"""Keys of TRL, transformers, peft, Ray Tune and Optuna, and what they are called here."""
 QUOTED = r"'([^']*)'"
 _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constrained-int")
 

@@ -68,16 +68,16 @@ class Design(Strict):
 
     def reference(self, center: str) -> Cell:
         """The cell that those of a center are compared with."""
-        own = [cell for cell in self.around(center) if cell.reference == cell.label]
-        if len(own) != 1:
-            raise ValueError(f"cells: {center} has {len(own)} cells that others are compared with; it needs one")
-        return own[0]
+        references = [cell for cell in self.around(center) if cell.reference == cell.label]
+        if len(references) != 1:
+            raise ValueError(f"cells: {center} has {len(references)} cells that others are compared with; it needs one")
+        return references[0]
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "Design | None":
         """The design that a run's manifest keeps; None where the run is no ablation."""
-        found = (manifest.get("experiment") or {}).get("design")
-        return None if found is None else cls.model_validate(found)
+        design = (manifest.get("experiment") or {}).get("design")
+        return None if design is None else cls.model_validate(design)
 
     def described(self, seeds: Sequence[int]) -> str:
         """What it is and how much of it, in a sentence."""
@@ -94,9 +94,9 @@ def caution(seeds: Sequence[int]) -> str | None:
     """What a design with few seeds will not be able to say, and the way out; None where there are enough."""
     if len(seeds) >= FEWEST_SEEDS:
         return None
-    found = f"{len(seeds)} seeds say" if len(seeds) > 1 else "one seed says"
+    reach = f"{len(seeds)} seeds say" if len(seeds) > 1 else "one seed says"
     table = "" if len(seeds) > 1 else ", without a table of significance"
     return (
-        f"{found} nothing about other seeds: the tables will be about these checkpoints only{table}. Give "
+        f"{reach} nothing about other seeds: the tables will be about these checkpoints only{table}. Give "
         f"{FEWEST_SEEDS} or more with --seeds; a run that has finished takes further ones with --resume."
     )

@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs
+from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs, removed
 from slime_ray.config.design import Cell, Design
 from slime_ray.config.experiment import Arm, Experiment, with_values
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.objectives import SlimeObjective
+from slime_ray.objectives.probe import gradients
 
 SHARED = ("model", "data", "sft", "evaluation")
 """What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""
@@ -47,8 +48,8 @@ def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
             raise Unfit(f"{what} would train just as {same} does: nothing that has an effect differs", *keys)
 
     around = ablation.around()
-    for center, given in around.items():
-        settings = check(given, ("centers", center), f"center {center}")
+    for center, center_values in around.items():
+        settings = check(center_values, ("centers", center), f"center {center}")
         add(settings, f"center {center}", ("centers", center), "")
         prefix = f"{center}-" if len(around) > 1 else ""
         planned = ablation.cells(center, settings)
@@ -57,7 +58,7 @@ def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
         [reference] = [prefix + one.variant for one in planned if one.reference]
         for one in planned:
             label, keys = prefix + one.variant, one.keys or ("centers", center)
-            values = lay(base.objective.name, given, one.values)
+            values = lay(base.objective.name, center_values, one.values)
             add(check(values, keys, f"cell {label}"), f"cell {label}", keys, center)
             arms.append(Arm(label=label, set=values))
             cells.append(
@@ -106,13 +107,16 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> Values:
 
 def trained(settings: Settings) -> str:
     """Equal for settings of which the same policy comes, since what differs between them has no effect."""
-    said = settings.model_dump(mode="json")
+    plain = settings.model_dump(mode="json")
     objective = settings.objective.build()
     if settings.training.updates == 0:
-        return fingerprint({**said, "objective": None, "training": None})
+        return fingerprint({**plain, "objective": None, "training": None})
     if isinstance(objective, SlimeObjective):
         gone = absent(objective)
-        without = {f"objective.{knob}": value for knob, value in said["objective"].items()}
-        said["objective"] = {path: value for path, value in without.items() if path not in idle_knobs(gone)}
-        said["objective"][REMOVE] = sorted(gone)
-    return fingerprint(said)
+        without = {f"objective.{knob}": value for knob, value in plain["objective"].items()}
+        plain["objective"] = {path: value for path, value in without.items() if path not in idle_knobs(gone)}
+        plain["objective"][REMOVE] = sorted(gone)
+    elif removed(settings) and not objective.pairs_together:
+        # Without a part others may be idle, which the gradients tell.
+        plain["objective"] = [side.tolist() for side in gradients(objective)]
+    return fingerprint(plain)

@@ -1,9 +1,10 @@
 """One YAML says the whole experiment: what is fixed, what is searched, what is compared, and what may be spent."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
@@ -106,7 +107,7 @@ class Resources(Strict):
     cpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Also the threads of a process."""
     gpu_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """A fraction has trials share a GPU, where there is one worker."""
+    """At most 1: each worker trains on one GPU. A fraction has trials share a GPU, where there is one worker."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """`ddp` gives each worker a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states
     among them."""
@@ -115,13 +116,23 @@ class Resources(Strict):
     concurrent_trials: Literal["auto"] | Positive = "auto"
     """`auto` runs as many side by side as the cluster has room for."""
 
+    @field_validator("gpu_per_worker")
+    @classmethod
+    def _one_gpu(cls, share: float) -> float:
+        if share > 1:
+            raise ValueError(
+                f"each worker trains on one GPU, not {share:g}. Give 1, and resources.workers: {math.ceil(share)} "
+                "for a trial on so many"
+            )
+        return share
+
 
 class Faults(Strict):
     """What is done when something breaks. None of it changes what a trial computes."""
 
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a trial starts again, from its last checkpoint, after it lost a process or a node, hung or ran out of
-    memory (that only once)."""
+    """How often a trial starts again, from its last checkpoint, after it lost a process, a node or a GPU, hung or ran
+    out of memory (that only once)."""
     preemptions: Annotated[int, Field(ge=0)] = 8
     """The same for nodes that were taken away with notice."""
     lost_hours: Annotated[float, Field(gt=0)] | None = None
@@ -180,8 +191,8 @@ class Experiment(Strict):
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
         # The design says how the arms are compared; what they are stands in `arms`.
-        said = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
-        return fingerprint({**said, "base": lasting(said["base"])})
+        content = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
+        return fingerprint({**content, "base": lasting(content["base"])})
 
 
 class Trial(Strict):

@@ -2,7 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,13 +27,14 @@ from slime_ray.config.experiment import (
     with_values,
 )
 from slime_ray.config.judge import Llm
+from slime_ray.config.points import Search
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.search_file import SearchKeys, SearchReader
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.space import Scalar, equal_values
 from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName, Seed, Strict
 from slime_ray.config.trackers import DEFAULT, Tracker
-from slime_ray.config.yaml_source import KeyPath, YamlSource, load_yaml, read_value
+from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, load_yaml, read_value
 from slime_ray.errors import InputError, near
 
 
@@ -79,19 +82,21 @@ def load_experiment(
     """Read, resolve and check one experiment.
 
     overrides: dotted paths from the top of the file (`base.training.updates`, `budget.trials`); a path that begins with
-    a key of `base` may leave `base.` out. name: replaces the file's. Raises InputError, with file and line, for the
-    first thing that is wrong.
+    a key of `base` may leave `base.` out. name: replaces the file's. Raises InputError, with file and line, for all
+    that is wrong, a sentence a line; what only a valid part of the file would show comes when that is valid.
     """
     source = load_yaml(path)
     data = source.data
     for key, value in (overrides or {}).items():
-        top = key.split(".")[0]
-        key = f"base.{key}" if top in Settings.model_fields else key
-        data = with_values(data, {key: value})
+        data = with_values(data, {from_top(key): value})
     if name is not None:
         data = {**data, "name": name}
-    source = YamlSource(source.path, data, source.lines)
-    return _Resolver(source).resolve()
+    return _Resolver(YamlSource(source.path, data, source.lines)).resolve()
+
+
+def from_top(key: str) -> str:
+    """A path from the top of the file; one that begins with a key of `base` may leave that out."""
+    return f"base.{key}" if key.split(".")[0] in Settings.model_fields else key
 
 
 class _Resolver:
@@ -99,70 +104,87 @@ class _Resolver:
 
     def __init__(self, source: YamlSource):
         self.source = source
+        self.sentences: list[tuple[int, str]] = []
 
     def resolve(self) -> Experiment:
-        file: _File = self.check(_File, self.source.data, ())
-        base = merge(preset_base(file.preset) if file.preset else {}, file.base)
-        settings = self.check(Settings, base, ("base",))
-        design = None
-        if file.ablate is not None:
-            arms, design = self._ablation(file, file.ablate, base, settings)
-        else:
-            arms = self._arms(file, base)
-        search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
-        self._check_compared(file)
-        if not arms and search is None:
+        with self.noting():
+            file: _File = self.check(_File, self.source.data, ())
+        with self.noting():
+            base, settings = self._base(self.source.data)
+        self.refuse()
+        arms: list[Arm] = []
+        design: Design | None = None
+        search: Search | None = None
+        early = file.early_stopping
+        with self.noting():
+            if file.ablate is None:
+                arms = self._arms(file, base)
+            else:
+                arms, design = self._ablation(file, file.ablate, base, settings)
+        with self.noting():
+            search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
+        with self.noting():
+            early = self._early_stopping(file, settings)
+        for keys, sentence in _refusals(file, settings, arms):
+            self.sentences += self.error(keys, sentence).sentences
+        if not self.sentences and not arms and search is None:
             raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
-        self._check_goals(file, settings)
-        self._check_budget(file, settings)
-        if search is not None and file.budget.trials == 0:
-            raise self.error(("budget",), "there is a search but `budget.trials` is 0. Give the number of trials")
-        if search is None and file.budget.trials:
-            raise self.error(("budget", "trials"), "there are trials to spend but no `search` says on what")
-        if len(set(file.seeds)) < len(file.seeds):
-            raise self.error(("seeds",), f"{file.seeds} names a seed twice; the same trial would count double")
-        if file.budget.confirm and max(file.seeds) + file.budget.confirm.seeds > LARGEST_SEED:
-            raise self.error(
-                ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
-            )
-        self._check_arms(file, arms)
-        if len(set(file.trackers)) < len(file.trackers):
-            raise self.error(("trackers",), f"{file.trackers} names a tracker twice. Leave one out")
+        self.refuse()
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            budget=file.budget, resources=file.resources, faults=file.faults,
-            early_stopping=self._early_stopping(file, settings),
+            budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=early,
             design=design, trackers=file.trackers,
         )  # fmt: skip
 
-    def error(self, keys: KeyPath, sentence: str) -> InputError:
-        return InputError(f"{self.source.place(keys)}: {sentence}.")
+    def error(self, keys: KeyPath, sentence: str) -> Complaint:
+        return self.source.error((keys, sentence))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep what is wrong for later, when all is known that is."""
+        try:
+            yield
+        except Complaint as complaint:
+            self.sentences += complaint.sentences
+
+    def refuse(self) -> None:
+        """Raise what is wrong so far."""
+        if self.sentences:
+            raise Complaint(self.sentences)
 
     def check(self, model: Any, value: Any, at: KeyPath, *, where: str = "") -> Any:
-        """Validate, turning pydantic's first complaint into ours. `at`: where `value` stands in the file."""
+        """Validate, turning pydantic's complaints into ours. `at`: where `value` stands in the file."""
         try:
             return TypeAdapter(model).validate_python(value)
         except ValidationError as error:
-            keys, sentence = explain(error, model)
-            raise self.error((*at, *keys), where + sentence) from None
+            complaints = [((*at, *keys), where + sentence) for keys, sentence in explain(error, model)]
+            raise self.source.error(*complaints) from None
 
-    def _check_arms(self, file: _File, arms: list[Arm]) -> None:
-        """Each has a name of its own, which a file system takes, and there is an end of them."""
-        known: set[str] = set()
-        for arm in arms:
-            if len(arm.label) > LONGEST_LABEL:
-                raise self.error(
-                    ("arms",), f"the arm {arm.label[:40]}... has a name of {len(arm.label)} characters, and "
-                    f"{LONGEST_LABEL} are the limit. Give its arm, its center or its values shorter ones"
-                )  # fmt: skip
-            if arm.label in known:
-                raise self.error(("arms",), f"two arms are called {arm.label}. Give one of them another name")
-            known.add(arm.label)
-        if (count := len(arms) * len(file.seeds)) > MOST_TRIALS:
-            raise self.error(
-                ("seeds",), f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are "
-                "the limit. Give fewer seeds"
-            )  # fmt: skip
+    def _base(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], Settings]:
+        """What all trials have in common, also where something else in the file is wrong."""
+        preset, over = data.get("preset"), data.get("base")
+        under = preset_base(preset) if isinstance(preset, str) and preset else {}
+        base = merge(under, over if isinstance(over, dict) else {})
+        return base, self.check(Settings, base, ("base",))
+
+    def _arms(self, file: _File, base: dict[str, Any]) -> list[Arm]:
+        arms: list[Arm] = []
+        known: dict[str, str] = {}
+        self._check_grid(file)
+        for name, values in file.arms.items():
+            for point in _product(file.grid):
+                label = "-".join([name, *(_short(path, value) for path, value in point.items())])
+                arms.append(Arm(label=label, set={**values, **point}))
+                with self.noting():
+                    chosen = with_values(base, arms[-1].set)
+                    settings = self.check(Settings, chosen, ("arms", name), where=f"arm {name}: ")
+                    if (same := known.setdefault(fingerprint(settings), label)) != label:
+                        raise self.error(
+                            ("arms", name), f"arm {label} is the same as arm {same}: every setting is equal. Remove one"
+                        )
+        if file.grid and not file.arms:
+            raise self.error(("grid",), "a grid multiplies the arms, and there are none. Add `arms: {full: {}}`")
+        return arms
 
     def _check_grid(self, file: _File) -> None:
         cells = math.prod(map(len, file.grid.values())) * len(file.arms)
@@ -179,25 +201,6 @@ class _Resolver:
                 raise self.error(
                     ("grid", path), f"grid.{path} has {same[0]!r} and {same[1]!r}, which are equal. Remove one of them"
                 )
-
-    def _arms(self, file: _File, base: dict[str, Any]) -> list[Arm]:
-        arms: list[Arm] = []
-        known: dict[str, str] = {}
-        self._check_grid(file)
-        for name, values in file.arms.items():
-            for point in _product(file.grid):
-                label = "-".join([name, *(_short(path, value) for path, value in point.items())])
-                chosen = {**values, **point}
-                settings = self.check(Settings, with_values(base, chosen), ("arms", name), where=f"arm {name}: ")
-                same = known.setdefault(fingerprint(settings), label)
-                if same != label:
-                    raise self.error(
-                        ("arms", name), f"arm {label} is the same as arm {same}: every setting is equal. Remove one"
-                    )
-                arms.append(Arm(label=label, set=chosen))
-        if file.grid and not file.arms:
-            raise self.error(("grid",), "a grid multiplies the arms, and there are none. Add `arms: {full: {}}`")
-        return arms
 
     def _ablation(
         self, file: _File, ablation: Ablation, base: dict[str, Any], settings: Settings
@@ -222,82 +225,113 @@ class _Resolver:
             raise self.error(("ablate", *error.keys), str(error)) from None
         return expansion.arms, expansion.design
 
-    def _check_compared(self, file: _File) -> None:
-        """What a design takes away it compares at the values of its centers, and a search would move these."""
-        compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
-        for path in file.search:
-            if path in compared:
-                raise self.error(
-                    ("search", path),
-                    f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
-                    "Search in a file of its own first, or leave the component out of `ablate.components`",
-                )
-
     def _early_stopping(self, file: _File, settings: Settings) -> EarlyStopping | None:
         """With the goals that trials are ranked by as they can be told during training."""
         early = file.early_stopping
         if early is None or early.rule == "none":
             return early
+        at: KeyPath = ("early_stopping",)
         if not file.search:
-            raise self.error(("early_stopping",), "only trials of a search are stopped early, and there is no `search`")
+            raise self.error(at, "only trials of a search are stopped early, and there is no `search`")
         judged, evaluations = settings.judged_on_the_way, settings.training.evaluations
         if early.rule == "pareto" and early.goals is None:
-            told = {"preference_accuracy" if goal == "win_rate" and not judged else goal: goal for goal in file.goals}
-            goals = {name: file.goals[goal] for name, goal in told.items()}
-            early = EarlyStopping.model_validate({**early.model_dump(), "goals": goals})
+            names = {"preference_accuracy" if goal == "win_rate" and not judged else goal: goal for goal in file.goals}
+            goals = {name: file.goals[goal] for name, goal in names.items() if goal in GOALS}
+            early = early.model_copy(update={"goals": goals})
         if "win_rate" in early.ranked_by and not judged:
             raise self.error(
-                ("early_stopping",),
+                at,
                 "early_stopping ranks by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "
                 "(sentinel.action warn or stop, and a judge), or rank by preference_accuracy",
             )
         if (evaluations - 1) / evaluations < early.first:
             raise self.error(
-                ("early_stopping",),
+                at,
                 f"no trial would be stopped: training.evaluations is {evaluations}, and none of them lies between "
                 f"early_stopping.first, {early.first:g} of the updates, and the end. Set more evaluations",
             )
         return early
 
-    def _check_goals(self, file: _File, settings: Settings) -> None:
-        for goal in file.goals:
-            if goal not in GOALS:
-                raise self.error(("goals", goal), f"goals.{goal}: there is no such metric{near(goal, GOALS)}")
-            if goal == "win_rate" and settings.evaluation.judge.name == "none":
-                raise self.error(
-                    ("goals", goal),
-                    "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use "
-                    "goals: {preference_accuracy: maximize, stability: maximize}",
-                )
-        if not file.goals:
-            raise self.error(("goals",), "there is no goal. Leave the key out for win_rate and stability")
-        if set(file.goals) <= {"preference_accuracy", "mean_margin"} and file.search:
-            raise self.error(
-                ("goals",),
-                "accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them",
-            )
 
-    def _check_budget(self, file: _File, settings: Settings) -> None:
-        """What can never be spent ends nothing, and whoever relies on it would learn so from the bill."""
-        budget, judge = file.budget, settings.evaluation.judge
-        gpus = file.resources.gpu_per_worker > 0
-        if budget.gpu_hours is not None and not gpus:
-            raise self.error(
-                ("budget", "gpu_hours"), "trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead"
+def _refusals(file: _File, settings: Settings, arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong between parts of a file that are valid by themselves."""
+    # What a design takes away it compares at the values of its centers, and a search would move these.
+    compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
+    for path in file.search:
+        if path in compared:
+            yield (
+                ("search", path),
+                f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
+                "Search in a file of its own first, or leave the component out of `ablate.components`",
             )
-        if budget.judge_calls is not None and not isinstance(judge, Llm):
-            raise self.error(
-                ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-            )
-        priced = (gpus and budget.price_per_gpu_hour is not None) or (
-            isinstance(judge, Llm) and judge.prices is not None
+    if file.search and file.budget.trials == 0:
+        yield ("budget",), "there is a search but `budget.trials` is 0. Give the number of trials"
+    if not file.search and file.budget.trials:
+        yield ("budget", "trials"), "there are trials to spend but no `search` says on what"
+    if len(set(file.seeds)) < len(file.seeds):
+        yield ("seeds",), f"{file.seeds} names a seed twice; the same trial would count double"
+    if file.budget.confirm and max(file.seeds) + file.budget.confirm.seeds > LARGEST_SEED:
+        yield ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
+    if (count := len(arms) * len(file.seeds)) > MOST_TRIALS:
+        yield (
+            ("seeds",),
+            f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
+            "Give fewer seeds",
         )
-        if budget.cost is not None and not priced:
-            raise self.error(
-                ("budget", "cost"),
-                "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "
-                "evaluation.judge.prices for a judge that is paid",
+    if len(set(file.trackers)) < len(file.trackers):
+        yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
+    yield from _arm_refusals(arms)
+    yield from _goal_refusals(file, settings)
+    yield from _budget_refusals(file, settings)
+
+
+def _arm_refusals(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
+    """Each has a name of its own, which a file system takes."""
+    for label, count in Counter(arm.label for arm in arms).items():
+        if len(label) > LONGEST_LABEL:
+            yield (
+                ("arms",),
+                f"the arm {label[:40]}... has a name of {len(label)} characters, and {LONGEST_LABEL} are the limit. "
+                "Give its arm, its center or its values shorter ones",
             )
+        if count > 1:
+            yield ("arms",), f"two arms are called {label}. Give one of them another name"
+
+
+def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    for goal in file.goals:
+        if goal not in GOALS:
+            yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, GOALS)}"
+        if goal == "win_rate" and settings.evaluation.judge.name == "none":
+            yield (
+                ("goals", goal),
+                "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use goals: "
+                "{preference_accuracy: maximize, stability: maximize}",
+            )
+    if not file.goals:
+        yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
+    elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and file.search:
+        yield (
+            ("goals",),
+            ("accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them"),
+        )
+
+
+def _budget_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Limits that this experiment can never reach: they would never end it."""
+    budget, judge = file.budget, settings.evaluation.judge
+    gpus = file.resources.gpu_per_worker > 0
+    if budget.gpu_hours is not None and not gpus:
+        yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
+    if budget.judge_calls is not None and not isinstance(judge, Llm):
+        yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
+    priced = isinstance(judge, Llm) and judge.prices is not None
+    if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
+        yield (
+            ("budget", "cost"),
+            "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "
+            "evaluation.judge.prices for a judge that is paid",
+        )
 
 
 def _short(path: str, value: Scalar) -> str:

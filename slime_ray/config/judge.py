@@ -4,7 +4,6 @@ A judge has settings that its verdicts follow from, which its identity tells, an
 how it runs: those may change while a run is gone on with.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slime_ray.config.strict import Located, Positive, Strict, fingerprint
 from slime_ray.config.yaml_source import load_yaml
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, near
 
 SHOWN = 2
 """Raised when the way in which answers are shown to a language model, or its judgment is read, changes, so that older
@@ -137,16 +136,16 @@ def shipped_templates() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
 
 
-def _read_template(given: Any) -> Any:
+def _read_template(value: Any) -> Any:
     """The content of a template that is given by name or path, so that trials need no file."""
-    if not isinstance(given, str):
-        return given
+    if not isinstance(value, str):
+        return value
     with resources.as_file(resources.files("slime_ray.presets") / "judges") as folder:
-        path = folder / f"{given}.yaml" if given in shipped_templates() else Path(given).expanduser()
+        path = folder / f"{value}.yaml" if value in shipped_templates() else Path(value).expanduser()
         if path.suffix not in (".yaml", ".yml"):
-            near = difflib.get_close_matches(given, shipped_templates(), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{given!r} is neither a .yaml file nor one of {', '.join(shipped_templates())}.{hint}")
+            raise ValueError(
+                f"{value!r} is neither a .yaml file nor a shipped template{near(value, shipped_templates())}"
+            )
         data = load_yaml(path).data
     wrong = [key for key, text in data.items() if key not in ("system", "user") or not isinstance(text, str)]
     if wrong or "user" not in data:

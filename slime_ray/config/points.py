@@ -88,14 +88,14 @@ class Search(Strict):
 
     def named(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The values of a point by the names of its dimensions. Raises KeyError where it lacks one."""
-        found: dict[str, Scalar] = {}
+        names: dict[str, Scalar] = {}
 
         def pick(name: str, dimension: Dimension) -> Scalar:
-            found[name] = values[path_of(name)]
-            return found[name]
+            names[name] = values[path_of(name)]
+            return names[name]
 
         self.walk(pick)
-        return found
+        return names
 
     def locate(self, values: Mapping[str, Any]) -> Point | None:
         """The point with just these values; None where the space has none."""
@@ -122,10 +122,10 @@ class Search(Strict):
 
         Raises ValueError where these are too many.
         """
-        found = list(islice(self._combinations(self.switches, self._cases), MOST_SCENARIOS + 1))
-        if len(found) > MOST_SCENARIOS:
+        points = list(islice(self._combinations(self.switches, self._cases), MOST_SCENARIOS + 1))
+        if len(points) > MOST_SCENARIOS:
             raise ValueError(f"what decides which knobs there are has more than {MOST_SCENARIOS:,} combinations")
-        return found
+        return points
 
     def ends(self) -> Iterator[tuple[str, Point, Scalar]]:
         """Each dimension's name with all values at its ends, once for each scenario in which it exists."""
@@ -146,8 +146,8 @@ class Search(Strict):
         if switch.choice is not None:
             return switch.choice
         asked = {value for other in self.dimensions.values() for value in other.when.get(path_of(name), ())}
-        others = (value for value in switch.values if value not in asked)
-        return [value for value in sorted(asked, key=float) if switch.contains(value)] + list(islice(others, 1))
+        rest = (value for value in switch.values if value not in asked)
+        return [value for value in sorted(asked, key=float) if switch.contains(value)] + list(islice(rest, 1))
 
     def _combinations(self, names: list[str], values: Callable[[str], Iterable[Scalar]]) -> Iterator[Point]:
         def extend(point: Point, left: list[str]) -> Iterator[Point]:
@@ -197,13 +197,13 @@ class Rules:
 
     def _fixed(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
         settings = Settings.model_validate(with_values(self.base, point))
-        found = {}
+        fixed = {}
         for path in {path for requirement in self.requirements for path in requirement.paths} - set(point):
             try:
-                found[path] = value_at(settings, path)
+                fixed[path] = value_at(settings, path)
             except KeyError:
                 continue
-        return found
+        return fixed
 
     def excesses(self, point: Mapping[str, Scalar]) -> dict[str, float]:
         """By how much each requirement that says something of a point is broken, at most 0 where it holds."""

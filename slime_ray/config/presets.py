@@ -1,12 +1,16 @@
 """Named fragments of `base`: one YAML per recipe and one per model family, joined with a slash (`gemma3-4b/paper`)."""
 
-import difflib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from slime_ray.config.yaml_source import YamlSource, load_yaml
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, near
+from slime_ray.objectives import find_objective
 
 
 def preset_names() -> list[str]:
@@ -21,9 +25,7 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> YamlSource:
     """One preset file by its name. Raises InputError that names the nearest presets."""
     if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"There is no preset {name!r}.{hint} There are: {', '.join(preset_names())}.")
+        raise InputError(f"There is no preset {name!r}{near(name, preset_names())}.")
     with resources.as_file(resources.files("slime_ray.presets") / f"{name}.yaml") as path:
         return load_yaml(path)
 
@@ -58,3 +60,72 @@ def preset_base(name: str) -> dict[str, Any]:
 def describe_presets() -> dict[str, str]:
     """Every preset with its one-line summary."""
     return {name: str(load_preset(name).data.get("summary", "")) for name in preset_names()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How two presets differ
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What stands for the value of a path that a preset says nothing of."""
+
+
+ABSENT = Absent()
+
+
+@dataclass(frozen=True)
+class PresetDifference:
+    """A dotted path into the settings and its two values, either of which may be ABSENT."""
+
+    path: str
+    one: Any
+    other: Any
+
+    def values(self) -> dict[str, Any]:
+        """Both values under their names; one that is ABSENT is left out."""
+        return {name: value for name in ("one", "other") if (value := getattr(self, name)) is not ABSENT}
+
+
+def compare_presets(one: str, other: str) -> list[PresetDifference]:
+    """Every path whose value differs between two presets, single ones or joined by slashes, in order of path.
+
+    A named objective has all its knobs: those that a preset leaves are at their defaults. Of the other settings it has
+    what it says itself. Raises InputError that names the nearest preset for an unknown one.
+    """
+    values = [dict(_paths(_with_defaults(preset_base(name)))) for name in (one, other)]
+    paths = sorted(values[0] | values[1])
+    differences = [PresetDifference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
+    return [difference for difference in differences if difference.one != difference.other]
+
+
+def as_table(one: str, other: str, differences: Sequence[PresetDifference]) -> str:
+    """The differences as aligned columns under the names of the two presets; (absent) where one has no such path."""
+    rows = [("", one, other), *((each.path, _shown(each.one), _shown(each.other)) for each in differences)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "(absent)"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _with_defaults(base: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the defaults of its objective's knobs."""
+    objective = base.get("objective", {})
+    if "name" not in objective:
+        return dict(base)
+    fields = dataclasses.fields(find_objective(objective["name"]))  # type: ignore[arg-type]
+    # YAML has lists where dataclasses have tuples.
+    defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields}
+    return {**base, "objective": {**defaults, **objective}}
+
+
+def _paths(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -48,94 +47,71 @@ TAGS = ("name", "design")
 """Keys that say which of several models a mapping is."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """One mapping of the file: where it stands, and its schema."""
-
-    title: str
-    schema: Schema
-
-
 def reference(part: str | None = None) -> str:
     """The page in Markdown, or only the sections whose title has a word `part`. Raises InputError where none has."""
-    found = list(_sections())
-    titles = {section.schema.get("$id", ""): section.title for section in found}
-    if part is None:
-        return "\n".join([HEAD, *(_printed(section, titles) for section in found)])
-    some = [section for section in found if part in WORD.findall(section.title)]
-    if not some:
-        words = sorted({word for section in found for word in WORD.findall(section.title)})
+    sections = dict(_sections())
+    titles = {schema.get("$id", ""): title for title, schema in sections.items()}
+    words = {word for title in sections for word in WORD.findall(title)}
+    if part is not None and part not in words:
         raise InputError(f"{part}: there is no such part of the file{near(part, words)}.")
-    return "\n".join(_printed(section, titles) for section in some)
+    wanted = [title for title in sections if part is None or part in WORD.findall(title)]
+    head = [HEAD] if part is None else []
+    return "\n".join([*head, *(_printed(title, sections[title], titles) for title in wanted)])
 
 
-def undescribed() -> list[str]:
-    """Keys that say nothing of themselves. What is missing belongs under the field, where it is declared."""
-    return [
-        f"{section.title}: {key}"
-        for section in _sections()
-        for key, schema in section.schema.get("properties", {}).items()
-        if not schema.get("description") and key not in TAGS
-    ]
-
-
-def _sections() -> Iterator[Section]:
-    """The file, then every mapping below it, each once, where it first stands."""
-    models = [file_keys(), *(model for _, model in BELOW.values())]
+def _sections() -> Iterator[tuple[str, Schema]]:
+    """Titles and schemas of the file, then of every mapping below it, each once, where it first stands."""
+    file = file_keys()
+    models = [file, *(model for _, model in BELOW.values())]
     refs, whole = models_json_schema([(model, "validation") for model in models])
+    names = {model: _name(refs[(model, "validation")]) for model in models}
     schemas = {name: {**schema, "$id": name} for name, schema in whole["$defs"].items()}
     # What the file has of its own comes before the keys of a search.
-    own, top = models[0].__annotations__, schemas[_name(refs[(models[0], "validation")])]
-    top["properties"] = dict(sorted(top["properties"].items(), key=lambda item: item[0] not in own))
+    top = schemas[names[file]]
+    top["properties"] = dict(sorted(top["properties"].items(), key=lambda item: item[0] not in file.__annotations__))
     for name, objective in OBJECTIVES.items():
         _describe(schemas[OBJECTIVE_SETTINGS[name].__name__], objective)
     known: set[str] = set()
 
-    def walk(title: str, name: str) -> Iterator[Section]:
+    def walk(title: str, name: str) -> Iterator[tuple[str, Schema]]:
         if name in known:
             return
         known.add(name)
-        yield Section(title, schemas[name])
+        yield title, schemas[name]
         for key, schema in schemas[name].get("properties", {}).items():
             path = key if title == FILE else f"{title}.{key}"
             if title == FILE and key in BELOW:
                 below, model = BELOW[key]
-                yield from walk(below, _name(refs[(model, "validation")]))
+                yield from walk(below, names[model])
             inner = list(_refs(schema))
-            for one in inner:
-                yield from walk(path if len(inner) == 1 else f"{path}: {{{_tag(schemas[one])}}}", one)
+            for each in inner:
+                yield from walk(path if len(inner) == 1 else f"{path}: {{{_tag(schemas[each])}}}", each)
 
-    yield from walk(FILE, _name(refs[(models[0], "validation")]))
+    yield from walk(FILE, names[file])
 
 
 def _describe(schema: dict[str, Any], objective: type) -> None:
     """An objective's schema comes from a dataclass, whose docstring has a paragraph `Args:`."""
-    said: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for kind in reversed(objective.__mro__):
         for part in re.split(r"^Args.*:$", inspect.cleandoc(kind.__doc__ or ""), flags=re.MULTILINE)[1:]:
             fields = part.split("\n\n")[0]
-            said |= dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", fields, flags=re.MULTILINE))
+            descriptions |= dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", fields, flags=re.MULTILINE))
     schema["description"] = inspect.cleandoc(objective.__doc__ or "").split("\n\nArgs")[0]
-    for key, text in said.items():
+    for key, text in descriptions.items():
         schema["properties"][key] |= {"description": text}
 
 
-def _printed(section: Section, titles: Mapping[str, str]) -> str:
-    schema = section.schema
-    title = FILE if section.title == FILE else f"`{section.title}`"
-    lines = [f"## {title}", "", *_paragraphs(schema.get("description", "")), ""]
+def _printed(title: str, schema: Schema, titles: Mapping[str, str]) -> str:
+    lines = [f"## {title if title == FILE else f'`{title}`'}", "", *_paragraphs(schema.get("description", "")), ""]
     if "properties" in schema:
         lines += ["| key | value | default | |", "| --- | --- | --- | --- |"]
     for key, inner in schema.get("properties", {}).items():
         default = "required" if key in schema.get("required", ()) else _default(inner)
-        said = " ".join(inner.get("description", "").split())
-        cells = (f"`{key}`", _words(inner, titles), default, said)
+        text = " ".join(inner.get("description", "").split())
+        cells = (f"`{key}`", _words(inner, titles), default, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _paragraphs(text: str) -> list[str]:

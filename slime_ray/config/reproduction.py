@@ -8,8 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from slime_ray.config.experiment import Experiment, with_values
-from slime_ray.config.experiment_file import load_experiment, parse_seeds
-from slime_ray.config.settings import Settings
+from slime_ray.config.experiment_file import from_top, load_experiment, parse_seeds
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
 
@@ -125,7 +124,7 @@ def reproduction(
         raise InputError(f"--table {table}: the tables that can be run are {', '.join(map(str, SPACES))}.")
     if scale == "demo" and model is not None:
         raise InputError(f"--model {model}: --scale demo has the embedded task's model. Leave one of them out.")
-    overrides = {_from_the_top(key): value for key, value in (overrides or {}).items()}
+    overrides = {from_top(key): value for key, value in (overrides or {}).items()}
     chosen = _paper_scale(model, judge, overrides) if scale == "paper" else {}
     if questions is not None:
         chosen["base.evaluation.questions"] = str(questions)
@@ -140,11 +139,6 @@ def reproduction(
     }
     into.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return Reproduction(table, model or "on the embedded arithmetic task", scale, load_experiment(into), into)
-
-
-def _from_the_top(key: str) -> str:
-    """A path from the top of an experiment's file; one that begins with a key of `base` may leave that out."""
-    return f"base.{key}" if key.split(".")[0] in Settings.model_fields else key
 
 
 def _paper_scale(model: str | None, judge: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,11 +99,11 @@ class SearchReader:
     # The space
 
     def _dimensions(self) -> dict[str, Dimension]:
-        found: dict[str, Dimension] = {}
-        for path, given in self.keys.search.items():
+        dimensions: dict[str, Dimension] = {}
+        for path, ways in self.keys.search.items():
             self._check_path(path)
-            several = isinstance(given, list)
-            for index, one in enumerate(given if several else [given]):
+            several = isinstance(ways, list)
+            for index, one in enumerate(ways if several else [ways]):
                 at: KeyPath = ("search", path, index) if several else ("search", path)
                 dimension: Dimension = self.check(Dimension, one, at, where=f"{path}: ")
                 if several and not dimension.when:
@@ -111,10 +111,10 @@ class SearchReader:
                         at, f"{path} is drawn in several ways, so each needs a `when` that tells them apart"
                     )
                 name = f"{path}[{_label(dimension)}]" if several else path
-                if name in found:
+                if name in dimensions:
                     raise self.error(at, f"{path} is drawn in two ways when {_label(dimension)}. Remove one")
-                found[name], self.places[name] = dimension, at
-        return found
+                dimensions[name], self.places[name] = dimension, at
+        return dimensions
 
     def _check_path(self, path: str) -> None:
         if any(_below(path, allowed) for allowed in SEARCHED):
@@ -153,27 +153,27 @@ class SearchReader:
         except ValueError as error:
             raise self.error(("search",), f"{error}. Search fewer of them together") from None
         for name, dimension in search.dimensions.items():
-            mine = [scenario for scenario in scenarios if exists(dimension, scenario)]
-            if not mine:
+            present = [scenario for scenario in scenarios if exists(dimension, scenario)]
+            if not present:
                 raise self.error((*self.places[name], "when"), f"{name}: no trial meets its `when`, so it never exists")
             for other in list(search.dimensions)[: list(search.dimensions).index(name)]:
-                both = [scenario for scenario in mine if exists(search.dimensions[other], scenario)]
+                both = [scenario for scenario in present if exists(search.dimensions[other], scenario)]
                 if both and path_of(other) == path_of(name):
-                    raise self.error(self.places[name], f"{path_of(name)} is drawn in two ways when {_said(both[0])}")
+                    raise self.error(self.places[name], f"{path_of(name)} is drawn in two ways when {_words(both[0])}")
 
     def _check_knobs(self, search: Search) -> None:
         """Every value at the ends is legal in every trial that has the knob, and in some trial makes a difference."""
         for name, scenario, end in search.ends():
             path = path_of(name)
-            others = f" with {_said(scenario)}" if scenario.keys() - {path} else ""
+            context = f" with {_words(scenario)}" if scenario.keys() - {path} else ""
             values = with_values(self.base, {**scenario, path: end})
-            self.check(Settings, values, self.places[name], where=f"{path} = {end}{others}: ")
+            self.check(Settings, values, self.places[name], where=f"{path} = {end}{context}: ")
         scenarios = search.scenarios()
         for name, dimension in search.dimensions.items():
             path, at = path_of(name), self.places[name]
             if path.startswith("objective.") and name not in search.switches:
-                mine = (scenario for scenario in scenarios if exists(dimension, scenario))
-                if not any(self._matters(search, name, scenario) for scenario in mine):
+                present = (scenario for scenario in scenarios if exists(dimension, scenario))
+                if not any(self._matters(search, name, scenario) for scenario in present):
                     raise self.error(
                         at, f"{path} makes no difference here: what it belongs to is removed, or has a weight of 0"
                     )
@@ -247,26 +247,26 @@ class SearchReader:
     def _start(self, search: Search) -> tuple[list[Point], list[EarlierRun]]:
         points: list[Point] = []
         runs: list[EarlierRun] = []
-        for index, given in enumerate(self.keys.start_from):
+        for index, entry in enumerate(self.keys.start_from):
             at: KeyPath = ("start_from", index)
-            if isinstance(given, dict) and "run" in given:
+            if isinstance(entry, dict) and "run" in entry:
                 if search.sampler not in LEARNING:
                     raise self.error(
                         at, f"the sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING)}"
                     )
-                runs.append(self.check(EarlierRun, given, at, where=f"start_from.{index}: "))
+                runs.append(self.check(EarlierRun, entry, at, where=f"start_from.{index}: "))
                 continue
-            point = self._point(search, given, at)
+            point = self._point(search, entry, at)
             if point not in points:
                 points.append(point)
         return points, runs
 
-    def _point(self, search: Search, given: str | dict[str, Scalar], at: KeyPath) -> Point:
+    def _point(self, search: Search, entry: str | dict[str, Scalar], at: KeyPath) -> Point:
         searched = {path_of(name) for name in search.dimensions}
-        if isinstance(given, str):
-            name, values = given, self._recipe(given, searched, at)
+        if isinstance(entry, str):
+            name, values = entry, self._recipe(entry, searched, at)
         else:
-            name, values = f"point {self.keys.start_from.index(given) + 1}", dict(given)
+            name, values = f"point {self.keys.start_from.index(entry) + 1}", dict(entry)
             if unknown := set(values) - searched:
                 raise self.error(at, f"{min(unknown)} is not searched. Searched: {', '.join(sorted(searched))}")
         settings = self.check(Settings, with_values(self.base, values), at)
@@ -280,7 +280,7 @@ class SearchReader:
             return dimension.snap(value)
 
         point = search.walk(pick)
-        if isinstance(given, dict) and (lost := set(values) - set(point)):
+        if isinstance(entry, dict) and (lost := set(values) - set(point)):
             raise self.error(at, f"{name} gives {min(lost)}, which it does not have: its `when` is not met")
         if broken := Rules(search, self.base).broken(point):
             raise self.error(at, f"{name} breaks the requirement {broken[0]!r}")
@@ -291,12 +291,12 @@ class SearchReader:
         objective = preset_base(name).get("objective", {})
         values = {f"objective.{knob}": value for knob, value in objective.items()}
         switched = {path: value for path, value in values.items() if path in searched and path.endswith(".name")}
-        own = self.check(Settings, with_values(self.base, switched), at)
+        settings = self.check(Settings, with_values(self.base, switched), at)
         for path, value in values.items():
-            if path not in searched and value_at(own, path) != value:
+            if path not in searched and value_at(settings, path) != value:
                 raise self.error(
                     at,
-                    f"{name} sets {path} = {value}, which is not searched and is {value_at(own, path)} in base. "
+                    f"{name} sets {path} = {value}, which is not searched and is {value_at(settings, path)} in base. "
                     "Search it too, or leave the point out",
                 )
         return values
@@ -315,7 +315,7 @@ def _label(dimension: Dimension) -> str:
     return ",".join(str(value) for values in dimension.when.values() for value in values)
 
 
-def _said(scenario: Mapping[str, Scalar]) -> str:
+def _words(scenario: Mapping[str, Scalar]) -> str:
     return ", ".join(f"{path} = {value}" for path, value in scenario.items())
 
 

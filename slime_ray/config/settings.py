@@ -78,17 +78,35 @@ class Model(Strict):
     trust_remote_code: bool = False
     """Whether code that comes with the model may run. Only for repositories that you trust."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and of the forward pass."""
+    """Of the forward pass and of frozen weights. What is trained is held in float32."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
     lora: Lora | None = None
     """Adapters that are trained; null trains every weight."""
     dropout: bool = False
     """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
-    attention: Literal["auto", "segments", "flex"] = "auto"
-    """Over packed rows: flex_attention (`flex`, a GPU only), or segment by segment; `auto` is flex on a GPU."""
+    attention: Literal["auto", "segments", "varlen"] = "auto"
+    """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
+    varlen where it can."""
+    fused: bool = True
+    """Whether norms, gated activations, rotary embedding and the head's softmax are compiled on a GPU; for the Llama,
+    Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    def float32_cost(self, gpu: str) -> str | None:
+        """Say what float32 costs on a GPU that could compute in bfloat16; None in bfloat16 and for embedded models."""
+        if self.dtype != "float32" or self.task:
+            return None
+        return (
+            f"On {gpu}, model.dtype float32 takes twice the memory and computes several times slower than bfloat16. "
+            "Set model.dtype: bfloat16; what is trained stays in float32."
+        )
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the weights in memory. What is trained is held in float32: an update is far below a bfloat16 step."""
+        return self.dtype if self.lora else "float32"
 
     @property
     def task(self) -> str | None:

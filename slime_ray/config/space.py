@@ -51,11 +51,11 @@ class Dimension(Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dimension":
-        given = [name for name in WAYS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(WAYS)}; this has {' and '.join(given) or 'none'}")
-        if self.step is not None and given[0] not in ("uniform", "integer"):
-            raise ValueError(f"step goes with uniform and integer, and this is {given[0]}. Leave it out")
+        ways = [name for name in WAYS if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"give exactly one of {', '.join(WAYS)}; this has {' and '.join(ways) or 'none'}")
+        if self.step is not None and ways[0] not in ("uniform", "integer"):
+            raise ValueError(f"step goes with uniform and integer, and this is {ways[0]}. Leave it out")
         if self.choice is not None:
             if len(self.choice) < 2:
                 raise ValueError("choice needs at least two values. Give one value in base to fix it")
@@ -68,7 +68,7 @@ class Dimension(Strict):
         if not math.isfinite(self._steps):
             raise ValueError(f"from {low:g} to {high:g} is more than a number can tell. Narrow it, or make step larger")
         if self.is_log and low <= 0:
-            raise ValueError(f"{given[0]} starts at {low}: a logarithmic range needs a low above 0")
+            raise ValueError(f"{ways[0]} starts at {low}: a logarithmic range needs a low above 0")
         if self.is_integer and self.step is not None and not self.step.is_integer():
             raise ValueError(f"step is {self.step:g}: between integers it has to be one")
         if self.step is not None and abs(self._steps - round(self._steps)) > 1e-9 * self._steps:

@@ -5,7 +5,7 @@ Values are what they look like: YAML 1.1, which PyYAML reads, takes 1:30 for 90,
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,26 @@ class YamlSource:
     data: dict[str, Any]
     lines: Mapping[KeyPath, int]
 
+    def error(self, *complaints: tuple[KeyPath, str]) -> "Complaint":
+        """The error of what is wrong at some keys: each is placed at the deepest one that the file really contains."""
+        return Complaint((self.line(keys), f"{self.place(keys)}: {sentence}.") for keys, sentence in complaints)
+
     def place(self, keys: KeyPath) -> str:
         """`file:line` of the deepest key on the way to `keys` that the file really contains."""
-        for length in range(len(keys), 0, -1):
-            if (line := self.lines.get(tuple(keys[:length]))) is not None:
-                return f"{self.path}:{line}"
-        return str(self.path)
+        return f"{self.path}:{line}" if (line := self.line(keys)) else str(self.path)
+
+    def line(self, keys: KeyPath) -> int:
+        """The line of that key, from 1; 0 where there is none."""
+        lines = (self.lines.get(tuple(keys[:length])) for length in range(len(keys), 0, -1))
+        return next((line for line in lines if line is not None), 0)
+
+
+class Complaint(InputError):
+    """What is wrong in a file: sentences with their lines, of which 0 is that of the whole file."""
+
+    def __init__(self, sentences: Iterable[tuple[int, str]]):
+        self.sentences = sorted(dict.fromkeys(sentences), key=lambda placed: placed[0])
+        super().__init__("\n".join(sentence for _, sentence in self.sentences))
 
 
 def load_yaml(path: str | Path) -> YamlSource:
@@ -199,15 +213,14 @@ class _Reader:
         if kind not in _NUMBERS or not re.match(_NUMBERS[kind], text):
             raise _Wrong(line, f"{where}{text[:40]!r} with the tag {_shown(node.tag)}, which is not read. Leave it out")
         plain = text.replace("_", "").lower()
-        if kind == "int":
-            # Python refuses to read thousands of digits.
-            if len(plain) > 20 or abs(number := int(plain, 16 if "0x" in plain else 10)) > LARGEST:
-                raise _Wrong(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
-            return number
-        value = float(plain.replace(".inf", "inf").replace(".nan", "nan"))
-        if not math.isfinite(value):
-            raise _Wrong(line, f"{where}{value}. Give a finite number")
-        return value
+        if kind == "float":
+            if not math.isfinite(value := float(plain.replace(".inf", "inf").replace(".nan", "nan"))):
+                raise _Wrong(line, f"{where}{value}. Give a finite number")
+            return value
+        # Python refuses to read thousands of digits.
+        if len(plain) > 20 or abs(number := int(plain, 0)) > LARGEST:
+            raise _Wrong(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
+        return number
 
 
 def _line(mark: yaml.Mark | None) -> int:

@@ -7,7 +7,8 @@ inferred from token ids.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -24,21 +25,69 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Spans:
+    """The sequences of a packed row as variable-length attention takes them, two for a pair.
+
+    The first is prompt and chosen. The second is rejected, whose keys are those of the prompt and its own; its queries
+    are fewer than its keys, and a causal mask is aligned to the ends of both.
+
+    keys: (keys,) places in the row, sequence after sequence; a prompt stands twice. cu_q, cu_k: (sequences + 1,) int32,
+    where each sequence's queries and keys start, and their sum. max_q, max_k: tokens of the longest.
+    """
+
+    keys: torch.Tensor
+    cu_q: torch.Tensor
+    cu_k: torch.Tensor
+    max_q: int
+    max_k: int
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> "Spans":
+        """The sequences of these pairs, on the CPU."""
+        keys: list[int] = []
+        queries, ends, start = [0], [0], 0
+        for prompt, chosen, rejected in segments:
+            middle = start + prompt + chosen
+            queries.append(prompt + chosen)
+            keys += range(start, middle)
+            ends.append(len(keys))
+            if rejected:
+                queries.append(rejected)
+                keys += [*range(start, start + prompt), *range(middle, middle + rejected)]
+                ends.append(len(keys))
+            start = middle + rejected
+        return cls(
+            keys=torch.tensor(keys),
+            cu_q=torch.tensor(list(accumulate(queries)), dtype=torch.int32),
+            cu_k=torch.tensor(ends, dtype=torch.int32),
+            max_q=max(queries),
+            max_k=max(end - before for before, end in pairwise(ends)),
+        )
+
+    def to(self, device: torch.device | str) -> "Spans":
+        """The same sequences on another device."""
+        keys, cu_q, cu_k = (copy_to(tensor, device) for tensor in (self.keys, self.cu_q, self.cu_k))
+        return replace(self, keys=keys, cu_q=cu_q, cu_k=cu_k)
+
+
+@dataclass(frozen=True)
 class Rows:
     """One micro-batch.
 
     input_ids, position: (rows, tokens) token ids and position ids. segments: the pairs that lie end to end in the one
     row of a packed micro-batch; empty where every sequence has a row of its own, padded on the right with
-    its last token.
+    its last token. spans: the sequences in that one row; None where there are no segments.
     predict_at: (completion tokens,) where in the flattened rows the state is that predicts each completion token;
     targets: (completion tokens,) those tokens. Completion tokens are in pair order, all chosen before all rejected.
-    chosen_lengths, rejected_lengths: (pairs,) tokens per completion. counts: pairs, chosen tokens and rejected tokens,
-    which an objective's terms are divided by. real_tokens: tokens that are not padding.
+    chosen_lengths, rejected_lengths: (pairs,) tokens per completion, always on the CPU, where they are checked. counts:
+    pairs, chosen tokens and rejected tokens, which an objective's terms are divided by. real_tokens: those that
+    are not padding.
     """
 
     input_ids: torch.Tensor
     position: torch.Tensor
     segments: tuple[Segment, ...]
+    spans: Spans | None
     predict_at: torch.Tensor
     targets: torch.Tensor
     chosen_lengths: torch.Tensor
@@ -46,14 +95,28 @@ class Rows:
     counts: Mapping[str, int]
     real_tokens: int
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
-        """The same rows on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking) if torch.is_tensor(value) else value
-            for field in fields(self)
-            for value in (getattr(self, field.name),)
-        }
-        return Rows(**moved)
+    def to(self, device: torch.device | str) -> "Rows":
+        """The same rows on another device, all but the lengths, which become quick to copy there."""
+        return replace(
+            self,
+            input_ids=copy_to(self.input_ids, device),
+            position=copy_to(self.position, device),
+            spans=self.spans and self.spans.to(device),
+            predict_at=copy_to(self.predict_at, device),
+            targets=copy_to(self.targets, device),
+            chosen_lengths=pinned(self.chosen_lengths, device),
+            rejected_lengths=pinned(self.rejected_lengths, device),
+        )
+
+
+def pinned(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor in memory from which a copy to a GPU need not be waited for."""
+    return tensor.pin_memory() if torch.device(device).type == "cuda" and not tensor.is_cuda else tensor
+
+
+def copy_to(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on another device. Nothing waits for a copy from the CPU to a GPU."""
+    return pinned(tensor, device).to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def row_length(pair: TokenPair) -> int:
@@ -116,6 +179,7 @@ def pack(pairs: Sequence[TokenPair], *, shared_prompt: bool = True) -> Rows:
     layout = _one_row(pairs, segments) if shared_prompt else _row_each(pairs)
     return Rows(
         segments=segments if shared_prompt else (),
+        spans=Spans.of(segments) if shared_prompt else None,
         targets=torch.tensor([token for ids in completions for token in ids]),
         chosen_lengths=torch.tensor(chosen),
         rejected_lengths=torch.tensor(rejected),

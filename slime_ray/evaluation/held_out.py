@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slime_ray.data.packing import fill_rows, pack
+from slime_ray.data.packing import fill_rows, pack, row_length
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.world import World
 
 
@@ -85,7 +86,8 @@ class HeldOut:
 def measure_held_out(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: int) -> HeldOut:
     """Run the policy over held-out pairs, packed into rows of `row_tokens`; the result is in the order given.
 
-    The ranks of a process group divide the rows among themselves, and all get the whole result.
+    Rows are halved where memory runs out. The ranks of a process group divide the rows among themselves, and all get
+    the whole result.
     """
     shared = policy.shares_prompts
     was_training = policy.training
@@ -103,14 +105,17 @@ def measure_held_out(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: 
         )
         return list(zip(*columns, strict=True))
 
-    rows_of = list(fill_rows(pairs, row_tokens=row_tokens, shared_prompt=shared))
+    def measure_all(row_tokens: int) -> list[tuple[np.ndarray, ...]]:
+        rows_of = fill_rows(pairs, row_tokens=row_tokens, shared_prompt=shared)
+        parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
+        for members, found in zip(rows_of, World.current().share(rows_of, measure), strict=True):
+            for i, part in zip(members, found, strict=True):
+                parts[i] = part
+        return parts
+
     with torch.no_grad():
-        measured = World.current().share(rows_of, measure)
+        parts = in_rows_that_fit(measure_all, row_tokens, longest=max(map(row_length, pairs), default=1))
     policy.train(was_training)
-    parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
-    for members, found in zip(rows_of, measured, strict=True):
-        for i, part in zip(members, found, strict=True):
-            parts[i] = part
     chosen, rejected, entropy, top = (np.concatenate(column) for column in zip(*parts, strict=True))
     return HeldOut(
         chosen=chosen,

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from slime_ray.data.packing import fill_rows, pack
+from slime_ray.data.packing import fill_rows, pack, row_length
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy, kl_divergence
+from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.world import World
 
 
@@ -37,9 +38,12 @@ def kl_to_reference(
             total += float(kl_divergence(logits, other_logits).double().sum())
         return total, len(hidden)
 
+    def measure_all(row_tokens: int) -> list[tuple[float, int]]:
+        return World.current().share(fill_rows(samples, row_tokens=row_tokens, shared_prompt=shared), measure)
+
     with torch.no_grad():
-        rows_of = list(fill_rows(samples, row_tokens=row_tokens, shared_prompt=shared))
-        totals, tokens = zip(*World.current().share(rows_of, measure), strict=True)
+        measured = in_rows_that_fit(measure_all, row_tokens, longest=max(map(row_length, samples), default=1))
+    totals, tokens = zip(*measured, strict=True)
     return math.fsum(totals) / sum(tokens)
 
 

@@ -5,10 +5,11 @@ computes that attention; without one (generation, one sequence per row) it is pl
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from slime_ray.data.packing import Segment
+from slime_ray.data.packing import Segment, Spans
 
 ROW_ATTENTION = "slime_ray_rows"
 """The name under which transformers knows `row_attention`."""
@@ -31,8 +32,12 @@ _LOCAL = (
     "window_size",
 )
 
-Kernel = Literal["segments", "flex"]
-"""How a row's attention is computed: a call of sdpa per segment, or flex_attention with a block mask (GPU)."""
+Kernel = Literal["auto", "segments", "varlen"]
+"""How a row's attention is computed: a call or two of sdpa per segment, or one call of FlashAttention's variable-length
+kernel for the whole row. `auto` takes the latter where it can."""
+
+HEAD_SIZE = 256
+"""The largest head that FlashAttention's kernels take; sizes are multiples of 8."""
 
 SHORT = 128
 """Tokens of a segment up to which one masked call beats a causal call for chosen and a masked one for rejected: above,
@@ -42,15 +47,15 @@ what the mask blanks costs more than a second call. Measured on a CPU."""
 class RowLayout:
     """Which token of a packed row may see which, as each kernel wants it; masks are made once and serve all layers.
 
-    segments: the pairs of the row in order. A sliding layer's window is measured in positions, not in places of the
-    row: rejected stands behind chosen but continues the prompt.
+    segments: the pairs of the row in order; spans: the same as sequences, on the row's device. A sliding layer's window
+    is measured in positions, not in places of the row: rejected stands behind chosen but continues the prompt.
     """
 
-    def __init__(self, segments: Sequence[Segment], kernel: Kernel = "segments"):
+    def __init__(self, segments: Sequence[Segment], spans: Spans, kernel: Kernel = "auto"):
         self.segments = tuple(segments)
+        self.spans = spans
         self.kernel = kernel
         self._masks: dict[Any, list[torch.Tensor | None]] = {}
-        self._block_masks: dict[int | None, Any] = {}
 
     def masks(self, window: int | None, like: torch.Tensor) -> list[torch.Tensor | None]:
         """Per segment the additive mask of its only call, or None where it is attended in two calls or is causal."""
@@ -60,24 +65,6 @@ class RowLayout:
                 for segment in self.segments
             ]
         return self._masks[window, like.dtype]
-
-    def block_mask(self, window: int | None, device: torch.device) -> Any:
-        """flex_attention's BlockMask of the whole row."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        if window not in self._block_masks:
-            length = sum(map(sum, self.segments))
-            self._block_masks[window] = create_block_mask(
-                visible(self.segments, window, device),
-                B=None,
-                H=None,
-                Q_LEN=length,
-                KV_LEN=length,
-                device=str(device),
-                # Compiled, the whole matrix is never laid out; on a CPU, where only tests come, it may be.
-                _compile=device.type == "cuda",
-            )
-        return self._block_masks[window]
 
 
 def local_setting(config: Any) -> str | None:
@@ -98,28 +85,27 @@ def plain_attention(lm: Any, *, usual: str) -> Iterator[None]:
         lm.set_attn_implementation(usual)
 
 
-def visible(
-    segments: Sequence[Segment], window: int | None, device: torch.device
-) -> Callable[[Any, Any, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The definition, as flex_attention's mask_mod: may the token at `query` see the token at `key`?
+def varlen_kernel() -> Callable[..., Any] | None:
+    """torch's variable-length attention; None where torch has none, or one without windows or shared key heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
 
-    A token sees itself, and what comes before it in its own segment if that is the prompt or its own completion, and in
-    a sliding layer only what is less than `window` positions before it.
-    """
-    lengths = torch.tensor([tuple(segment) for segment in segments], device=device)
-    owner = torch.repeat_interleave(torch.arange(len(segments), device=device), lengths.sum(1))
-    part = torch.repeat_interleave(
-        torch.tensor([0, 1, 2], device=device).repeat(len(segments)), lengths.flatten(), output_size=len(owner)
-    )
-    starts = (lengths.sum(1).cumsum(0) - lengths.sum(1))[owner]
-    place = torch.arange(len(owner), device=device) - starts
-    position = torch.where(part == 2, place - lengths[owner, 1], place)
 
-    def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        seen = (query >= key) & (owner[query] == owner[key]) & ((part[key] == 0) | (part[key] == part[query]))
-        return seen if window is None else seen & (position[query] - position[key] < window)
-
-    return sees
+@cache
+def why_no_varlen() -> str | None:
+    """What the kernel needs and this machine lacks, in words; None where nothing is missing."""
+    if not torch.cuda.is_available():
+        return "a GPU; this is a CPU"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"a GPU of compute capability 8.0 or newer; this one has {'.'.join(map(str, capability))}"
+    if varlen_kernel() is None:
+        return f"torch 2.12 or newer; this is {torch.__version__}"
+    return None
 
 
 def row_attention(
@@ -152,20 +138,60 @@ def row_attention(
             sliding_window=sliding_window,
             **options,
         )
-    if row_layout.kernel == "flex":
-        attended = _compiled_flex(query.device.type)(
-            query,
-            key,
-            value,
-            block_mask=row_layout.block_mask(sliding_window, query.device),
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return attended.transpose(1, 2).contiguous(), None
+    query, key, value = _in_autocast(query, key, value)
+    if row_layout.kernel == "varlen" or (row_layout.kernel == "auto" and _takes_varlen(query, value, dropout)):
+        return _by_row(query, key, value, row_layout.spans, sliding_window, scaling), None
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     attended = _by_segment(query, key, value, row_layout, sliding_window, scale=scaling, dropout_p=dropout)
     return attended.transpose(1, 2).contiguous(), None
+
+
+def _in_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors in autocast's dtype, which torch applies to sdpa but not to the variable-length kernel."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+        return iter(tensors)
+    return (tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
+def _takes_varlen(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and size == value.shape[-1] <= HEAD_SIZE
+        and size % 8 == 0
+        and not dropout
+        and why_no_varlen() is None
+    )
+
+
+def _by_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """One call for the row. Its masks are aligned to the end of keys and queries, so that rejected sees its prompt."""
+    attend: Any = varlen_kernel()
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    attended: torch.Tensor = attend(
+        query,
+        key.index_select(0, spans.keys),
+        value.index_select(0, spans.keys),
+        spans.cu_q,
+        spans.cu_k,
+        spans.max_q,
+        spans.max_k,
+        scale=scale,
+        # Tokens seen to the left of the query's own and to the right.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended[None]
 
 
 def _by_segment(
@@ -227,13 +253,9 @@ def _causal_mask(size: int, window: int | None, dtype: torch.dtype, device: torc
         return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
 
 
-@lru_cache(maxsize=2)
-def _compiled_flex(device: str) -> Callable[..., torch.Tensor]:
-    """flex_attention: fused on a GPU; as it stands on a CPU, where it serves to test the block mask."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    function: Any = flex_attention
-    return torch.compile(function) if device == "cuda" else function
+def forget_masks() -> None:
+    """Drop the masks that are kept from call to call, such as those without data."""
+    _causal_mask.cache_clear()
 
 
 AttentionInterface.register(ROW_ATTENTION, row_attention)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from slime_ray.model.fused_ops import compiled, head_gradient, runs_fused, softmax_tile
+
 _DIVISORS = {
     **dict.fromkeys(
         ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"),
@@ -31,6 +33,9 @@ _FACTORS = {
     "hyperclovax": "logits_scaling",
 }
 _CAPS = {"recurrent_gemma": "logits_soft_cap", "xlstm": "output_logit_soft_cap"}
+ALIGNMENT = 128
+"""Width of a tile, in logits, is a multiple of it, so that all matrices that are multiplied start at whole vectors."""
+
 _UNCAPPED = frozenset({"gemma3"})
 """Models that pass over the soft cap in their text model's configuration."""
 
@@ -59,7 +64,7 @@ class Head:
     """An output head: `module` maps (positions, hidden size) to logits, times `scale`, then soft-capped at `cap`.
 
     vocabulary: logits a position. limit: logits alive at a time, at least those of one position for a head that is no
-    plain linear layer.
+    plain linear layer. fused: whether elementwise work is compiled where it can be.
     """
 
     module: nn.Module
@@ -67,6 +72,7 @@ class Head:
     vocabulary: int
     limit: int
     scale: float = 1.0
+    fused: bool = False
 
     @property
     def positions(self) -> int:
@@ -90,7 +96,7 @@ class Head:
             method: Any = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
             bias = None if linear.bias is None else linear.bias * self.scale
             scaled = hidden if self.scale == 1.0 else hidden * self.scale
-            logps: torch.Tensor = method.apply(scaled, linear.weight, bias, targets, self.cap, self.limit)
+            logps: torch.Tensor = method.apply(scaled, linear.weight, bias, targets, self)
             return logps
         again = torch.is_grad_enabled() and len(targets) > self.positions
         pieces = zip(hidden.split(self.positions), targets.split(self.positions), strict=True)
@@ -134,14 +140,16 @@ class _Tiles:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        cap: float | None,
-        limit: int,
+        head: Head,
         dtype: torch.dtype,
     ):
-        positions, vocabulary = len(targets), len(weight)
+        positions, vocabulary, limit = len(targets), len(weight), head.limit
         self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
-        self.targets, self.cap, self.dtype = targets, cap, dtype
+        self.targets, self.cap, self.dtype = targets, head.cap, dtype
+        self.fused = head.fused and runs_fused(hidden)
         self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, 4096)))
+        if ALIGNMENT <= self.width < vocabulary:
+            self.width -= self.width % ALIGNMENT
         self.height = max(1, min(positions, limit // self.width))
         self.wide = torch.promote_types(dtype, torch.float32)
         self.buffer = hidden.new_empty(self.height * self.width, dtype=self.wide)
@@ -162,16 +170,47 @@ class _Tiles:
             piece = slice(start, min(start + self.width, len(self.weight)))
             weight = self.weight[piece]
             logits = self.buffer[: len(states) * len(weight)].view(len(states), len(weight))
-            if logits.dtype == self.dtype:
-                torch.mm(states, weight.T, out=logits)
-            else:
-                logits.copy_(states @ weight.T)
+            _product(states, weight.T, out=logits)
             if self.bias is not None:
                 logits += self.bias[piece]
             if self.cap is not None:
                 logits.div_(self.cap).tanh_().mul_(self.cap)
-            rows = ((targets >= piece.start) & (targets < piece.stop)).nonzero().squeeze(1)
-            yield _Tile(piece, weight, logits, rows, targets[rows] - start)
+            inside = (targets >= piece.start) & (targets < piece.stop)
+            yield _Tile(piece, weight, logits, inside[:, None], (targets - start).clamp(0, len(weight) - 1)[:, None])
+
+    def softmax(
+        self, tile: "_Tile", top: torch.Tensor, dtype: torch.dtype | None
+    ) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """What `softmax_tile` gives, written over the logits where that is not compiled."""
+        if self.fused:
+            fused: tuple[Any, torch.Tensor, torch.Tensor] = compiled(softmax_tile)(tile.logits, top, self.cap, dtype)
+            return fused
+        slope = None if dtype is None else self.slope(tile.logits)
+        largest = torch.maximum(top, tile.logits.amax(1, keepdim=True))
+        exponentials = tile.logits.sub_(largest).exp_()
+        total = exponentials.sum(1, keepdim=True)
+        if dtype is None:
+            return None, total, largest
+        return (exponentials if slope is None else exponentials.mul_(slope)).to(dtype), total, largest
+
+    def gradient(
+        self, tile: "_Tile", normaliser: torch.Tensor, incoming: torch.Tensor, own: torch.Tensor, *, done: bool
+    ) -> torch.Tensor:
+        """The gradient by raw logits, incoming * (onehot - p), written over the logits where that is not compiled.
+
+        own: incoming times the cap's derivative at the target. done: the logits are probabilities already.
+        """
+        own = torch.where(tile.inside, own, 0.0)
+        if self.fused and not done:
+            dtype = self.dtype if self.bias is None else self.wide
+            fused: torch.Tensor = compiled(head_gradient)(
+                tile.logits, normaliser, incoming, own, tile.column, self.cap, dtype
+            )
+            return fused
+        slope = None if done else self.slope(tile.logits)
+        probabilities = tile.logits if done else tile.logits.sub_(normaliser).exp_()
+        probabilities = probabilities if slope is None else probabilities.mul_(slope)
+        return probabilities.mul_(-incoming).scatter_add_(1, tile.column, own)
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Derivative of capped by raw logits, given the capped ones; None without a cap, where it is 1."""
@@ -179,14 +218,21 @@ class _Tiles:
 
 
 class _Tile(NamedTuple):
-    """vocabulary: which part. weight: (width, hidden size). logits: (height, width). rows, columns: (hits,) where in it
-    the targets are."""
+    """vocabulary: which part. weight: (width, hidden size). logits: (height, width). inside: (height, 1), whether a
+    position's target is in this part; column: (height, 1), where, and anything for one that is not.
+
+    Masks instead of indices, whose number would have to come from the device first.
+    """
 
     vocabulary: slice
     weight: torch.Tensor
     logits: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
+    inside: torch.Tensor
+    column: torch.Tensor
+
+    def pick(self, target: torch.Tensor) -> torch.Tensor:
+        """(height, 1) logits of the targets: this tile's where they are in it, else those of `target`."""
+        return torch.where(self.inside, self.logits.gather(1, self.column), target)
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -204,10 +250,9 @@ class _FrozenHead(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        cap: float | None,
-        limit: int,
+        head: Head,
     ) -> torch.Tensor:
-        tiles = _Tiles(hidden, weight, bias, targets, cap, limit, _compute_dtype(hidden))
+        tiles = _Tiles(hidden, weight, bias, targets, head, _compute_dtype(hidden))
         logps = hidden.new_empty(len(targets), dtype=tiles.wide)
         # Without a backward pass to come there is nothing to prepare.
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -220,15 +265,13 @@ class _FrozenHead(torch.autograd.Function):
             total = torch.zeros_like(target)
             expected = hidden.new_zeros(count, hidden.shape[1], dtype=tiles.wide) if slopes is not None else None
             for tile in tiles.across(block):
-                logits = tile.logits
-                target[tile.rows, 0] = logits[tile.rows, tile.columns]
-                slope = tiles.slope(logits) if expected is not None else None
-                before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))
-                exponentials = logits.sub_(top).exp_()
-                total.mul_(before.sub_(top).exp_()).add_(exponentials.sum(1, keepdim=True))
+                target = tile.pick(target)
+                before = top
+                exponentials, part, top = tiles.softmax(tile, top, None if expected is None else tiles.dtype)
+                before = (before - top).exp_()
+                total.mul_(before).add_(part)
                 if expected is not None:
-                    exponentials = exponentials if slope is None else exponentials.mul_(slope)
-                    expected.mul_(before).add_(exponentials.to(tiles.dtype) @ tile.weight)
+                    _add_product(expected.mul_(before), exponentials, tile.weight)
             logps[block] = (target - top - total.log()).squeeze(1)
             if slopes is not None and expected is not None:
                 own, slope = tiles.weight[targets[block]], tiles.slope(target)
@@ -238,9 +281,9 @@ class _FrozenHead(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (slopes,) = ctx.saved_tensors
-        return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None, None, None
+        return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None, None
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -254,54 +297,40 @@ class _TrainedHead(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        cap: float | None,
-        limit: int,
+        head: Head,
     ) -> torch.Tensor:
-        tiles = _Tiles(hidden, weight, bias, targets, cap, limit, _compute_dtype(hidden))
+        tiles = _Tiles(hidden, weight, bias, targets, head, _compute_dtype(hidden))
         target = hidden.new_empty(len(targets), 1, dtype=tiles.wide)
         normaliser = torch.full_like(target, -math.inf)
         kept = None
         for block in tiles.blocks():
             for tile in tiles.across(block):
-                logits = tile.logits
-                target[block][tile.rows, 0] = logits[tile.rows, tile.columns]
-                slope = tiles.slope(logits) if tiles.single else None
-                top = logits.amax(1, keepdim=True)
-                exponentials = logits.sub_(top).exp_()
-                total = exponentials.sum(1, keepdim=True)
+                target[block] = tile.pick(target[block])
+                lowest = torch.full_like(target[block], -math.inf)
+                exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide if tiles.single else None)
                 normaliser[block] = torch.logaddexp(normaliser[block], top + total.log())
                 if tiles.single:
-                    kept = tile._replace(
-                        logits=exponentials.div_(total) if slope is None else slope.mul_(exponentials.div_(total))
-                    )
+                    kept = tile._replace(logits=exponentials.div_(total))
         ctx.save_for_backward(hidden, weight, bias, targets, target, normaliser)
-        ctx.cap, ctx.limit, ctx.dtype, ctx.kept = cap, limit, tiles.dtype, kept
+        ctx.head, ctx.dtype, ctx.kept = head, tiles.dtype, kept
         return (target - normaliser).squeeze(1)
 
     @staticmethod
     def backward(
         ctx: Any, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None, None, None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None, None]:
         hidden, weight, bias, targets, target, normaliser = ctx.saved_tensors
-        tiles = _Tiles(hidden, weight, bias, targets, ctx.cap, ctx.limit, ctx.dtype)
+        tiles = _Tiles(hidden, weight, bias, targets, ctx.head, ctx.dtype)
         # Sums over tiles are kept wide; over none, where autograd would have none either.
         to_hidden = hidden.new_zeros(hidden.shape, dtype=tiles.wide) if ctx.needs_input_grad[0] else None
         to_weight = weight.new_zeros(weight.shape, dtype=tiles.wide)
         to_bias = None if bias is None else bias.new_zeros(bias.shape, dtype=tiles.wide)
         target_slope = tiles.slope(target)
         incoming = gradient[:, None].to(tiles.wide)
-        own = (incoming if target_slope is None else incoming * target_slope).squeeze(1)
+        own = incoming if target_slope is None else incoming * target_slope
         for block in tiles.blocks():
             for tile in [ctx.kept] if ctx.kept else tiles.across(block):
-                if ctx.kept:
-                    probabilities = tile.logits
-                else:
-                    slope = tiles.slope(tile.logits)
-                    probabilities = tile.logits.sub_(normaliser[block]).exp_()
-                    probabilities = probabilities if slope is None else probabilities.mul_(slope)
-                # d loss / d logits = incoming * (onehot - p), written over the probabilities, which serve no more.
-                to_logits = probabilities.mul_(-incoming[block])
-                to_logits[tile.rows, tile.columns] += own[block][tile.rows]
+                to_logits = tiles.gradient(tile, normaliser[block], incoming[block], own[block], done=bool(ctx.kept))
                 if to_bias is not None:
                     to_bias[tile.vocabulary] += to_logits.sum(0)
                 to_logits = to_logits.to(tiles.dtype)
@@ -315,8 +344,16 @@ class _TrainedHead(torch.autograd.Function):
             None if to_bias is None or bias is None else to_bias.to(bias.dtype),
             None,
             None,
-            None,
         )
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    """left @ right in the dtype of `out`. Only a CPU, which cannot do else, rounds it to a narrower one first."""
+    if out.dtype == left.dtype:
+        return torch.mm(left, right, out=out)
+    if left.device.type == "cpu":
+        return out.copy_(left @ right)
+    return torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -324,4 +361,4 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
-        total += left @ right
+        total += _product(left, right, out=torch.empty_like(total))

@@ -15,6 +15,7 @@ from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
+from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
 from slime_ray.model.files import check_adapter, check_gguf
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import untie_head
@@ -69,9 +70,9 @@ def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     for a model that cannot be found or read, or whose files do not hold every weight of it.
     """
     if model.task:
-        return tiny_model(load_task(model.task), seed=seed)
+        return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
     with _reading("model", model.source):
-        return _load(model, note)
+        return _load(model, model.weights_dtype, note)
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
@@ -80,7 +81,7 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
     Raises InputError where it cannot be read, or does not hold every weight.
     """
     with refusing(partial(_damaged, folder)):
-        return _load(Model(source=str(folder), dtype=dtype), note)  # type: ignore[arg-type]
+        return _load(Model(source=str(folder)), dtype, note)
 
 
 def load_adapter(lm: Any, folder: Path) -> Any:
@@ -94,8 +95,8 @@ def _damaged(folder: Path, reason: str) -> InputError:
     return InputError(f"{folder} cannot be loaded: {reason}")
 
 
-def _load(model: Model, note: Note) -> Any:
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+def _load(model: Model, dtype: str, note: Note) -> Any:
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
         with blaming(Path(*gguf)):
@@ -139,11 +140,30 @@ def load_config(model: Model) -> Any | None:
 
 
 def make_policy(lm: Any, model: Model) -> Policy:
-    """The policy as the settings want it computed. Raises InputError for an attention that the device does not have."""
-    policy = Policy(lm, kernel=None if model.attention == "auto" else model.attention, chunk_logits=model.chunk_logits)
-    if policy.kernel == "flex" and not torch.cuda.is_available():
-        raise InputError("model.attention is flex, which needs a GPU; this is a CPU. Use auto or segments.")
-    return policy
+    """The policy as the settings want it computed. Raises InputError for an attention that cannot be had."""
+    if model.attention == "varlen" and (lacking := _why_no_varlen(lm.config.get_text_config(), model)):
+        raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
+    return Policy(
+        lm,
+        kernel=model.attention,
+        chunk_logits=model.chunk_logits,
+        fused=model.fused,
+        dtype=getattr(torch, model.dtype),
+    )
+
+
+def _why_no_varlen(config: Any, model: Model) -> str | None:
+    if lacking := why_no_varlen():
+        return lacking
+    if model.dtype != "bfloat16":
+        return f"bfloat16; model.dtype is {model.dtype}"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size > HEAD_SIZE or size % 8:
+        return f"heads of a multiple of 8 up to {HEAD_SIZE}; this model's have {size}"
+    dropout = getattr(config, "attention_dropout", 0.0)
+    if model.dropout and dropout:
+        return f"attention without dropout; model.dropout is on, and this model's is {dropout}"
+    return None
 
 
 def _gguf(model: Model) -> tuple[str, str] | None:

@@ -1,10 +1,11 @@
 """Log-probabilities of completion tokens, computed only where one is predicted and never as a whole logit matrix."""
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from slime_ray.data.packing import Rows
 from slime_ray.errors import InputError
 from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_setting
 from slime_ray.model.decoder import decoder_of
+from slime_ray.model.fused_ops import fuse
 from slime_ray.model.head import Head, logit_cap, logit_scale
 from slime_ray.model.limits import Limits
 from slime_ray.model.probe import Findings, probe, why_not_padded
@@ -23,7 +25,23 @@ CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 EXACT_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
 """Model types whose packed rows are tested to equal separate sequences to the last bits of float64."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+def _in_policy_dtype(
+    method: Callable[Concatenate["Policy", P], T],
+) -> Callable[Concatenate["Policy", P], T]:
+    """A method of `Policy` that computes under the policy's own autocast, or without any, whoever calls it."""
+
+    @functools.wraps(method)
+    def run(self: "Policy", *arguments: P.args, **options: P.kwargs) -> T:
+        mixed = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+            return method(self, *arguments, **options)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -48,13 +66,22 @@ class Policy(nn.Module):
 
     lm: a transformers causal language model, with or without peft's adapters; its attention implementation becomes
     `ROW_ATTENTION` where the architecture takes one, and its plain low-rank layers compute in fewer passes. kernel: how
-    attention over packed rows is computed; by default flex_attention on a GPU and segment by segment elsewhere.
-    chunk_logits: logits alive at a time, positions times vocabulary; by default CHUNK_LOGITS of the device.
+    attention over packed rows is computed. fused: whether elementwise work is compiled on a GPU.
+    chunk_logits: logits alive at a time, positions times vocabulary; by default CHUNK_LOGITS of the device. dtype: of
+    the forward pass, by default that of the weights; in bfloat16 every method computes under torch's autocast.
 
     Raises InputError for a model without an output head, and ValueError for a chunk_logits below 1.
     """
 
-    def __init__(self, lm: Any, *, kernel: Kernel | None = None, chunk_logits: int | None = None):
+    def __init__(
+        self,
+        lm: Any,
+        *,
+        kernel: Kernel = "auto",
+        chunk_logits: int | None = None,
+        fused: bool = True,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if chunk_logits is not None and chunk_logits < 1:
             raise ValueError(f"chunk_logits is {chunk_logits}: must be at least 1")
@@ -66,6 +93,7 @@ class Policy(nn.Module):
                 f"{type(self.causal_lm).__name__} has no output head that can be found (get_output_embeddings), so it "
                 "gives no log-probabilities. Use a causal language model."
             )
+        self.dtype: torch.dtype = dtype or self.causal_lm.get_input_embeddings().weight.dtype
         self.limits: Limits | None = None
         # Beyond a window an architecture may do what only attention functions of known names are given.
         self.exact = self.config.model_type in EXACT_ARCHITECTURES
@@ -76,7 +104,9 @@ class Policy(nn.Module):
             from slime_ray.model.fused_lora import fuse_lora
 
             fuse_lora(lm)
+        self.fused = fused and torch.cuda.is_available() and fuse(self.causal_lm)
 
+    @_in_policy_dtype
     def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
         """Log-probabilities of the completion tokens of `rows`.
 
@@ -105,9 +135,12 @@ class Policy(nn.Module):
             chosen_top_probability=torch.cat(tops)[:split] if statistics else None,
         )
 
+    @_in_policy_dtype
     def generate(self, **options: Any) -> torch.Tensor:
         """(prompts, length) token ids: transformers' `generate` of the model."""
-        generated: torch.Tensor = self.lm.generate(**options)
+        # Step by step inputs have other shapes, each of which would be compiled.
+        with torch.compiler.set_stance("force_eager"):
+            generated: torch.Tensor = self.lm.generate(**options)
         return generated
 
     def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
@@ -130,24 +163,25 @@ class Policy(nn.Module):
         self.causal_lm.set_attn_implementation("sdpa")
         self.takes_row_attention = False
 
+    @_in_policy_dtype
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(sequences, tokens, vocabulary): what the model itself computes, for `probe` to compare with."""
         logits: torch.Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
         return logits
 
+    @_in_policy_dtype
     def hidden(self, rows: Rows) -> torch.Tensor:
         """(completion tokens, hidden size): the last hidden states that predict the completion tokens."""
         return self._hidden(rows)
 
     def _hidden(self, rows: Rows) -> torch.Tensor:
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
-        if rows.segments:
+        if rows.spans is not None:
             if not self.takes_row_attention:
                 raise ValueError(f"{type(self.causal_lm).__name__} takes no packed rows: pack with shared_prompt=False")
-            kernel = self.kernel or ("flex" if rows.input_ids.is_cuda else "segments")
             inputs |= {
                 "position_ids": rows.position,
-                "row_layout": RowLayout(rows.segments, kernel),
+                "row_layout": RowLayout(rows.segments, rows.spans, self.kernel),
                 # A 4-D mask is passed on as it is: nothing is inferred from it, and none is made.
                 "attention_mask": rows.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             }
@@ -157,6 +191,7 @@ class Policy(nn.Module):
         states = self.decoder(**inputs).last_hidden_state
         return states.flatten(0, 1).index_select(0, rows.predict_at)
 
+    @_in_policy_dtype
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(positions, vocabulary) next-token logits in at least float32, soft-capped where the model is."""
         return self.head.logits(hidden)
@@ -175,6 +210,7 @@ class Policy(nn.Module):
             scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
             limit=limit,
+            fused=self.fused,
         )
 
     @property
@@ -227,11 +263,15 @@ class Policy(nn.Module):
 
 def _set_row_attention(lm: Any) -> bool:
     """Make `ROW_ATTENTION` the model's attention; False where the architecture takes no such function, or no sdpa."""
-    if not getattr(lm, "_supports_attention_backend", False) or not getattr(lm, "_supports_sdpa", False):
+    if not lm.is_backend_compatible():
         return False
-    if lm.config.get_text_config()._attn_implementation != ROW_ATTENTION:
-        lm.set_attn_implementation(ROW_ATTENTION)
-    return bool(lm.config.get_text_config()._attn_implementation == ROW_ATTENTION)
+    try:
+        # It raises where there is none, and `leave_attention` has to be possible.
+        lm.set_attn_implementation("sdpa")
+    except ValueError:
+        return False
+    lm.set_attn_implementation(ROW_ATTENTION)
+    return True
 
 
 def _entropy(logp: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slime_ray.config.settings import ALL_LINEAR, ATTENTION_AND_MLP, Lora
 from slime_ray.errors import InputError
+from slime_ray.model.decoder import decoder_of
 
 READ_AS_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """Names that peft reads as those of fused experts in some architectures, whatever layer is meant."""
@@ -144,12 +145,36 @@ def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
     )
 
 
+def make_trainable(lm: Any, lora: Lora | None) -> Any:
+    """Give a model what is trained of it: fresh adapters, or without `lora` every weight that text passes.
+
+    Returns the model, wrapped where it has adapters. Trained weights are held in float32 at least; the others are
+    frozen. Raises InputError as `add_lora` does.
+    """
+    if lora is not None:
+        return add_lora(lm, lora)
+    parts = (decoder_of(lm), lm.get_output_embeddings())
+    passed = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in lm.parameters():
+        if id(parameter) not in passed:
+            parameter.requires_grad_(False)
+    _hold_in_float32(lm)
+    return lm
+
+
+def _hold_in_float32(lm: nn.Module) -> None:
+    """Widen what is trained: at 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away."""
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
 def add_lora(lm: Any, lora: Lora) -> Any:
     """Wrap a causal language model with fresh adapters (B = 0, so it computes what it did before).
 
     With `train_head` the output head is trained in full. A head that shares its weights with the input embeddings is
-    untied first where either is trained: otherwise the saved model would differ from the trained one. Raises InputError
-    for targets that the model does not have, or that peft cannot adapt.
+    untied first where either is trained: otherwise the saved model would differ from the trained one. What is trained
+    is held in float32 at least. Raises InputError for targets that the model does not have, or that peft cannot adapt.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -173,6 +198,7 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         raise InputError(
             f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: {layers.listed()}."
         ) from None
+    _hold_in_float32(wrapped)
     tuner: Any = wrapped.base_model
     different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
         *adapted.modules,
@@ -222,7 +248,6 @@ def untie_head(lm: Any) -> None:
         head.weight = nn.Parameter(embeddings.weight.detach().clone())
     for config in (lm.config, lm.config.get_text_config()):
         config.tie_word_embeddings = False
-    lm._tied_weights_keys = {}
     lm.all_tied_weights_keys = {}
 
 

@@ -112,9 +112,9 @@ class _Probe:
         if not bool(self.expected.isfinite().all()):
             raise InputError(
                 f"{self.name} gives logits that are not finite: its weights are damaged, or "
-                f"{str(self.lm.dtype).removeprefix('torch.')} (model.dtype) is too narrow for it."
+                f"{str(policy.dtype).removeprefix('torch.')} (model.dtype) is too narrow for it."
             )
-        precision = self.lm.get_input_embeddings().weight.dtype
+        precision = policy.dtype
         self.wide = precision in (torch.float32, torch.float64)
         rounding = torch.finfo(torch.float32 if self.wide else precision).eps * max(top for _, top in own)
         self.allowed = max(1e-4, 64 * rounding) if self.wide else max(0.1, rounding)

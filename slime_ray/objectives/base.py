@@ -87,7 +87,8 @@ class Objective(Protocol):
 
     chosen_logps, rejected_logps: (tokens,), floating-point, the log-probs of all completion tokens in pair
         order, in nats.
-    chosen_lengths, rejected_lengths: (pairs,), integers, how many of those tokens belong to each completion.
+    chosen_lengths, rejected_lengths: (pairs,), integers, how many of those tokens belong to each completion. Training
+        leaves them on the CPU, where `read_batch` checks them without waiting for a device.
     reference: needed where `needs_reference`, left unread elsewhere.
     Everything is computed in at least float32. Raises ValueError where shapes, dtypes or lengths do not fit.
     """
@@ -118,11 +119,14 @@ class Objective(Protocol):
 def pair_sums(logps: Tensor, lengths: Tensor) -> Tensor:
     """Sum over each completion's tokens. logps: (tokens,); lengths: (pairs,); returns (pairs,).
 
-    Added up in at least float32, which is also the dtype of the result.
+    Added up in at least float32, which is also the dtype of the result, and on a GPU too in the same order every time:
+    `index_add` would add there in whatever order threads arrive.
     """
     logps = at_least_float32(logps)
-    pair_of_token = torch.repeat_interleave(lengths.to(logps.device, torch.int64), output_size=logps.numel())
-    return logps.new_zeros(lengths.numel()).index_add(0, pair_of_token, logps)
+    lengths = lengths.to(logps.device, torch.int64)
+    # `unsafe` leaves out a check that waits for the device; `read_batch` has made it.
+    sums: Tensor = torch.segment_reduce(logps, "sum", lengths=lengths, unsafe=True)
+    return sums
 
 
 def pair_means(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -209,16 +213,19 @@ def read_batch(
     if rejected_optional and no_rejected:
         rejected_lengths = rejected_lengths[:0]
     chosen, rejected = at_least_float32(chosen_logps), at_least_float32(rejected_logps)
+    # Checked where they are; on the CPU that is without waiting for a device.
+    chosen_lengths = chosen_lengths.to(chosen.device, torch.int64, non_blocking=True)
+    rejected_lengths = rejected_lengths.to(rejected.device, torch.int64, non_blocking=True)
     chosen_sums, rejected_sums = pair_sums(chosen, chosen_lengths), pair_sums(rejected, rejected_lengths)
     return Batch(
         chosen=chosen,
         rejected=rejected,
-        chosen_lengths=chosen_lengths.to(chosen.device, torch.int64),
-        rejected_lengths=rejected_lengths.to(rejected.device, torch.int64),
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
         chosen_sums=chosen_sums,
         rejected_sums=rejected_sums,
-        chosen_means=chosen_sums / chosen_lengths.to(chosen.device),
-        rejected_means=rejected_sums / rejected_lengths.to(rejected.device),
+        chosen_means=chosen_sums / chosen_lengths,
+        rejected_means=rejected_sums / rejected_lengths,
         counts={
             "pairs": chosen_lengths.numel(),
             "chosen_tokens": chosen.numel(),
@@ -234,7 +241,7 @@ def _check_side(side: str, logps: Tensor, lengths: Tensor) -> None:
         raise ValueError(f"{side}_lengths is {_looks(lengths)}: must be integers, 1-D, one per pair")
     if lengths.numel() == 0:
         raise ValueError(f"{side}_lengths is empty: a batch holds at least one pair")
-    # One transfer for both numbers: each one waits for the device.
+    # One transfer for both numbers: where lengths are on a device, each one waits for it.
     shortest, total = torch.stack([lengths.min().long(), lengths.sum()]).tolist()
     if shortest < 1:
         raise ValueError(f"{side}_lengths holds {shortest}: every completion has at least one token")

@@ -66,7 +66,8 @@ class ComposedObjective:
         "reference": "log-probs take the place of log ratios",
         "length_normalization": "sums over tokens take the place of means",
         "score": "log-probs as they are",
-        "link": "no margin term",
+        "link": "the logistic link takes its place",
+        "margin": "no link at all",
         "target_margin": "target is 0",
         "chosen_guard": "no guard",
         "rejected_share": "the whole rejected score",
@@ -105,10 +106,10 @@ class ComposedObjective:
             raise ValueError(f"score is {self.score!r}, which is defined on means: set normalization to mean")
         if self.chosen_guard and not self.against_reference:
             raise ValueError("chosen_guard needs against_reference: a log-prob is always below 0")
-        if self.link == "gated" and not self.target and "target_margin" not in self.remove:
+        if self.link == "gated" and not self.target:
             raise ValueError("target is 0: the gated link needs a hard margin above 0")
         trained = (
-            (self.link != "none" and "link" not in self.remove and self.link_weight > 0)
+            (self.link != "none" and "margin" not in self.remove and self.link_weight > 0)
             or (self.anchor != "none" and "anchor" not in self.remove and self.anchor_weight > 0)
             or (self.stabilizer_strength > 0 and "stabilizer" not in self.remove)
         )
@@ -152,22 +153,23 @@ class ComposedObjective:
 
     def _link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """The weighted link, summed over pairs. Arguments: scores, (pairs,)."""
-        if self.link == "none" or "link" in self.remove:
+        link = "logistic" if "link" in self.remove and self.link != "none" else self.link
+        if link == "none" or "margin" in self.remove:
             return nothing(chosen)
         margin = chosen - (1.0 if "rejected_share" in self.remove else self.rejected_share) * rejected
         if self.chosen_guard and not {"chosen_guard", "reference"} & set(self.remove):
             margin = margin - self.chosen_guard * F.relu(-chosen)
         target = 0.0 if "target_margin" in self.remove else self.target
         scaled = self.beta * (margin - target)
-        if self.link == "logistic":
+        if link == "logistic":
             losses = -F.logsigmoid(scaled)
-        elif self.link == "hinge":
+        elif link == "hinge":
             losses = F.relu(1 - scaled)
-        elif self.link == "square":
+        elif link == "square":
             losses = (scaled - 1) ** 2
-        elif self.link == "exponential":
+        elif link == "exponential":
             losses = torch.exp((-scaled).clamp(max=50))
-        elif self.link == "linear":
+        elif link == "linear":
             losses = -scaled
         else:
             losses = F.relu(target - margin) * torch.sigmoid(-self.gate_sharpness * (margin - self.soft_margin))

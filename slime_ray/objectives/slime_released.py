@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from slime_ray.objectives.base import Batch, ReferenceLogps, Term, check_count, nothing
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term, check_count, nothing, pair_sums
 from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
 
 
@@ -61,12 +61,10 @@ class ReleasedSlimeObjective(SlimeObjective):
         """Eq. 7 as a mean over each micro-batch's tokens, times its pairs."""
         if "stabilizer" in self.remove:
             return Term(nothing(batch.rejected), "pairs")
-        pairs, tokens = batch.counts["pairs"], batch.rejected
-        micro_of_pair = torch.arange(pairs, device=tokens.device) // self.micro_batch_pairs
-        micro_of_token = torch.repeat_interleave(micro_of_pair, batch.rejected_lengths, output_size=tokens.numel())
+        tokens, micros = batch.rejected, batch.rejected_lengths.split(self.micro_batch_pairs)
+        lengths = torch.stack([micro.sum() for micro in micros])
         counted = (tokens != 0).to(tokens.dtype)
-        none = tokens.new_zeros(-(-pairs // self.micro_batch_pairs))
-        sums = none.index_add(0, micro_of_token, self._penalties(tokens) * counted)
         # As released: 0 where no token counts. Its 1e-8 beside the count changes nothing in float32.
-        means = sums / none.index_add(0, micro_of_token, counted).clamp(min=1)
-        return Term(self.stabilizer_strength * (means * torch.bincount(micro_of_pair)).sum(), "pairs")
+        means = pair_sums(self._penalties(tokens) * counted, lengths) / pair_sums(counted, lengths).clamp(min=1)
+        pairs = means.new_tensor([len(micro) for micro in micros])
+        return Term(self.stabilizer_strength * (means * pairs).sum(), "pairs")

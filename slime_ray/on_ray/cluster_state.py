@@ -1,12 +1,36 @@
-"""What only Ray's own code can ask of a cluster, in one guarded call: there is no public interface for it."""
+"""The nodes of a cluster: what they have, what they have left, and what each says of itself in a small task.
+
+What only Ray's own code can ask, since there is no public interface for it, goes through `cluster_state`.
+"""
 
 import logging
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
+from slime_ray.config.experiment import Experiment
+from slime_ray.config.judge import JudgeSettings, NoJudge
+from slime_ray.config.trackers import Tracker, lacks
+from slime_ray.errors import InputError
+from slime_ray.model.parts import fault_of
+from slime_ray.on_ray.resources import Node, cluster_for, existing, free_bytes
+from slime_ray.planning.plan import Cluster
+from slime_ray.runs.store import RunStore
+
 logger = logging.getLogger(__name__)
+PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "datasets")
+GROUP = "ray.io/node-group"
+"""The label under which a node that an autoscaler started has its group."""
+MANY = 1000
 Question = Literal["get_draining_nodes", "get_cluster_config", "available_resources_per_node"]
 """Nodes that will be taken away; the groups of nodes that an autoscaler may add; what each node has left."""
 
@@ -23,3 +47,153 @@ def cluster_state(question: Question) -> Any:
 @cache
 def _warn(question: str, reason: str) -> None:
     logger.warning("Ray %s does not tell its %s (%s).", ray.__version__, question.removeprefix("get_"), reason)
+
+
+@dataclass(frozen=True)
+class NodeRequest:
+    """What every node has to have.
+
+    probe: a folder in a shared storage with a file that holds the token. models: those of the paths that hold models.
+    """
+
+    storage: RunStore
+    probe: Path
+    token: str
+    paths: Sequence[str] = ()
+    models: Sequence[str] = ()
+    judge: JudgeSettings = field(default_factory=NoJudge)
+    trackers: Sequence[Tracker] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a node says of itself.
+
+    disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
+    models that are. lack: what it lacks to judge. untracked: what it lacks for the trackers.
+    """
+
+    node: str
+    name: str
+    python: str
+    versions: dict[str, str]
+    wrote: str | None
+    read: bool
+    disk: int
+    missing: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    lack: str | None = None
+    untracked: str | None = None
+    gpus: int | None = None
+    gpu: str | None = None
+    driver: str | None = None
+    bf16: bool | None = None
+    home: str | None = None
+
+
+def alive_nodes() -> list[Node]:
+    """What the nodes have in all, and those that an autoscaler may add."""
+    config = cluster_state("get_cluster_config")
+    living = [node for node in ray.nodes() if node["Alive"]]
+    return with_those_to_come(living, config.node_group_configs if config is not None else ())
+
+
+def with_those_to_come(living: Sequence[Mapping[str, Any]], groups: Iterable[Any]) -> list[Node]:
+    """The living nodes, and those by which each of an autoscaler's groups may still grow.
+
+    living: as `ray.nodes` gives them. groups: of `ClusterConfig` in Ray's autoscaler.proto; max_count includes the
+    living, and -1 is no limit.
+    """
+    nodes = [
+        Node(node["NodeManagerHostname"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in living
+    ]
+    there = Counter(node["Labels"].get(GROUP) for node in living)
+    for group in groups:
+        count = MANY if group.max_count < 0 else group.max_count - there[group.name]
+        if count > 0:
+            offered = group.resources
+            nodes.append(Node(group.name or "a node to be added", offered.get("CPU", 0), offered.get("GPU", 0), count))
+    return nodes
+
+
+def free_nodes() -> list[Node]:
+    """What the living nodes have left."""
+    names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    left = cluster_state("available_resources_per_node") or {}
+    return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in left.items() if key in names]
+
+
+def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
+    """The Ray cluster that this process is connected to, with what an autoscaler may add."""
+    nodes = alive_nodes()
+    living = [node for node in ray.nodes() if node["Alive"]]
+    kinds = sorted({name for node in living for name in _kinds(node)})
+    memory = min((node["Resources"].get("memory", 0) for node in living), default=0) or None
+    gpus = sum(node.gpus * node.count for node in nodes)
+    where = f"the connected cluster of {sum(node.count for node in nodes)} nodes" + (f", {gpus:g} GPUs" if gpus else "")
+    told = (f"The cluster has GPUs of several kinds, {', '.join(kinds)}; all are taken for the first.",)
+    return cluster_for(
+        experiment, nodes, gpu=kinds[0] if kinds else None, where=where, memory=memory, disk=free_bytes(storage),
+        told=told if len(kinds) > 1 else (),
+    )  # fmt: skip
+
+
+def _kinds(node: Any) -> list[str]:
+    prefix = "accelerator_type:"
+    return [name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)]
+
+
+def look_at_node(node: str, wanted: NodeRequest, *, gpus: bool = False) -> Look:
+    """Ray task: one node looks at itself, and at its GPUs where it has some."""
+    storage, wrote, read = wanted.storage, None, False
+    try:
+        storage.check()
+        read = storage.url is not None or (wanted.probe / "driver").read_text() == wanted.token
+        if storage.url is None:
+            (wanted.probe / node).write_text(wanted.token)
+    except InputError as error:
+        wrote = str(error)
+    except OSError as error:
+        wrote = error.strerror or str(error)
+    seen: dict[str, Any] = {}
+    if gpus:
+        import torch
+
+        seen = {"gpus": torch.cuda.device_count()}
+        if seen["gpus"]:
+            seen |= {"gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported()}
+            seen["driver"] = _driver()
+    return Look(
+        node=node,
+        name=platform.node(),
+        python=platform.python_version(),
+        versions=installed(),
+        wrote=wrote,
+        read=read,
+        disk=shutil.disk_usage(existing(storage.root)).free,
+        missing=tuple(path for path in wanted.paths if not Path(path).exists()),
+        faults=tuple({fault for path in wanted.models if Path(path).exists() and (fault := fault_of(Path(path)))}),
+        lack=wanted.judge.lacks(),
+        untracked=lacks(wanted.trackers, bucket=storage.url is not None),
+        home=os.environ.get("HF_HOME"),
+        **seen,
+    )
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that decide what a trial computes, without importing them."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().split("Module", 1)[1].split()[0]
+    except (OSError, IndexError):
+        return None

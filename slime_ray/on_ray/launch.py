@@ -22,6 +22,7 @@ import ray
 from slime_ray.config.experiment import Experiment, with_values
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
+from slime_ray.on_ray.connection import last_line
 from slime_ray.runs.redaction import has_secret, shown_address
 from slime_ray.runs.store import is_url, joined
 
@@ -238,19 +239,14 @@ def _submit(client: Any, submission: Submission, job: str) -> None:
         except RuntimeError as error:
             # Another launch of the same sweep may have been faster by a moment.
             if "already" not in str(error):
-                raise InputError(f"The cluster refused the job: {_last_line(error)}") from None
+                raise InputError(f"The cluster refused the job: {last_line(error)}") from None
 
 
 def _ask(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments)
     except (RuntimeError, OSError) as error:
-        raise InputError(f"The cluster's job server did not answer: {_last_line(error)}") from None
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip()[:300] if lines else type(error).__name__
+        raise InputError(f"The cluster's job server did not answer: {last_line(error)}") from None
 
 
 async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:

@@ -19,14 +19,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment
-from slime_ray.config.judge import JudgeSettings, NoJudge, RewardModel
+from slime_ray.config.judge import RewardModel
 from slime_ray.config.settings import EMBEDDED, Settings
-from slime_ray.config.trackers import Tracker
 from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
 from slime_ray.model.parts import fault_of, parts_of
-from slime_ray.on_ray.connection import connected
-from slime_ray.on_ray.nodes import Look, alive_nodes, installed, look_at_node
+from slime_ray.on_ray.cluster_state import Look, NodeRequest, alive_nodes, installed, look_at_node
+from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
 
@@ -58,55 +57,45 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
                 Finding("error", "storage", f"{storage.root} cannot be written: {reason}. Give another --storage.")
             )
             return findings
+        wanted = NodeRequest(storage, probe, token)
+        if experiment and settings:
+            wanted = NodeRequest(
+                storage, probe, token, local_paths(settings), local_models(settings), settings.evaluation.judge,
+                tuple(experiment.trackers),
+            )  # fmt: skip
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
-        paths, judge = (local_paths(settings), settings.evaluation.judge) if settings else ([], NoJudge())
-        models = local_models(settings) if settings else []
-        trackers = tuple(experiment.trackers) if experiment else ()
-        looks, silent = _look(probe, token, paths, gpus, storage, judge, trackers, models)
+        looks, silent = _look(wanted, gpus=gpus)
         findings += silent
         findings += _storage(looks, probe, token, storage)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     findings += _versions(looks)
     findings += _token(looks)
-    if settings:
+    if experiment and settings:
         findings += _model_and_data(settings, looks)
-        findings += _judge(looks)
-    if experiment:
-        findings += _trackers(looks)
+        findings += _lacks(looks)
         findings += _disk(looks, experiment, storage)
     if gpus and settings:
         findings += _gpus(looks, settings)
     return findings
 
 
-def _look(
-    probe: Path,
-    token: str,
-    paths: Sequence[str],
-    gpus: bool,
-    storage: RunStore,
-    judge: JudgeSettings,
-    trackers: Sequence[Tracker],
-    models: Sequence[str],
-) -> tuple[list[Look], list[Finding]]:
+def _look(wanted: NodeRequest, *, gpus: bool) -> tuple[list[Look], list[Finding]]:
     """Every living node's look, and a finding for each that does not answer.
 
-    A process that has opened a GPU keeps some of its memory, so the driver itself looks only where none is asked for.
+    A process that has opened a GPU keeps some of its memory, so each task has one of its own, and the driver itself
+    looks only where no GPU is asked for.
     """
-    task: Any = ray.remote(look_at_node)
+    task: Any = ray.remote(max_calls=1)(look_at_node)
     asked, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [look_at_node(here, str(probe), token, paths, False, storage, judge, trackers, models)], []
+        return [look_at_node(here, wanted)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
         own = gpus and node["Resources"].get("GPU", 0) > 0
-        reference = task.options(**options).remote(
-            node["NodeID"], str(probe), token, paths, own, storage, judge, trackers, models
-        )
-        asked[reference] = node
+        asked[task.options(**options).remote(node["NodeID"], wanted, gpus=own)] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
     looks, findings = [], []
     for reference in [*ready, *late]:
@@ -116,8 +105,7 @@ def _look(
                 raise TimeoutError(f"it did not answer within {NODE_SECONDS:g} s")
             looks.append(ray.get(reference))
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1]
-            findings.append(Finding("error", "nodes", f"Node {name} cannot run a task: {reason}"))
+            findings.append(Finding("error", "nodes", f"Node {name} cannot run a task: {last_line(error)}"))
     return looks, findings
 
 
@@ -231,8 +219,7 @@ def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Findi
                 "node under the same path.",
             )  # fmt: skip
         for fault in look.faults:
-            told = f"Node {look.name}: {fault}" if len(looks) > 1 else fault
-            yield Finding("error", "model and data", f"{told}. {AGAIN}")
+            yield Finding("error", "model and data", f"{_of(look, looks)}{fault}. {AGAIN}")
     train = settings.data.train
     named = [("dataset", f"data.train {train}", train), *(("model", *model) for model in _models(settings))]
     hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
@@ -259,17 +246,16 @@ def _tokenizer(settings: Settings) -> Iterator[Finding]:
         yield Finding("fine", "tokenizer", f"The tokenizer of {model.tokenizer or model.source} was read.")
 
 
-def _judge(looks: Sequence[Look]) -> Iterator[Finding]:
+def _lacks(looks: Sequence[Look]) -> Iterator[Finding]:
     for look in looks:
-        if look.lack:
-            yield Finding("error", "judge", f"Node {look.name}: {look.lack}" if len(looks) > 1 else look.lack)
+        for about, lack in (("judge", look.lack), ("trackers", look.untracked)):
+            if lack:
+                yield Finding("error", about, f"{_of(look, looks)}{lack}")
 
 
-def _trackers(looks: Sequence[Look]) -> Iterator[Finding]:
-    for look in looks:
-        if look.untracked:
-            told = f"Node {look.name}: {look.untracked}" if len(looks) > 1 else look.untracked
-            yield Finding("error", "trackers", told)
+def _of(look: Look, looks: Sequence[Look]) -> str:
+    """The node's name as the beginning of a sentence, where there is more than one."""
+    return f"Node {look.name}: " if len(looks) > 1 else ""
 
 
 def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding:
@@ -355,6 +341,8 @@ def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
+            if look.bf16 and (cost := settings.model.float32_cost(f"the {look.gpu} of node {look.name}")):
+                yield Finding("warning", "gpu", cost)
 
 
 def _gib(size: int) -> str:

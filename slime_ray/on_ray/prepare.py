@@ -1,22 +1,34 @@
-"""The shared stages, made on the cluster before the first trial: where the trials run, with what they run with."""
+"""What runs on the cluster before the first trial, where trials run and with what they run with.
+
+The shared stages, and the probe of a plan: in workers with a trial's resources, as many side by side as trials will be.
+"""
 
 import logging
+import tempfile
 import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from rich.console import Console
 
-from slime_ray.config.experiment import Experiment
+from slime_ray.config.experiment import Experiment, Resources
 from slime_ray.config.settings import Settings
-from slime_ray.errors import RunError
+from slime_ray.errors import InputError, RunError
+from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import errors_as_sentences
-from slime_ray.on_ray.progress import steps
-from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer
-from slime_ray.on_ray.workers import WorkerContext
-from slime_ray.runs.facts import data_lines, model_lines
+from slime_ray.on_ray.resources import trials_at_once, why_never
+from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, print_line, steps
+from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
+from slime_ray.planning.material import Sample
+from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
+from slime_ray.runs.notes import data_notes, model_notes
+from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
 from slime_ray.training.orders import ending
+from slime_ray.training.outcome import DeviceFailure, device_failure
 
 if TYPE_CHECKING:
     from slime_ray.on_ray.monitor import TrialStatus
@@ -31,6 +43,10 @@ UNLOCK_SECONDS = 5.0
 """How long to wait for the locks of makers that were killed."""
 RESTARTS = 3
 """How often the making starts again when its process is lost."""
+MOST_SIDE_BY_SIDE = 8
+"""Probes at a time. What more trials at a time do to each other, they do on other nodes."""
+PATIENCE = 600.0
+"""Seconds after which a probe is given up."""
 AGAIN = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
@@ -45,8 +61,10 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
     maker: Any = None
     if place.resources.workers == 1:
         held = {"num_cpus": place.resources.cpu_per_worker, "num_gpus": place.resources.gpu_per_worker}
-        task: Any = ray.remote(make_stages)
-        making = task.options(**held, max_retries=RESTARTS).remote(experiment.base, place)
+        # A process of its own: it keeps neither a GPU that failed nor memory that trials need.
+        task: Any = ray.remote(max_calls=1)(make_stages)
+        task = task.options(**held, max_retries=RESTARTS, retry_exceptions=[DeviceFailure])
+        making = task.remote(experiment.base, place)
     else:
         maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         maker = maker.remote()
@@ -63,9 +81,9 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
         place.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
         clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
-    for line in (*data_lines(made["data"]), *model_lines(made["data"])):
+    for line in (*data_notes(made["data"]), *model_notes(made["data"])):
         logger.warning(line)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, line)
     return {**made, "stage_seconds": time.perf_counter() - clock}
 
 
@@ -88,7 +106,7 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
 
     def say(line: str) -> None:
         logger.info(line)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, line)
 
     wait, said = PlacementTimer(place.resources, place.faults, say), ""
     notices: set[str] = set()
@@ -130,7 +148,8 @@ def _line(told: dict[str, Any]) -> str:
 
 def make_stages(base: dict[str, Any], place: WorkerContext) -> dict[str, Any]:
     """Ray task: make what is missing of the stages; returns hashes and counts."""
-    stages = _make(Settings.model_validate(base), place)
+    alone = place.resources.workers == 1
+    stages = _make(Settings.model_validate(base), place, gpu=place.resources.gpu_per_worker if alone else 0.0)
     return {"hashes": stages.hashes, "data": stages.data}
 
 
@@ -144,8 +163,6 @@ class GroupStageMaker:
 
 
 def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:
-    from slime_ray.on_ray.group import GroupLost, run_group
-
     for left in reversed(range(place.faults.retries + 1)):
         try:
             run_group(
@@ -156,21 +173,23 @@ def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:
                 storage=place.storage.address(place.run / "ray"),
             )
             return
-        except GroupLost:
+        except (DeviceFailure, GroupLost):
             if not left:
                 raise
 
 
 def _stage_worker(config: dict[str, Any]) -> None:
-    _make(Settings.model_validate(config["base"]), config["place"])
+    place = config["place"]
+    _make(Settings.model_validate(config["base"]), place, gpu=place.resources.gpu_per_worker)
 
 
-def _make(settings: Settings, place: WorkerContext) -> "Stages":
+def _make(settings: Settings, place: WorkerContext, *, gpu: float) -> "Stages":
+    """Make what is missing. Raises DeviceFailure where another process has to."""
     # Here, since the driver has no use for what they import.
     from slime_ray.evaluation.judges import build_judge
     from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
     from slime_ray.training.stages import prepare
-    from slime_ray.training.worker import reset_process
+    from slime_ray.training.worker import reset_process, start_gpu
 
     # A judge that cannot be used would be noticed only after the first trial's training.
     build_judge(settings, verdicts=Verdicts(place.storage.root / VERDICTS, run=place.name))
@@ -180,4 +199,126 @@ def _make(settings: Settings, place: WorkerContext) -> "Stages":
     def report(told: Any) -> None:
         place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **told}, searched=False)
 
-    return prepare(settings, storage=place.storage, report=report, sharded=place.hosting.sharded)
+    try:
+        start_gpu(gpu)
+        return prepare(settings, storage=place.storage, report=report, sharded=place.hosting.sharded)
+    except Exception as error:
+        if failure := device_failure(error):
+            report({"notice": f"A GPU failed while the stages were made ({failure}). Another process goes on."})
+            raise failure from None
+        raise
+
+
+def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStore, around: float) -> MeasuredRates:
+    """Measure on the cluster that this process is connected to.
+
+    storage: where Ray Train keeps something for a while. around: seconds that it took until here. Raises InputError
+    where no trial could be placed or the model cannot be loaded, and RunError where it fails.
+    """
+    clock = time.perf_counter()
+    wanted, nodes = experiment.resources, alive_nodes()
+    if never := why_never(wanted, nodes):
+        raise InputError(f"--probe: {never}")
+    limit = trials_at_once(wanted, nodes)
+    runs = max(1, min(limit, MOST_SIDE_BY_SIDE, max(node.slots(wanted) for node in nodes) // wanted.workers))
+    kept = storage.root / f".probe-{uuid.uuid4().hex[:8]}"
+    config = {
+        "settings": experiment.base,
+        "sample": sample,
+        "resources": wanted.model_dump(mode="json"),
+        "storage": storage.address(kept),
+    }
+    # Ray Train's controller has to be in an actor.
+    groups: list[Any] = []
+    try:
+        if wanted.workers == 1:
+            held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker}
+            task: Any = ray.remote(max_calls=1)(_probe)
+            started = [task.options(**held, max_retries=0).remote(config) for _ in range(runs)]
+        else:
+            group: Any = ray.remote(_ProbeGroup)
+            groups = [group.options(num_cpus=0).remote() for _ in range(runs)]
+            started = [each.measure.remote(config) for each in groups]
+        with errors_as_sentences("The probe failed"):
+            done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
+            if late:
+                raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")
+            found = ray.get(done)
+    finally:
+        for each in groups:
+            ray.kill(each)
+        if groups:
+            storage.remove(kept)
+    wall, processor = (mean_of([Rates(**each[clock]) for each in found]) for clock in ("wall", "processor"))
+    return MeasuredRates(
+        wall=wall,
+        processor=processor,
+        around=around,
+        peak_bytes=max(each["peak_bytes"] for each in found),
+        side_by_side=runs,
+        took=time.perf_counter() - clock + around,
+        device=found[0]["device"],
+    )
+
+
+def _probe(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray task: measure in this process."""
+    clock = time.perf_counter(), 0.0
+    from slime_ray.planning.probe import probe
+
+    resources = Resources.model_validate(config["resources"])
+    with tempfile.TemporaryDirectory(prefix="slime-ray-probe-") as scratch:
+        found = probe(
+            Settings.model_validate(config["settings"]),
+            config["sample"],
+            scratch=Path(scratch),
+            threads=max(1, int(resources.cpu_per_worker)),
+            sharded=resources.strategy == "fsdp2" and resources.workers > 1,
+            started=clock,
+        )
+    return asdict(found)
+
+
+class _Box:
+    """Runs as a Ray actor: keeps what rank 0 of a group has found."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] | None = None
+
+    def put(self, found: dict[str, Any]) -> None:
+        self.found = found
+
+    def get(self) -> dict[str, Any] | None:
+        return self.found
+
+
+class _ProbeGroup:
+    """Runs as a Ray actor: measures on a group of workers."""
+
+    def measure(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What rank 0 found."""
+        actor: Any = ray.remote(_Box)
+        box = actor.options(num_cpus=0).remote()
+        resources = Resources.model_validate(config["resources"])
+        run_group(_probe_worker, config | {"box": box}, resources=resources, name="probe", storage=config["storage"])
+        found: dict[str, Any] = ray.get(box.get.remote())
+        return found
+
+
+def _probe_worker(config: dict[str, Any]) -> None:
+    from slime_ray.world import World
+
+    found = _probe(config)
+    if World.current().main:
+        ray.get(config["box"].put.remote(found))
+
+
+def show(measured: MeasuredRates, console: Console) -> None:
+    """What was measured, in a line."""
+    wall = measured.wall
+    console.print(
+        f"Probe: {1e6 * wall.token:.1f} us a training token and {1e3 * wall.update:.1f} ms an update beside, "
+        f"{1e6 * wall.read_token:.1f} us a token read, {1e3 * wall.decode_step:.2f} ms a decoding step and "
+        f"{1e6 * wall.decode_row:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,10 +1,30 @@
-"""Whether trials fit on a cluster, how many at a time, and what a waiting one waits for: arithmetic, without Ray."""
+"""What trials hold and spend: whether they fit on a cluster and how many at a time, and what is left of the budget.
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+Arithmetic, without Ray.
+"""
 
-from slime_ray.config.experiment import Resources
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slime_ray.config.experiment import Experiment, Resources
+from slime_ray.config.judge import Llm
+from slime_ray.errors import RunError
+from slime_ray.evaluation.verdict_cache import Spending, Verdicts
+from slime_ray.planning.plan import Cluster
+from slime_ray.runs.store import RunStore
+from slime_ray.training import attempts
+
+GPUS_OF_A_NODE = 8
+PLENTY = 1e6
+"""CPUs of a node that is only given by its GPUs."""
+DRIVERS = Path("/proc/driver/nvidia/gpus")
+JUDGE_SECONDS = 5.0
+"""How often the requests to the judge are counted again."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +41,6 @@ class Node:
         by_cpu = _times(self.cpus, wanted.cpu_per_worker)
         if not wanted.gpu_per_worker:
             return by_cpu
-        if wanted.gpu_per_worker >= 1:
-            return min(by_cpu, _times(self.gpus, wanted.gpu_per_worker))
         whole, rest = int(self.gpus), self.gpus - int(self.gpus)
         return min(by_cpu, whole * _times(1, wanted.gpu_per_worker) + _times(rest, wanted.gpu_per_worker))
 
@@ -41,14 +59,15 @@ def concurrent_trials(wanted: Resources, nodes: Sequence[Node]) -> int:
     return sum(slots) // wanted.workers
 
 
+def trials_at_once(wanted: Resources, nodes: Sequence[Node]) -> int:
+    """Trials that run side by side on these nodes: as many as fit, or fewer where the user says so."""
+    fits = concurrent_trials(wanted, nodes)
+    return fits if wanted.concurrent_trials == "auto" else min(fits, wanted.concurrent_trials)
+
+
 def why_never(wanted: Resources, nodes: Sequence[Node]) -> str | None:
     """Why a trial could never be placed on these nodes, be they empty, as a sentence with the arithmetic; else None."""
     share = wanted.gpu_per_worker
-    if share > 1 and share != int(share):
-        return (
-            f"resources.gpu_per_worker is {share:g}: more than one GPU has to be a whole number of them. "
-            f"Give {math.floor(share)} or {math.ceil(share)}."
-        )
     if wanted.workers > 1 and 0 < share < 1:
         return (
             f"resources.gpu_per_worker is {share:g} and resources.workers {wanted.workers}: workers of one trial need "
@@ -103,3 +122,163 @@ def _request(wanted: Resources) -> str:
 def _times(amount: float, part: float) -> int:
     """How often a part fits, forgiving what floating point makes of 0.3 / 0.1."""
     return int(amount / part + 1e-9)
+
+
+def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
+    """So many GPUs, on nodes of up to eight. Its disk is not known."""
+    whole, rest = divmod(gpus, GPUS_OF_A_NODE)
+    nodes = [Node("given", PLENTY, GPUS_OF_A_NODE, whole)] if whole else []
+    nodes += [Node("given", PLENTY, rest)] if rest else []
+    told = f"The {gpus} GPUs are on nodes of at most {GPUS_OF_A_NODE}, with as many CPUs as trials ask for."
+    return cluster_for(experiment, nodes, gpu=gpu, where=f"{gpus} x {gpu}", memory=None, disk=None, told=(told,))
+
+
+def this_machine(experiment: Experiment, *, storage: RunStore) -> Cluster:
+    """The machine itself, looked at without starting anything."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    names = [_name(folder) for folder in sorted(DRIVERS.glob("*/information"))]
+    node = Node("this machine", cpus, len(names))
+    where = f"this machine of {cpus} CPUs" + (f" and {len(names)} x {names[0]}" if names else "")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return cluster_for(
+        experiment,
+        [node],
+        gpu=names[0] if names else None,
+        where=where,
+        memory=total,
+        disk=free_bytes(storage),
+        told=(),
+    )
+
+
+def cluster_for(
+    experiment: Experiment,
+    nodes: Sequence[Node],
+    *,
+    gpu: str | None,
+    where: str,
+    memory: float | None,
+    disk: int | None,
+    told: tuple[str, ...],
+) -> Cluster:
+    """What a plan has to know of these nodes. memory: of the smallest node, for trials on CPUs."""
+    wanted = experiment.resources
+    limit = trials_at_once(wanted, nodes)
+    workers = max((node.slots(wanted) for node in nodes), default=0)
+    own = memory / max(1, min(workers, limit * wanted.workers)) if memory and not wanted.gpu_per_worker else None
+    return Cluster(
+        trials=limit,
+        where=where,
+        never=why_never(wanted, nodes),
+        gpus=sum(node.gpus * node.count for node in nodes) if wanted.gpu_per_worker else 0,
+        gpu=gpu,
+        memory=own,
+        disk_free=disk,
+        told=told,
+    )
+
+
+def _name(file: Path) -> str:
+    """What NVIDIA's driver calls the GPU of one of its files."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "GPU")
+
+
+def free_bytes(storage: RunStore) -> int | None:
+    """Bytes that are free at the storage; a bucket has no end."""
+    if storage.url is not None:
+        return None
+    return shutil.disk_usage(existing(storage.root)).free
+
+
+def existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@dataclass(frozen=True)
+class SweepSpending:
+    """hours: of this start of the sweep; all else of the whole run. cost: None where nothing has a price."""
+
+    hours: float
+    gpu_hours: float
+    judge_calls: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.hours:.2f} hours"]
+        parts += [f"{self.gpu_hours:.2f} GPU-hours"] if self.gpu_hours else []
+        parts += [f"{self.judge_calls} calls of the judge"] if self.judge_calls else []
+        parts += [f"cost {self.cost:.2f}"] if self.cost is not None else []
+        return f"spent: {', '.join(parts)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """As the manifest keeps it."""
+        return {name: value if value is None else round(value, 4) for name, value in asdict(self).items()}
+
+
+class Meter:
+    """Counts what is spent, while trials run and from the attempts of earlier starts of the run.
+
+    now: of a monotonic clock, in seconds. verdicts: of the run.
+    """
+
+    def __init__(self, experiment: Experiment, *, run: Path, verdicts: Verdicts, now: float):
+        self.budget, self.resources = experiment.budget, experiment.resources
+        self.verdicts = verdicts
+        judge = experiment.settings.evaluation.judge
+        self.judge = judge if isinstance(judge, Llm) else None
+        self.started = self.looked = now
+        self.asked = float("-inf")
+        self.gpu_hours = held_before(run, self.resources)
+        self.judged = Spending()
+
+    def look(self, at_work: Iterable[str], now: float) -> None:
+        """Trials that have held their GPUs since the last look."""
+        each = self.resources.workers * self.resources.gpu_per_worker
+        self.gpu_hours += each * len(list(at_work)) * (now - self.looked) / 3600
+        self.looked = now
+        if self.judge is not None and now - self.asked > JUDGE_SECONDS:
+            self.asked = now
+            # A damaged file is told by the trials that need it.
+            with suppress(RunError):
+                self.judged = self.verdicts.spent(self.judge.identity)
+
+    @property
+    def spent(self) -> SweepSpending:
+        """All of it, as of the last look."""
+        price = self.budget.price_per_gpu_hour
+        parts = [
+            None if price is None else price * self.gpu_hours,
+            None if self.judge is None else self.judged.cost(self.judge.prices),
+        ]
+        known = [part for part in parts if part is not None]
+        return SweepSpending(
+            hours=(self.looked - self.started) / 3600,
+            gpu_hours=self.gpu_hours,
+            judge_calls=self.judged.requests,
+            cost=sum(known) if known else None,
+        )
+
+    def over(self) -> str | None:
+        """The part of the budget that is spent, such as `gpu_hours`; None while all of them have something left."""
+        spent = self.spent
+        for name in ("hours", "gpu_hours", "judge_calls", "cost"):
+            limit, reached = getattr(self.budget, name), getattr(spent, name)
+            if limit is not None and reached is not None and reached >= limit:
+                return name
+        return None
+
+    def sentence(self, name: str) -> str:
+        """That a part of the budget is spent."""
+        limit, reached = getattr(self.budget, name), getattr(self.spent, name)
+        if name == "hours":
+            return f"its time, budget.hours {limit:g}, is spent"
+        return f"budget.{name} {limit:g} is spent ({reached:.4g})"
+
+
+def held_before(run: Path, resources: Resources) -> float:
+    """GPU-hours that the attempts at all trials of a run have held, those that led nowhere included."""
+    made = [one for folder in sorted((run / "trials").glob("*/")) for one in attempts.read(folder)]
+    seconds = sum(one.workers * max(0.0, one.alive - one.started) for one in made)
+    return seconds * resources.gpu_per_worker / 3600

@@ -1,22 +1,32 @@
-"""StudySearch: an Optuna study that outlives the process, with one point for every trial id, for ever."""
+"""StudySearch: an Optuna study that outlives the process, with one point for every trial id, for ever.
 
+It is kept in a journal file in the run's folder, or in a database.
+"""
+
+import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from slime_ray.config.points import Point, Rules, Search, exists, path_of
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
-from slime_ray.on_ray.study import MADE_AGAIN, StudyFailed, asking
 from slime_ray.runs.folder import STUDY
+from slime_ray.runs.redaction import redact, redact_sentence, remember
+from slime_ray.training.outcome import one_sentence
 
 PAUSED = "paused"
 DELETED = "deleted"
@@ -24,6 +34,73 @@ SPARE = ".rebuilt"
 """Suffix of a study that is written whole before it replaces the one of the run."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 Rows = Mapping[str, Mapping[str, Any]]
+MADE_AGAIN = "it is made again from the trials' results"
+
+
+class StudyFailed(RunError):
+    """The study could not be read or written. reason: without a full stop."""
+
+    def __init__(self, error: Exception):
+        failed = f"study's database failed ({redact_sentence(one_sentence(error))})"
+        self.reason = f"the {failed}"
+        super().__init__(
+            f"The {failed}. What finished is kept; give the same command with --resume once it can be used again, or "
+            f"without the damaged file: {MADE_AGAIN}."
+        )
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around whatever needs the study. Raises StudyFailed."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        raise StudyFailed(error) from error
+
+
+def study_storage(run: Path, url: str | None = None) -> BaseStorage:
+    """Where the run's study is: a journal file in its folder, or the database at `url`, as SQLAlchemy writes it.
+
+    `optuna-dashboard` opens either as it is.
+
+    Raises:
+        InputError: the database cannot be used, or the journal cannot be read.
+    """
+    if url is None:
+        return _journal(run / "study.journal")
+    remember(url)
+    where = redact(url)
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except (ImportError, NoSuchModuleError) as error:
+        reason, way = str(error).splitlines()[0], "Install its driver, such as psycopg[binary] for postgresql://"
+    except ArgumentError:
+        reason, way = "it is no such address", "Write it as postgresql://user:password@host/database"
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason, way = str(error).splitlines()[0], "Start the database or correct the address"
+        if url.startswith("sqlite"):
+            way += f"; a damaged file may be moved away, and {MADE_AGAIN}"
+    raise InputError(f"The study's database {where} cannot be used: {redact_sentence(reason).rstrip('.')}. {way}.")
+
+
+def _journal(path: Path) -> BaseStorage:
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            # What a full disk has cut off would join the next entry to something that cannot be read.
+            os.truncate(path, len(whole))
+        if lines := whole.splitlines():
+            # Of the last line Optuna complains only when another follows.
+            json.loads(lines[-1])
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError as error:
+        raise InputError(f"{path} cannot be used: {error.strerror}. Mend that, and give the command again.") from None
+    except Exception as error:  # Optuna raises whatever an entry that it did not write makes it raise.
+        raise InputError(
+            f"{path} is damaged: {one_sentence(error).rstrip('.')}. Move it away, and give the command with --resume: "
+            f"{MADE_AGAIN}."
+        ) from None
 
 
 @dataclass(frozen=True)

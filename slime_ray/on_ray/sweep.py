@@ -4,14 +4,12 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from optuna.storages import BaseStorage
 from ray import cloudpickle, tune
@@ -21,22 +19,17 @@ from rich.console import Console
 from slime_ray.config.experiment import Experiment, Trial
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.on_ray.connection import connected
+from slime_ray.on_ray.cluster_state import alive_nodes
+from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.monitor import Monitor
-from slime_ray.on_ray.nodes import alive_nodes
-from slime_ray.on_ray.plan import TrialPlan, best_rows
+from slime_ray.on_ray.plan import Earlier, TrialPlan, best_rows, earlier_runs, refuse_other_data
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
-from slime_ray.on_ray.progress import Progress
-from slime_ray.on_ray.resources import concurrent_trials
-from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.spending import Meter
+from slime_ray.on_ray.resources import Meter, concurrent_trials
+from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
 from slime_ray.on_ray.stopping import past_reports
-from slime_ray.on_ray.study import StudyFailed, asking, study_storage
-from slime_ray.on_ray.trial import tune_function
-from slime_ray.on_ray.warm_start import Earlier, earlier_runs, refuse_other_data
-from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
-from slime_ray.on_ray.workers import WorkerContext
+from slime_ray.on_ray.watch import Callback, PlacementTimeout, Progress, ShutdownTimeout, Watch, print_line
+from slime_ray.on_ray.workers import WorkerContext, tune_function
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
 from slime_ray.runs.inputs import digests
@@ -151,7 +144,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
     earlier = [Earlier.from_json(one) for one in manifest["earlier"]]
     refuse_other_data(earlier, manifest["hashes"])
     for one in earlier:
-        sweep.console.print(str(one), highlight=False, soft_wrap=True, markup=False)
+        print_line(sweep.console, str(one))
     with sweep.storage.answering():
         results.write_manifest(run, manifest)
         _close_attempts(sweep)
@@ -180,7 +173,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
                 early = error.reason
             except (TuneError, OSError) as error:
                 logger.exception("Ray Tune gave up.")
-                early = f"Ray Tune gave up ({(str(error).strip() or type(error).__name__).splitlines()[-1]})"
+                early = f"Ray Tune gave up ({last_line(error)})"
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
@@ -212,7 +205,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
             f"They are kept in {sweep.storage.shown}/{run.name}. {give} the same command with --resume to run the rest."
         )
     if by:
-        sweep.console.print(f"Ended by budget.{by}; {meter.spent}.", highlight=False, soft_wrap=True, markup=False)
+        print_line(sweep.console, f"Ended by budget.{by}; {meter.spent}.")
 
 
 def _close_attempts(sweep: Sweep) -> None:
@@ -233,6 +226,7 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
                 {
                     "trial_id": trial_id,
                     "ended": [attempt.ended for attempt in made[:-1]],
+                    "faults": [attempt.fault for attempt in made if attempt.fault],
                     "lost_seconds": round(sum(attempt.lost_seconds for attempt in made[:-1]), 1),
                 }
             )
@@ -242,7 +236,7 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
 def _plan(sweep: Sweep) -> TrialPlan:
     experiment, run, memory, seed = sweep.experiment, sweep.run, sweep.memory, sweep.seed
     rows = {
-        trial_id: {**row, "values": json.loads(row["settings"])}
+        trial_id: {**row, "values": json.loads(row["overrides"])}
         for trial_id, row in results.finished_trials(run).items()
     }
     study = None
@@ -262,7 +256,7 @@ def _plan(sweep: Sweep) -> TrialPlan:
             )
         for note in study.notes:
             logger.info(note)
-            sweep.console.print(note, highlight=False, soft_wrap=True, markup=False)
+            print_line(sweep.console, note)
     plan = TrialPlan(experiment, study=study, rows=rows, seed=seed)
     for clone in Instructions.read(run).clones:
         plan.add(clone)
@@ -273,11 +267,9 @@ def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     """What search trials without a result set over base, by id, where other files of the run still say so."""
     lost = {row["label"]: row["values"] for row in rows.values() if row["phase"] == "confirm"}
     lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
-    try:
-        before = pq.read_table(run / "trials.parquet", columns=["trial_id", "settings"]).to_pylist()
-        lost |= {row["trial_id"]: json.loads(row["settings"]) for row in before}
-    except (OSError, pa.ArrowException, ValueError, TypeError):
-        pass
+    with suppress(InputError, ValueError, TypeError):
+        before = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
+        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in before}
     return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 
@@ -343,7 +335,7 @@ def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
         sweep.dropped.add(trial_id)
 
 
-class Recorder(tune.Callback):
+class Recorder(Callback):
     """Keeps the run's result files up to date, and writes the row of a trial whose process died."""
 
     EVERY_SECONDS = 30.0
@@ -351,10 +343,6 @@ class Recorder(tune.Callback):
     def __init__(self, sweep: Sweep, plan: TrialPlan):
         self.sweep, self.plan = sweep, plan
         self.last = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
-        return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the models of the best; rewrite the consolidated files, now and then."""
@@ -379,6 +367,6 @@ class Recorder(tune.Callback):
         self.sweep.fetch(ours.trial_id)
         with self.sweep.forgiving(f"has no row of {ours.trial_id} yet"):
             if results.finished_trial(folder) is None:
-                reason = str(trial.get_error() or "its process died").strip().splitlines()[-1]
+                reason = last_line(trial.get_error() or "its process died")
                 record_failure(ours, run, reason, workers=self.sweep.experiment.resources.workers)
                 self.sweep.storage.push_files(folder)

@@ -1,21 +1,30 @@
-"""What the driver watches while trials run: progress, silence, resources left behind, a spent budget, interrupts."""
+"""What the driver shows and watches while trials run.
+
+Shown are a live table on a terminal, lines elsewhere, and a log file next to them. Watched are silence, resources left
+behind, a spent budget and interrupts.
+"""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from slime_ray.config.experiment import Experiment, Faults, Resources, Trial
+from slime_ray.on_ray.cluster_state import free_nodes
+from slime_ray.on_ray.connection import last_line
 from slime_ray.on_ray.monitor import Monitor, TrialStatus
-from slime_ray.on_ray.nodes import free_nodes
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.progress import Progress
-from slime_ray.on_ray.resources import waiting_for
-from slime_ray.on_ray.spending import Meter
+from slime_ray.on_ray.resources import Meter, waiting_for
+from slime_ray.on_ray.workers import GPU_FAILED
 from slime_ray.runs.instructions import FOLDER, Instructions
 from slime_ray.runs.status import STATUS, write_status
 from slime_ray.runs.store import RunStore
@@ -29,7 +38,183 @@ STORE_SECONDS = 20.0
 """How often an object store is asked for instructions and told how the run stands."""
 GRACE_SECONDS = 120.0
 """How long trials may take to write their checkpoints and leave, once they were told to."""
+ROWS_SHOWN = 16
+MOST_GPU_FAULTS = 2
+"""GPU errors on one node after which it is named."""
 logger = logging.getLogger("slime_ray.sweep")
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is: without colours, marks or breaks."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+class Callback(tune.Callback):
+    """A callback of Tune's that keeps nothing for a restore of Tune's own, which is never used here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+
+class Progress(Callback):
+    """Follows the trials that Tune starts, reports and ends. Used as a context manager around the sweep.
+
+    total: trials of the whole experiment. finished: how many of them an earlier run has finished.
+    """
+
+    def __init__(self, *, console: Console, total: int, finished: int):
+        self.console, self.total, self.before = console, total, finished
+        self.states: dict[str, dict[str, Any]] = {}
+        self.took: list[float] = []
+        self.at_once = 1
+        self.untracked: set[str] = set()
+        self.notices: set[str] = set()
+        self.live: Live | None = None
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.live = Live(self.table(), console=self.console, refresh_per_second=2, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its resources."""
+        ours = Trial.model_validate(trial.config["trial"])
+        self.states[ours.trial_id] = {
+            "label": ours.trial_id, "knobs": knobs(ours.values), "doing": "starting", "began": time.monotonic(),
+        }  # fmt: skip
+        self.at_once = max(self.at_once, len(self.running()))
+        logger.info("%s started: %s", ours.trial_id, knobs(ours.values) or "the base settings")
+        self.refresh()
+
+    def hear(self, told: Mapping[str, Mapping[str, Any]]) -> None:
+        """How the running trials get on, by trial id."""
+        for name, news in told.items():
+            if (notice := news.get("notice")) and notice not in self.notices:
+                # Several trials may come upon the same.
+                self.notices.add(notice)
+                self.say(notice)
+            if name in self.states and not self.states[name].get("finished"):
+                if news.get("alarm") and not self.states[name].get("alarm"):
+                    self.say(f"Sentinel: {name}: {news['alarm']}.")
+                for tracker, reason in news.get("untracked", {}).items():
+                    # A server that is gone fails for every trial; their logs have it.
+                    if tracker not in self.untracked:
+                        self.untracked.add(tracker)
+                        self.say(f"{name} goes on without {tracker}: {reason} (said for the first trial only)")
+                self.states[name].update({key: value for key, value in news.items() if value is not None})
+        self.refresh()
+
+    def say(self, sentence: str) -> None:
+        """Tell something that concerns no single trial."""
+        logger.info(sentence)
+        print_line(self.console, sentence)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial told that it is done."""
+        name = trial.config["trial"]["trial_id"]
+        state = self.states.setdefault(name, {"label": name, "knobs": ""})
+        state.update({key: value for key, value in result.items() if value is not None})
+        if result.get("finished"):
+            self._done(name, state)
+        self.refresh()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died."""
+        name = trial.config["trial"]["trial_id"]
+        state = self.states.setdefault(name, {"label": name, "knobs": ""})
+        state |= {"finished": True, "status": "failed", "reason": "its process died"}
+        self._done(name, state)
+        self.refresh()
+
+    def _done(self, name: str, state: Mapping[str, Any]) -> None:
+        ended = (
+            f"{name} {state.get('status')}: win rate {percent(state.get('win_rate'))}, "
+            f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}"
+        )
+        if state.get("reason"):
+            ended += f" ({state['reason']})"
+        logger.info(ended)
+        if "began" in state:
+            self.took.append(time.monotonic() - state["began"])
+        if self.live is None:
+            print_line(self.console, f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left")
+
+    @property
+    def finished(self) -> int:
+        """Trials that are done, those of an earlier run included."""
+        return self.before + sum(bool(state.get("finished")) for state in self.states.values())
+
+    def running(self) -> list[dict[str, Any]]:
+        """The trials that are not done."""
+        return [state for state in self.states.values() if not state.get("finished")]
+
+    def time_left(self) -> str:
+        """What is left if each trial takes as long as those that are done, as minutes and seconds."""
+        if not self.took:
+            return "unknown time"
+        mean, now = sum(self.took) / len(self.took), time.monotonic()
+        begun = [max(0.0, mean - (now - state["began"])) for state in self.running()]
+        waiting = self.total - self.finished - len(begun)
+        # As many at once as there were; but the last ones take what they take.
+        seconds = max([(sum(begun) + waiting * mean) / self.at_once, *begun])
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+    def refresh(self) -> None:
+        """Draw the table again."""
+        if self.live:
+            self.live.update(self.table())
+
+    def table(self) -> Group:
+        """Running trials first, then the latest that are done."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("trial", "knobs", "doing"):
+            table.add_column(column, no_wrap=column != "knobs", overflow="ellipsis")
+        for column in ("step", "loss", "drift", "win %", "stability"):
+            table.add_column(column, justify="right", no_wrap=True)
+        running = self.running()
+        done = [state for state in self.states.values() if state.get("finished")]
+        for state in [*running, *reversed(done)][:ROWS_SHOWN]:
+            table.add_row(
+                str(state["label"]), str(state["knobs"]), str(state.get("status") or state.get("doing", "")),
+                steps(state), number(state.get("loss"), 3), number(state.get("chosen_drift"), 3),
+                percent(state.get("win_rate")), number(state.get("stability"), 2),
+            )  # fmt: skip
+        return Group(table, Text(f"{self.finished} of {self.total} trials done, {self.time_left()} left", style="dim"))
+
+
+def knobs(values: Mapping[str, Any]) -> str:
+    """Set values, short: `anchor_weight=0.1 hard_margin=1.5`."""
+    flat: dict[str, Any] = {}
+    for path, value in values.items():
+        items = value.items() if isinstance(value, dict) else [(path.rsplit(".", 1)[-1], value)]
+        flat.update(items)
+    return " ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in flat.items()
+    )
+
+
+def steps(state: Mapping[str, Any]) -> str:
+    """`step/updates`, as far as known."""
+    step, updates = state.get("step"), state.get("updates")
+    return "" if step is None else f"{step}/{updates}" if updates else str(step)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 class PlacementTimeout(Exception):
@@ -69,7 +254,7 @@ class PlacementTimer:
         return f"{now - self.since:.0f} s: {waiting_for(self.resources, free_nodes())}"
 
 
-class Watch(tune.Callback):
+class Watch(Callback):
     """Follows the running trials through the monitor, and sees to it that whatever ends leaves nothing behind."""
 
     def __init__(
@@ -93,10 +278,7 @@ class Watch(tune.Callback):
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
         self.refusing_since: float | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles callbacks for a restore of its own, which is never used here."""
-        return {}
+        self.gpu_faults: dict[tuple[str, float], str] = {}
 
     @contextmanager
     def interrupts_as_orders(self) -> Iterator[None]:
@@ -196,6 +378,7 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Free what a trial that ended, in whatever way, still holds."""
         self.monitor.end(trial.config["trial"]["trial_id"])
+        self._point_out_nodes(trial.config["trial"]["trial_id"])
         told = trial.last_result or {}
         if self.leaving is None and told.get("status") == "paused":
             # It could not be judged, and neither could the others.
@@ -208,10 +391,11 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note how an attempt ended that could not say so itself; Tune starts the trial again."""
         ours = Trial.model_validate(trial.config["trial"])
-        name, reason = ours.trial_id, _last_line(trial.get_error())
+        name, reason = ours.trial_id, last_line(trial.get_error())
         self.monitor.end(name)
         ended = _ending(str(trial.get_error()))
         self._note(name, ended)
+        self._point_out_nodes(name)
         logger.warning("%s lost its process and starts again: %s", name, reason)
         self._give_up(ours, ended)
 
@@ -233,6 +417,19 @@ class Watch(tune.Callback):
             if self.leaving is None:
                 self.leave(f"{trial.trial_id} was begun {len(known)} times, and {what_failed(refused(error))}")
 
+    def _point_out_nodes(self, trial_id: str) -> None:
+        """Name a node whose GPUs failed more than once. Ray has no public way to keep trials away from it."""
+        before = Counter(map(_node, self.gpu_faults.values()))
+        made = attempts.read(self.run / "trials" / trial_id)
+        self.gpu_faults |= {(trial_id, one.started): one.fault for one in made if one.fault}
+        for node, count in Counter(map(_node, self.gpu_faults.values())).items():
+            if before[node] < MOST_GPU_FAULTS <= count:
+                last = next(fault for fault in reversed(self.gpu_faults.values()) if _node(fault) == node)
+                self.progress.say(
+                    f"GPUs failed {count} times, the last time on {last}. Trials still start there: take the node out "
+                    "of the cluster, or reset its GPU."
+                )
+
     def _note(self, name: str, ended: attempts.Ending) -> None:
         folder = self.run / "trials" / name
         try:
@@ -253,9 +450,10 @@ def _ending(error: str) -> attempts.Ending:
     """How an attempt ended whose process raised or died, from Tune's error."""
     if "OutOfMemory" in error or "Again: out of memory" in error:
         return "memory"
+    if f"Again: {GPU_FAILED}" in error:
+        return "device"
     return "preempted" if "Again: " in error else "lost"
 
 
-def _last_line(error: object) -> str:
-    lines = str(error or "").strip().splitlines()
-    return lines[-1].strip() if lines else "no reason is known"
+def _node(fault: str) -> str:
+    return fault.partition(": ")[0]

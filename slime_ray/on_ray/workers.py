@@ -1,22 +1,71 @@
-"""Where a trial works, and what each of its processes does there. Nothing heavy is imported before it does."""
+"""Where a trial works, and what each of its processes does there.
+
+With one worker a trial runs in the Tune actor itself, which is used again, so that imports and loaded data serve every
+trial. With several, the actor holds no CPU and starts a group of workers under Ray Train, which joins them to a process
+group. What becomes of a group that broke is decided here, where the attempts at the trial are counted: Ray Train cannot
+tell an error that will come again from a lost node.
+
+Nothing heavy is imported before a trial runs: an actor that takes longer to start than a short trial lasts would be
+given up again and again for one that has just become free, and trials would run one after another.
+"""
 
 import logging
+import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.on_ray.monitor import Monitor
-from slime_ray.runs.store import RunStore
+from ray import cloudpickle, tune
+
+from slime_ray.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from ray.train import WorkerGroupError
+
     from slime_ray.config.experiment import Faults, Resources, Trial
     from slime_ray.config.trackers import Tracker
+    from slime_ray.on_ray.monitor import Monitor
+    from slime_ray.runs.store import RunStore
     from slime_ray.training.loop import Runtime
     from slime_ray.training.orders import Command
 
+TOLD = (
+    "status",
+    "reason",
+    "win_rate",
+    "stability",
+    "preference_accuracy",
+    "mean_margin",
+    "chosen_drift",
+    "tokens",
+    "total_seconds",
+)
+"""What a finished trial tells the driver; everything else is in its files."""
+
+
+GPU_FAILED = "a GPU failed"
+COLLECTIVE_SECONDS = 6 * 3600
+"""How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
+QUIET = {
+    # How soon a worker that has died is noticed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Nodes that are about to be taken away are the monitor's matter. This would cost each trial a process of its own.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+}
 logger = logging.getLogger(__name__)
+
+
+class Again(Exception):
+    """The trial has to start again, in another process or on another node; Ray Tune sees to it."""
+
+
+class GroupLost(Exception):
+    """A worker, a node or the connection between workers was lost."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +75,11 @@ class WorkerContext:
     inputs: digests of what trials read, as the sweep began with it.
     """
 
-    storage: RunStore
+    storage: "RunStore"
     name: str
     resources: "Resources"
     faults: "Faults"
-    monitor: Monitor
+    monitor: "Monitor"
     trackers: "tuple[Tracker, ...]" = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,11 +108,49 @@ class WorkerContext:
 
         return Runtime(
             threads=max(1, int(self.resources.cpu_per_worker)),
+            gpu=self.resources.gpu_per_worker,
             sharded=self.resources.strategy == "fsdp2" and self.resources.workers > 1,
             faults=self.faults,
             trackers=self.trackers,
             inputs=self.inputs,
         )
+
+
+def tune_function(config: dict[str, Any], *, place: bytes) -> None:
+    """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`; or that it was paused.
+
+    place: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
+    """
+    from slime_ray.config.experiment import Trial
+    from slime_ray.training.orders import Paused
+    from slime_ray.training.outcome import DeviceFailure, OutOfMemory, refused, what_failed
+
+    trial = Trial.model_validate(config["trial"])
+    where: WorkerContext = cloudpickle.loads(place)
+    where.monitor.begin(trial.trial_id)
+    try:
+        if where.resources.workers == 1:
+            row = run_worker(trial, where)
+        else:
+            row = run_group_trial(trial, where)
+    except Paused as pause:
+        if pause.order.kind == "preempt":
+            raise Again(pause.order.reason) from None
+        tune.report({"finished": False, "status": "paused", "reason": pause.order.reason})
+        return
+    except OutOfMemory as error:
+        raise Again(f"out of memory: {error}") from None
+    except DeviceFailure as error:
+        raise Again(f"{GPU_FAILED}: {error}") from None
+    except OSError as error:
+        # What a trial does wrong itself is in its row; nothing is gained by starting it again on such a storage.
+        tune.report({"finished": False, "status": "paused", "reason": what_failed(refused(error))})
+        return
+    told = {name: row.get(name) for name in TOLD}
+    finite = {
+        name: value for name, value in told.items() if not (isinstance(value, float) and not math.isfinite(value))
+    }
+    tune.report({"finished": True, "step": row.get("updates"), **finite})
 
 
 def run_worker(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
@@ -109,3 +196,163 @@ def run_worker(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
             place.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))
             if storage.url is not None:
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
+
+
+def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
+    """Run a trial on a group of workers, and again on a new one for as long as that may help. Returns its row.
+
+    Raises Paused where the workers left on an order.
+    """
+    from slime_ray.runs import results
+    from slime_ray.training import attempts
+    from slime_ray.training.orders import Command, Paused
+    from slime_ray.training.outcome import CHECKPOINTS, MODEL, DeviceFailure, OutOfMemory, one_sentence, record_failure
+
+    folder, storage = place.trial(trial.trial_id), place.storage
+
+    def look() -> list[attempts.Attempt]:
+        place.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
+        return attempts.read(folder)
+
+    def failed(reason: str) -> dict[str, Any]:
+        row = record_failure(trial, place.run, reason, workers=place.resources.workers)
+        place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        return row
+
+    made = look()
+    while not (row := results.finished_trial(folder)):
+        broken: Exception | None = None
+        try:
+            run_group(
+                _trial_worker,
+                {"trial": trial.model_dump(mode="json"), "place": place},
+                resources=place.resources,
+                name=trial.trial_id,
+                storage=storage.address(place.run / "ray"),
+            )
+        except Exception as error:
+            broken = error
+        before, made = len(made), look()
+        if results.finished_trial(folder):
+            continue
+        if broken is None:
+            preempted = bool(made) and made[-1].ended == "preempted"
+            raise Paused(Command("preempt" if preempted else "pause", "the workers left as they were told"))
+        if reason := _not_its_fault(broken):
+            attempts.note(folder, ended="paused")
+            place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+            raise Paused(Command("pause", reason))
+        if not isinstance(broken, (DeviceFailure, GroupLost, OutOfMemory)):
+            return failed(one_sentence(broken))
+        logger.warning("%s lost its workers: %s", trial.trial_id, broken)
+        place.monitor.end(trial.trial_id)
+        place.monitor.begin(trial.trial_id)
+        if len(made) == before:
+            # It was lost before rank 0 could note that it had begun.
+            attempts.begin(folder, workers=place.resources.workers)
+        if isinstance(broken, DeviceFailure):
+            attempts.note(folder, ended="device", fault=str(broken))
+        attempts.note(folder, ended="memory" if isinstance(broken, OutOfMemory) else "lost")
+        made = attempts.read(folder)
+        if enough := attempts.enough(made, place.faults):
+            return failed(f"given up: {enough}")
+        place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+    return row
+
+
+def _not_its_fault(error: Exception) -> str | None:
+    """Why a trial of this error leaves without a result, where stages, a storage or a judge did not do their part."""
+    from slime_ray.runs import files
+    from slime_ray.training.outcome import refused, what_failed
+
+    if isinstance(error, RunError):
+        return what_failed(error)
+    refusal = files.storage_error(error)
+    return what_failed(refused(refusal)) if refusal else None
+
+
+def _trial_worker(config: dict[str, Any]) -> None:
+    """What each worker of a trial's group does."""
+    from slime_ray.config.experiment import Trial
+    from slime_ray.training.orders import Paused
+
+    try:
+        run_worker(Trial.model_validate(config["trial"]), config["place"])
+    except Paused:
+        # A group that ends well is not started again.
+        return
+
+
+def run_group(
+    work: Callable[[dict[str, Any]], None],
+    config: Mapping[str, Any],
+    *,
+    resources: "Resources",
+    name: str,
+    storage: str,
+) -> None:
+    """Call `work` with `config` on every worker of a new group, and wait for it.
+
+    Raises GroupLost where a process or node was lost, and what a worker raised where it was none of that.
+    """
+    os.environ.update(QUIET)
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from slime_ray.training.outcome import one_sentence
+
+    gpu = resources.gpu_per_worker
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=dict(config),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpu > 0,
+            resources_per_worker={"CPU": resources.cpu_per_worker, **({"GPU": gpu} if gpu else {})},
+            placement_strategy=resources.placement,
+        ),
+        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=0)),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _cause(error) from None
+    except ControllerError as error:
+        raise GroupLost(one_sentence(error.controller_failure)) from None
+
+
+def _cause(error: "WorkerGroupError") -> BaseException:
+    """What broke a group. When one worker is lost the others fail too, with broken connections."""
+    from slime_ray.runs import files
+    from slime_ray.training.outcome import DeviceFailure, OutOfMemory, one_sentence
+
+    failures = [_raised(failure) for failure in error.worker_failures.values()]
+    own = [failure for failure in failures if not is_loss(failure)]
+    # Where one says what is wrong, the others only wait for it in vain, or pass on what it said.
+    for failure in sorted(own, key=lambda failure: not isinstance(failure, DeviceFailure)):
+        if isinstance(failure, (DeviceFailure, InputError, OutOfMemory, RunError)) or files.storage_error(failure):
+            return failure
+    if own and len(own) == len(failures):
+        return own[0]
+    return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))
+
+
+def _raised(failure: Exception) -> BaseException:
+    """What a worker raised; Ray Train hands it over inside of an error of its own, with the traceback as text."""
+    inner = failure.args[0] if failure.args else None
+    return inner if isinstance(inner, BaseException) else failure
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error says that a process, a node or a connection was lost, rather than that the work is wrong."""
+    from torch.distributed import DistError
+
+    text = str(error).lower()
+    spoken = ("connection closed by peer", "connection reset", "gloo", "nccl", "socket", "broken pipe")
+    # What a worker raised itself arrives as it was; errors of Ray's own are about the worker.
+    return (
+        type(error).__module__.startswith("ray.")
+        or isinstance(error, DistError)
+        or (isinstance(error, (RuntimeError, ConnectionError)) and any(word in text for word in spoken))
+    )

@@ -1,38 +1,88 @@
 """The estimate itself: what an experiment's trials and stages come to, on a cluster, at a speed."""
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 
 from slime_ray.config.experiment import Experiment
+from slime_ray.config.judge import Llm
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.planning.disk import plan_disk
-from slime_ray.planning.judging import plan_judging
-from slime_ray.planning.material import Material
-from slime_ray.planning.memory import Memory, peak_memory
-from slime_ray.planning.plan import GIB, Cluster, Plan, PlanRow, refusals, warnings
-from slime_ray.planning.prices import Gpu, GpuPrices
-from slime_ray.planning.ranges import NOTHING, Range, total
-from slime_ray.planning.shapes import ModelShape
-from slime_ray.planning.speed import AssumedSpeed, MeasuredRates, MeasuredSpeed, Speed, seconds
+from slime_ray.planning.flops import Lengths
+from slime_ray.planning.footprint import Footprint, Memory, footprint, peak_memory
+from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
+from slime_ray.planning.plan import GIB, Cluster, Disk, Judging, Plan, PlanRow, refusals, warnings
+from slime_ray.planning.prices import GpuPrices, load_prices
+from slime_ray.planning.rates import End, MeasuredRates, Range, Rates, assumed_rates, measured_rates
 from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_of, shortened
-from slime_ray.planning.work import Amounts, TrialWork, reference, requests_an_answer, stages
+from slime_ray.planning.work import Amounts, TrialWork, requests_an_answer
 
 HOUR = 3600.0
+STEP = 256
+"""Tokens between two rows that are tried for one that fits."""
+ID_BYTES = 2.5
+"""Of a token id in a parquet file, about."""
+ANSWER_BYTES = 6.0
+"""Of a token of a prompt, an answer or the baseline's in answers.parquet, about."""
+TRIAL_BYTES = 120_000.0
+"""Of a trial's other files, about: curves, pairs, its row, a model's configuration."""
+CHARACTERS = 4.0
+"""Of a token of a judge's template, about."""
+SHOWN = Range(0.7, 1.0, 1.5)
+"""What a judge may read, next to what the data's own tokenizer counts."""
 
 
-@dataclass(frozen=True)
-class EstimateInputs:
-    """Everything an estimate needs, and no more. materials: by `material_key`. gpu: None where trials use none, or an
-    unknown one."""
+class Planner:
+    """What is known of an experiment's data and models, read once: for a plan, for a probe, and for the plan after it.
 
-    experiment: Experiment
-    cluster: Cluster
-    materials: dict[str, Material]
-    shapes: dict[str, ModelShape]
-    gpu: Gpu | None
-    prices: GpuPrices
-    measured: MeasuredRates | None = None
+    sample: of the data, for a probe; None where it was not read. Nothing is started, and nothing is downloaded. Raises
+    InputError for data or a model of which too little is known here.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        given: DataAssumptions = DataAssumptions(),  # noqa: B008
+        prices: GpuPrices | None = None,
+    ):
+        self.experiment, self.prices = experiment, prices or load_prices()
+        self.sample: Sample | None = None
+        self.materials: dict[str, Material] = {}
+        every = [settings for group in groups_of(experiment) for settings in group.settings]
+        for settings in [experiment.settings, *every, *extremes(experiment)]:
+            footprint(settings.model)
+            if (key := material_key(settings)) not in self.materials:
+                self.materials[key], sample = find_material(settings, given)
+                self.sample = self.sample or sample
+
+    def probed_sample(self) -> Sample:
+        """Of the data, or of random tokens where it was not read."""
+        settings = self.experiment.settings
+        material, vocabulary = self.materials[material_key(settings)], footprint(settings.model).sizes.vocabulary
+        return self.sample or made_up(material, vocabulary, settings.evaluation.decoding.batch)
+
+    def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
+        """The plan on a cluster, by the formula or as a probe measured it."""
+        return _Estimate(self, cluster, measured).plan()
+
+
+def plan_experiment(
+    experiment: Experiment,
+    *,
+    cluster: Cluster,
+    given: DataAssumptions = DataAssumptions(),  # noqa: B008
+    prices: GpuPrices | None = None,
+    measured: MeasuredRates | None = None,
+) -> Plan:
+    """What the experiment takes on a cluster.
+
+    given: of data that is not here. prices: None is the table that ships. measured: what a probe found; without it
+    times follow from the formula, on GPUs of the table alone. Raises InputError where too little is known; what does
+    not fit stands in the plan's refusals.
+    """
+    return Planner(experiment, given=given, prices=prices).plan(cluster, measured)
 
 
 def material_key(settings: Settings) -> str:
@@ -43,254 +93,300 @@ def material_key(settings: Settings) -> str:
     return fingerprint([settings.data, asked, tokens, settings.sft is None])
 
 
-def shape_key(settings: Settings) -> str:
-    """Changes with the model."""
-    return fingerprint([settings.model.source, settings.model.revision, settings.model.gguf_file])
-
-
-def estimate(known: EstimateInputs) -> Plan:
-    """The plan. Of the processor's time, too, where a probe has measured it."""
-    return _Estimate(known).plan()
-
-
 class _Estimate:
-    def __init__(self, known: EstimateInputs):
-        self.known, self.experiment = known, known.experiment
-        self.base = known.experiment.settings
-        self.wanted = known.experiment.resources
+    def __init__(self, known: Planner, cluster: Cluster, measured: MeasuredRates | None):
+        self.known, self.experiment, self.cluster, self.measured = known, known.experiment, cluster, measured
+        self.base, self.wanted = known.experiment.settings, known.experiment.resources
+        self.uses_gpu = self.wanted.gpu_per_worker > 0
+        self.gpu = known.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None
         self.groups = groups_of(self.experiment)
-        # The trials of a search are many and alike.
-        self.made: dict[tuple[str, int, int], TrialWork] = {}
-        search = next((group for group in self.groups if group.phase == "search"), None)
-        evaluations = self.base.training.evaluations
+        self.works = lru_cache(maxsize=None)(self._work)
         self.short = shortened(
-            self.experiment.early_stopping, trials=search.trials if search else 0, evaluations=evaluations
+            self.experiment.early_stopping,
+            trials=sum(group.trials for group in self.groups if group.phase == "search"),
+            evaluations=self.base.training.evaluations,
+        )
+
+    def plan(self) -> Plan:
+        material, measured, unknown = self.amounts(self.base).material, self.measured, []
+        rates, processor, basis = None, None, None
+        if measured:
+            rates, processor = (measured_rates(measured, clock, self.base, material) for clock in ("wall", "processor"))
+            basis = measured.basis
+        elif self.gpu:
+            share = min(1.0, self.wanted.gpu_per_worker)
+            model = footprint(self.base.model)
+            try:
+                rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.wanted.workers, share=share)
+            except ValueError as error:
+                unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
+        memory, limit = self._memory(self.base.data.row_budget(gpu=self.uses_gpu)), self._memory_limit()
+        sft = self.amounts(self.base).demonstrations
+        plan = Plan(
+            name=self.experiment.name,
+            rows=tuple(self._row(group, rates) for group in self.groups),
+            sft_tokens=sft.tokens if sft else 0.0,
+            cluster=self.cluster,
+            gpu=self.gpu,
+            prices=self.known.prices,
+            memory=memory,
+            memory_limit=limit,
+            row_that_fits=self._row_that_fits(limit) if limit and memory.peak > limit >= memory.answering else None,
+            disk=self._disk(),
+            judging=plan_judging(self.base, Range.of(self._requests), material),
+            measured=measured,
+            stopping=None if self.short is WHOLE else self.short.updates,
+            basis=basis,
+            stages=self._stages(rates) if rates else {},
+            told=self._told(material),
+        )
+        if rates:
+            plan = self._timed(plan, rates)
+        if processor:
+            plan = replace(plan, processor_seconds=Range.of(lambda end: self._processor(processor, end)))
+        return replace(
+            plan,
+            refusals=(*refusals(plan, self.experiment), *unknown),
+            warnings=tuple(warnings(plan, self.experiment)),
         )
 
     def amounts(self, settings: Settings) -> Amounts:
         material = self.known.materials[material_key(settings)]
-        return Amounts(settings, material, self.known.shapes[shape_key(settings)], workers=self.wanted.workers)
+        return Amounts(settings, material, footprint(settings.model), workers=self.wanted.workers)
 
-    def plan(self) -> Plan:
-        known, base = self.known, self.base
-        measured = known.measured
-        speeds: list[Speed] = []
-        unknown = None
-        if measured:
-            speeds = [MeasuredSpeed(measured, rates, base) for rates in (measured.wall, measured.processor)]
-        elif known.gpu and self.wanted.gpu_per_worker:
-            share = self.wanted.gpu_per_worker
-            shape = known.shapes[shape_key(base)]
-            try:
-                speeds = [AssumedSpeed(known.gpu, shape, base, workers=self.wanted.workers, share=share)]
-            except ValueError as error:
-                unknown = f"{error}. Set model.dtype: float32, or plan for another GPU."
-        amounts = self.amounts(base)
-        works = {group.name: [self._works(group, index) for index in range(group.trials)] for group in self.groups}
-        rows = [self._row(group, works[group.name], speeds[0] if speeds else None) for group in self.groups]
-        requests = self._requests(works)
-        material = amounts.material
-        memory = self._memory()
-        disk = plan_disk(
-            amounts,
-            trials=sum(group.trials for group in self.groups),
-            kept=self._kept(),
-            side_by_side=known.cluster.trials,
-            references=self._references(),
-            free=known.cluster.disk_free,
-        )
-        plan = Plan(
-            name=self.experiment.name,
-            rows=tuple(rows),
-            stages={},
-            sft_tokens=sft.tokens if (sft := stages(amounts)["sft"].training) else 0.0,
-            basis=speeds[0].basis if speeds else None,
-            cluster=known.cluster,
-            gpu=known.gpu,
-            prices=known.prices,
-            memory=memory,
-            measured=measured,
-            memory_limit=self._memory_limit(),
-            disk=disk,
-            judging=plan_judging(base, requests, prompt=material.prompts["report"].tokens, answer=material.answer),
-            stopping=None if self.short is WHOLE else self.short.updates,
-            told=self._told(material),
-        )
-        if speeds:
-            plan = self._timed(plan, works, speeds[0])
-        if len(speeds) > 1:
-            plan = replace(plan, processor_seconds=self._processor(works, speeds[1]))
-        return replace(
-            plan,
-            refusals=(*refusals(plan, self.experiment), *([unknown] if unknown else [])),
-            warnings=tuple(warnings(plan, self.experiment)),
-        )
+    def _work(self, name: str, number: int, seed: int, end: End) -> TrialWork:
+        """Trials of a search are many and alike, so each kind is made once."""
+        group = next(group for group in self.groups if group.name == name)
+        return self.amounts(group.settings[number]).trial(group.prompts, seed=seed, end=end)
 
-    def _works(self, group: Group, index: int) -> TrialWork:
-        number = index % len(group.settings)
-        key = (group.name, number, group.seeds[index])
-        if key not in self.made:
-            amounts = self.amounts(group.settings[number])
-            self.made[key] = amounts.trial(group.prompts, seed=group.seeds[index])
-        return self.made[key]
+    def _works(self, group: Group, end: End = "expected") -> list[TrialWork]:
+        return [
+            self.works(group.name, index % len(group.settings), seed, end) for index, seed in enumerate(group.seeds)
+        ]
 
     def _short(self, group: Group) -> Shortened:
         return self.short if group.phase == "search" else WHOLE
 
-    def _row(self, group: Group, works: Sequence[TrialWork], speed: Speed | None) -> PlanRow:
-        share = self._short(group).updates
-        tokens = share * sum(work.training.tokens for work in works)
-        updates = sum(work.training.updates for work in works) / len(works)
-        each = [self._trial(group, work, speed) for work in works] if speed else None
+    def _row(self, group: Group, rates: dict[End, Rates] | None) -> PlanRow:
+        share, works = self._short(group).updates, self._works(group)
+        tokens = sum(work.training.tokens for work in works)
         return PlanRow(
             name=group.name,
             phase=group.phase,
             trials=group.trials,
-            updates=updates,
-            tokens=tokens,
+            updates=sum(work.training.updates for work in works) / len(works),
+            tokens=Range.of(lambda end: share.at(end) * tokens),
             exact=share.low == share.high and all(work.training.exact for work in works),
             flops=share.expected * sum(work.training.flops for work in works),
-            seconds=total(each) * (1 / len(each)) if each else None,
+            seconds=Range.of(lambda end: sum(self._trials(group, rates, end)) / group.trials) if rates else None,
         )
 
-    def _trial(self, group: Group, work: TrialWork, speed: Speed) -> Range:
-        short = self._short(group)
-        whole = speed.loading() + speed.beside + (speed.process if self.wanted.workers > 1 else NOTHING)
-        return whole + short.updates * seconds(work.course, speed) + short.finished * seconds(work.end, speed)
+    def _trials(self, group: Group, rates: dict[End, Rates], end: End) -> list[float]:
+        """Seconds of each trial."""
+        rate, short = rates[end], self._short(group)
+        before = rate.load + rate.setup + (rate.process if self.wanted.workers > 1 else 0.0)
+        return [
+            before + short.updates.at(end) * rate.seconds(work.course) + short.finished.at(end) * rate.seconds(work.end)
+            for work in self._works(group, end)
+        ]
 
-    def _stages(self, speed: Speed) -> dict[str, Range]:
+    def _stages(self, rates: dict[End, Rates]) -> dict[str, Range]:
         amounts = self.amounts(self.base)
-        taken = {"tokens": speed.tokenizing(amounts.material)}
-        taken |= {name: seconds(work, speed) for name, work in stages(amounts).items()}
+        works = {end: {"tokens": {"example": amounts.material.examples}, **amounts.stages(end)} for end in rates}
         if self._references():
-            taken["reference"] = seconds(reference(amounts), speed)
-        return taken
+            for each in works.values():
+                each["reference"] = amounts.reference()
+        return {
+            name: Range.of(lambda end, name=name: rates[end].seconds(works[end][name]))  # type: ignore[misc]
+            for name in works["expected"]
+        }
 
     def _references(self) -> bool:
         every = [settings for group in self.groups for settings in group.settings]
         return any(settings.objective.build().needs_reference for settings in every)
 
-    def _timed(self, plan: Plan, works: dict[str, list[TrialWork]], speed: Speed) -> Plan:
-        taken = self._stages(speed)
-        jobs = {group.name: [self._trial(group, work, speed) for work in works[group.name]] for group in self.groups}
-        arms = [jobs[group.name] for group in self.groups if group.phase == "arm"]
-        # Seed by seed, as they are handed out.
-        first = [trial for seed in zip(*arms, strict=True) for trial in seed]
-        first += [trial for group in self.groups if group.phase == "search" for trial in jobs[group.name]]
-        last = [trial for group in self.groups if group.phase == "confirm" for trial in jobs[group.name]]
-        slots = max(1, self.known.cluster.trials)
-        one = self.wanted.workers == 1
-        time = speed.around + speed.process + total(taken.values()) + (speed.process if one else NOTHING)
-        time = time + speed.report(searched=self.experiment.search is not None)
-        time = time + _schedule(first, slots) + _schedule(last, slots)
-        busy = total([*taken.values(), *first, *last])
-        held = busy * (self.wanted.workers * self.wanted.gpu_per_worker / HOUR)
-        gpu, cluster = self.known.gpu, self.known.cluster
+    def _timed(self, plan: Plan, rates: dict[End, Rates]) -> Plan:
+        slots, one = max(1, self.cluster.trials), self.wanted.workers == 1
+
+        def trials(end: End) -> tuple[list[float], list[float]]:
+            """Those of arms and search in the order in which they are handed out, and confirmations."""
+            jobs = [(group.phase, self._trials(group, rates, end)) for group in self.groups]
+            # Arms go seed by seed.
+            arms = zip(*(seconds for phase, seconds in jobs if phase == "arm"), strict=True)
+            first = [trial for seed in arms for trial in seed]
+            first += [trial for phase, seconds in jobs if phase == "search" for trial in seconds]
+            return first, [trial for phase, seconds in jobs if phase == "confirm" for trial in seconds]
+
+        def time(end: End) -> float:
+            rate, (first, last) = rates[end], trials(end)
+            stages = sum(taken.at(end) for taken in plan.stages.values())
+            report = rate.report * (2 if self.experiment.search else 1)
+            start = rate.around + rate.process * (2 if one else 1)
+            return start + stages + report + schedule(first, slots) + schedule(last, slots)
+
+        def busy(end: End) -> float:
+            return sum(map(sum, trials(end))) + sum(taken.at(end) for taken in plan.stages.values())
+
+        gpu, held = self.gpu, self.wanted.workers * self.wanted.gpu_per_worker / HOUR
+        price = gpu.usd_per_hour if gpu else 0.0
+        whole = self.cluster.gpus * price / HOUR
         return replace(
             plan,
-            stages=taken,
-            time=time,
-            trial_seconds=total([*first, *last]),
-            gpu_hours=held if self.wanted.gpu_per_worker else None,
-            cost=held * gpu.usd_per_hour if gpu and self.wanted.gpu_per_worker else None,
-            cluster_cost=time * (cluster.gpus * gpu.usd_per_hour / HOUR) if gpu and cluster.gpus else None,
+            time=Range.of(time),
+            trial_seconds=Range.of(lambda end: sum(map(sum, trials(end)))),
+            gpu_hours=Range.of(lambda end: busy(end) * held) if held else None,
+            cost=Range.of(lambda end: busy(end) * held * price) if gpu and held else None,
+            cluster_cost=Range.of(lambda end: time(end) * whole) if gpu and self.cluster.gpus else None,
         )
 
-    def _processor(self, works: dict[str, list[TrialWork]], speed: Speed) -> Range:
+    def _processor(self, rates: dict[End, Rates], end: End) -> float:
         """Seconds of the processor that stages and trials take, with their processes' starts."""
-        trials = [self._trial(group, work, speed) for group in self.groups for work in works[group.name]]
         count = sum(group.trials for group in self.groups)
-        starts = 1 + (min(self.known.cluster.trials, count) if self.wanted.workers == 1 else 0)
-        return total([*self._stages(speed).values(), *trials, speed.process * starts])
+        starts = 1 + (min(self.cluster.trials, count) if self.wanted.workers == 1 else 0)
+        trials = sum(sum(self._trials(group, rates, end)) for group in self.groups)
+        return trials + sum(taken.at(end) for taken in self._stages(rates).values()) + rates[end].process * starts
 
-    def _requests(self, works: dict[str, list[TrialWork]]) -> Range:
-        first = self.base.evaluation.judge_first
-        parts = []
-        rated: dict[str, int] = {}
+    def _requests(self, end: End) -> float:
+        """Requests to a language model."""
+        first, each = self.base.evaluation.judge_first, requests_an_answer(self.base)
+        asked, rated = 0.0, dict[str, float]()
         for group in self.groups:
-            short, settings = self._short(group), group.settings[0]
-            on_the_way = float(sum(work.course.requests for work in works[group.name]))
-            parts.append(short.updates * on_the_way)
-            asked = float(sum(work.end.requests for work in works[group.name]))
-            share = short.finished
-            if group.phase == "search" and first is not None and asked:
-                few = min(1.0, first * requests_an_answer(self.base) * group.trials / asked)
-                share = share * Range(few, (1 + few) / 2, 1.0)
-            parts.append(share * asked)
-            if asked and requests_an_answer(settings) == 1:
+            short, works = self._short(group), self._works(group)
+            during, last = (float(sum(work.requests[part] for work in works)) for part in (0, 1))
+            share = short.finished.at(end)
+            if group.phase == "search" and first is not None and last:
+                few = min(1.0, first * each * group.trials / last)
+                share *= {"low": few, "expected": (1 + few) / 2, "high": 1.0}[end]
+            asked += short.updates.at(end) * during + share * last
+            if last and requests_an_answer(group.settings[0]) == 1:
                 # The baseline's answers are rated once, and found again by all later trials.
-                rated[group.prompts] = works[group.name][0].end.requests
-                if on_the_way:
-                    rated.setdefault("selection", self.amounts(settings).watched)
-        return total([*parts, Range.exactly(sum(rated.values()))])
+                rated[group.prompts] = works[0].requests[1]
+                if during:
+                    rated.setdefault("selection", self.amounts(group.settings[0]).watched)
+        return asked + sum(rated.values())
 
-    def _kept(self) -> int:
-        budget = self.experiment.budget
-        search = budget.trials if self.experiment.search else 0
-        kept = search if budget.checkpoints is None else min(search, budget.checkpoints)
-        return kept + sum(group.trials for group in self.groups if group.phase != "search")
+    def _disk(self) -> Disk:
+        """What the run may take. A trial in training holds its last checkpoint and writes the next one, each its
+        trained weights with two moments."""
+        amounts, budget = self.amounts(self.base), self.experiment.budget
+        material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
+        searched = sum(group.trials for group in self.groups if group.phase == "search")
+        kept = trials - searched + min(searched, searched if budget.checkpoints is None else budget.checkpoints)
+        asked = material.prompts.values()
+        held_out = material.held_out.count * material.held_out.tokens
+        tokens = sum(part.count * part.tokens for part in (material.sft, material.train)) + held_out
+        tokens += sum(each.count * each.tokens for each in asked)
+        answers = sum(each.turns for each in asked) * material.answer
+        answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in asked)
+        step0 = 4 * 8 * held_out + 16.0 * material.train.count * self._references()
+        return Disk(
+            {
+                "tokens and step 0": ID_BYTES * tokens + step0,
+                "the SFT checkpoint": footprint(self.base.sft_model).merged if self.base.sft else model.plain,
+                "answers": ANSWER_BYTES * answers,
+                "trained models": kept * model.saved,
+                "checkpoints": min(self.cluster.trials, trials) * 6 * model.trained,
+                "other results": trials * TRIAL_BYTES,
+            },
+            self.cluster.disk_free,
+        )
 
-    def _memory(self) -> Memory:
+    def _memory(self, row_budget: int) -> Memory:
         """The highest peak of all trials and of the SFT stage."""
         found = []
         for settings in extremes(self.experiment):
-            amounts = self.amounts(settings)
-            material, data, sft = amounts.material, settings.data, settings.sft
+            material, data, sft = self.amounts(settings).material, settings.data, settings.sft
             runs = [(settings, material.train, settings.training.pairs_per_update)]
-            if sft is not None:
+            # With the same adapters a row of demonstrations has fewer logits and nothing else.
+            if sft is not None and settings.sft_model != settings.model and material.sft.lengths:
                 stage = settings.model_copy(update={"model": settings.sft_model})
                 runs.append((stage, material.sft, sft.examples_per_update))
             prompts = [each.prompt for each in material.train.lengths] or [0]
             for run, part, per_update in runs:
                 longest = max((sum(each) for each in part.lengths), default=0) * part.scale
-                own = per_update * part.tokens / self.wanted.workers
-                memory = peak_memory(
-                    run,
-                    amounts.shape,
-                    gpu=self.wanted.gpu_per_worker > 0,
-                    workers=self.wanted.workers,
-                    sharded=self.wanted.strategy == "fsdp2" and self.wanted.workers > 1,
-                    # A whole update may be less than a row.
-                    row=max(longest, min(data.row_budget(gpu=self.wanted.gpu_per_worker > 0), 1.2 * own)),
-                    prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
+                # A whole update may be less than a row.
+                share = 1.2 * per_update * part.tokens / self.wanted.workers
+                found.append(
+                    peak_memory(
+                        run,
+                        gpu=self.uses_gpu,
+                        workers=self.wanted.workers,
+                        sharded=self.wanted.strategy == "fsdp2" and self.wanted.workers > 1,
+                        row=round(max(longest, min(row_budget, share))),
+                        pair=_mean(part.lengths),
+                        prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
+                    )
                 )
-                found.append(memory)
         return max(found, key=lambda memory: memory.peak)
+
+    def _row_that_fits(self, limit: float) -> int | None:
+        """Tokens of a micro-batch that would fit; None where none would."""
+        rows = range(STEP, self.base.data.row_budget(gpu=self.uses_gpu), STEP)
+        fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
+        return rows[fits - 1] if fits else None
 
     def _memory_limit(self) -> float | None:
         """Bytes that one worker may take."""
-        gpu, share = self.known.gpu, self.wanted.gpu_per_worker
-        if not share:
-            return self.known.cluster.memory
-        return gpu.memory_gib * GIB * min(1.0, share) if gpu else None
+        if not self.uses_gpu:
+            return self.cluster.memory
+        return self.gpu.memory_gib * GIB * min(1.0, self.wanted.gpu_per_worker) if self.gpu else None
 
     def _told(self, material: Material) -> tuple[str, ...]:
-        shape = self.known.shapes[shape_key(self.base)]
+        model: Footprint = footprint(self.base.model)
         told = [
-            f"The shape of the model is {shape.source}: {shape.weights / 1e9:.3g} billion weights.",
+            f"The shape of the model is {model.source}: {model.weights / 1e9:.3g} billion weights.",
             material.told + ".",
-        ]
-        told.append(
             f"Answers are taken to be as long as the data's completions, {material.answer:.0f} tokens on average; a "
-            "batch lasts as long as its longest."
-        )
+            "batch lasts as long as its longest.",
+        ]
+        if not model.packed:
+            told.append("Its pairs are taken for sequences of their own; where they can share rows it takes less.")
         if self.short is not WHOLE:
             told.append(
                 "Early stopping: from every rung halved to its share, over random order, to none stopped at all."
             )
-        return (*told, *self.known.cluster.told)
+        return (*told, *self.cluster.told)
 
 
-def _schedule(jobs: Sequence[Range], slots: int) -> Range:
-    """Until the last is done when each starts as soon as one of the slots is free."""
+def _mean(lengths: Sequence[Lengths]) -> Lengths:
+    return Lengths(*(round(sum(parts) / len(lengths)) for parts in zip(*lengths, strict=True)))
 
-    def span(lengths: Sequence[float]) -> float:
-        free = [0.0] * min(slots, max(1, len(lengths)))
-        for length in lengths:
-            heapq.heapreplace(free, free[0] + length)
-        return max(free)
 
-    low, expected, high = ([getattr(job, end) for job in jobs] for end in ("low", "expected", "high"))
-    # A later start can, rarely, end sooner.
-    spans = sorted((span(low), span(expected), span(high)))
-    return Range(*spans)
+def schedule(jobs: Sequence[float], slots: int) -> float:
+    """Seconds until the last is done when each starts as soon as one of the slots is free."""
+    free = [0.0] * min(slots, max(1, len(jobs)))
+    for length in jobs:
+        heapq.heapreplace(free, free[0] + length)
+    return max(free)
+
+
+def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
+    """What so many requests cost. The judge's own tokenizer is taken for the data's."""
+    judge = settings.evaluation.judge
+    if not isinstance(judge, Llm):
+        return Judging(settings.judge_identity)
+    shown = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
+    shown += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
+    most = float(judge.max_tokens)
+    answer = Range(min(100.0, most), min(400.0, most), most)
+    read = Range.of(lambda end: requests.at(end) * shown * SHOWN.at(end))
+    written = Range.of(lambda end: requests.at(end) * answer.at(end))
+    prices = judge.prices
+    cost = (
+        Range.of(lambda end: (read.at(end) * prices.input + written.at(end) * prices.output) * 1e-6) if prices else None
+    )
+    limits = (
+        ("requests", judge.budget.requests, requests.expected),
+        ("tokens", judge.budget.tokens, read.expected + written.expected),
+        ("cost", judge.budget.cost, cost.expected if cost else 0.0),
+    )
+    short = [(limit / wanted, name, limit) for name, limit, wanted in limits if limit is not None and wanted > limit]
+    budget = None
+    if short:
+        share, name, limit = min(short)
+        then = "trials stop with a checkpoint" if judge.on_failure == "stop" else "trials go on without verdicts"
+        budget = (
+            f"evaluation.judge.budget.{name} {limit:g} is spent after about {share:.0%} of the verdicts; then {then}. "
+            "Raise it, or lower evaluation.prompts, evaluation.selection_prompts or evaluation.judge_first."
+        )
+    return Judging(settings.judge_identity, requests, read, written, cost, budget)

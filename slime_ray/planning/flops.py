@@ -17,10 +17,20 @@ What is computed again to save memory (checkpointing, chunks of the head) does n
 computes and a mask then blanks, so no share of peak is flattered by them.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from torch import nn
+
+from slime_ray.errors import InputError
+
+FIRST_TO_READ = re.compile(
+    r"(^|\.)0\.[\w.]*\b(q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|Wqkv)(\.base_layer|\.lora_A\.\w+)?$"
+)
+"""Linear parts of the first layer that read what comes into it, and their adapters' part that does."""
 
 
 class Lengths(NamedTuple):
@@ -35,9 +45,9 @@ class Lengths(NamedTuple):
 class Sizes:
     """What the formulas need of a model: numbers of weights, and of its attention.
 
-    body, adapters: all of the body's. body_first, adapters_first: those among them that read the embeddings and pass no
-    gradient on. windows: each layer's window in positions, None for full attention. attention_width: query heads times
-    head size.
+    body, adapters: all of the body's, frozen and trained. body_first, adapters_first: those among them that read the
+    embeddings and pass no gradient on. windows: each layer's window in positions, None for full attention.
+    attention_width: query heads times head size.
     """
 
     body: int
@@ -47,7 +57,13 @@ class Sizes:
     hidden: int
     vocabulary: int
     attention_width: int
+    head_size: int
     windows: tuple[int | None, ...]
+
+    @property
+    def linear(self) -> int:
+        """All weights of the body's linear layers, adapters included."""
+        return self.body + self.adapters
 
 
 @dataclass(frozen=True)
@@ -133,26 +149,36 @@ def _seen_in_all(sizes: Sizes, layout: Layout) -> int:
 
 
 def sizes_of(lm: Any) -> Sizes:
-    """Sizes of a peft model whose body's linear layers all have adapters."""
-    config = lm.get_base_model().config
-    body = adapters = body_first = adapters_first = 0
-    for name, module in lm.named_modules():
-        if not hasattr(module, "lora_A"):
+    """Sizes of a causal language model of transformers, with or without adapters of peft.
+
+    Raises InputError for one without attention of the usual kind.
+    """
+    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    config = base.config.get_text_config()
+    ends = {id(base.get_output_embeddings()), id(base.get_input_embeddings())}
+    counted = {(trained, first): 0 for trained in (False, True) for first in (False, True)}
+    for name, module in base.get_decoder().named_modules():
+        weight: Any = getattr(module, "weight", None)
+        # Those of other kinds are norms, embeddings and convolutions; peft's layers hold linear ones.
+        other = weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding) or hasattr(module, "base_layer")
+        if other or id(module) in ends:
             continue
-        down = sum(part.weight.numel() for part in module.lora_A.values())
-        body += module.base_layer.weight.numel()
-        adapters += down + sum(part.weight.numel() for part in module.lora_B.values())
-        if ".layers.0." in name and name.endswith(("q_proj", "k_proj", "v_proj")):
-            body_first += module.base_layer.weight.numel()
-            adapters_first += down
+        # Nothing needs the gradient of what the first layer reads, unless the embeddings are trained.
+        first = bool(FIRST_TO_READ.search(name)) and not base.get_input_embeddings().weight.requires_grad
+        counted[weight.requires_grad, first] += weight.numel()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise InputError(f"A model of type {config.model_type} has no num_attention_heads: its cost is not known.")
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Sizes(
-        body=body,
-        adapters=adapters,
-        body_first=body_first,
-        adapters_first=adapters_first,
+        body=counted[False, False] + counted[False, True],
+        adapters=counted[True, False] + counted[True, True],
+        body_first=counted[False, True],
+        adapters_first=counted[True, True],
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
-        attention_width=config.num_attention_heads * config.head_dim,
+        attention_width=heads * head_size,
+        head_size=head_size,
         windows=tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds),
     )

@@ -4,18 +4,18 @@ given or known of it."""
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from slime_ray.config.settings import Data, Model, Settings
+from slime_ray.config.settings import Data, Settings
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Lengths
-from slime_ray.runs.facts import data_lines
+from slime_ray.runs.notes import data_notes
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
@@ -28,6 +28,10 @@ KNOWN_PAIRS = {("huggingfaceh4/ultrafeedback_binarized", "train_prefs"): 61_135}
 """Rows of hub data, as their cards say."""
 KNOWN_LENGTHS = {"huggingfaceh4/ultrafeedback_binarized": (180.0, 250.0, 250.0)}
 """Mean tokens of prompt, chosen and rejected in the tokens of a 3-4B model, about."""
+
+
+Ids = tuple[list[int], list[int], list[int]]
+"""Of prompt, chosen and rejected completion."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ class Sample:
     """Token ids of some of the data, for a probe: (prompt, chosen, rejected) of demonstrations and pairs, and prompts
     with their messages, which are empty where the tokens are made up."""
 
-    sft: list[tuple[list[int], list[int], list[int]]]
-    train: list[tuple[list[int], list[int], list[int]]]
+    sft: list[Ids]
+    train: list[Ids]
     prompts: list[list[int]]
     messages: list[Any]
 
@@ -115,8 +119,13 @@ class Material:
         """Tokens of the longest of so many answers, if they are as long as the data's completions."""
         quantile = 1 - 1 / (answers + 1)
         if isinstance(self.answers, float):
-            return self.answers * _spread(quantile)
+            return self.answers * math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
         return float(self.answers[min(len(self.answers) - 1, int(quantile * len(self.answers)))])
+
+    @property
+    def examples(self) -> int:
+        """All of them."""
+        return self.sft.count + self.train.count + self.held_out.count
 
     @property
     def answer(self) -> float:
@@ -124,13 +133,8 @@ class Material:
         return self.answers if isinstance(self.answers, float) else sum(self.answers) / len(self.answers)
 
 
-def _spread(quantile: float) -> float:
-    """A quantile of the log-normal distribution of mean 1 and width SPREAD."""
-    return math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
-
-
 def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material, Sample | None]:
-    """Count the data if it is at hand and nothing else was said of it. Raises InputError where not enough is known.
+    """Count the data if it is here and nothing else was said of it. Raises InputError where not enough is known.
 
     The sample is None where nothing was read.
     """
@@ -141,12 +145,8 @@ def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material,
             return read_material(settings)
         except InputError as error:
             raise InputError(f"{error} A plan can do without the data: --pairs N --lengths P,C,R.") from None
-    pairs, lengths = given.pairs, given.lengths
-    told = []
-    if lengths is None and (lengths := KNOWN_LENGTHS.get(data.train.lower())):
-        told.append("lengths of {:g}, {:g} and {:g} tokens, about those of this data".format(*lengths))
-    if pairs is None and (pairs := KNOWN_PAIRS.get((data.train.lower(), data.split))):
-        told.append(f"{pairs:,} pairs, as its card says")
+    lengths = given.lengths or KNOWN_LENGTHS.get(data.train.lower())
+    pairs = given.pairs or KNOWN_PAIRS.get((data.train.lower(), data.split))
     if lengths is None or (pairs is None and data.pairs is None):
         missing = missing_file(data.train)
         lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
@@ -154,12 +154,11 @@ def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material,
             f"data.train {data.train} is not read for a plan{'' if local else ', since it is not on this machine'}"
             f"{missing or ''}. {'Say' if missing is None else 'Correct it, or say'} how much it is with {lacking}."
         )
-    if given.lengths:
-        told.append("lengths of {:g}, {:g} and {:g} tokens as given".format(*lengths))
-    if given.pairs:
-        told.append(f"{pairs:,} pairs as given")
-    said = f"{data.train} was not read: {'; '.join(told)}" + ("" if pairs else f"; data.pairs {data.pairs} of them")
-    return assumed_material(settings, pairs, lengths, said), None
+    told = "lengths of {:g}, {:g} and {:g} tokens".format(*lengths)
+    told += " as given" if given.lengths else ", about those of this data"
+    told += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
+    told += "" if pairs else f"; data.pairs {data.pairs} of them"
+    return assumed_material(settings, pairs, lengths, f"{data.train} was not read: {told}"), None
 
 
 def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float, float, float], told: str) -> Material:
@@ -231,13 +230,11 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         "strict": data.strict,
     }
 
-    def tokenized(part: Any, tokenize: Any) -> tuple[DataPart, list[tuple[list[int], list[int], list[int]]]]:
+    def tokenized(part: Any, tokenize: Any) -> tuple[DataPart, list[Ids]]:
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
         columns = tokenize(some, tokenizer, **limits).table.to_pydict()
         rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])
-        ids: list[tuple[list[int], list[int], list[int]]] = list(
-            zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True)
-        )
+        ids: list[Ids] = list(zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True))
         lengths = tuple(Lengths(*map(len, each)) for each in ids)
         # Some are dropped, such as those without room for a completion.
         count = len(ids) if len(some) == len(part) else round(len(part) * len(ids) / len(some))
@@ -250,6 +247,10 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     seconds = time.perf_counter() - clock[0], time.process_time() - clock[1]
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
     asked = prompts["selection"]
+    every = all(part.counted for part in (sft, train, held_out))
+    how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
+    whose = settings.model.tokenizer or settings.model.source
+    told = f"{data.train} was read with the tokenizer of {whose}: tokens are {how}"
     material = Material(
         sft=sft,
         train=train,
@@ -262,9 +263,9 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
             )
             for name, some in prompts.items()
         },
-        answers=_completions([*train.lengths, *held_out.lengths]),
+        answers=tuple(sorted(n for each in (*train.lengths, *held_out.lengths) for n in each[1:])),
         seconds=seconds,
-        told=". ".join([_told(data, settings.model, [sft, train, held_out]), *map(_unended, data_lines(corpus.read))]),
+        told=". ".join([told, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
     )
     sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
     return material, sample
@@ -272,7 +273,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
 
 def _check_declared(
     settings: Settings,
-    parts: Mapping[str, Sequence[tuple[list[int], list[int], list[int]]]],
+    parts: Mapping[str, Sequence[Ids]],
     prompts: Mapping[str, Any],
 ) -> None:
     """Raise InputError for ids and positions that the model's configuration does not have, where it is at hand."""
@@ -295,32 +296,13 @@ def _check_declared(
             limits.check_answer(len(ids), answer, f"{name} prompt {number}")
 
 
-def _completions(lengths: Iterable[Lengths]) -> tuple[int, ...]:
-    return tuple(sorted(tokens for each in lengths for tokens in (each.chosen, each.rejected)))
-
-
-def _unended(sentence: str) -> str:
-    return sentence.removesuffix(".")
-
-
-def _told(data: Data, model: Model, parts: Sequence[DataPart]) -> str:
-    every = all(part.counted for part in parts)
-    tokenizer = model.tokenizer or model.source
-    how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
-    return f"{data.train} was read with the tokenizer of {tokenizer}: tokens are {how}"
-
-
 def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:
-    """A sample of random tokens as long as the material's examples are, where there is no data to take it from."""
+    """Random tokens as long as the material's examples on average, for a probe where the data is not here."""
     chance = random.Random(0)
 
-    def ids(length: float) -> list[int]:
-        return [chance.randrange(vocabulary) for _ in range(max(1, round(length)))]
+    def some(part: DataPart, count: int) -> list[Ids]:
+        mean = [round(part.scale * sum(lengths) / len(part.lengths)) for lengths in zip(*part.lengths, strict=True)]
+        return [tuple(chance.choices(range(vocabulary), k=length) for length in mean) for _ in range(count)]  # type: ignore[misc]
 
-    def some(part: DataPart) -> list[tuple[list[int], list[int], list[int]]]:
-        wanted = min(PROBED, part.count)
-        lengths = [part.lengths[index % len(part.lengths)] for index in range(wanted)] if part.lengths else []
-        return [(ids(each.prompt), ids(each.chosen), ids(each.rejected) if each.rejected else []) for each in lengths]
-
-    asked = material.prompts["selection"]
-    return Sample(some(material.sft), some(material.train), [ids(asked.tokens) for _ in range(prompts)], [])
+    sft, train = (some(part, min(PROBED, part.count)) for part in (material.sft, material.train))
+    return Sample(sft, train, [prompt for prompt, *_ in some(material.train, prompts)], [])

@@ -6,12 +6,9 @@ from typing import Any
 
 from slime_ray.config.experiment import Experiment, Phase
 from slime_ray.errors import InputError
-from slime_ray.planning.disk import Disk
-from slime_ray.planning.judging import Judging
-from slime_ray.planning.memory import Memory
+from slime_ray.planning.footprint import Memory
 from slime_ray.planning.prices import Gpu, GpuPrices
-from slime_ray.planning.ranges import NOTHING, Range, total
-from slime_ray.planning.speed import MeasuredRates
+from slime_ray.planning.rates import MeasuredRates, Range
 from slime_ray.planning.tables import table
 
 GIB = 2**30
@@ -53,39 +50,66 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """Bytes that a run writes at most. parts: by what they are of. free: None where that is not known."""
+
+    parts: Mapping[str, float]
+    free: int | None
+
+    @property
+    def wanted(self) -> float:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What judging takes. judge: as results name it. requests: to a language model. cost: None without prices. budget:
+    what a budget that is too small does, as a sentence."""
+
+    judge: str
+    requests: Range = Range.exactly(0.0)  # noqa: RUF009
+    input_tokens: Range = Range.exactly(0.0)  # noqa: RUF009
+    output_tokens: Range = Range.exactly(0.0)  # noqa: RUF009
+    cost: Range | None = None
+    budget: str | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the experiment takes. Times are seconds; None where no speed is known.
 
     stages: of each shared stage. time: of the whole sweep. trial_seconds: of all trials together. processor_seconds: of
     stages and trials, where a probe was made. memory_limit: bytes that a worker may take; None where that is not known.
-    cost: of the hours of GPUs that trials and stages hold; cluster_cost: of all the cluster's GPUs for the whole time.
-    stopping: share of the search's updates that early stopping leaves. told: what was assumed, as sentences. refusals:
-    what does not fit, each with the way out.
+    row_that_fits: tokens of a row that would fit, where the budget's does not. cost: of the hours of GPUs that trials
+    and stages hold; cluster_cost: of all the cluster's GPUs for the whole time. stopping: share of the search's updates
+    that early stopping leaves. told: what was assumed, as sentences. refusals: what does not fit, with the way out.
     """
 
     name: str
     rows: tuple[PlanRow, ...]
-    stages: Mapping[str, Range]
     sft_tokens: float
-    basis: str | None
     cluster: Cluster
     gpu: Gpu | None
     prices: GpuPrices
     memory: Memory
-    measured: MeasuredRates | None
     memory_limit: float | None
+    row_that_fits: int | None
     disk: Disk
     judging: Judging
+    measured: MeasuredRates | None
     stopping: Range | None
-    told: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    refusals: tuple[str, ...] = ()
+    basis: str | None
+    stages: Mapping[str, Range]
     time: Range | None = None
     trial_seconds: Range | None = None
     gpu_hours: Range | None = None
     cost: Range | None = None
     cluster_cost: Range | None = None
     processor_seconds: Range | None = None
+    told: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:
@@ -95,11 +119,11 @@ class Plan:
     @property
     def tokens(self) -> Range:
         """Of preference training, in all trials."""
-        return total(row.tokens for row in self.rows)
+        return Range.of(lambda end: sum(row.tokens.at(end) for row in self.rows))
 
     @property
     def peak(self) -> float:
-        """Bytes of a worker's memory: as a probe saw it, else by formula."""
+        """Bytes of a worker's memory: as a probe saw it, else as counted."""
         # A probe's answers are short.
         return max(self.measured.peak_bytes, self.memory.answering) if self.measured else self.memory.peak
 
@@ -112,25 +136,22 @@ class Plan:
         """As JSON has it."""
         values = asdict(self)
         values["prices"] = {"date": self.prices.date, "place": self.prices.place}
-        return values | {"trials": self.trials, "tokens": self.tokens.as_dict(), "peak_bytes": self.peak}
+        return values | {"trials": self.trials, "tokens": asdict(self.tokens), "peak_bytes": self.peak}
 
     def text(self) -> str:
         """To be read."""
-        return "\n\n".join(filter(None, (self._table(), self._figures(), self._notes())))
+        notes = [f"- {note}" for note in self.told] + [f"- Warning: {warning}" for warning in self.warnings]
+        return "\n\n".join(filter(None, (self._table(), self._figures(), "\n".join(notes))))
 
     def _table(self) -> str:
         titles = ("what", "trials", "updates each", "training tokens", "FLOP", "time each")
         stage = [("SFT stage", "", "", f"{self.sft_tokens:,.0f}", "", _time(self.stages.get("sft")))]
         rows = [
-            (
-                row.name, f"{row.trials}", f"{row.updates:,.0f}", _tokens(row), f"{row.flops:.2e}",
-                _time(row.seconds),
-            )
+            (row.name, f"{row.trials}", f"{row.updates:,.0f}", _tokens(row), f"{row.flops:.2e}", _time(row.seconds))
             for row in self.rows
-        ]  # fmt: skip
+        ]
         flops = sum(row.flops for row in self.rows)
-        tokens = f"{self.tokens.expected:,.0f}"
-        every = [("all trials", f"{self.trials}", "", tokens, f"{flops:.2e}", "")]
+        every = [("all trials", f"{self.trials}", "", f"{self.tokens.expected:,.0f}", f"{flops:.2e}", "")]
         return f"{self.name}: nothing was started.\n\n" + table(
             titles, [*(stage if self.sft_tokens else []), *rows, *every]
         )
@@ -138,20 +159,20 @@ class Plan:
     def _figures(self) -> str:
         cluster = self.cluster
         at_a_time = "one trial at a time" if cluster.trials == 1 else f"{cluster.trials} trials side by side"
+        stopping = self.stopping
         lines = [
-            ("time", f"{_time(self.time)} on {cluster.where}, {at_a_time}"
-             if self.time else NO_TIME),
+            ("time", f"{_time(self.time)} on {cluster.where}, {at_a_time}" if self.time else NO_TIME),
             ("speed", self.basis or ""),
             ("GPU-hours", _figure(self.gpu_hours, ".3g")),
             ("cost", self._cost()),
             ("memory", self._memory()),
             ("disk", self._disk()),
             ("judge", self._judge()),
-            ("stopping", "" if self.stopping is None else
-             f"early stopping leaves {self.stopping.expected:.0%} ({self.stopping.low:.0%} to "
-             f"{self.stopping.high:.0%}) of the search's updates"),
+            ("stopping", "" if stopping is None else
+             f"early stopping leaves {stopping.expected:.0%} ({stopping.low:.0%} to {stopping.high:.0%}) of the "
+             "search's updates"),
         ]  # fmt: skip
-        return "\n".join(f"{name:<10}{said}" for name, said in lines if said)
+        return "\n".join(f"{name:<10}{value}" for name, value in lines if value)
 
     def _cost(self) -> str:
         if self.cost is None or self.gpu is None:
@@ -165,17 +186,17 @@ class Plan:
         )
 
     def _memory(self) -> str:
-        of = f" of {self.memory_limit / GIB:.1f} GiB" if self.memory_limit else ""
+        limit = f" of {self.memory_limit / GIB:.1f} GiB" if self.memory_limit else ""
         if self.measured:
-            return f"{self.peak / GIB:.1f} GiB{of} a worker, as measured"
+            return f"{self.peak / GIB:.1f} GiB{limit} a worker, as measured"
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.memory.parts.items() if size > 0.05 * GIB)
-        return f"{self.memory.peak / GIB:.1f} GiB{of} a worker: {parts}"
+        return f"{self.memory.peak / GIB:.1f} GiB{limit} a worker: {parts}"
 
     def _disk(self) -> str:
         free = "" if self.disk.free is None else f" of {_size(self.disk.free)} free"
         parts = sorted(self.disk.parts.items(), key=lambda part: -part[1])
-        said = ", ".join(f"{name} {_size(size)}" for name, size in parts if size > 0.02 * self.disk.wanted)
-        return f"at most {_size(self.disk.wanted)}{free}: {said}"
+        largest = ", ".join(f"{name} {_size(size)}" for name, size in parts if size > 0.02 * self.disk.wanted)
+        return f"at most {_size(self.disk.wanted)}{free}: {largest}"
 
     def _judge(self) -> str:
         judging = self.judging
@@ -186,10 +207,6 @@ class Plan:
             f"{judging.judge}: {_figure(judging.requests, ',.0f')} requests, about "
             f"{judging.input_tokens.expected:,.0f} tokens in and {judging.output_tokens.expected:,.0f} out{cost}"
         )
-
-    def _notes(self) -> str:
-        said = [*(f"- {sentence}" for sentence in self.told), *(f"- Warning: {said}" for said in self.warnings)]
-        return "\n".join(said)
 
 
 def refusals(plan: Plan, experiment: Experiment) -> list[str]:
@@ -216,9 +233,8 @@ def refusals(plan: Plan, experiment: Experiment) -> list[str]:
 def _too_little_memory(plan: Plan, limit: float, row_budget: int) -> str:
     room = f"{limit / GIB:.1f} GiB that {f'a worker has of an {plan.gpu.name}' if plan.gpu else 'a process has here'}"
     ways = "lower evaluation.decoding.batch" if plan.memory.answering > limit else "lower data.row_tokens"
-    fits = plan.memory.row_that_fits(limit)
-    if fits is not None and fits < row_budget:
-        ways += f" ({fits} would do, if no pair is longer)"
+    if plan.row_that_fits is not None and plan.row_that_fits < row_budget:
+        ways += f" ({plan.row_that_fits} would do, if no pair is longer)"
     return (
         f"A worker needs about {plan.peak / GIB:.1f} GiB, more than the {room}. Ways out: {ways}; set "
         "training.gradient_checkpointing; train adapters (model.lora); divide the model among more workers with "
@@ -229,23 +245,24 @@ def _too_little_memory(plan: Plan, limit: float, row_budget: int) -> str:
 def warnings(plan: Plan, experiment: Experiment) -> list[str]:
     """What fits and will yet not go as the experiment says, as sentences."""
     found = [plan.judging.budget] if plan.judging.budget else []
-    budget = experiment.budget
-    price = budget.price_per_gpu_hour
-    costs = [plan.gpu_hours * price if plan.gpu_hours and price else None, plan.judging.cost]
+    budget, hours = experiment.budget, plan.gpu_hours
+    bill = hours.expected * budget.price_per_gpu_hour if hours and budget.price_per_gpu_hour else 0.0
     for name, limit, wanted in (
-        ("hours", budget.hours, plan.time and plan.time * (1 / 3600)),
-        ("gpu_hours", budget.gpu_hours, plan.gpu_hours),
-        ("judge_calls", budget.judge_calls, plan.judging.requests),
-        ("cost", budget.cost, total(cost for cost in costs if cost is not None)),
+        ("hours", budget.hours, plan.time.expected / 3600 if plan.time else 0.0),
+        ("gpu_hours", budget.gpu_hours, hours.expected if hours else 0.0),
+        ("judge_calls", budget.judge_calls, plan.judging.requests.expected),
+        ("cost", budget.cost, bill + (plan.judging.cost.expected if plan.judging.cost else 0.0)),
     ):
-        if limit is not None and wanted is not None and wanted.expected > limit:
+        if limit is not None and wanted > limit:
             found.append(
                 f"budget.{name} {limit:g} ends it before all trials have run, which takes about "
-                f"{wanted.expected:.3g}. With a larger one it goes on with --resume."
+                f"{wanted:.3g}. With a larger one it goes on with --resume."
             )
     side_by_side = experiment.resources.concurrent_trials
     if side_by_side != "auto" and side_by_side > plan.cluster.trials:
         found.append(f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time.")
+    if plan.gpu and plan.gpu.bf16_tflops and (cost := experiment.settings.model.float32_cost(plan.gpu.name)):
+        found.append(cost)
     return found
 
 
@@ -253,7 +270,7 @@ def _tokens(row: PlanRow) -> str:
     tokens = row.tokens
     if tokens.low == tokens.high:
         return f"{tokens.expected:,.0f}" if row.exact else f"about {tokens.expected:,.0f}"
-    return f"{tokens.expected:,.0f} ({tokens.low:,.0f} to {tokens.high:,.0f})"
+    return _figure(tokens, ",.0f")
 
 
 def _time(value: Range | None) -> str:
@@ -262,12 +279,12 @@ def _time(value: Range | None) -> str:
         return ""
     units = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
     unit, size = next((each for each in units if value.expected >= 2 * each[1]), units[-1])
-    low, expected, high = (f"{number / size:.3g}" for number in (value.low, value.expected, value.high))
-    return f"{expected} {unit} ({low} to {high})" if low != high else f"{expected} {unit}"
+    expected, *ends = _figure(Range.of(lambda end: value.at(end) / size), ".3g").partition(" ")
+    return f"{expected} {unit}{''.join(ends)}"
 
 
 def _figure(value: Range | None, form: str) -> str:
-    if value is None or value == NOTHING:
+    if value is None or not value.high:
         return ""
     low, expected, high = (f"{number:{form}}" for number in (value.low, value.expected, value.high))
     return f"{expected} ({low} to {high})" if low != high else expected

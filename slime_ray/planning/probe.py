@@ -25,12 +25,12 @@ from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import add_lora
+from slime_ray.model.lora import make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
+from slime_ray.planning.footprint import CONTEXT
 from slime_ray.planning.material import Sample
-from slime_ray.planning.memory import CONTEXT
-from slime_ray.planning.speed import Rates
+from slime_ray.planning.rates import PROBED, Rates
 from slime_ray.training.policies import row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.training.worker import reset_process
@@ -102,13 +102,13 @@ def probe(
     reset_process(seed=0, threads=threads)
     timed: dict[str, Clock] = {"process": _since(started)}
     clock, model = now(), settings.model
-    lm = load_model(model, seed=0)
+    stage = settings.sft_model if settings.sft and not sharded else model
+    lm = load_model(stage, seed=0)
     timed["load"] = _since(clock)
     tokenizer = load_tokenizer(model)
     run = _Runs(settings, scratch)
 
-    stage = settings.sft_model if settings.sft and not sharded else model
-    lm = add_lora(lm, stage.lora) if stage.lora else lm
+    lm = make_trainable(lm, stage.lora)
     policy = to_device(make_policy(lm, stage), sharded=sharded)
     if settings.sft and sample.sft:
         demonstrations = [TokenPair(*ids) for ids in sample.sft]
@@ -119,7 +119,7 @@ def probe(
         base, copied = _copied(lm.merge_and_unload() if stage.lora else lm, settings, scratch)
         timed["load"] = copied or timed["load"]
         del policy, lm
-        policy = to_device(make_policy(add_lora(base, model.lora) if model.lora else base, model), sharded=False)
+        policy = to_device(make_policy(make_trainable(base, model.lora), model), sharded=False)
     _forget_peaks()
 
     pairs = [TokenPair(*ids) for ids in sample.train]
@@ -141,9 +141,7 @@ def probe(
     )
     timed["verdict"] = _judging(settings, sample, answers, scratch)
     timed["save"] = _took(lambda: _save(policy, scratch / "model"))
-    wall, processor = (
-        Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in Rates.__dataclass_fields__}) for kind in (0, 1)
-    )
+    wall, processor = (Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in PROBED}) for kind in (0, 1))
     World.current().broadcast(None)
     return ProbeResult(wall, processor, _peak_bytes(), _device())
 
@@ -186,7 +184,6 @@ class _Runs:
             seed=0,
             scratch=self.scratch / "trainer",
             after_update=after_update,
-            bf16=settings.model.dtype == "bfloat16",
             gradient_checkpointing=settings.training.gradient_checkpointing,
             dropout=settings.model.dropout,
         )
@@ -263,7 +260,7 @@ def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, Clock | No
     lm.config.save_pretrained(folder)
     save_model(lm, str(folder / "model.safetensors"), metadata={"format": "pt"})
     clock = now()
-    copy = load_checkpoint(folder, dtype=settings.model.dtype)
+    copy = load_checkpoint(folder, dtype=settings.model.weights_dtype)
     return copy, _since(clock)
 
 

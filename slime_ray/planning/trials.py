@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from slime_ray.config.experiment import EarlyStopping, Experiment, Phase, PromptSet
 from slime_ray.config.points import path_of
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.planning.ranges import Range
+from slime_ray.planning.rates import Range
 
 SEARCH_SEED = 1000
 """Of the search's trials, as `on_ray.plan` has it."""

@@ -63,7 +63,7 @@ def taken(
     if resume:
         manifest = _resumed(run, experiment, seed, study)
         refuse_other_inputs(run, manifest, **inputs)
-        manifest |= {key: (manifest.get(key) or {}) | found for key, found in inputs.items()}
+        manifest |= {key: (manifest.get(key) or {}) | hashes for key, hashes in inputs.items()}
     else:
         manifest = _fresh(run, experiment, source, seed, study, inputs)
     lock = FileLock(run / LOCK)
@@ -172,10 +172,10 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
         )
     if not set(seeds) <= set(experiment.seeds):
-        had, given, both = map(_listed, (seeds, experiment.seeds, {*seeds, *experiment.seeds}))
+        earlier, present, both = map(_listed, (seeds, experiment.seeds, {*seeds, *experiment.seeds}))
         raise InputError(
-            f"{run} has the seeds {had}, and those that are given now, {given}, leave some of them out. A run may be "
-            f"given more seeds, never fewer: --seeds {both}"
+            f"{run} has the seeds {earlier}, and those that are given now, {present}, leave some of them out. A run "
+            f"may be given more seeds, never fewer: --seeds {both}"
         )
     if Design.of(manifest) != experiment.design:
         raise InputError(
@@ -199,8 +199,12 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"{run} has its study {where}. " + ("Leave --study out." if study else "Give that database with --study.")
         )
     # More seeds, or trials, make it another run from here on; the rest is as it was.
-    said = {"experiment": experiment.model_dump(mode="json"), "seeds": experiment.seeds}
-    return manifest | said | {"fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+    changes = {"experiment": experiment.model_dump(mode="json"), "seeds": experiment.seeds}
+    return (
+        manifest
+        | changes
+        | {"schema": results.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+    )
 
 
 def refuse_other_inputs(
@@ -235,13 +239,13 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in VERSIONS:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def now() -> str:

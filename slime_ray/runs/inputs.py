@@ -35,7 +35,7 @@ def files_of(settings: Settings) -> dict[str, Path]:
     """The files and folders of this machine that a trial of these settings reads, by the setting that names them."""
     model, data, evaluation = settings.model, settings.data, settings.evaluation
     judge = evaluation.judge
-    given = {
+    places = {
         "data.train": None if data.task else data.train,
         "evaluation.questions": evaluation.questions,
         "model.source": None if model.task else model.source,
@@ -43,8 +43,8 @@ def files_of(settings: Settings) -> dict[str, Path]:
         "model.chat_template": model.chat_template,
         "evaluation.judge.model": judge.model if isinstance(judge, RewardModel) else None,
     }
-    found = {setting: Path(path).expanduser() for setting, path in given.items() if path}
-    return {setting: path for setting, path in found.items() if path.exists()}
+    paths = {setting: Path(path).expanduser() for setting, path in places.items() if path}
+    return {setting: path for setting, path in paths.items() if path.exists()}
 
 
 def all_settings(experiment: Experiment) -> list[Settings]:
@@ -195,14 +195,14 @@ def _code(all_settings: Iterable[Settings], names: Iterable[str]) -> dict[str, s
     for settings in all_settings:
         judge = settings.evaluation.judge
         wanted |= {settings.objective.name, str(judge.scorer) if isinstance(judge, Exact) else ""}
-    found = {}
+    hashes = {}
     for name in sorted(name for name in wanted if ":" in name):
         module = name.partition(":")[0]
         files = _modules(module)
         if module in files:
-            found[name] = _digest(files.pop(module))
-        found |= {inner: _digest(file) for inner, file in files.items()}
-    return found
+            hashes[name] = _digest(files.pop(module))
+        hashes |= {inner: _digest(file) for inner, file in files.items()}
+    return hashes
 
 
 def _modules(module: str) -> dict[str, Path]:
@@ -214,12 +214,12 @@ def _modules(module: str) -> dict[str, Path]:
     package = home.parent if home.name == "__init__.py" else home
     installed = _is_installed(package)
     root = package if installed else (package.parent if package != home else home.parent)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     left = [module]
     while left:
         name = left.pop()
         above = _file_of(name.partition(".")[0])
-        if name in found or above is None or not (above == root or root in above.parents):
+        if name in files or above is None or not (above == root or root in above.parents):
             continue
         if _is_installed(above) and not installed:
             # An environment may lie in the user's own folder.
@@ -229,12 +229,12 @@ def _modules(module: str) -> dict[str, Path]:
             continue
         if (file := _file_of(name)) is None:
             continue
-        found[name] = file
+        files[name] = file
         is_package = file.name == "__init__.py"
         left += _imports(file, name if is_package else name.rpartition(".")[0])
         if "." in name:
             left.append(name.rpartition(".")[0])
-    return found
+    return files
 
 
 def _is_installed(path: Path) -> bool:

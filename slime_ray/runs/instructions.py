@@ -52,11 +52,11 @@ class Instructions:
         clones: list[Clone] = []
         for file in sorted((run / FOLDER).glob("*.json"), key=lambda file: (len(file.stem), file.stem)):
             try:
-                said = json.loads(file.read_text(encoding="utf-8"))
+                content = json.loads(file.read_text(encoding="utf-8"))
                 if match := _STOP.fullmatch(file.stem):
-                    stops[match[1]] = str(said["reason"])
+                    stops[match[1]] = str(content["reason"])
                 elif _CLONE.fullmatch(file.stem):
-                    clones.append(Clone(file.stem, str(said["of"]), dict(said["values"])))
+                    clones.append(Clone(file.stem, str(content["of"]), dict(content["values"])))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return cls(stops, clones)
@@ -88,7 +88,7 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
     try:
         Settings.model_validate(with_values(experiment.base, values))
     except ValidationError as error:
-        keys, sentence = explain(error, Settings)
+        keys, sentence = explain(error, Settings)[0]
         raise InputError(f"--set: {sentence}{'' if keys else '.'}") from None
     folder = _folder(run)
     taken = [match for file in folder.glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
@@ -107,7 +107,7 @@ def _values_of(run: Path, trial_id: str) -> dict[str, Any]:
     """What a trial sets over base, whether it has finished, runs, or was asked for."""
     row = _finished(run, trial_id)
     if row is not None:
-        return dict(json.loads(row["settings"] or "{}"))
+        return dict(json.loads(row["overrides"] or "{}"))
     for clone in Instructions.read(run).clones:
         if clone.trial_id == trial_id:
             return clone.values

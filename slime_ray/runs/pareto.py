@@ -26,9 +26,9 @@ def dominators(points: Points) -> npt.NDArray[np.int64]:
         block = points[start : start + AT_ONCE]
         as_good = np.ones((len(block), len(points)), dtype=bool)
         better = np.zeros_like(as_good)
-        for goal, own in zip(points.T, block.T, strict=True):
-            as_good &= goal >= own[:, None]
-            better |= goal > own[:, None]
+        for goal, values in zip(points.T, block.T, strict=True):
+            as_good &= goal >= values[:, None]
+            better |= goal > values[:, None]
         counts.append(np.count_nonzero(as_good & better, axis=1))
     return np.concatenate(counts)
 

@@ -71,17 +71,17 @@ def redact(value: Any) -> Any:
     for address in _addresses:
         for spelling in _spellings(address):
             value = value.replace(spelling, _masked_address(address))
-    return _RUN.sub(lambda found: _masked_address(found[0]), value)
+    return _RUN.sub(lambda match: _masked_address(match[0]), value)
 
 
 def redact_sentence(text: str) -> str:
     """Prose with every secret masked that it may quote: of addresses, the environment, headers and assignments."""
     for secret, shown in sorted(_known(), key=lambda pair: -len(pair[0])):
         text = text.replace(secret, shown)
-    text = _RUN.sub(lambda found: _masked_address(found[0]), text)
+    text = _RUN.sub(lambda match: _masked_address(match[0]), text)
     text = _SPACED_PASSWORD.sub(f"{_MASK}@", text)
     text = _BEARER.sub(rf"\1{_MASK}", text)
-    return _ASSIGNED.sub(lambda found: f"{found[1]}{found[2]}{_MASK}" if _is_secret(found[1]) else found[0], text)
+    return _ASSIGNED.sub(lambda match: f"{match[1]}{match[2]}{_MASK}" if _is_secret(match[1]) else match[0], text)
 
 
 def shown_address(address: str) -> str:

@@ -24,7 +24,10 @@ from slime_ray.runs import files
 from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
 
-RUN_SCHEMA = "run-v1"
+RUN_SCHEMA = "run-v2"
+READABLE = ("run-v1", RUN_SCHEMA)
+_RENAMED = {"settings": "overrides", "config": "settings"}
+"""Columns of run-v1, and what they are called now."""
 
 _TEXT, _NUMBER, _COUNT, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -38,8 +41,8 @@ TRIAL_SCHEMA = pa.schema(
         "reason": _TEXT,  # one sentence for anything but completed
         "alarm": _TEXT,  # the sentinel's first, with its step; null where there was none
         "objective": _TEXT,
-        "settings": _TEXT,  # JSON: what this trial set over base, by path
-        "config": _TEXT,  # JSON: its complete settings
+        "overrides": _TEXT,  # JSON: what this trial set over base, by path
+        "settings": _TEXT,  # JSON: its complete settings
         "config_hash": _TEXT,
         "prompt_set": _TEXT,  # selection or report
         "judge": _TEXT,
@@ -64,6 +67,7 @@ TRIAL_SCHEMA = pa.schema(
         "updates": _COUNT,
         "planned_updates": _COUNT,  # what it would have made had nothing stopped it
         "tokens": _COUNT,  # training tokens that were not padding
+        "row_tokens": _COUNT,  # budget of a row at the end of training; below data.row_tokens where memory ran out
         "train_seconds": _NUMBER,
         "evaluation_seconds": _NUMBER,
         "total_seconds": _NUMBER,
@@ -132,7 +136,7 @@ PAIR_SCHEMA = pa.schema(
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
 _LATER_FILES = {"pairs"}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates"}
+_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens"}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
@@ -187,8 +191,8 @@ def write_trial(
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
     """Rows of the trials that have finished, by id. A damaged `trial.json` marks nothing: its trial can run again."""
     paths = sorted((run / "trials").glob("*/trial.json"))
-    found = {path.parent.name: finished_trial(path.parent) for path in paths}
-    return {trial_id: row for trial_id, row in found.items() if row is not None}
+    rows = {path.parent.name: finished_trial(path.parent) for path in paths}
+    return {trial_id: row for trial_id, row in rows.items() if row is not None}
 
 
 def finished_trial(folder: Path) -> dict[str, Any] | None:
@@ -196,7 +200,9 @@ def finished_trial(folder: Path) -> dict[str, Any] | None:
     file = folder / "trial.json"
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
-        whole = row["trial_id"] == folder.name and isinstance(json.loads(row["settings"] or "{}"), dict)
+        if "config" in row:
+            row = {_RENAMED.get(name, name): value for name, value in row.items()}
+        whole = row["trial_id"] == folder.name and isinstance(json.loads(row["overrides"] or "{}"), dict)
         texts = all(isinstance(row[name], str | None) for name in ("phase", "label", "status"))
         return row if whole and texts else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
@@ -215,8 +221,8 @@ def consolidate(run: Path) -> None:
 
 def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
     """The tables of a run, from the folders of its finished trials."""
-    paths = sorted({path for row in rows.values() for path in json.loads(row["settings"] or "{}")})
-    knobs = {path: [json.loads(row["settings"] or "{}").get(path) for row in rows.values()] for path in paths}
+    paths = sorted({path for row in rows.values() for path in json.loads(row["overrides"] or "{}")})
+    knobs = {path: [json.loads(row["overrides"] or "{}").get(path) for row in rows.values()] for path in paths}
     schema = TRIAL_SCHEMA
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows.values()] for name in TRIAL_SCHEMA.names}
     for path, values in knobs.items():
@@ -275,9 +281,9 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise InputError(f"{run} is not a run: it has no manifest.json. Give the folder that a sweep wrote.") from None
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}. Copy the run again.") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != RUN_SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{file} has the schema {found!r}; this version reads {RUN_SCHEMA!r}.")
+    if not isinstance(manifest, dict) or manifest.get("schema") not in READABLE:
+        schema = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{file} has the schema {schema!r}; this version reads {RUN_SCHEMA!r}.")
     for path, kind in _MANIFEST_KINDS.items():
         value: Any = manifest
         for part in path.split("."):
@@ -306,7 +312,7 @@ def load(run: str | Path) -> Run:
     if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS):
         tables = _together(run, rows)
     else:
-        tables = {name: _read_table(run, name) for name in SCHEMAS}
+        tables = {name: read_table(run, name) for name in SCHEMAS}
         # A sweep that was killed had trials finish since it last wrote these files.
         if not rows.keys() <= set(tables["trials"]["trial_id"].to_pylist()):
             tables = _together(run, rows)
@@ -317,7 +323,8 @@ def load(run: str | Path) -> Run:
     return Run(path=run, manifest=manifest, **frames)
 
 
-def _read_table(run: Path, name: str) -> pa.Table:
+def read_table(run: Path, name: str) -> pa.Table:
+    """Read one of a run's tables, in this version's columns. Raises InputError where it is missing or damaged."""
     file, schema = run / f"{name}.parquet", SCHEMAS[name]
     if name in _LATER_FILES and not file.exists():
         return schema.empty_table()
@@ -329,6 +336,8 @@ def _read_table(run: Path, name: str) -> pa.Table:
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. Copy the run again.") from None
+    if name == "trials" and "config" in table.column_names:
+        table = table.rename_columns([_RENAMED.get(column, column) for column in table.column_names])
     for later in _LATER & set(schema.names) - set(table.column_names):
         table = table.append_column(later, pa.nulls(len(table), schema.field(later).type))
     missing = set(schema.names) - set(table.column_names)

@@ -57,12 +57,12 @@ def write_status(
 def read_status(run: Path) -> RunStatus:
     """What the run's sweep last said; one that has ended, where it said nothing that can be read."""
     try:
-        said = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
+        status = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return RunStatus()
-    numbers = all(isinstance(one, (int, float)) for one in (said.written, said.pid, said.finished, said.total))
-    trials = isinstance(said.trials, dict) and all(isinstance(one, dict) for one in said.trials.values())
-    return said if numbers and trials else RunStatus()
+    numbers = all(isinstance(one, (int, float)) for one in (status.written, status.pid, status.finished, status.total))
+    trials = isinstance(status.trials, dict) and all(isinstance(one, dict) for one in status.trials.values())
+    return status if numbers and trials else RunStatus()
 
 
 def describe(run: Path) -> dict[str, Any]:
@@ -84,7 +84,9 @@ def describe(run: Path) -> dict[str, Any]:
         "done": len(rows),
         "total": max(status.total, len(rows)),
         "ends": dict(Counter(str(row.get("status")) for row in rows.values())),
-        "running": {name: told for name, told in status.trials.items() if name not in rows} if status.at_work else {},
+        "running": {name: report for name, report in status.trials.items() if name not in rows}
+        if status.at_work
+        else {},
         "front": _front(rows, manifest.get("goals") or {}),
         "alarms": {name: row["alarm"] for name, row in rows.items() if row.get("alarm")},
     }

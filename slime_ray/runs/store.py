@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,6 +38,8 @@ HELD_SECONDS = 180.0
 """For so long a process that has said that it holds a folder is believed to do so."""
 SCHEMES = ("s3", "gs", "gcs", "hdfs", "file")
 AT_ONCE = 8
+BLOCK = 1 << 22
+"""Bytes that are copied at a time."""
 
 
 def is_url(storage: str) -> bool:
@@ -143,15 +145,15 @@ class RunStore:
             yield
             return
         store, base = _store(self.url)
-        name = f"{base}/{folder.relative_to(self.root).as_posix()}/{HOLDER}"
-        own = f"{platform.node()} {os.getpid()}"
+        name = f"{base}/{self._name(folder)}/{HOLDER}"
+        process = f"{platform.node()} {os.getpid()}"
 
         def say() -> None:
             with store.open_output_stream(name) as stream:
-                stream.write(json.dumps({"who": own, "time": time.time()}).encode())
+                stream.write(json.dumps({"who": process, "time": time.time()}).encode())
 
         holder, age = _holder(store, name)
-        if holder and holder != own and age < HELD_SECONDS and not _is_gone(holder):
+        if holder and holder != process and age < HELD_SECONDS and not _is_gone(holder):
             raise InputError(
                 f"Another sweep ({holder}) is at work on {self.shown}/{folder.name}, or was {age:.0f} s ago. "
                 f"Wait for it or end it; if its machine is lost, its claim ends {HELD_SECONDS - age:.0f} s from now."
@@ -180,9 +182,7 @@ class RunStore:
 
     def address(self, path: Path) -> str:
         """Where the storage has what the working copy has at `path`, in the words of Ray."""
-        if self.url is None:
-            return str(path)
-        return joined(self.url, path.relative_to(self.root).as_posix())
+        return str(path) if self.url is None else joined(self.url, self._name(path))
 
     def pull(self, folder: Path, *, skip: Container[str] = ()) -> None:
         """Bring the copy of a folder up to date, and delete there what the storage does not have.
@@ -193,13 +193,13 @@ class RunStore:
         if self.url is None:
             return
         store, base = _store(self.url)
-        found = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
-        if not found:
+        objects = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
+        if not objects:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        remote = {name: info for name, info in found if not _skipped(name, skip)}
+        remote = {name: info for name, info in objects if not _skipped(name, skip)}
         for path in _files(folder):
-            if (name := path.relative_to(self.root).as_posix()) not in remote and not _skipped(name, skip):
+            if (name := self._name(path)) not in remote and not _skipped(name, skip):
                 path.unlink(missing_ok=True)
 
         def fetch(name: str) -> None:
@@ -213,13 +213,11 @@ class RunStore:
                 store.open_input_stream(f"{base}/{name}") as source,
                 partial.open("wb") as sink,
             ):
-                while block := source.read(1 << 22):
-                    sink.write(block)
+                shutil.copyfileobj(source, sink, BLOCK)
             self.sent[name] = known
             self.sent[f"{name}@here"] = _stamp(target)
 
-        self._each(fetch, [name for name in remote if PurePosixPath(name).name not in LAST])
-        self._each(fetch, [name for name in remote if PurePosixPath(name).name in LAST])
+        _each(fetch, remote)
 
     def push(self, path: Path, *, prune: bool = False) -> None:
         """Bring the storage up to date with a file or folder of the copy. Raises OSError.
@@ -229,27 +227,20 @@ class RunStore:
         if self.url is None:
             return
         store, base = _store(self.url)
-        there = path.relative_to(self.root).as_posix()
-        names = [there] if path.is_file() else [file.relative_to(self.root).as_posix() for file in _files(path)]
+        names = list(map(self._name, [path] if path.is_file() else _files(path)))
         changed = [name for name in names if self.sent.get(f"{name}@here") != _stamp(self.root / name)]
 
         def send(name: str) -> None:
             stamp = _stamp(self.root / name)
             _make_room(store, f"{base}/{name}")
             with (self.root / name).open("rb") as source, store.open_output_stream(f"{base}/{name}") as sink:
-                while block := source.read(1 << 22):
-                    sink.write(block)
+                shutil.copyfileobj(source, sink, BLOCK)
             self.sent[f"{name}@here"] = stamp
             self.sent.pop(name, None)
 
-        ends = [name for name in changed if PurePosixPath(name).name in LAST]
-        self._each(send, [name for name in changed if name not in ends])
-        self._each(send, ends)
+        _each(send, changed)
         if prune:
-            kept = set(names)
-            stale = [name for name, _ in self._remote(path) if name not in kept]
-            for name in sorted(stale, key=_says_less):
-                store.delete_file(f"{base}/{name}")
+            self._delete(path, kept=set(names))
 
     def push_files(self, folder: Path) -> None:
         """The same for the files that stand in a folder itself."""
@@ -261,30 +252,44 @@ class RunStore:
         """Delete a folder, here and in the storage."""
         shutil.rmtree(path, ignore_errors=True)
         if self.url is not None:
-            store, base = _store(self.url)
-            for name in sorted((name for name, _ in self._remote(path)), key=_says_less):
-                store.delete_file(f"{base}/{name}")
+            self._delete(path)
+
+    def _delete(self, path: Path, kept: Container[str] = ()) -> None:
+        """Delete what the storage has below `path`; what says that the others are whole goes first."""
+        assert self.url is not None
+        store, base = _store(self.url)
+        stale = [name for name, _ in self._remote(path) if name not in kept]
+        for name in sorted(stale, key=lambda name: PurePosixPath(name).name not in LAST):
+            store.delete_file(f"{base}/{name}")
 
     def has(self, path: Path) -> bool:
         """Whether the storage has a file."""
         if self.url is None:
             return path.is_file()
         store, base = _store(self.url)
-        name = f"{base}/{path.relative_to(self.root).as_posix()}"
-        return bool(store.get_file_info(name).type == fs.FileType.File)
+        return bool(store.get_file_info(f"{base}/{self._name(path)}").type == fs.FileType.File)
+
+    def _name(self, path: Path) -> str:
+        """A path in the copy by its name in the storage."""
+        return path.relative_to(self.root).as_posix()
 
     def _remote(self, folder: Path) -> Iterator[tuple[str, fs.FileInfo]]:
         assert self.url is not None
         store, base = _store(self.url)
-        there = PurePosixPath(base, folder.relative_to(self.root).as_posix())
+        there = PurePosixPath(base, self._name(folder))
         for info in store.get_file_info(fs.FileSelector(str(there), allow_not_found=True, recursive=True)):
             if info.type == fs.FileType.File:
                 yield PurePosixPath(info.path).relative_to(PurePosixPath(base)).as_posix(), info
 
-    @staticmethod
-    def _each(work: "object", names: list[str]) -> None:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(work, names))  # type: ignore[arg-type]
+
+def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
+    """Copy files, several at a time; what says that others are whole comes after them."""
+    ends: dict[bool, list[str]] = {False: [], True: []}
+    for name in names:
+        ends[PurePosixPath(name).name in LAST].append(name)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for group in ends.values():
+            list(pool.map(work, group))
 
 
 def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, RunStore]:
@@ -313,8 +318,8 @@ def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
     """Who says that it holds a folder, and how many seconds ago that was."""
     try:
         with store.open_input_stream(name) as stream:
-            said = json.loads(stream.read())
-        return str(said["who"]), max(0.0, time.time() - float(said["time"]))
+            claim = json.loads(stream.read())
+        return str(claim["who"]), max(0.0, time.time() - float(claim["time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None, 0.0
 
@@ -327,8 +332,8 @@ def _is_gone(holder: str) -> bool:
 
 def _scratch() -> Path:
     """The folder of all working copies. Raises InputError where it belongs to somebody else."""
-    given = os.environ.get("SLIME_RAY_SCRATCH")
-    scratch = Path(given).absolute() if given else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
+    setting = os.environ.get("SLIME_RAY_SCRATCH")
+    scratch = Path(setting).absolute() if setting else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
     try:
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         ours = scratch.stat().st_uid == os.getuid() and not scratch.is_symlink()
@@ -336,7 +341,7 @@ def _scratch() -> Path:
         raise InputError(
             f"{scratch} cannot be made: {error.strerror}. Name another folder in SLIME_RAY_SCRATCH."
         ) from None
-    if not (ours or given):
+    if not (ours or setting):
         raise InputError(f"{scratch} belongs to somebody else. Name another folder in SLIME_RAY_SCRATCH.")
     return scratch
 
@@ -364,11 +369,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _partial(name: str) -> bool:
     return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
-
-
-def _says_less(name: str) -> bool:
-    """Order for deleting: what says that the others are whole goes first."""
-    return PurePosixPath(name).name not in LAST
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -17,17 +17,17 @@ from typing import Literal
 from slime_ray.config.experiment import Faults
 from slime_ray.runs import files
 
-Ending = Literal["finished", "paused", "preempted", "lost", "hung", "memory", "failed", "interrupted"]
+Ending = Literal["finished", "paused", "preempted", "lost", "hung", "device", "memory", "failed", "interrupted"]
 """finished: it has a result. paused: it was told to go on another time. preempted: its node was about to be taken away.
-lost: a process or node died. hung: it said nothing for too long. memory: it ran out of memory. failed: it raised an
-error. interrupted: the sweep's own process died."""
+lost: a process or node died. hung: it said nothing for too long. device: a GPU failed. memory: it ran out of memory.
+failed: it raised an error. interrupted: the sweep's own process died."""
 FILE = "attempts.json"
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One start of a trial. started, saved, alive: seconds since 1970; saved: of the last checkpoint, or the start.
-    host, pid: of rank 0."""
+    host, pid: of rank 0. fault: the node whose GPU failed, and the error."""
 
     started: float
     saved: float
@@ -36,11 +36,12 @@ class Attempt:
     pid: int
     workers: int
     ended: Ending | None = None
+    fault: str | None = None
 
     @property
     def lost_seconds(self) -> float:
         """Worker-seconds that had to be computed again: since the last checkpoint, where the attempt was cut off."""
-        cut = self.ended in (None, "lost", "hung", "memory", "interrupted")
+        cut = self.ended in (None, "lost", "hung", "device", "memory", "interrupted")
         return self.workers * max(0.0, self.alive - self.saved) if cut else 0.0
 
 
@@ -76,7 +77,7 @@ def begin(folder: Path, *, workers: int) -> list[Attempt]:
     return attempts
 
 
-def note(folder: Path, *, saved: bool = False, ended: Ending | None = None) -> None:
+def note(folder: Path, *, saved: bool = False, ended: Ending | None = None, fault: str | None = None) -> None:
     """Note that the attempt that runs is alive, has written a checkpoint, or has ended. One that has ended stays so.
 
     What cannot be written is left out: a full disk has to be told by what matters more.
@@ -87,7 +88,7 @@ def note(folder: Path, *, saved: bool = False, ended: Ending | None = None) -> N
     last, now = attempts[-1], time.time()
     # A sweep that is gone on with may have been dead for days; the driver notices at once what else was lost.
     alive = last.alive if ended == "interrupted" else now
-    noted = dataclasses.replace(last, alive=alive, saved=now if saved else last.saved, ended=ended)
+    noted = dataclasses.replace(last, alive=alive, saved=now if saved else last.saved, ended=ended, fault=fault)
     with suppress(OSError):
         _write(folder, [*attempts[:-1], noted])
 
@@ -100,12 +101,14 @@ def ended_so(ended: Ending) -> Attempt:
 def enough(attempts: Sequence[Attempt], faults: Faults) -> str | None:
     """Why no further attempt is made after these, as a sentence; None while one may be."""
     endings = [attempt.ended for attempt in attempts]
-    lost = sum(ending in ("lost", "hung") for ending in endings)
+    lost = sum(ending in ("lost", "hung", "device") for ending in endings)
     hours = sum(attempt.lost_seconds for attempt in attempts) / 3600
     if endings.count("memory") > 1:
         return "it ran out of memory twice; give it smaller rows (data.row_tokens), fewer max_tokens or more memory"
     if lost > faults.retries:
-        return f"it lost a process, a node or its voice {lost} times, and faults.retries is {faults.retries}"
+        where = "; ".join(dict.fromkeys(attempt.fault for attempt in attempts if attempt.fault))
+        gpus = f"; {endings.count('device')} times a GPU failed ({where})" if where else ""
+        return f"it lost a process, a node or its voice {lost} times, and faults.retries is {faults.retries}{gpus}"
     if endings.count("preempted") > faults.preemptions:
         return (
             f"its node was taken away {endings.count('preempted')} times (faults.preemptions is {faults.preemptions})"

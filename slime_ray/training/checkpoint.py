@@ -63,7 +63,7 @@ def save_checkpoint(
     world = World.current()
     weights: Any = get_model_state_dict(model, options=OPTIONS)
     moments: Any = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
-    states = world.gather(_random_states())
+    states = world.gather(random_states())
     if not world.main:
         return True
     name = f"step-{state.global_step:08d}"
@@ -178,10 +178,11 @@ def load_random_states(path: Path) -> None:
             for key, value in load_file(path / "random.safetensors").items()
             if key.startswith(prefix)
         }
-        _set_random_states(states)
+        set_random_states(states)
 
 
-def _set_random_states(found: Mapping[str, torch.Tensor]) -> None:
+def set_random_states(found: Mapping[str, torch.Tensor]) -> None:
+    """Go on with the random numbers of `random_states`."""
     torch.set_rng_state(found["torch"])
     if "cuda" in found and torch.cuda.is_available():
         torch.cuda.set_rng_state(found["cuda"])
@@ -192,8 +193,8 @@ def _set_random_states(found: Mapping[str, torch.Tensor]) -> None:
     random.setstate((version, tuple(int(key) for key in keys), None if gauss_next != gauss_next else gauss_next))
 
 
-def _random_states() -> dict[str, torch.Tensor]:
-    """torch (and its GPU), numpy and Python, as tensors."""
+def random_states() -> dict[str, torch.Tensor]:
+    """This process's random states: torch's (and its GPU's), numpy's and Python's, as tensors."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     _, internal, gauss_next = random.getstate()
     states = {

@@ -31,8 +31,8 @@ from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model
 from slime_ray.runs import results
-from slime_ray.runs.facts import data_lines
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.runs.notes import data_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.measuring import (
     Measurement,
@@ -46,6 +46,7 @@ from slime_ray.training.outcome import (
     MODEL,
     blank_row,
     finish,
+    gpu_failures_as_sentences,
     one_sentence,
     say_nothing,
     write_judging,
@@ -136,6 +137,7 @@ def evaluate(
         taken(run, measured, source=source, seed=0, start=start, named=named) as manifest,
         log_file(run / "log.txt"),
         mirror.answering(),
+        gpu_failures_as_sentences(),
     ):
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
         judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
@@ -153,7 +155,7 @@ def evaluate(
                 bench.check(one)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
-        for line in data_lines(bench.data):
+        for line in data_notes(bench.data):
             logger.warning(line)
             say(line)
         manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
@@ -182,7 +184,7 @@ def evaluate(
 
 def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
-    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "settings": "{}"}
+    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
     found = bench.measure(one, trial)
     if found.judging and not found.judging.complete:
         say(f"{one.label}: {found.judging.sentence}")
@@ -313,7 +315,7 @@ class _Models(_AnswerFiles):
 
         Raises InputError where it cannot be loaded.
         """
-        dtype = self.settings.model.dtype
+        dtype = self.settings.model.weights_dtype
         if _is_on(one.path, self.stages.checkpoint):
             lm = load_checkpoint(self.stages.checkpoint, dtype=dtype, note=self.note)
             lm = load_adapter(lm, one.path)

@@ -61,11 +61,13 @@ class Curves:
 class Runtime:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
-    sharded: the ranks hold parts of the model (FSDP2). heartbeat_seconds: how often rank 0 reports between evaluations.
-    trackers: what shows its curves, beside the result files. inputs: digests of what it reads.
+    gpu: GPUs that each was given; 0 where it takes what there is. sharded: the ranks hold parts of the model (FSDP2).
+    heartbeat_seconds: how often rank 0 reports between evaluations. trackers: what shows its curves, beside the result
+    files. inputs: digests of what it reads.
     """
 
     threads: int = 1
+    gpu: float = 0.0
     sharded: bool = False
     faults: Faults = field(default_factory=Faults)
     heartbeat_seconds: float = 5.0
@@ -75,11 +77,13 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Outcome:
-    """planned: updates that would have been made without a stop. seconds: of training alone, over all attempts."""
+    """planned: updates that would have been made without a stop. row_tokens: of a row at the end, fewer than the
+    settings' where memory ran out. seconds: of training alone, over all attempts."""
 
     updates: int
     planned: int
     tokens: int
+    row_tokens: int
     seconds: float
     diverged: str | None
     stopped: Command | None
@@ -186,11 +190,10 @@ class TrainingLoop:
             checkpoints=folder / CHECKPOINTS,
             counters=self.counters,
             after_save=self.after_save,
-            bf16=trial.settings.model.dtype == "bfloat16",
             gradient_checkpointing=self.schedule.gradient_checkpointing,
             dropout=trial.settings.model.dropout,
         )
-        self.updates = self.trainer.updates
+        self.updates, self.row_tokens = self.trainer.updates, self.trainer.loader.row_tokens
         self.marks = {
             round(self.updates * (k + 1) / self.schedule.evaluations) for k in range(self.schedule.evaluations)
         }
@@ -215,6 +218,7 @@ class TrainingLoop:
             updates=self.trainer.state.global_step,
             planned=self.updates,
             tokens=self.trainer.tokens_seen,
+            row_tokens=self.trainer.loader.row_tokens,
             seconds=self.seconds,
             diverged=self.diverged,
             stopped=None if self.diverged else self.stopped,
@@ -233,7 +237,7 @@ class TrainingLoop:
 
     def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
-        self.shown = self.trackers.begin()
+        self.shown = self.trackers.begin(self.trainer)
         for callback in self.shown:
             self.trainer.add_callback(callback)
         if self.shown:
@@ -258,6 +262,7 @@ class TrainingLoop:
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
         self.measure.sentinel.alarm = counters["alarm"]
+        self.row_tokens = self.trainer.loader.row_tokens = counters.get("row_tokens", self.row_tokens)
         self.show_again()
         # Who listens may know nothing of this trial yet. What it was told then has been obeyed.
         past = evaluations(curves.rows)
@@ -274,6 +279,7 @@ class TrainingLoop:
             "train_seconds": self.seconds,
             "measure_seconds": self.measure.seconds,
             "alarm": self.measure.sentinel.alarm,
+            "row_tokens": self.trainer.loader.row_tokens,
             "total_seconds": curves.seconds_before + time.monotonic() - self.clock,
         }
 
@@ -290,6 +296,14 @@ class TrainingLoop:
     def after_update(self, step: int, metrics: Metrics) -> Next:
         """Record an update; measure, report, save and stop when it is time. Every rank comes to the same decision."""
         shown = {name: value for name, value in metrics.items() if name != "urgent"}
+        if (row_tokens := self.trainer.loader.row_tokens) < self.row_tokens:
+            self.measure.report(
+                {
+                    "notice": f"Memory ran out with rows of {self.row_tokens} tokens: they have {row_tokens} from here "
+                    "on, which takes longer and changes no result. data.row_tokens sets them."
+                }
+            )
+            self.row_tokens = row_tokens
         self.measure.curves.add(step, "train", shown)
         self.measure.last = {"loss": shown["loss"]}
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(shown.get(name, 0.0))]

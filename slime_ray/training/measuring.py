@@ -157,6 +157,6 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
         return None
     reference = None
     if not hasattr(policy.lm, "peft_config"):
-        lm = load_checkpoint(stages.checkpoint, dtype=settings.model.dtype).to(policy.device)
+        lm = load_checkpoint(stages.checkpoint, dtype=settings.model.weights_dtype).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
     return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))

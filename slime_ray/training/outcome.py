@@ -7,14 +7,15 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_ray.config.experiment import Trial
-from slime_ray.errors import RunError
+from slime_ray.errors import RunError, device_error
 from slime_ray.runs import files, results
 from slime_ray.training import attempts
 from slime_ray.training.orders import Command, Report
@@ -34,6 +35,13 @@ class OutOfMemory(Exception):
     """A trial ran out of memory for the first time; a fresh process may try once more."""
 
 
+class DeviceFailure(Exception):
+    """A GPU failed, and with it whatever this process would compute there: another process runs the trial again.
+
+    The message names the node.
+    """
+
+
 class StageError(RunError):
     """Shared stages could not be made or used: their damage is no result of the trial that comes upon it."""
 
@@ -46,8 +54,8 @@ def blank_row(trial: Trial, started: datetime) -> dict[str, Any]:
         label=trial.label,
         seed=trial.seed,
         objective=trial.settings.objective.name,
-        settings=trial.values,
-        config=trial.settings.model_dump(mode="json"),
+        overrides=trial.values,
+        settings=trial.settings.model_dump(mode="json"),
         config_hash=trial.config_hash,
         prompt_set=trial.prompt_set,
         judge=trial.settings.judge_identity,
@@ -134,6 +142,27 @@ def refused(error: OSError) -> files.StorageError:
 def what_failed(error: RunError | OSError) -> str:
     """Why a trial leaves without a result for something that is not its own fault, as a sentence."""
     return str(error) if isinstance(error, RunError) else f"the storage does not take what is written ({error})"
+
+
+def device_failure(error: BaseException) -> DeviceFailure | None:
+    """The failure of a GPU of this node that an error tells of, if it does."""
+    if isinstance(error, DeviceFailure):
+        return error
+    cause = device_error(error)
+    return DeviceFailure(f"node {platform.node()}: {one_sentence(cause)}") if cause else None
+
+
+@contextmanager
+def gpu_failures_as_sentences() -> Iterator[None]:
+    """Raise the failure of a GPU as a RunError, where no other process can go on by itself."""
+    try:
+        yield
+    except Exception as error:
+        if failure := device_failure(error):
+            raise RunError(
+                f"A GPU failed ({failure}). Give the same command with --resume to go on, once it works or elsewhere."
+            ) from None
+        raise
 
 
 def one_sentence(error: BaseException) -> str:

@@ -14,13 +14,15 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
+from slime_ray.model.memory import free_memory
 from slime_ray.model.sharding import shard
 from slime_ray.model.train_mode import configured_dropout
 from slime_ray.world import World
 
 
 def to_device(policy: Policy, *, sharded: bool) -> Policy:
-    """The policy on this process's device, whole or in parts."""
+    """The policy on this process's device, whole or in parts, once what has ended there is gone."""
+    free_memory()
     if sharded and World.current().size > 1:
         return shard(policy)
     return policy.cuda() if torch.cuda.is_available() else policy
@@ -33,7 +35,7 @@ def row_budget(settings: Settings, policy: Policy) -> int:
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
     """The policy of a saved checkpoint, to be evaluated."""
-    return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.dtype), model), sharded=sharded).eval()
+    return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.weights_dtype), model), sharded=sharded).eval()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import add_lora, find_adapted
+from slime_ray.model.lora import find_adapted, make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import SftObjective
 from slime_ray.training.checks import check_saved, check_trained, check_update
@@ -39,7 +39,7 @@ def make_sft(
 ) -> None:
     """Train on the chosen completions of `pairs`, merge any adapters, and save the whole model.
 
-    Without `sft` the model is saved as it is.
+    What was trained is merged and saved in float32. Without `sft` the model is saved as it is.
 
     Args:
         settings: Of the experiment.
@@ -53,7 +53,7 @@ def make_sft(
     Raises:
         InputError: A loss is not finite, or what was saved is not what was trained.
     """
-    model, compared = settings.sft_model, pairs[:COMPARED_PAIRS]
+    compared = pairs[:COMPARED_PAIRS]
     lm, trained = _trained(settings, pairs, folder / "scratch", report, sharded, check, note)
     # Trainer looks into its folder at its end, on every rank.
     World.current().broadcast(None)
@@ -61,10 +61,11 @@ def make_sft(
     def save() -> None:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         check_trained(trained, settings)
-        lm.cpu().save_pretrained(folder)
+        _merged(lm).save_pretrained(folder)
         # Trainer's circles hold the optimizer, and there may be no to_device for a second model beside it.
         gc.collect()
-        saved = _whole_policy(load_checkpoint(folder, dtype=model.dtype), model, on_device=not sharded)
+        model = settings.model
+        saved = _whole_policy(load_checkpoint(folder, dtype=model.weights_dtype), model, on_device=not sharded)
         check_saved(trained, chosen_logps(saved, compared), settings)
 
     World.current().from_main(save)
@@ -79,8 +80,8 @@ def _trained(
     check: Callable[[Policy], object],
     note: Callable[[str], object],
 ) -> tuple[Any, np.ndarray]:
-    """The model after SFT without adapters, on rank 0, and its log-probabilities of the compared pairs with them."""
-    sft, model = settings.sft, settings.sft_model
+    """The model after SFT, whole on rank 0, and its log-probabilities of the compared pairs."""
+    sft, model = settings.sft, settings.sft_model if settings.sft else settings.model
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
     lm = load_model(model, seed=seed, note=note)
@@ -91,8 +92,7 @@ def _trained(
         whole = _whole_policy(lm, model, on_device=not sharded)
         check(whole)
         return lm, chosen_logps(whole, pairs[:COMPARED_PAIRS])
-    if model.lora:
-        lm = add_lora(lm, model.lora)
+    lm = make_trainable(lm, model.lora)
     policy = to_device(make_policy(lm, model), sharded=sharded)
     check(policy)
 
@@ -111,17 +111,22 @@ def _trained(
         row_tokens=row_budget(settings, policy),
         seed=seed,
         scratch=scratch,
-        bf16=model.dtype == "bfloat16",
         gradient_checkpointing=settings.training.gradient_checkpointing,
         dropout=model.dropout,
         after_update=after_update,
     )
     if trainer.updates:
-        trainer.train()
+        trainer.resume(None)
     logps = chosen_logps(policy, pairs[:COMPARED_PAIRS])
     if is_sharded(policy):
         return _gathered(policy, model, seed=seed), logps
-    return lm.merge_and_unload() if model.lora else lm, logps
+    return lm, logps
+
+
+def _merged(lm: Any) -> Any:
+    """The model on the CPU, without adapters. They are merged in float32: in bfloat16 most of an update is rounded."""
+    lm = lm.cpu()
+    return lm.float().merge_and_unload() if hasattr(lm, "peft_config") else lm
 
 
 def _whole_policy(lm: Any, model: Model, *, on_device: bool) -> Policy:
@@ -131,13 +136,11 @@ def _whole_policy(lm: Any, model: Model, *, on_device: bool) -> Policy:
 
 
 def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
-    """The trained model, whole and without adapters, on rank 0; None elsewhere."""
+    """The trained model, whole, on rank 0; None elsewhere."""
     weights = whole_weights(policy, trained_only=True)
     if not World.current().main:
         return None
-    lm = load_model(model, seed=seed)
-    if model.lora:
-        lm = add_lora(lm, model.lora)
+    lm = make_trainable(load_model(model, seed=seed), model.lora)
     trained = {name for name, weight in lm.named_parameters() if weight.requires_grad}
     missing, unexpected = lm.load_state_dict(weights, strict=False)
     if lost := sorted({*missing} & trained) + unexpected:
@@ -145,4 +148,4 @@ def _gathered(policy: Policy, model: Model, *, seed: int) -> Any:
             f"{len(lost)} of the trained weights could not be gathered from the workers, {lost[0]} for one. Give "
             "resources.strategy: ddp, or one worker."
         )
-    return lm.merge_and_unload() if model.lora else lm
+    return lm

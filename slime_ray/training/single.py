@@ -15,12 +15,12 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.runs import results
-from slime_ray.runs.facts import data_lines, model_lines
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Command, Paused, ending, interrupts
-from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.outcome import OutOfMemory, gpu_failures_as_sentences
 from slime_ray.training.policies import model_facts
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import reset_process, run_trial
@@ -62,6 +62,7 @@ def train_one(
         taken(run, experiment, source=source, seed=0, start=start) as manifest,
         mirror.answering(),
         log_file(run / "log.txt"),
+        gpu_failures_as_sentences(),
     ):
         voice = ConsoleProgress(say)
         hosting = Runtime(
@@ -78,7 +79,7 @@ def train_one(
         manifest |= {"hashes": stages.hashes, "data": stages.data}
         other = trial.settings.model != experiment.settings.model
         facts = model_facts(trial.settings, stages.checkpoint) if other else stages.data
-        for line in (*data_lines(stages.data), *model_lines(facts)):
+        for line in (*data_notes(stages.data), *model_notes(facts)):
             logger.warning(line)
             say(line)
         results.write_manifest(run, manifest)

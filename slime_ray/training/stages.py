@@ -46,7 +46,7 @@ MADE = "made.json"
 """Beside an SFT checkpoint, the hash of its weights: taken once, since they may be large."""
 NOTES = "notes.json"
 """Next to it, what a user should know of the pretrained model that was loaded."""
-FORMAT = 5
+FORMAT = 6
 """Raised when what a stage writes changes, so that older caches are not read."""
 REFERENCE_PAIRS = 4096
 """Pairs that the reference is measured on at a time."""

@@ -13,12 +13,21 @@ from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Schedule
 from slime_ray.data.order import examples_by_update, updates_of
-from slime_ray.data.packing import Rows, fill_rows, pack, row_length
+from slime_ray.data.packing import Rows, copy_to, fill_rows, pack, row_length
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
 from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
-from slime_ray.training.checkpoint import Saved, load_progress, load_random_states, load_weights, save_checkpoint
+from slime_ray.training.checkpoint import (
+    Saved,
+    load_progress,
+    load_random_states,
+    load_weights,
+    random_states,
+    save_checkpoint,
+    set_random_states,
+)
 
 Metrics = Mapping[str, float]
 
@@ -34,15 +43,16 @@ class MicroBatch:
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same batch on another device."""
         reference = self.reference and ReferenceLogps(
-            self.reference.chosen.to(device), self.reference.rejected.to(device)
+            copy_to(self.reference.chosen, device), copy_to(self.reference.rejected, device)
         )
-        return replace(self, rows=self.rows.to(device, non_blocking=True), reference=reference)
+        return replace(self, rows=self.rows.to(device), reference=reference)
 
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: this rank's micro-batches, and what the pairs of all ranks together count."""
+    """One optimizer step: its pairs, this rank's micro-batches, and what the pairs of all ranks together count."""
 
+    pairs: Sequence[TokenPair]
     batches: tuple[MicroBatch, ...]
     counts: Mapping[str, int]
 
@@ -79,9 +89,10 @@ class Updates:
         for members in examples_by_update(
             len(self.dataset), self.pairs_per_update, seed=self.seed, updates=self.total, done=self.done
         ):
-            yield self._update([self.dataset[index] for index in members])
+            yield self.update([self.dataset[index] for index in members])
 
-    def _update(self, pairs: Sequence[TokenPair]) -> Update:
+    def update(self, pairs: Sequence[TokenPair]) -> Update:
+        """The update of these pairs, cut as `row_tokens` says."""
         size = self.together or 1
         groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         given = shares([sum(map(row_length, group)) for group in groups], self.ranks)
@@ -89,6 +100,7 @@ class Updates:
         wanted = max(len(self._rows(groups, mine)) for mine in given) if self.even else 1
         idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
         return Update(
+            pairs=pairs,
             batches=(*own, *idle),
             counts={
                 "pairs": len(pairs),
@@ -141,6 +153,15 @@ class Next:
 GO_ON = Next()
 
 
+class _Arguments(TrainingArguments):
+    """Trainer's arguments for a process of one device: it would divide a batch among all GPUs that it sees."""
+
+    @property
+    def n_gpu(self) -> int:
+        """0 on a CPU, else 1."""
+        return min(1, super().n_gpu)
+
+
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
@@ -155,6 +176,9 @@ class PreferenceTrainer(Trainer):
     rejected log-probabilities (nats per token) of the update's pairs; and `urgent`, how many ranks' `urgent` said so.
     checkpoints: where they go, with what `counters` gives; without it none is written. after_save: called on every rank
     when one is written.
+
+    Where memory runs out, the update is made again in rows of half the tokens, and so are those that follow;
+    `loader.row_tokens` says how many they are. Several ranks, and objectives with `pairs_together`, raise the error.
 
     dropout: whether the model's own dropout is on; that of adapters is as their settings say.
 
@@ -177,7 +201,6 @@ class PreferenceTrainer(Trainer):
         checkpoints: Path | None = None,
         counters: Callable[[], Mapping[str, Any]] = dict,
         after_save: Callable[[], None] = lambda: None,
-        bf16: bool = False,
         gradient_checkpointing: bool = False,
         dropout: bool = False,
     ):
@@ -192,9 +215,14 @@ class PreferenceTrainer(Trainer):
         self.updates = updates_of(schedule, len(pairs), pairs_per_update)
         if gradient_checkpointing:
             checkpoint_layers(policy.causal_lm)
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"{name} is trained in {parameter.dtype}, which rounds updates away: hold it in float32"
+                )
         super().__init__(
             model=policy,
-            args=TrainingArguments(
+            args=_Arguments(
                 output_dir=str(scratch),
                 # A "batch" of Trainer's is one of ours: all that a rank computes for an update.
                 per_device_train_batch_size=1,
@@ -206,7 +234,6 @@ class PreferenceTrainer(Trainer):
                 adam_beta2=schedule.adam_beta2,
                 max_grad_norm=schedule.max_grad_norm or 0.0,
                 seed=seed,
-                bf16=bf16,
                 logging_steps=1,
                 logging_nan_inf_filter=False,
                 save_strategy="no",
@@ -216,8 +243,8 @@ class PreferenceTrainer(Trainer):
                 use_cpu=not torch.cuda.is_available(),
                 # Where to go on from follows from our own checkpoints; `Updates` leaves out what was done.
                 ignore_data_skip=True,
-                # Looking for parameters without a gradient costs time; only a model of several towers may have some.
-                ddp_find_unused_parameters=policy.causal_lm.config is not policy.config,
+                # Looking for parameters without a gradient costs time, and what is trained gets one.
+                ddp_find_unused_parameters=False,
             ),
         )
         self.remove_callback(PrinterCallback)
@@ -236,9 +263,10 @@ class PreferenceTrainer(Trainer):
         )
 
     def resume(self, saved: Saved | None) -> None:
-        """Train to the end, from a checkpoint or from the start."""
+        """Train to the end, from a checkpoint or from the start, and drop what only training needs."""
         if saved is None:
             self.train()
+            self._release()
             return
         self.loader.done = saved.step
         self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
@@ -247,6 +275,15 @@ class PreferenceTrainer(Trainer):
             self.state.global_step = saved.step
             return
         self.train(resume_from_checkpoint=str(saved.path))
+        self._release()
+
+    def _release(self) -> None:
+        """Drop gradients and the optimizer's moments: answers need the memory."""
+        self.policy.zero_grad()
+        self.model_wrapped = self.policy
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.accelerator.free_memory()
 
     def get_train_dataloader(self) -> Any:
         """The updates of the whole run: for Trainer it is one epoch."""
@@ -260,6 +297,22 @@ class PreferenceTrainer(Trainer):
         """Forward and backward over the micro-batches of one update; returns this rank's share of the loss."""
         update: Update = inputs["update"]
         set_train_mode(self.policy.lm, dropout=self.dropout)
+        if self.loader.together:
+            return self._step(model, update)
+        random = random_states()
+
+        def step(row_tokens: int) -> torch.Tensor:
+            if row_tokens == self.loader.row_tokens:
+                return self._step(model, update)
+            self.loader.row_tokens = row_tokens
+            self._sums = {}
+            self.policy.zero_grad()
+            set_random_states(random)
+            return self._step(model, self.loader.update(update.pairs))
+
+        return in_rows_that_fit(step, self.loader.row_tokens, longest=max(map(row_length, update.pairs)))
+
+    def _step(self, model: Any, update: Update) -> torch.Tensor:
         shares_of_loss = []
         for number, batch in enumerate(update.batches, start=1):
             # Ranks exchange gradients once, with the last micro-batch.
@@ -281,8 +334,7 @@ class PreferenceTrainer(Trainer):
 
     def _loss(self, model: Any, batch: MicroBatch, counts: Mapping[str, int]) -> torch.Tensor:
         """This micro-batch's share of the update's loss. 0-d, in the graph."""
-        with self.compute_loss_context_manager():
-            logps = model(batch.rows)
+        logps = model(batch.rows)
         output = self.objective(
             logps.chosen,
             logps.chosen_lengths,
@@ -302,8 +354,8 @@ class PreferenceTrainer(Trainer):
         if counts["rejected_tokens"]:
             sums["mean_margin"] = output.margins.sum() / counts["pairs"]
             sums["rejected_logp"] = output.rejected_logps.sum() / counts["pairs"]
-        sums["pairs"] = loss.new_tensor(batch.rows.counts["pairs"])
-        sums["tokens"] = loss.new_tensor(batch.rows.real_tokens)
+        sums["pairs"] = loss.new_full((), batch.rows.counts["pairs"])
+        sums["tokens"] = loss.new_full((), batch.rows.real_tokens)
         for name, value in sums.items():
             value = value.detach().double() * float(batch.counted)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -324,7 +376,7 @@ class PreferenceTrainer(Trainer):
     def _collect(self) -> dict[str, float]:
         """The sums of the update over all ranks, and start anew."""
         loss = self._sums["loss"]
-        sums = self._sums | {"urgent": loss.new_tensor(float(self.urgent()))}
+        sums = self._sums | {"urgent": loss.new_full((), float(self.urgent()))}
         names, values = list(sums), torch.stack(list(sums.values()))
         self._sums = {}
         return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))

@@ -6,6 +6,8 @@ The ranks of a process group run a trial together: every one of them calls `run_
 import functools
 import gc
 import logging
+import os
+import platform
 import time
 import traceback
 from contextlib import suppress
@@ -14,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from slime_ray import __version__
-from slime_ray.config.experiment import Trial
+from slime_ray.config.experiment import Faults, Trial
 from slime_ray.data.pairs import PairFile
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation import stability
@@ -31,7 +32,7 @@ from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import add_lora
+from slime_ray.model.lora import make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.runs import files, results
 from slime_ray.runs.inputs import change
@@ -53,10 +54,12 @@ from slime_ray.training.measuring import (
 from slime_ray.training.orders import Command, Paused, Report, judging
 from slime_ray.training.outcome import (
     MODEL,
+    DeviceFailure,
     OutOfMemory,
     RanksDiffer,
     StageError,
     blank_row,
+    device_failure,
     finish,
     one_sentence,
     patiently,
@@ -82,7 +85,8 @@ def run_trial(
 
     Returns its row of trials.parquet. A trial that fails is a result too: it is written with its reason, stability 0.
     Raises Paused when `report` answered with that order, and where shared stages, the storage or a judge do not do
-    their part, which is no result of the trial; OutOfMemory when a fresh process should try once more. Where several
+    their part, which is no result of the trial; OutOfMemory when a fresh process should try once more; DeviceFailure
+    where a GPU failed, so that this process has to end and another one goes on. Where several
     ranks run it, an error of one of them is raised, so that the others can be ended; `record_failure` then writes the
     row.
     """
@@ -117,29 +121,18 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosti
     told = report if world.main else say_nothing
     trackers = Trackers(hosting.trackers if world.main else (), trial, run, lambda said: told({"untracked": said}))
     try:
+        start_gpu(hosting.gpu)
         measured = _train_and_measure(trial, folder, storage, told, curves, hosting, trackers)
         row |= measured.row
-    except Paused as pause:
-        trackers.end({"status": "paused"})
-        if world.main:
-            attempts.note(folder, ended="preempted" if pause.order.kind == "preempt" else "paused")
-        raise
     except Exception as error:
-        refusal = error if isinstance(error, RunError) else files.storage_error(error)
-        if refusal is not None:
+        followed_by = _consequence(error, folder, hosting.faults)
+        if isinstance(followed_by, Exception):
             trackers.end({"status": "paused"})
-            raise refusal if isinstance(refusal, RunError) else refused(refusal) from None
-        with suppress(OSError):
-            files.write(folder / "error.txt", redact_sentence(traceback.format_exc()))
-        if is_memory_error(error):
-            attempts.note(folder, ended="memory")
-            if not attempts.enough(attempts.read(folder), hosting.faults):
-                trackers.end({"status": "paused"})
-                raise OutOfMemory(one_sentence(error)) from None
+            raise followed_by from None
         if world.size > 1:
             trackers.end({"status": "failed", "stability": 0.0})
             raise
-        row |= {"status": "failed", "reason": one_sentence(error), "healthy": False, "stability": 0.0}
+        row |= {"status": "failed", "reason": followed_by, "healthy": False, "stability": 0.0}
     # What it would have been without an interruption: `started` is that of the first attempt.
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
@@ -151,14 +144,56 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosti
     return row
 
 
+def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | str:
+    """What an error leads to: why the trial failed, or an error that ends this attempt at it without a result."""
+    world = World.current()
+    if failure := device_failure(error):
+        attempts.note(folder, ended="device", fault=str(failure))
+        enough = attempts.enough(attempts.read(folder), faults)
+        return f"given up: {enough}" if enough and world.size == 1 else failure
+    if isinstance(error, Paused):
+        if world.main:
+            attempts.note(folder, ended="preempted" if error.order.kind == "preempt" else "paused")
+        return error
+    if isinstance(error, RunError):
+        return error
+    if (refusal := files.storage_error(error)) is not None:
+        return refused(refusal)
+    with suppress(OSError):
+        files.write(folder / "error.txt", redact_sentence(traceback.format_exc()))
+    if is_memory_error(error):
+        attempts.note(folder, ended="memory")
+        if not attempts.enough(attempts.read(folder), faults):
+            return OutOfMemory(one_sentence(error))
+    return one_sentence(error)
+
+
+def start_gpu(wanted: float) -> None:
+    """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
+
+    Args:
+        wanted: GPUs that the process was given; 0 where it takes what there is.
+
+    Raises:
+        DeviceFailure: it was given one, and torch sees none any more. It would go on without, for days.
+    """
+    if torch.cuda.is_available():
+        if 0 < wanted < 1:
+            torch.cuda.set_per_process_memory_fraction(wanted)
+        torch.zeros(1, device="cuda").add_(1).item()
+    elif wanted and torch.backends.cuda.is_built():
+        raise DeviceFailure(f"node {platform.node()}: torch sees no GPU, though this process was given one")
+
+
 def reset_process(seed: int, threads: int) -> None:
     """A reused process carries the last trial's global state; none of it may reach this one."""
     _spare_the_modules()
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Rows differ in length, so memory in fixed segments falls into pieces. Read when CUDA starts.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     set_seed(seed)
 
 
@@ -186,8 +221,7 @@ def _train_and_measure(
         progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)
-    if settings.model.lora:
-        lm = add_lora(lm, settings.model.lora)
+    lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
@@ -197,6 +231,7 @@ def _train_and_measure(
         "updates": outcome.updates,
         "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
+        "row_tokens": outcome.row_tokens,
         "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,
         "status": "stopped" if outcome.stopped else "completed",
@@ -235,7 +270,7 @@ def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) ->
             pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
             # Whether this trial had to make a stage first must not change what it draws.
             set_seed(trial.seed)
-            return stages, pairs, load_checkpoint(stages.checkpoint, dtype=settings.model.dtype)
+            return stages, pairs, load_checkpoint(stages.checkpoint, dtype=settings.model.weights_dtype)
     except InputError as error:
         if any(_changes_stages(path) for path in trial.values):
             raise

@@ -80,8 +80,8 @@ def add_trial(
         "seed": 0,
         "status": "completed",
         "objective": "slime",
+        "overrides": {},
         "settings": {},
-        "config": {},
         "prompt_set": "report",
         "judge": "exact",
         "win_rate": None if won is None else float(np.mean(won)),
@@ -198,7 +198,7 @@ def fill(run: Path, *, judged: bool) -> Path:
             "phase": "search",
             "prompt_set": "selection",
             "seed": 1000,
-            "settings": {"objective.hard_margin": number / 2},
+            "overrides": {"objective.hard_margin": number / 2},
         }
         name = f"search-{number:04}"
         # Win rate rises and stability falls until number 4; the later ones are beaten by it.
@@ -206,7 +206,7 @@ def fill(run: Path, *, judged: bool) -> Path:
         won = outcomes(0.3 + 0.1 * min(number, 4))
         add_trial(run, name, won=won, stability=score, **about, **hidden)
     for seed in (0, 1):
-        about = {"phase": "confirm", "label": "search-0004", "seed": seed, "settings": {"objective.hard_margin": 2.0}}
+        about = {"phase": "confirm", "label": "search-0004", "seed": seed, "overrides": {"objective.hard_margin": 2.0}}
         add_trial(
             run, f"confirm-search-0004-s{seed}", won=outcomes(0.75), stability=0.4 + 0.2 * seed, **about, **hidden
         )
@@ -267,7 +267,7 @@ def search_only_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         about: dict[str, Any] = {
             "phase": "search",
             "prompt_set": "selection",
-            "settings": {"objective": {"name": "dpo"}},
+            "overrides": {"objective": {"name": "dpo"}},
         }
         add_trial(run, f"search-000{number}", won=outcomes(0.3 * number), **about)
     return finish(run, {"experiment": {}, "finished": None})

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from slime_ray.analysis.alarms_table import alarms
+from slime_ray.analysis.trial_tables import alarms
 
 from slime_ray.runs.results import Run
 

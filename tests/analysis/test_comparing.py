@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slime_ray.analysis import statistics
-from slime_ray.analysis.comparing import _difference, compare, verify
-from slime_ray.analysis.manifests import differences, why_not_comparable
+from slime_ray.analysis.comparing import compare, differences, verify, why_not_comparable
 
 from slime_ray import cli
 from slime_ray.errors import InputError
@@ -78,15 +77,43 @@ def test_the_more_rows_there_are_the_more_one_of_them_may_differ_by_chance(tmp_p
     assert "99.5 % intervals" in found[1].table.notes[0]
 
 
-def test_seeds_that_are_not_the_same_are_not_paired():
-    one, other = np.random.default_rng(0).random((2, 5, 30))
-    paired, apart = (
-        _difference(([0, 1, 2, 3, 4], one), (seeds, other), 0.95) for seeds in ([0, 1, 2, 3, 4], [*range(5, 10)])
+def seeds_run(folder, seeds, shift=0, **trial):
+    """One row whose outcomes are those of its seeds, whatever other seeds the run has."""
+    for seed in seeds:
+        won = np.random.default_rng([seed, shift]).choice([0.0, 0.5, 1.0], PROMPTS).tolist()
+        add_trial(folder, f"arm-a-s{seed}", label="a", seed=seed, won=won, stability=0.9 - 0.1 * seed, **trial)
+    return results.load(finish(folder))
+
+
+def test_runs_of_unequal_seeds_are_compared_on_those_that_both_have(tmp_path):
+    five, eight = seeds_run(tmp_path / "five", range(5)), seeds_run(tmp_path / "eight", range(8))
+    found = verify(five, eight)
+    (row,) = found.table.frame.to_dict("records")
+    assert found.agree
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == (0, 0, 0)
+    assert (row["win_rate_1"], row["stability_1"]) == (row["win_rate_2"], row["stability_2"])
+    assert row["remark"] == "left out: seeds 5, 6, 7 of the second run"
+    assert (
+        compare([five, eight]).notes[1]
+        == "a: seeds 5, 6, 7 of eight are not in all of these runs; `verify` leaves them out."
     )
-    expected = statistics.two_way_interval(one - other)
-    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
-    means = one.mean(axis=0) - other.mean(axis=0)
-    assert (apart.low, apart.high) == pytest.approx(np.quantile(statistics.resample_means(means), [0.025, 0.975]))
+    # What is compared is the two-way interval of the brute-force difference on the common seeds.
+    other = seeds_run(tmp_path / "other", range(3, 8), shift=1)
+    (row,) = verify(eight, other).table.frame.to_dict("records")
+    wins = [
+        [np.array(run.answers.query(f"seed == {seed}").sort_values("prompt_id")["outcome"]) for seed in range(3, 8)]
+        for run in (eight, other)
+    ]
+    expected = statistics.two_way_interval(np.array(wins[0]) - np.array(wins[1]))
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_runs_without_a_seed_in_common_do_not_agree(tmp_path):
+    found = verify(seeds_run(tmp_path / "one", (0, 1)), seeds_run(tmp_path / "other", (2, 3)))
+    (row,) = found.table.frame.to_dict("records")
+    assert not found.agree
+    assert "no seed in common" in row["remark"]
+    assert np.isnan(row["difference"])
 
 
 def test_answers_are_compared_between_the_same_seeds(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image
-from slime_ray.analysis import drawing, figures, rows, stability, tables
+from slime_ray.analysis import figures, rows, stability, tables
 
 from slime_ray.runs import results
 
@@ -34,11 +34,11 @@ def test_every_kind_of_run_has_every_figure(draw, kind, request):
 
 def test_a_figure_has_three_forms(one_trial_run):
     figure = figures.pareto(results.load(one_trial_run))
-    files = drawing.render(figure)
+    files = figures.render(figure)
     image = Image.open(io.BytesIO(files["png"]))
     assert image.format == "PNG"
-    assert image.size == tuple(round(drawing.DPI * inches) for inches in figure.get_size_inches())
-    assert image.info["dpi"] == pytest.approx((drawing.DPI, drawing.DPI), rel=1e-3)
+    assert image.size == tuple(round(figures.DPI * inches) for inches in figure.get_size_inches())
+    assert image.info["dpi"] == pytest.approx((figures.DPI, figures.DPI), rel=1e-3)
     # White paper, black axes and a blue arm are all there.
     colours = {colour for _, colour in image.convert("RGB").getcolors(image.width * image.height)}
     assert {(255, 255, 255), (0, 0, 0), (0, 0x72, 0xB2)} <= colours
@@ -50,7 +50,7 @@ def test_a_pdf_has_its_letters_as_truetype(one_trial_run):
     """Journals refuse Type 3 fonts."""
     streams = re.findall(
         rb"stream\r?\n(.*?)\r?\nendstream",
-        drawing.render(figures.pareto(results.load(one_trial_run)))["pdf"],
+        figures.render(figures.pareto(results.load(one_trial_run)))["pdf"],
         re.DOTALL,
     )
     fonts = [TTFont(io.BytesIO(text)) for stream in streams if (text := unpacked(stream))[:4] == b"\x00\x01\x00\x00"]
@@ -59,7 +59,7 @@ def test_a_pdf_has_its_letters_as_truetype(one_trial_run):
 
 
 def test_a_pdf_with_minus_signs_has_one_font(judged_run):
-    pdf = drawing.render(figures.logprob_curves(results.load(judged_run)))["pdf"]
+    pdf = figures.render(figures.logprob_curves(results.load(judged_run)))["pdf"]
     assert len(re.findall(rb"/FontFile2 \d+ 0 R", pdf)) == 1
 
 
@@ -72,13 +72,13 @@ def unpacked(stream):
 
 def test_the_names_of_axes_stay_in_the_middle(one_trial_run):
     (axes,) = (figure := figures.pareto(results.load(one_trial_run))).axes
-    drawing.render(figure)
+    figures.render(figure)
     assert axes.xaxis.label.get_position()[0] == axes.yaxis.label.get_position()[1] == 0.5
 
 
 def test_drawing_leaves_the_users_style_alone_and_needs_no_pyplot(one_trial_run):
     before = dict(matplotlib.rcParams)
-    drawing.render(figures.pareto(results.load(one_trial_run)))
+    figures.render(figures.pareto(results.load(one_trial_run)))
     assert dict(matplotlib.rcParams) == before
 
 

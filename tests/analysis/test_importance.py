@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from slime_ray.analysis import importance
+from slime_ray.analysis import knobs
 from slime_ray.analysis.knobs import Knob, Searched
 
 from .searches import SPACE, search_run
@@ -85,9 +85,9 @@ def test_importance_is_optunas_ped_anova_for_every_kind_of_knob(trials, kind):
         values -= 10 * np.abs(places[:, 2] - 12)
         places[0, 6], places[1:, 6] = 0.5, np.nan
         values[0] += 100
-    share = importance.best_share(trials)
+    share = knobs.best_share(trials)
     expected = np.array(by_optuna(places, values, share))
-    found = importance.of_goal(KNOBS, places, values, resamples=2)
+    found = knobs.of_goal(KNOBS, places, values, resamples=2)
     assert found.shares == pytest.approx(expected / expected.sum(), rel=1e-9)
     assert found.ranks[expected.argmax()] == 1
 
@@ -99,23 +99,23 @@ def test_a_resample_counts_a_trial_as_often_as_it_was_drawn():
     ones = np.ones((30, 1))
     for column, knob in enumerate(KNOBS):
         weights = counts[:, None].astype(float)
-        best = weights * importance.is_best(values, weights, 0.2)
-        found = importance.divergence(knob, places[:, column], best, weights)
-        best = ones * importance.is_best(values[repeated], ones, 0.2)
-        assert found == pytest.approx(importance.divergence(knob, places[repeated, column], best, ones), rel=1e-9)
+        best = weights * knobs.is_best(values, weights, 0.2)
+        found = knobs.divergence(knob, places[:, column], best, weights)
+        best = ones * knobs.is_best(values[repeated], ones, 0.2)
+        assert found == pytest.approx(knobs.divergence(knob, places[repeated, column], best, ones), rel=1e-9)
 
 
 def test_the_best_share_holds_at_least_five_trials_and_all_that_equal_the_last():
-    assert importance.best_share(100) == 0.1
-    assert importance.best_share(20) == 0.25
-    assert importance.best_share(4) == 1
+    assert knobs.best_share(100) == 0.1
+    assert knobs.best_share(20) == 0.25
+    assert knobs.best_share(4) == 1
     values = np.array([3.0, 1.0, 2.0, 2.0, 0.0])
-    best = importance.is_best(values, np.ones((5, 1)), 0.4)
+    best = knobs.is_best(values, np.ones((5, 1)), 0.4)
     assert best[:, 0].tolist() == [True, False, True, True, False]
 
 
 def test_what_matters_is_found_with_a_rank_that_is_sure():
-    frame = importance.importance(Searched.of(search_run(100))).frame.set_index("knob")
+    frame = knobs.importance(Searched.of(search_run(100))).frame.set_index("knob")
     margin, anchor = frame.loc["hard_margin"], frame.loc["anchor_weight"]
     assert [margin[f"win_rate_rank{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
     assert anchor["stability_rank"] == 1
@@ -125,21 +125,21 @@ def test_what_matters_is_found_with_a_rank_that_is_sure():
 
 
 def test_with_few_trials_the_intervals_are_wide_and_the_table_says_so():
-    table = importance.importance(Searched.of(search_run(10)))
+    table = knobs.importance(Searched.of(search_run(10)))
     assert table.notes[-1].startswith("With 10 trials this is a hint")
     widths = table.frame["stability_rank_high"] - table.frame["stability_rank_low"]
     assert widths.max() >= 3
-    assert not any("hint" in note for note in importance.importance(Searched.of(search_run(50))).notes)
+    assert not any("hint" in note for note in knobs.importance(Searched.of(search_run(50))).notes)
 
 
 def test_with_hardly_any_trials_or_knobs_nothing_is_said():
-    table = importance.importance(Searched.of(search_run(5)))
+    table = knobs.importance(Searched.of(search_run(5)))
     assert table.frame.empty
     assert "5 trials completed" in table.caption
     run = search_run(60)
     others = [f"knob.{path}" for path in SPACE if path != "objective.hard_margin"]
     run.trials[others] = None
-    assert "fewer than two knobs" in importance.importance(Searched.of(run)).caption
+    assert "fewer than two knobs" in knobs.importance(Searched.of(run)).caption
 
 
 def test_diverged_trials_are_the_worst_and_stopped_ones_are_left_out():
@@ -148,19 +148,19 @@ def test_diverged_trials_are_the_worst_and_stopped_ones_are_left_out():
     run.trials["win_rate"] = np.random.default_rng(1).uniform(0.4, 0.6, 60)
     large = run.trials["knob.objective.hard_margin"] > 1.2
     run.trials.loc[large, ["status", "win_rate"]] = ["diverged", np.nan]
-    table = importance.importance(Searched.of(run))
+    table = knobs.importance(Searched.of(run))
     assert (
         f"{int((~large).sum())} completed trials and {int(large.sum())} that diverged, as the worst" in table.notes[0]
     )
     assert table.frame.set_index("knob").loc["hard_margin", "win_rate_rank"] == 1
     run.trials.loc[large, "status"] = "stopped"
-    table = importance.importance(Searched.of(run))
+    table = knobs.importance(Searched.of(run))
     assert f"{int(large.sum())} that were stopped or failed are left out" in table.notes[0]
     assert table.frame.set_index("knob").loc["hard_margin", "win_rate_rank"] > 1
 
 
 def test_the_table_prints_shares_and_ranks_of_both_goals():
-    text = importance.importance(Searched.of(search_run(100))).text()
+    text = knobs.importance(Searched.of(search_run(100))).text()
     assert "win rate: share %" in text
     assert "stability: share %" in text
     assert "1 [1, 1]" in text

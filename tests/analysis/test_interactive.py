@@ -2,7 +2,7 @@
 
 import pytest
 from slime_ray.analysis import interactive
-from slime_ray.analysis.findings import Findings
+from slime_ray.analysis.sections import Findings
 
 from slime_ray.runs import results
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slime_ray.analysis.length_control import length_controlled_rate
+from slime_ray.analysis.judging import length_controlled_rate
 
 OUTCOMES = np.array([1, 1, 0.5, 0, 1, 0.75, 0, 0.5, 1, 0.25, 0.5, 1])
 MORE_TOKENS = np.array([30.0, 12, -5, -40, 0, 22, -18, 3, 55, -9, 8, 14])

@@ -265,6 +265,7 @@ def test_a_report_that_fails_leaves_the_older_one_whole(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == older
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_path):
     assert "The front of the search" in page
     assert "reference point win rate 0, stability 0" in page
@@ -286,6 +287,7 @@ def test_the_garbage_collector_is_left_as_it_was(one_trial_run, tmp_path):
         gc.unfreeze()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_run_and_place_may_be_given_as_text(tmp_path):
     add_trial(tmp_path, "a", won=[1.0, 0.0])
     finish(tmp_path)
@@ -303,6 +305,7 @@ def design_run(path, design, seeds=5):
     return finish(path, {"experiment": experiment, "seeds": list(range(seeds))})
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_run_with_a_design_has_its_tables_as_files_on_the_page_and_in_the_terminal(tmp_path):
     files = report.write_report(design_run(tmp_path, factorial(("anchor", "stabilizer"))))
     names = {path.name for path in files.files}
@@ -323,6 +326,7 @@ def test_a_run_with_a_design_has_its_tables_as_files_on_the_page_and_in_the_term
     assert "sensitivity.svg" not in names
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_design_that_varies_knobs_has_its_figure(tmp_path):
     files = report.write_report(design_run(tmp_path, knobs("sensitivity", {"a.x": 1.0}, {"a.x": 2.0})))
     names = {path.name for path in files.files}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import search_figures, sections
-from slime_ray.analysis.drawing import WIDTH, render, style
-from slime_ray.analysis.findings import Findings
+from slime_ray.analysis import knob_figures, sections
+from slime_ray.analysis.figures import WIDTH, render, style
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
+from slime_ray.analysis.sections import Findings
 
 from slime_ray.runs import results
 
@@ -45,9 +45,8 @@ SEARCHES = {
 }
 
 
-def made(run):
+def made(found):
     """What the report has below the heading of the search: tables and figures, by name."""
-    found = Findings(run)
     things = [(entry, entry.make(found)) for entry in sections.SECTIONS if entry.under == sections.SEARCH]
     tables = {entry.name: thing for entry, thing in things if isinstance(thing, Table) and len(thing.frame)}
     return tables, {entry.name: thing for entry, thing in things if thing is not None and not isinstance(thing, Table)}
@@ -55,8 +54,8 @@ def made(run):
 
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
-    run = SEARCHES[kind]()
-    tables, figures = made(run)
+    found = Findings(SEARCHES[kind]())
+    tables, figures = made(found)
     for figure in figures.values():
         with style():
             figure.draw_without_rendering()
@@ -64,15 +63,15 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
     for table in tables.values():
         assert table.markdown()
         assert table.latex()
-    assert all(sentence.endswith(".") for sentence in Findings(run).search.sentences())
+    assert all(sentence.endswith(".") for sentence in found.search.sentences())
 
 
 def test_a_search_of_two_goals_has_all_of_them():
-    run = search_run(100)
-    tables, figures = made(run)
+    found = Findings(search_run(100))
+    tables, figures = made(found)
     assert set(figures) == {"search_importance", "search_slices", "search_contours", "search_parallel", "search_budget"}
     assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
-    said = Findings(run).search.sentences()
+    said = found.search.sentences()
     assert any("is the most important knob" in sentence for sentence in said)
     assert any(sentence.startswith("The knee of the search's front is") for sentence in said)
 
@@ -80,19 +79,21 @@ def test_a_search_of_two_goals_has_all_of_them():
 def test_a_run_without_a_search_has_nothing_to_understand():
     run = search_run(3)
     run.trials["phase"] = "arm"
-    assert Findings(run).search is None
+    search = Findings(run).search
+    assert all(table.frame.empty for table in (search.front, search.importance, search.budget, search.winners))
+    assert search.sentences() == []
 
 
 def test_figures_repeat_bit_for_bit():
     searched = Searched.of(search_run(12))
-    for draw in (search_figures.contours, search_figures.parallel):
+    for draw in (knob_figures.contours, knob_figures.parallel):
         assert render(draw(searched, [0, 1])) == render(draw(searched, [0, 1]))
 
 
 def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
     run = points_run([(0.2, 0.9), (0.5, 0.8), (0.8, 0.1), (0.4, 0.1)], status=["completed"] * 3 + ["stopped"])
     searched = Searched.of(run)
-    figure = search_figures.slices(searched, [0, 1])
+    figure = knob_figures.slices(searched, [0, 1])
     assert len(figure.axes) == 4
     dots, rings = figure.axes[0].collections[0], figure.axes[0].lines[0]
     assert np.asarray(dots.get_offsets())[:, 1] == pytest.approx([20, 50, 80])
@@ -108,8 +109,8 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
         (2, 9, {"2", "5"}),
     ):
         knob = replace(searched.knobs[0], scale="log", low=low, high=high)
-        figure = search_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
-        render(figure)
+        figure = knob_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
+        figure.draw_without_rendering()
         axis = figure.axes[-1].xaxis
         inside = {tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[0] <= high}
         assert inside == shown
@@ -121,14 +122,14 @@ def test_the_smoothed_mean_follows_its_trials_and_ends_where_there_are_none():
     searched = Searched.of(run)
     first, second = searched.knobs[:2]
     places = searched.places[:, :2]
-    x, y, means = search_figures.smoothed(first, second, places, places[:, 0])
+    x, y, means = knob_figures.smoothed(first, second, places, places[:, 0])
     assert (x[0], x[-1]) == (first.low, first.high)
     assert y[-1] == pytest.approx(second.high)
     # The value is the first knob itself: it grows from left to right, but for the pull towards the middle at the ends.
     assert means[20, 5] == pytest.approx(x[5], abs=0.25)
     assert means[20, 34] == pytest.approx(x[34], abs=0.25)
     near_a_corner = (first.unit(places[:, 0]) < 0.3) & (second.unit(places[:, 1]) < 0.3)
-    *_, means = search_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
+    *_, means = knob_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
     assert not means.mask[0, 0]
     assert means.mask[-1, -1]
 
@@ -137,7 +138,7 @@ def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
     searched = Searched.of(search_run(30))
     columns = list(range(len(searched.knobs)))
     place = [knob.name for knob in searched.knobs].index("warmup_fraction")
-    (axes, _) = search_figures.parallel(searched, columns).axes
+    (axes, _) = knob_figures.parallel(searched, columns).axes
     lines = [path.vertices for drawn in axes.collections for path in drawn.get_paths()]
     heights = np.array(lines)[:, :, 1]
     assert np.isnan(heights[:, place]).sum() == np.isnan(searched.places[:, place]).sum()
@@ -152,7 +153,7 @@ def test_the_knobs_are_those_that_matter_most_first():
 
 @pytest.mark.parametrize(("kind", "named"), [("two goals", [True, False, True, False]), ("one goal", [True])])
 def test_lines_that_several_panels_of_a_budget_have_are_named_in_the_first(kind, named):
-    _, figures = made(SEARCHES[kind]())
+    _, figures = made(Findings(SEARCHES[kind]()))
     panels = [axes for axes in figures["search_budget"].axes if axes.axison]
     assert [axes.get_legend() is not None for axes in panels] == named
     lines = {line.get_label() for axes in panels for line in axes.lines if not str(line.get_label()).startswith("_")}

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from slime_ray.analysis import ablation_table, drawing, sensitivity_figure, tables
-from slime_ray.analysis.design_cells import Cells
+from slime_ray.analysis import ablation_table, figures, knob_figures, tables
+from slime_ray.analysis.ablation_table import Cells
 
 from slime_ray.config.design import Design
 
@@ -17,8 +17,8 @@ def drawn(design, rates):
     rng = np.random.default_rng(0)
     run = run_of(design, {label: outcomes(rng, rate, prompts=150) for label, rate in rates.items()})
     found = Cells.of(run, design)
-    table = ablation_table.ablation(run, found, tables.win_rate_stability(run))
-    return sensitivity_figure.sensitivity(found, table), table
+    table = ablation_table.ablation(found, tables.win_rate_stability(run))
+    return knob_figures.sensitivity(found, table), table
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_any_number_of_knobs_fits_on_a_page_with_the_values_turned():
     paths = [f"objective.{name}" for name in ("anchor_weight", "stabilizer_strength", "hard_margin", "soft_margin")]
     design = knobs("sensitivity", dict.fromkeys(paths, 0.1), *({path: 1.0} for path in paths))
     figure, _ = drawn(design, {one.label: 0.5 for one in design.cells})
-    assert figure.get_figwidth() == drawing.WIDTH
+    assert figure.get_figwidth() == figures.WIDTH
     assert {text.get_rotation() for axes in figure.axes[4:] for text in axes.get_xticklabels()} == {45}
 
 
@@ -82,7 +82,7 @@ def test_centers_have_lines_of_their_own_and_controls_none():
     assert [line.get_label() for line in lines(figure.axes[0])] == ["paper", "released"]
     assert [len(line.get_xdata()) for line in lines(figure.axes[0])] == [2, 2]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["paper", "released"]
-    assert drawing.render(figure)["svg"].startswith(b"<?xml")
+    assert figures.render(figure)["svg"].startswith(b"<?xml")
 
 
 def test_a_cell_without_results_leaves_a_gap():

@@ -1,12 +1,11 @@
 """Intervals of stability: of numbers done by hand, and of what a run recorded."""
 
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from slime_ray.analysis import stability, tables
-from slime_ray.analysis.stability_table import stability_parts
+from slime_ray.analysis.stability import stability_parts
 
 from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
@@ -111,30 +110,6 @@ def test_lost_seeds_count_as_zero_in_every_resample(judged_run, main):
     alone = run.trials[(run.trials["label"] == "dpo") & (run.trials["status"] == "completed")]
     one = stability.intervals(run, alone)["stability"]
     assert (dpo["stability_low"], dpo["stability_high"]) == pytest.approx((one.low / 2, one.high / 2))
-
-
-def test_a_row_is_the_same_alone_and_among_others(judged_run, monkeypatch):
-    run = results.load(judged_run)
-    shown = run.trials[run.trials["phase"] == "arm"]
-    steps = np.arange(1, 151)
-    losses = np.where(steps % 29, 1 + 0.01 * (-1.0) ** steps, 9.0)
-    spiking = [
-        pd.DataFrame({"trial_id": trial_id, "source": "train", "metric": metric, "step": steps, "value": values})
-        for trial_id in shown["trial_id"]
-        for metric, values in (("loss", losses), ("grad_norm", 1.0))
-    ]
-    run = replace(run, curves=pd.concat(spiking))
-    groups = {str(label): own for label, own in shown.groupby("label")}
-    alone = {label: stability.intervals(run, own) for label, own in groups.items()}
-    assert sum(map(bool, alone.values())) > 2
-    for together in (stability.TOGETHER, 3):
-        monkeypatch.setattr(stability, "TOGETHER", together)
-        among = stability.intervals_of_rows(run, groups)
-        assert among.keys() == alone.keys()
-        for label, own in alone.items():
-            assert among[label].keys() == own.keys()
-            for name, one in own.items():
-                assert astuple(among[label][name]) == pytest.approx(astuple(one), rel=1e-9)
 
 
 def test_seeds_are_averaged_in_every_resample(tmp_path):

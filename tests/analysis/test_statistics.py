@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from slime_ray.analysis import statistics
+from slime_ray.analysis import effects, rows, statistics
 
 
 def test_a_win_rate_is_the_mean_over_prompts_of_their_mean_votes():
@@ -40,7 +40,7 @@ def test_paired_differences_see_what_separate_intervals_hide():
     base = (rng.random((1, 500)) < 0.5).astype(float)
     better = base.copy()
     better[0, np.flatnonzero(base[0] == 0)[:30]] = 1.0
-    difference = statistics.paired_difference(better, base)
+    difference = effects.interval(better - base)
     assert difference.value == pytest.approx(0.06)
     assert difference.low > 0
     a, b = statistics.win_rate_interval(better), statistics.win_rate_interval(base)
@@ -51,31 +51,67 @@ def test_a_difference_between_seeds_counts_from_five_seeds_on():
     prompts = np.random.default_rng(4).random(300)
     other = np.stack([prompts * 0.9] * 6)
     steady, shaken = (np.stack([prompts + shift * (-1) ** seed for seed in range(6)]) for shift in (0.0, 0.1))
-    calm, wild = statistics.paired_difference(steady, other), statistics.paired_difference(shaken, other)
+    calm, wild = effects.interval(steady - other), effects.interval(shaken - other)
     assert calm.value == pytest.approx(wild.value)
     assert wild.high - wild.low > 10 * (calm.high - calm.low)
     # With four the interval is of these checkpoints, whose mean is as certain as the prompts allow.
-    calm, wild = (statistics.paired_difference(policy[:4], other[:4]) for policy in (steady, shaken))
+    calm, wild = (effects.interval(policy[:4] - other[:4]) for policy in (steady, shaken))
     assert (wild.low, wild.high) == pytest.approx((calm.low, calm.high))
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
-def test_a_paired_difference_is_over_seeds_and_prompts_where_five_seeds_are_common(confidence):
-    policy, other = np.random.default_rng(6).random((2, 5, 20))
+def test_a_difference_is_of_the_seeds_and_prompts_that_both_rows_have(confidence):
+    policy, other = np.random.default_rng(6).random((2, 7, 20))
     # A prompt that one seed has no verdict for is left out for all.
     policy[1, 3] = np.nan
-    whole = np.delete(policy - other, 3, axis=1)
-    expected = [statistics.two_way_interval(whole, confidence=confidence)]
-    found = [statistics.paired_difference(policy, other, confidence=confidence)]
-    # Fewer seeds, or others: the means over seeds, whose prompts alone are drawn.
-    for one, two in ((policy[:4], other[:4]), (policy, other[:1])):
-        means = np.nanmean(one, axis=0) - two.mean(axis=0)
-        expected.append(
-            statistics.interval(means.mean(), statistics.resample_means(means), units=means.size, confidence=confidence)
-        )
-        found.append(statistics.paired_difference(one, two, confidence=confidence))
-    for one, other in zip(found, expected, strict=True):
-        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+    # Seeds 1 to 5 are common; a brute-force sum over them is the difference.
+    one, two = (list(range(7)), policy), ([5, 1, 2, 4, 3, 9, 8], other)
+    pairs = [(policy[seed, prompt] - other[two[0].index(seed), prompt]) for seed in range(1, 6) for prompt in range(20)]
+    found = effects.interval(rows.difference(one, two), confidence=confidence)
+    assert found.value == pytest.approx(np.mean([d for place, d in enumerate(pairs) if place % 20 != 3]))
+    whole = np.delete(np.reshape(pairs, (5, 20)), 3, axis=1)
+    expected = statistics.two_way_interval(whole, confidence=confidence)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    # Four common seeds are these checkpoints: prompts alone are drawn.
+    found = effects.interval(rows.difference((list(range(4)), policy[:4]), two), confidence=confidence)
+    assert found.high - found.low > 0
+    assert rows.difference(([0], policy[:1]), two) is None
+    assert rows.difference(one, (two[0], other[:, :10])) is None
+
+
+def test_the_seeds_that_a_comparison_leaves_out_are_named():
+    assert rows.left_out({"a": [0, 1, 2], "b": [2, 1, 0]}) == ""
+    assert rows.left_out({"a": [0, 1, 2, 3], "b": [1, 2, 7]}) == "seeds 0, 3 of a and seed 7 of b"
+
+
+def test_a_rows_interval_covers_the_method_from_five_seeds_on_and_that_over_prompts_does_not():
+    # Win rates of a method whose seeds differ by 10 points; prompts are as hard for all of them.
+    rng, covered, over_prompts, tries = np.random.default_rng(0), 0, 0, 400
+    for _ in range(tries):
+        seeds, prompts = rng.normal(0.5, 0.1, 5), rng.normal(0.0, 0.1, 200)
+        won = (rng.random((5, 200)) < np.clip(seeds[:, None] + prompts, 0, 1)).astype(float)
+        covered += statistics.row_interval(won).covers(0.5)
+        over_prompts += statistics.win_rate_interval(won, resamples=300).covers(0.5)
+    # Three standard deviations of 400 tries at 95 % are 3.3 points.
+    assert 0.917 <= covered / tries <= 0.983
+    assert over_prompts / tries < 0.75
+
+
+def test_a_rows_interval_is_of_these_checkpoints_below_five_seeds_and_stays_between_0_and_1():
+    won = np.random.default_rng(1).random((5, 40)).round()
+    few = statistics.row_interval(won[:4])
+    assert few == statistics.win_rate_interval(won[:4])
+    # The value is that over all prompts, also those that a seed has no verdict for.
+    won[0, :5] = np.nan
+    found = statistics.row_interval(won)
+    assert found.value == pytest.approx(np.nanmean(won, axis=0).mean())
+    complete = statistics.two_way_interval(won[:, 5:])
+    assert found.high - found.value == pytest.approx(complete.high - complete.value)
+    rare = np.zeros((5, 40))
+    rare[0, 0] = 1.0
+    assert statistics.row_interval(rare).low == 0.0
+    assert statistics.row_interval(1 - rare).high == 1.0
+    assert not statistics.is_of_method(np.full((5, 40), np.nan))
 
 
 def test_the_two_way_interval_is_that_of_the_analysis_of_variance():
@@ -132,7 +168,7 @@ def test_swapping_the_sides_mirrors_estimate_and_interval(outcomes):
     one, other = statistics.win_rate_interval(outcomes), statistics.win_rate_interval(1 - outcomes)
     assert other.value == pytest.approx(1 - one.value)
     assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
-    difference = statistics.paired_difference(outcomes, outcomes)
+    difference = effects.interval(outcomes - outcomes)
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
 
 
@@ -142,7 +178,7 @@ def test_one_or_two_prompts_have_an_estimate_without_an_interval(prompts, seeds)
     won = np.tile([[1.0, 0.0]], (seeds, 1))[:, :prompts]
     estimates = [
         statistics.win_rate_interval(won),
-        statistics.paired_difference(won, 1 - won),
+        effects.interval(2 * won - 1),
         statistics.ratio_interval(won[0], np.ones(prompts)),
     ]
     for estimate in estimates:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import answer, failures_table, figures, search_table, tables
+from slime_ray.analysis import answer, figures, search_table, statistics, tables, trial_tables
 
 from slime_ray.runs import results
 
@@ -71,15 +71,51 @@ def test_pairing_tells_apart_what_two_intervals_cannot(tmp_path):
     assert table.frame["win_rate_mark"].tolist() == ["best", "second"]
 
 
-def test_rows_with_other_seeds_are_compared_by_prompt(tmp_path):
-    # a lacks seed 0: pairing seeds by their place would compare seed 1 of a with seed 0 of b.
-    add_trial(tmp_path, "a1", label="a", seed=1, won=[1.0] * 10)
-    add_trial(tmp_path, "a2", label="a", seed=2, won=[1.0] * 10)
-    add_trial(tmp_path, "b0", label="b", seed=0, won=[0.0] * 10)
-    add_trial(tmp_path, "b1", label="b", seed=1, won=[1.0] * 10)
+def test_rows_are_compared_on_the_seeds_that_both_have_and_the_rest_is_named(tmp_path):
+    # With seed 1, which both have, all rows win everything: pairing seeds by their place, or the means over all seeds,
+    # would tell a from b.
+    for label, seed, won in (("a", 1, 1.0), ("a", 2, 1.0), ("b", 0, 0.0), ("b", 1, 1.0), ("c", 7, 0.0)):
+        add_trial(tmp_path, f"{label}{seed}", label=label, seed=seed, won=[won] * 10)
     table = tables.win_rate_stability(results.load(finish(tmp_path)))
-    # Prompt means are 1 and 0.5 everywhere; a crossed bootstrap over two seeds could not exclude 0.
-    assert table.frame["win_rate_mark"].tolist() == ["best", "second"]
+    assert table.frame["win_rate_mark"].tolist() == ["best", "best", "best"]
+    notes = "\n".join(table.notes)
+    assert "on the seeds that both have. Left out of that: seed 2 of a and seed 0 of b (beside b)." in notes
+    assert "No seed in common with a, so neither compared with it nor told apart: c." in notes
+
+
+def test_rows_of_equal_truths_are_told_apart_at_most_as_often_as_promised_where_one_lost_a_seed():
+    # The seed that the other row lost is a lucky one, which moves the mean over all six by three standard errors.
+    rng = np.random.default_rng(3)
+    shared = np.array([0.95, 0.5, 0.45, 0.55, 0.5, 0.5])
+    told = 0
+    for _ in range(200):
+        one, other = ((rng.random((6, 200)) < shared[:, None]).astype(float) for _ in range(2))
+        told += tables.separable((list(range(6)), one), (list(range(1, 6)), other[1:]))
+    # Three standard deviations of 200 tries at 5 % are 4.6 points.
+    assert told / 200 < 0.096
+
+
+def test_the_caption_says_what_the_interval_of_each_row_is_over(tmp_path):
+    rng = np.random.default_rng(0)
+    for label, seeds in (("a", 5), ("b", 2)):
+        for seed in range(seeds):
+            add_trial(
+                tmp_path, f"{label}{seed}", label=label, seed=seed, won=rng.integers(0, 2, 30).astype(float).tolist()
+            )
+    run = results.load(finish(tmp_path))
+    table = tables.win_rate_stability(run)
+    assert dict(zip(table.frame["label"], table.frame["win_rate_over"], strict=True)) == {
+        "a": "seeds and prompts",
+        "b": "prompts",
+    }
+    assert (
+        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % percentile bootstrap"
+        in table.caption
+    )
+    wide = run.answers[run.answers["label"] == "a"].pivot(index="seed", columns="prompt_id", values="outcome")
+    expected = statistics.two_way_interval(wide.to_numpy(dtype=float))
+    of_a = row(table, "a")
+    assert (of_a["win_rate_low"], of_a["win_rate_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_stability_marks_go_by_the_mean(main):
@@ -205,7 +241,7 @@ def test_failed_search_trials_are_never_on_the_front(tmp_path):
 def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
     run = results.load(judged_run)
     run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
-    assert failures_table.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
+    assert trial_tables.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
 
 
 def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run):
@@ -217,7 +253,7 @@ def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run
     for table in (
         tables.win_rate_stability(searched),
         search_table.search_trials(searched),
-        failures_table.failures(searched),
+        trial_tables.failures(searched),
     ):
         assert table.text()
         assert table.markdown()

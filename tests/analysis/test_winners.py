@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slime_ray.analysis.findings import Findings
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.sections import made
+from slime_ray.analysis.search_table import winners
+from slime_ray.analysis.sections import Findings, made
 from slime_ray.analysis.tables import win_rate_stability
-from slime_ray.analysis.winners import winners
 
 from slime_ray.runs import results
 
@@ -62,7 +61,7 @@ def test_confirmations_of_another_point_are_left_out_and_named(run):
     """As where the id of a deleted trial was given to another point."""
     file = run / "trials" / "confirm-search-0001-s1" / "trial.json"
     row = json.loads(file.read_text())
-    file.write_text(json.dumps(row | {"settings": json.dumps({"objective.hard_margin": 9.0})}))
+    file.write_text(json.dumps(row | {"overrides": json.dumps({"objective.hard_margin": 9.0})}))
     results.consolidate(run)
     table = table_of(run)
     assert table.frame["trial_id"].tolist() == ["search-0002"]

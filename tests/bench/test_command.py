@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from slime_ray.bench import memory, memory_child, step
+from slime_ray.bench import machine, memory, memory_child, step
 from slime_ray.bench.command import add_bench_parser
 from slime_ray.bench.options import RECIPES, Options
 from slime_ray.errors import InputError
@@ -115,7 +116,7 @@ def test_the_end_of_a_recipes_process_does_not_end_the_benchmark(monkeypatch, co
     def ended(*arguments, **options):
         return subprocess.CompletedProcess(arguments, code, stdout="", stderr="boom\n")
 
-    monkeypatch.setattr(memory.subprocess, "run", ended)
+    monkeypatch.setattr(machine.subprocess, "run", ended)
     options = Options(vocabularies=(64,), shrink=40, pairs=2, rounds=1, device="cpu", recipes=("packed",))
     (recipe,) = memory.measure_memory(options, lambda line: None).vocabularies[0].recipes
     assert recipe.failure == failure
@@ -125,7 +126,7 @@ def test_the_end_of_a_recipes_process_does_not_end_the_benchmark(monkeypatch, co
 def test_step_memory_grows_with_the_step():
     def weigh(shrink: int) -> int:
         options = Options(shrink=shrink, pairs=2, rounds=1, device="cpu")
-        return memory_child.weigh_steps("padded", options, 2048, step.find_device("cpu"))[0]
+        return memory_child.weigh_steps("padded", options, 2048, torch.device("cpu"))[0]
 
     assert weigh(4) > 2 * weigh(40)
 

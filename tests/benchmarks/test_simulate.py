@@ -11,8 +11,7 @@ from benchmarks.simulate import Forgetful, Recorded, simulate
 from slime_ray.config.experiment import Search
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
-from slime_ray.on_ray.ranking import ByFront, ByMetric
-from slime_ray.on_ray.stopping import Halving
+from slime_ray.on_ray.stopping import ByFront, ByMetric, Halving
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from slime_ray import cli
-from slime_ray.cli import control, experiments
+from slime_ray.cli import experiments, runs
 from slime_ray.errors import RunError
 from tests.analysis.conftest import add_trial, finish
 
@@ -180,7 +180,7 @@ def interrupted(options: argparse.Namespace) -> None:
     ],
 )
 def test_an_interrupt_says_what_is_kept_and_the_command_that_goes_on(monkeypatch, capsys, line, again):
-    for module, name in ((experiments, "_sweep"), (experiments, "_demo"), (control, "_extend")):
+    for module, name in ((experiments, "_sweep"), (experiments, "_demo"), (runs, "_extend")):
         monkeypatch.setattr(module, name, interrupted)
     assert cli.main(shlex.split(line)) == 1
     said = capsys.readouterr().err

@@ -324,3 +324,95 @@ def test_few_seeds_are_said_before_a_design_is_run(tmp_path):
         "leave_one_out: 16 cells (4 of them controls) around paper (against paper-full), released (against "
         "released-full), compared by win_rate; 5 seeds, 80 trials."
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objectives other than SLIME
+
+ANY = """
+name: mine
+preset: arithmetic
+base: {{objective: {objective}}}
+ablate: {ablate}
+"""
+
+
+def cells_of(folder: Path, objective: str, ablate: str) -> list[str]:
+    path = folder / "mine.yaml"
+    path.write_text(ANY.format(objective=objective, ablate=ablate), encoding="utf-8")
+    design = load_experiment(path).design
+    assert design is not None
+    return [cell.variant for cell in design.cells]
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("{name: simpo}", ["full", "without-length-normalization", "without-target-margin"]),
+        ("{name: simpo, nll_weight: 1.0, gamma: 0.0}", ["full", "without-length-normalization", "without-nll"]),
+        ("{name: dpo}", ["full", "without-reference"]),
+        ("{name: dpop}", ["full", "without-guard"]),
+        ("{name: orpo}", ["full", "without-odds-ratio", "without-nll"]),
+        (
+            "{name: composed, against_reference: true, target: 0.5, anchor: pairs}",
+            ["full", "without-reference", "without-length-normalization", "without-margin", "without-target-margin",
+             "without-anchor"],
+        ),
+    ],
+)  # fmt: skip
+def test_leave_one_out_takes_every_part_that_an_objective_has_and_whose_removal_changes_it(
+    tmp_path, objective, expected
+):
+    assert cells_of(tmp_path, objective, "{design: leave_one_out}") == expected
+
+
+def test_a_factorial_varies_design_choices_across_methods(tmp_path):
+    objective = "{name: composed, against_reference: true, link: hinge, anchor: tokens}"
+    cells = cells_of(
+        tmp_path, objective, "{design: factorial, components: [anchor, link, length_normalization, reference]}"
+    )
+    assert len(cells) == 16
+    assert cells[-1] == "without-reference-length-normalization-link-anchor"
+    with pytest.raises(InputError, match="cell without-link-margin would train just as cell without-margin does"):
+        cells_of(tmp_path, objective, "{design: factorial, components: [link, margin]}")
+
+
+def test_an_objective_of_ones_own_is_ablated_by_the_parts_that_it_declares(tmp_path, monkeypatch):
+    (tmp_path / "lifted.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from slime_ray.objectives.base import PairwiseObjective, knob\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Lifted(PairwiseObjective):\n"
+        '    """The margin, and a lift.\n\n    Args:\n        lift: More of it lifts chosen.\n        remove: Parts.\n    """\n\n'
+        '    name: ClassVar[str] = "lifted"\n'
+        '    parts: ClassVar = {"lift": "no lift", "margin": "no margin"}\n'
+        "    lift: float = knob(1.0, at_least=0)\n"
+        "    remove: tuple[str, ...] = ()\n\n"
+        "    def pair_losses(self, batch, reference):\n"
+        "        losses = 0.0 * batch.margins\n"
+        '        if not self.without("lift"):\n'
+        "            losses = losses - self.lift * batch.chosen_means\n"
+        '        return losses if self.without("margin") else losses - batch.margins\n',
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    variants = cells_of(tmp_path, "{name: 'lifted:Lifted'}", "{design: leave_one_out}")
+    assert variants == ["full", "without-lift", "without-margin"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "ablate", "sentence"),
+    [
+        ("{name: sft}", "{design: leave_one_out}", "sft, declares no parts that this design could take away"),
+        ("{name: dpo}", "{design: leave_one_out, components: [referense]}", "'referense' is no part of dpo. Did you mean"),
+        ("{name: dpo}", "{design: leave_one_out, components: [nll]}", "dpo trains alike with and without nll there"),
+        ("{name: dpo}", "{design: factorial}", "a factorial needs two parts or more, and center base has reference"),
+        ("{name: dpo, remove: [reference]}", "{design: leave_one_out}", "no full objective to compare with"),
+        ("{name: simpo}", "{design: leave_one_out, controls: gradient_matched}", "about SLIME's margin term"),
+    ],
+)  # fmt: skip
+def test_what_an_objective_cannot_be_ablated_by_is_refused(tmp_path, objective, ablate, sentence):
+    with pytest.raises(InputError) as raised:
+        cells_of(tmp_path, objective, ablate)
+    assert sentence in str(raised.value)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_spaces
 
+from slime_ray.config.complaints import FOREIGN
 from slime_ray.config.experiment import with_values
-from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
+from slime_ray.config.experiment_file import file_keys, load_experiment, parse_override, parse_seeds
 from slime_ray.config.presets import preset_base, preset_names
-from slime_ray.config.settings import Settings
+from slime_ray.config.settings import Lora, Settings
 from slime_ray.config.space import Dimension, Requirement
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
@@ -333,3 +334,55 @@ def test_seeds_beyond_their_limit_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         parse_seeds(text)
     assert parse_seeds("4294967295,") == [4294967295]
+
+
+def test_everything_that_is_wrong_in_a_file_is_said_at_once_in_its_order(tmp_path):
+    text = (
+        "name: many\npreset: arithmetic\nbase:\n  training: {updates: three, learning_rat: 1e-4}\n  model: {lora: {r: 8}}\n"
+        "seeds: zero\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_experiment(write(tmp_path, text))
+    assert [line.removeprefix(f"{tmp_path}/mine.yaml:")[:38] for line in str(error.value).splitlines()] == [
+        "4: training.learning_rat: unknown key.",
+        "4: training.updates is 'three': input ",
+        "5: model.lora.r: unknown key. Here it ",
+        "6: seeds is 'zero': input should be a ",
+    ]
+
+
+def test_arms_goals_seeds_and_budget_are_all_refused_at_once(tmp_path):
+    text = GOOD.replace("full: {}", "full: {training.updates: -1}") + (
+        "seeds: [0, 0]\ngoals: {win_rat: maximize}\nbudget: {trials: 4, gpu_hours: 1}\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_experiment(write(tmp_path, text))
+    lines = [line.removeprefix(f"{tmp_path}/mine.yaml:").partition(":")[0] for line in str(error.value).splitlines()]
+    assert lines == ["6", "8", "9", "10", "10"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "ours"),
+    [
+        ("per_device_train_batch_size: 8", "training.pairs_per_update"),
+        ("report_to: wandb", "trackers"),
+        ("n_trials: 8", "budget.trials"),
+        ("search: {training.learning_rate: {low: 1e-5, high: 1e-3, log: true}}", "log_uniform: [low, high]"),
+        ("search: {training.learning_rate: {loguniform: [1e-5, 1e-3]}}", "log_uniform: [low, high]"),
+    ],
+)
+def test_a_key_of_another_library_is_answered_with_ours(tmp_path, lines, ours):
+    with pytest.raises(InputError, match=rf"unknown key\. Here it is .*{re.escape(ours)}"):
+        load_experiment(write(tmp_path, GOOD + lines + "\n"))
+
+
+def test_the_answer_to_a_key_of_another_library_is_a_key_that_there_is():
+    tops = {**file_keys().model_fields, **Settings.model_fields, **Dimension.model_fields, "objective": None}
+    for ours in FOREIGN.values():
+        path = re.match(r"[a-z_.]+", ours)[0].rstrip(".:").split(".")
+        assert path[0] in tops, ours
+        field = Settings.model_fields.get(path[0]) or file_keys().model_fields.get(path[0])
+        if len(path) > 1 and path[0] != "objective":
+            assert path[1] in field.annotation.model_fields, ours
+        if path[:2] == ["model", "lora"]:
+            assert path[2] in Lora.model_fields, ours

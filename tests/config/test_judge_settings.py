@@ -40,7 +40,10 @@ def test_judges_are_named_as_text_or_with_their_settings(experiment):
         ("reward_model", "evaluation.judge.model is missing"),
         ("{name: reward_model, model: x, tie_bnd: 1}", r"tie_bnd: unknown key. Did you mean 'tie_band'\?"),
         ("{name: reward_model, model: x, tie_band: -1}", "evaluation.judge.tie_band is -1"),
-        ("{name: llm, model: x, template: arena-hrd}", r"neither a .yaml file nor one of.*Did you mean arena-hard\?"),
+        (
+            "{name: llm, model: x, template: arena-hrd}",
+            r"neither a .yaml file nor a shipped template. Did you mean 'arena-hard'\?",
+        ),
         ("{name: llm, model: x, template: nowhere.yaml}", "nowhere.yaml: there is no such file"),
         (LLM + ", budget: {cost: 3}}", "budget.cost needs prices"),
         (LLM + ", budget: {euros: 3}}", "evaluation.judge.budget.euros: unknown key"),

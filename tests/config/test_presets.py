@@ -7,8 +7,7 @@ import pytest
 
 from slime_ray.cli import main
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.preset_diff import ABSENT, PresetDifference, compare_presets
-from slime_ray.config.presets import preset_base, preset_names
+from slime_ray.config.presets import ABSENT, PresetDifference, compare_presets, preset_base, preset_names
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.objectives import ReleasedSlimeObjective, SimpoObjective, SlimeObjective
@@ -132,7 +131,7 @@ def test_the_command_prints_the_differences_in_columns(capsys: pytest.CaptureFix
     [
         ("released-exat", "Did you mean 'released-exact'?"),
         ("gemma3-4b/papr", "Did you mean 'paper'?"),
-        ("", "There are"),
+        ("", "Allowed: arithmetic"),
     ],
 )
 def test_an_unknown_preset_is_refused_with_the_nearest(

@@ -8,7 +8,7 @@ import yaml
 from slime_ray.search_spaces import find_space, shipped_spaces
 
 from slime_ray import cli
-from slime_ray.config.reference import reference, undescribed
+from slime_ray.config.reference import reference
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 
@@ -20,7 +20,10 @@ def test_the_committed_page_is_what_the_command_prints(capsys):
 
 
 def test_every_key_says_what_it_does():
-    assert undescribed() == []
+    """But `name` and `design`, which say what kind a mapping is."""
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", reference(), re.M)
+    assert len(rows) > 100
+    assert {key for key, text in rows if not text} <= {"name", "design"}
 
 
 def test_every_link_leads_to_a_section():

@@ -115,7 +115,7 @@ def test_cells_share_stages_prompts_and_decoding(finished, space):
     assert len([path for path in (space.parent / ".stages").iterdir() if path.is_dir()]) == 5
     rows = results.finished_trials(finished.path).values()
     parts = ("model", "data", "sft", "evaluation")
-    configs = [json.loads(row["config"]) for row in rows]
+    configs = [json.loads(row["settings"]) for row in rows]
     assert len({fingerprint([config[part] for part in parts]) for config in configs}) == 1
     answers = finished.answers
     asked = answers.groupby("trial_id").apply(

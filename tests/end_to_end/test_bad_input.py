@@ -194,7 +194,7 @@ class TestWhatOnlyTheClusterSees:
         ("setting", "message"),
         [
             ("data.row_tokens=12", "data.row_tokens is 12, but a prompt has"),
-            ("model.attention=flex", "model.attention is flex, which needs a GPU"),
+            ("model.attention=varlen", "model.attention is varlen, which needs a GPU"),
         ],
     )
     def test_an_engine_setting_that_cannot_serve_is_a_sentence(self, capsys, tmp_path, setting, message):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from slime_ray.config.settings import fingerprint
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import study_storage
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import content_of
@@ -76,7 +76,7 @@ def test_a_trial_is_the_same_whether_its_actor_was_fresh_or_reused(finished):
     row = results.finished_trials(run)["arm-dpo-s1"]
     trial = Trial.model_validate(
         {key: row[key] for key in ("trial_id", "phase", "label", "seed", "prompt_set")}
-        | {"values": json.loads(row["settings"]), "settings": json.loads(row["config"])}
+        | {"values": json.loads(row["overrides"]), "settings": json.loads(row["settings"])}
     )
     alone = run_trial(trial, run=run.parent / "alone", storage=RunStore(run.parent), report=lambda told: None)
     for name in ("win_rate", "stability", "chosen_drift", "kl_to_sft", "unlearning", "length_shift"):

@@ -41,7 +41,7 @@ def add_trial(
         | (each[number] if each else {})
         for number, (ab, ba) in enumerate(verdicts)
     ]
-    row = results.trial_row(**about, status="completed", judge=judge, settings={}, config={})
+    row = results.trial_row(**about, status="completed", judge=judge, overrides={}, settings={})
     results.write_trial(run, row=row, answers=answers, curves=[])
 
 

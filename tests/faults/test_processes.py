@@ -9,7 +9,7 @@ import time
 import optuna
 import pytest
 
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import study_storage
 from tests.processes import left_behind
 
 from .conftest import LONG, SHORT, same, until, workers
@@ -79,8 +79,68 @@ def test_a_killed_driver_loses_nothing_and_is_gone_on_with(start, whole, table):
         for trial in study.trials
         if trial.state.name == "COMPLETE"
     }
-    settings = {name: json.loads(resumed.rows()[name]["settings"]) for name in ("search-0001", "search-0002")}
+    settings = {name: json.loads(resumed.rows()[name]["overrides"]) for name in ("search-0001", "search-0002")}
     assert settings == {name: {"objective.hard_margin": value} for name, value in points.items()}
+
+
+STRIKES = """
+import importlib.util
+import sys
+from pathlib import Path
+
+
+class Strikes:
+    \"\"\"The first step of training with each objective raises what torch raises when a GPU has failed.\"\"\"
+
+    def find_spec(self, name, path, target=None):
+        if name != "slime_ray.training.trainer":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (run(module), self.patch(module.PreferenceTrainer))
+        return spec
+
+    def patch(self, trainer):
+        import torch
+
+        step = trainer.training_step
+
+        def training_step(self, *arguments, **options):
+            struck = Path(__file__).with_name(self.objective.name)
+            if not struck.exists():
+                struck.touch()
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+            return step(self, *arguments, **options)
+
+        trainer.training_step = training_step
+
+
+sys.meta_path.insert(0, Strikes())
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gpus_that_fail_under_the_stages_and_a_trial_cost_a_process_each_and_no_result(start, tmp_path, workers):
+    (tmp_path / "sitecustomize.py").write_text(STRIKES)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Stages of its own, which a group of workers takes longer to begin than others here may be silent.
+    more = ("--set", f"sft.updates={10 + workers}", "--set", f"resources.workers={workers}")
+    more += ("--set", "faults.hang_minutes=1")
+    sweep = start(f"gpu-{workers}", *more, env={"PYTHONPATH": path})
+    text = sweep.end()
+    assert sweep.process.returncode == 0, text
+    assert sorted(file.name for file in tmp_path.iterdir() if not file.suffix) == ["sft", "slime"]
+    assert "A GPU failed while the stages were made" in text
+    assert sweep.endings() == ["device", "finished"]
+    first, second = sweep.attempts()
+    assert first.pid != second.pid
+    assert "AcceleratorError: CUDA error: an illegal memory access" in str(first.fault)
+    assert sweep.rows()[LONG]["status"] == "completed"
+    [noted] = json.loads((sweep.run / "manifest.json").read_text())["interruptions"]
+    assert noted["faults"] == [first.fault]
+    assert left_behind(sweep.process.pid) == []
 
 
 @pytest.mark.faults

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 from slime_ray.bench.lengths import BenchPair
 from slime_ray.bench.recipes import OBJECTIVE
 from slime_ray.data.packing import pack
+from slime_ray.model.attention import Kernel
 from slime_ray.model.logprobs import Policy
 from slime_ray.planning.flops import Lengths
 
@@ -103,46 +104,46 @@ def random_pairs(count: int, seed: int) -> list[BenchPair]:
     return [BenchPair(draw(WINDOW, 40), draw(1, 60), draw(1, 60)) for _ in range(count)]
 
 
-def compare(lm: Any, step: Sequence[BenchPair]) -> list[Check]:
+def compare(lm: Any, step: Sequence[BenchPair], kernel: Kernel = "auto") -> list[Check]:
     parameters = list(lm.parameters())
-    alone = torch.cat([_alone(lm, pair.prompt_ids, pair.chosen_ids) for pair in step]
-                      + [_alone(lm, pair.prompt_ids, pair.rejected_ids) for pair in step])  # fmt: skip
-    alone_gradients = _gradients(_weighed(alone), parameters)
-    policy = Policy(lm)
+    separate = torch.cat([alone(lm, pair.prompt_ids, pair.chosen_ids) for pair in step]
+                      + [alone(lm, pair.prompt_ids, pair.rejected_ids) for pair in step])  # fmt: skip
+    alone_gradients = gradients(weighed(separate), parameters)
+    policy = Policy(lm, kernel=kernel)
     logps = policy(pack(step))
     packed = torch.cat([logps.chosen, logps.rejected])
     lengths = [Lengths(0, len(pair.chosen_ids), len(pair.rejected_ids)) for pair in step]
-    alone_loss = _loss_of(alone.detach(), lengths)
+    alone_loss = _loss_of(separate.detach(), lengths)
     checks = [
-        ("log-probabilities, packed and alone", "log-probabilities", _largest([packed - alone])),
+        ("log-probabilities, packed and alone", "log-probabilities", _largest([packed - separate])),
         ("gradients, packed and alone", "gradients",
-         _largest(map(torch.sub, _gradients(_weighed(packed), parameters), alone_gradients))),
+         _largest(map(torch.sub, gradients(weighed(packed), parameters), alone_gradients))),
     ]  # fmt: skip
     whole_gradients: list[Tensor] = []
     for parts in DIVISIONS:
-        loss, gradients = _in_parts(policy, step, parts, parameters)
+        loss, summed = _in_parts(policy, step, parts, parameters)
         label = f"in {parts} part{'s' if parts > 1 else ''}"
         checks.append((f"the loss {label} and alone", "loss", abs(loss - alone_loss)))
         if not whole_gradients:
-            whole_gradients = gradients
+            whole_gradients = summed
             continue
         checks.append(
             (
                 f"its gradient {label} and whole",
                 "gradient of the loss",
-                _largest(map(torch.sub, gradients, whole_gradients)),
+                _largest(map(torch.sub, summed, whole_gradients)),
             )
         )
     return [Check(what=what, measured=value, bound=BOUNDS[kind]) for what, kind, value in checks]
 
 
-def _alone(lm: Any, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
+def alone(lm: Any, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
     """(tokens,) log-probabilities of one completion, from the model's own logits on one unpadded sequence."""
     logits = lm(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None]).squeeze(1)
 
 
-def _weighed(logps: Tensor) -> Tensor:
+def weighed(logps: Tensor) -> Tensor:
     """A sum that weighs every token differently, so that no two may be exchanged."""
     return (torch.linspace(-1, 1, len(logps), dtype=logps.dtype) * logps).sum()
 
@@ -164,12 +165,12 @@ def _in_parts(
         logps = policy(rows)
         loss = OBJECTIVE(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths).loss_over(counts)
         total += float(loss.detach())
-        for sum_, gradient in zip(sums, _gradients(loss, parameters), strict=True):
+        for sum_, gradient in zip(sums, gradients(loss, parameters), strict=True):
             sum_ += gradient
     return total, sums
 
 
-def _gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return list(torch.autograd.grad(scalar, parameters))
 
 

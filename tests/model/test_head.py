@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from slime_ray.model.head import Head, plain_linear
+from slime_ray.model.head import ALIGNMENT, Head, _Tiles, plain_linear
 
 POSITIONS, WIDTH, VOCABULARY = 13, 6, 29
 
@@ -101,3 +104,40 @@ def test_a_head_that_is_more_than_a_linear_layer_is_not_taken_for_one():
         torch.autograd.grad(found, wanted, incoming), torch.autograd.grad(expected, wanted, incoming), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+
+
+@settings(max_examples=100, deadline=None)
+@given(positions=st.integers(1, 9000), vocabulary=st.integers(1, 2**18), limit=st.integers(1, 2**28))
+def test_a_tile_that_is_not_the_whole_vocabulary_is_aligned_and_keeps_to_the_limit(positions, vocabulary, limit):
+    hidden, weight, targets = (
+        torch.empty(size, device="meta") for size in ((positions, 1), (vocabulary, 1), positions)
+    )
+    tiles = _Tiles(hidden, weight, None, targets, Head(nn.Identity(), None, vocabulary, limit), torch.float32)
+    assert 1 <= tiles.width * tiles.height <= limit
+    assert tiles.width == vocabulary or tiles.width % ALIGNMENT == 0 or limit < ALIGNMENT
+
+
+class Products(TorchFunctionMode):
+    """The dtypes of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func.__name__ in ("mm", "matmul", "__matmul__", "addmm", "addmm_"):
+            self.dtypes.add(found.dtype)
+        return found
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_products_of_bfloat16_are_written_in_float32(trained, monkeypatch):
+    """Not rounded and widened again. On a CPU torch has no such product; on meta tensors it has."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    linear, hidden, targets, incoming = case(torch.bfloat16, trained=trained)
+    hidden = hidden.detach().to("meta").requires_grad_()
+    with Products() as products:
+        found = Head(linear.to("meta"), None, VOCABULARY, 50).logps(hidden, targets.to("meta"))
+        found.backward(incoming.to("meta"))
+    assert products.dtypes == {torch.float32}

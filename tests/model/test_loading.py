@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from slime_ray.config.settings import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
-from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer
+from slime_ray.model import loading
+from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
@@ -106,3 +108,47 @@ def test_a_link_that_leads_nowhere_is_said_to_be_one(tmp_path, key, inner):
     settings = Model(source=path) if key == "source" else Model(source="unread", tokenizer=path)
     with pytest.raises(InputError, match=rf"model.{key} .*: there is no such .*link is a link to .*gone, which is not"):
         load_tokenizer(settings)
+
+
+class TestAttentionThatCannotBeHad:
+    """`model.attention: varlen` is refused before anything is trained. The GPU is made believe."""
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        monkeypatch.setattr(loading, "why_no_varlen", lambda: None)
+
+    @staticmethod
+    def refusal(*, head_dim=16, attention_dropout=0.0, **settings) -> str:
+        config = LlamaConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            head_dim=head_dim,
+            attention_dropout=attention_dropout,
+        )
+        model = Model(source="embedded/arithmetic", attention="varlen", **({"dtype": "bfloat16"} | settings))
+        with pytest.raises(InputError) as caught:
+            make_policy(AutoModelForCausalLM.from_config(config), model)
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("case", "reason"),
+        [
+            ({"dtype": "float32"}, "bfloat16; model.dtype is float32"),
+            ({"head_dim": 264}, "heads of a multiple of 8 up to 256; this model's have 264"),
+            ({"head_dim": 12}, "heads of a multiple of 8 up to 256; this model's have 12"),
+            (
+                {"attention_dropout": 0.1, "dropout": True},
+                "attention without dropout; model.dropout is on, and this model's is 0.1",
+            ),
+        ],
+        ids=str,
+    )
+    def test_for_what_the_model_asks(self, gpu, case, reason):
+        assert self.refusal(**case) == f"model.attention is varlen, which needs {reason}. Use auto or segments."
+
+    def test_for_what_the_machine_lacks(self):
+        expected = "model.attention is varlen, which needs a GPU; this is a CPU. Use auto or segments."
+        assert self.refusal() == expected

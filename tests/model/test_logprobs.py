@@ -189,7 +189,7 @@ class TestOtherArchitectures:
         lm = AutoModelForCausalLM.from_config(Olmo2Config(**SIZES), attn_implementation="sdpa")
         policy = Policy(lm)
         monkeypatch.setattr(
-            attention.RowLayout, "__init__", lambda self, segments, kernel: _one_segment(self, segments)
+            attention.RowLayout, "__init__", lambda self, segments, spans, kernel: _one_segment(self, segments)
         )
         with caplog.at_level(logging.WARNING):
             assert not policy.shares_prompts
@@ -211,7 +211,7 @@ class TestOtherArchitectures:
 def _one_segment(layout, segments) -> None:
     """A layout that takes the whole row for one sequence."""
     whole = attention.Segment(sum(map(sum, segments)), 0, 0)
-    layout.segments, layout.kernel, layout._masks, layout._block_masks = (whole,), "segments", {}, {}
+    layout.segments, layout.kernel, layout._masks = (whole,), "segments", {}
 
 
 def test_a_model_without_a_head_and_a_chunk_of_nothing_are_refused():

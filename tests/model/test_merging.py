@@ -110,7 +110,7 @@ def test_a_merged_model_takes_adapters_of_its_own(adapter):
 @pytest.mark.parametrize("modules_to_save", [None, ["lm_head"]])
 def test_in_bfloat16_merging_rounds_and_is_not_taken_for_another_model(plain, tmp_path, modules_to_save):
     expected = train(plain, lora(modules_to_save=modules_to_save), tmp_path / "adapter")
-    lm = load_model(Model(source=str(tmp_path / "adapter"), dtype="bfloat16"), seed=0)
+    lm = load_model(Model(source=str(tmp_path / "adapter"), dtype="bfloat16", lora=Lora()), seed=0)
     assert {parameter.dtype for parameter in lm.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(log_probabilities(lm), expected, atol=0.1, rtol=0)
 

@@ -56,12 +56,13 @@ def test_at_its_choices_it_is_the_named_objective(choice: str, draw: Any) -> Non
 
 
 FULL: dict[str, Any] = {
-    "against_reference": True, "target": 0.5, "chosen_guard": 2.0, "rejected_share": 0.5, "anchor": "pairs",
+    "against_reference": True, "link": "hinge", "target": 0.5, "chosen_guard": 2.0, "rejected_share": 0.5, "anchor": "pairs",
     "stabilizer_strength": 0.1,
 }  # fmt: skip
 NEUTRAL: dict[str, dict[str, Any]] = {
     "length_normalization": {"normalization": "sum"},
-    "link": {"link": "none"},
+    "link": {"link": "logistic"},
+    "margin": {"link": "none"},
     "target_margin": {"target": 0.0},
     "chosen_guard": {"chosen_guard": 0.0},
     "rejected_share": {"rejected_share": 1.0},

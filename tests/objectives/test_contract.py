@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slime_ray.objectives import (
     OBJECTIVES,
@@ -206,6 +207,30 @@ def test_bfloat16_logps_are_summed_in_float32(objective: Objective, draw: Draw) 
     assert low.loss.dtype == torch.float32
     assert low.loss == high.loss
     assert torch.equal(low.margins, high.margins)
+
+
+class _Operators(TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__.strip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operator_adds_in_an_order_of_its_own_on_a_gpu(objective: Objective, draw: Draw) -> None:
+    """The names are those that torch lists under `use_deterministic_algorithms` as atomic additions."""
+    batch = draw(3)
+    chosen, chosen_lengths, rejected, rejected_lengths = batch.flat()
+    with _Operators() as operators:
+        tokens = [side.detach().requires_grad_() for side in (chosen, rejected)]
+        output = objective(tokens[0], chosen_lengths, tokens[1], rejected_lengths, reference=batch.reference)
+        output.loss.backward()
+    assert "segment_reduce" in operators.names
+    assert not operators.names & {"index_add", "index_put", "scatter_add", "scatter_reduce", "put", "bincount", "histc"}
 
 
 def test_lengths_may_be_any_integers(objective: Objective, draw: Draw) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from slime_ray.config.experiment import arm_trials
+from slime_ray.planning.estimate import plan_experiment
 from slime_ray.planning.plan import Cluster
-from slime_ray.planning.planner import plan_experiment
 from slime_ray.runs.store import RunStore
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, serving

@@ -3,23 +3,23 @@
 from dataclasses import replace
 
 import pytest
+from transformers import GPTNeoXConfig
 
 from slime_ray.errors import InputError
 from slime_ray.planning.flops import Layout, Lengths, step_flops
+from slime_ray.planning.footprint import footprint
 from slime_ray.planning.material import DataAssumptions, DataPart, Material, PromptCounts, find_material, parse_lengths
-from slime_ray.planning.ranges import Range
-from slime_ray.planning.shapes import KNOWN, find_shape
-from slime_ray.planning.work import Amounts, reference, stages
+from slime_ray.planning.work import Amounts
 
 from .conftest import TINY
 
 ARMS = "arms: {slime: {}}\n"
 
 
-def amounts_of(experiment, material=None, *, workers=1, shape=None):
+def amounts_of(experiment, material=None, *, workers=1):
     settings = experiment.settings
     found = material or find_material(settings, DataAssumptions())[0]
-    return Amounts(settings, found, shape or find_shape(settings.model), workers=workers)
+    return Amounts(settings, found, footprint(settings.model), workers=workers)
 
 
 def test_embedded_data_is_counted_to_the_token(load):
@@ -107,62 +107,66 @@ def test_a_trial_by_hand(load):
     work = amounts.trial("report", seed=0)
     assert (work.training.updates, work.training.tokens) == (7, 96 * 60)
     assert not work.training.exact
-    sizes = amounts.sizes
-    flops = step_flops(sizes, Layout.of_packed([Lengths(10, 20, 30)]), head_trained=True)
+    flops = step_flops(amounts.model.sizes, Layout.of_packed([Lengths(10, 20, 30)]), head_trained=True)
     assert work.training.flops == 96 * flops
-    # Updates 2, 5 and 7 (7/3 and 14/3 rounded) read 128 of the 200 held-out pairs, the end all of them.
-    assert [reading.tokens for reading in work.course.readings] == [128 * 60] * 3
-    assert [reading.tokens for reading in work.end.readings] == [200 * 60, 4 * 16.0]
-    # At each of them all 6 selection prompts, fewer than the sentinel's 32, in batches of 4: one whole, one of 2.
-    assert [(part.batches, part.batch) for part in work.course.decodings] == [(1, 4), (1, 2)] * 3
-    # 10 first turns and 4 second ones.
-    assert [(part.batches, part.batch) for part in work.end.decodings] == [(2, 4), (1, 2), (1, 4)]
-    # The longest of 4 answers has 7 tokens, and its stop token makes 8, which is the limit.
-    assert work.end.decodings[0].steps == Range(0.8 * 8, 8, 8)
-    assert work.end.decodings[0].prompt_tokens == 40
+    assert (work.course["update"], work.course["token"]) == (7, 96 * 60)
+    # At updates 2, 5 and 7 (7/3 and 14/3 rounded) 128 of the 200 held-out pairs are read and all 6 selection prompts,
+    # fewer than the sentinel's 32, answered in batches of 4: one whole, one of 2. The longest
+    # answer has 7 tokens, and its stop token makes 8, which is the limit.
+    assert work.course["read_token"] == 3 * (128 * 60 + 6 * 10)
+    assert work.course["decode_step"] == 3 * (8 + 8)
+    assert work.course["decode_row"] == 3 * (4 * 8 + 2 * 8)
+    # 10 first turns and 4 second ones, whose prompts hold the first and its answer: 2 * 10 + 6.
+    assert work.end["decode_row"] == 14 * 8
+    assert work.end["decode_step"] == 4 * 8
+    assert amounts.trial("report", seed=0, end="low").end["decode_step"] == 4 * 0.8 * 8
+    assert work.end["read_token"] == 200 * 60 + 10 * 10 + 4 * (2 * 10 + 6)
+    assert work.end["compare_token"] == 4 * (10 + 6)
     # 14 answers and 14 of the baseline's.
-    assert (work.end.verdicts, work.end.requests) == (28, 0)
+    assert (work.end["verdict"], work.requests) == (28, (0, 0))
 
 
 def test_a_trial_without_updates_answers_and_is_judged(load):
     work = amounts_of(load(TINY + ARMS, training__updates=0), MEAN).trial("selection", seed=0)
     assert (work.training.updates, work.training.tokens, work.training.exact) == (0, 0, True)
-    assert work.course.readings == work.course.decodings == ()
-    assert [(part.batches, part.batch) for part in work.end.decodings] == [(1, 4), (1, 2)]
+    assert work.course == {"update": 0, "token": 0, "flop": 0, "verdict": 0}
+    assert work.end["decode_row"] == 6 * 8
 
 
 def test_workers_share_the_batches_of_answers(load):
     text = TINY.replace("batch: 4", "batch: 1") + ARMS
     alone, of_three = (amounts_of(load(text), MEAN, workers=workers).trial("report", seed=0) for workers in (1, 3))
-    assert [part.batches for part in alone.end.decodings] == [10, 4]
+    steps = alone.end["decode_step"] / 14
     # 10 and 4 batches among 3: four rounds, and two.
-    assert [part.batches for part in of_three.end.decodings] == [4, 2]
+    assert of_three.end["decode_step"] == (4 + 2) * steps
 
 
-def test_models_that_share_no_prompts_read_them_twice(load):
-    shape = replace(find_shape(load(TINY + ARMS).settings.model), model_type="gpt_neox")
-    work = amounts_of(load(TINY + ARMS), MEAN, shape=shape).trial("report", seed=0)
+def test_models_that_share_no_prompts_read_them_twice(load, tmp_path):
+    config = GPTNeoXConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    config.save_pretrained(tmp_path)
+    work = amounts_of(load(TINY + ARMS, model__source=str(tmp_path)), MEAN).trial("report", seed=0)
     assert work.training.tokens == 96 * (60 + 10)
 
 
 def test_stages_by_hand(load):
     amounts = amounts_of(load(TINY + ARMS), MEAN)
-    made = stages(amounts)
-    assert made["sft"].training is not None
-    assert (made["sft"].training.updates, made["sft"].training.tokens) == (4, 4 * 8 * 30)
-    assert [reading.tokens for reading in made["step0"].readings] == [200 * 60]
-    assert sum(part.batches * part.batch for part in made["baseline"].decodings) == 6 + 14
-    assert [reading.tokens for reading in reference(amounts).readings] == [40 * 60]
+    made = amounts.stages()
+    assert (made["sft"]["sft_update"], made["sft"]["sft_token"]) == (4, 4 * 8 * 30)
+    assert made["step0"]["read_token"] == 200 * 60
+    assert made["baseline"]["decode_row"] == (6 + 14) * 8
+    assert amounts.reference()["read_token"] == 40 * 60
 
 
 def test_what_is_saved_by_hand(load):
     text = "name: x\npreset: gemma3-4b/paper\narms: {slime: {}}\n"
     goals = "goals: {preference_accuracy: maximize, stability: maximize}\n"
-    shape = KNOWN["google/gemma-3-4b-pt"]
-    amounts = amounts_of(load(text + goals), MEAN, shape=shape)
-    # Adapters in float32, the head in bfloat16; the checkpoint's head is no longer that of the embeddings.
+    model = amounts_of(load(text + goals), MEAN).model
+    # What is trained is held and saved in float32; the checkpoint's head is no longer that of the embeddings.
     head = 262208 * 2560
-    assert amounts.saved_bytes == 119_209_984 * 4 + head * 2
-    assert amounts.checkpoint_bytes == 2 * (3_208_642_560 + 2 * head + 419_000_000)
-    whole = amounts_of(load(text + goals, model__lora=None), MEAN, shape=shape)
-    assert whole.saved_bytes == whole.checkpoint_bytes == 2 * (3_208_642_560 + head + 419_000_000)
+    assert model.saved == 4 * (119_209_984 + head)
+    tower = model.weights - 3_208_642_560 - head
+    assert model.merged == pytest.approx(4 * (3_208_642_560 + 2 * head + tower), rel=1e-3)
+    whole = amounts_of(load(text + goals, model__lora=None), MEAN).model
+    assert whole.saved == whole.merged == pytest.approx(4 * (3_208_642_560 + head + tower), rel=1e-3)

@@ -9,9 +9,9 @@ from slime_ray.bench.lengths import draw_workload, find_source
 from slime_ray.bench.options import RECIPES
 from slime_ray.bench.recipes import layout_of
 from slime_ray.bench.stepper import Stepper
-from slime_ray.config.settings import Lora
+from slime_ray.config.settings import Lora, Model
 from slime_ray.planning.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
-from slime_ray.planning.shapes import KNOWN
+from slime_ray.planning.footprint import footprint
 
 SHAPE = Shape(
     hidden=32, layers=3, heads=4, key_heads=2, head_size=8, intermediate=48, sliding_to_full=2, rank=4,
@@ -46,7 +46,10 @@ def test_products_with_weights_are_those_that_run(case, recipe):
     ran = sum(flops for operation, flops in counted.items() if operation in MATRIX_PRODUCTS)
     (layout,) = stepper.layouts(pairs, None)
     by_formula = linear_flops(sizes_of(case.lm), layout, head_trained=stepper.trains_head)
-    assert by_formula == pytest.approx(ran, rel=0.03 if recipe.startswith("packed") else 0)
+    if recipe == "chunked":
+        # Its logits are computed again, which no formula counts.
+        ran -= 2 * layout.logits * SHAPE.hidden * 97
+    assert by_formula == pytest.approx(ran, rel=0.03 if recipe.startswith(("packed", "unshared")) else 0)
     assert stepper.flops(pairs, None) > ran
 
 
@@ -106,15 +109,15 @@ def test_a_pair_of_the_papers_model_costs_what_was_reckoned_by_hand():
     3 * 12800) = 119,209,984; the head 6 * 500 * 2560 * 262208 = 2.0138e12; the body 680 * 1.35498e10 = 9.2139e12, less
     what nothing needs of the first layer; attention 12 * 2048 * 34 * 169,040 = 0.1412e12.
     """
-    shape = KNOWN["google/gemma-3-4b-pt"]
     lora = Lora(rank=64, alpha=128.0, train_head=True)
-    assert (shape.body, shape.adapters(lora)) == (3_208_642_560, 119_209_984)
+    sizes = footprint(Model(source="google/gemma-3-4b-pt", dtype="bfloat16", lora=lora)).sizes
+    assert (sizes.body, sizes.adapters) == (3_208_642_560, 119_209_984)
     layout = Layout.of_packed([Lengths(180, 250, 250)])
     # Of both completions' queries: 430 * 431 / 2, twice, less the prompt's own that are counted once.
     assert layout.seen(None) == 2 * (430 * 431 // 2) - 180 * 181 // 2
-    flops = step_flops(shape.sizes(lora), layout, head_trained=True)
+    flops = step_flops(sizes, layout, head_trained=True)
     first = 2 * 680 * (2560 * 2048 + 2 * 2560 * 1024 + 3 * 64 * 2560)
-    hand = 680 * (4 * shape.body + 6 * shape.adapters(lora)) - first + 6 * 500 * 2560 * 262208
+    hand = 680 * (4 * sizes.body + 6 * sizes.adapters) - first + 6 * 500 * 2560 * 262208
     hand += 12 * 2048 * 34 * layout.seen(None)
     assert flops == hand
     assert flops == pytest.approx(11.4e12, rel=0.01)

@@ -4,18 +4,15 @@ import random
 from statistics import mean
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from slime_ray.config.experiment import EarlyStopping
-from slime_ray.model.logprobs import CHUNK_LOGITS, EXACT_ARCHITECTURES
 from slime_ray.on_ray import plan
-from slime_ray.planning.estimate import _schedule
-from slime_ray.planning.memory import TILE_LOGITS
-from slime_ray.planning.ranges import Range, total
+from slime_ray.planning.estimate import schedule
 from slime_ray.planning.trials import SEARCH_SEED, WHOLE, groups_of, shortened
-from slime_ray.planning.work import CURVE_PAIRS, PACKED
+from slime_ray.planning.work import CURVE_PAIRS
 from slime_ray.training.loop import Measurements
 
 from .conftest import TINY
@@ -105,36 +102,18 @@ def test_ideal_halving_by_hand():
     assert shortened(EarlyStopping(), trials=9, evaluations=1) == WHOLE
 
 
-ranges = st.tuples(*[st.integers(0, 1000)] * 3).map(sorted).map(lambda ends: Range(*ends))
-
-
-@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(ranges, max_size=9), st.integers(1, 8))
+@hypothesis_settings(deadline=None)
+@given(st.lists(st.integers(0, 1000), max_size=9), st.integers(1, 8))
 def test_a_schedule_takes_between_its_share_and_all_of_it(jobs, slots):
-    span, every = _schedule(jobs, slots), total(jobs)
-    for end in ("low", "expected", "high"):
-        longest = max((getattr(job, end) for job in jobs), default=0.0)
-        whole = getattr(every, end)
-        assert max(whole / slots, longest) <= getattr(span, end) * (1 + 1e-9) + 1e-9
-        assert getattr(span, end) <= whole * (1 + 1e-9) + 1e-9
+    span = schedule(jobs, slots)
+    assert max([sum(jobs) / slots, *jobs]) <= span <= sum(jobs)
 
 
 def test_what_is_repeated_to_load_neither_torch_nor_ray_is_what_it_is_there():
     assert SEARCH_SEED == plan.SEARCH_SEED
     assert Measurements.CURVE_PAIRS == CURVE_PAIRS
-    assert PACKED == EXACT_ARCHITECTURES
-    assert TILE_LOGITS == CHUNK_LOGITS
 
 
 def test_a_schedule_by_hand():
     """On two: 3 and 2 at once, then 2 after the second, then 1 after the first: done after 4."""
-    assert _schedule([Range.exactly(seconds) for seconds in (3, 2, 2, 1)], 2) == Range.exactly(4)
-
-
-@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ranges, ranges)
-def test_ranges_stay_in_order(one, other):
-    assert one + other == other + one
-    assert (one * other).low <= (one * other).expected <= (one * other).high
-    with pytest.raises(ValueError, match="not in order"):
-        Range(2, 1, 3)
+    assert schedule([3.0, 2.0, 2.0, 1.0], 2) == 4

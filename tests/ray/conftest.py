@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, event
 
+from tests.ray import studies
+
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -20,3 +22,10 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     event.listen(Engine, "connect", pragma)
     yield
     event.remove(Engine, "connect", pragma)
+
+
+@pytest.fixture(params=["file", "database"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is promised of a study holds for both places that it may be in."""
+    if request.param == "database":
+        monkeypatch.setattr(studies, "place", studies.in_database)

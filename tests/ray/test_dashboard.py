@@ -12,8 +12,7 @@ from optuna_dashboard._storage_url import get_storage
 
 from slime_ray.config.experiment import Search
 from slime_ray.config.presets import preset_base
-from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.runs.folder import STUDY
 
 pytestmark = pytest.mark.usefixtures("quick_disk")

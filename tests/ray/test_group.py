@@ -10,15 +10,14 @@ from ray.train import WorkerGroupError
 
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.errors import InputError
-from slime_ray.on_ray import group
-from slime_ray.on_ray.group import GroupLost, run_group_trial
-from slime_ray.on_ray.workers import WorkerContext
+from slime_ray.errors import InputError, RunError
+from slime_ray.on_ray import workers as workers
+from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group_trial
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.orders import Paused
-from slime_ray.training.outcome import OutOfMemory, blank_row
+from slime_ray.training.outcome import DeviceFailure, OutOfMemory, blank_row
 
 Fate = Callable[[], None]
 
@@ -63,7 +62,7 @@ def groups(monkeypatch: pytest.MonkeyPatch, *fates: Fate) -> list[int]:
         started.append(len(started))
         fates[len(started) - 1]()
 
-    monkeypatch.setattr(group, "run_group", run_group)
+    monkeypatch.setattr(workers, "run_group", run_group)
     return started
 
 
@@ -118,6 +117,13 @@ def test_memory_that_runs_out_on_another_machine_is_tried_once_more(trial, place
     assert endings(trial, place) == ["memory"]
 
 
+def test_a_gpu_that_fails_under_a_group_starts_it_again_and_is_noted(trial, place, monkeypatch):
+    groups(monkeypatch, raises(DeviceFailure("node gpu-3: AcceleratorError: CUDA error")), finishes(trial, place))
+    assert run_group_trial(trial, place)["status"] == "completed"
+    [made] = attempts.read(place.trial(trial.trial_id))
+    assert (made.ended, made.fault) == ("device", "node gpu-3: AcceleratorError: CUDA error")
+
+
 def test_memory_that_runs_out_twice_is_recorded(trial, place, monkeypatch):
     started = groups(monkeypatch, *[raises(OutOfMemory("CUDA out of memory"))] * 3)
     row = run_group_trial(trial, place)
@@ -127,13 +133,18 @@ def test_memory_that_runs_out_twice_is_recorded(trial, place, monkeypatch):
 
 def test_the_rank_whose_memory_ran_out_is_heard_over_the_connections_that_broke():
     full, broken = OutOfMemory("CUDA out of memory"), RuntimeError("gloo: connection closed by peer")
-    assert group._cause(WorkerGroupError("", {0: broken, 1: full})) is full
-    assert isinstance(group._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
+    assert workers._cause(WorkerGroupError("", {0: broken, 1: full})) is full
+    assert isinstance(workers._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
+
+
+def test_the_rank_whose_gpu_failed_is_heard_over_what_the_others_made_of_it():
+    gpu, passed_on, broken = DeviceFailure("node a: CUDA error"), RunError("no stage"), RuntimeError("NCCL error")
+    assert workers._cause(WorkerGroupError("", {0: passed_on, 1: broken, 2: gpu})) is gpu
 
 
 def test_a_model_that_one_worker_cannot_read_is_the_groups_error_though_the_others_lost_it():
     wrong, broken = InputError("m: its files lack 1 weight."), RuntimeError("gloo: connection closed by peer")
-    assert group._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
+    assert workers._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
 
 
 def test_a_trial_that_has_its_row_starts_no_group(trial, place, monkeypatch):

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from slime_ray.on_ray import janitor as cleaning
-from slime_ray.on_ray.connection import connected
-from slime_ray.on_ray.janitor import descendants, janitor
+from slime_ray.on_ray import connection as cleaning
+from slime_ray.on_ray.connection import connected, descendants, janitor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 WAITS = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]

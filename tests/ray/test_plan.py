@@ -11,8 +11,7 @@ from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
-from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.study import StudyFailed, study_storage
+from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 from slime_ray.on_ray.sweep import lost_values
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
@@ -305,7 +304,7 @@ def test_what_a_trial_without_a_result_set_is_read_from_the_other_files_of_the_r
         return {"objective.hard_margin": value}
 
     for name, value in (("search-0001", 1.0), ("search-0002", 2.0)):
-        row = {"trial_id": name, "phase": "search", "label": name, "status": "completed", "settings": settings(value)}
+        row = {"trial_id": name, "phase": "search", "label": name, "status": "completed", "overrides": settings(value)}
         results.write_trial(tmp_path, row=results.trial_row(**row), answers=[], curves=[])
     results.consolidate(tmp_path)
     if tables == "damaged":

@@ -18,12 +18,11 @@ from transformers import AutoModelForCausalLM
 from slime_ray.config import trackers as tracker_settings
 from slime_ray.config.experiment import Experiment, Resources
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.judge import NoJudge
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
-from slime_ray.on_ray.nodes import GROUP, Look, installed, look_at_node, with_those_to_come
+from slime_ray.on_ray.cluster_state import GROUP, Look, NodeRequest, installed, look_at_node, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
@@ -131,6 +130,16 @@ def test_a_gpu_that_torch_does_not_see_or_that_lacks_bfloat16_is_refused(experim
     assert errors(preflight._gpus([look(bf16=False, **old)], experiment.settings)) == []
 
 
+@pytest.mark.parametrize(("source", "bf16", "told"), [("a/b", True, 1), ("a/b", False, 0), ("embedded/notes", True, 0)])
+def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(experiment, source, bf16, told):
+    model = experiment.settings.model.model_copy(update={"source": source})
+    settings = experiment.settings.model_copy(update={"model": model})
+    found = list(preflight._gpus([look(gpus=1, gpu="GPU", driver="1.0", bf16=bf16)], settings))
+    warned = [finding.sentence for finding in found if finding.level == "warning"]
+    assert len(warned) == told
+    assert all(sentence.startswith("On the GPU of node one, model.dtype float32 takes twice") for sentence in warned)
+
+
 def living(name: str, group: str | None = None, **resources: float) -> dict[str, Any]:
     """A node as `ray.nodes` gives it."""
     return {"NodeManagerHostname": name, "Resources": resources, "Labels": {GROUP: group} if group else {}}
@@ -157,8 +166,8 @@ def test_a_group_that_is_full_brings_no_more_and_one_without_limit_many():
 
 def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker_settings, "find_spec", lambda name: None)
-    seen = look_at_node("id-1", str(tmp_path), TOKEN, [], False, RunStore(tmp_path), NoJudge(), ("wandb",))
-    assert errors(preflight._trackers([FINE, dataclasses.replace(seen, name="two")])) == [
+    seen = look_at_node("id-1", NodeRequest(RunStore(tmp_path), tmp_path, TOKEN, trackers=("wandb",)))
+    assert errors(preflight._lacks([FINE, dataclasses.replace(seen, name="two")])) == [
         "Node two: trackers: wandb needs the package wandb, which is not installed. Install slime-ray[wandb], or leave "
         "wandb out of `trackers`."
     ]
@@ -193,7 +202,7 @@ def see(tmp_path: Path, **settings: Any) -> list[Finding]:
     models = preflight.local_models(chosen)
     paths = preflight.local_paths(chosen)
     assert set(models) <= set(paths)
-    node = look_at_node("id-1", str(tmp_path), TOKEN, paths, False, RunStore(tmp_path), NoJudge(), models=models)
+    node = look_at_node("id-1", NodeRequest(RunStore(tmp_path), tmp_path, TOKEN, paths, models))
     found = [*preflight._model_and_data(chosen, [node])]
     return found if errors(found) else [*found, *preflight._tokenizer(chosen)]
 

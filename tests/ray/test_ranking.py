@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_ray.on_ray.ranking import ByFront, ByMetric
+from slime_ray.on_ray.stopping import ByFront, ByMetric
 
 BOTH = {"win_rate": "maximize", "stability": "maximize"}
 # a, b and c are beaten by nobody; b beats d; d beats e and f, which do not beat each other.

@@ -1,90 +1,33 @@
 """StudySearch: a study that outlives the process, and one point for every id. No Ray instance is needed."""
 
 import math
-import resource
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from slime_ray.config.experiment import Search
-from slime_ray.config.presets import preset_base
 from slime_ray.errors import InputError
-from slime_ray.on_ray import study as study_module
-from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.study import StudyFailed, study_storage
+from slime_ray.on_ray.search import StudyFailed, StudySearch
+from tests.ray import studies
+from tests.ray.studies import (
+    KNOWN,
+    SPACE,
+    ask,
+    completed,
+    finished,
+    open_search,
+    play,
+    row,
+    search_over,
+    states,
+)
 
-pytestmark = pytest.mark.usefixtures("quick_disk")
-BASE = preset_base("arithmetic")
-GOALS = {"win_rate": "maximize", "stability": "maximize"}
-SPACE = {
-    "objective.hard_margin": {"uniform": [0.5, 3.0]},
-    "objective.soft_margin": {"uniform": [0.1, 2.0]},
-    "objective.stabilizer_strength": {"log_uniform": [1e-4, 0.3]},
-    "training.pairs_per_update": {"integer": [8, 16]},
-    "training.schedule": {"choice": ["linear", "cosine"]},
-}
-KNOWN = {
-    "objective.hard_margin": 1.5,
-    "objective.soft_margin": 1.0,
-    "objective.stabilizer_strength": 0.1,
-    "training.pairs_per_update": 16,
-    "training.schedule": "cosine",
-}
-
-
+pytestmark = pytest.mark.usefixtures("quick_disk", "backend")
 FILE_ALONE = pytest.mark.parametrize("backend", ["file"], indirect=True)
 """For what does not depend on where the study is, or is about the file."""
-
-
-@pytest.fixture(autouse=True, params=["file", "database"])
-def backend(request, monkeypatch):
-    """All that is promised of a study holds for both places that it may be in."""
-    if request.param == "database":
-        monkeypatch.setattr(sys.modules[__name__], "study_storage", in_database)
-
-
-def in_database(path: Path) -> BaseStorage:
-    return study_module.study_storage(path, f"sqlite:///{path}/study.db")
-
-
-def search_over(space=SPACE, require=("objective.soft_margin <= objective.hard_margin",), known=(KNOWN,)) -> Search:
-    return Search.model_validate({"dimensions": space, "require": list(require), "known_points": list(known)})
-
-
-def open_search(path: Path, *, search: Search | None = None, goals=GOALS, **known: Any) -> StudySearch:
-    return StudySearch(
-        search=search or search_over(),
-        base=BASE,
-        goals=goals,
-        storage=study_storage(path),
-        trials=16,
-        **{"seed": 0, **known},
-    )
-
-
-def ask(search: StudySearch, trial_id: str) -> dict[str, Any] | None:
-    """The point of a trial that is begun."""
-    begun = search.ask([trial_id])
-    return begun and begun[1]
-
-
-def row(point: Any, **result: Any) -> dict[str, Any]:
-    """A finished trial of the search, as a resumed sweep reads it."""
-    return {"phase": "search", "values": dict(point), **(result or finished())}
-
-
-def finished(win: float = 0.6, stability: float = 0.9, status: str = "completed") -> dict:
-    return {"win_rate": win, "stability": stability, "status": status}
-
-
-def states(search: StudySearch) -> list[TrialState]:
-    return [trial.state for trial in search.study.get_trials(deepcopy=False)]
 
 
 def test_every_point_meets_every_requirement(tmp_path):
@@ -159,26 +102,6 @@ def test_what_a_killed_run_left_running_is_failed_and_its_point_is_tried_again_u
     assert resumed.ask(["new", "b"]) == ("b", drawn)
     assert resumed.ask(["new", "a"]) == ("a", known)
     assert ask(resumed, "new") not in (known, drawn)
-
-
-def play(search: StudySearch, names: str) -> dict[str, dict[str, Any]]:
-    """Trials one at a time; returns their rows."""
-    rows = {}
-    for name in names:
-        point = ask(search, name)
-        assert point is not None
-        result = finished(win=point["objective.hard_margin"] / 4)
-        search.tell(name, result)
-        rows[name] = row(point, **result)
-    return rows
-
-
-def completed(search: StudySearch) -> dict[str, list[float]]:
-    """Values of every completed entry by id; fails where an id has two."""
-    entries = search.study.get_trials(states=(TrialState.COMPLETE,))
-    names = [entry.user_attrs["trial_id"] for entry in entries]
-    assert len(set(names)) == len(names)
-    return {name: entry.values for name, entry in zip(names, entries, strict=True)}
 
 
 @pytest.mark.parametrize("deleted", ["b", "ad", "abcd"])
@@ -286,62 +209,6 @@ def test_the_study_of_another_run_is_refused(tmp_path):
         open_search(tmp_path / "other", search=search_over(known=()), seed=1, rows=rows)
 
 
-def damage(content: bytes, how: str) -> bytes:
-    lines = content.splitlines(keepends=True)
-    return {
-        "garbage": b"\x00\xff garbage \x80" * 40 + b"\n",
-        "a bad line": b"".join([*lines[:5], b"{not json\n", *lines[5:]]),
-        "a bad last line": content + b"{not json\n",
-        "not an entry": b"[1, 2]\n" + content,
-        "another operation": b'{"op_code": 99}\n' + content,
-        "no beginning": b"".join(lines[3:]),
-        "cut": content[: len(content) // 2],
-        "empty": b"",
-    }[how]
-
-
-def refusal(path: Path, rows: Any) -> str | None:
-    """What opening the study is refused with, if it is."""
-    try:
-        open_search(path, rows=rows)
-    except (InputError, StudyFailed) as error:
-        return str(error)
-    return None
-
-
-HOWS = ["garbage", "a bad line", "a bad last line", "not an entry", "another operation", "no beginning", "cut", "empty"]
-
-
-@FILE_ALONE
-@pytest.mark.parametrize("how", HOWS)
-def test_a_damaged_journal_is_one_sentence_with_its_name_or_made_again(tmp_path, how):
-    rows = play(open_search(tmp_path), "abc")
-    journal = tmp_path / "study.journal"
-    journal.write_bytes(damage(journal.read_bytes(), how))
-    if said := refusal(tmp_path, rows):
-        assert said.startswith(f"{journal} is damaged: ")
-        assert "Move it away, and give the command with --resume" in said
-        journal.unlink()
-    resumed = open_search(tmp_path, rows=rows)
-    assert completed(resumed) == {name: [kept["win_rate"], 0.9] for name, kept in rows.items()}
-    assert ask(resumed, "d") not in [kept["values"] for kept in rows.values()]
-    assert len(completed(open_search(tmp_path, rows=rows))) == 3
-
-
-@pytest.mark.parametrize("backend", ["database"], indirect=True)
-@pytest.mark.parametrize("how", ["garbage", "cut", "empty"])
-def test_a_damaged_database_is_one_sentence_or_made_again(tmp_path, how):
-    rows = play(open_search(tmp_path), "abc")
-    file = tmp_path / "study.db"
-    file.write_bytes(damage(file.read_bytes(), how))
-    if said := refusal(tmp_path, rows):
-        assert "study" in said
-        assert "made again from the trials' results" in said
-        file.unlink()
-    resumed = open_search(tmp_path, rows=rows)
-    assert completed(resumed) == {name: [kept["win_rate"], 0.9] for name, kept in rows.items()}
-
-
 def test_a_resumed_search_draws_other_points_than_before(tmp_path):
     first = open_search(tmp_path, search=search_over(known=()))
     points = {str(n): ask(first, str(n)) for n in range(4)}
@@ -410,7 +277,7 @@ def test_the_study_of_a_run_of_version_0_1_0_is_gone_on_with(tmp_path):
 
 
 def optuna_study(path: Path) -> optuna.Study:
-    return optuna.load_study(study_name="slime-ray", storage=study_storage(path))
+    return optuna.load_study(study_name="slime-ray", storage=studies.place(path))
 
 
 def test_another_space_or_other_goals_are_refused(tmp_path):
@@ -434,69 +301,6 @@ def test_the_study_is_an_ordinary_optuna_study(tmp_path):
     search = open_search(tmp_path)
     ask(search, "a")
     search.tell("a", finished())
-    study = optuna.load_study(study_name="slime-ray", storage=study_storage(tmp_path))
+    study = optuna_study(tmp_path)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     assert study.trials[0].params == KNOWN
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("nonsense", "it is no such address"),
-        ("nosuch://me:secret@host/db", "Install its driver"),
-        ("sqlite:////no/such/folder/study.db", "Start the database or correct the address"),
-    ],
-)
-def test_a_database_that_cannot_be_used_is_a_sentence_without_its_password(tmp_path, url, words):
-    with pytest.raises(InputError, match=words) as refused:
-        study_module.study_storage(tmp_path, url)
-    assert "secret" not in str(refused.value)
-
-
-def test_two_runs_share_a_database_and_no_trial(tmp_path):
-    storage = in_database(tmp_path)
-    one, other = (
-        StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, name=name)
-        for name in ("first-1", "first-2")
-    )
-    assert ask(one, "a") == ask(other, "a") == KNOWN
-    one.tell("a", finished())
-    assert states(one) == [TrialState.COMPLETE]
-    assert states(other) == [TrialState.RUNNING]
-
-
-def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
-    """The file of the database is overwritten, and put back."""
-    file = tmp_path / "study.db"
-    search = StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=in_database(tmp_path), trials=16, seed=0)
-    ask(search, "a")
-    kept = file.read_bytes()
-    file.write_bytes(b"no database at all" * 1000)
-    with pytest.raises(StudyFailed, match=r"The study's database failed \(.*--resume"):
-        search.tell("a", finished())
-    with pytest.raises(StudyFailed):
-        ask(search, "b")
-    file.write_bytes(kept)
-    search.tell("a", finished())
-    assert states(search) == [TrialState.COMPLETE]
-
-
-def in_journal(path: Path, **known: Any) -> StudySearch:
-    storage = study_module.study_storage(path)
-    return StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, **known)
-
-
-def test_a_journal_that_a_full_disk_has_cut_off_is_gone_on_with(tmp_path):
-    """RLIMIT_FSIZE lets the next entry be written in part, as a full disk does."""
-    search = in_journal(tmp_path)
-    ask(search, "search-0001")
-    journal, before = tmp_path / "study.journal", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, before[1]))
-    try:
-        with pytest.raises(StudyFailed, match="File too large"):
-            search.tell("search-0001", finished())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not journal.read_bytes().endswith(b"\n")
-    in_journal(tmp_path, rows={"search-0001": row(KNOWN)}).ask(["b"])
-    assert list(completed(in_journal(tmp_path, rows={"search-0001": row(KNOWN)}))) == ["search-0001"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray import sweep as sweeping
-from slime_ray.on_ray.study import study_storage
+from slime_ray.on_ray.search import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start
@@ -76,7 +76,7 @@ def test_objectives_are_switched_by_a_search_and_all_start_from_one_checkpoint(m
     trials = pd.read_parquet(methods / "trials.parquet").set_index("trial_id")
     assert trials["status"].tolist() == ["completed"] * 4
     assert trials["objective"].tolist()[-3:] == ["slime", "dpo", "simpo"]
-    configs = [json.loads(config) for config in trials["config"].tolist()[-3:]]
+    configs = [json.loads(config) for config in trials["settings"].tolist()[-3:]]
     assert [config["objective"].get("beta") for config in configs] == [None, 0.3, 2.0]
     assert [config["model"]["lora"]["rank"] for config in configs] == [4, 4, 2]
     # A trial with other adapters is compared with the checkpoint that all the others are.
@@ -123,7 +123,7 @@ def test_deleted_trials_are_trained_again_as_they_were_whatever_is_left_of_the_s
             (methods / "study.journal").unlink()
         sweep(folder, "methods", "resume")
         rows = results.finished_trials(methods)
-        same = ("settings", "config_hash", "win_rate", "stability", "seed")
+        same = ("overrides", "config_hash", "win_rate", "stability", "seed")
         assert {name: [row[key] for key in same] for name, row in rows.items()} == {
             name: [row[key] for key in same] for name, row in before.items()
         }

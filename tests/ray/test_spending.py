@@ -8,7 +8,7 @@ from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import JudgeBudget
 from slime_ray.evaluation.verdict_cache import Reply, Verdicts
-from slime_ray.on_ray.spending import Meter, held_before
+from slime_ray.on_ray.resources import Meter, held_before
 from slime_ray.training import attempts
 from slime_ray.training.attempts import Attempt
 

@@ -8,8 +8,7 @@ import pytest
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray.ranking import ByFront, ByMetric
-from slime_ray.on_ray.stopping import Halving, Median, Rule, build_rule, past_reports
+from slime_ray.on_ray.stopping import ByFront, ByMetric, Halving, Median, Rule, build_rule, past_reports
 from slime_ray.runs import results
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}

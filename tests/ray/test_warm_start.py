@@ -10,8 +10,7 @@ import pytest
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray.plan import search_trial
-from slime_ray.on_ray.warm_start import Earlier, earlier_runs, refuse_other_data
+from slime_ray.on_ray.plan import Earlier, earlier_runs, refuse_other_data, search_trial
 from slime_ray.runs import results
 from slime_ray.training.outcome import blank_row
 

@@ -13,12 +13,10 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.on_ray import prepare, watch
-from slime_ray.on_ray import progress as progress_module
+from slime_ray.on_ray import watch as progress_module
 from slime_ray.on_ray.monitor import TrialStatus
-from slime_ray.on_ray.progress import Progress
-from slime_ray.on_ray.resources import Node
-from slime_ray.on_ray.spending import Meter
-from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, ShutdownTimeout, Watch
+from slime_ray.on_ray.resources import Meter, Node
+from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, Progress, ShutdownTimeout, Watch
 from slime_ray.runs.instructions import ask_for_clone, ask_to_stop
 from slime_ray.runs.results import finished_trial
 from slime_ray.runs.status import STATUS, read_status
@@ -315,12 +313,27 @@ def arm(experiment: Experiment, monitor: FakeMonitor, monkeypatch: pytest.Monkey
     return one.model_dump(mode="json")
 
 
+def test_a_node_whose_gpus_failed_twice_is_named_once(watching, arm, said, tmp_path):
+    error = "slime_ray.on_ray.workers.Again: a GPU failed: node gpu-3: AcceleratorError: CUDA error: an illegal access"
+    fault = error.partition("a GPU failed: ")[2]
+    for number, told in enumerate(([], ["2 times, the last time on node gpu-3: Accel"], [], [])):
+        name = f"search-000{number}"
+        folder = tmp_path / "trials" / name
+        attempts.begin(folder, workers=1)
+        # The last one failed on another node.
+        attempts.note(folder, ended="device", fault=fault if number < 3 else fault.replace("gpu-3", "gpu-4"))
+        del said[:]
+        lost(watching, arm | {"trial_id": name}, error)
+        assert [words in line for words, line in zip(told, said, strict=True)] == [True] * len(told)
+        assert [one.ended for one in watching.attempts[name]] == ["device"]
+
+
 @pytest.mark.parametrize(
     ("error", "starts", "reason"),
     [
         ("ActorDiedError: the actor died", 4, "faults.retries is 3"),
         ("slime_ray.training.outcome.OutOfMemory: CUDA", 2, "out of memory twice"),
-        ("slime_ray.on_ray.trial.Again: its node is about to be taken away", 9, "faults.preemptions is 8"),
+        ("slime_ray.on_ray.workers.Again: its node is about to be taken away", 9, "faults.preemptions is 8"),
     ],
 )
 def test_the_driver_counts_starts_that_are_noted_nowhere(watching, arm, tmp_path, error, starts, reason):

@@ -12,12 +12,11 @@ from ray import cloudpickle, tune
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import workers as module
-from slime_ray.on_ray.trial import tune_function
-from slime_ray.on_ray.workers import WorkerContext, run_worker
+from slime_ray.on_ray.workers import WorkerContext, run_worker, tune_function
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import worker
-from slime_ray.training.outcome import blank_row
+from slime_ray.training.outcome import DeviceFailure, blank_row
 
 
 @pytest.fixture
@@ -84,6 +83,18 @@ def test_a_store_that_is_away_when_a_trial_starts_is_waited_for(trial, place, tm
     monkeypatch.setattr(worker, "run_trial", trains(place))
     assert run_worker(trial, place)["status"] == "completed"
     assert len(waited) == 1
+
+
+def test_a_trial_whose_gpu_failed_starts_again_in_another_process(trial, place, monkeypatch):
+    """Tune takes no process again whose trial has raised, see tests/faults."""
+
+    def fails(*arguments: Any) -> None:
+        raise DeviceFailure("node gpu-3: AcceleratorError: CUDA error")
+
+    monkeypatch.setattr(module, "run_worker", fails)
+    monkeypatch.setattr(place.monitor, "begin", lambda name: None, raising=False)
+    with pytest.raises(module.Again, match=r"^a GPU failed: node gpu-3: AcceleratorError"):
+        tune_function({"trial": trial.model_dump(mode="json")}, place=cloudpickle.dumps(place))
 
 
 def test_a_storage_that_refuses_a_trials_files_starts_it_no_second_time(trial, place, monkeypatch):

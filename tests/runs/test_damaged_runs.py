@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from slime_ray.analysis.facts import asked, facts
+from slime_ray.analysis.answer import asked, facts
+from slime_ray.analysis.comparing import differences
 from slime_ray.analysis.judging import _took
-from slime_ray.analysis.manifests import differences
 from slime_ray.analysis.report import write_report
 
 from slime_ray import cli
@@ -181,9 +181,9 @@ def test_a_table_of_another_trial_is_named(whole, tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        {}, [], None, {"trial_id": "arm-c-s0"}, {"trial_id": "arm-c-s0", "settings": "["},
-        {"trial_id": "arm-c-s0", "settings": "[]", "phase": "arm", "label": "c", "status": "completed"},
-        {"trial_id": "arm-c-s0", "settings": "{}", "phase": 5, "label": "c", "status": "completed"},
+        {}, [], None, {"trial_id": "arm-c-s0"}, {"trial_id": "arm-c-s0", "overrides": "["},
+        {"trial_id": "arm-c-s0", "overrides": "[]", "phase": "arm", "label": "c", "status": "completed"},
+        {"trial_id": "arm-c-s0", "overrides": "{}", "phase": 5, "label": "c", "status": "completed"},
     ],
 )  # fmt: skip
 def test_a_mark_that_lacks_what_a_row_has_is_a_trial_that_was_interrupted(whole, tmp_path, row):

@@ -86,7 +86,7 @@ def test_a_run_is_not_resumed_with_an_input_that_has_changed(source, setting, fi
 def test_clone_refuses_a_changed_input_and_writes_nothing(source, capsys):
     held(source, start="fresh")
     run = source.parent / "runs" / "first"
-    add_trial(run, "search-0001", phase="search", settings={"objective.hard_margin": 2.0}, won=[1.0])
+    add_trial(run, "search-0001", phase="search", overrides={"objective.hard_margin": 2.0}, won=[1.0])
     command = ["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]
     Path("pairs.jsonl").write_text("other")
     assert cli.main(command) == 2

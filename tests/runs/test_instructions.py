@@ -41,7 +41,7 @@ def run(tmp_path, experiment) -> Path:
     """A run with one finished search trial, and another that a sweep, this process, has at work."""
     run = tmp_path / "runs" / "asked"
     with taken(run, experiment, source=tmp_path / "asked.yaml", seed=0, start="fresh"):
-        add_trial(run, "search-0001", phase="search", settings={"objective.hard_margin": 2.0}, won=[1.0, 0.0])
+        add_trial(run, "search-0001", phase="search", overrides={"objective.hard_margin": 2.0}, won=[1.0, 0.0])
     trials = {"search-0002": {"step": 3, "updates": 9, "doing": "training", "values": {"objective.hard_margin": 1.0}}}
     write_status(run, finished=1, total=5, trials=trials)
     return run

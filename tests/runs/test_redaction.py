@@ -176,7 +176,7 @@ def run(tmp_path, monkeypatch) -> Path:
             except OSError:
                 logging.getLogger("slime_ray.sweep").exception("failed at %s", ADDRESS)
         write_status(run, finished=0, total=1, trials={"a": {"doing": f"waiting for storage ({ADDRESS})"}})
-        row = results.trial_row(trial_id="a", status="failed", reason=f"OSError: {ADDRESS}", settings={})
+        row = results.trial_row(trial_id="a", status="failed", reason=f"OSError: {ADDRESS}", overrides={})
         results.write_trial(run, row=row, answers=[], curves=[])
     return run
 

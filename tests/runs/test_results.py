@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from slime_ray.errors import InputError
@@ -11,7 +13,7 @@ from slime_ray.runs import results
 
 
 def row(trial_id: str, **columns):
-    defaults = {"phase": "arm", "label": "full", "seed": 0, "status": "completed", "settings": {}, "config": {}}
+    defaults = {"phase": "arm", "label": "full", "seed": 0, "status": "completed", "overrides": {}, "settings": {}}
     return results.trial_row(trial_id=trial_id, **(defaults | columns))
 
 
@@ -36,7 +38,7 @@ def run(tmp_path):
     results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA, "name": "r"})
     results.write_trial(
         tmp_path,
-        row=row("a", settings={"objective.anchor_weight": 0.3}),
+        row=row("a", overrides={"objective.anchor_weight": 0.3}),
         answers=[answer("a")],
         curves=[curve("a")],
         pairs=[pair("a")],
@@ -91,7 +93,7 @@ def test_a_trial_counts_only_once_its_last_file_is_written(run):
 
 
 def test_knobs_that_are_not_numbers_stay_readable(run):
-    results.write_trial(run, row=row("c", settings={"objective": {"name": "dpo"}, "x.y": True}), answers=[], curves=[])
+    results.write_trial(run, row=row("c", overrides={"objective": {"name": "dpo"}, "x.y": True}), answers=[], curves=[])
     results.consolidate(run)
     trials = results.load(run).trials.set_index("trial_id")
     assert json.loads(trials.loc["c", "knob.objective"]) == {"name": "dpo"}
@@ -246,3 +248,32 @@ def test_a_file_that_cannot_be_replaced_leaves_no_partial_one(tmp_path):
     with pytest.raises(OSError):
         results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA})
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def a_run_of_schema_v1(folder: Path) -> Path:
+    """A copy of a run of the schema run-v1, with `settings` and `config` as columns."""
+    return shutil.copytree(Path(__file__).parent / "run-v1", folder / "run-v1")
+
+
+@pytest.mark.parametrize("tables", ["written", "absent"])
+def test_a_run_of_an_earlier_schema_is_read_with_todays_columns(tmp_path, tables):
+    run = a_run_of_schema_v1(tmp_path)
+    if tables == "absent":
+        (run / "trials.parquet").unlink()
+    trials = results.load(run).trials.set_index("trial_id")
+    assert "config" not in trials
+    assert json.loads(trials.loc["search-0001", "overrides"]) == {
+        "objective.hard_margin": 2.0,
+        "objective.name": "slime",
+    }
+    assert json.loads(trials.loc["search-0001", "settings"])["objective"] == {"name": "slime", "hard_margin": 2.0}
+    assert trials.loc["search-0001", "knob.objective.hard_margin"] == 2.0
+    assert json.loads(trials.loc["arm-full-s0", "overrides"]) == {}
+
+
+def test_tables_that_are_written_again_have_todays_columns(tmp_path):
+    run = a_run_of_schema_v1(tmp_path)
+    results.consolidate(run)
+    assert [name for name in pq.read_schema(run / "trials.parquet").names if name in ("config", "overrides")] == [
+        "overrides"
+    ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from slime_ray.analysis import effects, factorial
+from slime_ray.analysis import effects, factorial_table
 
 from slime_ray.config.design import COMPONENTS
 from slime_ray.planning.tables import table
@@ -63,7 +63,7 @@ def settled_cases(studies: int) -> Iterator[Settled]:
 FACTORIAL = tuple(
     0.25 * ("anchor" in cell) + 0.4 * ("stabilizer" in cell) + 0.1 * ("soft_margin" in cell)
     - 0.3 * ({"anchor", "stabilizer"} <= cell) + 0.15 * ({"soft_margin", "hard_margin"} <= cell)
-    for cell in factorial.cells_of(COMPONENTS)
+    for cell in factorial_table.cells_of(COMPONENTS)
 )  # fmt: skip
 """Log-odds of 16 cells: three components that matter, one that does only beside another, two interactions."""
 
@@ -91,12 +91,12 @@ def claim_cases() -> Iterator[tuple[str, str, DrawDifferences, frozenset[str]]]:
 
 def shapley_gap(studies: int) -> float:
     """The largest gap between the sum of all Shapley values and the total effect, over studies."""
-    weights, total = factorial.shapley_weights(COMPONENTS), factorial.total_weights(COMPONENTS)
+    weights, total = factorial_table.shapley_weights(COMPONENTS), factorial_table.total_weights(COMPONENTS)
     gaps = []
     for seed in range(studies):
         outcomes = replace(CALM, shifts=FACTORIAL, prompts=50).draw(np.random.default_rng(seed))
-        values = [effects.interval(factorial.contrast(own, outcomes)).value for own in weights.values()]
-        gaps.append(abs(sum(values) - effects.interval(factorial.contrast(total, outcomes)).value))
+        values = [effects.interval(factorial_table.contrast(own, outcomes)).value for own in weights.values()]
+        gaps.append(abs(sum(values) - effects.interval(factorial_table.contrast(total, outcomes)).value))
     return max(gaps)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from slime_ray.analysis import effects, factorial, settling, statistics
+from slime_ray.analysis import effects, factorial_table, statistics
 from slime_ray.analysis.effects import Claim
 
 from slime_ray.config.design import COMPONENTS
@@ -85,12 +85,12 @@ def leave_one_out(study: Study) -> DrawDifferences:
 
 
 def main_effects(study: Study) -> DrawDifferences:
-    """The main effects of a 2^4 design. The cells of `study` are in the order of `factorial.cells_of`."""
-    weights = {name: factorial.effect_weights(COMPONENTS)[(name,)] for name in COMPONENTS}
+    """The main effects of a 2^4 design. The cells of `study` are in the order of `factorial_table.cells_of`."""
+    weights = {name: factorial_table.effect_weights(COMPONENTS)[(name,)] for name in COMPONENTS}
 
     def draw(rng: np.random.Generator) -> Differences:
         outcomes = study.draw(rng)
-        return {name: factorial.contrast(own, outcomes) for name, own in weights.items()}
+        return {name: factorial_table.contrast(own, outcomes) for name, own in weights.items()}
 
     return draw
 
@@ -179,14 +179,14 @@ def effects_of(study: Study) -> DrawEstimates:
     rates = study.rates()
     kinds = [
         ("main effect" if len(names) == 1 else "interaction", weights)
-        for names, weights in factorial.effect_weights(COMPONENTS).items()
+        for names, weights in factorial_table.effect_weights(COMPONENTS).items()
     ]
-    kinds += [("Shapley value", weights) for weights in factorial.shapley_weights(COMPONENTS).values()]
+    kinds += [("Shapley value", weights) for weights in factorial_table.shapley_weights(COMPONENTS).values()]
 
     def draw(rng: np.random.Generator) -> Estimates:
         outcomes = study.draw(rng)
         for name, weights in kinds:
-            yield name, float(weights @ rates), factorial.contrast(weights, outcomes)
+            yield name, float(weights @ rates), factorial_table.contrast(weights, outcomes)
 
     return draw
 
@@ -247,7 +247,7 @@ def try_foretold(name: str, study: Study, *, comparisons: int, studies: int) -> 
         prompts=study.prompts,
         mean_squares=np.array([rest + study.prompts * of_seeds, rest + study.seeds * of_prompts, rest]),
     )
-    foretold = settling.of_two_way(known, effects.LEVEL / comparisons)
+    foretold = effects.of_two_way(known, effects.LEVEL / comparisons)
     sized = replace(study, seeds=foretold.seeds or study.seeds, prompts=foretold.prompts or study.prompts)
     others: Differences = dict.fromkeys(map(str, range(2, comparisons + 1)))
     found = [effects.claims({"1": _difference(sized, seed), **others}, flips=FLIPS) for seed in range(studies)]

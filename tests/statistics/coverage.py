@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from slime_ray.analysis import stability
+from slime_ray.analysis import effects, rows, stability
 from slime_ray.analysis.statistics import (
     FEWEST_SEEDS,
     Interval,
     interval,
-    paired_difference,
     resample_means,
     win_rate_interval,
 )
@@ -105,7 +104,9 @@ def paired_cases(prompts: int, seeds: int, spread: float, *, resamples: int) -> 
         shifts = world.shifts(rng)
         # Below five seeds the interval is of these checkpoints: their own difference is what it has to cover.
         truth = of_method if seeds >= FEWEST_SEEDS else world.of_checkpoints(shifts)
-        return truth, paired_difference(*world.draw(rng, shifts), resamples=resamples)
+        policy, other = (([*range(seeds)], outcomes) for outcomes in world.draw(rng, shifts))
+        d = rows.difference(policy, other)
+        return truth, None if d is None else effects.interval(d, resamples=resamples)
 
     def crossed(rng: np.random.Generator) -> tuple[float, Interval | None]:
         policy, other = world.draw(rng, world.shifts(rng))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from slime_ray.config.experiment import Faults, Trial, arm_trials
-from slime_ray.on_ray.ranking import ByMetric
-from slime_ray.on_ray.stopping import Halving
+from slime_ray.on_ray.stopping import ByMetric, Halving
 from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.runs.store import RunStore

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from slime_ray.config.settings import Decoding, Lora, Settings
@@ -16,7 +17,7 @@ from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.model import lora
 from slime_ray.model.loading import load_model
-from slime_ray.runs.facts import model_lines
+from slime_ray.runs.notes import model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training import sft, stages
 from slime_ray.training.cache import cached
@@ -85,6 +86,31 @@ def test_the_saved_model_is_the_trained_one(settings, tmp_path, monkeypatch, ada
     np.testing.assert_allclose(trained, saved, rtol=0, atol=tolerance)
     untrained = made(with_sft(settings, updates=0), tmp_path / "untrained")
     assert np.abs(own_logps(untrained, PAIRS) - saved).mean() > 0.2
+
+
+def test_merging_a_small_update_in_bfloat16_keeps_it(settings, tmp_path, monkeypatch):
+    """By hand from the adapters' own matrices. Added up in bfloat16, most entries would not change."""
+    updates: dict[str, torch.Tensor] = {}
+
+    def merged(lm: Any) -> Any:
+        for name, module in lm.get_base_model().named_modules():
+            if hasattr(module, "lora_A"):
+                down, up = (each["default"].weight.detach().double() for each in (module.lora_A, module.lora_B))
+                base[name] = module.base_layer.weight.detach().double().clone()
+                updates[name] = module.scaling["default"] * up @ down
+        return merge(lm)
+
+    base: dict[str, torch.Tensor] = {}
+    merge = sft._merged
+    monkeypatch.setattr(sft, "_merged", merged)
+    adapters = Lora(rank=4, alpha=8.0, targets=["q_proj", "down_proj"])
+    folder = made(with_sft(settings, lora=adapters, dtype="bfloat16", learning_rate=2.5e-6), tmp_path)
+    saved = load_file(folder / "model.safetensors")
+    assert len(updates) == 4
+    for name, update in updates.items():
+        kept = saved[f"{name}.weight"].double() - base[name]
+        assert torch.equal(base[name], base[name].bfloat16().double())
+        assert torch.nn.functional.cosine_similarity(kept.flatten(), update.flatten(), 0) > 0.99
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
@@ -192,15 +218,15 @@ def test_trials_adapters_that_no_layer_can_have_are_refused_before_sft(settings,
 def test_facts_of_adapters_and_dropout_are_lines_for_the_user(settings, tmp_path):
     prepared = stages.prepare(settings, storage=RunStore(tmp_path), report=nothing)
     assert prepared.data["adapters"]["model.lora"]["adapted"] == ["self_attn.q_proj", "self_attn.v_proj"]
-    [line] = model_lines(prepared.data)
+    [line] = model_notes(prepared.data)
     assert "Adapters (model.lora) are on" in line
     assert "mlp.down_proj" in line
     rates = {"dropout": {"resid_pdrop": 0.1, "attn_pdrop": 0.2}}
-    assert model_lines({**rates, "dropout_on": False}) == [
+    assert model_notes({**rates, "dropout_on": False}) == [
         "Dropout of the model's configuration (resid_pdrop 0.1, attn_pdrop 0.2) is off in training; model.dropout: true "
         "keeps it."
     ]
-    assert "is on in training" in model_lines({**rates, "dropout_on": True})[0]
-    assert model_lines({}) == []
+    assert "is on in training" in model_notes({**rates, "dropout_on": True})[0]
+    assert model_notes({}) == []
     note = "The adapter a was merged into its base b."
-    assert model_lines({"model_notes": [note]}) == [f"Model: {note}"]
+    assert model_notes({"model_notes": [note]}) == [f"Model: {note}"]

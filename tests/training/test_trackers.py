@@ -7,13 +7,15 @@ import struct
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 from slime_ray.config import trackers as tracker_settings
 from slime_ray.config.experiment import Faults, Trial, arm_trials
@@ -24,7 +26,7 @@ from slime_ray.training import trackers as trackers_module
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Command, Paused
 from slime_ray.training.single import ConsoleProgress
-from slime_ray.training.trackers import Mlflow, TensorBoard, Trackers, WeightsAndBiases
+from slime_ray.training.trackers import Trackers, TrialArguments
 from slime_ray.training.worker import run_trial
 
 FOUND = ModuleSpec("found", None, origin="somewhere")
@@ -54,6 +56,14 @@ def storage(tmp_path_factory) -> RunStore:
 
 def nothing(told: Any) -> None:
     return None
+
+
+class Trainer:
+    """What a tracker asks of a Trainer."""
+
+    def __init__(self, folder: Path):
+        self.args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True)
+        self.state, self.control, self.model = TrainerState(), TrainerControl(), None
 
 
 def trained(trial: Trial, run: Path, storage: RunStore, *names: Any, report: Any = nothing) -> dict[str, Any]:
@@ -92,10 +102,12 @@ def test_tensorboard_has_the_curves_and_results_of_the_result_files(trials, stor
         assert [step for step, _ in scalars(found, tag)] == [step for step, _ in expected], tag
         assert [value for _, value in scalars(found, tag)] == pytest.approx([value for _, value in expected], rel=1e-6)
     assert scalars(found, "eval/held_out/chosen_logp")[0][0] == 0
-    assert scalars(found, "result/stability")[0][1] == pytest.approx(row["stability"], rel=1e-6)
-    assert scalars(found, "result/win_rate")[0][1] == pytest.approx(row["win_rate"], rel=1e-6)
-    # What the trial set over base, for TensorBoard's table of hyperparameters.
-    assert b"objective.anchor_weight" in found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert scalars(found, "eval/result/stability")[0][1] == pytest.approx(row["stability"], rel=1e-6)
+    assert scalars(found, "eval/result/win_rate")[0][1] == pytest.approx(row["win_rate"], rel=1e-6)
+    [about] = found.Tensors("args/text_summary")
+    assert json.loads(about.tensor_proto.string_val[0]) == {
+        "objective.anchor_weight": 0.2, "label": "slime", "phase": "arm", "seed": "0",
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +130,13 @@ def test_trackers_change_nothing_that_is_computed(trials, storage, untracked, tm
 def test_an_update_waits_for_no_disk(trials, tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    monkeypatch.setattr(TensorBoard, "FLUSH_SECONDS", 3600)
-    record = TensorBoard(trials[0], tmp_path)
-    callback = record.begin()
+    monkeypatch.setattr(trackers_module, "FLUSH_SECONDS", 3600)
+    trackers = Trackers(["tensorboard"], trials[0], tmp_path)
+    [record] = trackers.begin(Trainer(tmp_path))
     for step in range(20):
-        callback.on_log(None, TrainerState(global_step=step), None, logs={"loss": 1.0})
+        record.on_log(None, TrainerState(global_step=step), None, logs={"loss": 1.0})
     assert synced == []
-    record.end({}, "completed")
+    trackers.end({})
     assert synced
     assert len(scalars(events(tmp_path, trials[0]), "train/loss")) == 20
 
@@ -133,7 +145,7 @@ def test_a_trial_without_updates_has_its_results(trials, storage, tmp_path):
     row = trained(trials[1], tmp_path, storage, "tensorboard")
     found = events(tmp_path, trials[1])
     assert [step for step, _ in scalars(found, "eval/held_out/chosen_logp")] == [0]
-    assert scalars(found, "result/stability")[0][1] == pytest.approx(row["stability"], rel=1e-6)
+    assert scalars(found, "eval/result/stability")[0][1] == pytest.approx(row["stability"], rel=1e-6)
 
 
 class Died(BaseException):
@@ -165,46 +177,38 @@ def test_a_trial_that_goes_on_has_every_update_once(trials, storage, tmp_path, r
         ):
             expected = recorded(tmp_path, trials[0], metric, source)
             assert scalars(found, tag) == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
-    assert b"paused" not in found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
 
 
-class Broken:
+class Broken(TrainerCallback):
     """A tracker that fails at its start, or later."""
 
-    def __init__(self, trial: Trial, run: Path, *, where: str):
+    def __init__(self, where: str):
         self.where = where
 
-    def begin(self) -> Any:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if self.where == "begin":
             raise OSError("https://me:hunter2@tracker.example does not take the key a-key-of-mine")
-        return self
 
-    def on_train_begin(self, *about: Any, **more: Any) -> None:
-        pass
-
-    def on_log(self, *about: Any, **more: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if self.where == "log":
             raise RuntimeError("no space left")
 
-    on_train_end = on_train_begin
-
-    def end(self, results: Any, status: str) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if self.where == "end":
             raise RuntimeError("no space left")
 
 
 @pytest.mark.parametrize("where", ["begin", "log", "end"])
 def test_a_tracker_that_fails_costs_no_trial_and_tells_no_secret(trials, storage, tmp_path, monkeypatch, caplog, where):
-    broken = {**trackers_module.RECORDS, "wandb": lambda trial, run: Broken(trial, run, where=where)}
-    monkeypatch.setattr(trackers_module, "RECORDS", broken)
+    monkeypatch.setitem(trackers_module.OPENERS, "flyte", lambda trial, run: Broken(where))
     monkeypatch.setenv("WANDB_API_KEY", "a-key-of-mine")
     heard: list[Any] = []
     with caplog.at_level(logging.WARNING):
-        row = trained(trials[0], tmp_path, storage, "wandb", "tensorboard", report=heard.append)
+        row = trained(trials[0], tmp_path, storage, "flyte", "tensorboard", report=heard.append)
     assert row["status"] == "completed"
-    logged = [record.getMessage() for record in caplog.records if "goes on without wandb" in record.getMessage()]
+    logged = [record.getMessage() for record in caplog.records if "goes on without flyte" in record.getMessage()]
     assert len(logged) == 1
-    told = [news["untracked"]["wandb"] for news in heard if "untracked" in news]
+    told = [news["untracked"]["flyte"] for news in heard if "untracked" in news]
     assert len(told) == 1
     for said in (logged[0], told[0]):
         assert "hunter2" not in said
@@ -212,19 +216,52 @@ def test_a_tracker_that_fails_costs_no_trial_and_tells_no_secret(trials, storage
     assert scalars(events(tmp_path, trials[0]), "train/loss")
 
 
-def test_the_record_of_a_failed_trial_is_closed_with_its_status(trials, tmp_path):
-    closed = []
+def test_the_record_of_a_failed_trial_is_closed_once_with_its_status_and_finite_results(trials, tmp_path, monkeypatch):
+    closed: list[Any] = []
 
     class Watched(Broken):
-        def end(self, results: Any, status: str) -> None:
-            closed.append((dict(results), status))
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            closed.append(logs)
 
-    records = Trackers((), trials[0], tmp_path)
-    records._waiting = {"watched": Watched(trials[0], tmp_path, where="")}
-    records.begin()
-    records.end({"status": "failed", "stability": 0.0, "win_rate": None, "tokens": float("nan")})
-    records.end({"status": "completed"})
-    assert closed == [({"stability": 0.0}, "failed")]
+    monkeypatch.setitem(trackers_module.OPENERS, "flyte", lambda trial, run: Watched(""))
+    monkeypatch.setattr(trackers_module, "close", lambda name, status: closed.append((name, status)))
+    trackers = Trackers(["flyte"], trials[0], tmp_path)
+    trackers.begin(Trainer(tmp_path))
+    trackers.end({"status": "failed", "stability": 0.0, "win_rate": None, "tokens": float("nan")})
+    trackers.end({"status": "completed"})
+    assert closed == [{"eval_result/stability": 0.0}, ("flyte", "failed")]
+
+
+def test_variables_name_the_trial_while_it_runs_and_what_the_user_has_set_stays(trials, tmp_path, monkeypatch):
+    monkeypatch.setitem(trackers_module.OPENERS, "flyte", lambda trial, run: Broken(""))
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.delenv("CLEARML_PROJECT", raising=False)
+    trackers = Trackers(["flyte"], trials[0], tmp_path)
+    trackers.begin(Trainer(tmp_path))
+    assert (os.environ["WANDB_PROJECT"], os.environ["CLEARML_PROJECT"]) == ("mine", tmp_path.name)
+    trackers.end({"status": "completed"})
+    assert os.environ["WANDB_PROJECT"] == "mine"
+    assert "CLEARML_PROJECT" not in os.environ
+
+
+def test_a_tracker_is_told_the_trials_values_without_secrets_in_place_of_trainers_arguments(trials, tmp_path):
+    trial = trials[0].model_copy(update={"values": {"api_key": "hunter2", "objective.remove": ["anchor"]}})
+    arguments = TrialArguments(Trainer(tmp_path).args, trial, tmp_path)
+    assert arguments.to_dict() == {
+        "api_key": "***", "objective.remove": "['anchor']", "label": "slime", "phase": "arm", "seed": "0",
+    }  # fmt: skip
+    assert (arguments.run_name, arguments.project) == (trial.trial_id, tmp_path.name)
+    assert arguments.output_dir == str(tmp_path)
+
+
+def test_every_tracker_of_transformers_may_be_named():
+    assert set(get_args(tracker_settings.Tracker)) == set(INTEGRATION_TO_CALLBACK)
+
+
+@pytest.mark.parametrize("name", ["trackio", "swanlab"])
+def test_a_known_tracker_that_is_not_installed_says_what_to_install(monkeypatch, name):
+    monkeypatch.setattr(tracker_settings, "find_spec", lambda package: None)
+    assert f"Install {name}, or leave {name} out" in (tracker_settings.lacks([name]) or "")
 
 
 def test_a_missing_package_is_a_sentence_before_anything_starts(monkeypatch):
@@ -261,7 +298,7 @@ def test_mlflow_in_a_bucket_needs_a_server_and_wandb_online_a_key(monkeypatch, t
     [
         (
             "trackers: [tensorbord]",
-            "trackers.0 is 'tensorbord'. Did you mean 'tensorboard'. Allowed: mlflow, tensorboard, wandb",
+            "trackers.0 is 'tensorbord'. Did you mean 'tensorboard'. Allowed: azure_ml, clearml, .*, mlflow, .*, wandb",
         ),
         ("trackers: wandb", "trackers is 'wandb'"),
         ("trackers: [wandb, wandb]", "names a tracker twice"),
@@ -355,8 +392,7 @@ def test_mlflow_records_every_trial_of_a_run_in_one_store(trials, storage, untra
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    for name, value in Mlflow.VARIABLES.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient
 
     run = tmp_path / "tracked"
@@ -372,7 +408,7 @@ def test_mlflow_records_every_trial_of_a_run_in_one_store(trials, storage, untra
     assert {one.info.status for one in found.values()} == {"FINISHED"}
     one = found[trials[0].trial_id]
     assert one.data.params["objective.anchor_weight"] == "0.2"
-    assert one.data.metrics["stability"] == pytest.approx(rows[trials[0].trial_id]["stability"])
+    assert one.data.metrics["eval_result/stability"] == pytest.approx(rows[trials[0].trial_id]["stability"])
     losses = [(metric.step, metric.value) for metric in client.get_metric_history(one.info.run_id, "loss")]
     assert sorted(losses) == [(step, pytest.approx(value)) for step, value in recorded(run, trials[0], "loss", "train")]
     for file in run.rglob("*"):
@@ -386,15 +422,34 @@ def test_a_server_that_is_not_there_costs_seconds_and_no_trial(trials, tmp_path,
     package = pytest.importorskip(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for variable, value in {**Mlflow.VARIABLES, "WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}.items():
+    for variable, value in {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(WeightsAndBiases, "BEGIN_SECONDS", 3.0)
+    monkeypatch.setattr(trackers_module, "WANDB_SECONDS", 3.0)
     (tmp_path / "trials" / trials[0].trial_id).mkdir(parents=True)
     records = Trackers([name], trials[0], tmp_path)
     try:
-        assert records.begin() == []
+        records.begin(Trainer(tmp_path))
     finally:
         if name == "wandb":
             package.teardown()
+    assert records.records == {}
     assert "refused" in records.left_out[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trackio", "swanlab"])
+def test_another_tracker_of_transformers_writes_offline_and_keeps_no_command_line(trials, tmp_path, monkeypatch, name):
+    # Trackio reads where to write when it is imported.
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.setattr(sys, "argv", ["slime-ray", "--password", "hunter2"])
+    (tmp_path / "trials" / trials[0].trial_id).mkdir(parents=True)
+    trackers = Trackers([name], trials[0], tmp_path)
+    [record] = trackers.begin(Trainer(tmp_path))
+    record.on_log(None, TrainerState(global_step=1), None, logs={"loss": 1.0})
+    trackers.end({"status": "completed", "stability": 0.5})
+    assert trackers.left_out == {}
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(name in str(file.relative_to(tmp_path)) for file in written)
+    assert [file for file in written if b"hunter2" in file.read_bytes()] == []

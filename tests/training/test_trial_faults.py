@@ -1,7 +1,10 @@
 """A whole trial when things fail: memory, processes, storage and disk, or the training itself."""
 
+import platform
+import re
 import resource
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +12,26 @@ import pytest
 import torch
 
 from slime_ray.config.experiment import Faults, Trial, arm_trials
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import InputError, RunError, device_error, is_memory_error
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.runs import results
 from slime_ray.training import attempts, loop, sentinel, worker
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Paused
-from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training.outcome import DeviceFailure, OutOfMemory
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
 from .small_trials import Orders, computed, nothing
+
+
+def fails(error: Exception) -> Callable[..., None]:
+    """A function that raises this."""
+
+    def function(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return function
 
 
 def test_a_trial_out_of_memory_has_one_more_try(experiment, storage, tmp_path):
@@ -169,12 +181,9 @@ def test_a_trial_whose_starts_cannot_be_counted_is_not_begun(experiment, storage
     ids=["full", "torch", "judge"],
 )
 def test_what_others_do_not_do_is_no_result_of_a_trial(experiment, storage, tmp_path, monkeypatch, error):
-    def fails(*arguments: Any, **options: Any) -> None:
-        raise error
-
     trial = arm_trials(experiment)[0]
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "answer_prompts", fails)
+        patch.setattr(worker, "answer_prompts", fails(error))
         with pytest.raises(Paused):
             run_trial(trial, run=tmp_path, storage=storage, report=nothing)
     assert results.finished_trials(tmp_path) == {}
@@ -182,14 +191,99 @@ def test_what_others_do_not_do_is_no_result_of_a_trial(experiment, storage, tmp_
     assert run_trial(trial, run=tmp_path, storage=storage, report=nothing)["status"] == "completed"
 
 
+GPU_ERRORS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, ...)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+    RuntimeError("out of resource: shared memory, Required: 239616, Hardware limit: 232448."),
+    RuntimeError("No CUDA GPUs are available"),
+]
+
+
+@pytest.mark.parametrize("error", GPU_ERRORS, ids=lambda error: str(error)[:30])
+def test_a_gpu_that_fails_under_a_trial_leaves_it_to_another_process(experiment, storage, tmp_path, monkeypatch, error):
+    """On CPUs: the first step of training raises what torch raises when the CUDA context is gone."""
+    trial = arm_trials(experiment)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.PreferenceTrainer, "training_step", fails(error))
+        with pytest.raises(DeviceFailure, match=re.escape(f"node {platform.node()}: {type(error).__name__}: ")):
+            run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    assert results.finished_trials(tmp_path) == {}
+    [made] = attempts.read(tmp_path / "trials" / trial.trial_id)
+    assert made.ended == "device"
+    assert str(error).splitlines()[0] in str(made.fault)
+
+
+def test_a_trial_whose_gpu_failed_once_comes_to_what_it_would_have(experiment, storage, whole, tmp_path, monkeypatch):
+    trial = arm_trials(experiment)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "answer_prompts", fails(GPU_ERRORS[0]))
+        with pytest.raises(DeviceFailure):
+            run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
+    assert (row["status"], row["attempts"]) == ("completed", 2)
+    assert computed(tmp_path, trial)[0] == computed(whole, trial)[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(worker, "prepare"), (worker, "load_checkpoint"), (loop, "measure_held_out"), (worker, "judge_prompts")],
+)
+def test_it_does_so_wherever_it_fails_and_whatever_the_error_became(
+    experiment, storage, tmp_path, monkeypatch, module, name
+):
+    """An error of a model's, of a stage's or a judge's, raised for one of CUDA's, is one of the GPU's."""
+
+    def refuses(*arguments: Any, **options: Any) -> None:
+        try:
+            raise GPU_ERRORS[0]
+        except RuntimeError:
+            raise InputError("the model cannot be used.") from None
+
+    monkeypatch.setattr(module, name, refuses)
+    with pytest.raises(DeviceFailure, match="illegal memory access"):
+        run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing)
+    assert results.finished_trials(tmp_path) == {}
+
+
+def test_a_trial_under_which_gpus_keep_failing_is_given_up_with_their_nodes(experiment, storage, tmp_path, monkeypatch):
+    trial = arm_trials(experiment)[0]
+    monkeypatch.setattr(worker, "start_gpu", fails(GPU_ERRORS[1]))
+    hosting = Runtime(faults=Faults(retries=1))
+    with pytest.raises(DeviceFailure):
+        run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
+    assert row["status"] == "failed"
+    assert f"2 times a GPU failed (node {platform.node()}: RuntimeError: CUDA error: uncorr" in row["reason"]
+
+
+def test_a_process_that_was_given_a_gpu_and_sees_none_trains_on_no_cpu(experiment, storage, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    with pytest.raises(DeviceFailure, match="torch sees no GPU"):
+        run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing, hosting=Runtime(gpu=0.5))
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_memory_that_runs_out_on_a_gpu_is_no_failure_of_it(text):
+    assert is_memory_error(RuntimeError(text))
+    assert device_error(RuntimeError(text)) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["NCCL refuses two of a group on the same", "mat1 and mat2 shapes cannot be multiplied"]
+)
+def test_other_errors_are_no_failure_of_a_gpu(text):
+    assert device_error(RuntimeError(text)) is None
+
+
 def test_data_that_vanish_under_a_run_are_no_result_of_a_trial_but_of_one_that_set_them_itself(
     experiment, storage, tmp_path, monkeypatch
 ):
-    def fails(*arguments: Any, **options: Any) -> None:
-        raise InputError("data.train pairs.jsonl: there is no such file.")
-
     trial = arm_trials(experiment)[0]
-    monkeypatch.setattr(worker, "prepare", fails)
+    monkeypatch.setattr(worker, "prepare", fails(InputError("data.train pairs.jsonl: there is no such file.")))
     with pytest.raises(Paused, match="no such file"):
         run_trial(trial, run=tmp_path, storage=storage, report=nothing)
     own = trial.model_copy(update={"values": {"data.train": "pairs.jsonl"}})

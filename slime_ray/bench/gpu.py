@@ -1,0 +1,139 @@
+"""`slime-ray bench gpu`: what only a GPU can say, in parts that each have a process of their own.
+
+A part that fails, hangs or finds no time left is a row with its reason. On a CPU the same runs with sizes cut, which
+says that it works and nothing about a GPU.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from .machine import Answer, Machine, Say, describe_machine, find_device, in_a_process, now
+
+LEAST_SECONDS = 20.0
+"""Below what is left of the time no part is started."""
+RECIPES = ("packed", "packed-frozen-head", "unshared", "chunked", "padded", "authors")
+"""Training steps, the most wanted first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large the parts are. shape: of the model. pairs: of a step. row: tokens of a row. prompt, answer: tokens of
+    each of the answers that are drawn in batches. seconds: that a part may take at most."""
+
+    shape: str
+    device: str
+    pairs: int
+    row: int
+    prompt: int
+    answer: int
+    batches: tuple[int, ...]
+    seconds: float
+
+
+FULL = Sizes(
+    shape="gemma3-4b", device="cuda", pairs=32, row=8192, prompt=180, answer=256, batches=(64, 256), seconds=240.0
+)
+CUT = Sizes(shape="small", device="cpu", pairs=4, row=512, prompt=16, answer=8, batches=(64, 256), seconds=120.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. figures: numbers by what they are, with units. failure: why there are none."""
+
+    part: str
+    case: str
+    figures: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+    def text(self) -> str:
+        """What was measured, or why it was not."""
+        if self.failure:
+            return f"no figure: {self.failure}"
+        return ", ".join(f"{name} {value:,.4g}" for name, value in self.figures.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReport:
+    """A whole run. on_gpu: whether it says anything about one."""
+
+    date: str
+    machine: Machine
+    on_gpu: bool
+    minutes: float
+    sizes: Sizes
+    seconds: float
+    rows: tuple[Row, ...]
+
+    def text(self) -> str:
+        """The one table."""
+        machine = self.machine
+        where = machine.gpu or f"{machine.processor}, {machine.cores} cores: NOT MEASURED ON A GPU, sizes are cut"
+        head = (
+            f"{self.sizes.shape} shape on {where}\n"
+            f"torch {machine.torch}, transformers {machine.transformers}, peft {machine.peft}, {self.date}; "
+            f"{self.seconds:.0f} s of {self.minutes:g} minutes"
+        )
+        lines = [f"{row.part:<12}{row.case:<22}{row.text()}" for row in self.rows]
+        return "\n".join([head, "", *lines])
+
+
+def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
+    """Run all parts within the minutes. Raises InputError for a device that cannot be had."""
+    found = find_device(device)
+    sizes = FULL if found.type == "cuda" else CUT
+    clock = time.perf_counter()
+    parts = [
+        ("attention", "kernels"), *(("step", name) for name in RECIPES), ("memory", "against the plan"),
+        *(("answers", f"batch {batch}") for batch in sizes.batches), ("trial", "bfloat16, end to end"),
+    ]  # fmt: skip
+    rows: list[Row] = []
+    for part, case in parts:
+        left = 60 * minutes - (time.perf_counter() - clock)
+        if left < LEAST_SECONDS:
+            rows.append(Row(part, case, failure="no time left"))
+            continue
+        say(f"{part}, {case}: {left:.0f} s left")
+        rows += run_part(part, case, sizes, seconds=min(left, sizes.seconds))
+    return GpuReport(
+        date=now(),
+        machine=describe_machine(found),
+        on_gpu=found.type == "cuda",
+        minutes=minutes,
+        sizes=sizes,
+        seconds=time.perf_counter() - clock,
+        rows=tuple(_with_ratios(rows)),
+    )
+
+
+def run_part(part: str, case: str, sizes: Sizes, *, seconds: float) -> list[Row]:
+    """One part's rows, from a process of its own."""
+    request = {"part": part, "case": case, "sizes": asdict(sizes)}
+    answer: Answer = in_a_process(
+        "slime_ray.bench.gpu_child", request, seconds=seconds, environment={"TORCH_LOGS": "recompiles"}
+    )
+    if answer.values is None:
+        return [Row(part, case, failure=answer.failure)]
+    rows = [Row(**values) for values in answer.values]
+    if part != "step" or not rows[-1].figures:
+        return rows
+    again = float(answer.log.count("Recompiling function"))
+    return [*rows[:-1], replace(rows[-1], figures=rows[-1].figures | {"recompilations": again})]
+
+
+def _with_ratios(rows: Sequence[Row]) -> list[Row]:
+    """Steps with their pairs a second over those of the other recipes."""
+    speeds = {row.case: row.figures.get("pairs/s") for row in rows if row.part == "step"}
+
+    def compared(row: Row) -> Row:
+        mine = row.figures.get("pairs/s")
+        if row.part != "step" or mine is None:
+            return row
+        ratios = {
+            f"x {name}": mine / theirs
+            for name in ("authors", "padded", "chunked", "unshared")
+            if (theirs := speeds.get(name)) and name != row.case
+        }
+        return replace(row, figures=row.figures | ratios)
+
+    return [compared(row) for row in rows]

@@ -1,0 +1,217 @@
+"""The process that `bench gpu` starts for one part: a request on standard input, rows on output."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from slime_ray.data.packing import Segment
+from slime_ray.errors import is_memory_error
+from slime_ray.planning.flops import Lengths
+
+from .cases import SHAPES, Case, build_case
+from .gpu import Row, Sizes
+from .lengths import BenchPair
+from .machine import find_device
+from .memory_child import weigh
+from .options import Options
+from .step import measure_speed
+from .stepper import Stepper
+
+PAIR = Lengths(180, 250, 250)
+"""Mean lengths of UltraFeedback in the tokens of a 3-4B model, about."""
+TRIAL = """\
+name: tiny
+preset: arithmetic
+arms: {slime: {}}
+base:
+  model: {dtype: bfloat16, lora: {rank: 8, alpha: 16.0}}
+  data: {sft_examples: 256, pairs: 128, held_out_pairs: 32}
+  sft: {updates: 8}
+  training: {updates: 8, pairs_per_update: 16, evaluations: 2}
+  evaluation: {prompts: 16, selection_prompts: 16, kl_prompts: 8}
+"""
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.load(sys.stdin)
+    values = request["sizes"]
+    sizes = Sizes(**{**values, "batches": tuple(values["batches"])})
+    part, case = request["part"], request["case"]
+    try:
+        rows = PARTS[part](case, sizes)
+    except (RuntimeError, ImportError) as error:
+        rows = [Row(part, case, failure=reason(error))]
+    print(json.dumps([asdict(row) for row in rows]))
+
+
+def reason(error: BaseException) -> str:
+    """An error in a line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "out of memory" if is_memory_error(error) else lines[0][:160]
+
+
+def attention(case: str, sizes: Sizes) -> list[Row]:
+    """Each kernel's attention over a row in bfloat16, beside float32 by segments: outputs and gradients."""
+    from slime_ray.model.attention import Kernel
+
+    shape, device = SHAPES[sizes.shape], find_device(sizes.device)
+    segments = [Segment(*PAIR)] * max(1, sizes.row // sum(PAIR))
+    tokens = sum(map(sum, segments))
+    torch.manual_seed(0)
+    heads = (shape.heads, shape.key_heads, shape.key_heads)
+    inputs = [torch.randn(1, count, tokens, shape.head_size, device=device) for count in heads]
+    weights = torch.randn(1, tokens, shape.heads, shape.head_size, device=device)
+    rows = []
+    for window in (None, shape.window):
+        exact, _ = _attend("segments", window, inputs, weights, segments)
+        for kernel in get_args(Kernel):
+            name = f"{kernel}, {'full' if window is None else f'window {window}'}"
+            if kernel == "auto":
+                continue
+            try:
+                found, seconds = _attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
+            except (RuntimeError, TypeError) as error:
+                rows.append(Row("attention", name, failure=reason(error)))
+                continue
+            off = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+            figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
+            rows.append(Row("attention", name, figures))
+    return rows
+
+
+def _attend(
+    kernel: Any, window: int | None, inputs: list[Any], weights: Any, segments: list[Segment]
+) -> tuple[list[Any], float]:
+    """Output and gradients, and seconds of a pass forward and backward, the last of three."""
+    from slime_ray.data.packing import Spans
+    from slime_ray.model.attention import RowLayout, row_attention
+
+    layout = RowLayout(segments, Spans.of(segments).to(weights.device), kernel)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    found: list[Any] = []
+
+    options: Any = {"scaling": leaves[0].shape[-1] ** -0.5, "sliding_window": window, "row_layout": layout}
+
+    def run() -> None:
+        query, key, value = leaves
+        out, _ = row_attention(None, query, key, value, None, **options)
+        found[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+
+    return found, [_timed(run, weights.device) for _ in range(3)][-1]
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    clock = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - clock
+
+
+def step(case: str, sizes: Sizes) -> list[Row]:
+    """A recipe's training step at its best micro-batch."""
+    options = Options(
+        shape=sizes.shape, device=sizes.device, pairs=sizes.pairs, steps=2, rounds=2, recipes=(case,), best_batch=True
+    )
+    (speed,) = measure_speed(options, lambda line: None).vocabularies[0].recipes
+    if speed.failure or speed.pairs_per_second is None:
+        return [Row("step", case, failure=speed.failure or "not measured")]
+    figures = {"pairs/s": speed.pairs_per_second, "pairs a pass": float(speed.micro), "padding %": 100 * speed.padding}
+    if speed.share_of_peak is not None:
+        figures["% of peak"] = 100 * speed.share_of_peak
+    if sizes.device == "cuda":
+        figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    return [Row("step", case, figures)]
+
+
+def _case(sizes: Sizes, dtype: str | None = None) -> Case:
+    shape = SHAPES[sizes.shape]
+    return build_case(
+        shape, vocabulary=shape.vocabulary, shrink=1, dtype=getattr(torch, dtype or shape.dtype),
+        device=find_device(sizes.device), checkpointing=False, seed=0,
+    )  # fmt: skip
+
+
+def memory(case: str, sizes: Sizes) -> list[Row]:
+    """The highest point of a row's step, and what a plan says of it."""
+    from slime_ray.config.settings import Lora, Model
+    from slime_ray.planning.footprint import Footprint, fill_row
+
+    shape, rows = SHAPES[sizes.shape], []
+    for head in ("frozen", "trained"):
+        name = "packed" if head == "trained" else "packed-frozen-head"
+        stepper = Stepper(name, _case(sizes))
+        pairs = [BenchPair(*((1,) * length for length in each)) for each in fill_row(sizes.row, PAIR)]
+        tensors = stepper.collate(pairs, None)
+        stepper.run(tensors)
+        measured = weigh(stepper, tensors, stepper.case.device)
+        with tempfile.TemporaryDirectory() as folder:
+            shape.config(vocabulary=shape.vocabulary, shrink=1).save_pretrained(folder)
+            lora = Lora(rank=shape.rank, alpha=2.0 * shape.rank, train_head=head == "trained")
+            model = Footprint(Model(source=folder, dtype=shape.dtype, lora=lora))  # type: ignore[arg-type]
+        planned = model.trained + model.step(sizes.row, PAIR, gpu=sizes.device == "cuda", checkpointing=False)
+        figures = {"GiB": measured / 2**30, "planned GiB": planned / 2**30, "planned/measured": planned / measured}
+        if sizes.device == "cuda":
+            figures["reserved GiB"] = torch.cuda.max_memory_reserved() / 2**30
+        rows.append(Row("memory", f"{head} head, {sizes.row}", figures))
+    return rows
+
+
+def answers(case: str, sizes: Sizes) -> list[Row]:
+    """Answers of one length, drawn together."""
+    from slime_ray.model.logprobs import Policy
+
+    batch = int(case.split()[-1])
+    policy = Policy(_case(sizes).lm).eval()
+    device, vocabulary = find_device(sizes.device), SHAPES[sizes.shape].vocabulary
+    ids = torch.randint(1, vocabulary, (batch, sizes.prompt), device=device)
+    options: dict[str, Any] = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": True, "top_k": 0, "pad_token_id": 0,
+    }  # fmt: skip
+
+    def draw(tokens: int) -> float:
+        exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return _timed(lambda: policy.generate(**options, **exactly), device)
+
+    draw(2)
+    seconds = draw(sizes.answer)
+    figures = {"tokens/s": batch * sizes.answer / seconds, "ms a token": 1e3 * seconds / sizes.answer}
+    if device.type == "cuda":
+        figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    return [Row("answers", case, figures)]
+
+
+def trial(case: str, sizes: Sizes) -> list[Row]:
+    """`slime-ray train` of a tiny model: stages, updates, answers, verdicts, files."""
+    with tempfile.TemporaryDirectory() as folder:
+        space = Path(folder, "tiny.yaml")
+        space.write_text(TRIAL, encoding="utf-8")
+        command = [sys.executable, "-m", "slime_ray", "train", str(space), "--storage", folder]
+        clock = time.perf_counter()
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=sizes.seconds)
+        seconds = time.perf_counter() - clock
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        return [Row("trial", case, failure=f"exit code {run.returncode}: {last[:160]}")]
+    return [Row("trial", case, {"s": seconds})]
+
+
+PARTS: dict[str, Callable[[str, Sizes], list[Row]]] = {
+    function.__name__: function for function in (attention, step, memory, answers, trial)
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""The memory that a model takes in training and in answering, from its own code run on tensors without data.
+
+The policy is built from the model's configuration, and a packed row goes through it forward and backward as in
+training: at two depths where all layers are alike, else at its own. So there is no table by architecture. What an
+allocator takes besides is assumed.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slime_ray.config.settings import Model, Settings
+from slime_ray.config.yaml_source import load_yaml
+from slime_ray.errors import InputError
+from slime_ray.planning.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
+from slime_ray.planning.meter import Meter, strip, without_data
+
+KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
+CONTEXT = 1.0 * 2**30
+"""Bytes that a GPU holds beside tensors: the context, libraries' workspaces."""
+FRAGMENTS = 1.08
+"""What an allocator takes over what it hands out."""
+SAMPLING = 5
+"""Copies of a decoding step's logits, in float32: they are scaled, sorted and drawn from."""
+PROCESS = 0.75 * 2**30
+"""Bytes of a worker's process on a CPU with everything imported, as measured."""
+SLACK = 0.02
+"""Share by which the formula's FLOPs may differ from those that are counted."""
+SHALLOW = (2, 4)
+"""Layers of the two models that stand for a deep one."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker's GPU, or of its process on a CPU.
+
+    parts: of the peak, by name. answering: the peak while answers are drawn.
+    """
+
+    parts: Mapping[str, float]
+    peak: float
+    answering: float
+
+
+class Footprint:
+    """One model with its adapters, without data.
+
+    source: where its shape comes from, in words. numbers, weights: all parameters, and those of matrices and tables.
+    held, trained, plain: bytes of all weights as they are trained, of those that training changes, and of the model
+    without adapters. tied: whether head and embeddings are one.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.config, self.source = _configuration(model)
+        text = self.config.get_text_config()
+        if any(getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+            raise InputError(f"A model of type {text.model_type} has experts, whose cost the formula does not know.")
+        plain = self._plain(text.num_hidden_layers)
+        self.plain = _bytes(plain.parameters())
+        self.numbers = sum(parameter.numel() for parameter in plain.parameters())
+        self.weights = sum(parameter.numel() for parameter in plain.parameters() if parameter.ndim > 1)
+        head = plain.get_output_embeddings().weight
+        self.tied = head is plain.get_input_embeddings().weight
+        self.layers: int = text.num_hidden_layers
+        lm = self._with_adapters(plain)
+        self.held = _bytes(lm.parameters())
+        self.trained = _bytes(parameter for parameter in lm.parameters() if parameter.requires_grad)
+        self.sizes: Sizes = sizes_of(lm)
+        self._peaks: dict[Any, float] = {}
+
+    @property
+    def packed(self) -> bool:
+        """Whether its pairs surely share rows and prompts."""
+        from slime_ray.model.logprobs import EXACT_ARCHITECTURES
+
+        return self.config.get_text_config().model_type in EXACT_ARCHITECTURES
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the output head is trained."""
+        return self.model.lora is None or self.model.lora.train_head
+
+    @property
+    def saved(self) -> int:
+        """Bytes of a trained model as it is kept: what was trained, or all weights."""
+        return self.trained if self.model.lora else self.held
+
+    @property
+    def merged(self) -> int:
+        """Bytes of the whole model after training, which is saved in float32.
+
+        A head that was trained is no longer that of the embeddings.
+        """
+        untied = self.tied and self.model.lora is not None and self.trains_head
+        return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
+
+    def step(self, row: int, pair: Lengths, *, gpu: bool, checkpointing: bool) -> float:
+        """Bytes of new tensors at the highest point of a step over a row of so many tokens, gradients left out.
+
+        pair: mean lengths of the pairs in it. Raises InputError where the counted FLOPs are not the formula's.
+        """
+        key = (row, pair, gpu, checkpointing)
+        if key not in self._peaks:
+            lengths = fill_row(row, pair)
+            self._peaks[key] = self._by_layers(
+                lambda lm: self._meter_step(lm, lengths, gpu=gpu, checkpointing=checkpointing)
+            )
+        return self._peaks[key]
+
+    def answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
+        """Bytes of new tensors while so many answers are drawn: the more of reading prompts and the last step."""
+        key = (batch, prompt, answer, gpu)
+        if key not in self._peaks:
+            self._peaks[key] = self._answers(batch, prompt, answer, gpu=gpu)
+        return self._peaks[key]
+
+    def _answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
+        def read(lm: Any) -> float:
+            with _without_data(), torch.no_grad():
+                policy = self._policy(lm, gpu=gpu)
+                with Meter() as meter, _autocast(policy):
+                    policy.decoder(input_ids=torch.ones(batch, prompt, dtype=torch.long), use_cache=True)
+            return meter.peak
+
+        lm = self.model_of(self.layers)
+        with _without_data(), torch.no_grad():
+            policy, ids = self._policy(lm, gpu=gpu), torch.ones(1, prompt + answer, dtype=torch.long)
+            with _autocast(policy):
+                cache = policy.decoder(input_ids=ids, use_cache=True).past_key_values
+        # A layer with a window gives back what lies before it.
+        kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
+        return max(self._by_layers(read), batch * (size + SAMPLING * 4 * self.sizes.vocabulary))
+
+    def _meter_step(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
+        meter = self.meter(lm, lengths, gpu=gpu, checkpointing=checkpointing)
+        layout, sizes = Layout.of_packed(lengths), sizes_of(lm)
+        formula = linear_flops(sizes, layout, head_trained=self.trains_head)
+        # A trained head computes its logits again where they do not fit one tile.
+        again = 2 * layout.logits * sizes.hidden * sizes.vocabulary if self.trains_head else 0
+        counted = meter.products.flops
+        comparable = gpu and self.packed and not checkpointing
+        if comparable and not (1 - SLACK) * formula < counted < (1 + SLACK) * (formula + again):
+            raise InputError(
+                f"model.source {self.model.source}: a step of it takes {counted / 1e9:,.1f} GFLOP, and the formula "
+                f"says {formula / 1e9:,.1f}: its layers are built otherwise, which the formula does not know."
+            )
+        return meter.peak
+
+    def meter(self, lm: Any, lengths: Sequence[Lengths], *, gpu: bool, checkpointing: bool = False) -> Meter:
+        """What one micro-batch of these pairs runs, forward and backward, once there are gradients to add to.
+
+        lm: the model on the meta device, which is used up.
+        """
+        from slime_ray.data.packing import pack
+        from slime_ray.model.fused_ops import compiled_by, fuse
+        from slime_ray.model.train_mode import checkpoint_layers
+        from slime_ray.training.trainer import TokenPair
+
+        pairs = [TokenPair([1] * each.prompt, [1] * each.chosen, [1] * each.rejected) for each in lengths]
+        with _without_data():
+            policy = self._policy(lm, gpu=gpu)
+            if checkpointing:
+                checkpoint_layers(policy.causal_lm)
+            rows = pack(pairs, shared_prompt=self.packed)
+            for parameter in policy.parameters():
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            meter, fused = Meter(), gpu and self.model.fused
+            with compiled_by(meter.fused) if fused else nullcontext():
+                if fused:
+                    policy.fused = fuse(policy.causal_lm)
+                with meter:
+                    logps = policy(rows)
+                    # The objective's own tensors are a few numbers a token.
+                    (logps.chosen.sum() + logps.rejected.sum()).backward()
+        return meter
+
+    def model_of(self, layers: int) -> Any:
+        """The model with its adapters and so many layers, on the meta device."""
+        return self._with_adapters(self._plain(layers))
+
+    def _by_layers(self, measure: Callable[[Any], float]) -> float:
+        """A figure of the whole model, from two shallow ones where every layer adds the same."""
+        if self.layers <= SHALLOW[1] or not self._alike:
+            return measure(self.model_of(self.layers))
+        few, more = (measure(self.model_of(layers)) for layers in SHALLOW)
+        return few + (more - few) / (SHALLOW[1] - SHALLOW[0]) * (self.layers - SHALLOW[0])
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all layers have equally many weights."""
+        few, more = (_bytes(self._plain(layers).parameters()) for layers in SHALLOW)
+        return (more - few) * (self.layers - SHALLOW[0]) == (self.plain - few) * (SHALLOW[1] - SHALLOW[0])
+
+    def _plain(self, layers: int) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        config = copy.deepcopy(self.config)
+        text = config.get_text_config()
+        if layers != text.num_hidden_layers:
+            kinds, text.num_hidden_layers = getattr(text, "layer_types", None), layers
+            if kinds:
+                text.layer_types = kinds[:layers]
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.model.weights_dtype))
+        except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"model.source {self.model.source}: transformers makes no model of type {text.model_type} from its "
+                f"configuration: {error}"
+            ) from None
+
+    def _with_adapters(self, lm: Any) -> Any:
+        from slime_ray.model.lora import make_trainable
+        from slime_ray.model.train_mode import set_train_mode
+
+        with torch.device("meta"), warnings.catch_warnings():
+            # transformers renames gradient checkpointing, which peft asks for by its old name.
+            warnings.simplefilter("ignore", FutureWarning)
+            lm = make_trainable(lm, self.model.lora)
+        set_train_mode(lm, dropout=False)
+        return lm
+
+    def _policy(self, lm: Any, *, gpu: bool) -> Any:
+        """The policy on the CPU, computing attention and logits as on a GPU where that is wanted."""
+        from slime_ray.model.attention import HEAD_SIZE, varlen_kernel
+        from slime_ray.model.logprobs import CHUNK_LOGITS, Policy
+
+        size = self.sizes.head_size
+        fits = self.model.dtype == "bfloat16" and size <= HEAD_SIZE and not size % 8 and varlen_kernel() is not None
+        return Policy(
+            strip(lm),
+            kernel="varlen" if gpu and fits and self.model.attention != "segments" else "segments",
+            chunk_logits=self.model.chunk_logits or CHUNK_LOGITS["cuda" if gpu else "cpu"],
+            dtype=getattr(torch, self.model.dtype),
+        )
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    from slime_ray.model.attention import forget_masks
+
+    try:
+        with without_data():
+            yield
+    finally:
+        # Masks without data are of no use to a run in this process.
+        forget_masks()
+
+
+def _autocast(policy: Any) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=policy.dtype == torch.bfloat16)
+
+
+def _bytes(parameters: Any) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def fill_row(row: int, pair: Lengths) -> list[Lengths]:
+    """Pairs of about these lengths that make a row of just so many tokens."""
+    count = max(1, row // max(1, sum(pair)))
+    prompt, chosen, rejected = (max(1, round(row / count * part / sum(pair))) if part else 0 for part in pair)
+    rest = row - count * (prompt + chosen + rejected)
+    return [Lengths(prompt, max(1, chosen + rest), rejected), *[Lengths(prompt, chosen, rejected)] * (count - 1)]
+
+
+def _configuration(model: Model) -> tuple[Any, str]:
+    """The model's configuration, and where it comes from. Raises InputError where it is not known here."""
+    from transformers import AutoConfig
+
+    from slime_ray.model.loading import load_config
+
+    if (config := load_config(model)) is not None:
+        return config, f"the configuration of {model.source}"
+    known = load_yaml(KNOWN_MODELS).data
+    if (values := known.get(model.source.lower())) is None:
+        raise InputError(
+            f"model.source {model.source}: its shape is not known here: it is neither a local model nor in this "
+            f"machine's cache, and not one of {', '.join(known)}. Download its config.json first "
+            f"(hf download {model.source} config.json), or give a local folder."
+        )
+    return AutoConfig.for_model(**values), f"the known shape of {model.source}"
+
+
+@lru_cache(maxsize=32)
+def _footprint(key: str) -> Footprint:
+    return Footprint(Model.model_validate_json(key))
+
+
+def footprint(model: Model) -> Footprint:
+    """The footprint of the settings' model, made once. Raises InputError where its shape is not known here."""
+    return _footprint(model.model_dump_json())
+
+
+def peak_memory(
+    settings: Settings, *, gpu: bool, workers: int, sharded: bool, row: int, pair: Lengths, prompt: int
+) -> Memory:
+    """The peak of one worker of a trial.
+
+    row: tokens of the longest micro-batch. pair: mean lengths in it. prompt: tokens of the longest prompt that is
+    answered. sharded: parameters, gradients and moments are divided among the workers.
+    """
+    print_of = footprint(settings.model)
+    share = workers if sharded else 1
+    held = {
+        "weights": print_of.held / share,
+        "gradients": print_of.trained / share,
+        "moments": 2 * print_of.trained / share,
+        "exchange": float(print_of.trained if workers > 1 and not sharded else 0),
+    }
+    # A sharded model has two layers whole at a time: the one that computes, and the next.
+    gathered = 2 * print_of.held / print_of.layers if sharded else 0.0
+    checkpointing = settings.training.gradient_checkpointing
+    training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing) + gathered
+    decoding = settings.evaluation.decoding
+    answering = print_of.answers(decoding.batch, prompt, decoding.max_new_tokens, gpu=gpu) + gathered
+    on_top = {"activations and logits": training} if training >= answering else {"answers' cache": answering}
+    parts = {name: size for name, size in (held | on_top).items() if size}
+    name, fixed = ("context", CONTEXT) if gpu else ("process", PROCESS)
+    return Memory(
+        parts=parts | {name: fixed},
+        peak=FRAGMENTS * sum(parts.values()) + fixed,
+        answering=FRAGMENTS * (sum(held.values()) + answering) + fixed,
+    )

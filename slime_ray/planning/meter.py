@@ -1,0 +1,212 @@
+"""A meter for code that runs on tensors without data: its kernels, bytes, FLOPs, and the memory of its new tensors.
+
+Shapes and dtypes are those of a real run and nothing is computed, so a training step of a model of any size is counted
+on any machine. Both modes are documented by torch; their modules have no other names.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+FLOPS: dict[Any, Callable[..., int]] = flop_registry | {aten.addmm_: flop_registry[aten.addmm]}
+"""torch's own count of products; it leaves out the one that adds in place."""
+NO_KERNEL = frozenset(
+    {
+        aten.detach, aten.alias, aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided,
+        aten.new_empty_strided, aten.lift_fresh, aten._unsafe_view, aten._local_scalar_dense,
+        torch.ops.prim.device,
+    }
+)  # fmt: skip
+"""Operations that touch no element. Views are told by torch."""
+WRITTEN_ONLY = frozenset({aten.zero_, aten.fill_})
+READ_AS_WRITTEN = frozenset({aten.embedding, aten.index_select, aten.gather, aten.index})
+"""Operations that read as much of a table as they write."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass
+class Amounts:
+    """Operations of one kind. bytes: read and written; an expanded dimension counts once."""
+
+    kernels: int = 0
+    bytes: int = 0
+    flops: int = 0
+
+
+class Meter(TorchDispatchMode):
+    """Count what runs inside it.
+
+    products, others: operations with FLOPs, and all other kernels. live, peak: bytes of tensors made inside, now and at
+    most. What depends on data is taken for the most that it can be.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products, self.others = Amounts(), Amounts()
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+        self._inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and count it."""
+        kwargs = kwargs or {}
+        if self._inside:
+            return func(*args, **kwargs)
+        if func is aten.nonzero.default:
+            out = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        else:
+            out = func(*args, **kwargs)
+        read, written = _tensors((args, kwargs)), _tensors(out)
+        before = {id(tensor.untyped_storage()) for tensor in read}
+        for tensor in written:
+            self._track(tensor.untyped_storage(), before)
+        operation = func.overloadpacket
+        if not func.is_view and operation not in NO_KERNEL:
+            flops = FLOPS[operation](*args, **kwargs, out_val=out) if operation in FLOPS else 0
+            kind = self.products if flops else self.others
+            kind.kernels += 1
+            kind.bytes += _traffic(operation, func, args, read, written)
+            kind.flops += flops
+        return out
+
+    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as one kernel forward and one backward, which keeps no more than its inputs between them."""
+
+        def run(*inputs: Any, **options: Any) -> Any:
+            return _Kernel.apply(self, functools.partial(function, **options), *inputs)
+
+        return run
+
+    def uncounted(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a function whose operations do not count."""
+        self._inside = True
+        try:
+            return function(*inputs)
+        finally:
+            self._inside = False
+
+    def kernel(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a function as one kernel from its inputs to its outputs."""
+        out = self.uncounted(function, *inputs)
+        made, before = _tensors(out), {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
+        for tensor in made:
+            self._track(tensor.untyped_storage(), before)
+        self.others.kernels += 1
+        self.others.bytes += sum(map(_touched, [*_tensors(inputs), *made]))
+        return out
+
+    def _track(self, storage: Any, before: set[int]) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._sizes or key in before:
+            return
+        self._sizes[key] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)
+
+
+class _Kernel(torch.autograd.Function):
+    """A function as one kernel forward, and one backward that computes again what it needs of its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, meter: Meter, function: Callable[..., Any], *inputs: Any) -> Any:
+        out = meter.kernel(function, *inputs)
+        kept = meter.uncounted(_needed, function, inputs) if any(ctx.needs_input_grad) else ()
+        ctx.meter, ctx.function, ctx.kept = meter, function, kept
+        # What is not needed is made anew, with its shape.
+        ctx.shapes = [(x.shape, x.dtype) if torch.is_tensor(x) else x for x in inputs]
+        ctx.save_for_backward(*(x for x in inputs if torch.is_tensor(x) and id(x.untyped_storage()) in kept))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        def inner(*given: torch.Tensor) -> list[torch.Tensor]:
+            leaves = [torch.empty(x[0], dtype=x[1]) if isinstance(x, tuple) else x for x in ctx.shapes]
+            wanted = [x.requires_grad_() for x, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed]
+            with torch.enable_grad():
+                out = ctx.function(*leaves)
+            return list(torch.autograd.grad(_tensors(out), wanted, given))
+
+        found = iter(ctx.meter.kernel(inner, *gradients))
+        ctx.meter.others.bytes += sum(map(_touched, ctx.saved_tensors))
+        return None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:])
+
+
+def _needed(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
+    """Storages of the inputs from which a backward pass can be computed: those that it asks for.
+
+    Where it asks for what is made of inputs with gradients it is all of them. Others, such as angles, are there anyway.
+    """
+    storages = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
+    needed = {id(tensor.untyped_storage()) for tensor in _tensors(inputs) if not tensor.requires_grad}
+    leaves = [x.detach().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in inputs]
+
+    def keep(tensor: torch.Tensor) -> None:
+        key = id(tensor.untyped_storage())
+        needed.update({key} if key in storages else storages if tensor.requires_grad else ())
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+        function(*leaves)
+    return needed
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return list({id(leaf): leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)}.values())
+
+
+def _traffic(operation: Any, func: Any, args: Any, read: list[torch.Tensor], written: list[torch.Tensor]) -> int:
+    """Bytes that one operation reads and writes."""
+    if operation is aten.copy_:
+        return _touched(args[0]) + _touched(args[1])
+    outputs = sum(map(_touched, written))
+    if operation in READ_AS_WRITTEN:
+        return 2 * outputs
+    if operation in WRITTEN_ONLY:
+        return outputs
+    # What is changed in place is an input as well as the output.
+    return sum(map(_touched, read)) + outputs
+
+
+def _touched(tensor: torch.Tensor) -> int:
+    size = tensor.element_size()
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        size *= length if stride else 1
+    return size
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Let every tensor that is made inside have a shape and a dtype and no data; its device is the CPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def strip(module: Module) -> Module:
+    """Replace a module's weights, which may be on the meta device, by ones of the CPU without data, in place.
+
+    Called inside `without_data`.
+    """
+    replaced: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        for name, old in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if id(old) not in replaced:
+                new = torch.empty(old.shape, dtype=old.dtype)
+                # `old` is kept so that no other tensor gets its id.
+                replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            setattr(part, name, replaced[id(old)])
+    return module

@@ -1,0 +1,96 @@
+"""`bench gpu`: rows whatever happens, and figures that are right where somebody else can say so."""
+
+import json
+import subprocess
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from slime_ray.bench import gpu, gpu_child
+from slime_ray.bench.gpu import CUT, Row, measure_gpu
+from slime_ray.bench.machine import Answer
+from slime_ray.errors import InputError
+
+from .test_command import bench
+
+TINY = replace(CUT, row=1400, prompt=3, answer=2, batches=(2,))
+
+
+def quiet(line: str) -> None:
+    return None
+
+
+def test_every_part_is_a_row_in_one_table_and_one_file(tmp_path, capsys, monkeypatch):
+    def ran(module, request, *, seconds, environment):
+        assert module == "slime_ray.bench.gpu_child"
+        assert request["sizes"] == asdict(CUT) | {"batches": CUT.batches}
+        row = Row(request["part"], request["case"], {"pairs/s": 4.0 if request["case"] == "packed" else 2.0})
+        log = "Recompiling function f\nRecompiling function g\n"
+        return Answer([asdict(row)], None, log)
+
+    monkeypatch.setattr(gpu, "in_a_process", ran)
+    out = tmp_path / "gpu.json"
+    bench("gpu", "--device", "cpu", "--json", str(out))
+    printed = capsys.readouterr().out
+    assert "NOT MEASURED ON A GPU" in printed
+    found = json.loads(out.read_text())
+    assert (found["benchmark"], found["on_gpu"]) == ("gpu", False)
+    assert {row["part"] for row in found["rows"]} == set(gpu_child.PARTS)
+    (packed,) = [row for row in found["rows"] if row["case"] == "packed"]
+    assert packed["figures"]["x authors"] == 2
+    assert packed["figures"]["recompilations"] == 2
+
+
+def test_a_part_that_ends_badly_is_a_row_with_its_reason(monkeypatch):
+    reasons = iter(["failed with exit code 3: boom", "not done after 120 s", "killed, out of memory"] * 9)
+    monkeypatch.setattr(gpu, "in_a_process", lambda *_, **__: Answer(None, next(reasons)))
+    report = measure_gpu(minutes=9, device="cpu", say=quiet)
+    assert len(report.rows) == 11
+    assert "no figure: failed with exit code 3: boom" in report.text()
+    assert all(row.failure and not row.figures for row in report.rows)
+
+
+def test_no_part_is_begun_without_time(monkeypatch):
+    monkeypatch.setattr(gpu, "in_a_process", lambda *_, **__: pytest.fail("it was"))
+    report = measure_gpu(minutes=0.1, device="cpu", say=quiet)
+    assert {row.failure for row in report.rows} == {"no time left"}
+
+
+def test_a_process_that_hangs_is_ended(monkeypatch):
+    def hang(*arguments, timeout, **options):
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr("slime_ray.bench.machine.subprocess.run", hang)
+    assert gpu.run_part("trial", "x", CUT, seconds=3.0) == [Row("trial", "x", failure="not done after 3 s")]
+
+
+def test_what_cannot_be_had_is_refused():
+    with pytest.raises(InputError, match="--device tpu: must be auto, cpu or cuda"):
+        bench("gpu", "--device", "tpu")
+    with pytest.raises(InputError, match="--minutes 0"):
+        bench("gpu", "--minutes", "0")
+
+
+def test_attention_is_off_by_bfloat16s_rounding_and_a_kernel_that_is_not_here_says_so():
+    rows = {row.case: row for row in gpu_child.attention("kernels", TINY)}
+    segments = rows["segments, full"].figures
+    # Eight bits of a number, and sums of many.
+    assert 1e-3 < segments["output off by"] < 1e-2
+    assert segments["gradients off by"] < 2e-2
+    if not torch.cuda.is_available():
+        assert rows["varlen, full"].failure
+
+
+def test_memory_is_weighed_and_planned():
+    frozen, trained = gpu_child.memory("", TINY)
+    assert 0.5 < frozen.figures["planned/measured"] < 2
+    assert trained.figures["planned GiB"] > frozen.figures["planned GiB"]
+
+
+@pytest.mark.slow
+def test_answers_and_a_trial_run_here():
+    (row,) = gpu_child.answers("batch 2", TINY)
+    assert row.figures["tokens/s"] == pytest.approx(2 * 1e3 / row.figures["ms a token"])
+    (row,) = gpu_child.trial("end to end", TINY)
+    assert row.figures["s"] > 0

@@ -1,0 +1,159 @@
+"""What a packed step of the paper's model runs, counted without data: a change that makes it dearer fails here.
+
+Gemma 3 4B in bfloat16 with adapters of rank 64 and a frozen head; 12 pairs of 180 + 250 + 250 tokens. Layers of the two
+depths are alike, so that what one adds is the difference.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+from slime_ray.config.settings import Lora, Model, Schedule
+from slime_ray.model.logprobs import Policy
+from slime_ray.model.lora import add_lora
+from slime_ray.objectives import SlimeObjective
+from slime_ray.planning.flops import Layout, Lengths, attention_flops, step_flops
+from slime_ray.planning.footprint import footprint
+from slime_ray.planning.meter import Meter, strip, without_data
+from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
+
+PAIRS = [Lengths(180, 250, 250)] * 12
+TOKENS = 8_160
+LAYERS = 34
+
+
+@pytest.fixture(scope="module")
+def model():
+    return footprint(Model(source="google/gemma-3-4b-pt", dtype="bfloat16", lora=Lora(rank=64, alpha=128.0)))
+
+
+@pytest.fixture(scope="module")
+def depths(model):
+    return [model.meter(model.model_of(layers), PAIRS, gpu=True) for layers in (2, 4)]
+
+
+def whole(few: float, more: float) -> float:
+    """A figure of 34 layers, from those of 2 and 4."""
+    return few + (more - few) / 2 * (LAYERS - 2)
+
+
+def test_flops_are_the_formulas(model, depths):
+    """126.50 TFLOP of products, counted one by one, and 1.69 of attention, whose kernel is not run."""
+    layout = Layout.of_packed(PAIRS)
+    counted = whole(*(meter.products.flops for meter in depths))
+    assert counted == pytest.approx(126.50e12, rel=1e-4)
+    attention = attention_flops(model.sizes, layout)
+    assert attention == pytest.approx(1.69e12, rel=5e-3)
+    assert counted + attention == pytest.approx(128.19e12, rel=1e-4)
+    assert step_flops(model.sizes, layout, head_trained=False) == pytest.approx(counted + attention, rel=1e-5)
+
+
+def test_kernels_of_a_layer_are_no_more_than_they_were(depths):
+    few, more = depths
+    assert (more.products.kernels - few.products.kernels) / 2 <= 56
+    assert (more.others.kernels - few.others.kernels) / 2 <= 109
+
+
+def test_bytes_beside_the_products_are_no_more_than_they_were(depths):
+    """Norms, rotations, activations, the head's softmax and adapters' sums: what a step waits for on a GPU."""
+    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 21.6e6
+
+
+def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
+    assert whole(*(meter.peak for meter in depths)) <= 31.3 * 2**30
+    again = model.step(TOKENS, PAIRS[0], gpu=True, checkpointing=True)
+    assert again <= 3.6 * 2**30
+
+
+def test_without_compiled_kernels_a_row_takes_more_and_moves_more(model, depths):
+    plain = footprint(model.model.model_copy(update={"fused": False}))
+    deeper = plain.meter(plain.model_of(4), PAIRS, gpu=True)
+    assert deeper.others.bytes > 3 * depths[1].others.bytes
+    assert deeper.peak > 1.2 * depths[1].peak
+    assert deeper.products == depths[1].products
+
+
+def test_a_fused_function_is_one_kernel_each_way_and_keeps_its_input_alone():
+    with without_data():
+        x = torch.empty(4, 8, requires_grad=True)
+        with Meter() as meter:
+            y = meter.fused(lambda x: x.exp().sin() * x)(x)
+            assert (meter.others.kernels, meter.others.bytes, meter.live) == (1, 2 * 4 * 32, 4 * 32)
+            y.backward(torch.empty(4, 8))
+            # The gradient and the input are read, and the input's gradient is written.
+            assert (meter.others.kernels, meter.others.bytes) == (2, 5 * 4 * 32)
+
+
+def test_the_meter_counts_a_step_by_hand():
+    """y = relu(x W): one product forward and two backward of 4 x 8 by 8 x 16, everything in float32."""
+    with without_data():
+        with torch.device("meta"):
+            layer = nn.Linear(8, 16, bias=False)
+        strip(layer)
+        x = torch.empty(4, 8, requires_grad=True)
+        with Meter() as meter:
+            y = layer(x).relu()
+            # relu keeps what it gives, not what it was given.
+            assert meter.live == 4 * 4 * 16
+            assert meter.peak == 2 * meter.live
+            y.backward(torch.empty(4, 16))
+            del y
+    assert meter.products.kernels == 3
+    assert meter.products.flops == 3 * 2 * 4 * 8 * 16
+    x_bytes, w_bytes, y_bytes = 4 * 4 * 8, 4 * 8 * 16, 4 * 4 * 16
+    assert meter.products.bytes == 3 * (x_bytes + w_bytes + y_bytes)
+    # relu reads and writes, and its derivative reads two and writes one; the gradient that is given is no kernel.
+    assert meter.others.bytes == 5 * y_bytes
+    # Both gradients are left.
+    assert meter.live == x_bytes + w_bytes
+
+
+class Syncs(TorchFunctionMode):
+    """Counts calls for which a GPU would be waited for, by their name."""
+
+    ALWAYS = frozenset({"tolist", "item", "__bool__", "__float__", "__int__", "numpy", "cpu", "nonzero"})
+
+    def __init__(self):
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        masked = name in ("__getitem__", "__setitem__") and getattr(args[1], "dtype", None) == torch.bool
+        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in self.ALWAYS or masked or unsized:
+            self.seen[name] += 1
+        return func(*args, **kwargs)
+
+
+def test_a_micro_batch_waits_for_the_device_no_more_often_than_it_did(tmp_path):
+    """Four micro-batches more, all else equal. The head has two tiles, and looks for targets in each."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, sliding_window=8,
+    )  # fmt: skip
+    pair = TokenPair([1] * 10, [2] * 12, [3] * 14)
+    seen = []
+    for rows in (2, 6):
+        lm = add_lora(AutoModelForCausalLM.from_config(config), Lora(rank=2, alpha=4.0))
+        trainer = PreferenceTrainer(
+            policy=Policy(lm, chunk_logits=32 * 4 * 26),
+            objective=SlimeObjective(),
+            pairs=[pair] * (4 * rows),
+            schedule=Schedule(learning_rate=1e-4, updates=1),
+            pairs_per_update=4 * rows,
+            row_tokens=4 * 36,
+            seed=0,
+            scratch=tmp_path,
+            after_update=lambda step, metrics: GO_ON,
+        )
+        with Syncs() as syncs:
+            trainer.train()
+        seen.append(syncs.seen.total())
+    assert 0 < (seen[1] - seen[0]) / 4 <= 4
