@@ -127,7 +127,7 @@ class LeaveOneOut(Ablation):
         for index, gone in enumerate(components):
             plain = without((gone,), components, ("components", index) if self.components else ())
             planned.append(plain)
-            if self.controls and gone.endswith(("margin", "margin_clip")):
+            if self.controls and isinstance(objective, SlimeObjective) and gone.endswith(("margin", "margin_clip")):
                 planned += self._matched(objective, plain)
         return planned
 

@@ -9,11 +9,20 @@ inferred from token ids.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from slime_ray.data.pairs import TokenPair
+
+class PairTokens(Protocol):
+    """Token ids of one pair. SFT examples have an empty `rejected_ids`."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+    @property
+    def chosen_ids(self) -> Sequence[int]: ...
+    @property
+    def rejected_ids(self) -> Sequence[int]: ...
 
 
 class Segment(NamedTuple):
@@ -119,12 +128,12 @@ def copy_to(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return pinned(tensor, device).to(device, non_blocking=torch.device(device).type == "cuda")
 
 
-def row_length(pair: TokenPair) -> int:
+def row_length(pair: PairTokens) -> int:
     """Tokens of a row that the pair takes."""
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-def fill_rows(pairs: Sequence[TokenPair], *, row_tokens: int, shared_prompt: bool = True) -> list[list[int]]:
+def fill_rows(pairs: Sequence[PairTokens], *, row_tokens: int, shared_prompt: bool = True) -> list[list[int]]:
     """Divide pairs into micro-batches of at most `row_tokens` tokens; returns the indices of each one's pairs.
 
     Longest first, each into the first micro-batch that still takes it. Where sequences have rows of their own
@@ -148,7 +157,7 @@ def fill_rows(pairs: Sequence[TokenPair], *, row_tokens: int, shared_prompt: boo
     return filled
 
 
-def _fill_padded(pairs: Sequence[TokenPair], row_tokens: int) -> list[list[int]]:
+def _fill_padded(pairs: Sequence[PairTokens], row_tokens: int) -> list[list[int]]:
     """Runs of pairs in order of their longer sequence, each padded to the length of its first."""
     longest = [len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
     filled: list[list[int]] = []
@@ -163,7 +172,7 @@ def _fill_padded(pairs: Sequence[TokenPair], row_tokens: int) -> list[list[int]]
     return filled
 
 
-def pack(pairs: Sequence[TokenPair], *, shared_prompt: bool = True) -> Rows:
+def pack(pairs: Sequence[PairTokens], *, shared_prompt: bool = True) -> Rows:
     """Lay pairs out as one row without padding, or, for architectures that cannot share prompts, one row a sequence.
 
     Raises ValueError for no pairs, and for a pair with an empty prompt or an empty chosen completion.
@@ -188,7 +197,7 @@ def pack(pairs: Sequence[TokenPair], *, shared_prompt: bool = True) -> Rows:
     )
 
 
-def _one_row(pairs: Sequence[TokenPair], segments: Sequence[Segment]) -> dict[str, Any]:
+def _one_row(pairs: Sequence[PairTokens], segments: Sequence[Segment]) -> dict[str, Any]:
     ids: list[int] = []
     position: list[int] = []
     before: tuple[list[int], list[int]] = ([], [])  # of chosen and of rejected tokens: the place that predicts them
@@ -209,7 +218,7 @@ def _one_row(pairs: Sequence[TokenPair], segments: Sequence[Segment]) -> dict[st
     }
 
 
-def _row_each(pairs: Sequence[TokenPair]) -> dict[str, Any]:
+def _row_each(pairs: Sequence[PairTokens]) -> dict[str, Any]:
     sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
     sequences += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs if len(pair.rejected_ids)]
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)

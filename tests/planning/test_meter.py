@@ -13,13 +13,14 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from slime_ray.config.settings import Lora, Model, Schedule
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import SlimeObjective
 from slime_ray.planning.flops import Layout, Lengths, attention_flops, step_flops
 from slime_ray.planning.footprint import footprint
 from slime_ray.planning.meter import Meter, strip, without_data
-from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 
 PAIRS = [Lengths(180, 250, 250)] * 12
 TOKENS = 8_160

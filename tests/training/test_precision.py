@@ -20,6 +20,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import ATTENTION_AND_MLP, Lora, Model, Schedule
 from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
@@ -28,7 +29,7 @@ from slime_ray.model.lora import make_trainable
 from slime_ray.objectives import SftObjective, SlimeObjective
 from slime_ray.training.outcome import MODEL
 from slime_ray.training.stages import prepare
-from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 from slime_ray.training.worker import run_trial
 
 from . import small_trials, tower_worker
