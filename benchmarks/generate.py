@@ -77,7 +77,7 @@ def measure_answering(*, prompts: int, rounds: int, say: Say) -> GenerateReport:
         rounds=rounds,
         limit={task: decoding.max_new_tokens for task, decoding, *_ in cases},
         times=[
-            AnsweringTimes(task, decoding.batch, len(asked), tokens[number], seconds[number])
+            AnsweringTimes(task, decoding.batch_on(gpu=False), len(asked), tokens[number], seconds[number])
             for number, (task, decoding, asked, _) in enumerate(cases)
         ],
     )

@@ -204,7 +204,7 @@ def _check(options: argparse.Namespace) -> None:
     from slime_ray.data.places import missing_file
 
     experiment, source = checked(options)
-    if lack := experiment.settings.evaluation.judge.lacks():
+    if lack := experiment.settings.evaluation.lacks():
         raise InputError(lack)
     if options.json:
         print(json.dumps(_held(experiment, source), indent=1))

@@ -56,6 +56,17 @@ def add_commands(commands: Any) -> None:
         more="Exit code 2 where something does not fit: memory, disk or a budget.",
     )  # fmt: skip
     add_command(
+        commands, "serve-answers", _serve_answers, "serve an SFT checkpoint by vLLM, for evaluation.engine",
+        ["slime-ray serve-answers /shared/runs/.stages/sft-1a2b3c --model sft --rank 64"],
+        option("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, which the serving node has to see"),
+        option("--model", default="sft", metavar="NAME", help="what it is called (default: sft)"),
+        option("--rank", type=int, default=64, metavar="N", help="highest rank of an adapter (default: 64)"),
+        option("--adapters", type=int, default=4, metavar="N", help="adapters in use at a time (default: 4)"),
+        option("--port", type=int, default=8000, metavar="N", help="its port (default: 8000)"),
+        option("--gpus", type=int, default=1, metavar="N", help="GPUs that it takes (default: 1)"),
+        more="Needs the extra vllm. Ctrl-C ends it. It is for private networks: it loads any path that it is told.",
+    )  # fmt: skip
+    add_command(
         commands, "reproduce", _reproduce, "run one of the paper's tables, on a cluster or in miniature",
         [
             "slime-ray reproduce --table 4 --scale demo  # on the embedded task, here",
@@ -193,3 +204,17 @@ def _cost(table: "Reproduction", storage: str) -> str:
     else:
         cluster, data = given_cluster(table.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
     return "\n" + plan_experiment(table.experiment, cluster=cluster, given=data).text()
+
+
+def _serve_answers(options: argparse.Namespace) -> None:
+    from slime_ray.on_ray.answer_server import serve_answers
+
+    serve_answers(
+        options.checkpoint,
+        model=options.model,
+        rank=options.rank,
+        adapters=options.adapters,
+        port=options.port,
+        gpus=options.gpus,
+        say=print,
+    )

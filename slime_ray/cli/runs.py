@@ -74,9 +74,18 @@ def add_commands(commands: Any) -> None:
         "by side. Exit code 0 where the numbers agree within their intervals, 1 where they do not.",
     )  # fmt: skip
     add_command(
-        commands, "export", _export, "write a run's answers and verdicts as files of Arena-Hard or MT-Bench",
-        ["slime-ray export runs/first --to arena", "slime-ray export runs/first --to bench --form mt-bench"],
+        commands, "export", _export, "write a trained model, or a run's answers and verdicts as files of the field",
+        [
+            "slime-ray export runs/first arm-slime-s0 --to model  # a whole model that transformers loads",
+            "slime-ray export runs/first --to arena  # answers and verdicts as Arena-Hard has them",
+            "slime-ray export runs/first --to bench --form mt-bench",
+        ],
         option("run", type=Path, help="folder of the run"),
+        option("trial", nargs="?", help="write this trial's model instead of answers"),
+        option(
+            "--dtype", choices=("float32", "bfloat16"), default="float32",
+            help="of the model's weights; bfloat16 rounds small updates away (default float32)",
+        ),
         option("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten"),
         option(
             "--form", choices=("arena-hard", "mt-bench"), default="arena-hard",
@@ -225,10 +234,37 @@ def _verify(options: argparse.Namespace) -> None:
         raise RunError(f"{options.runs[0]} and {options.runs[1]} do not agree.")
 
 
+def _row_said(folder: Path, trial: str) -> dict[str, str]:
+    """A trial's row of the report's main table, for its model card."""
+    from slime_ray.analysis.tables import win_rate_stability
+    from slime_ray.runs import results
+
+    run = results.load(folder)
+    labels = set(run.trials.loc[run.trials["trial_id"] == trial, "label"])
+    table = win_rate_stability(run)
+    rows = table.frame[table.frame["label"].isin(labels)].to_dict("records")
+    if not rows:
+        return {}
+    row = rows[0]
+    said = {"row of the report": f"{row['label']}, {row['seeds_finished']} of {row['seeds']} seeds"}
+    for name, words in (("win_rate", "win rate"), ("stability", "stability S")):
+        value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        # NaN where nothing was judged, or nothing could be resampled.
+        if value is not None and value == value:
+            said[words] = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else "")
+    return said
+
+
 def _export(options: argparse.Namespace) -> None:
     from slime_ray.evaluation.field_files.export_arena_hard import export_arena_hard
     from slime_ray.evaluation.field_files.export_mt_bench import export_mt_bench
     from slime_ray.runs import results
 
+    if options.trial:
+        from slime_ray.training.export import export_model
+
+        said = _row_said(options.run, options.trial) if (options.run / "manifest.json").is_file() else {}
+        print(export_model(options.run, options.trial, options.to, dtype=options.dtype, said=said))
+        return
     export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
     print(export(results.load(options.run), options.to))

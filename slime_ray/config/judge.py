@@ -29,12 +29,13 @@ RUNNING = {
     "batch",
     "budget",
     "concurrency",
+    "deadline_seconds",
     "on_failure",
     "prices",
     "retries",
     "timeout_seconds",
 }
-"""Settings that verdicts do not follow from."""
+"""Settings of a judge or an answer server that its verdicts or answers do not follow from."""
 PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
 """Where a template's user part has what is judged."""
 
@@ -176,20 +177,34 @@ class Prices(Strict):
     """Of tokens that come back."""
 
 
-def _variable(value: str) -> str:
+def variable(value: str) -> str:
+    """Refuse what is no name of an environment variable."""
     # What was given may be the key itself, so it is not repeated.
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         raise ValueError("is not the name of an environment variable. Give the name of the one that holds the key")
     return value
 
 
-def _address(value: str) -> str:
+def address(value: str) -> str:
+    """Refuse what is no address of a server, or holds secrets."""
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"is not an address such as {Llm.model_fields['base_url'].default}")
     if parts.username or parts.password or parts.query:
         raise ValueError("holds more than an address. Leave user, password and query out; the key has api_key_env")
     return value
+
+
+def client_lack(setting: str, name: str, api_key_env: str | None) -> str | None:
+    """What this machine lacks to ask an endpoint, as a sentence; None where it lacks nothing."""
+    if find_spec("openai") is None:
+        return f"{setting} is {name}, which needs the package openai: pip install 'slime-ray[llm]'."
+    if api_key_env and not os.environ.get(api_key_env):
+        return (
+            f"{setting}: the environment variable {api_key_env} holds no key. Set it wherever trials run, or name "
+            f"another one with {setting}.api_key_env (null for an endpoint that wants no key)."
+        )
+    return None
 
 
 class Llm(JudgeSettings):
@@ -200,9 +215,9 @@ class Llm(JudgeSettings):
     """As the endpoint calls it."""
     template: Annotated[Template, BeforeValidator(_read_template)]
     """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of one's own."""
-    base_url: Annotated[str, AfterValidator(_address)] = "https://api.openai.com/v1"
+    base_url: Annotated[str, AfterValidator(address)] = "https://api.openai.com/v1"
     """Of the endpoint."""
-    api_key_env: Annotated[str, AfterValidator(_variable)] | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, AfterValidator(variable)] | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null where none is asked for."""
     temperature: Annotated[float, Field(ge=0)] | None = 0.0
     """Null leaves it out, for models that refuse it."""
@@ -237,14 +252,7 @@ class Llm(JudgeSettings):
         return f"llm:{self.model}:{self.template.name}#{fingerprint(asked)[:8]}"
 
     def lacks(self) -> str | None:
-        if find_spec("openai") is None:
-            return "evaluation.judge is llm, which needs the package openai: pip install 'slime-ray[llm]'."
-        if self.api_key_env and not os.environ.get(self.api_key_env):
-            return (
-                f"evaluation.judge: the environment variable {self.api_key_env} holds no key. Set it wherever trials "
-                "run, or name another one with evaluation.judge.api_key_env (null for an endpoint that wants no key)."
-            )
-        return None
+        return client_lack("evaluation.judge", self.name, self.api_key_env)
 
 
 Judge = NoJudge | Exact | RewardModel | Llm
@@ -260,10 +268,13 @@ def judge_by_name(value: Any) -> Any:
 
 
 def lasting(base: Mapping[str, Any]) -> dict[str, Any]:
-    """A `base`, or settings as plain values, without what a judge's verdicts do not follow from."""
+    """A `base`, or settings as plain values, without what verdicts and a server's answers do not follow from."""
     evaluation = base.get("evaluation")
-    judge = evaluation.get("judge") if isinstance(evaluation, Mapping) else None
-    if not isinstance(judge, Mapping):
+    if not isinstance(evaluation, Mapping):
         return dict(base)
-    kept = {key: value for key, value in judge.items() if key not in RUNNING}
-    return {**base, "evaluation": {**evaluation, "judge": kept}}  # type: ignore[dict-item]
+    kept = {
+        part: {key: value for key, value in asked.items() if key not in RUNNING}
+        for part in ("judge", "engine")
+        if isinstance(asked := evaluation.get(part), Mapping)
+    }
+    return {**base, "evaluation": {**evaluation, **kept}}

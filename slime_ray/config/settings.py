@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from slime_ray.config.judge import AnyJudge, Exact, NoJudge, judge_by_name
+from slime_ray.config.judge import AnyJudge, Exact, NoJudge, address, client_lack, judge_by_name, variable
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
@@ -213,8 +213,16 @@ class Decoding(Strict):
     """Answers are drawn from the likeliest tokens that make up this share."""
     max_new_tokens: Positive = 512
     """Of an answer. One that gets there without an end counts as broken."""
-    batch: Positive = 64
-    """Answers at a time. With a temperature above 0 another batch draws other answers."""
+    batch: Positive | None = None
+    """Answers at a time; null is 256 on a GPU and 64 elsewhere. With a temperature above 0 another batch draws other
+    answers. A batch that does not fit the memory is answered in halves, which is logged."""
+    engine: Literal["generate", "continuous"] = "generate"
+    """How they are drawn here: batch by batch, or by transformers' continuous batching, where a finished answer makes
+    room for the next. `batch` does not matter to the latter, and its random draws are others."""
+
+    def batch_on(self, *, gpu: bool) -> int:
+        """Answers at a time on a device."""
+        return self.batch or (256 if gpu else 64)
 
     def temperature_of(self, category: str | None) -> float:
         """The temperature of answers to questions of one category; None is that of questions without any."""
@@ -233,6 +241,35 @@ class Sentinel(Strict):
     judge: bool | None = None
     """Whether these answers are judged as well, which early stopping by the win rate needs; null is where that costs
     nothing, which is the exact judge."""
+
+
+class AnswerServer(Strict):
+    """An OpenAI-compatible server of the SFT checkpoint. It loads each trial's adapter and gives the answers."""
+
+    name: Literal["openai"] = "openai"
+    model: str
+    """What the server calls the SFT checkpoint."""
+    base_url: Annotated[str, AfterValidator(address)] = "http://localhost:8000/v1"
+    """Of the server."""
+    server: Literal["vllm", "sglang"] = "vllm"
+    """Whose calls load and unload adapters."""
+    api_key_env: Annotated[str, AfterValidator(variable)] | None = None
+    """Name of the environment variable that holds the key; null where none is asked for."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Of one request."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Of one set of answers, with everything that is tried again."""
+    concurrency: Positive = 256
+    """Requests at a time, of each trial."""
+
+    @property
+    def identity(self) -> list[str]:
+        """What answers follow from, besides the policy and the decoding."""
+        return [self.name, self.server, self.model]
+
+    def lacks(self) -> str | None:
+        """What this machine lacks to ask it, as a sentence with the way out."""
+        return client_lack("evaluation.engine", self.name, self.api_key_env)
 
 
 class Evaluation(Strict):
@@ -254,6 +291,12 @@ class Evaluation(Strict):
     """Prompts on whose answers the KL divergence to the SFT checkpoint is measured."""
     decoding: Decoding = Decoding()
     """How answers are drawn."""
+    engine: AnswerServer | None = None
+    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run."""
+
+    def lacks(self) -> str | None:
+        """What this machine lacks to judge and to ask the server, as a sentence with the way out."""
+        return self.judge.lacks() or (self.engine.lacks() if self.engine else None)
 
 
 def _objective_schema(name: str, objective: type) -> type[BaseModel]:
@@ -347,6 +390,8 @@ class Settings(Strict):
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
                 f"data.train is {self.data.train!r}. Give both the same embedded task, or a real model"
             )
+        if self.evaluation.engine is not None:
+            self._check_served()
         judge = self.evaluation.judge
         if isinstance(judge, Exact) and not (self.data.task or judge.scorer):
             raise ValueError(
@@ -354,6 +399,20 @@ class Settings(Strict):
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
             )
         return self
+
+    def _check_served(self) -> None:
+        """Refuse what a server cannot load beside its base, as long as nothing has been trained."""
+        lora, way_out = self.model.lora, "or leave evaluation.engine out, to draw the answers where trials run"
+        if lora is None:
+            raise ValueError(
+                "evaluation.engine: the server loads adapters, and model.lora is null, which trains every weight. Set "
+                f"model.lora, {way_out}"
+            )
+        if lora.train_head:
+            raise ValueError(
+                "evaluation.engine: the server loads adapters of low rank alone, and model.lora.train_head trains the "
+                f"output head in full. Set it to false, {way_out}"
+            )
 
     @property
     def judged_on_the_way(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from slime_ray.config.settings import Decoding
@@ -9,6 +10,7 @@ from slime_ray.data.forms import Messages
 from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tokenizing import TruncationReport
 from slime_ray.evaluation.generate import Answer, generate_answers
+from slime_ray.evaluation.served import Served
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,17 @@ def ask(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[Prompts, list[Answer]]:
-    """Every turn of every prompt with its answer, as `generate_answers` draws them.
+    """Every turn of every prompt with its answer, as `generate_answers` draws them, or the server where it is Served.
 
     Returns what was asked, an item a turn, so that `later` is empty and `messages` hold the policy's own answers to the
     turns before; and the answers to that. Raises InputError where the chat template refuses a conversation.
     """
     messages, token_ids = list(prompts.messages), list(prompts.token_ids)
     asked: list[list[tuple[Messages, Sequence[int], Answer]]] = [[] for _ in prompts.ids]
+    draw = policy.answers if isinstance(policy, Served) else partial(generate_answers, policy)
     going, turn = list(range(len(asked))), 0
     while going:
-        answers = generate_answers(
-            policy,
+        answers = draw(
             tokenizer,
             [token_ids[index] for index in going],
             decoding=decoding,

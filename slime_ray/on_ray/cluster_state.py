@@ -19,6 +19,7 @@ import ray
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import JudgeSettings, NoJudge
+from slime_ray.config.settings import Evaluation
 from slime_ray.config.trackers import Tracker, lacks
 from slime_ray.errors import InputError
 from slime_ray.model.parts import fault_of
@@ -61,7 +62,7 @@ class NodeRequest:
     token: str
     paths: Sequence[str] = ()
     models: Sequence[str] = ()
-    judge: JudgeSettings = field(default_factory=NoJudge)
+    judge: JudgeSettings | Evaluation = field(default_factory=NoJudge)
     trackers: Sequence[Tracker] = ()
 
 
@@ -70,7 +71,7 @@ class Look:
     """What a node says of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. lack: what it lacks to judge. untracked: what it lacks for the trackers.
+    models that are. lack: what it lacks to judge and to ask a server. untracked: what it lacks for the trackers.
     """
 
     node: str

@@ -60,7 +60,7 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
         wanted = NodeRequest(storage, probe, token)
         if experiment and settings:
             wanted = NodeRequest(
-                storage, probe, token, local_paths(settings), local_models(settings), settings.evaluation.judge,
+                storage, probe, token, local_paths(settings), local_models(settings), settings.evaluation,
                 tuple(experiment.trackers),
             )  # fmt: skip
         gpus = bool(experiment and experiment.resources.gpu_per_worker)

@@ -61,7 +61,8 @@ class Planner:
         """Of the data, or of random tokens where it was not read."""
         settings = self.experiment.settings
         material, vocabulary = self.materials[material_key(settings)], footprint(settings.model).sizes.vocabulary
-        return self.sample or made_up(material, vocabulary, settings.evaluation.decoding.batch)
+        batch = settings.evaluation.decoding.batch_on(gpu=self.experiment.resources.gpu_per_worker > 0)
+        return self.sample or made_up(material, vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
         """The plan on a cluster, by the formula or as a probe measured it."""
@@ -152,7 +153,8 @@ class _Estimate:
 
     def amounts(self, settings: Settings) -> Amounts:
         material = self.known.materials[material_key(settings)]
-        return Amounts(settings, material, footprint(settings.model), workers=self.wanted.workers)
+        model, workers = footprint(settings.model), self.wanted.workers
+        return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
     def _work(self, name: str, number: int, seed: int, end: End) -> TrialWork:
         """Trials of a search are many and alike, so each kind is made once."""

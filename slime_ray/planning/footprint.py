@@ -321,7 +321,9 @@ def peak_memory(
     checkpointing = settings.training.gradient_checkpointing
     training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing) + gathered
     decoding = settings.evaluation.decoding
-    answering = print_of.answers(decoding.batch, prompt, decoding.max_new_tokens, gpu=gpu) + gathered
+    # A batch of null is halved until it fits, so what has to fit is the smaller one.
+    batch = decoding.batch_on(gpu=False)
+    answering = print_of.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu) + gathered
     on_top = {"activations and logits": training} if training >= answering else {"answers' cache": answering}
     parts = {name: size for name, size in (held | on_top).items() if size}
     name, fixed = ("context", CONTEXT) if gpu else ("process", PROCESS)

@@ -226,7 +226,9 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
         wall, processor = ((b - a) / (longest - 1) if b > a else b / longest for a, b in zip(short, long, strict=True))
         return wall, processor
 
-    batch = min(decoding.batch, max(evaluation.prompts, evaluation.selection_prompts))
+    batch = min(
+        decoding.batch_on(gpu=policy.device.type == "cuda"), max(evaluation.prompts, evaluation.selection_prompts)
+    )
     few = max(1, min(settings.sentinel.prompts, batch // 2))
     draw(few, 1)
     of_few, of_all = step(few), step(batch)

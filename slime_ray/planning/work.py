@@ -61,8 +61,9 @@ class TrialWork:
 class Amounts:
     """Makes the work of trials and stages, for one configuration of model and data on so many workers."""
 
-    def __init__(self, settings: Settings, material: Material, model: Footprint, *, workers: int):
+    def __init__(self, settings: Settings, material: Material, model: Footprint, *, workers: int, gpu: bool = False):
         self.settings, self.material, self.model, self.workers = settings, material, model, workers
+        self.batch = settings.evaluation.decoding.batch_on(gpu=gpu)
 
     @property
     def watched(self) -> int:
@@ -138,7 +139,7 @@ class Amounts:
 
     def decoding(self, answers: int, prompt_tokens: float, end: End) -> Work:
         """Batches of answers: whole ones, and what is left."""
-        size = self.settings.evaluation.decoding.batch
+        size = self.batch
         whole, rest = divmod(answers, size)
         parts = []
         for batches, batch in ((whole, size), (1, rest)):

@@ -25,6 +25,7 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
+from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
@@ -127,7 +128,7 @@ def evaluate(
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
-    if not offline and (lack := settings.evaluation.judge.lacks()):
+    if not offline and (lack := settings.evaluation.lacks()):
         raise InputError(lack)
     mirror = RunStore.of(storage, "trials")
     mirror.check()
@@ -153,6 +154,8 @@ def evaluate(
                 bench.read(one)
             else:
                 bench.check(one)
+        if against is not None and not against.is_file:
+            bench.check(against)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
         for line in data_notes(bench.data):
@@ -285,14 +288,17 @@ class _Models(_AnswerFiles):
         if baseline.is_file:
             answers = self.read(baseline)[1]
         else:
-            answers = ask(
-                self.load(baseline),
-                self.stages.tokenizer,
-                self.stages.prompts["report"],
-                decoding=self.settings.evaluation.decoding,
-                stop_tokens=self.stages.stop_tokens,
-                seed=BASELINE_SEED,
-            )[1]
+            tokenizer, prompts = self.stages.tokenizer, self.stages.prompts["report"]
+            policy, evaluation = self.load(baseline), self.settings.evaluation
+            with answering(evaluation.engine, policy, tokenizer, prompts.token_ids, adapter=baseline.path) as source:
+                answers = ask(
+                    source,
+                    tokenizer,
+                    prompts,
+                    decoding=evaluation.decoding,
+                    stop_tokens=self.stages.stop_tokens,
+                    seed=BASELINE_SEED,
+                )[1]
         self.stages = dataclasses.replace(self.stages, baseline={**self.stages.baseline, "report": answers})
 
     def measure(self, one: EvaluationRequest, trial: Trial) -> Measurement:
@@ -300,11 +306,16 @@ class _Models(_AnswerFiles):
             return measure_answers(trial, judge_prompts(trial, self.stages, self.read(one), self.judge))
         policy = self.load(one)
         after = measure_held_out(policy, self.stages.held_out, row_tokens=row_budget(self.settings, policy))
-        asked = answer_prompts(trial, self.stages, policy, self.report)
+        asked = answer_prompts(trial, self.stages, policy, self.report, adapter=one.path)
         answered = judge_prompts(trial, self.stages, asked, self.judge)
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
 
     def check(self, one: EvaluationRequest) -> None:
+        if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):
+            raise InputError(
+                f"{one.path} is no adapter of the SFT checkpoint, and the server of evaluation.engine loads nothing "
+                "else. Draw its answers here: --set evaluation.engine=null."
+            )
         try:
             check_adapter(one.path) if _is_on(one.path, self.stages.checkpoint) else check_model(one.path)
         except FileFault as error:

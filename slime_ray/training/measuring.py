@@ -1,13 +1,14 @@
 """What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from slime_ray.config.experiment import Trial
 from slime_ray.data.pairs import TokenPair
-from slime_ray.errors import SlimeRayError
+from slime_ray.errors import RunError, SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -15,13 +16,14 @@ from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, Summary
 from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Report, pause_for
 from slime_ray.training.policies import row_budget
-from slime_ray.training.stages import Stages, answering
+from slime_ray.training.stages import Stages, answers_progress
 
 Rows = list[dict[str, Any]]
 
@@ -65,20 +67,29 @@ def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dic
     )
 
 
-def answer_prompts(trial: Trial, stages: Stages, policy: Policy, report: Report) -> tuple[Prompts, list[Answer]]:
-    """What the policy was asked, turn by turn, and its answers."""
+def answer_prompts(
+    trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path
+) -> tuple[Prompts, list[Answer]]:
+    """What the policy was asked, turn by turn, and its answers.
+
+    adapter: its folder, for a server to load. Raises Paused where a server does not do its part.
+    """
     report({"doing": "answering"})
-    decoding = trial.settings.evaluation.decoding
-    return ask(
-        policy,
-        stages.tokenizer,
-        stages.prompts[trial.prompt_set],
-        decoding=decoding,
-        stop_tokens=stages.stop_tokens,
-        # The baseline's answers were drawn with seed 0: equal policies must still answer independently.
-        seed=1 + trial.seed,
-        progress=answering(report, "answering"),
-    )
+    prompts, evaluation = stages.prompts[trial.prompt_set], trial.settings.evaluation
+    try:
+        with answering(evaluation.engine, policy, stages.tokenizer, prompts.token_ids, adapter=adapter) as source:
+            return ask(
+                source,
+                stages.tokenizer,
+                prompts,
+                decoding=evaluation.decoding,
+                stop_tokens=stages.stop_tokens,
+                # The baseline's answers were drawn with seed 0: equal policies must still answer independently.
+                seed=1 + trial.seed,
+                progress=answers_progress(report, "answering"),
+            )
+    except RunError as error:
+        raise pause_for(error) from None
 
 
 def judge_prompts(

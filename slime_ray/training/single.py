@@ -50,7 +50,7 @@ def train_one(
     source: the YAML it came from. say: told in lines how it gets on. Ctrl-C and SIGTERM have it write a checkpoint and
     leave. Raises InputError before anything is trained, and RunError where it left early or failed.
     """
-    if lack := trial.settings.evaluation.judge.lacks():
+    if lack := trial.settings.evaluation.lacks():
         raise InputError(lack)
     mirror = RunStore.of(str(storage), "trials")
     if lack := lacks(experiment.trackers, bucket=mirror.url is not None):

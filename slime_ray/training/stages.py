@@ -24,10 +24,12 @@ from slime_ray.data.corpus import load_corpus
 from slime_ray.data.pairs import PAIRS_FORMAT, PairFile, write_pairs
 from slime_ray.data.splits import content_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
+from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.evaluation.served import answering
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
@@ -94,7 +96,8 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
         report,
     )
     asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
-    answers_key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, settings.evaluation.decoding])
+    drawn = [settings.evaluation.decoding, *([engine.identity] if (engine := settings.evaluation.engine) else [])]
+    answers_key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, *drawn])
     answers = cached(
         storage,
         "baseline",
@@ -271,18 +274,24 @@ def _make_baseline(
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in PROMPT_SETS:
+        prompts = read_prompts(tokens / f"prompts-{name}.parquet")
         try:
-            _, answers = ask(
-                policy,
-                tokenizer,
-                read_prompts(tokens / f"prompts-{name}.parquet"),
-                decoding=settings.evaluation.decoding,
-                stop_tokens=info["stop_tokens"],
-                seed=BASELINE_SEED,
-                progress=answering(report, "making baseline"),
-            )
+            with answering(settings.evaluation.engine, policy, tokenizer, prompts.token_ids) as source:
+                _, answers = ask(
+                    source,
+                    tokenizer,
+                    prompts,
+                    decoding=settings.evaluation.decoding,
+                    stop_tokens=info["stop_tokens"],
+                    seed=BASELINE_SEED,
+                    progress=answers_progress(report, "making baseline"),
+                )
         except FloatingPointError:
             raise no_answers(settings) from None
+        except RunError as error:
+            if settings.evaluation.engine is None:
+                raise
+            raise RunError(f"{error} The checkpoint that it has to serve is {checkpoint}.") from None
         if world.main:
             _write(
                 folder / f"{name}.parquet",
@@ -307,8 +316,8 @@ def _make_reference(settings: Settings, stages: Stages, pairs: PairFile, folder:
         np.savez(folder / "reference.npz", chosen=np.concatenate(chosen), rejected=np.concatenate(rejected))
 
 
-def answering(report: Report, doing: str) -> Callable[[int, int], None]:
-    """Tells `report` of the batches that rank 0 has answered."""
+def answers_progress(report: Report, doing: str) -> Callable[[int, int], None]:
+    """Report the batches, or answers of a server, that rank 0 has."""
 
     def progress(done: int, of: int) -> None:
         if World.current().main and of > 1:

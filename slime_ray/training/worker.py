@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import platform
+import shutil
 import time
 import traceback
 from contextlib import suppress
@@ -29,6 +30,7 @@ from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
@@ -41,6 +43,7 @@ from slime_ray.runs.stability_v1 import stability_score
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
+from slime_ray.training.export import stopping
 from slime_ray.training.front import beaten_by
 from slime_ray.training.loop import LOCAL, Curves, Measurements, Runtime, TrainingLoop
 from slime_ray.training.measuring import (
@@ -75,6 +78,8 @@ from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
+REHEARSAL = "rehearsal"
+"""Folder of an adapter that an answer server loads before training."""
 logger = logging.getLogger(__name__)
 
 
@@ -223,6 +228,8 @@ def _train_and_measure(
     stages, pairs, lm = _start(trial, storage, report, hosting)
     lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
+    if settings.evaluation.engine:
+        _rehearse(trial, stages, policy, folder / REHEARSAL, report, hosting)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
     training = TrainingLoop(trial, folder, pairs, policy, measure, hosting, trackers)
@@ -250,8 +257,8 @@ def _train_and_measure(
         return Measurement(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
     if outcome.stopped and not outcome.stopped.measure:
         return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
-    _save(policy, folder / MODEL, report, hosting)
-    asked = answer_prompts(trial, stages, policy, report)
+    _save(policy, folder / MODEL, stages, report, hosting)
+    asked = answer_prompts(trial, stages, policy, report, adapter=folder / MODEL)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
@@ -306,13 +313,27 @@ def _judged(
     return judge_prompts(trial, stages, asked, judge)
 
 
-def _save(policy: Policy, folder: Path, report: Report, hosting: Runtime) -> None:
-    """Save the adapter, or the whole model, in safetensors, so that a half-written one is never seen."""
+def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, hosting: Runtime) -> None:
+    """Have the answer server load the adapter as it is before training, when nothing is lost if it does not."""
+    _save(policy, folder, stages, report, hosting)
+    prompts, engine = stages.prompts[trial.prompt_set].token_ids, trial.settings.evaluation.engine
+    try:
+        with answering(engine, policy, stages.tokenizer, prompts, adapter=folder):
+            pass
+    finally:
+        if World.current().main:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting: Runtime) -> None:
+    """Save the adapter, or the whole model, with its tokenizer, so that a half-written one is never seen."""
     weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
 
     def write() -> None:
         with files.replacing(folder) as partial:
             policy.lm.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
+            stages.tokenizer.save_pretrained(partial)
+            stopping(stages.tokenizer, stages.stop_tokens).save_pretrained(partial)
 
     if World.current().main:
         patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))

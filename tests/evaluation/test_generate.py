@@ -1,6 +1,6 @@
 """Answers are what a plain loop over the model would give, whatever the batches, caches and configurations."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -156,3 +156,107 @@ def test_each_category_has_its_own_temperature_and_zero_is_greedy(lm):
 
 def test_no_prompts_have_no_answers(lm):
     assert generate(lm, prompts=[]) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_continuous_batching_gives_the_greedy_answers_of_generate(name):
+    """With adapters, in float64; windows are shorter than the sequences. The model is as before afterwards."""
+    lm = add_lora(double_model(CONFIGS[name]), Lora(rank=2, alpha=4, targets=["q_proj", "v_proj"])).double()
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    policy = Policy(lm)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(5, 61, (1 + n % 9,), generator=generator).tolist() for n in range(11)]
+    stop = (loop(lm, prompts[0], stop=(), limit=4)[-1],)
+
+    def answers(engine: Literal["generate", "continuous"]) -> list[Answer]:
+        decoding = Decoding(temperature=0.0, max_new_tokens=14, batch=4, engine=engine)
+        return generate_answers(policy, TOKENIZER, prompts, decoding=decoding, stop_tokens=stop, seed=0)
+
+    expected = answers("generate")
+    assert {answer.stopped for answer in expected} == {True, False}
+    assert answers("continuous") == expected == answers("generate")
+
+
+def test_continuous_batching_repeats_its_random_draws_and_leaves_the_random_state():
+    lm = tiny_model(TASK, seed=0)
+    decoding = Decoding(temperature=1.0, max_new_tokens=12, engine="continuous")
+    state = torch.get_rng_state()
+    first, again, other = (generate(lm, decoding, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again != other
+
+
+def test_continuous_batching_gives_each_category_its_temperature():
+    lm = tiny_model(TASK, seed=0)
+    decoding = Decoding(temperature=0.0, temperatures={"free": 5.0}, max_new_tokens=12, engine="continuous")
+    found = generate(lm, decoding, categories=["free", *["strict"] * (len(PROMPTS) - 1)])
+    expected = generate(lm, Decoding(temperature=0.0, max_new_tokens=12))
+    assert found[1:] == expected[1:]
+    assert found[0] != expected[0]
+
+
+@pytest.mark.parametrize("name", ["mamba", "bloom"])
+def test_a_model_without_continuous_batching_is_refused_in_a_sentence(name):
+    lm = tiny_family(name).eval()
+    decoding = Decoding(temperature=0.0, max_new_tokens=2, engine="continuous")
+    with pytest.raises(InputError, match=r"evaluation.decoding.engine is continuous.*Set it to generate") as error:
+        generate_answers(lm, TOKENIZER, [[5, 6]], decoding=decoding, stop_tokens=[2], seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_continuous_batching_refuses_logits_that_are_not_numbers():
+    lm = tiny_model(TASK, seed=0)
+    with torch.no_grad():
+        lm.lm_head.weight[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        generate(lm, Decoding(temperature=0.0, max_new_tokens=4, engine="continuous"))
+
+
+class Cramped(torch.nn.Module):
+    """A model whose memory holds so many answers at a time."""
+
+    def __init__(self, lm: Any, room: int):
+        super().__init__()
+        self.lm, self.room = lm, room
+        self.batches: list[int] = []
+        self.causal_lm = lm
+
+    def generate(self, **options: Any) -> torch.Tensor:
+        rows = len(options["input_ids"])
+        self.batches.append(rows)
+        if rows > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        generated: torch.Tensor = self.lm.generate(**options)
+        return generated
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so(lm, caplog):
+    cramped = Cramped(lm, room=2)
+    greedy = Decoding(temperature=0.0, max_new_tokens=12, batch=8)
+    assert generate(cramped, greedy) == generate(lm, greedy)
+    # Nine prompts in batches of 8 and 1: the first is tried whole, in halves, in quarters.
+    assert cramped.batches == [8, 4, 2, 2, 2, 2, 1]
+    assert "8 answers at a time take more memory than there is: 4 from here on" in caplog.text
+    assert "evaluation.decoding.batch 2 repeats them" in caplog.text
+
+
+def test_answers_in_parts_repeat_with_the_memory_and_every_part_has_its_seed(lm):
+    sampling = Decoding(temperature=1.0, max_new_tokens=12, batch=8)
+    same = [PROMPTS[0]] * 8
+    first, again = (generate(Cramped(lm, room=2), sampling, prompts=same) for _ in range(2))
+    assert first == again
+    # Equal prompts in different parts are not answered alike.
+    assert len({answer.token_ids for answer in first[::2]}) > 1
+    assert generate(Cramped(lm, room=8), sampling, prompts=same) == generate(lm, sampling, prompts=same)
+
+
+def test_one_answer_that_does_not_fit_is_an_error(lm):
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(Cramped(lm, room=0), SAMPLING)
+
+
+def test_the_default_batch_is_that_of_the_device():
+    assert (Decoding().batch_on(gpu=True), Decoding().batch_on(gpu=False)) == (256, 64)
+    assert Decoding(batch=7).batch_on(gpu=True) == 7

@@ -40,7 +40,8 @@ def test_a_plan_is_printed_and_written(space, tmp_path, capsys):
 
 def test_sixteen_gpus_run_two_trials_of_eight(space, tmp_path):
     out = tmp_path / "plan.json"
-    more = ["--set", "seeds=[0, 1, 2]"]
+    # Batches of 64: all eight workers have answers to draw.
+    more = ["--set", "seeds=[0, 1, 2]", "--set", "evaluation.decoding.batch=64"]
     assert main(["plan", space, "--gpus", "20", "--gpu", "H100", "--json", str(out), *more]) == 0
     plan = json.loads(out.read_text())
     assert plan["cluster"]["trials"] == 2

@@ -4,23 +4,14 @@ Gemma 3 4B in bfloat16 with adapters of rank 64 and a frozen head; 12 pairs of 1
 depths are alike, so that what one adds is the difference.
 """
 
-from collections import Counter
-
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
-from slime_ray.config.settings import Lora, Model, Schedule
-from slime_ray.data.pairs import TokenPair
-from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import add_lora
-from slime_ray.objectives import SlimeObjective
+from slime_ray.config.settings import Lora, Model
 from slime_ray.planning.flops import Layout, Lengths, attention_flops, step_flops
 from slime_ray.planning.footprint import footprint
 from slime_ray.planning.meter import Meter, strip, without_data
-from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 
 PAIRS = [Lengths(180, 250, 250)] * 12
 TOKENS = 8_160
@@ -111,50 +102,3 @@ def test_the_meter_counts_a_step_by_hand():
     assert meter.others.bytes == 5 * y_bytes
     # Both gradients are left.
     assert meter.live == x_bytes + w_bytes
-
-
-class Syncs(TorchFunctionMode):
-    """Counts calls for which a GPU would be waited for, by their name."""
-
-    ALWAYS = frozenset({"tolist", "item", "__bool__", "__float__", "__int__", "numpy", "cpu", "nonzero"})
-
-    def __init__(self):
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        masked = name in ("__getitem__", "__setitem__") and getattr(args[1], "dtype", None) == torch.bool
-        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
-        if name in self.ALWAYS or masked or unsized:
-            self.seen[name] += 1
-        return func(*args, **kwargs)
-
-
-def test_a_micro_batch_waits_for_the_device_no_more_often_than_it_did(tmp_path):
-    """Four micro-batches more, all else equal. The head has two tiles, and looks for targets in each."""
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, sliding_window=8,
-    )  # fmt: skip
-    pair = TokenPair([1] * 10, [2] * 12, [3] * 14)
-    seen = []
-    for rows in (2, 6):
-        lm = add_lora(AutoModelForCausalLM.from_config(config), Lora(rank=2, alpha=4.0))
-        trainer = PreferenceTrainer(
-            policy=Policy(lm, chunk_logits=32 * 4 * 26),
-            objective=SlimeObjective(),
-            pairs=[pair] * (4 * rows),
-            schedule=Schedule(learning_rate=1e-4, updates=1),
-            pairs_per_update=4 * rows,
-            row_tokens=4 * 36,
-            seed=0,
-            scratch=tmp_path,
-            after_update=lambda step, metrics: GO_ON,
-        )
-        with Syncs() as syncs:
-            trainer.train()
-        seen.append(syncs.seen.total())
-    assert 0 < (seen[1] - seen[0]) / 4 <= 4

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slime_ray import cli
@@ -13,10 +15,12 @@ from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.tasks import load_task
+from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
 from slime_ray.model.loading import load_checkpoint
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
+from slime_ray.training.export import export_model
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, completion, serving
@@ -101,18 +105,7 @@ def elsewhere(trained, tmp_path_factory):
     folder, trial = tmp_path_factory.mktemp("elsewhere"), storage / "first" / "trials" / row["trial_id"]
     own = evaluated(space, trial, *GREEDY, storage=storage, name="own")
     assert cli.main(["export", str(storage / "own"), "--to", str(folder)]) == 0
-    stages = [path for path in (storage / ".stages").iterdir() if path.is_dir()]
-    sft, tokens = (next(path for path in stages if path.name.startswith(f"{name}-")) for name in ("sft", "tokens"))
-    (code,) = re.findall(r"```python\n(from peft .*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    for name, path in {
-        "runs/.stages/sft-0123": sft,
-        "runs/.stages/tokens-4567": tokens,
-        "runs/first/trials/arm-slime-s0": trial,
-        '"merged"': f'"{folder / "merged"}"',
-    }.items():
-        assert name in code
-        code = code.replace(name, str(path))
-    exec(code, {})
+    assert cli.main(["export", str(storage / "first"), row["trial_id"], "--to", str(folder / "merged")]) == 0
     return folder, own
 
 
@@ -387,3 +380,65 @@ def test_an_adapter_is_measured_on_what_it_was_trained_on(trained, tmp_path, cap
     assert note in capsys.readouterr().out
     change_json(foreign / "adapter_config.json", base_model_name_or_path="/elsewhere/runs/.stages/sft-0123")
     assert "its base /elsewhere/runs/.stages/sft-0123 is not here" in refused(capsys, space, foreign, storage)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_model_needs_nothing_of_this_package(trained, tmp_path, dtype):
+    """It loads where the stages are gone, and its card and generation config say what it is and where answers end."""
+    _, storage, row = trained
+    shutil.copytree(storage / "first", tmp_path / "runs" / "first")
+    shutil.copytree(storage / ".stages", tmp_path / "runs" / ".stages")
+    given = [
+        "export",
+        str(tmp_path / "runs" / "first"),
+        row["trial_id"],
+        "--to",
+        str(tmp_path / "out"),
+        "--dtype",
+        dtype,
+    ]
+    assert cli.main(given) == 0
+    shutil.rmtree(tmp_path / "runs")
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert lm.dtype == getattr(torch, dtype)
+    assert tokenizer.chat_template
+    assert lm.generation_config.eos_token_id
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert "slime" in card.data.tags
+    assert row["trial_id"] in card.text
+
+
+def test_a_trials_checkpoint_holds_its_tokenizer(trained):
+    _, storage, row = trained
+    checkpoint = storage / "first" / "trials" / row["trial_id"] / "checkpoint"
+    assert AutoTokenizer.from_pretrained(checkpoint).chat_template
+    assert (checkpoint / "generation_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda run: shutil.rmtree(run / "trials" / "arm-slime-s0" / "checkpoint"), "kept no model"),
+        (lambda run: shutil.rmtree(run / "trials" / "arm-slime-s0"), "has no finished trial arm-slime-s0"),
+        (lambda run: shutil.rmtree(run.parent / ".stages"), "is an adapter on the SFT checkpoint sft-"),
+        (
+            lambda run: (run / "manifest.json").write_text(
+                json.dumps({"schema": results.RUN_SCHEMA, "hashes": {"sft_weights": "0"}})
+            ),
+            "holds other weights",
+        ),
+        (lambda run: (run.parent / "out").mkdir() or (run.parent / "out" / "mine").touch(), "is there already"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(trained, tmp_path, change, sentence):
+    _, storage, _ = trained
+    shutil.copytree(storage / "first", tmp_path / "first")
+    shutil.copytree(storage / ".stages", tmp_path / ".stages")
+    change(tmp_path / "first")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as raised:
+        export_model(tmp_path / "first", "arm-slime-s0", tmp_path / "out", said={})
+    assert sentence in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before

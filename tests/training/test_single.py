@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError, RunError
-from slime_ray.training import single, stages
-from slime_ray.training.outcome import OutOfMemory
+from slime_ray.training import evaluate, single, stages
+from slime_ray.training.outcome import DeviceFailure, OutOfMemory
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,30 @@ def test_memory_that_runs_out_once_is_a_sentence_with_the_way_out(tmp_path, monk
     with pytest.raises(RunError, match=r"arm-slime-s0 ran out of memory .* --resume"):
         train(tmp_path, monkeypatch, OutOfMemory("CUDA out of memory"))
     assert (tmp_path / "runs" / "one" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("CUDA error: an illegal memory access"), DeviceFailure("node a: CUDA error")]
+)
+def test_a_gpu_that_fails_is_a_sentence_with_the_way_out(tmp_path, monkeypatch, error):
+    with pytest.raises(RunError, match=r"A GPU failed \(node .*CUDA error.*--resume to go on"):
+        train(tmp_path, monkeypatch, error)
+
+
+def test_a_gpu_that_fails_under_an_evaluation_is_one_too(tmp_path, monkeypatch):
+    def prepare(*arguments: Any, **options: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(evaluate, "prepare", prepare)
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    source = tmp_path / "one.yaml"
+    source.write_text("name: one\npreset: arithmetic\narms: {slime: {}}\n")
+    with pytest.raises(RunError, match=r"A GPU failed \(node .*CUDA error.*--resume to go on"):
+        evaluate.evaluate(
+            load_experiment(source), [tmp_path / "policy"], baseline=None, source=source,
+            storage=str(tmp_path / "runs"), start="fresh", offline=False, say=lambda line: None,
+        )  # fmt: skip
 
 
 def test_a_disk_that_takes_no_result_is_a_sentence(tmp_path, monkeypatch):

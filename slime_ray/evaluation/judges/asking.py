@@ -6,10 +6,11 @@ Every judgment is kept when it arrives, so whatever ends the asking, the same co
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from slime_ray.config.judge import Llm
 from slime_ray.errors import RunError
@@ -25,18 +26,79 @@ comes as the answer."""
 GRACE = 2.0
 """Seconds in which, after an interrupt, judgments that are on their way may still arrive."""
 Chat = list[dict[str, str]]
+Key = TypeVar("Key", bound=Hashable)
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-class Asked(Protocol):
-    """What judgments are asked of: an Endpoint."""
+class Connected(Protocol):
+    """A connection for as long as a `with` lasts. `cancel` ends the requests that are on their way."""
 
-    def __enter__(self) -> "Asked": ...
+    def __enter__(self) -> Any: ...
 
     def __exit__(self, *_: object) -> None: ...
 
+    def cancel(self) -> None: ...
+
+
+class Asked(Connected, Protocol):
+    """What judgments are asked of: an Endpoint."""
+
     def ask(self, messages: Chat) -> Reply: ...
 
-    def cancel(self) -> None: ...
+
+def ask_all(
+    connection: Connected,
+    jobs: Mapping[Key, Job],
+    one: Callable[[Job, threading.Event], Result],
+    *,
+    concurrency: int,
+    progress: Progress,
+) -> tuple[dict[Key, Result], Failure | None]:
+    """Do many jobs at a time over one connection.
+
+    Args:
+        connection: Opened here, and closed in the end.
+        jobs: By key, at least one.
+        one: Does a job; it looks at the event, which says that nothing else is to be sent.
+        concurrency: Jobs at a time.
+        progress: Told how many are done, at least every HEARTBEAT.
+
+    Returns:
+        The results by key, and the first Failure. After one, what is on its way arrives and nothing else is sent.
+    """
+    results: dict[Key, Result] = {}
+    # In the order in which they happen: what is stopped comes after what stops it.
+    failures: list[Failure] = []
+    stop = threading.Event()
+
+    def run(job: Job) -> Result:
+        try:
+            return one(job, stop)
+        except BaseException as error:
+            failures.extend([error] if isinstance(error, Failure) else [])
+            stop.set()
+            raise
+
+    with connection, ThreadPoolExecutor(min(concurrency, len(jobs))) as pool:
+        waiting: dict[Future[Result], Key] = {pool.submit(run, job): key for key, job in jobs.items()}
+        try:
+            while waiting:
+                done, _ = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+                for future in done:
+                    key = waiting.pop(future)
+                    with suppress(Failure):
+                        results[key] = future.result()
+                progress(len(results), len(jobs))
+        except BaseException:
+            # Whoever interrupts gets what arrives in a moment kept, and does not wait for the rest.
+            stop.set()
+            try:
+                wait(waiting, timeout=GRACE)
+            finally:
+                connection.cancel()
+            raise
+    return results, failures[0] if failures else None
 
 
 @dataclass(frozen=True)
@@ -124,53 +186,23 @@ class Asker:
 
     def _all(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, "str | Missing"], set[str]]:
         assert self.endpoint is not None
-        found: dict[str, str | Missing] = {}
         models: set[str] = set()
-        stop = threading.Event()
-        with self.endpoint, ThreadPoolExecutor(min(self.judge.concurrency, len(questions))) as pool:
-            waiting: dict[Future[str | Missing], JudgeQuestion] = {
-                pool.submit(self._one, question, stop, models): question for question in questions
-            }
-            try:
-                failed = self._collect(waiting, found)
-            except BaseException:
-                # Whoever interrupts gets what arrives in a moment kept, and does not wait for the rest.
-                stop.set()
-                try:
-                    wait(waiting, timeout=GRACE)
-                finally:
-                    self.endpoint.cancel()
-                raise
-        if failed is not None:
-            raise self._stopped(failed.reason)
+        found, failure = ask_all(
+            self.endpoint,
+            {question.key: question for question in questions},
+            lambda question, stop: self._one(question, stop, models),
+            concurrency=self.judge.concurrency,
+            progress=self.progress,
+        )
+        if failure is not None:
+            raise self._stopped(failure.reason)
         return found, models
-
-    def _collect(
-        self, waiting: dict[Future[str | Missing], JudgeQuestion], found: dict[str, str | Missing]
-    ) -> Failure | None:
-        """Wait for all. After a Failure, which is returned, what is on its way arrives and nothing else is sent."""
-        failed: Failure | None = None
-        count = len(waiting)
-        while waiting:
-            done, _ = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
-            for future in done:
-                key = waiting.pop(future).key
-                try:
-                    found[key] = future.result()
-                except Failure as failure:
-                    failed = failed or failure
-            self.progress(len(found), count)
-        return failed
 
     def _one(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
         """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
-        try:
-            found = self._try(question, stop, models)
-            if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
-                raise Failure(found.reason, "endpoint")
-        except BaseException:
-            stop.set()
-            raise
+        found = self._try(question, stop, models)
+        if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
+            raise Failure(found.reason, "endpoint")
         return found
 
     def _try(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:

@@ -13,10 +13,11 @@ import threading
 import time
 import zlib
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from slime_ray.config.judge import Llm
+from slime_ray.config.settings import AnswerServer
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.replies import PASSING, Failure, printable, read_reply
 from slime_ray.evaluation.verdict_cache import Reply
@@ -40,41 +41,44 @@ class UnknownEncoding(Exception):
     """An answer compressed in a way that was not asked for."""
 
 
-class Endpoint:
-    """An endpoint for chat completions, asked with the official client. Threads may share it.
+class Connection:
+    """An OpenAI-compatible server, asked with the official client. Threads may share it.
 
     Requests can be made inside of a `with`, which ends those that are on their way. It raises InputError where the
     environment allows no HTTP client.
     """
 
-    def __init__(self, judge: Llm):
-        """Raises InputError where the package or the key is missing, or the key cannot be sent."""
-        if lack := judge.lacks():
+    def __init__(self, server: Llm | AnswerServer, *, setting: str):
+        """Take what `setting` says, such as evaluation.judge.
+
+        Raises:
+            InputError: The package or the key is missing, or the key cannot be sent.
+        """
+        if lack := server.lacks():
             raise InputError(lack)
         import openai
 
-        self.openai, self.judge = openai, judge
+        self.openai, self.server, self.setting = openai, server, setting
         # The client's own HTTP library, under the name that it has had since version 3.
         self.http = importlib.import_module("httpx2" if int(openai.__version__.partition(".")[0]) >= 3 else "httpx")
-        self.key = os.environ[judge.api_key_env].strip() if judge.api_key_env else ""
+        self.key = os.environ[server.api_key_env].strip() if server.api_key_env else ""
         if not all("!" <= letter <= "~" for letter in self.key):
             raise InputError(
-                f"The environment variable {judge.api_key_env} holds a key with blanks, line breaks or letters beyond "
+                f"The environment variable {server.api_key_env} holds a key with blanks, line breaks or letters beyond "
                 "ASCII, which cannot be sent. Put the key alone there."
             )
-        self.limit_name = "max_tokens"
 
-    def __enter__(self) -> "Endpoint":
+    def __enter__(self) -> Self:
         self.loop = asyncio.new_event_loop()
         self.cancelled = False
-        self.thread = threading.Thread(target=self.loop.run_forever, name="judge", daemon=True)
+        self.thread = threading.Thread(target=self.loop.run_forever, name="endpoint", daemon=True)
         self.thread.start()
         try:
             asyncio.run_coroutine_threadsafe(self._connect(), self.loop).result()
         except Exception as error:  # of a proxy or certificates that the environment names; it may hold a password
             self._end()
             raise InputError(
-                f"No HTTP client can be made here for evaluation.judge ({type(error).__name__}). Correct the variables "
+                f"No HTTP client can be made here for {self.setting} ({type(error).__name__}). Correct the variables "
                 "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE or SSL_CERT_DIR, where trials run."
             ) from None
         return self
@@ -93,26 +97,29 @@ class Endpoint:
         """End the requests that are on their way, and all that are made later, as Failures."""
         asyncio.run_coroutine_threadsafe(self._cancel(), self.loop).result()
 
-    def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """The judgment. Raises Failure."""
-        clean = [{name: printable(text) for name, text in message.items()} for message in messages]
+    def send(self, path: str, body: Any = None, *, seconds: float | None = None) -> bytes:
+        """POST `body` as JSON, or GET where there is none, and return what comes back.
+
+        Args:
+            path: Below the base URL, or a whole address.
+            seconds: Less than `timeout_seconds`, where less time is left.
+
+        Raises:
+            Failure: There is no answer, or it is a refusal.
+        """
+        limit = min(self.server.timeout_seconds, seconds or math.inf)
         try:
-            body = asyncio.run_coroutine_threadsafe(self._ask(clean), self.loop).result()
+            return asyncio.run_coroutine_threadsafe(self._send(path, body, limit), self.loop).result()
         except CancelledError:
-            raise Failure("the judge was stopped", "passing", paid=True) from None
-        try:
-            return read_reply(body)
-        except Failure as failure:
-            failure.reason = self._masked(failure.reason)
-            raise
+            raise Failure("the asking was stopped", "passing", paid=True) from None
 
     async def _connect(self) -> None:
-        seconds = self.judge.timeout_seconds
+        seconds = self.server.timeout_seconds
         timeout = self.http.Timeout(seconds, connect=min(LONGEST_CONNECT, seconds))
         self.client = self.openai.AsyncOpenAI(
             # An endpoint that wants no key gets one all the same, or the client would look for another one.
             api_key=self.key or "none",
-            base_url=self.judge.base_url,
+            base_url=self.server.base_url,
             timeout=timeout,
             # Tried again, and counted, by whoever asks.
             max_retries=0,
@@ -133,29 +140,23 @@ class Endpoint:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSING)
 
-    async def _ask(self, messages: list[dict[str, str]]) -> bytes:
+    async def _send(self, path: str, body: Any, seconds: float) -> bytes:
         if self.cancelled:
             raise asyncio.CancelledError
-        sent_as = self.limit_name
-        decoding: dict[str, Any] = {sent_as: self.judge.max_tokens}
-        if self.judge.temperature is not None:
-            decoding["temperature"] = self.judge.temperature
-        create: Any = self.client.chat.completions.with_raw_response.create
         try:
-            async with asyncio.timeout(self.judge.timeout_seconds):
-                given = await create(model=self.judge.model, messages=messages, **decoding)
+            async with asyncio.timeout(seconds):
+                if body is None:
+                    response = await self.client.get(path, cast_to=self.http.Response)
+                else:
+                    response = await self.client.post(path, cast_to=self.http.Response, body=body)
         except TimeoutError:
-            raise self._late() from None
+            raise self._late(seconds) from None
         except self.openai.APIStatusError as error:
-            if error.status_code == 400 and sent_as == "max_tokens" and "max_completion_tokens" in str(error):
-                # What OpenAI's reasoning models call it.
-                self.limit_name = "max_completion_tokens"
-                return await self._ask(messages)
             raise self._refusal(error) from None
         except Exception as error:  # whatever the libraries below raise
-            raise self._lost(error) from None
-        body: bytes = given.http_response.content
-        return body
+            raise self._lost(error, seconds) from None
+        content: bytes = response.content
+        return content
 
     async def _read(self, response: Any) -> None:
         """Read an answer before the client does, which would take whatever comes, and decompress it however large."""
@@ -175,10 +176,10 @@ class Endpoint:
             del response.headers["content-encoding"]
         response.stream = self.http.ByteStream(bytes(body))
 
-    def _late(self) -> Failure:
-        return Failure(f"no answer within {self.judge.timeout_seconds:g} s", "passing", paid=True)
+    def _late(self, seconds: float) -> Failure:
+        return Failure(f"no answer within {seconds:g} s", "passing", paid=True)
 
-    def _lost(self, error: BaseException) -> Failure:
+    def _lost(self, error: BaseException, seconds: float) -> Failure:
         cause = error.__cause__ or error
         if isinstance(cause, TooLarge):
             return Failure(f"an answer of more than {LARGEST // 2**20} MB", "passing", paid=True)
@@ -186,42 +187,72 @@ class Endpoint:
             return Failure(f"an answer that cannot be decompressed: {self._words(cause)}", "passing", paid=True)
         kind = type(cause).__name__
         if "Timeout" in kind and "Connect" not in kind:
-            return self._late()
+            return self._late(seconds)
         # Once a connection stands, what was asked may be answered, and paid for, without our hearing of it.
         paid = not any(word in kind for word in UNCONNECTED)
         return Failure(f"no connection: {self._words(cause)}", "passing", paid=paid)
 
     def _refusal(self, error: Any) -> Failure:
-        status, judge = error.status_code, self.judge
+        status, server = error.status_code, self.server
         if 300 <= status < 400:
             return Failure(
-                f"{judge.base_url} redirects to {_shown(error.response.headers.get('location', ''))} ({status}), where "
-                "nothing is sent. Write the address that answers in evaluation.judge.base_url",
+                f"{server.base_url} redirects to {_shown(error.response.headers.get('location', ''))} ({status}), "
+                f"where nothing is sent. Write the address that answers in {self.setting}.base_url",
                 "endpoint",
+                status=status,
             )
         if status in (401, 403):
             # What is said here may repeat the key.
-            held = f"the key in {judge.api_key_env}" if judge.api_key_env else "requests without a key"
-            way_out = "Put a valid one there" if judge.api_key_env else "Name its variable in api_key_env"
-            return Failure(f"{judge.base_url} refuses {held} ({status}). {way_out}", "endpoint")
+            held = f"the key in {server.api_key_env}" if server.api_key_env else "requests without a key"
+            way_out = "Put a valid one there" if server.api_key_env else "Name its variable in api_key_env"
+            return Failure(f"{server.base_url} refuses {held} ({status}). {way_out}", "endpoint", status=status)
         if status == 404:
             return Failure(
-                f"{judge.base_url} does not know the model {judge.model}, or is no such endpoint: "
-                f"{self._words(error)}. Correct evaluation.judge.model or base_url",
+                f"{server.base_url} does not know the model {server.model}, or is no such endpoint: "
+                f"{self._words(error)}. Correct {self.setting}.model or base_url",
                 "endpoint",
+                status=status,
             )
         if status in PASSING or status >= 500:
             name = "rate limit" if status == 429 else "error of the server"
             wait = seconds_of(error.response.headers.get("retry-after"))
-            return Failure(f"{name} ({status})", "passing", wait=wait)
-        return Failure(f"refused ({status}): {self._words(error)}", "request")
+            return Failure(f"{name} ({status})", "passing", wait=wait, status=status)
+        return Failure(f"refused ({status}): {self._words(error)}", "request", status=status)
 
     def _words(self, error: BaseException) -> str:
-        lines = self._masked(str(error)).strip().splitlines()
+        lines = self.masked(str(error)).strip().splitlines()
         return printable(lines[0])[:200].rstrip(".") if lines else type(error).__name__
 
-    def _masked(self, text: str) -> str:
+    def masked(self, text: str) -> str:
+        """The text without the key."""
         return text.replace(self.key, "***") if self.key else text
+
+
+class Endpoint(Connection):
+    """A judge's endpoint for chat completions."""
+
+    server: Llm
+
+    def __init__(self, judge: Llm):
+        super().__init__(judge, setting="evaluation.judge")
+        self.limit_name = "max_tokens"
+
+    def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """The judgment. Raises Failure."""
+        clean = [{name: printable(text) for name, text in message.items()} for message in messages]
+        sent_as = self.limit_name
+        asked: dict[str, Any] = {"model": self.server.model, "messages": clean, sent_as: self.server.max_tokens}
+        if self.server.temperature is not None:
+            asked["temperature"] = self.server.temperature
+        try:
+            return read_reply(self.send("/chat/completions", asked))
+        except Failure as failure:
+            if failure.status == 400 and sent_as == "max_tokens" and "max_completion_tokens" in failure.reason:
+                # What OpenAI's reasoning models call it.
+                self.limit_name = "max_completion_tokens"
+                return self.ask(messages)
+            failure.reason = self.masked(failure.reason)
+            raise
 
 
 def _shown(location: str) -> str:

@@ -18,7 +18,8 @@ class Failure(Exception):
     """A request without a judgment. reason: a few words, equal for failures of a kind.
 
     kind: `passing` may work when it is tried again, `request` will not, `endpoint` no request will. wait: seconds after
-    which the endpoint wants to be asked again. paid: whether it may have been paid for all the same.
+    which the endpoint wants to be asked again. paid: whether it may have been paid for all the same. status: of HTTP,
+    where it was a refusal.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class Failure(Exception):
         *,
         wait: float | None = None,
         paid: bool = False,
+        status: int | None = None,
     ):
         super().__init__(reason)
-        self.reason, self.kind, self.wait, self.paid = reason, kind, wait, paid
+        self.reason, self.kind, self.wait, self.paid, self.status = reason, kind, wait, paid, status
 
 
 def read_reply(body: bytes) -> Reply:
