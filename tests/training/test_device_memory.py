@@ -56,9 +56,9 @@ def test_a_trial_has_gone_before_the_next_model_comes_and_its_moments_before_ans
         alive.add(policy := worker_make(*arguments))
         return policy
 
-    def answer_prompts(trial: Any, stages: Any, policy: Any, report: Any) -> Any:
+    def answer_prompts(trial: Any, stages: Any, policy: Any, report: Any, **options: Any) -> Any:
         answering.append(held(policy))
-        return answer(trial, stages, policy, report)
+        return answer(trial, stages, policy, report, **options)
 
     def chosen_logps(policy: Any, pairs: Any) -> Any:
         answering.append(held(policy))
