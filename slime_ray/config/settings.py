@@ -138,8 +138,9 @@ class Data(Strict):
     max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
     """Of a prompt; longer ones keep their end. Null sets no limit."""
     row_tokens: Annotated[int, Field(ge=8)] | None = None
-    """The budget of one packed row, which is one micro-batch; a pair has to fit. Null: 8192, or twice `max_tokens`
-    where that is more, so that every pair does. The objective slime-released makes its own micro-batches."""
+    """The budget of one packed row, which is one micro-batch; a pair is cut to it. Null cuts none, and a long one has
+    a row of its own: 2048 on a CPU, which is as fast there; on a GPU 8192, or twice `max_tokens` where that is more.
+    The objective slime-released makes its own micro-batches."""
     strict: bool = False
     """Whether a row that cannot be used as it is ends the run, instead of being skipped or changed, and counted. So
     does text besides the three columns, or besides role and content of messages."""
@@ -153,10 +154,9 @@ class Data(Strict):
         """Name of the embedded task, or None for preference data of the user's."""
         return self.train.removeprefix(EMBEDDED) if self.train.startswith(EMBEDDED) else None
 
-    @property
-    def row_budget(self) -> int:
-        """Tokens of one packed row."""
-        return self.row_tokens or max(8192, 2 * self.max_tokens)
+    def row_budget(self, *, gpu: bool) -> int:
+        """Tokens of one packed row. Losses and gradients do not depend on it."""
+        return self.row_tokens or (max(8192, 2 * self.max_tokens) if gpu else 2048)
 
 
 class Schedule(Strict):

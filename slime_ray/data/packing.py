@@ -9,7 +9,7 @@ inferred from token ids.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -23,9 +23,6 @@ class PairTokens(Protocol):
     def chosen_ids(self) -> Sequence[int]: ...
     @property
     def rejected_ids(self) -> Sequence[int]: ...
-
-
-AnyPair = TypeVar("AnyPair", bound=PairTokens)
 
 
 class Segment(NamedTuple):
@@ -136,7 +133,7 @@ def row_length(pair: PairTokens) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-def fill_rows(pairs: Sequence[AnyPair], *, row_tokens: int, shared_prompt: bool = True) -> list[list[int]]:
+def fill_rows(pairs: Sequence[PairTokens], *, row_tokens: int, shared_prompt: bool = True) -> list[list[int]]:
     """Divide pairs into micro-batches of at most `row_tokens` tokens; returns the indices of each one's pairs.
 
     Longest first, each into the first micro-batch that still takes it. Where sequences have rows of their own

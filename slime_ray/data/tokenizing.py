@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
 from slime_ray.data.lost_text import LostText, one_line
+from slime_ray.data.pairs import ID_COLUMNS
 from slime_ray.data.preferences import RowTally, SkippedRows
 from slime_ray.data.rendering import SEVERAL_MESSAGES, RenderedPair, render_pairs
 from slime_ray.data.splits import prompt_hash
@@ -37,9 +39,7 @@ SAME_ONCE_CUT = "chosen and rejected have the same tokens once cut"
 LOST = "with text that the chat template leaves out or rewrites"
 
 _BATCH = 1000
-_IDS = List(Value("int32"))
-_FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "prompt_hash": Value("string")})
-_ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_SCHEMA = pa.schema(dict.fromkeys(ID_COLUMNS, pa.list_(pa.int32())))
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,9 @@ class TruncationReport:
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """`dataset` has the columns prompt_ids, chosen_ids, rejected_ids (int32 lists) and prompt_hash.
+    """`table` has the columns of ID_COLUMNS, and `kept` for each of its rows the row that it was made from."""
 
-    The hash is `splits.prompt_hash` of the prompt at full length. `kept` holds for each row of `dataset` the
-    row it was made from.
-    """
-
-    dataset: Dataset
+    table: pa.Table
     kept: tuple[int, ...]
     truncation: TruncationReport
 
@@ -190,16 +186,16 @@ def tokenize_prompts(
     return TokenizedPrompts(tuple(ids), hashes, tuple(kept), report)
 
 
-def tokenized_hash(dataset: Dataset) -> str:
+def tokenized_hash(table: pa.Table) -> str:
     """16 hexadecimal digits of SHA-256 over the token ids of every pair, in order.
 
     Two runs with equal hashes saw the same prompts and completions, whatever the template and tokenizer were
     called.
     """
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(list(_ID_COLUMNS)).with_format("arrow").iter(batch_size=_BATCH):
-        for name in _ID_COLUMNS:
-            column = batch.column(name).combine_chunks()
+    for first in range(0, len(table), _BATCH):
+        for name in ID_COLUMNS:
+            column = table.column(name).slice(first, _BATCH).combine_chunks()
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
             digest.update(column.flatten().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
     return digest.hexdigest()[:16]
@@ -224,11 +220,11 @@ def _tokenize(
     lossy = 0
     given = ("prompt", "chosen", "rejected") if rejected else ("prompt", "chosen")
     source = dataset.select_columns(list(given)).with_format("arrow")
-    chunks = [Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES)]
+    batches: list[pa.RecordBatch] = []
     for first in range(0, len(dataset), _BATCH):
         rows = source[first : first + _BATCH].to_pylist()
         columns = [[row[name] for row in rows] for name in given]
-        columns_out: dict[str, list] = {name: [] for name in _FEATURES}
+        columns_out: list[list[np.ndarray]] = [[] for _ in ID_COLUMNS]
         for number, (row, pair) in enumerate(zip(rows, render_pairs(renderer, *columns), strict=True), start=first):
             place = f"row {number}"
             if any(renderer.has_special_text(row[name]) for name in given):
@@ -244,14 +240,14 @@ def _tokenize(
             for reason in fitted.cuts:
                 changed.add(reason, place)
             kept.append(number)
-            for name in _ID_COLUMNS:
-                columns_out[name].append(np.asarray(getattr(fitted.pair, name), dtype=np.int32))
-            columns_out["prompt_hash"].append(prompt_hash(row["prompt"]))
-        if columns_out["prompt_hash"]:
-            chunks.append(Dataset.from_dict(columns_out, features=_FEATURES))
+            for name, column in zip(ID_COLUMNS, columns_out, strict=True):
+                column.append(np.asarray(getattr(fitted.pair, name), dtype=np.int32))
+        batches.append(
+            pa.record_batch([pa.array(column, _SCHEMA.field(0).type) for column in columns_out], schema=_SCHEMA)
+        )
     report = TruncationReport(len(dataset), changed.result(), dropped.result(), lossy)
     _say(report, "pairs" if rejected else "SFT examples", strict=strict)
-    return TokenizedPairs(concatenate_datasets(chunks), tuple(kept), report)
+    return TokenizedPairs(pa.Table.from_batches(batches, schema=_SCHEMA), tuple(kept), report)
 
 
 def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:

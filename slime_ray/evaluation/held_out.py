@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slime_ray.data.packing import PairTokens, fill_rows, pack, row_length
+from slime_ray.data.packing import fill_rows, pack, row_length
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.world import World
@@ -82,7 +83,7 @@ class HeldOut:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
-def measure_held_out(policy: Policy, pairs: Sequence[PairTokens], *, row_tokens: int) -> HeldOut:
+def measure_held_out(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: int) -> HeldOut:
     """Run the policy over held-out pairs, packed into rows of `row_tokens`; the result is in the order given.
 
     Rows are halved where memory runs out. The ranks of a process group divide the rows among themselves, and all get

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from slime_ray.data.packing import PairTokens, fill_rows, pack, row_length
+from slime_ray.data.packing import fill_rows, pack, row_length
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy, kl_divergence
 from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.world import World
 
 
 def kl_to_reference(
-    policy: Policy, reference: Policy | None, samples: Sequence[PairTokens], *, row_tokens: int
+    policy: Policy, reference: Policy | None, samples: Sequence[TokenPair], *, row_tokens: int
 ) -> float:
     """K, nat/token: full-vocabulary KL(policy || reference) per generated token, on the policy's own samples.
 

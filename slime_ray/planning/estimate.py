@@ -121,7 +121,7 @@ class _Estimate:
                 rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.wanted.workers, share=share)
             except ValueError as error:
                 unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
-        memory, limit = self._memory(self.base.data.row_budget), self._memory_limit()
+        memory, limit = self._memory(self.base.data.row_budget(gpu=self.uses_gpu)), self._memory_limit()
         sft = self.amounts(self.base).demonstrations
         plan = Plan(
             name=self.experiment.name,
@@ -323,7 +323,7 @@ class _Estimate:
 
     def _row_that_fits(self, limit: float) -> int | None:
         """Tokens of a micro-batch that would fit; None where none would."""
-        rows = range(STEP, self.base.data.row_budget, STEP)
+        rows = range(STEP, self.base.data.row_budget(gpu=self.uses_gpu), STEP)
         fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
         return rows[fits - 1] if fits else None
 

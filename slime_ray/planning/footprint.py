@@ -161,9 +161,9 @@ class Footprint:
         lm: the model on the meta device, which is used up.
         """
         from slime_ray.data.packing import pack
+        from slime_ray.data.pairs import TokenPair
         from slime_ray.model.fused_ops import compiled_by, fuse
         from slime_ray.model.train_mode import checkpoint_layers
-        from slime_ray.training.trainer import TokenPair
 
         pairs = [TokenPair([1] * each.prompt, [1] * each.chosen, [1] * each.rejected) for each in lengths]
         with _without_data():

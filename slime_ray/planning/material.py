@@ -225,14 +225,14 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     corpus = load_corpus(data, settings.evaluation)
     limits: dict[str, Any] = {
         "max_tokens": data.max_tokens,
-        "row_tokens": data.row_budget,
+        "row_tokens": data.row_tokens,
         "max_prompt_tokens": data.max_prompt_tokens,
         "strict": data.strict,
     }
 
     def tokenized(part: Any, tokenize: Any) -> tuple[DataPart, list[Ids]]:
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
-        columns = tokenize(some, tokenizer, **limits).dataset.to_dict()
+        columns = tokenize(some, tokenizer, **limits).table.to_pydict()
         rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])
         ids: list[Ids] = list(zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True))
         lengths = tuple(Lengths(*map(len, each)) for each in ids)

@@ -215,7 +215,13 @@ def refusals(plan: Plan, experiment: Experiment) -> list[str]:
     if plan.cluster.never:
         found.append(f"{plan.cluster.never} To plan for another cluster give --gpus N --gpu NAME, or RAY_ADDRESS.")
     if plan.memory_limit is not None and plan.peak > plan.memory_limit:
-        found.append(_too_little_memory(plan, plan.memory_limit, experiment.settings.data.row_budget))
+        found.append(
+            _too_little_memory(
+                plan,
+                plan.memory_limit,
+                experiment.settings.data.row_budget(gpu=experiment.resources.gpu_per_worker > 0),
+            )
+        )
     if plan.disk.free is not None and plan.disk.wanted > plan.disk.free:
         found.append(
             f"The run may take {_size(plan.disk.wanted)} and {_size(plan.disk.free)} are free at the storage. Free "

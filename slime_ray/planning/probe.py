@@ -17,6 +17,7 @@ from safetensors.torch import save_model
 
 from slime_ray.config.judge import Llm, RewardModel
 from slime_ray.config.settings import Decoding, Schedule, Settings
+from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import ScoringJudge, build_judge
@@ -30,8 +31,8 @@ from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.footprint import CONTEXT
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import PROBED, Rates
-from slime_ray.training.policies import to_device
-from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.training.policies import row_budget, to_device
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.training.worker import reset_process
 from slime_ray.world import World
 
@@ -122,7 +123,7 @@ def probe(
     _forget_peaks()
 
     pairs = [TokenPair(*ids) for ids in sample.train]
-    row_tokens = settings.data.row_budget
+    row_tokens = row_budget(settings, policy)
     objective = settings.objective.build()
     if objective.needs_reference:
         pairs = [replace(pair, reference_chosen=-10.0, reference_rejected=-10.0) for pair in pairs]
@@ -179,7 +180,7 @@ class _Runs:
             pairs=pairs,
             schedule=schedule.model_copy(update={"updates": WARM + MOST}),
             pairs_per_update=per_update,
-            row_tokens=settings.data.row_budget,
+            row_tokens=row_budget(settings, policy),
             seed=0,
             scratch=self.scratch / "trainer",
             after_update=after_update,

@@ -52,7 +52,7 @@ from slime_ray.training.outcome import (
     say_nothing,
     write_judging,
 )
-from slime_ray.training.policies import to_device
+from slime_ray.training.policies import row_budget, to_device
 from slime_ray.training.reach import check_reach
 from slime_ray.training.single import ConsoleProgress, Say
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
@@ -305,7 +305,7 @@ class _Models(_AnswerFiles):
         if one.is_file:
             return measure_answers(trial, judge_prompts(trial, self.stages, self.read(one), self.judge))
         policy = self.load(one)
-        after = measure_held_out(policy, self.stages.held_out, row_tokens=self.settings.data.row_budget)
+        after = measure_held_out(policy, self.stages.held_out, row_tokens=row_budget(self.settings, policy))
         asked = answer_prompts(trial, self.stages, policy, self.report, adapter=one.path)
         answered = judge_prompts(trial, self.stages, asked, self.judge)
         return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from slime_ray.config.experiment import Faults, Trial
 from slime_ray.config.trackers import Tracker
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import Judge
@@ -23,10 +24,11 @@ from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.measuring import measure_activity
 from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
 from slime_ray.training.outcome import CHECKPOINTS
+from slime_ray.training.policies import row_budget
 from slime_ray.training.sentinel import SentinelWatch
 from slime_ray.training.stages import Stages
 from slime_ray.training.trackers import Trackers, named
-from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.world import World
 
 
@@ -117,7 +119,7 @@ class Measurements:
         return measure_held_out(
             self.policy,
             self.stages.held_out[:pairs],
-            row_tokens=self.trial.settings.data.row_budget,
+            row_tokens=row_budget(self.trial.settings, self.policy),
         )
 
     def at(self, step: int, updates: int) -> Command | None:
@@ -159,7 +161,7 @@ class TrainingLoop:
         self,
         trial: Trial,
         folder: Path,
-        pairs: list[TokenPair],
+        pairs: Sequence[TokenPair],
         policy: Policy,
         measure: Measurements,
         hosting: Runtime,
@@ -180,7 +182,7 @@ class TrainingLoop:
             pairs=pairs,
             schedule=self.schedule,
             pairs_per_update=self.schedule.pairs_per_update,
-            row_tokens=trial.settings.data.row_budget,
+            row_tokens=row_budget(trial.settings, policy),
             seed=trial.seed,
             scratch=folder / "scratch",
             after_update=self.after_update,

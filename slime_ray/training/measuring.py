@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from slime_ray.config.experiment import Trial
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import RunError, SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
@@ -21,8 +22,8 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Report, pause_for
+from slime_ray.training.policies import row_budget
 from slime_ray.training.stages import Stages, answers_progress
-from slime_ray.training.trainer import TokenPair
 
 Rows = list[dict[str, Any]]
 
@@ -169,4 +170,4 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     if not hasattr(policy.lm, "peft_config"):
         lm = load_checkpoint(stages.checkpoint, dtype=settings.model.weights_dtype).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
-    return kl_to_reference(policy, reference, samples, row_tokens=settings.data.row_budget)
+    return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))

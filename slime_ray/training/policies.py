@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.config.settings import Model, Settings
-from slime_ray.data.packing import PairTokens, pack
+from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
@@ -27,13 +28,18 @@ def to_device(policy: Policy, *, sharded: bool) -> Policy:
     return policy.cuda() if torch.cuda.is_available() else policy
 
 
+def row_budget(settings: Settings, policy: Policy) -> int:
+    """Tokens of one packed row on the policy's device."""
+    return settings.data.row_budget(gpu=policy.device.type == "cuda")
+
+
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
     """The policy of a saved checkpoint, to be evaluated."""
     return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.weights_dtype), model), sharded=sharded).eval()
 
 
 @torch.no_grad()
-def chosen_logps(policy: Policy, pairs: Sequence[PairTokens]) -> np.ndarray:
+def chosen_logps(policy: Policy, pairs: Sequence[TokenPair]) -> np.ndarray:
     """(tokens,) log-probabilities (nats) of the chosen completions of a few pairs.
 
     All ranks of a sharded policy call it.

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
+from slime_ray.data.pairs import ID_COLUMNS, map_pairs
 from slime_ray.data.rendering import render_prompts
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.model.limits import Limits
@@ -26,7 +26,7 @@ def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
         max_new_tokens: Length of the longest answer.
     """
     for name in PARTS:
-        if (path := tokens / f"{name}.parquet").is_file():
+        if (path := tokens / f"{name}.arrow").is_file():
             _check_pairs(limits, path, name, tokens)
     for name in PROMPT_SETS:
         prompts = read_prompts(tokens / f"prompts-{name}.parquet")
@@ -38,8 +38,8 @@ def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
 
 
 def _check_pairs(limits: Limits, path: Path, part: str, tokens: Path) -> None:
-    table = pq.read_table(path)
-    columns = {name: table[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in table.column_names}
+    table = map_pairs(path)
+    columns = {name: table[name] for name in ID_COLUMNS}
     for column in columns.values():
         flat = pc.list_flatten(column)
         largest = pc.max(flat).as_py() if len(flat) else 0

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from slime_ray.config.settings import Model, Settings
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model, make_policy
 from slime_ray.model.logprobs import Policy
@@ -18,8 +19,8 @@ from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import SftObjective
 from slime_ray.training.checks import check_saved, check_trained, check_update
 from slime_ray.training.orders import Report
-from slime_ray.training.policies import chosen_logps, to_device
-from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.training.policies import chosen_logps, row_budget, to_device
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.world import World
 
 COMPARED_PAIRS = 4
@@ -107,7 +108,7 @@ def _trained(
         pairs=pairs,
         schedule=sft,
         pairs_per_update=sft.examples_per_update,
-        row_tokens=settings.data.row_budget,
+        row_tokens=row_budget(settings, policy),
         seed=seed,
         scratch=scratch,
         gradient_checkpointing=settings.training.gradient_checkpointing,

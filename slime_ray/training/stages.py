@@ -5,7 +5,7 @@ instead of all of it each; what is made is the same.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from slime_ray.config.settings import Data, Model, Settings, fingerprint
 from slime_ray.data import tasks
 from slime_ray.data.chat_template import stop_token_ids, template_hash
 from slime_ray.data.corpus import load_corpus
+from slime_ray.data.pairs import PAIRS_FORMAT, PairFile, write_pairs
 from slime_ray.data.splits import content_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
 from slime_ray.errors import RunError
@@ -36,11 +37,10 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
 from slime_ray.training.orders import Report
-from slime_ray.training.policies import checkpoint_policy, model_facts
+from slime_ray.training.policies import checkpoint_policy, model_facts, row_budget
 from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
 from slime_ray.training.reach import check_reach
 from slime_ray.training.sft import make_sft
-from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
 
 BASELINE_SEED = 0
@@ -50,6 +50,8 @@ NOTES = "notes.json"
 """Next to it, what a user should know of the pretrained model that was loaded."""
 FORMAT = 6
 """Raised when what a stage writes changes, so that older caches are not read."""
+REFERENCE_PAIRS = 4096
+"""Pairs that the reference is measured on at a time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Stages:
     checkpoint: Path
     tokenizer: Any
     stop_tokens: tuple[int, ...]
-    held_out: list[TokenPair]
+    held_out: PairFile
     prompts: dict[str, Prompts]
     step0: HeldOut
     baseline: dict[str, list[Answer]]
@@ -110,12 +112,13 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
 @using_stages
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False
-) -> list[TokenPair]:
+) -> PairFile:
     """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
 
     The reference is computed once for an SFT checkpoint and shared by all trials that need one.
     """
-    pairs = _read_pairs(stages.tokens / "train.parquet")
+    path = stages.tokens / "train.arrow"
+    pairs = PairFile(path)
     if not settings.objective.build().needs_reference:
         return pairs
     of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
@@ -123,19 +126,14 @@ def train_pairs(
     folder = cached(
         storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
     )
-    with np.load(folder / "reference.npz", allow_pickle=False) as sums:
-        chosen, rejected = sums["chosen"].tolist(), sums["rejected"].tolist()
-    return [
-        TokenPair(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, *reference)
-        for pair, *reference in zip(pairs, chosen, rejected, strict=True)
-    ]
+    return PairFile(path, folder / "reference.npz")
 
 
 def _tokens_key(settings: Settings) -> str:
     model, evaluation = settings.model, settings.evaluation
     return fingerprint(
         [
-            FORMAT,
+            [FORMAT, PAIRS_FORMAT],
             [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file],
             _weights(model),
             content_of(model.tokenizer, by_time=True),
@@ -168,7 +166,7 @@ def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str 
         checkpoint=checkpoint,
         tokenizer=AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True),
         stop_tokens=tuple(info["stop_tokens"]),
-        held_out=_read_pairs(tokens / "held_out.parquet"),
+        held_out=PairFile(tokens / "held_out.arrow"),
         prompts={name: read_prompts(tokens / f"prompts-{name}.parquet") for name in PROMPT_SETS},
         step0=HeldOut.load(step0 / "held_out.npz"),
         baseline={name: _read_answers(answers / f"{name}.parquet") for name in PROMPT_SETS},
@@ -198,16 +196,16 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
     tokenizer = load_tokenizer(settings.model)
     corpus = load_corpus(data, settings.evaluation)
     limits: dict[str, Any] = {"max_prompt_tokens": data.max_prompt_tokens, "strict": data.strict}
-    row: dict[str, Any] = {"max_tokens": data.max_tokens, "row_tokens": data.row_budget}
+    row: dict[str, Any] = {"max_tokens": data.max_tokens, "row_tokens": data.row_tokens}
     truncated: dict[str, Any] = {}
     content: dict[str, str] = {}
     parts = {"train": corpus.train, "held_out": corpus.held_out}
     for name, part in (({"sft": corpus.sft} if settings.sft else {}) | parts).items():
         tokenize = tokenize_sft if name == "sft" else tokenize_pairs
         tokenized = tokenize(part, tokenizer, **row, **limits)
-        tokenized.dataset.to_parquet(folder / f"{name}.parquet")
+        write_pairs(folder / f"{name}.arrow", tokenized.table)
         truncated[name] = tokenized.truncation.as_dict()
-        content[name] = tokenized_hash(tokenized.dataset)
+        content[name] = tokenized_hash(tokenized.table)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     for name, asked in prompts.items():
         if asked.truncation is not None:
@@ -239,7 +237,7 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
 
 def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
     notes: list[str] = []
-    pairs = _read_pairs(tokens / ("sft.parquet" if settings.sft else "train.parquet"))
+    pairs = PairFile(tokens / ("sft.arrow" if settings.sft else "train.arrow"))
     max_new_tokens = settings.evaluation.decoding.max_new_tokens
 
     def check(policy: Policy) -> None:
@@ -260,7 +258,8 @@ def _make_step0(
     if world.main and policy.why_not_packed is not None:
         report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
-    measured = measure_held_out(policy, _read_pairs(tokens / "held_out.parquet"), row_tokens=settings.data.row_budget)
+    pairs = PairFile(tokens / "held_out.arrow")
+    measured = measure_held_out(policy, pairs, row_tokens=row_budget(settings, policy))
     check_finite(measured, "held-out", settings)
     if world.main:
         (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
@@ -303,18 +302,18 @@ def _make_baseline(
             )
 
 
-def _make_reference(
-    settings: Settings, stages: Stages, pairs: Sequence[TokenPair], folder: Path, sharded: bool
-) -> None:
+def _make_reference(settings: Settings, stages: Stages, pairs: PairFile, folder: Path, sharded: bool) -> None:
     policy = checkpoint_policy(stages.checkpoint, settings.model, sharded)
-    measured = measure_held_out(policy, pairs, row_tokens=settings.data.row_budget)
-    check_finite(measured, "training", settings)
+    chosen, rejected = [], []
+    # Of each token several numbers are measured, and of all pairs together they would be gigabytes.
+    for start in range(0, len(pairs), REFERENCE_PAIRS):
+        part = pairs[start : start + REFERENCE_PAIRS]
+        measured = measure_held_out(policy, part, row_tokens=row_budget(settings, policy))
+        check_finite(measured, "training", settings)
+        chosen.append(measured.chosen_means * measured.chosen_lengths)
+        rejected.append(measured.rejected_means * measured.rejected_lengths)
     if World.current().main:
-        np.savez(
-            folder / "reference.npz",
-            chosen=measured.chosen_means * measured.chosen_lengths,
-            rejected=measured.rejected_means * measured.rejected_lengths,
-        )
+        np.savez(folder / "reference.npz", chosen=np.concatenate(chosen), rejected=np.concatenate(rejected))
 
 
 def answers_progress(report: Report, doing: str) -> Callable[[int, int], None]:
@@ -347,11 +346,6 @@ def _model_notes(checkpoint: Path) -> dict[str, list[str]]:
     """What the pretrained model's loading had to say; nothing of an earlier version."""
     file = checkpoint / NOTES
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
-def _read_pairs(path: Path) -> list[TokenPair]:
-    rows = pq.read_table(path).to_pylist()
-    return [TokenPair(row["prompt_ids"], row["chosen_ids"], row.get("rejected_ids") or ()) for row in rows]
 
 
 def _read_answers(path: Path) -> list[Answer]:

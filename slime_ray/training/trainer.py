@@ -1,6 +1,5 @@
 """PreferenceTrainer: transformers.Trainer with packed rows, an objective, and counts taken over the whole update."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from slime_ray.config.settings import Schedule
 from slime_ray.data.order import examples_by_update, updates_of
 from slime_ray.data.packing import Rows, copy_to, fill_rows, pack, row_length
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
@@ -30,17 +30,6 @@ from slime_ray.training.checkpoint import (
 )
 
 Metrics = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class TokenPair:
-    """Token ids of one pair, with the reference's summed log-probabilities (nats) where an objective needs them."""
-
-    prompt_ids: Sequence[int]
-    chosen_ids: Sequence[int]
-    rejected_ids: Sequence[int] = ()
-    reference_chosen: float = math.nan
-    reference_rejected: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from slime_ray import __version__
 from slime_ray.config.experiment import Faults, Trial
+from slime_ray.data.pairs import PairFile
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
@@ -75,7 +76,6 @@ from slime_ray.training.outcome import (
 from slime_ray.training.policies import to_device
 from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
-from slime_ray.training.trainer import TokenPair
 from slime_ray.world import World
 
 REHEARSAL = "rehearsal"
@@ -268,7 +268,7 @@ def _train_and_measure(
     return Measurement(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
 
 
-def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, list[TokenPair], Any]:
+def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
     """What the trial starts from: the shared stages, its pairs, and the SFT checkpoint. Raises StageError."""
     settings = trial.settings
     try:

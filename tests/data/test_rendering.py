@@ -132,7 +132,7 @@ def test_prompt_and_completion_ids_decode_to_the_rendered_conversation(
 def test_ids_do_not_depend_on_the_other_rows(tokenizers, family, texts):
     tokenizer = tokenizers[family]
     rows = [pair(question, "a" + answer, "b" + answer) for question, answer in texts]
-    together = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=10_000).dataset
+    together = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=10_000).table.to_pylist()
     for index, row in enumerate(rows):
         alone = render_pair(tokenizer, **row)
         assert together[index]["prompt_ids"] == alone.prompt_ids
@@ -283,7 +283,7 @@ def test_a_special_token_spelled_out_in_a_message_is_plain_text(tokenizers, fami
     assert tokenized.truncation.rows_with_special_text == 1
     assert tokenized.truncation.changed[0].rows == ("row 1",)
     assert "spell out a special token" in caplog.text
-    assert tokenized.dataset[1]["chosen_ids"] == rendered.chosen_ids
+    assert tokenized.table["chosen_ids"][1].as_py() == rendered.chosen_ids
 
 
 def test_the_mark_that_stands_for_special_tokens_is_text_like_any_other(tokenizers):

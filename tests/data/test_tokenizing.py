@@ -2,11 +2,14 @@
 
 import logging
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_ray.data.pairs import ID_COLUMNS
 from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.splits import prompt_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenize_sft, tokenized_hash
@@ -32,7 +35,7 @@ def test_a_long_prompt_keeps_its_end_and_a_long_completion_its_start(letters):
     tokenized = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8, max_prompt_tokens=4)
     spelled = [
         tuple(spell(letters, row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        for row in tokenized.dataset
+        for row in tokenized.table.to_pylist()
     ]
     assert spelled == [
         ("pq<a>", "ab<eos>", "c<eos>"),
@@ -48,7 +51,6 @@ def test_a_long_prompt_keeps_its_end_and_a_long_completion_its_start(letters):
         "chosen completions cut at their end": ("row 2", "row 3"),
         "rejected completions cut at their end": ("row 3",),
     }
-    assert [row["prompt_hash"] for row in tokenized.dataset] == [prompt_hash(row["prompt"]) for row in rows]
 
 
 def test_a_pair_longer_than_a_row_loses_from_its_longer_completion_first(letters):
@@ -62,7 +64,7 @@ def test_a_pair_longer_than_a_row_loses_from_its_longer_completion_first(letters
     tokenized = tokenize_pairs(Dataset.from_list(rows), letters, **options)
     spelled = [
         tuple(spell(letters, row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        for row in tokenized.dataset
+        for row in tokenized.table.to_pylist()
     ]
     assert spelled == [
         ("pq<a>", "ab<eos>", "c<eos>"),
@@ -79,7 +81,7 @@ def test_a_row_smaller_than_a_prompt_is_refused(letters):
     rows = Dataset.from_list([pair("pppppp", "a", "b")])
     with pytest.raises(InputError, match=r"data.row_tokens is 8, but a prompt has 7 tokens.* Raise data.row_tokens"):
         tokenize_pairs(rows, letters, max_tokens=100, row_tokens=8)
-    assert len(tokenize_pairs(rows, letters, max_tokens=100, row_tokens=11).dataset) == 1
+    assert len(tokenize_pairs(rows, letters, max_tokens=100, row_tokens=11).table) == 1
 
 
 def test_pairs_that_limits_make_useless_are_dropped_and_counted(letters, caplog):
@@ -93,7 +95,7 @@ def test_pairs_that_limits_make_useless_are_dropped_and_counted(letters, caplog)
     with caplog.at_level(logging.WARNING):
         tokenized = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8)
     assert tokenized.kept == (0, 4)
-    assert len(tokenized.dataset) == 2
+    assert len(tokenized.table) == 2
     assert {group.reason: group.rows for group in tokenized.truncation.dropped} == {
         "prompt leaves no room for a completion": ("row 1",),
         "chosen and rejected have the same tokens once cut": ("row 2",),
@@ -120,7 +122,7 @@ def test_strict_tokenizing_refuses_what_does_not_fit_with_counts_and_rows(letter
     assert "1 prompt leaves no room for a completion (row 1)" in str(caught.value)
     assert "1 chosen completions cut at their end (row 2)" in str(caught.value)
     fitting = tokenize_pairs(rows.select([0]), letters, max_tokens=8, strict=True)
-    assert len(fitting.dataset) == 1
+    assert len(fitting.table) == 1
 
 
 def test_rows_keep_their_order_and_number_beyond_one_batch(letters):
@@ -130,15 +132,17 @@ def test_rows_keep_their_order_and_number_beyond_one_batch(letters):
     assert tokenized.truncation.dropped[0].rows == ("row 2100",)
     assert tokenized.kept == tuple(number for number in range(2500) if number != 2100)
     # A prompt of n letters has n + 1 tokens.
-    assert [len(ids) for ids in tokenized.dataset["prompt_ids"]] == [2 + number % 5 for number in tokenized.kept]
+    assert pc.list_value_length(tokenized.table["prompt_ids"]).to_pylist() == [
+        2 + number % 5 for number in tokenized.kept
+    ]
 
 
 def test_nothing_left_is_an_input_error_but_nothing_given_is_not(letters):
     with pytest.raises(InputError, match="None of the 1 pairs is left: 1 prompt leaves no room"):
         tokenize_pairs(Dataset.from_list([pair("ppppppp", "a", "b")]), letters, max_tokens=8)
-    empty = tokenize_pairs(Dataset.from_list([pair()]).select([]), letters, max_tokens=8).dataset
+    empty = tokenize_pairs(Dataset.from_list([pair()]).select([]), letters, max_tokens=8).table
     assert len(empty) == 0
-    assert empty.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "prompt_hash"]
+    assert empty.column_names == list(ID_COLUMNS)
 
 
 @pytest.mark.parametrize("column", ["chosen", "completion"])
@@ -148,8 +152,8 @@ def test_sft_examples_have_the_ids_of_chosen_completions_and_no_rejected_ones(le
     if column == "completion":
         examples = examples.remove_columns("rejected").rename_column("chosen", "completion")
     tokenized = tokenize_sft(examples, letters, max_tokens=8)
-    assert [spell(letters, ids) for ids in tokenized.dataset["chosen_ids"]] == ["ab<eos>", "abcde", "a<eos>"]
-    assert tokenized.dataset["rejected_ids"][:] == [[], [], []]
+    assert [spell(letters, ids) for ids in tokenized.table["chosen_ids"].to_pylist()] == ["ab<eos>", "abcde", "a<eos>"]
+    assert tokenized.table["rejected_ids"].to_pylist() == [[], [], []]
     assert tokenized.kept == (0, 1, 2)
     assert tokenized.truncation.as_dict() == {
         "rows_read": 4,
@@ -184,7 +188,7 @@ def test_no_kept_pair_is_longer_than_allowed_and_every_pair_is_accounted_for(let
     except InputError:
         return
     assert len(tokenized.kept) + tokenized.truncation.rows_dropped == len(rows)
-    for source, row in zip(tokenized.kept, tokenized.dataset, strict=True):
+    for source, row in zip(tokenized.kept, tokenized.table.to_pylist(), strict=True):
         full = render_pair(letters, **rows[source])
         assert 1 <= len(row["prompt_ids"]) <= (max_prompt_tokens or max_tokens)
         assert full.prompt_ids[-len(row["prompt_ids"]) :] == row["prompt_ids"]
@@ -211,10 +215,10 @@ def test_prompts_are_cut_as_those_of_pairs_are(letters):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_have_the_ids_they_have_in_pairs(tokenizers, family):
     tokenizer, rows = tokenizers[family], [pair(SHORT), pair(TALK), pair("<|im_end|><end_of_turn>")]
-    pairs = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=1000).dataset
+    pairs = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=1000).table["prompt_ids"].to_pylist()
     prompts = tokenize_prompts([row["prompt"] for row in rows], tokenizer)
-    assert list(prompts.prompt_ids) == pairs["prompt_ids"][:]
-    assert [render_prompt(tokenizer, row["prompt"]) for row in rows] == pairs["prompt_ids"][:]
+    assert list(prompts.prompt_ids) == pairs
+    assert [render_prompt(tokenizer, row["prompt"]) for row in rows] == pairs
 
 
 def test_a_prompt_that_the_template_refuses_is_left_out_and_said(tokenizers):
@@ -232,9 +236,7 @@ def test_a_prompt_that_the_template_refuses_is_left_out_and_said(tokenizers):
 
 def test_tokenized_hash_changes_with_any_id_and_any_boundary():
     def rows(*ids):
-        return Dataset.from_list(
-            [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)) for row in ids]
-        )
+        return pa.Table.from_pylist([dict(zip(ID_COLUMNS, row, strict=True)) for row in ids])
 
     first = rows(([1], [2, 3], [4]), ([5], [6], [7]))
     hashes = {
@@ -244,15 +246,15 @@ def test_tokenized_hash_changes_with_any_id_and_any_boundary():
             rows(([1], [2, 3], [9]), ([5], [6], [7])),
             rows(([1, 2], [3], [4]), ([5], [6], [7])),
             rows(([1], [2], [4]), ([5], [3, 6], [7])),
-            first.select([1, 0]),
-            first.select([0]),
+            first.take([1, 0]),
+            first.take([0]),
         )
     }
     assert len(hashes) == 6
-    assert tokenized_hash(rows(([5], [6], [7]), ([1], [2, 3], [4])).select([1, 0])) == tokenized_hash(first)
+    assert tokenized_hash(rows(([5], [6], [7]), ([1], [2, 3], [4])).take([1, 0])) == tokenized_hash(first)
 
 
 def test_tokenized_hash_tells_templates_apart(tokenizers):
     data = Dataset.from_list([pair(TALK)])
-    hashes = {tokenized_hash(tokenize_pairs(data, tokenizers[name], max_tokens=500).dataset) for name in FAMILIES}
+    hashes = {tokenized_hash(tokenize_pairs(data, tokenizers[name], max_tokens=500).table) for name in FAMILIES}
     assert len(hashes) == len(FAMILIES)

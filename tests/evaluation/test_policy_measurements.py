@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from slime_ray.config.settings import Decoding, Lora
+from slime_ray.data.pairs import TokenPair
 from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.generate import generate_answers
@@ -15,7 +16,6 @@ from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.model.logprobs import Policy, kl_divergence
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
-from slime_ray.training.trainer import TokenPair
 
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)

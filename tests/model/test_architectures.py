@@ -16,13 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from slime_ray.config.settings import Decoding, Model, Schedule
 from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.model.decoder import decoder_of
 from slime_ray.model.loading import load_checkpoint, load_model
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import SftObjective, SlimeObjective
-from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 
 from .conftest import all_alone
 from .families import FAMILIES, VOCABULARY, Family, families_table, tiny_family

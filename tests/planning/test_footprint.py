@@ -21,13 +21,13 @@ from transformers import (
 from slime_ray.bench.cases import SHAPES
 from slime_ray.config.settings import Lora, Model
 from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.decoder import settings_of
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.planning.flops import Lengths
 from slime_ray.planning.footprint import Footprint, fill_row, footprint
-from slime_ray.training.trainer import TokenPair
 
 LORA = Lora(rank=4, alpha=8.0)
 SIZES: dict[str, Any] = {

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from slime_ray.config.settings import Schedule
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import shard
 from slime_ray.objectives import DpoObjective, ReleasedSlimeObjective, SlimeObjective
-from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer
 
 CONFIG = LlamaConfig(
     vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8

@@ -80,7 +80,7 @@ def repair(experiment: Experiment, storage: RunStore, kind: str, name: str, dama
 @pytest.mark.parametrize(
     ("kind", "name", "damage"),
     [
-        ("tokens", "train.parquet", "truncated"),
+        ("tokens", "train.arrow", "truncated"),
         ("sft", "model.safetensors", "changed"),
         ("step0", "held_out.npz", "emptied"),
         ("baseline", "report.parquet", "removed"),
@@ -90,6 +90,15 @@ def repair(experiment: Experiment, storage: RunStore, kind: str, name: str, dama
 )
 def test_a_damaged_stage_is_made_again_as_it_was(experiment, copied, kind, name, damage):
     repair(experiment, copied, kind, name, damage)
+
+
+def test_tokens_of_an_older_format_are_made_again_once_and_nothing_else_is(experiment, copied, monkeypatch):
+    said: list[str] = []
+    report = lambda told: said.extend([told["doing"]] if str(told.get("doing")).startswith("making") else [])  # noqa: E731
+    monkeypatch.setattr(stages_module, "PAIRS_FORMAT", "newer")
+    for _ in range(2):
+        make_all(experiment, copied, report)
+    assert said == ["making tokens"]
 
 
 @pytest.mark.slow
@@ -116,7 +125,7 @@ def test_what_is_damaged_after_it_was_checked_is_no_trials_result(
 ):
     """The disk breaks between the check of a stage and its use; on a whole disk the trial then computes the same."""
     trial = arm_trials(experiment)[0]
-    name = {"tokens": "train.parquet", "sft": "model.safetensors", "step0": "held_out.npz"}[kind]
+    name = {"tokens": "train.arrow", "sft": "model.safetensors", "step0": "held_out.npz"}[kind]
     cached = stages_module.cached
 
     def breaks(storage: RunStore, what: str, *arguments: Any) -> Path:

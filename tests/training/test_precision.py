@@ -20,6 +20,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import ATTENTION_AND_MLP, Lora, Model, Schedule
 from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
@@ -28,7 +29,7 @@ from slime_ray.model.lora import make_trainable
 from slime_ray.objectives import SftObjective, SlimeObjective
 from slime_ray.training.outcome import MODEL
 from slime_ray.training.stages import prepare
-from slime_ray.training.trainer import GO_ON, PreferenceTrainer, TokenPair
+from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 from slime_ray.training.worker import run_trial
 
 from . import small_trials, tower_worker
@@ -196,7 +197,7 @@ def test_step_0_is_the_untrained_policy_bit_for_bit(experiment, storage, tmp_pat
     policy = make_policy(make_trainable(lm, lora), settings.model)
     # Whatever a trainer does to a policy.
     trainer_of(policy, tmp_path, pairs=stages.held_out[:2])
-    measured = measure_held_out(policy, stages.held_out, row_tokens=settings.data.row_budget)
+    measured = measure_held_out(policy, stages.held_out, row_tokens=settings.data.row_budget(gpu=False))
     for mine, theirs in zip(astuple(measured), astuple(stages.step0), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -236,7 +237,7 @@ def test_a_trial_in_bfloat16_trains_its_head_from_a_stage_in_float32(storage, tm
     # Read again, as `slime-ray evaluate` does, it gives the numbers that the trial wrote.
     lm = load_adapter(load_checkpoint(stage, dtype=trial.settings.model.weights_dtype), after_file.parent)
     stages, policy = prepare(trial.settings, storage=storage, report=nothing), make_policy(lm, trial.settings.model)
-    measured = measure_held_out(policy, stages.held_out, row_tokens=trial.settings.data.row_budget)
+    measured = measure_held_out(policy, stages.held_out, row_tokens=trial.settings.data.row_budget(gpu=False))
     pairs = pd.read_parquet(after_file.parents[1] / "pairs.parquet")
     np.testing.assert_array_equal(pairs["chosen_logp"], measured.chosen_means)
     np.testing.assert_array_equal(pairs["rejected_logp"], measured.rejected_means)

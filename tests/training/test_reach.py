@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from slime_ray.data.pairs import write_pairs
 from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
@@ -25,9 +25,9 @@ def tokens_of(folder: Path, *, pairs: list[tuple[list[int], list[int], list[int]
     for name in ("train", "held_out"):
         columns = zip(*pairs, strict=True)
         table = pa.table(dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), map(list, columns), strict=True)))
-        pq.write_table(table, folder / f"{name}.parquet")
-    sft = {"prompt_ids": [[5, 6]], "chosen_ids": [[7]]}
-    pq.write_table(pa.table(sft), folder / "sft.parquet")
+        write_pairs(folder / f"{name}.arrow", table)
+    sft = {"prompt_ids": [[5, 6]], "chosen_ids": [[7]], "rejected_ids": pa.array([[]], pa.list_(pa.int64()))}
+    write_pairs(folder / "sft.arrow", pa.table(sft))
     for name in PROMPT_SETS:
         write_prompts(folder / f"prompts-{name}.parquet", prompts)
     TOKENIZER.save_pretrained(folder / "tokenizer")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from slime_ray.config.settings import Decoding, Lora, Settings
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import HeldOut
@@ -21,7 +22,6 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training import sft, stages
 from slime_ray.training.cache import cached
 from slime_ray.training.checks import check_finite, check_saved, check_update
-from slime_ray.training.trainer import TokenPair
 
 from .small_trials import nothing
 

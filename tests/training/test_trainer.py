@@ -21,6 +21,7 @@ from transformers import (
 
 from slime_ray.config.settings import Lora, Schedule
 from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import (
@@ -33,7 +34,7 @@ from slime_ray.objectives import (
 )
 from slime_ray.runs import files
 from slime_ray.training.checkpoint import latest
-from slime_ray.training.trainer import Next, PreferenceTrainer, TokenPair, Updates, shares
+from slime_ray.training.trainer import Next, PreferenceTrainer, Updates, shares
 
 CONFIG = LlamaConfig(
     vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
