@@ -53,9 +53,9 @@ def device_error(error: BaseException) -> BaseException | None:
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
-    for one in chain:
+    for cause in chain:
         # Triton's OutOfResources is no RuntimeError.
-        known = isinstance(one, RuntimeError) or type(one).__name__ == "OutOfResources"
-        if known and _DEVICE.search(str(one)) and not is_memory_error(one):
-            return one
+        known = isinstance(cause, RuntimeError) or type(cause).__name__ == "OutOfResources"
+        if known and _DEVICE.search(str(cause)) and not is_memory_error(cause):
+            return cause
     return None

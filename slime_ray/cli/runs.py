@@ -234,7 +234,7 @@ def _verify(options: argparse.Namespace) -> None:
         raise RunError(f"{options.runs[0]} and {options.runs[1]} do not agree.")
 
 
-def _row_said(folder: Path, trial: str) -> dict[str, str]:
+def _row_of(folder: Path, trial: str) -> dict[str, str]:
     """A trial's row of the report's main table, for its model card."""
     from slime_ray.analysis.tables import win_rate_stability
     from slime_ray.runs import results
@@ -246,13 +246,13 @@ def _row_said(folder: Path, trial: str) -> dict[str, str]:
     if not rows:
         return {}
     row = rows[0]
-    said = {"row of the report": f"{row['label']}, {row['seeds_finished']} of {row['seeds']} seeds"}
+    facts = {"row of the report": f"{row['label']}, {row['seeds_finished']} of {row['seeds']} seeds"}
     for name, words in (("win_rate", "win rate"), ("stability", "stability S")):
         value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
         # NaN where nothing was judged, or nothing could be resampled.
         if value is not None and value == value:
-            said[words] = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else "")
-    return said
+            facts[words] = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else "")
+    return facts
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -263,8 +263,8 @@ def _export(options: argparse.Namespace) -> None:
     if options.trial:
         from slime_ray.training.export import export_model
 
-        said = _row_said(options.run, options.trial) if (options.run / "manifest.json").is_file() else {}
-        print(export_model(options.run, options.trial, options.to, dtype=options.dtype, said=said))
+        facts = _row_of(options.run, options.trial) if (options.run / "manifest.json").is_file() else {}
+        print(export_model(options.run, options.trial, options.to, dtype=options.dtype, facts=facts))
         return
     export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
     print(export(results.load(options.run), options.to))

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.config.ablation import REMOVE, Ablation, Unfit, Values, absent, idle_knobs, removed
+from slime_ray.config.ablation import Ablation, Values
 from slime_ray.config.design import Cell, Design
 from slime_ray.config.experiment import Arm, Experiment, with_values
+from slime_ray.config.parts import REMOVE, Unfit, absent, idle_knobs, removed
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.objectives import SlimeObjective

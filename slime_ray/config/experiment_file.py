@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_ray.config.ablation import Ablation, AnyAblation, Unfit, Values, idle_knobs
+from slime_ray.config.ablation import Ablation, AnyAblation, Values
 from slime_ray.config.complaints import explain
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
@@ -27,6 +27,7 @@ from slime_ray.config.experiment import (
     with_values,
 )
 from slime_ray.config.judge import Llm
+from slime_ray.config.parts import Unfit, idle_knobs
 from slime_ray.config.points import Search
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.search_file import SearchKeys, SearchReader

@@ -206,8 +206,8 @@ class Served:
                 failure.reason = f"it did not {what} the adapter {self.adapter}: {failure.reason}. {NEEDED}"
             raise
         if b'"success":false' in reply.replace(b" ", b""):
-            said = printable(reply.decode("utf-8", "replace"))[:200]
-            raise Failure(f"it did not {what} the adapter {self.adapter}: {said}. {NEEDED}", "request")
+            reason = printable(reply.decode("utf-8", "replace"))[:200]
+            raise Failure(f"it did not {what} the adapter {self.adapter}: {reason}. {NEEDED}", "request")
 
     def _complete(
         self, questions: dict[int, _Question], asked: dict[str, Any], progress: Callable[[int, int], None]
@@ -215,7 +215,7 @@ class Served:
         """Ask all of them. Raises RunError where one has no answer by the deadline."""
         until = self._until()
 
-        def one(question: _Question, stop: threading.Event) -> _Completion:
+        def complete(question: _Question, stop: threading.Event) -> _Completion:
             body = {
                 "model": self.model,
                 "prompt": list(question.prompt),
@@ -250,7 +250,7 @@ class Served:
         if not questions:
             return {}
         results, failure = ask_all(
-            self.connection, questions, one, concurrency=self.server.concurrency, progress=progress
+            self.connection, questions, complete, concurrency=self.server.concurrency, progress=progress
         )
         if failure is not None:
             raise self._error(failure.reason)
@@ -337,15 +337,15 @@ def read_completion(body: bytes, *, model: str, max_tokens: int) -> _Completion:
         Failure: It is none, of another model, or longer.
     """
     try:
-        given = json.loads(body.decode("utf-8", "replace"))
-        choice = given["choices"][0]
+        reply = json.loads(body.decode("utf-8", "replace"))
+        choice = reply["choices"][0]
         text, finish, ids = choice["text"], choice["finish_reason"], choice.get("token_ids")
         logps = (choice.get("logprobs") or {}).get("token_logprobs") or [None]
-        answered, logp = given["model"], logps[0]
+        name, logp = reply["model"], logps[0]
     except (ValueError, RecursionError, AttributeError, IndexError, KeyError, TypeError):
         raise Failure("an answer that is no completion", "passing") from None
-    if answered != model:
-        raise Failure(f"it answers with the model {printable(str(answered))[:80]} in place of {model}", "endpoint")
+    if name != model:
+        raise Failure(f"it answers with the model {printable(str(name))[:80]} in place of {model}", "endpoint")
     sound = isinstance(text, str) and (logp is None or (isinstance(logp, (int, float)) and not isinstance(logp, bool)))
     if ids is not None:
         sound = sound and isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids)

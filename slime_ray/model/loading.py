@@ -16,10 +16,10 @@ from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
-from slime_ray.model.files import check_adapter, check_gguf
+from slime_ray.model.files import ADAPTER, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import untie_head
-from slime_ray.model.merging import attach_adapter, heads_tied, load_parts
+from slime_ray.model.merging import attach_adapter, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
 from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
@@ -84,11 +84,18 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
         return _load(Model(source=str(folder)), dtype, note)
 
 
-def load_adapter(lm: Any, folder: Path) -> Any:
-    """Lay an adapter of peft's on the model it was trained on. Raises InputError unless all of it fits."""
+def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:
+    """Lay an adapter of peft's on the model it was trained on, or merge it. Raises InputError unless all of it fits."""
     with refusing(partial(_damaged, folder)):
         check_adapter(folder)
-        return attach_adapter(lm, folder)
+        return merge_adapter(lm, folder) if merge else attach_adapter(lm, folder)
+
+
+def base_of(folder: Path) -> str:
+    """What an adapter names as its base: a path or a Hub id. Raises InputError for a damaged one."""
+    with refusing(partial(_damaged, folder)):
+        check_adapter(folder)
+        return str(read_object(folder / ADAPTER).get("base_model_name_or_path"))
 
 
 def _damaged(folder: Path, reason: str) -> InputError:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from slime_ray.data.packing import pack
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, device_error, is_memory_error
 from slime_ray.model.attention import ROW_ATTENTION, local_setting, plain_attention
 from slime_ray.model.decoder import WAY_OUT
 from slime_ray.model.limits import Limits, PositionWatch
@@ -201,6 +201,9 @@ class _Probe:
         try:
             packed = self._ours(self.pairs, shared_prompt=True)
         except Exception as error:
+            # These say nothing about the architecture.
+            if is_memory_error(error) or device_error(error):
+                raise
             return f"packed rows fail with {type(error).__name__}"
         difference = self._difference(packed, self.expected)
         # A token that sees what it must not is off by far more than rounding.

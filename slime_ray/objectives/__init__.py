@@ -13,7 +13,6 @@ from slime_ray.objectives.base import (
     Unit,
     pair_means,
     pair_sums,
-    tuned_ranges,
 )
 from slime_ray.objectives.composed import ComposedObjective
 from slime_ray.objectives.dpo import (
@@ -30,6 +29,7 @@ from slime_ray.objectives.dpo import (
     SppoObjective,
 )
 from slime_ray.objectives.matching import margin_push, matched_margin_weight, matched_strength
+from slime_ray.objectives.pairwise import tuned_ranges
 from slime_ray.objectives.sft import SftObjective
 from slime_ray.objectives.simpo import (
     AlphapoObjective,

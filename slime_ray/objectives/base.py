@@ -5,12 +5,11 @@ can divide by the counts of the whole effective batch, however it is cut into mi
 `ObjectiveOutput.loss_over`.
 """
 
-import dataclasses
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -282,118 +281,6 @@ def check_count(field: str, value: int) -> None:
     """Raise ValueError, its sentence starting with `field`, unless `value` is a whole number >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{field} is {value!r}: must be a whole number >= 1")
-
-
-def knob(
-    default: float,
-    *,
-    tuned: tuple[float, float] | None = None,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    at_most: float = math.inf,
-) -> Any:
-    """Declare a number of an objective's dataclass.
-
-    Args:
-        default: The value where nothing is set.
-        tuned: The range in which the literature tunes it. None where none is known.
-        at_least: Smallest value allowed.
-        above: Value that must be exceeded.
-        at_most: Largest value allowed.
-    """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
-    return dataclasses.field(default=default, metadata={"bounds": bounds, "tuned": tuned})
-
-
-def tuned_ranges(objective: type) -> dict[str, tuple[float, float]]:
-    """Return the range in which the literature tunes each knob of an objective, where one is known."""
-    every = {field.name: field.metadata.get("tuned") for field in dataclasses.fields(objective)}
-    return {name: tuned for name, tuned in every.items() if tuned is not None}
-
-
-class PairwiseObjective:
-    """Base of an objective with one loss a pair and, where it has `nll_weight`, the chosen tokens' likelihood.
-
-    A subclass is a frozen dataclass whose numbers are declared by `knob`. `parts` names what `remove` takes away, each
-    with a sentence about what is left.
-    """
-
-    name: ClassVar[str]
-    reference: ClassVar[bool] = False
-    pairs_together: ClassVar[int | None] = None
-    parts: ClassVar[Mapping[str, str]] = {}
-
-    def __post_init__(self) -> None:
-        check_fields(self, self.parts)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether calls need the reference model's log-probs."""
-        return self.reference and not self.without("reference")
-
-    def without(self, part: str) -> bool:
-        """Return whether a part is removed."""
-        return part in getattr(self, "remove", ())
-
-    def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Return each pair's loss, (pairs,)."""
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        chosen_logps: Tensor,
-        chosen_lengths: Tensor,
-        rejected_logps: Tensor,
-        rejected_lengths: Tensor,
-        *,
-        reference: ReferenceLogps | None = None,
-    ) -> ObjectiveOutput:
-        """Return the terms of one batch: the objective's own name, and `nll` where it has one. See `Objective`."""
-        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
-        base = check_reference(self.name, reference, batch.chosen_sums) if self.needs_reference else None
-        terms = {self.name: Term(self.pair_losses(batch, base).sum(), "pairs")}
-        weight = getattr(self, "nll_weight", None)
-        if weight is not None:
-            nll = nothing(batch.chosen) if self.without("nll") or not weight else -weight * batch.chosen.sum()
-            terms["nll"] = Term(nll, "chosen_tokens")
-        return ObjectiveOutput(terms=terms, counts=batch.counts, **batch.diagnostics())
-
-
-def check_fields(objective: Any, parts: Mapping[str, str]) -> None:
-    """Check the knobs, choices and removals of an objective, and order its `remove` as `parts` are.
-
-    Choices are the fields of type Literal. Raises ValueError, its sentence starting with the field's name.
-    """
-    kinds = get_type_hints(type(objective))
-    for field in dataclasses.fields(objective):
-        value = getattr(objective, field.name)
-        if "bounds" in field.metadata:
-            check_number(field.name, value, **field.metadata["bounds"])
-        elif field.name == "remove":
-            object.__setattr__(objective, "remove", check_removals(value, parts))
-        elif get_origin(kinds[field.name]) is Literal:
-            check_choice(field.name, value, get_args(kinds[field.name]))
-
-
-def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError, its sentence starting with `field`, unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{field} is {value!r}: must be {', '.join(choices[:-1])} or {choices[-1]}")
-
-
-def check_removals(remove: object, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return `remove` in the order of `parts` and without repetitions, so that equal objectives compare equal.
-
-    Raises:
-        ValueError: Something else than a list of these parts.
-    """
-    known = ", ".join(parts)
-    if isinstance(remove, str) or not isinstance(remove, (tuple, list, set, frozenset)):
-        raise ValueError(f"remove is {remove!r}: must be a list of any of {known}")
-    for item in remove:
-        if item not in parts:
-            raise ValueError(f"remove holds {item!r}: must be a list of any of {known}")
-    return tuple(item for item in parts if item in remove)
 
 
 def _looks(tensor: Tensor) -> str:

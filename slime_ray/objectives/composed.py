@@ -7,23 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import (
-    Batch,
-    ObjectiveOutput,
-    ReferenceLogps,
-    Term,
-    check_fields,
-    check_reference,
-    knob,
-    nothing,
-    read_batch,
-)
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term, nothing
+from slime_ray.objectives.pairwise import PairwiseObjective, knob
 from slime_ray.objectives.simpo import log_odds, shaped
 from slime_ray.objectives.slime import LARGEST_EXPONENT
 
 
 @dataclass(frozen=True)
-class ComposedObjective:
+class ComposedObjective(PairwiseObjective):
     """link_weight * link(D) + anchor + stabilizer, D the scaled margin of the scores v_w and v_l of a pair.
 
     D = v_w - rejected_share * v_l - chosen_guard * max(0, -v_w), and with x = beta * (D - target) the link is
@@ -61,7 +52,6 @@ class ComposedObjective:
     """
 
     name: ClassVar[str] = "composed"
-    pairs_together: ClassVar[int | None] = None
     parts: ClassVar = {
         "reference": "log-probs take the place of log ratios",
         "length_normalization": "sums over tokens take the place of means",
@@ -95,7 +85,7 @@ class ComposedObjective:
     remove: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self, self.parts)
+        super().__post_init__()
         if not isinstance(self.against_reference, bool):
             raise ValueError(f"against_reference is {self.against_reference!r}: must be true or false")
         if self.score != "logp" and self.against_reference:
@@ -109,9 +99,9 @@ class ComposedObjective:
         if self.link == "gated" and not self.target:
             raise ValueError("target is 0: the gated link needs a hard margin above 0")
         trained = (
-            (self.link != "none" and "margin" not in self.remove and self.link_weight > 0)
-            or (self.anchor != "none" and "anchor" not in self.remove and self.anchor_weight > 0)
-            or (self.stabilizer_strength > 0 and "stabilizer" not in self.remove)
+            (self.link != "none" and not self.without("margin") and self.link_weight > 0)
+            or (self.anchor != "none" and not self.without("anchor") and self.anchor_weight > 0)
+            or (self.stabilizer_strength > 0 and not self.without("stabilizer"))
         )
         if not trained:
             raise ValueError("link is none, or has no weight: with neither anchor nor stabilizer nothing is trained")
@@ -119,47 +109,33 @@ class ComposedObjective:
     @property
     def needs_reference(self) -> bool:
         """Whether scores are log ratios."""
-        return self.against_reference and "reference" not in self.remove
+        return self.against_reference and not self.without("reference")
 
-    def __call__(
-        self,
-        chosen_logps: Tensor,
-        chosen_lengths: Tensor,
-        rejected_logps: Tensor,
-        rejected_lengths: Tensor,
-        *,
-        reference: ReferenceLogps | None = None,
-    ) -> ObjectiveOutput:
-        """Return the terms `link`, `anchor` and `stabilizer` of one batch; see `Objective` for shapes."""
-        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
-        base = check_reference(self.name, reference, batch.chosen_sums) if self.needs_reference else None
-        normalization = "sum" if "length_normalization" in self.remove else self.normalization
-        chosen, rejected = (self._scored(score) for score in batch.scores(base, normalization))
-        return ObjectiveOutput(
-            terms={
-                "link": Term(self._link(chosen, rejected), "pairs"),
-                "anchor": self._anchor(batch, chosen),
-                "stabilizer": Term(self._stabilizer(batch.rejected), "rejected_tokens"),
-            },
-            counts=batch.counts,
-            **batch.diagnostics(),
-        )
+    def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
+        """Return the terms `link`, `anchor` and `stabilizer` of one batch."""
+        normalization = "sum" if self.without("length_normalization") else self.normalization
+        chosen, rejected = (self._scored(score) for score in batch.scores(reference, normalization))
+        return {
+            "link": Term(self._link(chosen, rejected), "pairs"),
+            "anchor": self._anchor(batch, chosen),
+            "stabilizer": Term(self._stabilizer(batch.rejected), "rejected_tokens"),
+        }
 
     def _scored(self, logps: Tensor) -> Tensor:
         """Scores of (pairs,) log-probs or log ratios."""
-        if "score" in self.remove or self.score == "logp":
+        if self.without("score") or self.score == "logp":
             return logps
         return log_odds(logps) if self.score == "odds" else shaped(logps, self.power)
 
     def _link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """The weighted link, summed over pairs. Arguments: scores, (pairs,)."""
-        link = "logistic" if "link" in self.remove and self.link != "none" else self.link
-        if link == "none" or "margin" in self.remove:
+        link = "logistic" if self.without("link") and self.link != "none" else self.link
+        if link == "none" or self.without("margin"):
             return nothing(chosen)
-        margin = chosen - (1.0 if "rejected_share" in self.remove else self.rejected_share) * rejected
+        margin = chosen - (1.0 if self.without("rejected_share") else self.rejected_share) * rejected
         if self.chosen_guard and not {"chosen_guard", "reference"} & set(self.remove):
             margin = margin - self.chosen_guard * F.relu(-chosen)
-        target = 0.0 if "target_margin" in self.remove else self.target
+        target = 0.0 if self.without("target_margin") else self.target
         scaled = self.beta * (margin - target)
         if link == "logistic":
             losses = -F.logsigmoid(scaled)
@@ -177,7 +153,7 @@ class ComposedObjective:
 
     def _anchor(self, batch: Batch, chosen: Tensor) -> Term:
         """The weighted anchor. chosen: scores, (pairs,)."""
-        if self.anchor == "none" or "anchor" in self.remove:
+        if self.anchor == "none" or self.without("anchor"):
             return Term(nothing(chosen), "pairs")
         if self.anchor == "pairs":
             return Term(-self.anchor_weight * chosen.sum(), "pairs")
@@ -185,7 +161,7 @@ class ComposedObjective:
 
     def _stabilizer(self, rejected: Tensor) -> Tensor:
         """SLIME's eq. 7, weighted and summed. rejected: (tokens,) in nats."""
-        if not self.stabilizer_strength or "stabilizer" in self.remove:
+        if not self.stabilizer_strength or self.without("stabilizer"):
             return nothing(rejected)
         penalties = F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent
         return self.stabilizer_strength * penalties.sum()

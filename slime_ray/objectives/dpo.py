@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, PairwiseObjective, ReferenceLogps, knob
+from slime_ray.objectives.base import Batch, ReferenceLogps
+from slime_ray.objectives.pairwise import PairwiseObjective, knob
 
 WITHOUT_REFERENCE = "log-probs of the policy take the place of log ratios"
 WITHOUT_NLL = "no likelihood of the chosen tokens"
@@ -34,7 +35,7 @@ class DpoObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "dpo"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE, "nll": WITHOUT_NLL}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
@@ -63,7 +64,7 @@ class IpoObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "ipo"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
@@ -86,7 +87,7 @@ class HingeObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "hinge"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
@@ -110,7 +111,7 @@ class RobustObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "robust"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     label_smoothing: float = knob(0.1, at_least=0, at_most=0.49)
@@ -134,7 +135,7 @@ class ExoObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "exo"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     label_smoothing: float = knob(1e-3, above=0, at_most=0.5)
@@ -159,7 +160,7 @@ class NcaObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "nca"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
 
@@ -181,7 +182,7 @@ class SppoObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "sppo"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
     beta: float = knob(0.1, above=0, tuned=(0.001, 0.1))
 
@@ -204,7 +205,7 @@ class ApoObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "apo"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     variant: Literal["zero", "down"] = "zero"
@@ -230,7 +231,7 @@ class DpopObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "dpop"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"guard": "DPO"}
 
     beta: float = knob(0.3, above=0, tuned=(0.1, 0.5))
@@ -257,7 +258,7 @@ class DpoShiftObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "dpo_shift"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"shift": "DPO"}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
@@ -282,7 +283,7 @@ class DiscopopObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "discopop"
-    reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
     beta: float = knob(0.05, above=0)
     temperature: float = knob(0.05, above=0, at_most=1)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, PairwiseObjective, ReferenceLogps, knob
+from slime_ray.objectives.base import Batch, ReferenceLogps
+from slime_ray.objectives.pairwise import PairwiseObjective, knob
 
 WITHOUT_NLL = "no likelihood of the chosen tokens"
 LARGEST_POWER = 50.0

@@ -12,11 +12,10 @@ from slime_ray.objectives.base import (
     ObjectiveOutput,
     ReferenceLogps,
     Term,
-    check_fields,
-    knob,
     nothing,
     read_batch,
 )
+from slime_ray.objectives.pairwise import check_fields, knob
 
 REMOVABLE = {
     "anchor": "no anchor term",

@@ -60,8 +60,6 @@ from slime_ray.training.worker import reset_process
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class EvaluationRequest:

@@ -14,8 +14,7 @@ from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.errors import InputError
 from slime_ray.model.files import ADAPTER
-from slime_ray.model.loading import load_checkpoint, load_tokenizer
-from slime_ray.model.merging import merge_adapter
+from slime_ray.model.loading import base_of, load_adapter, load_checkpoint, load_tokenizer
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
 from slime_ray.training.cache import STAGES
@@ -31,7 +30,7 @@ CARD = """\
 
 # {title}
 
-Trained by [slime_ray](https://arxiv.org/abs/2602.02383) {version}: trial `{trial}` of the run `{run}`.
+Trained by slime_ray {version}: trial `{trial}` of the run `{run}`.
 
 | | |
 | --- | --- |
@@ -39,7 +38,7 @@ Trained by [slime_ray](https://arxiv.org/abs/2602.02383) {version}: trial `{tria
 
 ## Settings
 
-```yaml
+```json
 {settings}
 ```
 
@@ -53,7 +52,7 @@ pipeline("text-generation", "{name}")([{{"role": "user", "content": "..."}}])
 """
 
 
-def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", said: Mapping[str, str]) -> Path:
+def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", facts: Mapping[str, str]) -> Path:
     """Write a trial's policy as one whole model with tokenizer, chat template, generation config and model card.
 
     The SFT checkpoint and the trial's adapter are merged in float32. The folder is written under another name and
@@ -64,7 +63,7 @@ def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", 
         trial_id: One of its trials that kept its model.
         to: The folder to make. It must not exist, or be empty.
         dtype: Of the weights, "float32" or "bfloat16". In bfloat16 small updates are rounded away.
-        said: Lines of the model card, such as the trial's row of the report.
+        facts: Rows of the model card's table, such as the trial's row of the report.
 
     Returns:
         The folder.
@@ -97,7 +96,7 @@ def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", 
     with files.replacing(to) as partial:
         lm.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        _card(settings, run, trial_id, to.name, said).save(partial / "README.md")
+        _card(settings, run, trial_id, to.name, facts).save(partial / "README.md")
         _compare(lm, partial, dtype)
     return to
 
@@ -112,11 +111,10 @@ def _whole(checkpoint: Path, run: Path) -> Any:
     """Load the trial's policy as one model in float32."""
     if not (checkpoint / ADAPTER).is_file():
         return load_checkpoint(checkpoint, dtype="float32")
-    base = json.loads((checkpoint / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    stage = run.parent / STAGES / Path(base).name
+    stage = run.parent / STAGES / Path(base_of(checkpoint)).name
     if not stage.is_dir():
         raise InputError(
-            f"{checkpoint} is an adapter on the SFT checkpoint {Path(base).name}, which {run.parent / STAGES} lacks. "
+            f"{checkpoint} is an adapter on the SFT checkpoint {stage.name}, which {run.parent / STAGES} lacks. "
             "Put the folder `.stages` back beside the run."
         )
     manifest = results.read_manifest(run) if (run / "manifest.json").is_file() else {}
@@ -127,7 +125,7 @@ def _whole(checkpoint: Path, run: Path) -> Any:
             f"{stage} holds other weights than those that {run.name} was trained on, which were made elsewhere or "
             "again. Put the `.stages` of that machine beside the run."
         )
-    return merge_adapter(load_checkpoint(stage, dtype="float32"), checkpoint)
+    return load_adapter(load_checkpoint(stage, dtype="float32"), checkpoint, merge=True)
 
 
 def _tokenizer(checkpoint: Path, settings: Settings) -> Any:
@@ -137,7 +135,7 @@ def _tokenizer(checkpoint: Path, settings: Settings) -> Any:
     return load_tokenizer(settings.model)
 
 
-def _card(settings: Settings, run: Path, trial_id: str, name: str, said: Mapping[str, str]) -> ModelCard:
+def _card(settings: Settings, run: Path, trial_id: str, name: str, facts: Mapping[str, str]) -> ModelCard:
     model, data = settings.model, settings.data
     source = None if model.task else model.source
     metadata = ModelCardData(
@@ -148,7 +146,7 @@ def _card(settings: Settings, run: Path, trial_id: str, name: str, said: Mapping
         "base model": model.source,
         "preference data": data.train,
         "objective": settings.objective.name,
-        **said,
+        **facts,
         "versions": ", ".join(f"{package} {version(package)}" for package in ("slime-ray", "torch", "transformers")),
     }
     text = CARD.format(

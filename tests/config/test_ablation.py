@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_designs
 
-from slime_ray.config.ablation import KNOBS
 from slime_ray.config.design import COMPONENTS, FEWEST_SEEDS, Design, caution
 from slime_ray.config.expansion import lay, trained, twins
 from slime_ray.config.experiment import Experiment, arm_trials, with_values
 from slime_ray.config.experiment_file import load_experiment, parse_seeds
+from slime_ray.config.parts import KNOBS
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
@@ -381,7 +381,7 @@ def test_an_objective_of_ones_own_is_ablated_by_the_parts_that_it_declares(tmp_p
     (tmp_path / "lifted.py").write_text(
         "from dataclasses import dataclass\n"
         "from typing import ClassVar\n"
-        "from slime_ray.objectives.base import PairwiseObjective, knob\n\n"
+        "from slime_ray.objectives.pairwise import PairwiseObjective, knob\n\n"
         "@dataclass(frozen=True)\n"
         "class Lifted(PairwiseObjective):\n"
         '    """The margin, and a lift.\n\n    Args:\n        lift: More of it lifts chosen.\n        remove: Parts.\n    """\n\n'

@@ -24,7 +24,7 @@ from slime_ray.training.export import export_model
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, completion, serving
-from tests.model.tiny_files import change_json, change_weights, without
+from tests.model.tiny_files import change_json, change_weights, cut, without
 
 TEXT = """\
 name: given
@@ -429,6 +429,8 @@ def test_a_trials_checkpoint_holds_its_tokenizer(trained):
             ),
             "holds other weights",
         ),
+        (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_config.json"), "is not valid JSON"),
+        (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_model.safetensors"), "cut short"),
         (lambda run: (run.parent / "out").mkdir() or (run.parent / "out" / "mine").touch(), "is there already"),
     ],
 )
@@ -439,6 +441,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(trained, tmp_
     change(tmp_path / "first")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as raised:
-        export_model(tmp_path / "first", "arm-slime-s0", tmp_path / "out", said={})
+        export_model(tmp_path / "first", "arm-slime-s0", tmp_path / "out", facts={})
     assert sentence in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
