@@ -9,8 +9,21 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slime_ray.api import Run, ablate, evaluate, load, plan, report, sweep, train
 
 __version__ = "0.2.0.dev0"
+__all__ = ["Run", "ablate", "evaluate", "load", "plan", "report", "sweep", "train"]
+
+
+def __getattr__(name: str) -> object:
+    """Give a function of `slime_ray.api`, which is imported when one is asked for."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # A wheel has `analysis` and `search_spaces` inside this package. A checkout has them at its top level, so its root
 # joins the places where subpackages are looked up.

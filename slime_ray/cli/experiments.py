@@ -21,6 +21,7 @@ from slime_ray.cli.options import (
     STUDY,
     TRIALS,
     add_command,
+    changes,
     checked,
     load,
     option,
@@ -30,8 +31,6 @@ from slime_ray.cli.options import (
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from slime_ray.config.experiment import Experiment
 
 
@@ -114,14 +113,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _ablate(options: argparse.Namespace) -> None:
-    experiment, source = checked(options)
-    if experiment.design is None:
-        from slime_ray.search_spaces import shipped_designs
+    from slime_ray import api
 
-        raise InputError(
-            f"{source} has no design. Give it one, as `ablate: {{design: leave_one_out}}`, or run it with `slime-ray "
-            f"sweep`. Designs that ship: {', '.join(shipped_designs())}."
-        )
+    experiment, source = checked(options)
+    api.require_design(experiment, source)
     _run(experiment, source, options)
 
 
@@ -140,10 +135,6 @@ def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) ->
     )
 
 
-def _say(options: argparse.Namespace) -> "Callable[[str], object]":
-    return (lambda line: None) if options.quiet else print
-
-
 def _describe_design(experiment: "Experiment") -> None:
     from slime_ray.config.design import caution
     from slime_ray.config.expansion import twins
@@ -157,29 +148,25 @@ def _describe_design(experiment: "Experiment") -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    experiment, source = checked(options)
+    from slime_ray import api
     from slime_ray.runs.store import RunStore
-    from slime_ray.training.single import find_trial, train_one
 
-    trial = find_trial(experiment, options.trial)
-    if options.name is None:
-        experiment = experiment.model_copy(update={"name": f"{experiment.name}-{trial.trial_id}"})
-    run = train_one(experiment, trial, source=source, storage=options.storage, start=options.start, say=_say(options))
-    show_report(run, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
+    run = api.train(
+        options.space, options.trial, storage=options.storage, start=options.start, quiet=options.quiet,
+        **changes(options),
+    )  # fmt: skip
+    show_report(run.path, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    experiment, source = checked(options)
+    from slime_ray import api
     from slime_ray.runs.store import RunStore
-    from slime_ray.training.evaluate import evaluate
 
-    if options.name is None:
-        experiment = experiment.model_copy(update={"name": f"{experiment.name}-evaluation"})
-    run = evaluate(
-        experiment, options.policies, baseline=options.baseline, source=source, storage=options.storage,
-        start=options.start, offline=options.offline, say=_say(options),
+    run = api.evaluate(
+        options.space, options.policies, baseline=options.baseline, storage=options.storage, start=options.start,
+        offline=options.offline, quiet=options.quiet, **changes(options),
     )  # fmt: skip
-    show_report(run, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
+    show_report(run.path, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _launch(options: argparse.Namespace) -> None:

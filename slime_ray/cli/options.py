@@ -141,43 +141,41 @@ def console(options: argparse.Namespace) -> "Console":
 
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     """Load the experiment of `EXPERIMENT`'s options, with what they change; return it and its file."""
-    from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
-    from slime_ray.search_spaces import find_space
+    from slime_ray import api
 
-    source = find_space(options.space)
-    overrides = dict(parse_override(text) for text in options.overrides)
-    if getattr(options, "trials", None) is not None:
-        overrides["budget.trials"] = options.trials
+    experiment, source = api.open_experiment(options.space, **changes(options))
+    return experiment, Path(source)
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What `EXPERIMENT`'s options change of an experiment, as the functions of slime_ray take it."""
+    from slime_ray.config.experiment_file import parse_override, parse_seeds
+
+    given: dict[str, Any] = {"overrides": dict(parse_override(text) for text in options.overrides)}
+    given |= {key: getattr(options, key) for key in ("name", "trials") if getattr(options, key, None) is not None}
     if getattr(options, "seeds", None) is not None:
-        overrides["seeds"] = parse_seeds(options.seeds)
-    return load_experiment(source, overrides=overrides, name=getattr(options, "name", None)), source
+        given["seeds"] = parse_seeds(options.seeds)
+    return given
 
 
 def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
-    """The same, with the files that it names read: trials run where this process does, or on the same files.
+    """The same, with the files that it names read: trials run where this process does, or on the same files."""
+    from slime_ray import api
 
-    A scorer of the user's is imported; it runs here or where the same code is.
-    """
     experiment, source = load(options)
-    from slime_ray.evaluation.judges.exact import load_scorer
-    from slime_ray.evaluation.questions import check_questions
-
-    check_questions(experiment)
-    scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
-    if scorer is not None:
-        load_scorer(scorer)
+    api.read_inputs(experiment)
     return experiment, source
 
 
 def run_and_report(
     experiment: "Experiment", source: Path, options: argparse.Namespace, *, storage: str, **more: Any
 ) -> None:
-    """Run a sweep and print its report. more: further arguments of `run_sweep`."""
-    from slime_ray.on_ray.sweep import run_sweep
+    """Run a sweep and print its report. more: further arguments of `start_sweep`."""
+    from slime_ray import api
     from slime_ray.runs.store import RunStore
 
-    run = run_sweep(experiment, source=source, storage=storage, console=console(options), **more)
-    show_report(run, None, RunStore.of(storage, "driver"), quiet=options.quiet)
+    run = api.start_sweep(experiment, source, storage=storage, console=console(options), **more)
+    show_report(run.path, None, RunStore.of(storage, "driver"), quiet=options.quiet)
 
 
 def show_report(

@@ -234,37 +234,15 @@ def _verify(options: argparse.Namespace) -> None:
         raise RunError(f"{options.runs[0]} and {options.runs[1]} do not agree.")
 
 
-def _row_of(folder: Path, trial: str) -> dict[str, str]:
-    """A trial's row of the report's main table, for its model card."""
-    from slime_ray.analysis.tables import win_rate_stability
-    from slime_ray.runs import results
-
-    run = results.load(folder)
-    labels = set(run.trials.loc[run.trials["trial_id"] == trial, "label"])
-    table = win_rate_stability(run)
-    rows = table.frame[table.frame["label"].isin(labels)].to_dict("records")
-    if not rows:
-        return {}
-    row = rows[0]
-    facts = {"row of the report": f"{row['label']}, {row['seeds_finished']} of {row['seeds']} seeds"}
-    for name, words in (("win_rate", "win rate"), ("stability", "stability S")):
-        value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
-        # NaN where nothing was judged, or nothing could be resampled.
-        if value is not None and value == value:
-            facts[words] = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else "")
-    return facts
-
-
 def _export(options: argparse.Namespace) -> None:
     from slime_ray.evaluation.field_files.export_arena_hard import export_arena_hard
     from slime_ray.evaluation.field_files.export_mt_bench import export_mt_bench
     from slime_ray.runs import results
 
     if options.trial:
-        from slime_ray.training.export import export_model
+        from slime_ray import api
 
-        facts = _row_of(options.run, options.trial) if (options.run / "manifest.json").is_file() else {}
-        print(export_model(options.run, options.trial, options.to, dtype=options.dtype, facts=facts))
+        print(api.Run(options.run).export(options.trial, options.to, dtype=options.dtype))
         return
     export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
     print(export(results.load(options.run), options.to))

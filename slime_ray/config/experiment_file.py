@@ -35,7 +35,7 @@ from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.space import Scalar, equal_values
 from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName, Seed, Strict
 from slime_ray.config.trackers import DEFAULT, Tracker
-from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, load_yaml, read_value
+from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError, near
 
 
@@ -78,15 +78,16 @@ def file_keys() -> type[Strict]:
 
 
 def load_experiment(
-    path: str | Path, *, overrides: Mapping[str, Any] | None = None, name: str | None = None
+    path: str | Path | Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None, name: str | None = None
 ) -> Experiment:
     """Read, resolve and check one experiment.
 
-    overrides: dotted paths from the top of the file (`base.training.updates`, `budget.trials`); a path that begins with
-    a key of `base` may leave `base.` out. name: replaces the file's. Raises InputError, with file and line, for all
-    that is wrong, a sentence a line; what only a valid part of the file would show comes when that is valid.
+    path: of the file, or its content as a mapping. overrides: dotted paths from the top of the file
+    (`base.training.updates`, `budget.trials`); a path that begins with a key of `base` may leave `base.` out. name:
+    replaces the file's. Raises InputError, with file and line, for all that is wrong, a sentence a line; what only a
+    valid part of the file would show comes when that is valid.
     """
-    source = load_yaml(path)
+    source = from_mapping(path) if isinstance(path, Mapping) else load_yaml(path)
     data = source.data
     for key, value in (overrides or {}).items():
         data = with_values(data, {from_top(key): value})

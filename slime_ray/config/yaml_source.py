@@ -119,6 +119,31 @@ def load_yaml(path: str | Path) -> YamlSource:
     return YamlSource(path=path, data=data, lines=reader.lines)
 
 
+def from_mapping(data: Mapping[str, Any]) -> YamlSource:
+    """The same from Python: errors name the experiment, since there are no lines. Raises InputError for other values.
+
+    Tuples are read as lists, and paths as text.
+    """
+
+    def plain(value: Any, at: KeyPath) -> Any:
+        if len(at) > DEEPEST:
+            raise InputError(f"experiment: {'.'.join(map(str, at[:3]))}... is nested more than {DEEPEST} deep.")
+        if isinstance(value, Mapping):
+            return {str(key): plain(inner, (*at, str(key))) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner, (*at, index)) for index, inner in enumerate(value)]
+        if isinstance(value, Path):
+            return str(value)
+        if value is None or type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value)):
+            return value
+        shown = f"{value}" if isinstance(value, float) else f"a {type(value).__name__}"
+        raise InputError(
+            f"experiment: {'.'.join(map(str, at))} is {shown}. Give mappings, lists, text, flags and finite numbers."
+        )
+
+    return YamlSource(Path("experiment"), plain(data, ()), {})
+
+
 def read_value(text: str) -> Any:
     """One YAML value, such as the right-hand side of `--set`. Raises ValueError with what is wrong."""
     reader = _Reader(text)

@@ -86,7 +86,7 @@ class Sweep:
 def run_sweep(
     experiment: Experiment,
     *,
-    source: Path,
+    source: Path | str,
     storage: str | Path,
     seed: int,
     start: Start,
@@ -95,7 +95,7 @@ def run_sweep(
 ) -> Path:
     """Run everything of `experiment` that has not finished, and return the run's folder on this machine.
 
-    source: the YAML it came from, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
+    source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
     study: address of a database for the search's memory, instead of a file in the run's folder. Raises InputError
     before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
     model or data that cannot be used), and RunError when it ends before all trials have.

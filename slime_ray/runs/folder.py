@@ -40,7 +40,7 @@ def taken(
     run: Path,
     experiment: Experiment,
     *,
-    source: Path,
+    source: Path | str,
     seed: int,
     start: Start,
     study: str | None = None,
@@ -49,8 +49,9 @@ def taken(
 ) -> Iterator[dict[str, Any]]:
     """Hold the run's folder for one sweep and give its manifest, a new one or that of the run that goes on.
 
-    study: address of a database that holds the search's memory, instead of the run's own file. named: inputs that are
-    no settings, by what a message calls them. remove: deletes a run, wherever it is kept.
+    source: the file that the experiment came from, or its text; kept beside the results. study: address of a
+    database that holds the search's memory, instead of the run's own file. named: inputs that are no settings, by
+    what a message calls them. remove: deletes a run, wherever it is kept.
 
     Raises InputError for a name that is taken, a run that cannot be resumed, inputs that have changed since it was
     started, storage that cannot be written, and a run that another sweep is at work on. A new folder is removed again
@@ -102,7 +103,7 @@ def reopened(run: Path) -> Experiment:
 
 
 def _fresh(
-    run: Path, experiment: Experiment, source: Path, seed: int, study: str | None, inputs: Mapping[str, Any]
+    run: Path, experiment: Experiment, source: Path | str, seed: int, study: str | None, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     if run.exists():
         raise _there_already(run)
@@ -132,7 +133,7 @@ def _fresh(
     partial = files.partial_name(run)
     try:
         partial.mkdir(parents=True)
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         results.write_text(partial / "experiment.yaml", text, private=redact(text) != text)
         results.write_manifest(partial, manifest)
         partial.rename(run)

@@ -101,7 +101,7 @@ def evaluate(
     policies: Sequence[Path],
     *,
     baseline: Path | None,
-    source: Path,
+    source: Path | str,
     storage: str,
     start: Start,
     offline: bool,

@@ -43,12 +43,12 @@ def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
 
 
 def train_one(
-    experiment: Experiment, trial: Trial, *, source: Path, storage: str | Path, start: Start, say: Say
+    experiment: Experiment, trial: Trial, *, source: Path | str, storage: str | Path, start: Start, say: Say
 ) -> Path:
     """Run one trial and return its run's folder on this machine, storage/<name of the experiment>.
 
-    source: the YAML it came from. say: told in lines how it gets on. Ctrl-C and SIGTERM have it write a checkpoint and
-    leave. Raises InputError before anything is trained, and RunError where it left early or failed.
+    source: the YAML it came from, or its text. say: told in lines how it gets on. Ctrl-C and SIGTERM have it write a
+    checkpoint and leave. Raises InputError before anything is trained, and RunError where it left early or failed.
     """
     if lack := trial.settings.evaluation.lacks():
         raise InputError(lack)

@@ -1,0 +1,354 @@
+"""The platform as functions: each takes an experiment, and gives a `Run` or a plan. The command line calls these.
+
+An experiment is the path of a YAML file, the name of one that ships, the file's content as a mapping, or an
+`Experiment`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from slime_ray.config.experiment import Experiment
+from slime_ray.errors import InputError
+
+from .run import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slime_ray.planning.plan import Plan
+
+Given = str | PathLike[str] | Mapping[str, Any] | Experiment
+Start = Literal["fresh", "resume", "either"]
+"""Whether a run of this name has to be new, has to be there, or may be either."""
+FROM_MODEL = "# This run was started from Python with an Experiment, which manifest.json holds.\n"
+
+__all__ = ["Run", "ablate", "evaluate", "load", "open_experiment", "plan", "report", "start_sweep", "sweep", "train"]
+
+
+def open_experiment(
+    experiment: Given,
+    *,
+    name: str | None = None,
+    trials: int | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Experiment, Path | str]:
+    """Read and check an experiment, with what is changed of it.
+
+    Args:
+        experiment: A path, the name of one that ships, a mapping, or an Experiment.
+        name: Of the run; None is the experiment's own.
+        trials: Of the search, instead of its budget.
+        seeds: Of the arms, instead of its own.
+        overrides: Dotted paths, such as `training.updates`, with their values.
+
+    Returns:
+        The experiment, and its file or the text that stands for one.
+
+    Raises:
+        InputError: Something in it is wrong, or a file that it names cannot be read.
+    """
+    from slime_ray.config.experiment_file import load_experiment
+    from slime_ray.search_spaces import find_space
+
+    changes = dict(overrides or {})
+    if trials is not None:
+        changes["budget.trials"] = trials
+    if seeds is not None:
+        changes["seeds"] = list(seeds)
+    if isinstance(experiment, Experiment):
+        if changes:
+            raise InputError(f"{', '.join(changes)}: an Experiment is changed before it is given, or give its file.")
+        named = experiment if name is None else experiment.model_copy(update={"name": name})
+        return named, FROM_MODEL
+    if isinstance(experiment, Mapping):
+        read = load_experiment(experiment, overrides=changes, name=name)
+        return read, json.dumps(experiment, indent=1, default=str) + "\n"
+    source = find_space(str(experiment))
+    return load_experiment(source, overrides=changes, name=name), source
+
+
+def read_inputs(experiment: Experiment) -> None:
+    """Read the questions that it names, and import a scorer of the user's: trials run on the same files and code.
+
+    Raises:
+        InputError: One of them cannot be used.
+    """
+    from slime_ray.evaluation.judges.exact import load_scorer
+    from slime_ray.evaluation.questions import check_questions
+
+    check_questions(experiment)
+    scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
+    if scorer is not None:
+        load_scorer(scorer)
+
+
+def start_sweep(
+    experiment: Experiment,
+    source: Path | str,
+    *,
+    storage: str | PathLike[str] = "runs",
+    seed: int = 0,
+    start: Start = "fresh",
+    study: str | None = None,
+    console: "Console | None" = None,
+) -> Run:
+    """Run a sweep of an experiment that is open. Arguments and errors are those of `sweep`."""
+    from rich.console import Console
+
+    from slime_ray.on_ray.sweep import run_sweep
+
+    folder = run_sweep(
+        experiment, source=source, storage=str(storage), seed=seed, start=start, study=study,
+        console=console or Console(),
+    )  # fmt: skip
+    return Run(folder)
+
+
+def sweep(
+    experiment: Given,
+    *,
+    name: str | None = None,
+    trials: int | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    storage: str | PathLike[str] = "runs",
+    seed: int = 0,
+    start: Start = "fresh",
+    study: str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Run an experiment on Ray: its arms, its search, its winners again.
+
+    Args:
+        experiment: A path, the name of one that ships, a mapping, or an Experiment.
+        name: Of the run; None is the experiment's own.
+        trials: Of the search, instead of its budget.
+        seeds: Of the arms, instead of its own.
+        overrides: Dotted paths, such as `training.updates`, with their values.
+        storage: Folder of all runs, or an address such as s3://bucket/runs.
+        seed: Of the search and of its trials.
+        start: `resume` goes on with an interrupted run, `either` where there is one.
+        study: Address of a database that keeps the search's memory.
+        quiet: Show no progress.
+
+    Returns:
+        The run, whose tables and figures show themselves in a notebook.
+
+    Raises:
+        InputError: Something given is wrong; nothing was started.
+        RunError: It ended before all trials had. `start="resume"` goes on.
+    """
+    from rich.console import Console
+
+    opened, source = open_experiment(experiment, name=name, trials=trials, seeds=seeds, overrides=overrides)
+    read_inputs(opened)
+    return start_sweep(
+        opened, source, storage=storage, seed=seed, start=start, study=study, console=Console(quiet=quiet)
+    )
+
+
+def ablate(experiment: Given, **options: Any) -> Run:
+    """Run the design of an experiment, every cell with every seed.
+
+    Args:
+        experiment: As for `sweep`; it has a design.
+        options: As for `sweep`.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: It has no design, or something given is wrong.
+        RunError: It ended before all trials had.
+    """
+    keys = ("name", "trials", "seeds", "overrides")
+    opened, source = open_experiment(experiment, **{key: options[key] for key in keys if key in options})
+    require_design(opened, source)
+    return sweep(experiment, **options)
+
+
+def require_design(experiment: Experiment, source: Path | str) -> None:
+    """Raise InputError where an experiment has no design, with those that ship."""
+    from slime_ray.search_spaces import shipped_designs
+
+    if experiment.design is None:
+        raise InputError(
+            f"{source if isinstance(source, Path) else experiment.name} has no design. Give it one, as `ablate: "
+            f"{{design: leave_one_out}}`, or run it with `slime-ray sweep`. Designs that ship: "
+            f"{', '.join(shipped_designs())}."
+        )
+
+
+def train(
+    experiment: Given,
+    trial: str | None = None,
+    *,
+    name: str | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    storage: str | PathLike[str] = "runs",
+    start: Start = "fresh",
+    quiet: bool = False,
+) -> Run:
+    """Run one trial of an experiment in this process, without Ray.
+
+    Args:
+        experiment: As for `sweep`.
+        trial: Which, such as arm-slime-s0; None is the only one.
+        name: Of the run; None is the experiment's, with the trial's behind it.
+        seeds: Of the arms, instead of its own.
+        overrides: Dotted paths with their values.
+        storage: Folder of all runs, or an address.
+        start: As for `sweep`.
+        quiet: Print nothing.
+
+    Returns:
+        The run, of one trial.
+
+    Raises:
+        InputError: Something given is wrong; nothing was started.
+        RunError: The trial failed, or left early.
+    """
+    from slime_ray.training.single import find_trial, train_one
+
+    opened, source = open_experiment(experiment, name=name, seeds=seeds, overrides=overrides)
+    read_inputs(opened)
+    one = find_trial(opened, trial)
+    if name is None:
+        opened = opened.model_copy(update={"name": f"{opened.name}-{one.trial_id}"})
+    return Run(train_one(opened, one, source=source, storage=str(storage), start=start, say=_say(quiet)))
+
+
+def evaluate(
+    experiment: Given,
+    policies: Sequence[str | PathLike[str]],
+    *,
+    baseline: str | PathLike[str] | None = None,
+    name: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    storage: str | PathLike[str] = "runs",
+    start: Start = "fresh",
+    offline: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Measure checkpoints, trials or files of answers, without a sweep.
+
+    Args:
+        experiment: As for `sweep`; its `base` says how prompts, model and judge are.
+        policies: Folders with a checkpoint, folders of trials, or .jsonl files of answers; each makes a row.
+        baseline: What they are compared with; None is the SFT checkpoint.
+        name: Of the run; None is the experiment's, with `-evaluation` behind it.
+        overrides: Dotted paths with their values.
+        storage: Folder of all runs, or an address.
+        start: As for `sweep`.
+        offline: Ask no judge that costs; kept verdicts answer alone.
+        quiet: Print nothing.
+
+    Returns:
+        The run, a row for each policy.
+
+    Raises:
+        InputError: Something given is wrong; nothing was measured.
+        RunError: A judge stopped.
+    """
+    from slime_ray.training.evaluate import evaluate as measure
+
+    opened, source = open_experiment(experiment, name=name, overrides=overrides)
+    read_inputs(opened)
+    if name is None:
+        opened = opened.model_copy(update={"name": f"{opened.name}-evaluation"})
+    folder = measure(
+        opened, [Path(policy) for policy in policies], baseline=None if baseline is None else Path(baseline),
+        source=source, storage=str(storage), start=start, offline=offline, say=_say(quiet),
+    )  # fmt: skip
+    return Run(folder)
+
+
+def load(run: str | PathLike[str]) -> Run:
+    """Open a run that is there.
+
+    Args:
+        run: Its folder, or its address.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: There is no run.
+    """
+    from slime_ray.runs.results import CHECKPOINTS, MODEL, read_manifest
+    from slime_ray.runs.store import copied, is_url
+
+    folder = copied(str(run), skip=(CHECKPOINTS, MODEL))[0] if is_url(str(run)) else Path(run)
+    read_manifest(folder)
+    return Run(folder)
+
+
+def report(run: str | PathLike[str] | Run, out: str | PathLike[str] | None = None) -> Path:
+    """Write tables, figures and report.html of a run.
+
+    Args:
+        run: The run, its folder, or its address.
+        out: Folder to write to; None is the run's own folder `report`.
+
+    Returns:
+        Where report.html is.
+
+    Raises:
+        InputError: There is no run, nothing has finished, or `out` cannot be written.
+    """
+    from slime_ray.analysis.report import write_report
+
+    return write_report((run if isinstance(run, Run) else load(run)).path, out).html
+
+
+def plan(
+    experiment: Given,
+    *,
+    trials: int | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    storage: str | PathLike[str] = "runs",
+    gpus: int | None = None,
+    gpu: str | None = None,
+) -> "Plan":
+    """Say what an experiment will take; nothing is started.
+
+    Args:
+        experiment: As for `sweep`.
+        trials: Of the search, instead of its budget.
+        seeds: Of the arms, instead of its own.
+        overrides: Dotted paths with their values.
+        storage: Where it would be written, for the room there.
+        gpus: Plan for so many GPUs, without looking at any; None is this machine.
+        gpu: Their kind, such as h100.
+
+    Returns:
+        The plan: `print(plan.text())`, or `plan.as_dict()`.
+
+    Raises:
+        InputError: Something given is wrong, or too little is known.
+    """
+    from slime_ray.on_ray.resources import given_cluster, this_machine
+    from slime_ray.planning.estimate import plan_experiment
+    from slime_ray.runs.store import RunStore
+
+    if (gpus is None) != (gpu is None):
+        raise InputError("gpus and gpu go together: so many GPUs, and their kind.")
+    opened, _ = open_experiment(experiment, trials=trials, seeds=seeds, overrides=overrides)
+    read_inputs(opened)
+    cluster = (
+        this_machine(opened, storage=RunStore.of(str(storage), "driver"))
+        if gpus is None
+        else given_cluster(opened, gpus=gpus, gpu=gpu)
+    )
+    return plan_experiment(opened, cluster=cluster)
+
+
+def _say(quiet: bool) -> Any:
+    return (lambda line: None) if quiet else lambda line: print(line, file=sys.stdout, flush=True)

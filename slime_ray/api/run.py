@@ -1,0 +1,159 @@
+"""A run as Python sees it: tidy frames, tables and figures, all read when they are asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from slime_ray.analysis.printing import Table
+    from slime_ray.analysis.sections import Findings
+    from slime_ray.runs import results
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. What it holds is read once; `slime_ray.load` reads a run anew that has gone on.
+
+    Attributes:
+        path: Its folder on this machine.
+    """
+
+    path: Path
+
+    @cached_property
+    def _results(self) -> "results.Run":
+        from slime_ray.runs import results
+
+        return results.load(self.path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it was started with: experiment, versions, hashes."""
+        return self._results.manifest
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """A row per trial: knobs, how it ended, what was measured."""
+        return self._results.trials
+
+    @property
+    def curves(self) -> "pd.DataFrame":
+        """A row per trial, step and metric."""
+        return self._results.curves
+
+    @property
+    def answers(self) -> "pd.DataFrame":
+        """A row per trial and prompt, with the judge's verdict."""
+        return self._results.answers
+
+    @property
+    def pairs(self) -> "pd.DataFrame":
+        """A row per trial and held-out pair."""
+        return self._results.pairs
+
+    @cached_property
+    def _findings(self) -> "Findings":
+        from slime_ray.analysis.sections import Findings
+
+        return Findings(self._results)
+
+    @cached_property
+    def _things(self) -> Mapping[str, Mapping[str, Any]]:
+        from slime_ray.analysis.printing import Table
+        from slime_ray.analysis.sections import made
+
+        things: dict[str, dict[str, Any]] = {"tables": {}, "figures": {}}
+        for entry, thing in made(self._findings):
+            things["tables" if isinstance(thing, Table) else "figures"][entry.name] = thing
+        return things
+
+    @property
+    def table(self) -> "Table":
+        """Win rate and stability; of a run that only searched, its search trials. Numbers are in its `frame`."""
+        main = self._findings.main
+        return self._findings.search_trials if main.frame.empty else main
+
+    @property
+    def tables(self) -> Mapping[str, "Table"]:
+        """All tables of the report, by name."""
+        return self._things["tables"]
+
+    @property
+    def figures(self) -> Mapping[str, "Figure"]:
+        """All figures of the report, by name."""
+        return self._things["figures"]
+
+    def report(self, out: str | PathLike[str] | None = None) -> Path:
+        """Write tables, figures and report.html.
+
+        Args:
+            out: Folder to write to; None is the run's own folder `report`.
+
+        Returns:
+            Where report.html is.
+
+        Raises:
+            InputError: Nothing has finished, or `out` cannot be written.
+        """
+        from slime_ray.analysis.report import write_report
+
+        return write_report(self.path, out).html
+
+    def export(self, trial: str, to: str | PathLike[str], *, dtype: str = "float32") -> Path:
+        """Write a trial's model as a whole model that transformers loads.
+
+        Args:
+            trial: Its id, such as arm-slime-s0.
+            to: Folder to write to, which is not there yet.
+            dtype: Of its weights, float32 or bfloat16.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: There is no such trial, or its model is gone.
+        """
+        from slime_ray.training.export import export_model
+
+        return export_model(self.path, trial, Path(to), dtype=dtype, facts=self.row_of(trial))
+
+    def row_of(self, trial: str) -> dict[str, str]:
+        """Tell a trial's row of the main table in words, for its model card.
+
+        Args:
+            trial: Its id.
+
+        Returns:
+            Facts by what they are called; none where the trial has no row.
+        """
+        if not (self.path / "manifest.json").is_file():
+            return {}
+        labels = set(self.trials.loc[self.trials["trial_id"] == trial, "label"])
+        frame = self._findings.main.frame
+        rows = frame[frame["label"].isin(labels)].to_dict("records")
+        if not rows:
+            return {}
+        row = rows[0]
+        facts = {"row of the report": f"{row['label']}, {row['seeds_finished']} of {row['seeds']} seeds"}
+        for name, words in (("win_rate", "win rate"), ("stability", "stability S")):
+            value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+            # NaN where nothing was judged, or nothing could be resampled.
+            if value is not None and value == value:
+                facts[words] = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else "")
+        return facts
+
+    def __repr__(self) -> str:
+        """A line: where it is, and how many of its trials ended how."""
+        ends = self.trials["status"].value_counts()
+        counts = ", ".join(f"{count} {status}" for status, count in ends.items())
+        return f"Run({str(self.path)!r}: {counts or 'no trial has finished'})"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: its main table."""
+        return self.table._repr_html_()
