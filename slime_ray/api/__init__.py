@@ -7,7 +7,6 @@ An experiment is the path of a YAML file, the name of one that ships, the file's
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from slime_ray.planning.plan import Plan
 
-Given = str | PathLike[str] | Mapping[str, Any] | Experiment
+Given = str | Path | Mapping[str, Any] | Experiment
 Start = Literal["fresh", "resume", "either"]
 """Whether a run of this name has to be new, has to be there, or may be either."""
 FROM_MODEL = "# This run was started from Python with an Experiment, which manifest.json holds.\n"
@@ -91,7 +90,7 @@ def start_sweep(
     experiment: Experiment,
     source: Path | str,
     *,
-    storage: str | PathLike[str] = "runs",
+    storage: str | Path = "runs",
     seed: int = 0,
     start: Start = "fresh",
     study: str | None = None,
@@ -116,7 +115,7 @@ def sweep(
     trials: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    storage: str | PathLike[str] = "runs",
+    storage: str | Path = "runs",
     seed: int = 0,
     start: Start = "fresh",
     study: str | None = None,
@@ -191,7 +190,7 @@ def train(
     name: str | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    storage: str | PathLike[str] = "runs",
+    storage: str | Path = "runs",
     start: Start = "fresh",
     quiet: bool = False,
 ) -> Run:
@@ -226,12 +225,12 @@ def train(
 
 def evaluate(
     experiment: Given,
-    policies: Sequence[str | PathLike[str]],
+    policies: Sequence[str | Path],
     *,
-    baseline: str | PathLike[str] | None = None,
+    baseline: str | Path | None = None,
     name: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    storage: str | PathLike[str] = "runs",
+    storage: str | Path = "runs",
     start: Start = "fresh",
     offline: bool = False,
     quiet: bool = False,
@@ -269,7 +268,7 @@ def evaluate(
     return Run(folder)
 
 
-def load(run: str | PathLike[str]) -> Run:
+def load(run: str | Path) -> Run:
     """Open a run that is there.
 
     Args:
@@ -289,7 +288,7 @@ def load(run: str | PathLike[str]) -> Run:
     return Run(folder)
 
 
-def report(run: str | PathLike[str] | Run, out: str | PathLike[str] | None = None) -> Path:
+def report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     """Write tables, figures and report.html of a run.
 
     Args:
@@ -313,7 +312,7 @@ def plan(
     trials: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    storage: str | PathLike[str] = "runs",
+    storage: str | Path = "runs",
     gpus: int | None = None,
     gpu: str | None = None,
 ) -> "Plan":
@@ -342,12 +341,9 @@ def plan(
         raise InputError("gpus and gpu go together: so many GPUs, and their kind.")
     opened, _ = open_experiment(experiment, trials=trials, seeds=seeds, overrides=overrides)
     read_inputs(opened)
-    cluster = (
-        this_machine(opened, storage=RunStore.of(str(storage), "driver"))
-        if gpus is None
-        else given_cluster(opened, gpus=gpus, gpu=gpu)
-    )
-    return plan_experiment(opened, cluster=cluster)
+    if gpus is None or gpu is None:
+        return plan_experiment(opened, cluster=this_machine(opened, storage=RunStore.of(str(storage), "driver")))
+    return plan_experiment(opened, cluster=given_cluster(opened, gpus=gpus, gpu=gpu))
 
 
 def _say(quiet: bool) -> Any:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ class Run:
         """All figures of the report, by name."""
         return self._things["figures"]
 
-    def report(self, out: str | PathLike[str] | None = None) -> Path:
+    def report(self, out: str | Path | None = None) -> Path:
         """Write tables, figures and report.html.
 
         Args:
@@ -105,7 +104,7 @@ class Run:
 
         return write_report(self.path, out).html
 
-    def export(self, trial: str, to: str | PathLike[str], *, dtype: str = "float32") -> Path:
+    def export(self, trial: str, to: str | Path, *, dtype: str = "float32") -> Path:
         """Write a trial's model as a whole model that transformers loads.
 
         Args:

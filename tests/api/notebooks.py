@@ -23,6 +23,7 @@ def cell_values(name: str) -> list[Any]:
 def _value(source: str, name: str, names: dict[str, object]) -> Any:
     lines = [line for line in source.splitlines() if not line.startswith("%")]
     tree = ast.parse("\n".join(lines))
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1] if isinstance(tree.body[-1], ast.Expr) else None
+    tree.body = tree.body[:-1] if last else tree.body
     exec(compile(tree, name, "exec"), names)
     return eval(compile(ast.Expression(last.value), name, "eval"), names) if last else None
