@@ -31,8 +31,13 @@ def add_commands(commands: Any, whole: Callable[[], argparse.ArgumentParser]) ->
     diff.set_defaults(command=_presets_diff)
     add_command(
         commands, "reference", _reference, "every key of an experiment's file: values, defaults, what it does",
-        ["slime-ray reference", "slime-ray reference training", "slime-ray reference dpo"],
+        [
+            "slime-ray reference",
+            "slime-ray reference training",
+            "slime-ray reference --schema > experiment.schema.json  # which an editor checks the file by",
+        ],
         option("part", nargs="?", help="only what has this word in its path, such as judge or dpo"),
+        option("--schema", action="store_true", help="print the JSON Schema of the file instead, for an editor"),
     )  # fmt: skip
     completion = commands.add_parser(
         "completion", help="print a script that completes commands in your shell",
@@ -70,7 +75,11 @@ def _presets_diff(options: argparse.Namespace) -> None:
 
 def _reference(options: argparse.Namespace) -> None:
     from slime_ray.config.reference import reference
+    from slime_ray.config.schema import experiment_schema
 
+    if options.schema:
+        print(json.dumps(experiment_schema(), indent=1))
+        return
     print(reference(options.part), end="")
 
 

@@ -213,7 +213,7 @@ class Llm(JudgeSettings):
     name: Literal["llm"] = "llm"
     model: str
     """As the endpoint calls it."""
-    template: Annotated[Template, BeforeValidator(_read_template)]
+    template: Annotated[Template, BeforeValidator(_read_template, json_schema_input_type=Template | str)]
     """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of one's own."""
     base_url: Annotated[str, AfterValidator(address)] = "https://api.openai.com/v1"
     """Of the endpoint."""
@@ -265,6 +265,11 @@ AnyJudge = Annotated[Judge, Field(discriminator="name")]
 def judge_by_name(value: Any) -> Any:
     """`none` and `exact` need no more than their name."""
     return {"name": value} if isinstance(value, str) else value
+
+
+NamedJudge = Annotated[
+    AnyJudge, BeforeValidator(judge_by_name, json_schema_input_type=AnyJudge | Literal["none", "exact"])
+]
 
 
 def lasting(base: Mapping[str, Any]) -> dict[str, Any]:

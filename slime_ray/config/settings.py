@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from slime_ray.config.judge import AnyJudge, Exact, NoJudge, address, client_lack, judge_by_name, variable
+from slime_ray.config.judge import Exact, NamedJudge, NoJudge, address, client_lack, variable
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
@@ -275,7 +275,7 @@ class AnswerServer(Strict):
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1."""
 
-    judge: Annotated[AnyJudge, BeforeValidator(judge_by_name)] = NoJudge()
+    judge: NamedJudge = NoJudge()
     """Who compares answers. `none` and `exact` may stand by their name alone."""
     questions: Located | None = None
     """A file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of `prompts` ones

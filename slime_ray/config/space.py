@@ -21,6 +21,11 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+Values = Annotated[
+    list[Scalar], BeforeValidator(_listed, json_schema_input_type=list[Scalar] | Scalar), Field(min_length=1)
+]
+
+
 def equal_values(values: Sequence[Scalar]) -> tuple[Scalar, Scalar] | None:
     """Two of the values that are the same one, if any are: a sampler cannot tell 1 from 1.0, nor either from true."""
     first: dict[Scalar, Scalar] = {}
@@ -46,7 +51,12 @@ class Dimension(Strict):
     """One of a list."""
     step: Annotated[float, Field(gt=0)] | None = None
     """Distance between neighbouring values of `uniform` and `integer`, from the low bound on."""
-    when: dict[str, Annotated[list[Scalar], BeforeValidator(_listed), Field(min_length=1)]] = {}
+    when: dict[
+        str,
+        Annotated[
+            list[Scalar], BeforeValidator(_listed, json_schema_input_type=list[Scalar] | Scalar), Field(min_length=1)
+        ],
+    ] = {}
     """The dimension exists only in trials in which each of these searched paths has this value, or one of these."""
 
     @model_validator(mode="after")
