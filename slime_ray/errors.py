@@ -30,6 +30,17 @@ class RunError(SlimeRayError):
     exit_code = 1
 
 
+class Interrupted(RunError):
+    """A person ended the run. What had finished is kept."""
+
+    exit_code = 130
+    """As shells have it: 128 and the number of the signal."""
+
+
+INTERRUPTED = "it was interrupted"
+"""Why trials leave then."""
+
+
 def near(word: str, options: Iterable[str]) -> str:
     """What follows a misspelt word in an error: the option that was meant, if one is like it, and all of them."""
     options = list(options)

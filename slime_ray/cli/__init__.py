@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from slime_ray import __version__
 from slime_ray.cli import catalogue, experiments, planning, runs
 from slime_ray.cli.options import Parser
-from slime_ray.errors import SlimeRayError
+from slime_ray.errors import Interrupted, SlimeRayError
 from slime_ray.runs.redaction import redact, redact_sentence
 
 DESCRIPTION = """\
@@ -21,6 +21,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
   slime-ray spaces                              the experiments that ship with the package
   slime-ray presets diff paper released-exact   how two recipes differ
+  slime-ray init --model ID --data FILE         a first experiment of your own, with comments
   slime-ray check  my.yaml                      validate an experiment; nothing is started
   slime-ray plan   my.yaml --probe              what it will take: time, memory, disk, cost
   slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
@@ -35,7 +36,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
   slime-ray bench step                          measure the training step here, beside other recipes
 
-Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started.
+Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started, 130 interrupted.
 """
 
 
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = make_parser().parse_args(words)
+    parser = make_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(words)
     # An error message is for a person; a traceback is for whoever asks for it.
     debug = bool(os.environ.get("SLIME_RAY_DEBUG"))
     command: Callable[[argparse.Namespace], None] = options.command
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = _again(options, words, "--go-on")
         kept = f" Finished trials and the last checkpoints are kept; go on with `{again}`." if again else ""
         print(f"slime-ray: interrupted.{kept}", file=sys.stderr)
-        return 1
+        return Interrupted.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

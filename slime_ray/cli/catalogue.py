@@ -4,9 +4,11 @@ import argparse
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from slime_ray.cli.options import add_command, option
+from slime_ray.errors import InputError, near
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -14,15 +16,27 @@ SHELLS = ("bash", "zsh", "tcsh")
 def add_commands(commands: Any, whole: Callable[[], argparse.ArgumentParser]) -> None:
     """Register them. whole: makes the parser of all commands."""
     json_option = option("--json", action="store_true", help="print names and summaries as JSON")
-    add_command(
-        commands, "spaces", _spaces, "list the experiments that ship with the package",
-        ["slime-ray spaces", "slime-ray sweep methods  # by its name"], json_option,
+    spaces = add_command(
+        commands, "spaces", _spaces, "list the experiments that ship with the package, or print one",
+        [
+            "slime-ray spaces",
+            "slime-ray spaces show methods > mine.yaml  # to begin with",
+            "slime-ray sweep methods  # by its name",
+        ],
+        json_option,
     )  # fmt: skip
+    _add_show(spaces.add_subparsers(title="commands", metavar="COMMAND"), "an experiment", _spaces_show)
     presets = add_command(
-        commands, "presets", _presets, "list the presets, or show how two differ",
-        ["slime-ray presets", "slime-ray presets diff paper released-exact"], json_option,
+        commands, "presets", _presets, "list the presets, print one, or show how two differ",
+        [
+            "slime-ray presets",
+            "slime-ray presets show paper",
+            "slime-ray presets diff paper released-exact",
+        ],
+        json_option,
     )  # fmt: skip
     actions = presets.add_subparsers(title="commands", metavar="COMMAND")
+    _add_show(actions, "a preset", _presets_show)
     diff = actions.add_parser("diff", help="show every setting whose value differs between two presets")
     for side in ("one", "other"):
         diff.add_argument(side, metavar="PRESET", help="a preset, or several joined: gemma3-4b/paper")
@@ -39,6 +53,16 @@ def add_commands(commands: Any, whole: Callable[[], argparse.ArgumentParser]) ->
         option("part", nargs="?", help="only what has this word in its path, such as judge or dpo"),
         option("--schema", action="store_true", help="print the JSON Schema of the file instead, for an editor"),
     )  # fmt: skip
+    add_command(
+        commands, "init", _init, "write a first experiment on your model and data, with comments",
+        ["slime-ray init --model google/gemma-3-4b-pt --data preferences.jsonl"],
+        option("--model", required=True, metavar="MODEL", help="a folder, a .gguf file, or a Hub id"),
+        option("--data", required=True, metavar="DATA", help="a file or a folder of pairs, or a Hub id"),
+        option("--to", type=Path, default=Path("experiment.yaml"), metavar="FILE", help="default: experiment.yaml"),
+        option("--cpu", action="store_true", help="for trials without a GPU"),
+        more="Reads the data if it is here. An editor with a YAML language server checks the file by\n"
+        "experiment.schema.json, which is written beside it.",
+    )  # fmt: skip
     completion = commands.add_parser(
         "completion", help="print a script that completes commands in your shell",
         description="For bash:\n\n"
@@ -47,6 +71,27 @@ def add_commands(commands: Any, whole: Callable[[], argparse.ArgumentParser]) ->
     )  # fmt: skip
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(command=partial(_completion, whole))
+
+
+def _add_show(actions: Any, what: str, run: Callable[[argparse.Namespace], None]) -> None:
+    show = actions.add_parser("show", help=f"print the text of {what}")
+    show.add_argument("name", metavar="NAME", help="its name")
+    show.set_defaults(command=run)
+
+
+def _spaces_show(options: argparse.Namespace) -> None:
+    from slime_ray.search_spaces import shipped_spaces
+
+    spaces = shipped_spaces()
+    if options.name not in spaces:
+        raise InputError(f"There is no shipped experiment {options.name!r}{near(options.name, spaces)}.")
+    print(spaces[options.name].read_text(encoding="utf-8"), end="")
+
+
+def _presets_show(options: argparse.Namespace) -> None:
+    from slime_ray.config.presets import load_preset
+
+    print(load_preset(options.name).path.read_text(encoding="utf-8"), end="")
 
 
 def _spaces(options: argparse.Namespace) -> None:
@@ -81,6 +126,37 @@ def _reference(options: argparse.Namespace) -> None:
         print(json.dumps(experiment_schema(), indent=1))
         return
     print(reference(options.part), end="")
+
+
+def _init(options: argparse.Namespace) -> None:
+    from slime_ray.config.experiment_file import load_experiment
+    from slime_ray.config.schema import ID, experiment_schema
+    from slime_ray.config.starting import FEWEST_PAIRS, first_experiment, run_name
+    from slime_ray.config.yaml_source import read_value
+    from slime_ray.data.places import missing_file
+    from slime_ray.runs.results import write_text
+
+    if options.to.exists():
+        raise InputError(f"{options.to} is there already. Name another file with --to.")
+    if not options.to.absolute().parent.is_dir():
+        raise InputError(f"--to {options.to}: there is no such folder. Make it, or name another.")
+    pairs = None
+    if (missing := missing_file(options.data)) is not None:
+        raise InputError(f"--data {options.data}: there is no such file{missing}.")
+    if Path(options.data).expanduser().exists():
+        from slime_ray.data.preferences import read_preferences
+
+        pairs = len(read_preferences(options.data).dataset)
+        if pairs < FEWEST_PAIRS:
+            raise InputError(f"{options.data} has {pairs} pairs, and {FEWEST_PAIRS} are the fewest. Give more.")
+    text = first_experiment(options.model, options.data, name=run_name(options.data), pairs=pairs, gpu=not options.cpu)
+    load_experiment(read_value(text))
+    write_text(options.to, text)
+    schema = options.to.parent / ID
+    if not schema.exists():
+        write_text(schema, json.dumps(experiment_schema(), indent=1) + "\n")
+    counted = "" if pairs is None else f" {pairs:,} pairs were read."
+    print(f"{options.to} is written.{counted} Next: slime-ray check {options.to}; slime-ray plan {options.to}.")
 
 
 def _print_pairs(pairs: dict[str, str], options: argparse.Namespace) -> None:

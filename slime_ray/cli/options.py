@@ -31,7 +31,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and the error, which may quote what was given, without its secrets."""
+        """Print usage and the error, which may quote what was given, without its secrets; a near word comes first."""
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            words = re.findall(r"[\w.-]+", choice[2])
+            if near := difflib.get_close_matches(choice[1], words, n=1):
+                message = f"{message[: choice.start()]}there is no {choice[1]!r}. Did you mean {near[0]!r}?"
         super().error(redact_sentence(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

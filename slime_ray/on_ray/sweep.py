@@ -17,7 +17,7 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import connected, last_line
@@ -200,7 +200,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
     if missing:
         # Time is counted anew; of all else there is nothing left.
         give = f"Raise it with --set budget.{spent}=..., and give" if spent and spent != "hours" else "Give"
-        raise RunError(
+        raise (Interrupted if early == INTERRUPTED else RunError)(
             f"The sweep ended with {len(rows)} of {total} trials done{f', since {early}' if early else ''}. "
             f"They are kept in {sweep.storage.shown}/{run.name}. {give} the same command with --resume to run the rest."
         )

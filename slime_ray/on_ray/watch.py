@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slime_ray.config.experiment import Experiment, Faults, Resources, Trial
+from slime_ray.errors import INTERRUPTED
 from slime_ray.on_ray.cluster_state import free_nodes
 from slime_ray.on_ray.connection import last_line
 from slime_ray.on_ray.monitor import Monitor, TrialStatus
@@ -346,7 +347,7 @@ class Watch(Callback):
 
     def _leave_in_time(self, now: float) -> None:
         if self.leaving is None and self.interrupts:
-            self.leave("it was interrupted")
+            self.leave(INTERRUPTED)
         elif self.leaving is None and (spent := self.meter.over()):
             self.spent = spent
             self.leave(self.meter.sentence(spent))

@@ -11,7 +11,7 @@ from typing import Any
 
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.trackers import lacks
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.runs import results
@@ -88,7 +88,8 @@ def train_one(
                 with voice.listening():
                     run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
             except Paused as pause:
-                raise RunError(
+                kind = Interrupted if pause.order.reason == INTERRUPTED else RunError
+                raise kind(
                     f"{trial.trial_id} left without a result: {pause.order.reason.rstrip('.')}. Give the same "
                     "command with --resume to go on from its last checkpoint."
                 ) from None
@@ -138,7 +139,7 @@ class ConsoleProgress:
         def handle() -> None:
             if self.order is not None:
                 raise KeyboardInterrupt
-            self.order = Command("pause", "it was interrupted")
+            self.order = Command("pause", INTERRUPTED)
 
         with interrupts(handle):
             yield

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from slime_ray import cli
 from slime_ray.cli import experiments, runs
+from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import RunError
 from tests.analysis.conftest import add_trial, finish
 
@@ -182,7 +184,7 @@ def interrupted(options: argparse.Namespace) -> None:
 def test_an_interrupt_says_what_is_kept_and_the_command_that_goes_on(monkeypatch, capsys, line, again):
     for module, name in ((experiments, "_sweep"), (experiments, "_demo"), (runs, "_extend")):
         monkeypatch.setattr(module, name, interrupted)
-    assert cli.main(shlex.split(line)) == 1
+    assert cli.main(shlex.split(line)) == 130
     said = capsys.readouterr().err
     assert said == (
         f"slime-ray: interrupted. Finished trials and the last checkpoints are kept; go on with `{again}`.\n"
@@ -192,7 +194,7 @@ def test_an_interrupt_says_what_is_kept_and_the_command_that_goes_on(monkeypatch
 
 def test_a_command_without_a_run_promises_none(monkeypatch, capsys):
     monkeypatch.setattr(experiments, "_check", interrupted)
-    assert cli.main(["check", "demo"]) == 1
+    assert cli.main(["check", "demo"]) == 130
     assert capsys.readouterr().err == "slime-ray: interrupted.\n"
 
 
@@ -264,4 +266,62 @@ def test_bash_completes_commands_options_and_experiments(tmp_path, capsys, words
 def test_a_wrong_command_line_is_exit_code_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["swep"])
-    assert "invalid choice: 'swep'" in capsys.readouterr().err
+    assert "there is no 'swep'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["google/gemma-3-4b-pt", "some/model", "a folder/with: signs"])
+@pytest.mark.parametrize("where", [[], ["--cpu"]])
+def test_a_first_experiment_is_one_that_check_accepts_and_an_editor_knows(tmp_path, monkeypatch, capsys, model, where):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    Path("my pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["init", "--model", model, "--data", "my pairs.jsonl", *where]) == 0
+    assert "60 pairs were read" in capsys.readouterr().out
+    assert cli.main(["check", "experiment.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "my-pairs"
+    written = Path("experiment.yaml").read_text()
+    assert written.splitlines()[0].endswith("$schema=experiment.schema.json")
+    schema = json.loads(Path("experiment.schema.json").read_text())
+    assert list(Draft202012Validator(schema).iter_errors(load_yaml("experiment.yaml").data)) == []
+    assert load_yaml("experiment.yaml").data["base"]["data"]["held_out_pairs"] == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--data", "lost.jsonl"], "there is no such file"),
+        (["--data", "few.jsonl"], "few.jsonl has 3 pairs"),
+        (["--data", "few.jsonl", "--to", "few.jsonl"], "is there already"),
+        (["--data", "few.jsonl", "--to", "no/e.yaml"], "there is no such folder"),
+    ],
+)
+def test_a_first_experiment_that_cannot_be_is_a_sentence_and_no_file(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    row = json.dumps({"prompt": "p", "chosen": "good", "rejected": "bad"})
+    Path("few.jsonl").write_text("\n".join([row] * 3))
+    assert cli.main(["init", "--model", "some/model", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["few.jsonl"]
+
+
+def test_what_ships_can_be_printed(capsys):
+    assert cli.main(["spaces", "show", "demo"]) == 0
+    assert "name: demo" in capsys.readouterr().out
+    assert cli.main(["presets", "show", "paper"]) == 0
+    assert "stabilizer_exponent: 2.5" in capsys.readouterr().out
+    assert cli.main(["spaces", "show", "dmeo"]) == 2
+    assert "Did you mean 'demo'" in capsys.readouterr().err
+
+
+def test_no_command_at_all_prints_the_help(capsys):
+    assert cli.main([]) == 0
+    assert "usage: slime-ray" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["swep"], "sweep"), (["presets", "shwo"], "show"), (["bench", "stp"], "step")]
+)
+def test_a_misspelt_command_names_the_one_that_is_meant(capsys, words, meant):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err

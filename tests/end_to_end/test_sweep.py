@@ -148,7 +148,7 @@ def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slim
             break
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 130
     assert "Traceback" not in rest
     assert "--resume" in rest
     assert left_behind(process.pid) == []

@@ -35,7 +35,7 @@ def test_a_trial_that_is_interrupted_goes_on_where_it_was(slime_ray, small, stor
     next(line for line in process.stdout if line.startswith("training 80/160"))
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "left without a result: it was interrupted" in said
     assert "--name broken --resume` to go on" in said
     assert slime_ray(*options, "--name", "broken", "--resume").returncode == 0

@@ -202,7 +202,7 @@ def test_an_interrupt_has_trials_write_a_checkpoint_and_leave(start, whole, tabl
     sweep.process.send_signal(signal.SIGINT)
     text = sweep.end(60)
     seconds = time.time() - struck
-    assert sweep.process.returncode == 1
+    assert sweep.process.returncode == 130
     assert "--resume" in text
     assert "Traceback" not in text
     assert left_behind(sweep.process.pid) == []
@@ -263,7 +263,7 @@ def test_a_group_pauses_on_an_interrupt(start, whole, table):
     until(lambda: sweep.attempts(LONG), 120, "the trial")
     sweep.process.send_signal(signal.SIGINT)
     text = sweep.end(90)
-    assert sweep.process.returncode == 1, text
+    assert sweep.process.returncode == 130, text
     assert sweep.endings() == ["paused"]
     assert left_behind(sweep.process.pid) == []
     resumed = start("interrupt-group", *TWO, "--resume")
