@@ -72,7 +72,7 @@ def open_experiment(
 
 
 def read_inputs(experiment: Experiment) -> None:
-    """Read the questions that it names, and import a scorer of the user's: trials run on the same files and code.
+    """Read the questions that it names, and import scorers and callbacks: trials run on the same files and code.
 
     Raises:
         InputError: One of them cannot be used.
@@ -84,6 +84,10 @@ def read_inputs(experiment: Experiment) -> None:
     scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
     if scorer is not None:
         load_scorer(scorer)
+    if callbacks := experiment.settings.training.callbacks:
+        from slime_ray.training.callbacks import load_callbacks
+
+        load_callbacks(callbacks)
 
 
 def start_sweep(

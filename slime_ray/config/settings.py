@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from slime_ray.config.arguments import TrainerArguments
 from slime_ray.config.judge import Exact, NamedJudge, NoJudge, address, client_lack, variable
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
@@ -178,6 +179,8 @@ class Schedule(Strict):
     """AdamW's second beta."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are clipped to this norm; null clips nothing."""
+    arguments: TrainerArguments = TrainerArguments()
+    """Further arguments of transformers' Trainer, under its own names."""
 
 
 class Sft(Schedule):
@@ -200,6 +203,8 @@ class Training(Schedule):
     """Whether each layer is computed again in the backward pass, which saves memory and costs time."""
     evaluations: Annotated[int, Field(ge=1)] = 5
     """Held-out measurements besides that of step 0, evenly spread."""
+    callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
+    """TrainerCallbacks of yours, as `package.module:Class`, each made without arguments."""
 
 
 class Decoding(Strict):

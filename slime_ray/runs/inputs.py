@@ -194,7 +194,11 @@ def _code(all_settings: Iterable[Settings], names: Iterable[str]) -> dict[str, s
     wanted = set(names)
     for settings in all_settings:
         judge = settings.evaluation.judge
-        wanted |= {settings.objective.name, str(judge.scorer) if isinstance(judge, Exact) else ""}
+        wanted |= {
+            settings.objective.name,
+            *settings.training.callbacks,
+            str(judge.scorer) if isinstance(judge, Exact) else "",
+        }
     hashes = {}
     for name in sorted(name for name in wanted if ":" in name):
         module = name.partition(":")[0]

@@ -162,9 +162,14 @@ def load_progress(path: Path, *, model: Any, optimizer: Any, scheduler: Any) -> 
         for key, value in load_file(path / "optimizer.safetensors").items():
             kind, name = key.split(":", 1)
             moments.setdefault(name, {})[kind] = value
-        set_optimizer_state_dict(
-            model, optimizer, {"state": moments, "param_groups": content["param_groups"]}, options=OPTIONS
-        )
+        if moments:
+            set_optimizer_state_dict(
+                model, optimizer, {"state": moments, "param_groups": content["param_groups"]}, options=OPTIONS
+            )
+        else:
+            # Plain SGD has none, which torch's function does not take.
+            for group, kept in zip(optimizer.param_groups, content["param_groups"], strict=True):
+                group |= {name: value for name, value in kept.items() if name != "params"}
         scheduler.load_state_dict(content["scheduler"])
 
 

@@ -20,6 +20,7 @@ from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import Judge
 from slime_ray.model.logprobs import Policy
 from slime_ray.training import attempts
+from slime_ray.training.callbacks import load_callbacks
 from slime_ray.training.checkpoint import Saved, latest
 from slime_ray.training.measuring import measure_activity
 from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
@@ -192,6 +193,7 @@ class TrainingLoop:
             after_save=self.after_save,
             gradient_checkpointing=self.schedule.gradient_checkpointing,
             dropout=trial.settings.model.dropout,
+            callbacks=load_callbacks(self.schedule.callbacks),
         )
         self.updates, self.row_tokens = self.trainer.updates, self.trainer.loader.row_tokens
         self.marks = {
@@ -214,6 +216,8 @@ class TrainingLoop:
             shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         if self.stopped and self.stopped.kind != "stop":
             raise Paused(self.stopped)
+        if self.trainer.state.global_step < self.updates and not (self.stopped or self.diverged):
+            self.stopped = Command("stop", "a callback of training.callbacks ended the training", measure=True)
         return Outcome(
             updates=self.trainer.state.global_step,
             planned=self.updates,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Schedule
@@ -162,6 +162,10 @@ class _Arguments(TrainingArguments):
         return min(1, super().n_gpu)
 
 
+def _schedule_arguments(schedule: Schedule) -> dict[str, Any]:
+    return {"lr_scheduler_type": schedule.schedule, **schedule.arguments.as_arguments()}
+
+
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
@@ -203,6 +207,7 @@ class PreferenceTrainer(Trainer):
         after_save: Callable[[], None] = lambda: None,
         gradient_checkpointing: bool = False,
         dropout: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
         self.objective: Objective = objective
         self.policy, self.dropout = policy, dropout
@@ -223,12 +228,12 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model=policy,
             args=_Arguments(
+                **_schedule_arguments(schedule),
                 output_dir=str(scratch),
                 # A "batch" of Trainer's is one of ours: all that a rank computes for an update.
                 per_device_train_batch_size=1,
                 max_steps=self.updates,
                 learning_rate=schedule.learning_rate,
-                lr_scheduler_type=schedule.schedule,
                 warmup_steps=round(schedule.warmup_fraction * self.updates),
                 weight_decay=schedule.weight_decay,
                 adam_beta2=schedule.adam_beta2,
@@ -246,6 +251,7 @@ class PreferenceTrainer(Trainer):
                 # Looking for parameters without a gradient costs time, and what is trained gets one.
                 ddp_find_unused_parameters=False,
             ),
+            callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
         self.loader = Updates(

@@ -1,0 +1,101 @@
+"""The arguments of transformers' Trainer that a file may set, and why it may not set the others."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from slime_ray.config.strict import Strict
+from slime_ray.errors import near
+
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop"]
+Scheduler = Literal[
+    "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+_MIN_LR = ("num_cycles", "min_lr", "min_lr_rate")
+SCHEDULER_KWARGS: Mapping[str, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "cosine_with_min_lr": _MIN_LR,
+    "cosine_warmup_with_min_lr": (*_MIN_LR, "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        "num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles",
+    ),
+}  # fmt: skip
+"""What `lr_scheduler_kwargs` may hold; the others take nothing."""
+NEEDED = {"warmup_stable_decay": ("num_decay_steps",)}
+ONE_OF = dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), ("min_lr", "min_lr_rate"))
+INSTEAD = {
+    "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_steps": "updates",
+    "warmup_steps": "warmup_fraction", "weight_decay": "weight_decay", "adam_beta2": "adam_beta2",
+    "max_grad_norm": "max_grad_norm", "per_device_train_batch_size": "pairs_per_update",
+    "gradient_accumulation_steps": "pairs_per_update", "gradient_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing": "gradient_checkpointing", "eval_steps": "evaluations", "eval_strategy": "evaluations",
+    "bf16": "model.dtype", "fp16": "model.dtype", "tf32": "model.dtype", "seed": "seeds", "data_seed": "seeds",
+    "report_to": "trackers", "fsdp": "resources.strategy", "fsdp_config": "resources.strategy",
+    "use_cpu": "resources.gpu_per_worker", "output_dir": "--storage", "save_steps": "faults.checkpoint_minutes",
+    "save_strategy": "faults.checkpoint_minutes", "hub_model_id": "slime-ray export", "push_to_hub": "slime-ray export",
+    "use_liger_kernel": "model.fused",
+}  # fmt: skip
+"""Our own setting for one of Trainer's."""
+REASONS = {
+    "torch_compile": "rows have all lengths, so a compiled model would be compiled again and again. model.fused "
+    "compiles what pays",
+    "neftune_noise_alpha": "its noise is scaled by the length of a sequence, and a packed row holds several",
+    "label_smoothing_factor": "the loss is the objective's. Objectives that smooth labels have a knob for it",
+    "deepspeed": "large models are divided by resources.strategy: fsdp2",
+    "auto_find_batch_size": "where memory runs out, rows are halved and the update is made again",
+    "load_best_model_at_end": "the last update is what is measured",
+    "optim_args": "the optimizers that may be chosen take none",
+}
+ENGINE = "the engine packs rows, counts over whole updates and writes checkpoints itself"
+
+
+class TrainerArguments(Strict):
+    """Arguments that go to transformers' TrainingArguments as they are; null is what Trainer does by itself."""
+
+    optim: Optimizer | None = None
+    """The optimizer; null is AdamW. Each resumes bit for bit; memory is planned as AdamW's."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """AdamW's first beta."""
+    adam_epsilon: Annotated[float, Field(gt=0)] | None = None
+    """AdamW's epsilon."""
+    lr_scheduler_type: Scheduler | None = None
+    """Wins over `schedule`. `warmup_fraction` stays what warms up."""
+    lr_scheduler_kwargs: dict[str, float | int | str] = {}
+    """What that scheduler takes, such as `{num_cycles: 3}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_the_engines(cls, given: Any) -> Any:
+        for name in given if isinstance(given, Mapping) else ():
+            if name in INSTEAD:
+                raise ValueError(f"{name} is {INSTEAD[name]} here. Set that")
+            if name in REASONS:
+                raise ValueError(f"{name} cannot be set: {REASONS[name]}. Leave it out")
+            if name not in cls.model_fields:
+                raise ValueError(f"{name} is none of those that may be set: {ENGINE}{near(name, cls.model_fields)}")
+        return given
+
+    @model_validator(mode="after")
+    def _scheduler_takes_them(self) -> "TrainerArguments":
+        kind = self.lr_scheduler_type
+        if kind is None:
+            if self.lr_scheduler_kwargs:
+                raise ValueError("lr_scheduler_kwargs has no effect without lr_scheduler_type. Name one")
+            return self
+        takes = SCHEDULER_KWARGS.get(kind, ())
+        if unknown := sorted(set(self.lr_scheduler_kwargs) - set(takes)):
+            raise ValueError(f"lr_scheduler_kwargs: {kind} takes {', '.join(takes) or 'nothing'}, not {unknown[0]}")
+        if lacking := [name for name in NEEDED.get(kind, ()) if name not in self.lr_scheduler_kwargs]:
+            raise ValueError(f"lr_scheduler_kwargs: {kind} needs {lacking[0]}")
+        if (names := ONE_OF.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
+            raise ValueError(f"lr_scheduler_kwargs: {kind} needs one of {' and '.join(names)}")
+        return self
+
+    def as_arguments(self) -> dict[str, Any]:
+        """What is set, by the names of TrainingArguments."""
+        return {name: value for name, value in self if value not in (None, {})}
