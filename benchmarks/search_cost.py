@@ -160,7 +160,7 @@ def search_once(sampler: SamplerName, folder: Path, *, trials: int, seed: int) -
     study = StudySearch(
         search=search, base=experiment.base, goals=GOALS, storage=study_storage(folder), trials=trials, seed=seed
     )
-    plan = TrialPlan(experiment, study=study, rows={}, seed=seed)
+    plan = TrialPlan(experiment, studies={"": study}, rows={}, seed=seed)
     drawing, drawn = Watched(study.sampler, "sample_relative"), Watched(study.sampler.rules, "broken")
     writes = ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_state_values")
     writing = Watched(study.storage, *writes)

@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from slime_ray.api import Run, ablate, evaluate, load, plan, report, sweep, train
+    from slime_ray.api import Run, ablate, evaluate, league, load, plan, report, sweep, train
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Run", "ablate", "evaluate", "load", "plan", "report", "sweep", "train"]
+__all__ = ["Run", "ablate", "evaluate", "league", "load", "plan", "report", "sweep", "train"]
 
 
 def __getattr__(name: str) -> object:

@@ -25,7 +25,19 @@ Start = Literal["fresh", "resume", "either"]
 """Whether a run of this name has to be new, has to be there, or may be either."""
 FROM_MODEL = "# This run was started from Python with an Experiment, which manifest.json holds.\n"
 
-__all__ = ["Run", "ablate", "evaluate", "load", "open_experiment", "plan", "report", "start_sweep", "sweep", "train"]
+__all__ = [
+    "Run",
+    "ablate",
+    "evaluate",
+    "league",
+    "load",
+    "open_experiment",
+    "plan",
+    "report",
+    "start_sweep",
+    "sweep",
+    "train",
+]
 
 
 def open_experiment(
@@ -173,6 +185,34 @@ def ablate(experiment: Given, **options: Any) -> Run:
     opened, source = open_experiment(experiment, **{key: options[key] for key in keys if key in options})
     require_design(opened, source)
     return sweep(experiment, **options)
+
+
+def league(experiment: Given, **options: Any) -> Run:
+    """Compare objectives at an equal tuning budget.
+
+    Args:
+        experiment: As for `sweep`; it has a league.
+        options: As for `sweep`, without trials.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: It has no league, or something given is wrong.
+        RunError: It ended before all trials had.
+    """
+    keys = ("name", "seeds", "overrides")
+    require_league(*open_experiment(experiment, **{key: options[key] for key in keys if key in options}))
+    return sweep(experiment, **options)
+
+
+def require_league(experiment: Experiment, source: Path | str) -> None:
+    """Raise InputError where an experiment has no league."""
+    if experiment.league is None:
+        raise InputError(
+            f"{source if isinstance(source, Path) else experiment.name} has no `league` with its entries. "
+            "`slime-ray spaces show league_arithmetic` prints one."
+        )
 
 
 def require_design(experiment: Experiment, source: Path | str) -> None:

@@ -55,6 +55,14 @@ def add_commands(commands: Any) -> None:
         *EXPERIMENT, SEED, START, QUIET, STUDY,
     )  # fmt: skip
     add_command(
+        commands, "league", _league, "compare objectives at an equal tuning budget",
+        [
+            "slime-ray league league_arithmetic --name first",
+            "slime-ray league mine.yaml --name first --resume  # with more entries, trials or seeds in the file",
+        ],
+        SPACE, NAME, STORAGE, SEEDS, SET, SEED, START, QUIET, STUDY,
+    )  # fmt: skip
+    add_command(
         commands, "train", _train, "run one trial of an experiment in this process, without Ray",
         ["slime-ray train methods --trial arm-slime-s0"],
         SPACE, NAME, STORAGE, SEEDS, SET,
@@ -117,6 +125,14 @@ def _ablate(options: argparse.Namespace) -> None:
 
     experiment, source = checked(options)
     api.require_design(experiment, source)
+    _run(experiment, source, options)
+
+
+def _league(options: argparse.Namespace) -> None:
+    from slime_ray import api
+
+    experiment, source = checked(options)
+    api.require_league(experiment, source)
     _run(experiment, source, options)
 
 
@@ -199,7 +215,9 @@ def _check(options: argparse.Namespace) -> None:
     seeds, search = experiment.seeds, experiment.search
     arms = experiment.design is None and f" {len(experiment.arms)} arms x {len(seeds)} seeds."
     trials = search and f" {len(search.dimensions)} searched knobs, {experiment.budget.trials} trials."
-    print(f"{source}: fine.{arms or ''}{trials or ''}")
+    league = experiment.league
+    entries = league and f" {len(league.entries)} entries, {league.trials} trials and {league.seeds} seeds each."
+    print(f"{source}: fine.{arms or ''}{trials or ''}{entries or ''}")
     train = experiment.settings.data.train
     if (missing := missing_file(train)) is not None:
         print(f"warning: {train} is not on this machine{missing}. Trials read it where they run.")
@@ -221,6 +239,7 @@ def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
         "seeds": experiment.seeds,
         "searched": list(experiment.search.dimensions) if experiment.search else [],
         "trials": experiment.budget.trials,
+        "league": [entry.label for entry in experiment.league.entries] if experiment.league else [],
         "fingerprint": experiment.fingerprint,
     }
 

@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
         commands, "extend", _extend, "go on with a run, with more trials of its search",
         ["slime-ray extend runs/first --trials 16", "slime-ray extend runs/first  # what is left of it"],
         RUN,
-        option("--trials", type=int, default=0, metavar="N", help="further trials of the search (default 0)"),
+        option("--trials", type=int, default=0, metavar="N", help="further trials of the search, of each entry (default 0)"),
         option("--study", metavar="URL", help="the database of the run's study, where that is not in the run's folder"),
         QUIET,
         # Not the same command: its --trials would count once more.
@@ -149,7 +149,7 @@ def _extend(options: argparse.Namespace) -> None:
         raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
     if options.trials < 0:
         raise InputError(f"--trials {options.trials}: give the number of further trials.")
-    if options.trials and experiment.search is None:
+    if options.trials and not experiment.searches:
         raise InputError(f"{options.run} has no search that could have more trials.")
     budget = experiment.budget.model_copy(update={"trials": experiment.budget.trials + options.trials})
     if options.trials and experiment.search is not None:
@@ -163,8 +163,11 @@ def _extend(options: argparse.Namespace) -> None:
             )
     # The folder may have been renamed, or be a copy.
     experiment = experiment.model_copy(update={"name": run.name})
+    more: dict[str, Any] = {"budget": budget}
+    if league := experiment.league:
+        more = {"league": league.model_copy(update={"trials": league.trials + options.trials})}
     run_and_report(
-        experiment.model_copy(update={"budget": budget}), run / "experiment.yaml", options, start="resume",
+        experiment.model_copy(update=more), run / "experiment.yaml", options, start="resume",
         storage=mirror.url or str(mirror.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
     )  # fmt: skip
 

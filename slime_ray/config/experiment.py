@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
+from slime_ray.config.league import League, SearchPart
 from slime_ray.config.points import Search, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.config.strict import Seed
@@ -168,6 +169,7 @@ class Experiment(Strict):
     faults: Faults = Faults()
     early_stopping: EarlyStopping | None = None
     design: Design | None = None
+    league: League | None = None
     trackers: list[Tracker] = list(DEFAULT)
 
     @property
@@ -191,8 +193,24 @@ class Experiment(Strict):
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
         # The design says how the arms are compared; what they are stands in `arms`.
-        content = self.model_dump(mode="json", exclude={"name", "resources", "faults", "budget", "design", "trackers"})
-        return fingerprint({**content, "base": lasting(content["base"])})
+        left_out = {"name", "resources", "faults", "budget", "design", "league", "trackers"}
+        content = self.model_dump(mode="json", exclude=left_out)
+        league = {"league": self.league.content} if self.league else {}
+        return fingerprint({**content, **league, "base": lasting(content["base"])})
+
+    @property
+    def searches(self) -> list[SearchPart]:
+        """Its searches: none, one, or one for each entry of a league."""
+        if self.league is not None:
+            league = self.league
+            return [
+                SearchPart(entry.label, entry.set, entry.search, league.trials, 1, league.seeds, entry, league.defaults)
+                for entry in league.entries
+            ]
+        if self.search is None:
+            return []
+        confirm = self.budget.confirm or Confirm(best=0)
+        return [SearchPart("", {}, self.search, self.budget.trials, confirm.best, confirm.seeds)]
 
 
 class Trial(Strict):

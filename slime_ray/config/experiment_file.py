@@ -27,6 +27,8 @@ from slime_ray.config.experiment import (
     with_values,
 )
 from slime_ray.config.judge import Llm
+from slime_ray.config.league import League
+from slime_ray.config.league_file import LeagueKeys, LeagueReader
 from slime_ray.config.parts import Unfit, idle_knobs
 from slime_ray.config.points import Search
 from slime_ray.config.presets import merge, preset_base
@@ -54,6 +56,8 @@ class _File(SearchKeys):
     """Rows of the table, by label, each as what it sets over `base`, by paths such as `objective.anchor_weight`."""
     grid: dict[str, list[Scalar]] = {}
     """Paths with lists of values: every arm is run with every combination."""
+    league: LeagueKeys | None = None
+    """Objectives compared at an equal tuning budget; in place of `search`."""
     ablate: AnyAblation | None = None
     """A design, which makes the arms itself; in place of `arms` and `grid`."""
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
@@ -117,6 +121,7 @@ class _Resolver:
         arms: list[Arm] = []
         design: Design | None = None
         search: Search | None = None
+        league: League | None = None
         early = file.early_stopping
         with self.noting():
             if file.ablate is None:
@@ -126,17 +131,34 @@ class _Resolver:
         with self.noting():
             search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
         with self.noting():
+            league = self._league(file, base)
+        with self.noting():
             early = self._early_stopping(file, settings)
         for keys, sentence in _refusals(file, settings, arms):
             self.sentences += self.error(keys, sentence).sentences
-        if not self.sentences and not arms and search is None:
-            raise self.error((), "nothing to run. Give `arms`, `ablate`, or `search` with `budget: {trials: N}`")
+        if not self.sentences and not arms and search is None and league is None:
+            raise self.error(
+                (), "nothing to run. Give `arms`, `ablate`, `league`, or `search` with `budget: {trials: N}`"
+            )
         self.refuse()
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
             budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=early,
-            design=design, trackers=file.trackers,
+            design=design, league=league, trackers=file.trackers,
         )  # fmt: skip
+
+    def _league(self, file: _File, base: dict[str, Any]) -> League | None:
+        if file.league is None:
+            return None
+        for key in ("search", "require", "start_from", "ablate"):
+            if getattr(file, key):
+                raise self.error((key,), f"a league's entries have their own. Remove `{key}`, or `league`")
+        for key, way in (("trials", "league.trials"), ("confirm", "league.seeds")):
+            if getattr(file.budget, key):
+                raise self.error(("budget", key), f"a league has an equal budget for each entry: {way}. Leave it out")
+        return LeagueReader(
+            file.league, base, sampler=file.sampler, goals=file.goals, check=self.check, error=self.error
+        ).read()
 
     def error(self, keys: KeyPath, sentence: str) -> Complaint:
         return self.source.error((keys, sentence))
@@ -233,7 +255,7 @@ class _Resolver:
         if early is None or early.rule == "none":
             return early
         at: KeyPath = ("early_stopping",)
-        if not file.search:
+        if not file.search and not file.league:
             raise self.error(at, "only trials of a search are stopped early, and there is no `search`")
         judged, evaluations = settings.judged_on_the_way, settings.training.evaluations
         if early.rule == "pareto" and early.goals is None:
@@ -272,7 +294,8 @@ def _refusals(file: _File, settings: Settings, arms: Sequence[Arm]) -> Iterator[
         yield ("budget", "trials"), "there are trials to spend but no `search` says on what"
     if len(set(file.seeds)) < len(file.seeds):
         yield ("seeds",), f"{file.seeds} names a seed twice; the same trial would count double"
-    if file.budget.confirm and max(file.seeds) + file.budget.confirm.seeds > LARGEST_SEED:
+    further = file.league.seeds if file.league else file.budget.confirm.seeds if file.budget.confirm else 0
+    if further and max(file.seeds) + further > LARGEST_SEED:
         yield ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
     if (count := len(arms) * len(file.seeds)) > MOST_TRIALS:
         yield (
@@ -312,7 +335,7 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
             )
     if not file.goals:
         yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
-    elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and file.search:
+    elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and (file.search or file.league):
         yield (
             ("goals",),
             ("accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them"),

@@ -15,8 +15,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slime_ray.config.experiment import EarlyStopping
+from slime_ray.config.league import entry_of
 from slime_ray.on_ray.cluster_state import cluster_state
-from slime_ray.on_ray.stopping import Told, build_rule
+from slime_ray.on_ray.stopping import Rule, Told, build_rule
 from slime_ray.training.orders import Command
 
 DRAINING_SECONDS = 2.0
@@ -53,11 +54,11 @@ class MonitorActor:
         self.voices: dict[str, TrialRecord] = {}
         self.leaving: Command | None = None
         self.stopped: dict[str, Command] = {}
-        self.rule = build_rule(EarlyStopping.model_validate(early_stopping)) if early_stopping else None
+        self.early_stopping = EarlyStopping.model_validate(early_stopping) if early_stopping else None
+        self.rules: dict[str, Rule | None] = {}
         for trial_id, told in past:
-            if self.rule:
-                # What was decided then does not change; it counts for those that come.
-                self.rule.decide(trial_id, told)
+            # What was decided then does not change; it counts for those that come.
+            self.decide(trial_id, told)
         self.draining: dict[str, int] = {}
         self.looked = 0.0
 
@@ -85,7 +86,17 @@ class MonitorActor:
             return self.stopped[trial_id]
         if taken := voice.nodes & self._draining_nodes():
             return Command("preempt", f"its node {min(taken)[:8]} is about to be taken away")
-        return self.rule.decide(trial_id, told) if self.rule and searched else None
+        return self.decide(trial_id, told) if searched else None
+
+    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
+        """What the rule says of a search trial, which it ranks among those of the same search."""
+        if self.early_stopping is None:
+            return None
+        group = entry_of(trial_id) or ""
+        if group not in self.rules:
+            self.rules[group] = build_rule(self.early_stopping)
+        rule = self.rules[group]
+        return rule.decide(trial_id, told) if rule else None
 
     def leave(self, reason: str) -> None:
         """Have all trials write a checkpoint and leave."""

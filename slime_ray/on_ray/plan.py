@@ -6,6 +6,7 @@ What earlier runs know of a search comes first: their finished trials, where thi
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.judge import lasting
+from slime_ray.config.league import DEFAULTS, SearchPart, entry_of
 from slime_ray.config.points import Point, Search, path_of, value_at
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.space import Dimension, Scalar
@@ -32,82 +34,160 @@ SEARCH_SEED = 1000
 """Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""
 
 
-class TrialPlan(Searcher):
-    """Hands Ray Tune one trial after another: one pool of warm actors runs all three phases.
+class Part:
+    """One search of a sweep: which of its trials have yet to run, and its winners again once they have.
 
-    rows: what has finished already, by trial id, as rows of trials.parquet; those trials are not run again, so that a
-    plan made over the rows of an interrupted run is that run's rest.
+    study: its memory. rows: of all trials that have finished, which the plan adds to. seed: of the sweep.
     """
 
     def __init__(
-        self, experiment: Experiment, *, study: StudySearch | None, rows: Mapping[str, Mapping[str, Any]], seed: int
+        self, experiment: Experiment, part: SearchPart, study: StudySearch, rows: dict[str, dict[str, Any]], seed: int
+    ):
+        self.experiment, self.part, self.study, self.rows, self.seed = experiment, part, study, rows, seed
+        self.ids = [name for name in self.every_id() if name not in rows]
+        self.running: set[str] = set()
+        self.confirmed = False
+
+    def every_id(self) -> list[str]:
+        """Ids of its search trials."""
+        return [self.part.trial_id(number) for number in range(1, self.part.trials + 1)]
+
+    def trial(self, name: str, values: Mapping[str, Any]) -> Trial:
+        """A trial of the search, which runs from here on. values: what it sets over base."""
+        self.running.add(name)
+        return search_trial(self.experiment, name, values, SEARCH_SEED + self.seed)
+
+    def next(self) -> Trial | None:
+        """The next trial of the search; None where all have begun."""
+        if self.ids and (begun := self.study.ask(self.ids)):
+            name, point = begun
+            self.ids.remove(name)
+            return self.trial(name, self.part.values(point))
+        self.ids.clear()
+        return None
+
+    def confirmations(self) -> list[Trial]:
+        """Its winners again, once, when nothing of the search runs any more; none of those that have finished."""
+        if self.ids or self.running or self.confirmed:
+            return []
+        self.confirmed = True
+        return [one for one in confirm_trials(self.experiment, self.part, self.rows) if one.trial_id not in self.rows]
+
+    def missing(self) -> list[str]:
+        """Ids of the trials that have yet to finish; confirmations are known once the search has."""
+        left = [name for name in self.every_id() if name not in self.rows]
+        if left:
+            return left
+        confirm = confirm_trials(self.experiment, self.part, self.rows)
+        return [trial.trial_id for trial in confirm if trial.trial_id not in self.rows]
+
+    def most_left(self) -> int:
+        """Trials that may still have to run; how many confirmations there will be is known only after the search."""
+        left = self.missing()
+        if not any(name.startswith("search-") for name in left):
+            return len(left)
+        # Of those that stand already none is run again.
+        standing = sum(
+            row.get("phase") == "confirm" and entry_of(str(row["label"]).removesuffix(DEFAULTS)) == self.part.label
+            for row in self.rows.values()
+        )
+        expected = self.part.best * self.part.seeds * (2 if self.part.defaults else 1)
+        return len(left) + max(0, expected - standing)
+
+    def end(self, trial: Trial, outcome: Mapping[str, Any], *, clone: bool) -> None:
+        """Tell the study how a trial ended. Raises StudyFailed."""
+        self.running.discard(trial.trial_id)
+        if clone:
+            self.study.record(trial.trial_id, self.part.point(trial.values), outcome)
+        else:
+            self.study.tell(trial.trial_id, outcome)
+
+
+class TrialPlan(Searcher):
+    """Hands Ray Tune one trial after another: one pool of warm actors runs all three phases.
+
+    studies: the memory of each search, by its label. rows: what has finished already, by trial id, as rows of
+    trials.parquet; those trials are not run again, so that a plan made over the rows of an interrupted run is that
+    run's rest.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        studies: Mapping[str, StudySearch],
+        rows: Mapping[str, Mapping[str, Any]],
+        seed: int,
     ):
         super().__init__(metric=next(iter(experiment.goals)))
-        self.experiment, self.study, self.seed = experiment, study, seed
-        self.rows = dict(rows)
-        refuse_other_confirmations(self.rows, study.points if study else {})
+        self.experiment, self.seed = experiment, seed
+        self.rows: dict[str, dict[str, Any]] = {name: dict(row) for name, row in rows.items()}
+        self.parts = {
+            part.label: Part(experiment, part, studies[part.label], self.rows, seed)
+            for part in experiment.searches
+            if part.label in studies
+        }
+        points = {
+            name: part.part.values(point) for part in self.parts.values() for name, point in part.study.points.items()
+        }
+        refuse_other_confirmations(self.rows, points)
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
-        self.search_ids = self._unused_ids()
+        self.turns = list(self.parts)
         self.clones: dict[str, Clone] = {}
-        self.confirmed = False
         self.ending = False
         self.failed: StudyFailed | None = None
         self.paused: set[str] = set()
+
+    def part_of(self, trial_id: str) -> Part | None:
+        """The search that a trial of it, or a clone of one, belongs to; that of an arm's clone is the first."""
+        label = entry_of(trial_id)
+        return self.parts.get(label if label in self.parts else next(iter(self.parts), ""))
 
     def add(self, clone: Clone) -> bool:
         """Run a clone before whatever else waits; False where it is known already."""
         if clone.trial_id in self.clones or clone.trial_id in self.rows:
             return False
         self.clones[clone.trial_id] = clone
-        self.waiting.insert(0, search_trial(self.experiment, clone.trial_id, clone.values, SEARCH_SEED + self.seed))
+        part = self.part_of(clone.trial_id)
+        begin = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
+        self.waiting.insert(0, begin(clone.trial_id, clone.values))
         return True
 
-    def _unused_ids(self) -> list[str]:
-        trials = self.experiment.budget.trials if self.study else 0
-        return [name for name in map(search_id, range(1, trials + 1)) if name not in self.rows]
-
     def missing(self) -> list[str]:
-        """Ids of the trials that have yet to finish; confirmations are known once the search has."""
-        ids = [trial.trial_id for trial in arm_trials(self.experiment)]
-        ids += [search_id(number) for number in range(1, self.experiment.budget.trials + 1)] if self.study else []
-        left = [name for name in [*ids, *self.clones] if name not in self.rows]
-        if left or not self.study:
-            return left
-        confirm = confirm_trials(self.experiment, list(self.rows.values()))
-        return [trial.trial_id for trial in confirm if trial.trial_id not in self.rows]
+        """Ids of the trials that have yet to finish; a search's confirmations are known once it has."""
+        return self._missing_besides() + [name for part in self.parts.values() for name in part.missing()]
+
+    def _missing_besides(self) -> list[str]:
+        arms = [trial.trial_id for trial in arm_trials(self.experiment)]
+        return [name for name in [*arms, *self.clones] if name not in self.rows]
 
     def most_left(self) -> int:
-        """Trials that may still have to run; how many confirmations there will be is known only after the search."""
-        left, confirm = self.missing(), self.experiment.budget.confirm
-        to_search = any(not name.startswith("confirm-") for name in left)
-        if not (to_search and confirm and self.study):
-            return len(left)
-        # Of those that stand already none is run again.
-        standing = sum(row.get("phase") == "confirm" for row in self.rows.values())
-        return len(left) + max(0, confirm.best * confirm.seeds - standing)
+        """Trials that may still have to run; how many confirmations there will be is known only after a search."""
+        return len(self._missing_besides()) + sum(part.most_left() for part in self.parts.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration; None while it depends on trials that still run."""
         if self.ending:
             return Searcher.FINISHED
+        if not self.waiting:
+            self.waiting += self._confirmations() or self._search()
         if self.waiting:
             return self._hand_out(trial_id, self.waiting.pop(0))
-        if self.search_ids and self.study is not None:
-            if begun := self.study.ask(self.search_ids):
-                name, point = begun
-                self.search_ids.remove(name)
-                return self._hand_out(trial_id, search_trial(self.experiment, name, point, SEARCH_SEED + self.seed))
-            self.search_ids.clear()
-        if self.by_tune_id.keys() - self._finished_tune_ids():
-            return None
-        if not self.confirmed:
-            self.confirmed = True
-            trials = confirm_trials(self.experiment, list(self.rows.values()))
-            self.waiting = [trial for trial in trials if trial.trial_id not in self.rows]
-            if self.waiting:
-                return self.suggest(trial_id)
-        return Searcher.FINISHED
+        return None if self.by_tune_id.keys() - self._finished_tune_ids() else Searcher.FINISHED
+
+    def _confirmations(self) -> list[Trial]:
+        """Those of the first search that is done; they come before what others have yet to search."""
+        return next((trials for part in self.parts.values() if (trials := part.confirmations())), [])
+
+    def _search(self) -> list[Trial]:
+        """The next trial of the searches, which take turns."""
+        for label in list(self.turns):
+            self.turns.remove(label)
+            self.turns.append(label)
+            if trial := self.parts[label].next():
+                return [trial]
+        return []
 
     def _finished_tune_ids(self) -> set[str]:
         rows = {tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id in self.rows}
@@ -127,13 +207,9 @@ class TrialPlan(Searcher):
         that is kept in `failed`, and the study hears of the row when the run is gone on with.
         """
         trial = self.by_tune_id[trial_id]
-        if trial.phase == "search" and self.study is not None:
-            outcome = {} if error else result or {}
+        if trial.phase == "search" and (part := self.part_of(trial.trial_id)):
             try:
-                if trial.trial_id in self.clones:
-                    self.study.record(trial.trial_id, trial.values, outcome)
-                else:
-                    self.study.tell(trial.trial_id, outcome)
+                part.end(trial, {} if error else result or {}, clone=trial.trial_id in self.clones)
             except StudyFailed as failure:
                 self.failed = failure
         if (result or {}).get("status") == "paused":
@@ -147,9 +223,9 @@ class TrialPlan(Searcher):
         }
 
     def close(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Nothing is at work any more, and no trial is left running in the study. rows: of all that has finished."""
-        if self.study is not None:
-            self.study.close(rows)
+        """Nothing is at work any more, and no trial is left running in a study. rows: of all that has finished."""
+        for part in self.parts.values():
+            part.study.close(rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""
@@ -160,11 +236,6 @@ class TrialPlan(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as in `save`."""
-
-
-def search_id(number: int) -> str:
-    """Trial id of the search's nth trial."""
-    return f"search-{number:04d}"
 
 
 def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], seed: int) -> Trial:
@@ -180,31 +251,40 @@ def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], se
     )
 
 
-def confirm_trials(experiment: Experiment, rows: list[Mapping[str, Any]]) -> list[Trial]:
-    """The best search trials again, with the table's seeds (further ones if it has too few), on the report prompts."""
-    confirm = experiment.budget.confirm
-    if confirm is None:
-        return []
-    standing = {fingerprint(experiment.settings_with(arm.set)) for arm in experiment.arms}
-    # A winner that equals an arm stands in the table already, with these seeds.
+def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
+    """The best trials of a search again, with the table's seeds (further ones if it has too few), on report prompts.
+
+    In a league each is followed by its entry's defaults at the same learning rate, where these are asked for.
+    """
+    # A winner that equals an arm stands in the table already, with these seeds. A league's entry has a row of its own.
+    arms = [] if part.entry else experiment.arms
+    standing = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
+    searched = [row for row in rows.values() if row["phase"] == "search"]
+    mine = [row for row in searched if part.entry is None or entry_of(row["trial_id"]) == part.label]
     winners = [
         row
-        for row in best_rows([row for row in rows if row["phase"] == "search"], experiment.goals)
+        for row in best_rows(mine, experiment.goals)
         if fingerprint(experiment.settings_with(row["values"])) not in standing
-    ][: confirm.best]
-    further = iter(range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + confirm.seeds))
-    seeds = [*experiment.seeds, *further][: confirm.seeds]
+    ][: part.best]
+    further = iter(range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + part.seeds))
+    seeds = [*experiment.seeds, *further][: part.seeds]
+    cells: list[tuple[str, Mapping[str, Any]]] = []
+    for row in winners:
+        cells.append((row["trial_id"], row["values"]))
+        values = part.default_values(row["values"])
+        if values is not None and values != row["values"]:
+            cells.append((row["trial_id"] + DEFAULTS, values))
     return [
         Trial(
-            trial_id=f"confirm-{row['trial_id']}-s{seed}",
+            trial_id=f"confirm-{label}-s{seed}",
             phase="confirm",
-            label=row["trial_id"],
+            label=label,
             seed=seed,
             prompt_set="report",
-            values={**row["values"]},
-            settings=experiment.settings_with(row["values"]),
+            values={**values},
+            settings=experiment.settings_with(values),
         )
-        for row in winners
+        for label, values in cells
         for seed in seeds
     ]
 

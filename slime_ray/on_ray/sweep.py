@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
+from slime_ray.config.league import DEFAULTS, SearchPart, entry_of
+from slime_ray.config.points import with_values
+from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
@@ -109,7 +113,7 @@ def run_sweep(
         mirror.answering(),
         log_file(run / "log.txt"),
     ):
-        memory = study_storage(run, study) if experiment.search else None
+        memory = study_storage(run, study) if experiment.searches else None
         sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
         if "earlier" not in manifest:
             # Kept with the run, which goes on with them whatever becomes of the runs that they came from.
@@ -239,33 +243,48 @@ def _plan(sweep: Sweep) -> TrialPlan:
         trial_id: {**row, "values": json.loads(row["overrides"])}
         for trial_id, row in results.finished_trials(run).items()
     }
-    study = None
-    if experiment.search is not None and memory is not None:
+    studies: dict[str, StudySearch] = {}
+    lost, study = lost_values(run, rows), sweep.manifest["study"]["name"]
+    observed = [trial for one in sweep.manifest["earlier"] for trial in Earlier.from_json(one).trials]
+    for part in experiment.searches if memory is not None else ():
         with asking():
-            study = StudySearch(
-                search=experiment.search,
-                base=experiment.base,
+            studies[part.label] = StudySearch(
+                search=part.search,
+                base=with_values(experiment.base, part.set),
                 goals=experiment.goals,
                 storage=memory,
-                name=sweep.manifest["study"]["name"],
-                trials=experiment.budget.trials,
-                seed=seed,
-                rows=rows,
-                lost=lost_values(run, rows),
-                observed=[trial for one in sweep.manifest["earlier"] for trial in Earlier.from_json(one).trials],
+                name=f"{study}-{part.label}" if part.label else study,
+                trials=part.trials,
+                seed=seed_of(part.label, seed),
+                rows=own_rows(part, rows),
+                lost={name: part.point(values) for name, values in lost.items() if entry_of(name) == part.label},
+                observed=observed,
             )
-        for note in study.notes:
+        for note in studies[part.label].notes:
             logger.info(note)
             print_line(sweep.console, note)
-    plan = TrialPlan(experiment, study=study, rows=rows, seed=seed)
+    plan = TrialPlan(experiment, studies=studies, rows=rows, seed=seed)
     for clone in Instructions.read(run).clones:
         plan.add(clone)
     return plan
 
 
+def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rows of one search's trials, with the values of their points alone."""
+    return {
+        name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if entry_of(name) == part.label
+    }
+
+
+def seed_of(label: str, seed: int) -> int:
+    """Seed of a search: an entry's follows from its label, so that no other entry changes its draws."""
+    return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
+
+
 def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What search trials without a result set over base, by id, where other files of the run still say so."""
-    lost = {row["label"]: row["values"] for row in rows.values() if row["phase"] == "confirm"}
+    confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
+    lost = {row["label"]: row["values"] for row in confirmed}
     lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
     with suppress(InputError, ValueError, TypeError):
         before = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()

@@ -222,7 +222,7 @@ class _Estimate:
         def time(end: End) -> float:
             rate, (first, last) = rates[end], trials(end)
             stages = sum(taken.at(end) for taken in plan.stages.values())
-            report = rate.report * (2 if self.experiment.search else 1)
+            report = rate.report * (2 if self.experiment.searches else 1)
             start = rate.around + rate.process * (2 if one else 1)
             return start + stages + report + schedule(first, slots) + schedule(last, slots)
 

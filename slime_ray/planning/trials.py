@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from slime_ray.config.experiment import EarlyStopping, Experiment, Phase, PromptSet
+from slime_ray.config.league import SearchPart
 from slime_ray.config.points import path_of
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.planning.rates import Range
@@ -46,30 +47,29 @@ def groups_of(experiment: Experiment) -> list[Group]:
         Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), tuple(experiment.seeds))
         for arm in experiment.arms
     ]
-    budget = experiment.budget
-    if experiment.search is not None:
-        points = _points(experiment)
-        groups.append(Group("search", "search", points, (SEARCH_SEED,) * budget.trials))
-        if budget.confirm and budget.confirm.best:
-            first = max(experiment.seeds) + 1
-            seeds = [*experiment.seeds, *range(first, first + budget.confirm.seeds)][: budget.confirm.seeds]
-            best = min(budget.confirm.best, budget.trials)
-            groups.append(Group("confirmations", "confirm", points, tuple(seeds) * best))
+    for part in experiment.searches:
+        points, of = _points(experiment, part), f" {part.label}" if part.label else ""
+        groups.append(Group(f"search{of}", "search", points, (SEARCH_SEED,) * part.trials))
+        first = max(experiment.seeds) + 1
+        seeds = [*experiment.seeds, *range(first, first + part.seeds)][: part.seeds]
+        rows = min(part.best, part.trials) * (2 if part.defaults else 1)
+        groups.append(Group(f"confirmations{of}", "confirm", points, tuple(seeds) * rows))
     return [group for group in groups if group.trials]
 
 
-def _points(experiment: Experiment) -> tuple[Settings, ...]:
-    """Settings whose cost stands for that of the search's trials: the base, or points all over the space."""
-    search = experiment.search
-    if search is None or not any(_is_dear(name) for name in search.dimensions):
-        return (experiment.settings,)
+def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
+    """Settings whose cost stands for that of a search's trials: those around it, or points all over the space."""
+    search, around = part.search, (experiment.settings_with(part.set),)
+    if not any(_is_dear(name) for name in search.dimensions):
+        return around
     found, chance = [], random.Random(0)
     for _ in range(POINTS):
         try:
-            found.append(experiment.settings_with(search.at(chance.random() for _ in search.dimensions)))
+            point = search.at(chance.random() for _ in search.dimensions)
+            found.append(experiment.settings_with(part.values(point)))
         except ValidationError:
             continue
-    return tuple(found) or (experiment.settings,)
+    return tuple(found) or around
 
 
 def _is_dear(name: str) -> bool:
@@ -81,9 +81,11 @@ def _is_dear(name: str) -> bool:
 def extremes(experiment: Experiment) -> list[Settings]:
     """Settings at the ends of every searched knob that changes the cost, and those of the arms: for peak memory."""
     arms = [experiment.settings_with(arm.set) for arm in experiment.arms]
-    search = experiment.search
     ends = [
-        {**scenario, path_of(name): end} for name, scenario, end in (search.ends() if search else ()) if _is_dear(name)
+        part.values({**scenario, path_of(name): end})
+        for part in experiment.searches
+        for name, scenario, end in part.search.ends()
+        if _is_dear(name)
     ]
     every = [experiment.settings, *arms, *(experiment.settings_with(values) for values in ends)]
     return list({fingerprint(settings): settings for settings in every}.values())

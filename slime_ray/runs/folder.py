@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from slime_ray import __version__
 from slime_ray.config.design import Design
 from slime_ray.config.experiment import Experiment
+from slime_ray.config.league import League
 from slime_ray.errors import InputError
 from slime_ray.runs import files, results
 from slime_ray.runs.inputs import code_of, hashes_of, refuse_changed
@@ -167,7 +168,8 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
     seeds = manifest.get("seeds") or []
-    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds}).fingerprint:
+    before = _league_before(run, manifest, experiment)
+    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds, "league": before}).fingerprint:
         raise InputError(
             f"{run} was started with other settings than this file and these --set give now. Resume it with the "
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
@@ -206,6 +208,30 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         | changes
         | {"schema": results.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": kept}
     )
+
+
+def _league_before(run: Path, manifest: Mapping[str, Any], experiment: Experiment) -> League | None:
+    """The league with the entries alone that the run had: it may be given more of them, and more trials and seeds.
+
+    Raises InputError where it has lost or changed one, or would have fewer trials or seeds.
+    """
+    before, now = League.of(manifest), experiment.league
+    if before is None or now is None:
+        return now
+    labels = {entry.label for entry in now.entries}
+    for entry in before.entries:
+        if entry.label not in labels or now.entry(entry.label) != entry:
+            what = "lacks it" if entry.label not in labels else "has another one"
+            raise InputError(
+                f"{run} was started with the entry {entry.label}, and the file {what} now. A league may be given more "
+                "entries; give this one back, or give the run another name with --name."
+            )
+    for name in ("trials", "seeds"):
+        if getattr(now, name) < getattr(before, name):
+            raise InputError(
+                f"{run} has league.{name} {getattr(before, name)}, which may become more and not fewer. Give it back."
+            )
+    return now.model_copy(update={"entries": [now.entry(entry.label) for entry in before.entries]})
 
 
 def refuse_other_inputs(

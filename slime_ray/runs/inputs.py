@@ -48,8 +48,9 @@ def files_of(settings: Settings) -> dict[str, Path]:
 
 
 def all_settings(experiment: Experiment) -> list[Settings]:
-    """The settings of `base` and of every arm."""
-    return [experiment.settings, *(experiment.settings_with(arm.set) for arm in experiment.arms)]
+    """The settings of `base`, of every arm and of every entry of a league."""
+    others = [*(arm.set for arm in experiment.arms), *(part.set for part in experiment.searches)]
+    return [experiment.settings, *map(experiment.settings_with, others)]
 
 
 def hashes_of(experiment: Experiment, named: Mapping[str, Path | None] = {}) -> dict[str, str]:
@@ -185,8 +186,8 @@ def code_of(experiment: Experiment) -> dict[str, str]:
     Modules next to it that it imports have a hash of their own, by their name. What has no file, or cannot be found
     from here, is left out.
     """
-    search = experiment.search.dimensions.values() if experiment.search else ()
-    chosen = (str(value) for dimension in search for value in dimension.choice or ())
+    dimensions = (dimension for part in experiment.searches for dimension in part.search.dimensions.values())
+    chosen = (str(value) for dimension in dimensions for value in dimension.choice or ())
     return _code(all_settings(experiment), chosen)
 
 

@@ -296,7 +296,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 _MANIFEST_KINDS = {
     **dict.fromkeys(("versions", "host", "experiment", "goals", "hashes", "inputs", "code", "decoding", "data"), dict),
-    **dict.fromkeys(("experiment.search", "experiment.search.dimensions"), dict),
+    **dict.fromkeys(("experiment.search", "experiment.search.dimensions", "experiment.league"), dict),
     **dict.fromkeys(("experiment.budget", "experiment.budget.confirm", "data.truncated"), dict),
     **dict.fromkeys(("seeds", "failed_trials", "experiment.arms", "data.skipped", "data.rows_skipped"), list),
 }

@@ -50,7 +50,7 @@ def sweep_of(experiment: Experiment, storage: RunStore) -> Sweep:
 
 
 def recorder_of(sweep: Sweep) -> Recorder:
-    return Recorder(sweep, TrialPlan(sweep.experiment, study=None, rows={}, seed=0))
+    return Recorder(sweep, TrialPlan(sweep.experiment, studies={}, rows={}, seed=0))
 
 
 def ended(trial: Trial, error: Exception | None = None) -> Any:

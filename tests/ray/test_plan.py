@@ -47,7 +47,7 @@ def plan_for(experiment: Experiment, folder: Path, rows=None, lost=None) -> Tria
         rows=rows or {},
         lost=lost or {},
     )
-    return TrialPlan(experiment, study=study, rows=rows or {}, seed=0)
+    return TrialPlan(experiment, studies={"": study}, rows=rows or {}, seed=0)
 
 
 def result(number: int, status: str = "completed") -> dict:
@@ -153,8 +153,7 @@ def test_deleted_trials_are_run_again_as_they_were_and_nothing_else_is(experimen
     assert sorted(run(resumed)) == sorted(deleted)
     again = {trial.trial_id: trial.values for trial in resumed.by_tune_id.values()}
     assert again == {name: values[name] for name in deleted}
-    assert resumed.study is not None
-    entries = resumed.study.study.get_trials(states=(TrialState.COMPLETE,))
+    entries = resumed.parts[""].study.study.get_trials(states=(TrialState.COMPLETE,))
     assert sorted(entry.user_attrs["trial_id"] for entry in entries) == [f"search-000{n}" for n in (1, 2, 3)]
 
 
@@ -199,7 +198,10 @@ def test_a_winner_that_equals_an_arm_is_not_run_again(experiment):
     wins = {"search-0001": 9, "search-0002": 5}
     rows = [{**result(wins[name]), "trial_id": name, "phase": "search", "values": values[name]} for name in values]
     # 1.5 is the paper's value, so that the first is the arm `full`.
-    assert {trial.label for trial in confirm_trials(experiment, rows)} == {"search-0002"}
+    assert {
+        trial.label
+        for trial in confirm_trials(experiment, experiment.searches[0], {row["trial_id"]: row for row in rows})
+    } == {"search-0002"}
 
 
 def test_the_best_are_undominated_then_stable_enough_then_highest_in_the_first_goal():
@@ -230,8 +232,7 @@ def test_a_clone_runs_before_what_waits_and_the_study_learns_of_it(experiment, t
     assert given["trial"]["values"] == {"objective.hard_margin": 2.5}
     assert given["trial"]["prompt_set"] == "selection"
     plan.on_trial_complete("tune-5", result(9))
-    assert plan.study is not None
-    told = {trial.user_attrs["trial_id"]: trial.values for trial in plan.study.study.get_trials()}
+    told = {trial.user_attrs["trial_id"]: trial.values for trial in plan.parts[""].study.study.get_trials()}
     assert told["search-0001-clone-1"] == [0.59, 0.9]
     # A plan over the rows so far runs neither it nor the others again.
     resumed = plan_for(experiment, tmp_path, rows=plan.rows)
@@ -248,8 +249,7 @@ def test_a_deleted_clone_is_run_again_and_counts_once(experiment, tmp_path):
     resumed = plan_for(experiment, tmp_path, rows=plan.rows)
     assert resumed.add(clone)
     assert run(resumed) == [clone.trial_id]
-    assert resumed.study is not None
-    entries = resumed.study.study.get_trials(states=(TrialState.COMPLETE,))
+    entries = resumed.parts[""].study.study.get_trials(states=(TrialState.COMPLETE,))
     assert [entry.params for entry in entries if entry.user_attrs["trial_id"] == clone.trial_id] == [clone.values]
 
 
@@ -257,8 +257,9 @@ def test_a_clone_outside_the_space_runs_and_is_no_point_of_the_study(experiment,
     plan = plan_for(experiment, tmp_path)
     plan.add(Clone("arm-full-s0-clone-1", "arm-full-s0", {"objective.hard_margin": 9.0}))
     assert run(plan)[0] == "arm-full-s0-clone-1"
-    assert plan.study is not None
-    assert "arm-full-s0-clone-1" not in {trial.user_attrs.get("trial_id") for trial in plan.study.study.get_trials()}
+    assert "arm-full-s0-clone-1" not in {
+        trial.user_attrs.get("trial_id") for trial in plan.parts[""].study.study.get_trials()
+    }
     assert plan.missing() == []
 
 
@@ -271,8 +272,7 @@ def test_a_plan_that_is_closed_leaves_no_trial_running_in_the_study(experiment, 
         points[given["trial"]["trial_id"]] = given["trial"]["values"]
     # The second one finished, and its end was never told; the others were ended with the sweep.
     plan.close({"search-0002": result(2)})
-    assert plan.study is not None
-    kept = [(trial.user_attrs["trial_id"], trial.state.name) for trial in plan.study.study.get_trials()]
+    kept = [(trial.user_attrs["trial_id"], trial.state.name) for trial in plan.parts[""].study.study.get_trials()]
     assert kept == [("search-0001", "FAIL"), ("search-0002", "COMPLETE"), ("search-0003", "FAIL")]
     row = {**result(2), "phase": "search", "values": points["search-0002"]}
     resumed = plan_for(experiment, tmp_path, rows={**plan.rows, "search-0002": row})
@@ -290,8 +290,7 @@ def test_a_finished_trial_that_was_taken_for_lost_counts_and_is_not_run_again(ex
     rows = {**plan.rows, "search-0001": {**result(1), "phase": "search", "values": given["trial"]["values"]}}
     for _ in range(2):
         resumed = plan_for(experiment, tmp_path, rows=rows)
-        assert resumed.study is not None
-        states = [trial.state.name for trial in resumed.study.study.get_trials()]
+        states = [trial.state.name for trial in resumed.parts[""].study.study.get_trials()]
         assert states == ["FAIL", "COMPLETE"]
     again: Any = resumed.suggest("next")
     assert again["trial"]["trial_id"] == "search-0002"

@@ -1,0 +1,186 @@
+"""The key `league` of an experiment's file: its entries, and all that can be wrong with them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from slime_ray.config.league import LEARNING_RATE, Entry, League
+from slime_ray.config.points import Point, Search, path_of, value_at, with_values
+from slime_ray.config.search_file import Check, SearchKeys, SearchReader
+from slime_ray.config.settings import OBJECTIVE_SETTINGS, Positive, Settings, Strict, fingerprint
+from slime_ray.config.space import Dimension, Scalar
+from slime_ray.config.strict import Label
+from slime_ray.config.yaml_source import KeyPath
+from slime_ray.errors import InputError, near
+from slime_ray.objectives import OBJECTIVES, find_objective, tuned_ranges
+
+MAY_SET = (
+    "objective", "training.weight_decay", "training.schedule", "training.warmup_fraction", "training.adam_beta2",
+    "training.max_grad_norm", "training.arguments",
+)  # fmt: skip
+"""Paths, with all below them, in which entries may differ: none changes what a trial is trained on, or how long."""
+
+
+class EntryKeys(Strict):
+    """One entry: an objective and its space."""
+
+    set: dict[str, Any] = {}
+    """What it sets over `base`; without an objective its label is the objective's name."""
+    search: dict[str, Any] = {}
+    """Its space; without one the objective's knobs are searched in their published ranges."""
+    require: list[str] = []
+    """As in a search."""
+    start_from: list[str | dict[str, Scalar]] = []
+    """As in a search, but for earlier runs; the objective's defaults are always tried first."""
+
+
+class LeagueKeys(Strict):
+    """The key `league`."""
+
+    trials: Positive
+    """Search trials of each entry."""
+    seeds: Positive = 5
+    """With which each entry's winner is confirmed: those of the file, and further ones."""
+    learning_rate: Any = {"log_uniform": [1e-5, 1e-3]}
+    """How `training.learning_rate` is drawn, for every entry."""
+    defaults: bool = False
+    """Whether each objective's defaults are run too, at the learning rate of its winner and with the same seeds."""
+    entries: Annotated[dict[Label, EntryKeys], Field(min_length=2)]
+    """The methods, by label."""
+
+
+class LeagueReader:
+    """Turns the key into a League, and every mistake in it into a sentence with its line.
+
+    check, error: of the file that it stands in.
+    """
+
+    def __init__(
+        self,
+        keys: LeagueKeys,
+        base: Mapping[str, Any],
+        *,
+        sampler: Any,
+        goals: Mapping[str, str],
+        check: Check,
+        error: Callable[[KeyPath, str], InputError],
+    ):
+        self.keys, self.base, self.sampler, self.goals = keys, base, sampler, goals
+        self.check, self.error = check, error
+
+    def read(self) -> League:
+        """The league. Raises InputError."""
+        rate: Dimension = self.check(
+            Dimension, self.keys.learning_rate, ("league", "learning_rate"), where="learning_rate: "
+        )
+        entries = [self._entry(label, keys, rate) for label, keys in self.keys.entries.items()]
+        known: dict[str, str] = {}
+        for entry in entries:
+            same = known.setdefault(fingerprint(entry.model_dump(mode="json", exclude={"label"})), entry.label)
+            if same != entry.label:
+                raise self.error(
+                    ("league", "entries", entry.label), f"{entry.label} is the same as {same}. Remove one of them"
+                )
+        first, *_ = self.goals
+        rule = (
+            f"of an entry's completed trials the one that the fewest others beat in {' and '.join(self.goals)}, of "
+            f"equals one of a stability within tolerance, then the best by {first}; on selection prompts"
+        )
+        return League(
+            entries=entries, trials=self.keys.trials, seeds=self.keys.seeds, defaults=self.keys.defaults, rule=rule
+        )
+
+    def _entry(self, label: str, keys: EntryKeys, rate: Dimension) -> Entry:
+        at: KeyPath = ("league", "entries", label)
+        for path in _paths(keys.set):
+            if path == LEARNING_RATE:
+                raise self.error((*at, "set"), f"{path} is searched for every entry: leave it out of `set`")
+            if not any(path == one or path.startswith(one + ".") for one in MAY_SET):
+                raise self.error(
+                    (*at, "set"),
+                    f"{path} would be {label}'s alone, and all have the same data, model and updates. Set it in base",
+                )
+        chosen = keys.set if "objective.name" in _paths(keys.set) else {"objective.name": label, **keys.set}
+        if chosen is not keys.set and label not in OBJECTIVES:
+            raise self.error(
+                at,
+                f"{label} is no objective; name one, as `set: {{objective: {{name: dpo}}}}`{near(label, OBJECTIVES)}",
+            )
+        base = with_values(self.base, chosen)
+        settings = self.check(Settings, base, (*at, "set"), where=f"entry {label}: ")
+        for path in keys.search:
+            if path.split(".")[0] == "training" and not any(path.startswith(one) for one in MAY_SET):
+                same = "league.learning_rate is" if path == LEARNING_RATE else "the data and the updates are"
+                raise self.error((*at, "search", path), f"{path} cannot be an entry's own: {same} the same for all")
+        space = keys.search or self._published(label, settings, at)
+        space = {**space, LEARNING_RATE: rate.model_dump(exclude_defaults=True)}
+        reader = SearchReader(
+            SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from),
+            base,
+            check=self._checking(at, keys),
+            error=lambda place, sentence: self.error((*at, *place), sentence),
+        )
+        search = reader.read(self.keys.trials)
+        assert search is not None
+        if search.earlier_runs:
+            raise self.error((*at, "start_from"), "an entry starts from points alone, since none may know more")
+        defaults = _defaults(search, settings)
+        first = self._first(search, defaults, settings)
+        points = [first, *(point for point in search.known_points if point != first)] if first else search.known_points
+        return Entry(
+            label=label,
+            objective=settings.objective.name,
+            set=dict(chosen),
+            search=search.model_copy(update={"known_points": points}),
+            defaults=defaults,
+        )
+
+    def _checking(self, at: KeyPath, keys: EntryKeys) -> Check:
+        def check(model: Any, value: Any, place: KeyPath, *, where: str = "") -> Any:
+            inside = (*at, *place) if len(place) < 2 or place[1] != LEARNING_RATE else ("league", "learning_rate")
+            return self.check(model, value, inside, where=where)
+
+        return check
+
+    def _published(self, label: str, settings: Settings, at: KeyPath) -> dict[str, Any]:
+        kind = find_objective(settings.objective.name)
+        ranges = tuned_ranges(kind)
+        numbers = [field.name for field in dataclasses.fields(kind) if isinstance(field.default, float)]
+        if numbers and not ranges:
+            raise self.error(
+                at, f"{label} has no published ranges. Give it a `search` of its knobs: {', '.join(numbers)}"
+            )
+        return {f"objective.{knob}": {"log_uniform": list(ends)} for knob, ends in ranges.items()}
+
+    def _first(self, search: Search, defaults: Mapping[str, Scalar], settings: Settings) -> Point | None:
+        """The defaults, at base's learning rate or amid the range; None where they lie outside the space."""
+        rate = search.dimensions[LEARNING_RATE]
+        own = settings.training.learning_rate
+        middle = rate.choice[len(rate.choice) // 2] if rate.choice else math.sqrt(math.prod(rate.bounds))
+        values = {**defaults, LEARNING_RATE: own if rate.contains(own) else rate.snap(middle)}
+        return search.locate(values)
+
+
+def _paths(values: Mapping[str, Any], above: str = "") -> list[str]:
+    """Dotted paths of everything that is set."""
+    found: list[str] = []
+    for key, value in values.items():
+        path = f"{above}.{key}".lstrip(".")
+        found += _paths(value, path) if isinstance(value, Mapping) else [path]
+    return found
+
+
+def _defaults(search: Search, settings: Settings) -> dict[str, Scalar]:
+    """The objective's own values of the knobs that are searched."""
+    fields = OBJECTIVE_SETTINGS[settings.objective.name]()
+    found: dict[str, Scalar] = {}
+    for name in search.dimensions:
+        part, _, knob = path_of(name).partition(".")
+        if part == "objective" and hasattr(fields, knob):
+            found[path_of(name)] = getattr(fields, knob)
+        elif path_of(name) != LEARNING_RATE:
+            found[path_of(name)] = value_at(settings, path_of(name))
+    return found
