@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
         commands, "extend", _extend, "go on with a run, with more trials of its search",
         ["slime-ray extend runs/first --trials 16", "slime-ray extend runs/first  # what is left of it"],
         RUN,
-        option("--trials", type=int, default=0, metavar="N", help="further trials of the search, of each entry (default 0)"),
+        option("--trials", type=int, default=0, metavar="N", help="further trials of each search (default 0)"),
         option("--study", metavar="URL", help="the database of the run's study, where that is not in the run's folder"),
         QUIET,
         # Not the same command: its --trials would count once more.

@@ -120,7 +120,7 @@ class LeagueReader:
         reader = SearchReader(
             SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from),
             base,
-            check=self._checking(at, keys),
+            check=_Placed(self.check, at),
             error=lambda place, sentence: self.error((*at, *place), sentence),
         )
         search = reader.read(self.keys.trials)
@@ -138,15 +138,8 @@ class LeagueReader:
             defaults=defaults,
         )
 
-    def _checking(self, at: KeyPath, keys: EntryKeys) -> Check:
-        def check(model: Any, value: Any, place: KeyPath, *, where: str = "") -> Any:
-            inside = (*at, *place) if len(place) < 2 or place[1] != LEARNING_RATE else ("league", "learning_rate")
-            return self.check(model, value, inside, where=where)
-
-        return check
-
     def _published(self, label: str, settings: Settings, at: KeyPath) -> dict[str, Any]:
-        kind = find_objective(settings.objective.name)
+        kind: Any = find_objective(settings.objective.name)
         ranges = tuned_ranges(kind)
         numbers = [field.name for field in dataclasses.fields(kind) if isinstance(field.default, float)]
         if numbers and not ranges:
@@ -162,6 +155,18 @@ class LeagueReader:
         middle = rate.choice[len(rate.choice) // 2] if rate.choice else math.sqrt(math.prod(rate.bounds))
         values = {**defaults, LEARNING_RATE: own if rate.contains(own) else rate.snap(middle)}
         return search.locate(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """Validates a value of an entry at its place in the file. The learning rate stands outside the entries."""
+
+    check: Check
+    entry: KeyPath
+
+    def __call__(self, model: Any, value: Any, at: KeyPath, *, where: str = "") -> Any:
+        place = ("league", "learning_rate") if LEARNING_RATE in at else (*self.entry, *at)
+        return self.check(model, value, place, where=where)
 
 
 def _paths(values: Mapping[str, Any], above: str = "") -> list[str]:

@@ -246,7 +246,9 @@ def _plan(sweep: Sweep) -> TrialPlan:
     studies: dict[str, StudySearch] = {}
     lost, study = lost_values(run, rows), sweep.manifest["study"]["name"]
     observed = [trial for one in sweep.manifest["earlier"] for trial in Earlier.from_json(one).trials]
-    for part in experiment.searches if memory is not None else ():
+    for part in experiment.searches:
+        if memory is None:
+            break
         with asking():
             studies[part.label] = StudySearch(
                 search=part.search,
