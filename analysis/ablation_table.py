@@ -53,8 +53,8 @@ class Cells:
             run,
             design,
             "preference_accuracy" if by_accuracy else "win_rate",
-            _accuracies(run) if by_accuracy else rows.outcomes_by_label(run),
-            _stabilities(trials),
+            rows.accuracies_by_label(run) if by_accuracy else rows.outcomes_by_label(run),
+            rows.stabilities_by_label(trials),
             tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist())),
             {(row["label"], row["seed"]): _end(row) for row in lost.to_dict("records")},
         )
@@ -101,29 +101,6 @@ class Cells:
 def _end(row: dict) -> str:
     reason = row["reason"]
     return str(row["status"]) if pd.isna(reason) else f"{row['status']}: {reason}"
-
-
-def _accuracies(run: results.Run) -> dict[str, Outcomes]:
-    """1 where a held-out pair's chosen completion has the higher mean log-probability, 0.5 for a tie, by label."""
-    measured = run.trials[(run.trials["phase"] == "arm") & run.trials["status"].isin(rows.MEASURED)]
-    pairs = run.pairs[run.pairs["trial_id"].isin(measured["trial_id"])]
-    right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
-    wide = pairs.assign(right=right).pivot_table(
-        index=["label", "seed"], columns="pair", values="right", aggfunc="mean", dropna=False
-    )
-    return {
-        str(label): (own.index.get_level_values("seed").tolist(), own.to_numpy(dtype=float))
-        for label, own in wide.dropna(how="all").groupby(level="label")
-    }
-
-
-def _stabilities(trials: pd.DataFrame) -> dict[str, Outcomes]:
-    """S by label. A trial that failed or diverged counts as 0, however far it got."""
-    scores = trials.assign(score=trials["stability"].where(~trials["status"].isin(rows.LOST), 0.0))
-    scores = scores.dropna(subset=["score"]).sort_values("seed")
-    return {
-        str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
-    }
 
 
 def ablation(found: Cells, main: Table) -> Table:

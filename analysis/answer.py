@@ -46,7 +46,8 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
             open_.append(
                 f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
             )
-        (_say_win_rates if judged else _say_accuracy)(known, open_, said)
+        if not (run.manifest.get("experiment") or {}).get("league"):
+            (_say_win_rates if judged else _say_accuracy)(known, open_, said)
     elif len(frame):
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     open_ += of_design[0]

@@ -83,6 +83,29 @@ def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
     }
 
 
+def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
+    """1 where a held-out pair's chosen completion has the higher mean log-probability, 0.5 for a tie, by label."""
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    pairs = run.pairs[run.pairs["trial_id"].isin(measured["trial_id"])]
+    right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
+    wide = pairs.assign(right=right).pivot_table(
+        index=["label", "seed"], columns="pair", values="right", aggfunc="mean", dropna=False
+    )
+    return {
+        str(label): (own.index.get_level_values("seed").tolist(), own.to_numpy(dtype=float))
+        for label, own in wide.dropna(how="all").groupby(level="label")
+    }
+
+
+def stabilities_by_label(trials: pd.DataFrame) -> dict[str, Outcomes]:
+    """S by label. A trial that failed or diverged counts as 0, however far it got."""
+    scores = trials.assign(score=trials["stability"].where(~trials["status"].isin(LOST), 0.0))
+    scores = scores.dropna(subset=["score"]).sort_values("seed")
+    return {
+        str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
+    }
+
+
 def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
     """Return the seeds that all rows have, and their outcomes with the items that all of these have.
 

@@ -4,7 +4,7 @@ The best of many trials on one set of prompts is partly luck (the winner's curse
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -220,6 +220,12 @@ class Understanding:
             budget=front.budget_curve(searched, spent),
             winners=winners(run, searched, main),
         )
+
+    def of_league(self) -> "Understanding":
+        """The winners alone: trials of several methods have no front, knobs or budget in common."""
+        none = empty("The searches of a league have this each for itself.", "trial_id")
+        searched = replace(self.searched, knobs=(), places=self.searched.places[:, :0])
+        return replace(self, searched=searched, spent=None, front=none, importance=none, budget=none)
 
     def by_importance(self) -> list[int]:
         """The places of the knobs, the most important first; in the order of the space where that is not known."""

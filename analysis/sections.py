@@ -14,6 +14,7 @@ from . import (
     figures,
     judging,
     knob_figures,
+    league,
     paper_tables,
     search_table,
     stability,
@@ -21,6 +22,7 @@ from . import (
     trial_tables,
 )
 from .ablation_table import Cells
+from .league import Standings
 from .printing import Sentences, Table
 from .search_table import Understanding
 
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Made = Union[Table, "Figure", None]
-ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
+LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
+    "The league",
     "Win rate and stability",
     "The ablation",
     "What stability was lost to",
@@ -67,6 +70,16 @@ class Findings:
         return None if self.cells is None else factorial_table.factorial_effects(self.cells)
 
     @cached_property
+    def league(self) -> Standings | None:
+        """What a league's tables are made of."""
+        return Standings.of(self.run, self.main)
+
+    @cached_property
+    def standings(self) -> Table | None:
+        """A league's entries."""
+        return None if self.league is None else league.standings(self.league)
+
+    @cached_property
     def search_trials(self) -> Table:
         """The trials of the search; without rows in a run that did not search."""
         return search_table.search_trials(self.run)
@@ -78,11 +91,14 @@ class Findings:
 
     @cached_property
     def search(self) -> Understanding:
-        """What the search says of its knobs, its front and its budget."""
-        return Understanding.of(self.run, self.main)
+        """What the search says of its knobs, its front and its budget; of a league's searches the winners alone."""
+        found = Understanding.of(self.run, self.main)
+        return found if self.league is None else found.of_league()
 
     def of_design(self) -> Sentences:
-        """Of a factorial design its main effects, which are what it declares; of others the cells."""
+        """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
+        if self.league is not None and self.standings is not None:
+            return league.sentences(self.league, self.standings)
         if self.cells is None or self.ablation is None or self.factorial is None:
             return [], []
         if self.cells.design.kind == "factorial":
@@ -110,6 +126,10 @@ class Entry:
 
 
 SECTIONS: tuple[Entry, ...] = (
+    Entry("league", LEAGUE, lambda found: found.standings),
+    Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league.pairs), terminal=False),
+    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league.tuning)),
+    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league.defaults)),
     Entry("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
     Entry(
         "pareto",
@@ -199,6 +219,10 @@ def made(found: Findings) -> Iterator[tuple[Entry, "Table | Figure"]]:
             continue
         if thing is not None:
             yield entry, thing
+
+
+def _of_league(found: Findings, make: Callable[[Standings], Table]) -> Table | None:
+    return None if found.league is None else make(found.league)
 
 
 def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: str) -> Made:

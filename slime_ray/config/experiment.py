@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
-from slime_ray.config.league import League, SearchPart
-from slime_ray.config.points import Search, with_values
+from slime_ray.config.league import League
+from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.config.strict import Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
@@ -204,7 +204,7 @@ class Experiment(Strict):
         if self.league is not None:
             league = self.league
             return [
-                SearchPart(entry.label, entry.set, entry.search, league.trials, 1, league.seeds, entry, league.defaults)
+                SearchPart.of(entry, trials=league.trials, seeds=league.seeds, defaults=league.defaults)
                 for entry in league.entries
             ]
         if self.search is None:

@@ -134,7 +134,7 @@ class LeagueReader:
             label=label,
             objective=settings.objective.name,
             set=dict(chosen),
-            search=search.model_copy(update={"known_points": points}),
+            search=search.model_copy(update={"known_points": points}).model_dump(mode="json"),
             defaults=defaults,
         )
 

@@ -4,12 +4,14 @@ A point maps paths into the settings to values. Where a dimension has a `when`, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from slime_ray.config.league import Entry
 from slime_ray.config.presets import merge
 from slime_ray.config.settings import Positive, Settings, Strict
 from slime_ray.config.space import Dimension, Requirement, Scalar
@@ -160,6 +162,49 @@ class Search(Strict):
                 yield from extend(point, left[1:])
 
         return extend({}, names)
+
+
+@dataclass(frozen=True)
+class SearchPart:
+    """One search of an experiment: all of it, or a league's entry.
+
+    label: of the entry, "" where the experiment has one search. set: what all its trials set over base. best, seeds:
+    winners that are confirmed, and with how many seeds. entry: of a league.
+    """
+
+    label: str
+    set: Mapping[str, Any]
+    search: Search
+    trials: int
+    best: int
+    seeds: int
+    entry: Entry | None = None
+    defaults: bool = False
+
+    @classmethod
+    def of(cls, entry: Entry, *, trials: int, seeds: int, defaults: bool) -> "SearchPart":
+        """The search of a league's entry."""
+        search = Search.model_validate(entry.search)
+        return cls(entry.label, entry.set, search, trials, 1, seeds, entry, defaults)
+
+    def trial_id(self, number: int) -> str:
+        """Id of its nth trial, from 1."""
+        return f"search-{self.label}-{number:04d}" if self.label else f"search-{number:04d}"
+
+    def values(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial at a point sets over base."""
+        return {**self.set, **point}
+
+    def point(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The point of such a trial."""
+        searched = {path_of(name) for name in self.search.dimensions}
+        return {path: value for path, value in values.items() if path in searched or path not in self.set}
+
+    def default_values(self, winner: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The entry's published values at its winner's learning rate; None where they are not asked for."""
+        if self.entry is None or not self.defaults:
+            return None
+        return {**winner, **self.entry.defaults}
 
 
 def path_of(name: str) -> str:

@@ -15,17 +15,17 @@ from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.judge import lasting
-from slime_ray.config.league import DEFAULTS, SearchPart, entry_of
-from slime_ray.config.points import Point, Search, path_of, value_at
+from slime_ray.config.league import DEFAULTS, entry_of
+from slime_ray.config.points import Point, Search, SearchPart, path_of, value_at
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.space import Dimension, Scalar
 from slime_ray.errors import InputError
 from slime_ray.on_ray.search import Observation, StudyFailed, StudySearch
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
-from slime_ray.runs.pareto import dominators, signed
+from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.redaction import shown_address
-from slime_ray.runs.stability_v1 import STABILITY_VERSION, WITHIN_TOLERANCE
+from slime_ray.runs.stability_v1 import STABILITY_VERSION
 from slime_ray.runs.store import copied, is_url
 
 SAME = ("sft_checkpoint", "train_ids", "held_out", "prompts_selection")
@@ -299,21 +299,6 @@ def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Ma
                 f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
                 "Delete its folder to have the trial's own confirmed."
             )
-
-
-def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """Completed trials, best first: by how many dominate them, then those within tolerance, then by the first goal."""
-    complete = [
-        row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
-    ]
-    points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
-    beaten = dominators(points)
-
-    def order(place: int) -> tuple[int, bool, list[float]]:
-        unstable = float(complete[place].get("stability") or 0) < WITHIN_TOLERANCE
-        return int(beaten[place]), unstable, [-value for value in points[place]]
-
-    return [complete[place] for place in sorted(range(len(complete)), key=order)]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.config.league import DEFAULTS, SearchPart, entry_of
-from slime_ray.config.points import with_values
+from slime_ray.config.league import DEFAULTS, entry_of
+from slime_ray.config.points import SearchPart, with_values
 from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from slime_ray.config.experiment import EarlyStopping, Experiment, Phase, PromptSet
-from slime_ray.config.league import SearchPart
-from slime_ray.config.points import path_of
+from slime_ray.config.points import SearchPart, path_of
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.planning.rates import Range
 

@@ -3,10 +3,13 @@
 A result dominates another that is at most as good in every goal and worse in one. Here, higher is better in every goal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 AT_ONCE = 512
 """Results that are compared with all others in one step."""
@@ -77,3 +80,18 @@ def fronts(points: Points) -> npt.NDArray[np.int64]:
         left, front = left[~best], front + 1
     numbers[numbers < 0] = front
     return numbers
+
+
+def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Completed trials, best first: by how many dominate them, then those within tolerance, then by the first goal."""
+    complete = [
+        row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
+    ]
+    points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
+    beaten = dominators(points)
+
+    def order(place: int) -> tuple[int, bool, list[float]]:
+        unstable = float(complete[place].get("stability") or 0) < WITHIN_TOLERANCE
+        return int(beaten[place]), unstable, [-value for value in points[place]]
+
+    return [complete[place] for place in sorted(range(len(complete)), key=order)]
