@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
-from slime_ray.analysis import effects, statistics
+from slime_ray.analysis import effects
+
+from .ends import difference_ends
 
 
 def grid(mean, *, seeds=8, prompts=200, between_seeds=0.0, between_prompts=0.0, rest=0.2, random=0):
@@ -109,6 +111,36 @@ def test_it_matters_only_where_all_tests_agree():
     assert found["all"].verdict == "matters"
 
 
+def test_a_verdict_that_one_seed_decides_says_so():
+    # Seven seeds agree on an effect; the last one breaks, and without it they would be enough.
+    steady = grid(0.05, between_seeds=0.002)
+    hidden = steady.copy()
+    hidden[-1] -= 0.5
+    found = effects.claims({"steady": steady, "hidden": hidden})
+    assert found["steady"].verdict == "matters"
+    assert found["hidden"].verdict.startswith("not settled: ")
+    assert found["hidden"].verdict.endswith(effects.ONE_SEED)
+    for name, claim in found.items():
+        # By brute force: the whole table judged again without each of the seeds.
+        rest = [effects.claims({"steady": steady, "hidden": np.delete(hidden, seed, axis=0)}) for seed in range(8)]
+        if name == "hidden":
+            assert any(one["hidden"].matters for one in rest)
+        assert claim.one_seed_decides == (name == "hidden")
+    assert not effects.claims({"few": grid(0.5, seeds=4)})["few"].one_seed_decides
+
+
+def test_prompts_of_one_topic_are_no_evidence_of_others():
+    # Every prompt of one topic is better, those of the five others are as good: over prompts that is significant.
+    d = grid(0.0, between_seeds=0.005, prompts=60, rest=0.05)
+    d[:, :10] += 0.3
+    topics = np.repeat(np.arange(6), 10)
+    over_prompts, over_topics = effects.claims({"a": d})["a"], effects.claims({"a": d}, {"a": topics})["a"]
+    assert over_prompts.matters
+    assert not over_topics.matters
+    # Six topics have 64 flips, of which the topic's own sign is in the tail in half: nothing is seen.
+    assert over_topics.effect.p_values["prompts"] > 0.2
+
+
 def test_more_comparisons_ask_for_more():
     d = grid(0.02, between_seeds=0.02)
     alone = effects.claims({"a": d})["a"]
@@ -147,7 +179,8 @@ def test_from_five_seeds_on_a_method_is_spoken_of():
     claim = effects.claims({"a": d})["a"]
     assert not claim.effect.of_checkpoints
     assert claim.verdict == "matters"
-    assert claim.effect.difference == effects.interval(d) == statistics.two_way_interval(d)
+    difference = claim.effect.difference
+    assert (difference.low, difference.high) == pytest.approx(difference_ends(d))
 
 
 def test_improvement_is_the_share_of_better_outcomes_with_half_the_ties():

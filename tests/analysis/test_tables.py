@@ -109,11 +109,11 @@ def test_the_caption_says_what_the_interval_of_each_row_is_over(tmp_path):
         "b": "prompts",
     }
     assert (
-        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % percentile bootstrap"
+        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % score interval over prompts"
         in table.caption
     )
     wide = run.answers[run.answers["label"] == "a"].pivot(index="seed", columns="prompt_id", values="outcome")
-    expected = statistics.two_way_interval(wide.to_numpy(dtype=float))
+    expected = statistics.row_interval(wide.to_numpy(dtype=float))
     of_a = row(table, "a")
     assert (of_a["win_rate_low"], of_a["win_rate_high"]) == pytest.approx((expected.low, expected.high))
 
