@@ -374,8 +374,10 @@ def sentences(
         words = f"{row[of]} around {row['center']}" if several else row[of]
         value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
         words = f"{words} {claim} {value} {unit} [{low}, {high}]"
+        seeds, items = (int(row.get(name) or 0) for name in ("compared_seeds", "compared_items"))
+        rests = f" ({rows.basis(found.run, seeds, items)})" if seeds else ""
         if row["verdict"].startswith("matters"):
-            settled.append(f"{words}, corrected p {p_words(row['p'])}{row['verdict'].removeprefix('matters')}.")
+            settled.append(f"{words}, corrected p {p_words(row['p'])}{row['verdict'].removeprefix('matters')}{rests}.")
         elif row["verdict"].startswith("not settled"):
             open_.append(f"Whether {words}; {row['verdict'].partition(': ')[2]}.")
     return open_, settled

@@ -192,6 +192,18 @@ def baseline_of(run: results.Run) -> str:
     return str(run.manifest.get("baseline") or "the SFT checkpoint")
 
 
+def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None) -> str:
+    """What a claim rests on, in one clause: seeds, prompts and judge, and of one row how many verdicts."""
+    if not is_judged(run):
+        return f"{seeds} seed{'s' * (seeds != 1)}, {items:,} held-out pairs"
+    words = f"{seeds} seed{'s' * (seeds != 1)}, {items:,} prompts, judge {judge_of(run)}"
+    if label is None:
+        return words
+    answers = judged_answers(run)
+    verdicts = answers.loc[answers["label"] == label, ["verdict_ab", "verdict_ba"]].count().sum()
+    return f"{words}, {verdicts:,} verdicts"
+
+
 def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
     decoding = dict(manifest.get("decoding") or {})

@@ -5,7 +5,7 @@ where no valid verdict was given. A prompt and everything said about it is the u
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -155,13 +155,13 @@ def by_topic(values: np.ndarray, topics: np.ndarray | None) -> np.ndarray:
 class Scatter:
     """How far a mean of (seeds, items) values may be off.
 
-    variance: of the mean. freedom: its degrees of freedom. items: over which it is. prior: as how many items, of each
-    of the two extreme outcomes, what was not seen counts.
+    variance: of the mean. freedom: its degrees of freedom, not a number for fewer items than FEWEST_UNITS. items: over
+    which it is. prior: as how many items, of each of the two extreme outcomes, what was not seen counts.
     """
 
     variance: float
     freedom: float
-    items: int
+    items: float
     prior: float
 
     @classmethod
@@ -172,19 +172,20 @@ class Scatter:
         """
         seeds, items = values.shape
         units = by_topic(values, topics)
-        if seeds >= FEWEST_SEEDS and units.shape[1] > 1:
+        count = units.shape[1]
+        if items < FEWEST_UNITS or count < 2:
+            return cls(np.nan, np.nan, items, PRIOR)
+        if seeds >= FEWEST_SEEDS:
             error, freedom = TwoWay.of(units).error()
             return cls(error**2, freedom, items, PRIOR / seeds)
-        count = units.shape[1]
-        variance = units.mean(axis=0).var(ddof=topics is not None and count > 1) / count
+        variance = units.mean(axis=0).var(ddof=topics is not None) / count
         return cls(float(variance), count - 1, items, PRIOR)
 
     def quantile(self, confidence: float) -> float:
-        """Student's t at the upper end of the interval; not a number for fewer items than FEWEST_UNITS."""
+        """Student's t at the upper end of the interval."""
         from scipy.special import stdtrit
 
-        enough = self.items >= FEWEST_UNITS and self.freedom > 0
-        return float(stdtrit(self.freedom, (1 + confidence) / 2)) if enough else np.nan
+        return float(stdtrit(self.freedom, (1 + confidence) / 2))
 
 
 def score_interval(rate: float, scatter: Scatter, *, confidence: float = CONFIDENCE) -> Interval:
@@ -232,7 +233,9 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval
         return None
     won, cast = numerators[known], denominators[known]
     rate = float(won.sum() / cast.sum())
-    return score_interval(rate, Scatter.of(((won - rate * cast) / cast.mean())[None]))
+    scatter = Scatter.of(((won - rate * cast) / cast.mean())[None])
+    # Items of unequal weight say as much as fewer of equal weight (Kish 1965).
+    return score_interval(rate, replace(scatter, items=float(cast.sum() ** 2 / (cast**2).sum())))
 
 
 def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:

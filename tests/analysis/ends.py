@@ -13,7 +13,7 @@ def difference_ends(d: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
     return stats.t.interval(confidence, freedom, loc=d.mean(), scale=np.sqrt(error**2 + unseen))
 
 
-def score_ends(rate: float, items: int, effective: float, freedom: float) -> tuple[float, float]:
+def score_ends(rate: float, effective: float, freedom: float) -> tuple[float, float]:
     """Solve Wilson's equation for both ends: the rates from which the seen one is t standard errors away."""
     t = stats.t.ppf(0.975, freedom)
 

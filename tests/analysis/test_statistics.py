@@ -111,7 +111,7 @@ def test_a_rows_interval_is_of_these_checkpoints_below_five_seeds_and_stays_betw
     error, freedom = TwoWay.of(won[:, 5:]).error()
     binary, seen = found.value * (1 - found.value) * 35, (error * 35) ** 2
     effective = 35 * (binary + 0.05) / (seen + 0.05)
-    assert (found.low, found.high) == pytest.approx(score_ends(found.value, 35, effective, freedom))
+    assert (found.low, found.high) == pytest.approx(score_ends(found.value, effective, freedom))
     rare = np.zeros((5, 40))
     rare[0, 0] = 1.0
     assert 0 < statistics.row_interval(rare).low < 0.005 < 0.1 < statistics.row_interval(rare).high < 0.2
@@ -128,7 +128,7 @@ def test_outcomes_that_all_agree_have_wilsons_interval_for_as_many_prompts(items
     assert (won.low, won.high) == pytest.approx((1 - t**2 / (items + t**2), 1))
     tied = statistics.win_rate_interval(np.full((1, items), 0.5))
     # Half a prompt won and half a one lost among so many ties: 1 / (n + 1) of the outcomes scatter as wins and losses do.
-    assert (tied.low, tied.high) == pytest.approx(score_ends(0.5, items, items * (items + 1), items - 1))
+    assert (tied.low, tied.high) == pytest.approx(score_ends(0.5, items * (items + 1), items - 1))
     same = effects.interval(np.zeros((1, items)))
     assert (same.low, same.high) == pytest.approx((-t / items, t / items))
 
@@ -136,7 +136,7 @@ def test_outcomes_that_all_agree_have_wilsons_interval_for_as_many_prompts(items
 def test_the_interval_of_wins_and_losses_is_wilsons():
     won = np.repeat([1.0, 0.0], [3, 27])[None]
     found = statistics.win_rate_interval(won)
-    assert (found.low, found.high) == pytest.approx(score_ends(0.1, 30, 30, 29))
+    assert (found.low, found.high) == pytest.approx(score_ends(0.1, 30, 29))
 
 
 def test_topics_are_the_units_where_prompts_come_in_topics():
@@ -176,7 +176,10 @@ def test_the_variance_of_a_ratio_is_that_of_both_together():
     # Where numerator and denominator rise together the ratio is known but for what was not seen.
     counts = np.array([1.0, 5.0, 2.0, 0.0, 9.0])
     estimate = statistics.ratio_interval(counts / 2, counts)
-    assert (estimate.low, estimate.high) == pytest.approx(score_ends(0.5, 4, 4 * (1 + 0.25) / 0.25, 3))
+    # 17 votes of four items with these weights say as much as 17^2 / 111 items of one vote each (Kish 1965).
+    items = 17**2 / 111
+    effective = items * (items / 4 + 0.25) / 0.25
+    assert (estimate.low, estimate.high) == pytest.approx(score_ends(0.5, effective, 3))
     # With equal denominators it is a mean.
     won = np.array([0.0, 1.0, 1.0, 0.5, 1.0])
     assert statistics.ratio_interval(2 * won, np.full(5, 2.0)) == statistics.win_rate_interval(won[None])

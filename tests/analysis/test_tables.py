@@ -308,10 +308,11 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
         assert "nan" not in text
 
 
-def test_an_interval_without_width_is_explained(tmp_path):
-    add_trial(tmp_path, "a", label="a", won=[1.0] * 4)
-    table = tables.win_rate_stability(results.load(finish(tmp_path)))
-    assert any(note.startswith("An interval without width: all prompts agree") for note in table.notes)
+def test_no_interval_is_without_width(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * 4, pairs=30)
+    frame = tables.win_rate_stability(results.load(finish(tmp_path))).frame
+    for name in ("win_rate", "stability", "rejected_collapse", "broken_outputs"):
+        assert frame[f"{name}_low"][0] < frame[f"{name}_high"][0]
 
 
 def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(tmp_path):
