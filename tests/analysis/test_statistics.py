@@ -139,6 +139,21 @@ def test_the_interval_of_wins_and_losses_is_wilsons():
     assert (found.low, found.high) == pytest.approx(score_ends(0.1, 30, 29))
 
 
+@pytest.mark.parametrize(
+    # AlpacaEval's leaderboard of GPT-4's verdicts: gpt4 and text_davinci_001, with its standard errors.
+    ("won", "lost", "tied", "percent", "error"),
+    [(761, 32, 12, 95.27950311, 0.71628144), (112, 672, 20, 15.17412935, 1.235107892)],
+)
+def test_win_rates_and_errors_of_public_models_are_those_of_alpaca_eval(won, lost, tied, percent, error):
+    outcomes = np.repeat([1.0, 0.0, 0.5], [won, lost, tied])[None]
+    found = statistics.win_rate_interval(outcomes)
+    assert 100 * found.value == pytest.approx(percent)
+    # Theirs divides by n - 1.
+    count = outcomes.size
+    assert 100 * statistics.Scatter.of(outcomes).variance ** 0.5 == pytest.approx(error * (1 - 1 / count) ** 0.5)
+    assert 100 * (found.high - found.low) == pytest.approx(2 * 1.96 * error, rel=0.02)
+
+
 def test_topics_are_the_units_where_prompts_come_in_topics():
     # All prompts of a topic agree: six topics say as much as six prompts, however many prompts each has.
     rng = np.random.default_rng(2)
