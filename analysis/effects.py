@@ -172,6 +172,7 @@ def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[s
 def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
     """p of the t over seeds and prompts; with few seeds, as where one is left out, too."""
     error, freedom = TwoWay.of(statistics.by_topic(d, topics)).error()
+    error = statistics.difference_error(error**2, d.shape[1])
     return t_test_p(d.mean(), error, degrees_of_test(freedom, len(d)))
 
 

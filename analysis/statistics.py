@@ -156,13 +156,12 @@ class Scatter:
     """How far a mean of (seeds, items) values may be off.
 
     variance: of the mean. freedom: its degrees of freedom, not a number for fewer items than FEWEST_UNITS. items: over
-    which it is. prior: as how many items, of each of the two extreme outcomes, what was not seen counts.
+    which it is.
     """
 
     variance: float
     freedom: float
     items: float
-    prior: float
 
     @classmethod
     def of(cls, values: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
@@ -174,12 +173,12 @@ class Scatter:
         units = by_topic(values, topics)
         count = units.shape[1]
         if items < FEWEST_UNITS or count < 2:
-            return cls(np.nan, np.nan, items, PRIOR)
+            return cls(np.nan, np.nan, items)
         if seeds >= FEWEST_SEEDS:
             error, freedom = TwoWay.of(units).error()
-            return cls(error**2, freedom, items, PRIOR / seeds)
+            return cls(error**2, freedom, items)
         variance = units.mean(axis=0).var(ddof=topics is not None) / count
-        return cls(float(variance), count - 1, items, PRIOR)
+        return cls(float(variance), count - 1, items)
 
     def quantile(self, confidence: float) -> float:
         """Student's t at the upper end of the interval."""
@@ -191,11 +190,11 @@ class Scatter:
 def score_interval(rate: float, scatter: Scatter, *, confidence: float = CONFIDENCE) -> Interval:
     """Interval of a mean of outcomes from 0 to 1: Wilson's score (1927) on the effective number of items.
 
-    So many wins and losses alone would scatter as much as the outcomes do. `scatter.prior` items lost and as many won
-    are added to how these scatter, so that outcomes which all agree, even in ties, have an interval of some width.
+    So many wins and losses alone would scatter as much as the outcomes do. PRIOR items lost and as many won are added
+    to how these scatter, so that outcomes which all agree, even in ties, have an interval of some width.
     """
     binary, seen = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
-    effective = scatter.items * (binary + scatter.prior / 2) / (seen + scatter.prior / 2)
+    effective = scatter.items * (binary + PRIOR / 2) / (seen + PRIOR / 2)
     t = scatter.quantile(confidence)
     center = (rate + t**2 / (2 * effective)) / (1 + t**2 / effective)
     half = t * np.sqrt(rate * (1 - rate) / effective + (t / effective / 2) ** 2) / (1 + t**2 / effective)
@@ -208,12 +207,16 @@ def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, conf
 
     Over seeds and items: variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts -
     v_rest; Satterthwaite's degrees of freedom (1946). The crossed bootstrap (Owen 2007) counts v_rest three times and
-    draws from as few seeds as there are: docs/benchmarks/statistics.md has what both cover. The prior items of
-    `Scatter` differ by 1, one way and the other.
+    draws from as few seeds as there are: docs/benchmarks/statistics.md has what both cover.
     """
     scatter, mean = Scatter.of(d, topics), float(d.mean())
-    half = scatter.quantile(confidence) * float(np.sqrt(scatter.variance + 2 * scatter.prior / scatter.items**2))
+    half = scatter.quantile(confidence) * difference_error(scatter.variance, scatter.items)
     return Interval(mean, mean - half, mean + half)
+
+
+def difference_error(variance: float, items: float) -> float:
+    """Standard error of a mean difference, PRIOR items added that differ by 1, and as many that do by -1."""
+    return float(np.sqrt(variance + 2 * PRIOR / items**2))
 
 
 def independent_difference(one: Interval, other: Interval) -> Interval:

@@ -6,10 +6,9 @@ from slime_ray.analysis.statistics import TwoWay
 
 
 def difference_ends(d: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval over seeds and prompts, with half an item of one seed added at either extreme."""
+    """Student's interval over seeds and prompts, with half an item added that differs by 1, and by -1."""
     error, freedom = TwoWay.of(d).error()
-    seeds, prompts = d.shape
-    unseen = 2 * 0.5 / seeds / prompts**2
+    unseen = 2 * 0.5 / d.shape[1] ** 2
     return stats.t.interval(confidence, freedom, loc=d.mean(), scale=np.sqrt(error**2 + unseen))
 
 

@@ -1,6 +1,7 @@
 """What the tables say, on hand-made runs."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from slime_ray.analysis import answer, figures, search_table, statistics, tables
 from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
+from .ends import score_ends
 from .latex import assert_compiles
 
 
@@ -354,3 +356,26 @@ def test_labels_of_any_length_are_shown_whole_and_cost_no_more_columns_than_shor
     short = small(tmp_path / "short", **{label: [1.0, 0.0]}).text()
     left_out = [[line for line in text.splitlines() if line.startswith("Left out")] for text in (long, short)]
     assert left_out[0] == left_out[1]
+
+
+def test_prompts_of_categories_are_taken_by_topic_and_a_note_says_so(tmp_path):
+    # Six topics of three prompts, each topic won or lost as a whole.
+    won = [float(topic % 2) for topic in range(6) for _ in range(3)]
+    for seed in range(5):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=won)
+    run = results.load(finish(tmp_path, {"seeds": list(range(5))}))
+    places = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 3
+    by_topic, of_few = (
+        replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in topics]))
+        for topics in (places, places // 3)
+    )
+    found, plain, few = (row(tables.win_rate_stability(one), "a") for one in (by_topic, run, of_few))
+    # The effective number is that of six topics, which have half a prompt of eighteen added on either side.
+    variance = 0.25 / 5
+    effective = 18 * (18 / 4 + 0.25) / (variance * 18**2 + 0.25)
+    assert (found["win_rate_low"], found["win_rate_high"]) == pytest.approx(score_ends(0.5, effective, 5))
+    assert plain["win_rate_low"] == few["win_rate_low"] > found["win_rate_low"]
+    notes = [" ".join(tables.win_rate_stability(one).notes) for one in (by_topic, run, of_few)]
+    assert "6 topics, which are the units" in notes[0]
+    assert "topics" not in notes[1]
+    assert "2 topics: intervals are of these topics only" in notes[2]

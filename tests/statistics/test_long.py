@@ -37,7 +37,9 @@ def test_intervals_at_the_edges_cover_the_truth_as_promised(show):
         edges.cover(name, regime, draw, count=STUDIES, promised=promised)
         for name, regime, draw, promised in edges.expected_best_cases()
     ]
-    counted += [edges.front_sureness(STUDIES // 4, noise=0.03, resampled=resampled) for resampled in (True, False)]
+    counted += [
+        edges.knee_among_the_likely(STUDIES // 4, noise=0.03, resampled=resampled) for resampled in (True, False)
+    ]
     show(edges.edges_table(counted))
     assert [one for one in counted if not one.kept] == []
 
