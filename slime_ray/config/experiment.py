@@ -85,7 +85,8 @@ class EarlyStopping(Strict):
     def _fits_the_rule(self) -> "EarlyStopping":
         if self.goals is not None and self.rule != "pareto":
             raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
-        if "tie_break" in self.model_fields_set and self.rule != "pareto":
+        # What a manifest or another process reads back has every field set.
+        if self.tie_break != "winner" and self.rule != "pareto":
             raise ValueError(f"tie_break has no effect with rule {self.rule}: set rule pareto, or leave it out")
         if self.metric is not None and self.rule not in ("asha", "median"):
             raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
