@@ -263,7 +263,7 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
     if found.compared.of_checkpoints:
         fewest = min(claim.effect.seeds for claim in found.compared.claims.values())
         notes.append(
-            f"These checkpoints only: {fewest} common seeds cannot say how a method does over other seeds, so nothing is "
+            f"These checkpoints only: {fewest} common seeds say nothing of other seeds, so nothing is "
             f"separated and no rank is given. Give {statistics.FEWEST_SEEDS} seeds or more (league.seeds)."
         )
     else:
