@@ -130,15 +130,29 @@ class Footprint:
                     policy.decoder(input_ids=torch.ones(batch, prompt, dtype=torch.long), use_cache=True)
             return meter.peak
 
-        lm = self.model_of(self.layers)
         with _without_data(), torch.no_grad():
-            policy, ids = self._policy(lm, gpu=gpu), torch.ones(1, prompt + answer, dtype=torch.long)
-            with _autocast(policy):
-                cache = policy.decoder(input_ids=ids, use_cache=True).past_key_values
+            _, cache = self._with_cache(1, prompt + answer, gpu=gpu)
         # A layer with a window gives back what lies before it.
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
         size = sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
         return max(self._by_layers(read), batch * (size + SAMPLING * 4 * self.sizes.vocabulary))
+
+    def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
+        """What a GPU runs to decode one token each of so many answers of `length` tokens with their prompts."""
+        with _without_data(), torch.no_grad():
+            policy, cache = self._with_cache(batch, length, gpu=True)
+            with Meter(record) as meter, _autocast(policy):
+                ids = torch.ones(batch, 1, dtype=torch.long)
+                hidden = policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+                policy.causal_lm.get_output_embeddings()(hidden)
+        return meter
+
+    def _with_cache(self, batch: int, length: int, *, gpu: bool) -> tuple[Any, Any]:
+        """The whole model after it has read so many sequences, and what it keeps of them."""
+        policy = self._policy(self.model_of(self.layers), gpu=gpu)
+        with _autocast(policy):
+            ids = torch.ones(batch, length, dtype=torch.long)
+            return policy, policy.decoder(input_ids=ids, use_cache=True).past_key_values
 
     def _meter_step(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
         meter = self.meter(lm, lengths, gpu=gpu, checkpointing=checkpointing)
@@ -155,10 +169,18 @@ class Footprint:
             )
         return meter.peak
 
-    def meter(self, lm: Any, lengths: Sequence[Lengths], *, gpu: bool, checkpointing: bool = False) -> Meter:
+    def meter(
+        self,
+        lm: Any,
+        lengths: Sequence[Lengths],
+        *,
+        gpu: bool,
+        checkpointing: bool = False,
+        record: Callable[[str, int, int], None] = lambda name, size, flops: None,
+    ) -> Meter:
         """What one micro-batch of these pairs runs, forward and backward, once there are gradients to add to.
 
-        lm: the model on the meta device, which is used up.
+        lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """
         from slime_ray.data.packing import pack
         from slime_ray.data.pairs import TokenPair
@@ -173,7 +195,7 @@ class Footprint:
             rows = pack(pairs, shared_prompt=self.packed)
             for parameter in policy.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-            meter, fused = Meter(), gpu and self.model.fused
+            meter, fused = Meter(record), gpu and self.model.fused
             with compiled_by(meter.fused) if fused else nullcontext():
                 if fused:
                     policy.fused = fuse(policy.causal_lm)
