@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from slime_ray.bench.machine import Say
 from slime_ray.config.settings import Lora, Model
-from slime_ray.planning.flops import Layout, Lengths, attention_flops, step_flops
-from slime_ray.planning.footprint import SHALLOW, Footprint, footprint
+from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
+from slime_ray.model.footprint import SHALLOW, Footprint, footprint
 from slime_ray.planning.tables import table
 
 from .common import run

@@ -6,8 +6,8 @@ import pytest
 from transformers import GPTNeoXConfig
 
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Layout, Lengths, step_flops
-from slime_ray.planning.footprint import footprint
+from slime_ray.model.flops import Layout, Lengths, step_flops
+from slime_ray.model.footprint import footprint
 from slime_ray.planning.material import DataAssumptions, DataPart, Material, PromptCounts, find_material, parse_lengths
 from slime_ray.planning.work import Amounts
 

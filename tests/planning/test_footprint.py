@@ -24,10 +24,10 @@ from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.decoder import settings_of
+from slime_ray.model.flops import Lengths
+from slime_ray.model.footprint import Footprint, fill_row, footprint
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
-from slime_ray.planning.flops import Lengths
-from slime_ray.planning.footprint import Footprint, fill_row, footprint
 
 LORA = Lora(rank=4, alpha=8.0)
 SIZES: dict[str, Any] = {
@@ -204,7 +204,7 @@ def test_models_without_gates_are_measured_as_they_are(tmp_path, config):
 
 def test_flops_that_are_not_the_formulas_are_refused(tmp_path, monkeypatch):
     found = saved(tmp_path, CONFIGS["llama"], lora=LORA)
-    monkeypatch.setattr("slime_ray.planning.footprint.linear_flops", lambda *_, **__: 10**6)
+    monkeypatch.setattr("slime_ray.model.footprint.linear_flops", lambda *_, **__: 10**6)
     with pytest.raises(InputError, match="its layers are built otherwise, which the formula does not know"):
         found.step(200, PAIR, gpu=True, checkpointing=False)
 

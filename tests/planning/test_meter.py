@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from slime_ray.config.settings import Lora, Model
-from slime_ray.planning.flops import Layout, Lengths, attention_flops, step_flops
-from slime_ray.planning.footprint import footprint
-from slime_ray.planning.meter import Meter, strip, without_data
+from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
+from slime_ray.model.footprint import footprint
+from slime_ray.model.meter import Meter, strip, without_data
 
 PAIRS = [Lengths(180, 250, 250)] * 12
 TOKENS = 8_160

@@ -7,6 +7,7 @@ allocator takes besides is assumed.
 
 import copy
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 
-from slime_ray.config.settings import Model, Settings
+from slime_ray.config.settings import ROW_MARGIN, Model, Settings
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
-from slime_ray.planning.meter import Meter, strip, without_data
+from slime_ray.model.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
+from slime_ray.model.meter import Meter, strip, without_data
 
 KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 CONTEXT = 1.0 * 2**30
@@ -31,6 +32,10 @@ SAMPLING = 5
 """Copies of a decoding step's logits, in float32: they are scaled, sorted and drawn from."""
 PROCESS = 0.75 * 2**30
 """Bytes of a worker's process on a CPU with everything imported, as measured."""
+STEP = 256
+"""Tokens between two budgets of a row."""
+USUAL = (180, 250, 250)
+"""Tokens of a pair's parts in UltraFeedback; the shape of pairs for which rows are chosen."""
 SLACK = 0.02
 """Share by which the formula's FLOPs may differ from those that are counted."""
 SHALLOW = (2, 4)
@@ -322,6 +327,56 @@ def footprint(model: Model) -> Footprint:
     return _footprint(model.model_dump_json())
 
 
+def _held(model: Footprint, *, workers: int, sharded: bool) -> dict[str, float]:
+    """Bytes of one worker that do not depend on the row, by part."""
+    share = workers if sharded else 1
+    return {
+        "weights": model.held / share,
+        "gradients": model.trained / share,
+        "moments": 2 * model.trained / share,
+        "exchange": float(model.trained if workers > 1 and not sharded else 0),
+        # A sharded model has two layers whole at a time: the one that computes, and the next.
+        "gathered layers": 2 * model.held / model.layers if sharded else 0.0,
+    }
+
+
+def gpu_row(settings: Settings, memory: float, *, workers: int = 1, sharded: bool = False, row: int = 0) -> int | None:
+    """Return the budget of a row of the settings' model on a GPU, in tokens.
+
+    Args:
+        settings: Of the trial, or with the model of another stage.
+        memory: Bytes of the GPU that one worker may take.
+        workers: Of the trial.
+        sharded: Whether the workers hold parts of the model.
+        row: Tokens of a row that has to fit, such as that of the longest pair.
+
+    Returns:
+        `data.row_tokens` where it is given. Else the largest multiple of STEP, up to what `data.row_budget` gives, that
+        fits ROW_MARGIN of the memory, at least `row`. None where `row`, or one STEP, does not fit all of the memory.
+
+    Raises:
+        InputError: Nothing is known of the model's memory.
+    """
+    model, most = footprint(settings.model), settings.data.row_budget(gpu=True)
+    left = sum(_held(model, workers=workers, sharded=sharded).values())
+
+    def peak(tokens: int) -> float:
+        checkpointing = settings.training.gradient_checkpointing
+        step = model.step(tokens, Lengths(*USUAL), gpu=True, checkpointing=checkpointing)
+        return FRAGMENTS * (left + step) + CONTEXT
+
+    least = max(row, min(STEP, most))
+    if peak(least) > memory:
+        return None
+    if settings.data.row_tokens:
+        return most
+    if peak(most) <= ROW_MARGIN * memory:
+        return max(row, most)
+    budgets = range(STEP, most, STEP)
+    fitting = bisect_right(budgets, ROW_MARGIN * memory, key=peak)
+    return max(row, budgets[fitting - 1] if fitting else STEP)
+
+
 def peak_memory(
     settings: Settings, *, gpu: bool, workers: int, sharded: bool, row: int, pair: Lengths, prompt: int
 ) -> Memory:
@@ -331,21 +386,13 @@ def peak_memory(
     answered. sharded: parameters, gradients and moments are divided among the workers.
     """
     print_of = footprint(settings.model)
-    share = workers if sharded else 1
-    held = {
-        "weights": print_of.held / share,
-        "gradients": print_of.trained / share,
-        "moments": 2 * print_of.trained / share,
-        "exchange": float(print_of.trained if workers > 1 and not sharded else 0),
-    }
-    # A sharded model has two layers whole at a time: the one that computes, and the next.
-    gathered = 2 * print_of.held / print_of.layers if sharded else 0.0
+    held = _held(print_of, workers=workers, sharded=sharded)
     checkpointing = settings.training.gradient_checkpointing
-    training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing) + gathered
+    training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing)
     decoding = settings.evaluation.decoding
     # A batch of null is halved until it fits, so what has to fit is the smaller one.
     batch = decoding.batch_on(gpu=False)
-    answering = print_of.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu) + gathered
+    answering = print_of.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu)
     on_top = {"activations and logits": training} if training >= answering else {"answers' cache": answering}
     parts = {name: size for name, size in (held | on_top).items() if size}
     name, fixed = ("context", CONTEXT) if gpu else ("process", PROCESS)
