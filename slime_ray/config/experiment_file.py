@@ -307,6 +307,12 @@ def _refusals(file: _File, settings: Settings, arms: Sequence[Arm]) -> Iterator[
             f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
             "Give fewer seeds",
         )
+    adapters = [one for one in (settings.model.lora, settings.sft_model.lora if settings.sft else None) if one]
+    if file.resources.strategy == "fsdp2" and any(one.dora for one in adapters):
+        yield (
+            ("resources", "strategy"),
+            "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
+        )
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
     yield from _arm_refusals(arms)
