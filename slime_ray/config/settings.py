@@ -315,7 +315,8 @@ class Evaluation(Strict):
     decoding: Decoding = Decoding()
     """How answers are drawn."""
     engine: AnswerServer | None = None
-    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run."""
+    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
+    sentinel's few answers are always drawn there, for the server has no adapter during training."""
 
     def lacks(self) -> str | None:
         """What this machine lacks to judge and to ask the server, as a sentence with the way out."""
