@@ -84,8 +84,12 @@ def fronts(points: Points) -> npt.NDArray[np.int64]:
 
 def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """Completed trials, best first: by how many dominate them, then those within tolerance, then by the first goal."""
+    # A frame has NaN where a trial was not measured, which no other would dominate.
     complete = [
-        row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
+        row
+        for row in rows
+        if row.get("status") == "completed"
+        and all(np.isfinite(np.nan if row.get(goal) is None else row[goal]) for goal in goals)
     ]
     points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
     beaten = dominators(points)
