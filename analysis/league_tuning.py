@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.config.league import DEFAULTS
-from slime_ray.config.points import path_of
 from slime_ray.runs import results
 
 from . import effects, rows, statistics
@@ -90,8 +89,9 @@ def defaults(found: Standings) -> Table:
             continue
         chosen = member.trials[member.trials["trial_id"] == member.winner].iloc[0]
         space = member.entry.search.get("dimensions") or {}
+        # Behind a bracket a dimension's name says when it exists.
         on_log = {
-            path_of(name)
+            name.partition("[")[0]
             for name, dimension in space.items()
             if any("log" in way for way in dimension if dimension[way])
         }
