@@ -121,21 +121,10 @@ class Standings:
         """What may be claimed of the pairs' stability, corrected over all of them."""
         return _claims({pair: self.steadier(*pair) for pair in self.differences})
 
-    def rank(self, label: str) -> tuple[float, float]:
-        """Lowest and highest rank of an entry at 95 %, by its comparisons with every other one.
-
-        One that has too few seeds in common with it may stand on either side. NaN where all have.
-        """
-        mine = {pair: self.claims.get(pair) for pair in self.differences if label in pair}
-        found = [np.nan if claim is None else claim.effect.p_values.get("both", np.nan) for claim in mine.values()]
-        if np.isnan(found).all():
-            return np.nan, np.nan
-        lowest, highest = 1.0, 1.0 + len(mine)
-        for (pair, claim), p in zip(mine.items(), effects.holm(np.array(found)), strict=True):
-            if claim is not None and p < effects.LEVEL:
-                ahead = (claim.effect.difference.value > 0) == (pair[0] == label)
-                lowest, highest = lowest + (not ahead), highest - ahead
-        return lowest, highest
+    @cached_property
+    def ranks(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest rank at 95 % of every entry that was confirmed."""
+        return ranks({pair: self.claims.get(pair) for pair in self.differences})
 
     @property
     def few(self) -> int:
@@ -154,6 +143,28 @@ def _claims(differences: Mapping[Pair, np.ndarray | None]) -> dict[Pair, Claim]:
     """Those of `effects.claims`, by pair."""
     found = effects.claims({" ".join(pair): d for pair, d in differences.items()})
     return {pair: found[" ".join(pair)] for pair in differences if " ".join(pair) in found}
+
+
+def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]:
+    """Return the lowest and the highest rank of every entry at 95 %, by its comparisons with every other one.
+
+    Args:
+        claims: Of every pair the first minus the second, more is better; None where they have nothing in common.
+
+    Returns:
+        By label. Two with too few common seeds may stand either way; NaN of what has too few with every other.
+    """
+    found = {}
+    for label in dict.fromkeys(name for pair in claims for name in pair):
+        own = {pair: claim for pair, claim in claims.items() if label in pair}
+        p_values = [np.nan if claim is None else claim.effect.p_values.get("both", np.nan) for claim in own.values()]
+        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(own))
+        for (pair, claim), p in zip(own.items(), effects.holm(np.array(p_values)), strict=True):
+            if claim is not None and p < effects.LEVEL:
+                ahead = (claim.effect.difference.value > 0) == (pair[0] == label)
+                lowest, highest = lowest + (not ahead), highest - ahead
+        found[label] = lowest, highest
+    return found
 
 
 def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
@@ -185,7 +196,7 @@ def standings(found: Standings) -> Table:
     known = found.main.frame.set_index("label").to_dict("index") if len(found.main.frame) else {}
     frame = pd.DataFrame([_standing(found, member, known) for member in found.members.values()])
     frame = frame.sort_values([found.rate, "entry"], ascending=[False, True], na_position="last").reset_index(drop=True)
-    frame["rank"] = frame[found.rate].rank(ascending=False, method="min")
+    frame["rank"] = frame[found.rate].rank(ascending=False, method="min").where(frame["rank_low"].notna())
     rate = unit_of(found.rate)[0]
     measured = f"{rate} against {rows.baseline_of(found.run)}'s answers, judge {rows.judge_of(found.run)}"
     return Table(
@@ -217,7 +228,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
     row = known.get(winner, {})
     ends = [f"{name}{end}" for name in ("win_rate", "stability") for end in ("", "_low", "_high")]
     others = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
-    low, high = found.rank(label)
+    low, high = found.ranks.get(label, (np.nan, np.nan))
     own = found.run.trials[
         (found.run.trials["trial_id"].map(lambda name: entry_of(str(name))) == label)
         | (found.run.trials["label"] == winner)
@@ -282,10 +293,10 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
         notes.append(
             "not separable: entries that share a letter are not told apart, by all tests below "
             f"{effects.LEVEL} after Holm's correction over all {len(found.differences)} pairs. rank: of the "
-            f"{int(frame['rank'].notna().sum())} confirmed, 95 % for each entry alone, from the t over seeds and "
+            f"{len(found.ranks)} confirmed, 95 % for each entry alone, from the t over seeds and "
             "prompts against every other one, corrected by Holm over these (Mogstad et al. 2024)."
         )
-        if lacking := [label for label in found.groups if np.isnan(found.rank(label)[0])]:
+        if lacking := [label for label in found.groups if np.isnan(found.ranks[label][0])]:
             notes.append(
                 f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
                 "not separable from any, and the ranks of the others leave open on which side of it they are."

@@ -42,8 +42,9 @@ def tuning(found: Standings) -> Table:
             f"An interval (jackknife) covers from {COVERED} trials to each of k on. Without one a value rests on too "
             f"few trials to say how far off it is; below {ESTIMATED} to each none is given. Trials that did not "
             "complete count as the worst that did.",
-            "The best of all trials looks better than it is: where the confirmed value falls behind it, tuning "
-            "followed the noise. The winner is chosen by all goals and may lie below the best of all.",
+            "The best of all trials looks better than it is, by luck on one seed and few prompts. Where confirmed "
+            "values lie below even the best of 1, the report prompts are harder too. The winner is chosen by all goals "
+            "and may lie below the best of all.",
         ],
         columns=(
             Column("entry", tuple(frame["entry"]), numeric=False, keep=10),

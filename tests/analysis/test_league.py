@@ -140,9 +140,9 @@ def test_ranks_follow_from_holm_over_an_entrys_own_comparisons():
         apart = corrected([crossed_t(one) for one in d]) < 0.05
         better = sum(one.mean() < 0 for one, is_apart in zip(d, apart, strict=True) if is_apart)
         worse = sum(one.mean() > 0 for one, is_apart in zip(d, apart, strict=True) if is_apart)
-        assert found.rank(name) == (1 + better, len(won) - worse)
-    assert found.rank("a") == (1, 1)
-    assert found.rank("d") == (5, 5)
+        assert found.ranks[name] == (1 + better, len(won) - worse)
+    assert found.ranks["a"] == (1, 1)
+    assert found.ranks["d"] == (5, 5)
 
 
 def test_pairs_are_separable_where_three_tests_agree_after_holm_over_all_pairs():
@@ -177,10 +177,10 @@ def test_entries_share_a_letter_exactly_where_they_are_not_apart(seed):
 def test_one_entry_with_too_few_seeds_leaves_the_others_their_ranks():
     won = by_rate([0.9, 0.5, 0.5, 0.1])
     found = standings_of(won, lost={("c", 4): "failed"})
-    assert np.isnan(found.rank("c")).all()
+    assert np.isnan(found.ranks["c"]).all()
     # a beats b and d; c may stand before it or behind.
-    assert found.rank("a") == (1, 2)
-    assert found.rank("d") == (3, 4)
+    assert found.ranks["a"] == (1, 2)
+    assert found.ranks["d"] == (3, 4)
     table = league.standings(found)
     assert any("Fewer than 5 seeds in common" in note and "c" in note for note in table.notes)
     assert any("seed 4 of" in note for note in table.notes)
@@ -217,7 +217,7 @@ def test_ties_share_their_rank_and_their_letter():
 def test_two_entries_are_one_comparison():
     won = by_rate([0.7, 0.4])
     found = standings_of(won)
-    assert found.rank("a") == (1, 1)
+    assert found.ranks["a"] == (1, 1)
     assert league.pairs(found).frame["p_seeds"].tolist() == pytest.approx(
         [stats.ttest_rel(won["a"].mean(axis=1), won["b"].mean(axis=1)).pvalue]
     )
@@ -325,7 +325,7 @@ def test_a_league_without_a_judge_is_led_by_accuracy():
     assert table.frame["preference_accuracy"].tolist() == pytest.approx([won["a"].mean(), won["b"].mean()])
     assert "Not judged" in table.caption
     assert "answers" not in table.caption
-    assert found.rank("a") == (1, 1)
+    assert found.ranks["a"] == (1, 1)
 
 
 def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
