@@ -16,12 +16,12 @@ import pandas as pd
 
 from slime_ray.config.league import DEFAULTS, LEARNING_RATE, Entry, League, entry_of
 from slime_ray.runs import results
-from slime_ray.runs.pareto import best_rows
+from slime_ray.runs.pareto import winners
 
 from . import effects, rows, statistics
 from .effects import Claim
 from .front import expected_best
-from .knobs import unit_of
+from .knobs import constraints_of, unit_of
 from .printing import ABSENT, Column, Sentences, Table, cells, interval_cells, number, numbers
 from .rows import FINISHED, Outcomes
 from .stability import stability_cell
@@ -64,7 +64,8 @@ class Standings:
         found = {}
         for entry in self.league.entries:
             own = searched[of == entry.label]
-            best = best_rows([{str(key): value for key, value in row.items()} for row in own.to_dict("records")], goals)
+            records = [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
+            best = winners(records, goals, constraints_of(self.run.manifest))
             found[entry.label] = Member(entry, own, str(best[0]["trial_id"]) if best else None)
         return found
 
@@ -232,7 +233,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
 
 
 def _note(member: Member, row: Mapping[str, Any]) -> str:
-    said = [] if row else ["no confirmed winner"] if member.winner else ["no trial completed"]
+    said = [] if row else ["no confirmed winner"] if member.winner else [_why_none(member)]
     for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
         reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
@@ -240,6 +241,11 @@ def _note(member: Member, row: Mapping[str, Any]) -> str:
     if note := str(row.get("note") or "").removeprefix("confirmed").lstrip("; "):
         said.append(note)
     return "; ".join(said)
+
+
+def _why_none(member: Member) -> str:
+    completed = (member.trials["status"] == FINISHED).any()
+    return "no completed trial keeps the constraints" if completed else "no trial completed"
 
 
 def _rank(row: pd.Series) -> str:
@@ -255,9 +261,9 @@ def _short(value: Any) -> str:
 def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
     notes = [f"How winners were chosen: {found.league.rule}."]
     if found.compared.of_checkpoints:
-        few = min(claim.effect.seeds for claim in found.compared.claims.values())
+        fewest = min(claim.effect.seeds for claim in found.compared.claims.values())
         notes.append(
-            f"These checkpoints only: {few} common seeds cannot say how a method does over other seeds, so nothing is "
+            f"These checkpoints only: {fewest} common seeds say nothing of other seeds, so nothing is "
             f"separated and no rank is given. Give {statistics.FEWEST_SEEDS} seeds or more (league.seeds)."
         )
     else:
@@ -438,7 +444,7 @@ def sentences(found: Standings, table: Table) -> Sentences:
     if frame.empty:
         return open_, settled
     unit = unit_of(found.rate)[0].removesuffix(" %")
-    first, steady = frame.iloc[0], frame.loc[frame["stability"].idxmax()]
+    first, steady = frame.iloc[0], frame.sort_values("stability", kind="stable").iloc[-1]
     shown = f"{number(first[found.rate], 1, scale=100)} %"
     settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}.")
     settled.append(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -74,10 +74,11 @@ class LeagueReader:
         *,
         sampler: Any,
         goals: Mapping[str, str],
+        constraints: Sequence[str] = (),
         check: Check,
         error: Callable[[KeyPath, str], InputError],
     ):
-        self.keys, self.base, self.sampler, self.goals = keys, base, sampler, goals
+        self.keys, self.base, self.sampler, self.goals, self.constraints = keys, base, sampler, goals, constraints
         self.check, self.error = check, error
 
     def read(self) -> League:
@@ -94,9 +95,10 @@ class LeagueReader:
                     ("league", "entries", entry.label), f"{entry.label} is the same as {same}. Remove one of them"
                 )
         first, *_ = self.goals
+        keep = f" that keep {' and '.join(self.constraints)}" if self.constraints else ""
         rule = (
-            f"of an entry's completed trials the one that the fewest others beat in {' and '.join(self.goals)}, of "
-            f"equals one of a stability within tolerance, then the best by {first}; on selection prompts"
+            f"of an entry's completed trials{keep} the one that the fewest others beat in {' and '.join(self.goals)}, "
+            f"of equals one of a stability within tolerance, then the best by {first}; on selection prompts"
         )
         return League(
             entries=entries, trials=self.keys.trials, seeds=self.keys.seeds, defaults=self.keys.defaults, rule=rule

@@ -91,7 +91,8 @@ def test_rows_have_the_two_way_interval_of_their_own_outcomes(league):
     row = league.standings.frame.set_index("entry").loc["dpo"]
     values = np.array([drawn(0.6, seed) for seed in range(SEEDS)])
     # By hand: the variance of the mean is (MS_seeds + MS_prompts - MS_rest) / n.
-    mean, s, p = values.mean(), *values.shape
+    mean = values.mean()
+    s, p = values.shape
     rest = values - values.mean(1, keepdims=True) - values.mean(0) + mean
     squares = [
         p * values.mean(1).var() * s / (s - 1),

@@ -98,6 +98,12 @@ def test_a_knob_that_an_entry_sets_has_that_value_among_its_defaults():
     assert settings.objective.build() == OBJECTIVES["dpo"](beta=0.1, nll_weight=0.5)
 
 
+def test_the_rule_of_winners_names_the_constraints():
+    kept = load_experiment(yaml.safe_load(TEXT) | {"constraints": ["stability >= 0.8"]})
+    assert kept.league is not None
+    assert kept.league.rule.startswith("of an entry's completed trials that keep stability >= 0.8 the one that")
+
+
 def test_defaults_that_break_an_entrys_requirement_are_not_among_its_trials():
     margins = {f"objective.{name}_margin": {"uniform": [0.1, 5.0]} for name in ("hard", "soft")}
     part = with_entries(
