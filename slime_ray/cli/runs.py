@@ -177,32 +177,32 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
 
 def _extend(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment import MOST_TRIALS
+    from slime_ray.config.points import count_points, with_values
     from slime_ray.runs.folder import reopened
     from slime_ray.runs.results import read_manifest
 
     with _opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
-    if experiment.budget.trials + options.trials > MOST_TRIALS:
+    if max((part.trials for part in experiment.searches), default=0) + options.trials > MOST_TRIALS:
         raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
     if options.trials < 0:
         raise InputError(f"--trials {options.trials}: give the number of further trials.")
     if options.trials and not experiment.searches:
         raise InputError(f"{options.run} has no search that could have more trials.")
-    budget = experiment.budget.model_copy(update={"trials": experiment.budget.trials + options.trials})
-    if options.trials and experiment.search is not None:
-        from slime_ray.config.points import count_points
-
-        points = count_points(experiment.search, experiment.base)
-        if points is not None and budget.trials > points:
+    for part in experiment.searches if options.trials else ():
+        points = count_points(part.search, with_values(experiment.base, part.set))
+        if points is not None and part.trials + options.trials > points:
             raise InputError(
-                f"{options.run} has {experiment.budget.trials} trials, and its space only {points} points, each of "
-                f"which is tried once. Give --trials {points - experiment.budget.trials} at most."
+                f"{options.run} has {part.trials} trials{f' of {part.label}' if part.label else ''}, and its space "
+                f"only {points} points, each of which is tried once. Give --trials {points - part.trials} at most."
             )
     # The folder may have been renamed, or be a copy.
     experiment = experiment.model_copy(update={"name": run.name})
-    more: dict[str, Any] = {"budget": budget}
     if league := experiment.league:
-        more = {"league": league.model_copy(update={"trials": league.trials + options.trials})}
+        more: dict[str, Any] = {"league": league.model_copy(update={"trials": league.trials + options.trials})}
+    else:
+        budget = experiment.budget
+        more = {"budget": budget.model_copy(update={"trials": budget.trials + options.trials})}
     run_and_report(
         experiment.model_copy(update=more), run / "experiment.yaml", options, start="resume",
         storage=mirror.url or str(mirror.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,

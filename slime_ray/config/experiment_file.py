@@ -161,8 +161,9 @@ class _Resolver:
             if getattr(file.budget, key):
                 raise self.error(("budget", key), f"a league has an equal budget for each entry: {way}. Leave it out")
         return LeagueReader(
-            file.league, base, sampler=file.sampler, goals=file.goals, check=self.check, error=self.error
-        ).read()
+            file.league, base, sampler=file.sampler, goals=file.goals, constraints=file.constraints, check=self.check,
+            error=self.error,
+        ).read()  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> Complaint:
         return self.source.error((keys, sentence))
