@@ -96,6 +96,8 @@ def read_inputs(experiment: Experiment) -> None:
     scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
     if scorer is not None:
         load_scorer(scorer)
+    if retention := experiment.settings.evaluation.retention:
+        load_scorer(retention.scorer, "evaluation.retention.scorer")
     if callbacks := experiment.settings.training.callbacks:
         from slime_ray.training.callbacks import load_callbacks
 

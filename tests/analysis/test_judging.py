@@ -90,7 +90,9 @@ def test_a_rate_beyond_all_lengths_seen_is_marked_as_extrapolated(tmp_path):
     cells = next(column.cells for column in table.columns if column.head.startswith("LC"))
     assert cells[0].endswith("*")
     assert any("extrapolated (*)" in note for note in table.notes)
-    assert table.csv().splitlines()[1].split(",")[table.frame.columns.get_loc("length_controlled_extrapolated")] == "True"
+    assert (
+        table.csv().splitlines()[1].split(",")[table.frame.columns.get_loc("length_controlled_extrapolated")] == "True"
+    )
 
 
 def test_every_invalid_verdict_widens_what_may_be():
