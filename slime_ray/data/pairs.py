@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIRS_FORMAT = 1
@@ -66,6 +67,12 @@ class PairFile(Sequence[TokenPair]):
 
     def __len__(self) -> int:
         return len(self._columns[0])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair, its prompt once; 0 without pairs."""
+        lengths = sum(pc.list_value_length(column).to_numpy() for column in self._columns)
+        return int(np.max(lengths, initial=0))
 
     @overload
     def __getitem__(self, index: int) -> TokenPair: ...

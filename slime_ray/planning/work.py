@@ -8,8 +8,8 @@ from typing import Literal
 
 from slime_ray.config.judge import Llm, NoJudge
 from slime_ray.config.settings import Schedule, Settings
-from slime_ray.planning.flops import Layout, Lengths, Sizes, forward_flops, step_flops
-from slime_ray.planning.footprint import Footprint
+from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_flops
+from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.rates import End
 from slime_ray.runs.results import RETENTION

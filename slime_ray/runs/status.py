@@ -5,13 +5,14 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import results
 from slime_ray.runs.pareto import on_front, signed
 from slime_ray.runs.redaction import redact
@@ -87,19 +88,23 @@ def describe(run: Path) -> dict[str, Any]:
         "running": {name: report for name, report in status.trials.items() if name not in rows}
         if status.at_work
         else {},
-        "front": _front(rows, manifest.get("goals") or {}),
+        "front": _front(rows, manifest.get("goals") or {}, (manifest.get("experiment") or {}).get("constraints") or ()),
         "alarms": {name: row["alarm"] for name, row in rows.items() if row.get("alarm")},
     }
 
 
-def _front(rows: Mapping[str, Mapping[str, Any]], goals: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Completed search trials that no other equals or beats in every goal and beats in one, by the first goal."""
+def _front(
+    rows: Mapping[str, Mapping[str, Any]], goals: Mapping[str, str], constraints: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Completed search trials that keep the constraints and that no other such trial beats, by the first goal."""
+    limits = [Constraint.parse(text) for text in constraints]
     complete = [
         row
         for row in rows.values()
         if row["phase"] == "search"
         and row["status"] == "completed"
         and all(row.get(goal) is not None for goal in goals)
+        and violation(row, limits) == 0
     ]
     points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
     front = sorted(np.flatnonzero(on_front(points)).tolist(), key=lambda place: [-value for value in points[place]])

@@ -74,7 +74,7 @@ from slime_ray.training.outcome import (
     what_failed,
     write_judging,
 )
-from slime_ray.training.policies import to_device
+from slime_ray.training.policies import gpu_row_budget, to_device
 from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
@@ -227,6 +227,8 @@ def _train_and_measure(
         progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)
+    if torch.cuda.is_available():
+        gpu_row_budget(settings, sharded=hosting.sharded, longest=pairs.longest)
     lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     if settings.evaluation.engine:

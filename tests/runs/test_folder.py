@@ -199,3 +199,24 @@ def test_a_run_that_cannot_be_locked_is_refused(experiment, source, tmp_path):
         taken(run, experiment, source=source, seed=0, start="resume"),
     ):
         pass
+
+
+@pytest.mark.parametrize("kept", ["manifest", "trial"])
+def test_a_run_that_was_started_with_other_rows_is_not_gone_on_with(experiment, source, storage, monkeypatch, kept):
+    """Of a run from before manifests said it, a finished trial does."""
+    with pytest.raises(KeyboardInterrupt):
+        begin(experiment, source, storage, "fresh", sent=True, ends=KeyboardInterrupt())
+    run = storage.root / experiment.name
+    manifest = results.read_manifest(run)
+    assert manifest["row_tokens"] == 2048
+    with pytest.raises(KeyboardInterrupt):
+        begin(experiment, source, storage, "resume", sent=True, ends=KeyboardInterrupt())
+    if kept == "manifest":
+        manifest["row_tokens"] = 8192
+    else:
+        del manifest["row_tokens"]
+        monkeypatch.setattr(results, "finished_trials", lambda run: {"one": {"row_tokens": 8192}})
+    results.write_manifest(run, manifest)
+    storage.push_files(run)
+    with pytest.raises(InputError, match="started with rows of 8192 tokens, and this version takes 2048"):
+        begin(experiment, source, storage, "resume", sent=True, ends=KeyboardInterrupt())
