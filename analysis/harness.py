@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from slime_ray.errors import InputError
 
@@ -72,10 +73,9 @@ def compare_samples(paths: Sequence[Path]) -> Table:
                 rows.append(_row(task, metric, pairs, alone))
     rows += _pooled(rows, changes)
     notes = [
-        "change: the second minus the first, paired by document; its interval: 95 % percentile bootstrap over "
-        f"documents, {statistics.RESAMPLES:,} resamples, each task's on their own. Whether more is better is the "
-        "metric's matter. An interval that covers 0 does not show that nothing was lost.",
-        f"{POOLED}: every task counts the same.",
+        "change: the second minus the first, paired by document, with its 95 % interval over documents (Student's t). "
+        "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",
+        f"{POOLED}: every task counts the same; its interval is over the documents of these tasks, not over tasks.",
     ]
     if apart := sorted(first.keys() ^ second.keys()):
         notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
@@ -156,7 +156,6 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
 
 
 def _row(task: str, metric: Metric, pairs: np.ndarray, alone: Sequence[int]) -> dict[str, Any]:
-    change = statistics.row_interval((pairs[1] - pairs[0])[None], lowest=-math.inf, highest=math.inf)
     return {
         "task": task,
         "metric": metric[0],
@@ -165,8 +164,22 @@ def _row(task: str, metric: Metric, pairs: np.ndarray, alone: Sequence[int]) -> 
         "left_out": sum(alone),
         "first": pairs[0].mean(),
         "second": pairs[1].mean(),
-        **statistics.columns({"change": change}),
+        **statistics.columns({"change": _mean_of_tasks([pairs[1] - pairs[0]])}),
     }
+
+
+def _mean_of_tasks(changes: Sequence[np.ndarray]) -> statistics.Interval:
+    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom."""
+    value = float(np.mean([change.mean() for change in changes]))
+    if min(map(len, changes)) < statistics.FEWEST_UNITS:
+        return statistics.Interval(value, math.nan, math.nan)
+    sizes = np.array([len(change) for change in changes])
+    variances = np.array([change.var(ddof=1) for change in changes]) / sizes
+    if not variances.any():
+        return statistics.Interval(value, value, value)
+    freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
+    half = float(student.ppf((1 + statistics.CONFIDENCE) / 2, freedom) * math.sqrt(variances.sum()) / len(changes))
+    return statistics.Interval(value, value - half, value + half)
 
 
 def _pooled(
@@ -175,21 +188,16 @@ def _pooled(
     """The mean over tasks of every metric that several have."""
     for metric in sorted({metric for _, metric in changes}):
         of_tasks = [change for (_, own), change in changes.items() if own == metric]
-        if len(of_tasks) < 2:
-            continue
         own = [row for row in rows if (row["metric"], row["filter"]) == metric]
-        # A seed for each task, so that their documents are drawn independently.
-        resampled = [statistics.resample_means(change, seed=seed) for seed, change in enumerate(of_tasks)]
-        value = float(np.mean([change.mean() for change in of_tasks]))
-        units = min(map(len, of_tasks))
-        yield {
-            "task": POOLED,
-            "metric": metric[0],
-            "filter": metric[1],
-            **{name: sum(row[name] for row in own) for name in ("documents", "left_out")},
-            **{name: float(np.mean([row[name] for row in own])) for name in ("first", "second")},
-            **statistics.columns({"change": statistics.interval(value, np.mean(resampled, axis=0), units=units)}),
-        }
+        if len(of_tasks) > 1:
+            yield {
+                "task": POOLED,
+                "metric": metric[0],
+                "filter": metric[1],
+                **{name: sum(row[name] for row in own) for name in ("documents", "left_out")},
+                **{name: float(np.mean([row[name] for row in own])) for name in ("first", "second")},
+                **statistics.columns({"change": _mean_of_tasks(of_tasks)}),
+            }
 
 
 def _table(rows: Sequence[dict[str, Any]], caption: str, notes: list[str]) -> Table:
