@@ -92,11 +92,17 @@ def read_inputs(experiment: Experiment) -> None:
     from slime_ray.evaluation.questions import check_questions
 
     check_questions(experiment)
-    scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
-    if scorer is not None:
-        from slime_ray.evaluation.judges.exact import load_scorer
+    evaluation = experiment.settings.evaluation
+    retention = evaluation.retention
+    scorers = {
+        "evaluation.judge.scorer": getattr(evaluation.judge, "scorer", None),
+        "evaluation.retention.scorer": retention.scorer if retention else None,
+    }
+    for key, scorer in scorers.items():
+        if scorer is not None:
+            from slime_ray.evaluation.judges.exact import load_scorer
 
-        load_scorer(scorer)
+            load_scorer(scorer, key)
     if callbacks := experiment.settings.training.callbacks:
         from slime_ray.training.callbacks import load_callbacks
 

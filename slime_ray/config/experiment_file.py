@@ -41,6 +41,8 @@ from slime_ray.config.trackers import DEFAULT, Tracker
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError, near
 
+NO_RETENTION = "retention needs evaluation.retention, which is null. Name its prompts and its scorer there"
+
 
 class _File(SearchKeys):
     """The keys of the YAML, before presets, arms and paths are resolved."""
@@ -345,6 +347,8 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
                 "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use goals: "
                 "{preference_accuracy: maximize, stability: maximize}",
             )
+        if goal == "retention" and settings.evaluation.retention is None:
+            yield ("goals", goal), f"goals.{NO_RETENTION}"
     if not file.goals:
         yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
     elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and (file.search or file.league):
@@ -369,6 +373,8 @@ def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyP
             yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
         elif one.column in JUDGED and settings.evaluation.judge.name == "none":
             yield ("constraints", index), f"{one.column} needs a judge, and evaluation.judge is none. Set a judge"
+        elif one.column == "retention" and settings.evaluation.retention is None:
+            yield ("constraints", index), NO_RETENTION
     if clash := contradiction(known):
         yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
 

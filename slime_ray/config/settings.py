@@ -295,6 +295,16 @@ class AnswerServer(Strict):
         return client_lack("evaluation.engine", self.name, self.api_key_env)
 
 
+class Retention(Strict):
+    """What the SFT checkpoint could do besides, and whether the policy still can."""
+
+    prompts: Located
+    """A file of questions that test it, in any form that `evaluation.questions` takes."""
+    scorer: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`package.module:function` of the last user message and an answer, importable where trials run; it returns a
+    number, higher is better."""
+
+
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1."""
 
@@ -317,6 +327,8 @@ class Evaluation(Strict):
     engine: AnswerServer | None = None
     """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
     sentinel's few answers are always drawn there, for the server has no adapter during training."""
+    retention: Retention | None = None
+    """Prompts of their own on which the column `retention` is measured; null measures none."""
 
     def lacks(self) -> str | None:
         """What this machine lacks to judge and to ask the server, as a sentence with the way out."""

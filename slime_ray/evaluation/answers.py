@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from slime_ray.evaluation import stability
@@ -47,6 +48,15 @@ class Answered:
         """Prompts with at least one valid verdict."""
         valid = zip(self.prompts.ids, self.comparisons, strict=True)
         return len({name for name, comparison in valid if comparison and comparison.outcome is not None})
+
+    @property
+    def score_change(self) -> float | None:
+        """Mean over prompts of a score minus the baseline's to the same turn; None where no turn has both."""
+        changes: dict[str, list[float]] = {}
+        for name, score, before in zip(self.prompts.ids, self.scores, self.baseline_scores, strict=True):
+            if score is not None and before is not None:
+                changes.setdefault(name, []).append(score - before)
+        return mean(map(mean, changes.values())) if changes else None
 
     @property
     def broken_outputs(self) -> float:

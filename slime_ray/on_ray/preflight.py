@@ -183,6 +183,7 @@ def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
     named = [model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
+    named += [evaluation.retention.prompts] if evaluation.retention else []
     return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
 
 

@@ -87,7 +87,8 @@ def plan_experiment(
 def material_key(settings: Settings) -> str:
     """Changes with whatever changes how much data a trial reads."""
     evaluation, model = settings.evaluation, settings.model
-    asked = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    asked: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    asked += [evaluation.retention.prompts] if evaluation.retention else []
     tokens = [model.source, model.tokenizer, model.revision, model.gguf_file, model.chat_template]
     return fingerprint([settings.data, asked, tokens, settings.sft is None])
 

@@ -12,6 +12,7 @@ from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_fl
 from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.rates import End
+from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.loop` has it."""
@@ -91,6 +92,7 @@ class Amounts:
                 self.reading(material.held_out, material.held_out.count),
                 self._divergence(asked, min(evaluation.kl_prompts, asked.turns)),
                 self.answering(asked, end),
+                *(self.answering(material.prompts[name], end) for name in (RETENTION,) if name in material.prompts),
                 self._verdicts(asked.turns),
                 # The divergence of a model without adapters is from a second one.
                 {"load": 1 if settings.model.lora else 2, "save": 1, "saved_byte": self.model.saved},

@@ -38,6 +38,7 @@ def files_of(settings: Settings) -> dict[str, Path]:
     places = {
         "data.train": None if data.task else data.train,
         "evaluation.questions": evaluation.questions,
+        "evaluation.retention.prompts": evaluation.retention.prompts if evaluation.retention else None,
         "model.source": None if model.task else model.source,
         "model.tokenizer": model.tokenizer,
         "model.chat_template": model.chat_template,
@@ -194,11 +195,12 @@ def code_of(experiment: Experiment) -> dict[str, str]:
 def _code(all_settings: Iterable[Settings], names: Iterable[str]) -> dict[str, str]:
     wanted = set(names)
     for settings in all_settings:
-        judge = settings.evaluation.judge
+        judge, retention = settings.evaluation.judge, settings.evaluation.retention
         wanted |= {
             settings.objective.name,
             *settings.training.callbacks,
             str(judge.scorer) if isinstance(judge, Exact) else "",
+            retention.scorer if retention else "",
         }
     hashes = {}
     for name in sorted(name for name in wanted if ":" in name):

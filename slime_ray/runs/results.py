@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ TRIAL_SCHEMA = pa.schema(
         "length_shift": _NUMBER,  # L, absolute log ratio
         "training_spikes": _NUMBER,  # T, share of updates
         "kl_to_sft": _NUMBER,  # K, nat/token, not scored
+        "retention": _NUMBER,  # mean score on the retention prompts minus the SFT checkpoint's; null without any
         "healthy": _FLAG,  # g
         "chosen_drift": _NUMBER,  # nat/token, signed
         "rejected_drift": _NUMBER,  # nat/token, signed
@@ -84,7 +85,7 @@ ANSWER_SCHEMA = pa.schema(
         "label": _TEXT,
         "phase": _TEXT,
         "seed": _COUNT,
-        "prompt_set": _TEXT,
+        "prompt_set": _TEXT,  # selection, report or retention; of the last, score and baseline_score are the scorer's
         "prompt_id": _TEXT,
         "turn": _COUNT,  # of the conversation, from 1; the turns of a prompt share its prompt_id
         "category": _TEXT,  # of the question, where it came from a file that has any
@@ -136,7 +137,7 @@ PAIR_SCHEMA = pa.schema(
 SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
 _LATER_FILES = {"pairs"}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens"}
+_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens", "retention"}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
@@ -144,13 +145,15 @@ MODEL = "checkpoint"
 """Folder, in a trial's own, of the trained model: its adapter, or all of it."""
 JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
+RETENTION = "retention"
+"""Prompt set of the answers that `evaluation.retention` asks for, which `load` keeps apart."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's results as tidy frames, with its manifest."""
+    """One run's results as tidy frames, with its manifest. retention: answers to the retention prompts."""
 
     path: Path
     trials: pd.DataFrame
@@ -158,6 +161,7 @@ class Run:
     curves: pd.DataFrame
     pairs: pd.DataFrame
     manifest: dict[str, Any]
+    retention: pd.DataFrame = field(default_factory=ANSWER_SCHEMA.empty_table().to_pandas)
 
 
 def trial_row(**columns: Any) -> dict[str, Any]:
@@ -317,7 +321,9 @@ def load(run: str | Path) -> Run:
         if not rows.keys() <= set(tables["trials"]["trial_id"].to_pylist()):
             tables = _together(run, rows)
     frames = {name: _frame(table) for name, table in tables.items()}
-    frames["answers"] = frames["answers"].fillna({"turn": 1})
+    answers = frames["answers"].fillna({"turn": 1})
+    kept = answers["prompt_set"] == RETENTION
+    frames |= {"answers": answers[~kept], RETENTION: answers[kept]}
     if frames["trials"].empty:
         raise InputError(f"{run}: no trial has finished yet, so there is nothing to report.")
     return Run(path=run, manifest=manifest, **frames)

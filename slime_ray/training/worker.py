@@ -52,6 +52,7 @@ from slime_ray.training.measuring import (
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
+    measure_retention,
     stability_parts,
 )
 from slime_ray.training.orders import Command, Paused, Report, judging
@@ -267,7 +268,9 @@ def _train_and_measure(
         minutes = hosting.faults.storage_minutes
         write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
-    return Measurement(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
+    kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
+    answers = [*measured.answers, *kept.answers]
+    return Measurement(measured.row | kept.row | row | evaluation_seconds(), answers, measured.pairs)
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
