@@ -170,10 +170,25 @@ class Votes:
 
 
 def votes_by_label(run: results.Run) -> dict[str, Votes]:
-    """The votes of every arm and confirmed winner of which anything was judged."""
+    """The votes of every arm and confirmed winner of which one judge judged anything."""
     answers = rows.judged_answers(run)
-    answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"])]
+    by_panel = answers["trial_id"].isin(rows.judged_verdicts(run)["trial_id"])
+    answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"]) & ~by_panel]
     return {str(label): Votes.of(own) for label, own in answers.groupby("label")}
+
+
+def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
+    """A row of the main table once for each judge of a panel, with that judge's win rate and votes."""
+    answer = ["trial_id", "prompt_id", "turn"]
+    verdicts = rows.judged_verdicts(run)
+    verdicts = verdicts[verdicts["label"] == row["label"]]
+    verdicts = verdicts.merge(run.answers[[*answer, "answer_tokens", "baseline_tokens"]], on=answer)
+    found = []
+    for judge, own in verdicts.groupby("judge"):
+        wide = own.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
+        columns = statistics.columns({"win_rate": statistics.row_interval(wide.to_numpy(dtype=float))})
+        found.append(({**row, **columns, "judge": str(judge)}, Votes.of(own)))
+    return found
 
 
 def judging(run: results.Run, main: Table) -> Table:
@@ -185,14 +200,16 @@ def judging(run: results.Run, main: Table) -> Table:
     votes = votes_by_label(run)
     if judge.partition(":")[0] == EXACT and not any(own.invalid for own in votes.values()):
         votes = {}
-    shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
+    shown: list[tuple[dict[Any, Any], Votes]] = []
+    for row in main.frame.to_dict("records"):
+        shown += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
     if not shown:
         return empty("Of the judging there is nothing to say.")
-    frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
+    frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate as in "
-        f"the main table, intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} "
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate "
+        f"{'of each judge by itself' if 'judge' in frame else 'as in the main table'}, intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} "
         "resamples.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
@@ -210,6 +227,7 @@ def judging(run: results.Run, main: Table) -> Table:
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            *((Column("judge", tuple(frame["judge"]), numeric=False, keep=10),) if "judge" in frame else ()),
             *(
                 Column(f"{head} % [95 %]", interval_cells(frame, name, 1, scale=100))
                 for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"), ("LC", "length_controlled"))
@@ -263,6 +281,7 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
     found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled()}
     return {
         "label": label,
+        **({"judge": main["judge"]} if "judge" in main else {}),
         **{name: main[name] for name in ("win_rate", "win_rate_low", "win_rate_high")},
         **statistics.columns(found),
         "more_tokens": float(np.nanmean(votes.more_tokens)) if (~np.isnan(votes.more_tokens)).any() else np.nan,

@@ -108,6 +108,7 @@ _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constraine
 _TAGGED: Mapping[str, Mapping[str, Any]] = {
     "objective": OBJECTIVE_SETTINGS,
     "judge": JUDGE_SETTINGS,
+    "judges": JUDGE_SETTINGS,
     "ablate": DESIGNS,
 }
 """Keys whose value is one of several models, by a word in it, which pydantic puts behind the key."""
@@ -119,7 +120,8 @@ def _without_tags(keys: Iterable[str | int]) -> KeyPath:
     for key in keys:
         if key not in _TAGGED.get(str(last), ()):
             kept.append(key)
-        last = key
+        # A place in a list stands for the list.
+        last = last if isinstance(key, int) else key
     return tuple(kept)
 
 
