@@ -206,11 +206,11 @@ def judging(run: results.Run, main: Table) -> Table:
     if not shown:
         return empty("Of the judging there is nothing to say.")
     frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
+    whose = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate "
-        f"{'of each judge by itself' if 'judge' in frame else 'as in the main table'}, intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} "
-        "resamples.",
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
+        f"intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "

@@ -96,20 +96,20 @@ def panel(run: results.Run, main: Table) -> Table:
         )
     frame = pd.DataFrame(found)
     few = frame["judges"].max() < FEWEST_JUDGES
-    general = (
-        [
-            f"With fewer than {FEWEST_JUDGES} judges nothing is claimed of others: the intervals are of these judges only."
-        ]
-        if few
-        else ["any judge: interval over other judges and prompts, both random (two-way analysis of variance)."]
-    )
-    partial = frame[frame["partial"] > 0]
+    scope = "any judge: interval over other judges and prompts, both random (two-way analysis of variance)."
+    if few:
+        scope = f"Of fewer than {FEWEST_JUDGES} judges nothing is claimed of others: the intervals are of these only."
+    lacking = [
+        f"{row['partial']} of {row['partial'] + row['prompts']} prompts of {row['label']}"
+        for row in found
+        if row["partial"]
+    ]
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: the panel {rows.judge_of(run)}. Pooled win rate, the mean over judges, with the "
         "main table's interval, which is of these judges; lowest and highest: of a judge, on the prompts of all.",
         notes=[
-            *general,
+            scope,
             *(
                 [
                     "noise: standard deviation of one judge's outcome of an answer between repeats; its share of the "
@@ -121,13 +121,10 @@ def panel(run: results.Run, main: Table) -> Table:
             *(
                 [
                     "Partial: not all judges have a verdict on "
-                    + "; ".join(
-                        f"{row.partial} of {row.partial + row.prompts} prompts of {row.label}"
-                        for row in partial.itertuples()
-                    )
+                    + "; ".join(lacking)
                     + ". These prompts are in no pooled win rate."
                 ]
-                if len(partial)
+                if lacking
                 else []
             ),
         ],
