@@ -102,8 +102,8 @@ class Amounts:
         """Verdicts in both orders, by a language model or here."""
         judge = self.settings.evaluation.judge
         scored = len(judge.members) - len(judge.endpoints) - (judge.name == "none")
-        work = {"request": answers * requests_an_answer(self.settings), "verdict": 2 * answers * scored}
-        return {part: count for part, count in work.items() if count}
+        asked = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
+        return asked | ({"verdict": 2 * answers * scored} if scored else {})
 
     def training(
         self, kind: Literal["sft", "preference"], part: DataPart, schedule: Schedule, per_update: int, seed: int
