@@ -16,12 +16,12 @@ import pandas as pd
 
 from slime_ray.config.league import DEFAULTS, LEARNING_RATE, Entry, League, entry_of
 from slime_ray.runs import results
-from slime_ray.runs.pareto import best_rows
+from slime_ray.runs.pareto import winners
 
 from . import effects, rows, statistics
 from .effects import Claim
 from .front import expected_best
-from .knobs import unit_of
+from .knobs import constraints_of, unit_of
 from .printing import ABSENT, Column, Sentences, Table, cells, interval_cells, number, numbers
 from .rows import FINISHED, Outcomes
 from .stability import stability_cell
@@ -64,7 +64,8 @@ class Standings:
         found = {}
         for entry in self.league.entries:
             own = searched[of == entry.label]
-            best = best_rows([{str(key): value for key, value in row.items()} for row in own.to_dict("records")], goals)
+            records = [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
+            best = winners(records, goals, constraints_of(self.run.manifest))
             found[entry.label] = Member(entry, own, str(best[0]["trial_id"]) if best else None)
         return found
 
@@ -85,36 +86,63 @@ class Standings:
         return None if winner is None else self.outcomes.get(winner + ending)
 
     @cached_property
+    def compared(self) -> "Comparisons":
+        """The entries' confirmed outcomes beside each other."""
+        found = {label: self.of_entry(label) for label in self.members}
+        return Comparisons({label: outcomes for label, outcomes in found.items() if outcomes is not None})
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Every pair of entries. outcomes: of each, by its label. flips: of signs, in the test over prompts."""
+
+    outcomes: Mapping[str, Outcomes]
+    flips: int = effects.FLIPS
+
+    @cached_property
+    def order(self) -> list[str]:
+        """Labels, the highest mean first."""
+        return sorted(self.outcomes, key=lambda label: -float(np.nanmean(self.outcomes[label][1])))
+
+    @cached_property
     def differences(self) -> dict[tuple[str, str], np.ndarray | None]:
         """Every pair's paired outcomes, one minus the other, on the seeds and prompts that both have."""
-        confirmed = {label: found for label in self.members if (found := self.of_entry(label)) is not None}
-        means = {label: float(np.nanmean(found[1])) for label, found in confirmed.items()}
-        order = sorted(confirmed, key=lambda label: -means[label])
-        return {
-            (one, other): rows.difference(confirmed[one], confirmed[other]) for one, other in combinations(order, 2)
-        }
+        every = combinations(self.order, 2)
+        return {(one, other): rows.difference(self.outcomes[one], self.outcomes[other]) for one, other in every}
 
     @cached_property
     def claims(self) -> dict[tuple[str, str], Claim]:
         """What may be claimed of the pairs, corrected over all of them."""
-        found = effects.claims({" ".join(pair): d for pair, d in self.differences.items()})
+        found = effects.claims({" ".join(pair): d for pair, d in self.differences.items()}, flips=self.flips)
         return {pair: found[" ".join(pair)] for pair in self.differences if " ".join(pair) in found}
 
+    @property
+    def of_checkpoints(self) -> bool:
+        """Whether no pair has seeds enough to say anything beyond the checkpoints at hand."""
+        return all(claim.effect.of_checkpoints for claim in self.claims.values())
+
+    @property
+    def apart(self) -> list[tuple[str, str]]:
+        """Pairs that are told apart."""
+        return [pair for pair, claim in self.claims.items() if claim.matters]
+
     def rank(self, label: str) -> tuple[float, float]:
-        """Lowest and highest rank of an entry at 95 %, by its comparisons with every other one; NaN on few seeds."""
-        mine = {pair: claim for pair, claim in self.claims.items() if label in pair}
-        if not mine or any(claim.effect.of_checkpoints for claim in mine.values()):
+        """Lowest and highest rank of an entry at 95 %, by its comparisons with every other one; NaN on few seeds.
+
+        A comparison on too few common seeds tells nobody apart.
+        """
+        mine = {pair: claim.effect for pair, claim in self.claims.items() if label in pair}
+        if all(found.of_checkpoints for found in mine.values()):
             return np.nan, np.nan
-        p_values = effects.holm(np.array([claim.effect.p_values.get("both", 1.0) for claim in mine.values()]))
+        p_values = effects.holm(np.array([found.p_values.get("both", 1.0) for found in mine.values()]))
         apart = [pair for pair, p in zip(mine, p_values, strict=True) if p < effects.LEVEL]
         better, worse = (sum(pair[place] == label for pair in apart) for place in (1, 0))
-        return 1.0 + better, float(len(mine) + 1 - worse)
+        return 1.0 + better, float(len(self.outcomes) - worse)
 
     @cached_property
     def groups(self) -> dict[str, str]:
         """Letters of every entry: those that share one are not separable."""
-        order = list(dict.fromkeys(label for pair in self.differences for label in pair))
-        return letters(order, [pair for pair, claim in self.claims.items() if claim.matters])
+        return letters(self.order, self.apart)
 
 
 def letters(order: list[str], apart: list[tuple[str, str]]) -> dict[str, str]:
@@ -175,7 +203,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
     row = known.get(winner, {})
     ends = [f"{name}{end}" for name in ("win_rate", "stability") for end in ("", "_low", "_high")]
     others = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
-    low, high = found.rank(label)
+    low, high = found.compared.rank(label)
     own = found.run.trials[
         (found.run.trials["trial_id"].map(lambda name: entry_of(str(name))) == label)
         | (found.run.trials["label"] == winner)
@@ -191,7 +219,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
         "entry": label,
         "objective": member.entry.objective,
         **values,
-        "letters": found.groups.get(label, ""),
+        "letters": found.compared.groups.get(label, ""),
         "rank_low": low,
         "rank_high": high,
         "learning_rate": float(chosen[rate].iloc[0]) if len(chosen) and rate in chosen else np.nan,
@@ -205,7 +233,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
 
 
 def _note(member: Member, row: Mapping[str, Any]) -> str:
-    said = [] if row else ["no confirmed winner"] if member.winner else ["no trial completed"]
+    said = [] if row else ["no confirmed winner"] if member.winner else [_why_none(member)]
     for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
         reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
@@ -213,6 +241,11 @@ def _note(member: Member, row: Mapping[str, Any]) -> str:
     if note := str(row.get("note") or "").removeprefix("confirmed").lstrip("; "):
         said.append(note)
     return "; ".join(said)
+
+
+def _why_none(member: Member) -> str:
+    completed = (member.trials["status"] == FINISHED).any()
+    return "no completed trial keeps the constraints" if completed else "no trial completed"
 
 
 def _rank(row: pd.Series) -> str:
@@ -227,18 +260,24 @@ def _short(value: Any) -> str:
 
 def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
     notes = [f"How winners were chosen: {found.league.rule}."]
-    if any(claim.effect.of_checkpoints for claim in found.claims.values()):
-        few = min(claim.effect.seeds for claim in found.claims.values())
+    if found.compared.of_checkpoints:
+        fewest = min(claim.effect.seeds for claim in found.compared.claims.values())
         notes.append(
-            f"These checkpoints only: {few} common seeds cannot say how a method does over other seeds, so nothing is "
+            f"These checkpoints only: {fewest} common seeds say nothing of other seeds, so nothing is "
             f"separated and no rank is given. Give {statistics.FEWEST_SEEDS} seeds or more (league.seeds)."
         )
     else:
         notes.append(
             "not separable: entries that share a letter are not told apart, by all tests below "
-            f"{effects.LEVEL} after Holm's correction over all {len(found.differences)} pairs. rank: 95 % for each "
-            "entry, from the t over seeds and prompts against every other one, corrected by Holm over these."
+            f"{effects.LEVEL} after Holm's correction over all {len(found.compared.differences)} pairs. rank: 95 % for "
+            "each entry, from the t over seeds and prompts against every other one, corrected by Holm over these."
         )
+        few = [" and ".join(pair) for pair, one in found.compared.claims.items() if one.effect.of_checkpoints]
+        if few:
+            notes.append(
+                f"Not tested, and counted as not told apart, on fewer than {statistics.FEWEST_SEEDS} common seeds: "
+                f"{', '.join(few)}."
+            )
     seeds = {label: outcomes[0] for label in found.members if (outcomes := found.of_entry(label)) is not None}
     if len(seeds) > 1 and (left := rows.left_out(seeds)):
         notes.append(f"Pairs are compared on the seeds that both have. Not common to all: {left}.")
@@ -254,8 +293,8 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
 def pairs(found: Standings) -> Table:
     """Every pair: the better one minus the other."""
     records = []
-    for (one, other), d in found.differences.items():
-        claim = found.claims.get((one, other))
+    for (one, other), d in found.compared.differences.items():
+        claim = found.compared.claims.get((one, other))
         score = _stability_difference(found, one, other)
         verdict = "nothing in common" if claim is None else "separable" if claim.matters else claim.verdict
         records.append(
@@ -405,22 +444,26 @@ def sentences(found: Standings, table: Table) -> Sentences:
     if frame.empty:
         return open_, settled
     unit = unit_of(found.rate)[0].removesuffix(" %")
-    first, steady = frame.iloc[0], frame.loc[frame["stability"].idxmax()]
+    first, steady = frame.iloc[0], frame.sort_values("stability", kind="stable").iloc[-1]
     shown = f"{number(first[found.rate], 1, scale=100)} %"
     settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}.")
     settled.append(
         f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "
         f"{number(steady[found.rate], 1, scale=100)} %."
     )
-    if any(claim.effect.of_checkpoints for claim in found.claims.values()):
+    if found.compared.of_checkpoints:
         open_.append("Which entries differ: with so few seeds it is about these checkpoints only.")
         return open_, settled
-    apart = [pair for pair, claim in found.claims.items() if claim.matters]
-    with_first = [label for label in frame["entry"] if set(found.groups[label]) & set(found.groups[first["entry"]])]
+    apart = found.compared.apart
+    with_first = [
+        label
+        for label in frame["entry"]
+        if set(found.compared.groups[label]) & set(found.compared.groups[first["entry"]])
+    ]
     if len(with_first) > 1:
         open_.append(f"Which is best of {', '.join(with_first)}: they are not separable by {unit}.")
-    settled.append(f"{len(apart)} of {len(found.differences)} pairs are separable by {unit}.")
-    near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
+    settled.append(f"{len(apart)} of {len(found.compared.differences)} pairs are separable by {unit}.")
+    near = {pair: claim for pair, claim in found.compared.claims.items() if not claim.matters}
     three = 3 * found.league.seeds
     more = [
         " and ".join(pair)

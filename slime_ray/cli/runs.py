@@ -5,12 +5,13 @@ The first four need neither torch nor Ray.
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.cli.options import QUIET, RUN, add_command, exclusive, option, run_and_report, show_report
+from slime_ray.cli.options import QUIET, RUN, STORAGE, add_command, exclusive, option, run_and_report, show_report
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs.redaction import redact
 
@@ -22,8 +23,13 @@ def add_commands(commands: Any) -> None:
     """Register them."""
     add_command(
         commands, "status", _status, "how a run stands, from another terminal or machine",
-        ["slime-ray status runs/first", "slime-ray status s3://bucket/runs/first --json"],
-        RUN, option("--json", action="store_true", help="print it as JSON"),
+        ["slime-ray status", "slime-ray status runs/first --watch", "slime-ray status s3://bucket/runs/first --json"],
+        option("run", nargs="?", help="folder of the run, or its address (default: a list of those in --storage)"),
+        STORAGE,
+        exclusive(
+            option("--json", action="store_true", help="print it as JSON"),
+            option("--watch", action="store_true", help="print it again when it changes, until the run ends"),
+        ),
     )  # fmt: skip
     add_command(
         commands, "extend", _extend, "go on with a run, with more trials of its search",
@@ -114,9 +120,40 @@ def _opened(address: str) -> "Iterator[tuple[Path, RunStore]]":
 def _status(options: argparse.Namespace) -> None:
     from slime_ray.runs.status import describe
 
-    with _opened(options.run) as (run, _):
-        standing = describe(run)
-    print(json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run)))
+    if options.run is None:
+        _list_runs(options)
+        return
+    last = None
+    while True:
+        with _opened(options.run) as (run, _):
+            standing = describe(run)
+        now = json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run))
+        # How long ago it spoke changes all the time.
+        if standing | {"said": None} != last:
+            print(now, flush=True)
+        if not options.watch or standing["state"] != "at work":
+            return
+        last = standing | {"said": None}
+        time.sleep(WATCH_SECONDS)
+
+
+WATCH_SECONDS = 2.0
+
+
+def _list_runs(options: argparse.Namespace) -> None:
+    from slime_ray.runs.status import runs_in
+    from slime_ray.runs.store import is_url
+
+    if is_url(options.storage) or options.watch:
+        raise InputError("Name the run, as runs/first or s3://bucket/runs/first: only a folder of runs can be listed.")
+    runs = runs_in(Path(options.storage))
+    if options.json:
+        print(json.dumps(runs, indent=1))
+        return
+    for one in runs:
+        print(f"{one['name']}: {one['state']}, {one['done']} of {one['total']} trials, begun {one['begun']}")
+    if not runs:
+        print(f"There are no runs in {options.storage}.")
 
 
 def _sentences(standing: dict[str, Any], run: str) -> str:

@@ -28,6 +28,7 @@ from slime_ray.config.experiment import (
 )
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueKeys, LeagueReader
+from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.parts import Unfit, idle_knobs
 from slime_ray.config.points import Search
 from slime_ray.config.presets import merge, preset_base
@@ -62,7 +63,9 @@ class _File(SearchKeys):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
     """Every arm is run with each of them."""
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
-    """What the search is after: win_rate, stability, preference_accuracy, mean_margin; one or several."""
+    """What the search is after: any number that is measured of a trial, such as win_rate; one or several."""
+    constraints: list[str] = []
+    """What a winner keeps: `column <= number` or `column >= number`, such as `broken_outputs <= 0.05`."""
     budget: Budget = Budget()
     """What the sweep may spend."""
     resources: Resources = Resources()
@@ -142,6 +145,7 @@ class _Resolver:
         self.refuse()
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
+            constraints=[str(Constraint.parse(text)) for text in file.constraints],
             budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=early,
             design=design, league=league, trackers=file.trackers,
         )  # fmt: skip
@@ -302,10 +306,17 @@ def _refusals(file: _File, settings: Settings, arms: Sequence[Arm]) -> Iterator[
             f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
             "Give fewer seeds",
         )
+    adapters = [one for one in (settings.model.lora, settings.sft_model.lora if settings.sft else None) if one]
+    if file.resources.strategy == "fsdp2" and any(one.dora for one in adapters):
+        yield (
+            ("resources", "strategy"),
+            "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
+        )
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
     yield from _arm_refusals(arms)
     yield from _goal_refusals(file, settings)
+    yield from _constraint_refusals(file, settings)
     yield from _budget_refusals(file, settings)
 
 
@@ -324,8 +335,8 @@ def _arm_refusals(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
 
 def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     for goal in file.goals:
-        if goal not in GOALS:
-            yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, GOALS)}"
+        if goal not in METRICS:
+            yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, METRICS)}"
         if goal == "win_rate" and settings.evaluation.judge.name == "none":
             yield (
                 ("goals", goal),
@@ -339,6 +350,25 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
             ("goals",),
             ("accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them"),
         )
+
+
+def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    if file.constraints and not (file.search or file.league):
+        yield ("constraints",), "`constraints` has no effect without a `search` or a `league`"
+    known: list[Constraint] = []
+    for index, text in enumerate(file.constraints):
+        try:
+            one = Constraint.parse(text)
+        except ValueError as error:
+            yield ("constraints", index), str(error)
+            continue
+        known.append(one)
+        if one.column not in METRICS:
+            yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
+        elif one.column in JUDGED and settings.evaluation.judge.name == "none":
+            yield ("constraints", index), f"{one.column} needs a judge, and evaluation.judge is none. Set a judge"
+    if clash := contradiction(known):
+        yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
 
 
 def _budget_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:

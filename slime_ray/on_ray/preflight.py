@@ -75,6 +75,7 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
         findings += _model_and_data(settings, looks)
         findings += _lacks(looks)
         findings += _disk(looks, experiment, storage)
+        findings += _rows(looks, experiment)
     if gpus and settings:
         findings += _gpus(looks, settings)
     return findings
@@ -343,6 +344,34 @@ def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
             yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
             if look.bf16 and (cost := settings.model.float32_cost(f"the {look.gpu} of node {look.name}")):
                 yield Finding("warning", "gpu", cost)
+
+
+def _rows(looks: Sequence[Look], experiment: Experiment) -> Iterator[Finding]:
+    """How many tokens a row will have, on every kind of GPU."""
+    settings, resources = experiment.settings, experiment.resources
+    if not resources.gpu_per_worker:
+        row = settings.data.row_budget(gpu=False)
+        yield Finding("fine", "rows", f"A row has {row} tokens, {settings.data.row_reason(row)}.")
+        return
+    # It imports torch, which a sweep on CPUs has no time for.
+    from slime_ray.model.footprint import STEP, gpu_row
+
+    for gpu, size in sorted({(look.gpu, look.memory) for look in looks if look.gpu and look.memory}):
+        memory, workers = size * min(1.0, resources.gpu_per_worker), resources.workers
+        try:
+            row = gpu_row(settings, memory, workers=workers, sharded=resources.strategy == "fsdp2" and workers > 1)
+        except InputError as error:
+            yield Finding("fine", "rows", f"How many tokens of a row fit the {gpu} is not known: {error}")
+            continue
+        if row is None:
+            yield Finding(
+                "error", "rows",
+                f"The {gpu} has {_gib(int(memory))} for a worker, and one row of {STEP} tokens takes more by the "
+                "estimate. Set training.gradient_checkpointing: true, lower model.lora.rank, or use a larger GPU.",
+            )  # fmt: skip
+        else:
+            why = settings.data.row_reason(row, memory)
+            yield Finding("fine", "rows", f"A row has {row} tokens on the {gpu}, {why}.")
 
 
 def _gib(size: int) -> str:

@@ -9,8 +9,8 @@ from functools import lru_cache
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import Llm
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.planning.flops import Lengths
-from slime_ray.planning.footprint import Footprint, Memory, footprint, peak_memory
+from slime_ray.model.flops import Lengths
+from slime_ray.model.footprint import STEP, Footprint, Memory, footprint, gpu_row, peak_memory
 from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
 from slime_ray.planning.plan import GIB, Cluster, Disk, Judging, Plan, PlanRow, refusals, warnings
 from slime_ray.planning.prices import GpuPrices, load_prices
@@ -19,8 +19,6 @@ from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_
 from slime_ray.planning.work import Amounts, TrialWork, requests_an_answer
 
 HOUR = 3600.0
-STEP = 256
-"""Tokens between two rows that are tried for one that fits."""
 ID_BYTES = 2.5
 """Of a token id in a parquet file, about."""
 ANSWER_BYTES = 6.0
@@ -121,7 +119,7 @@ class _Estimate:
                 rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.wanted.workers, share=share)
             except ValueError as error:
                 unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
-        memory, limit = self._memory(self.base.data.row_budget(gpu=self.uses_gpu)), self._memory_limit()
+        memory, limit, row = self._memory(), self._memory_limit(), self._row_budget(self.base)
         sft = self.amounts(self.base).demonstrations
         plan = Plan(
             name=self.experiment.name,
@@ -138,6 +136,8 @@ class _Estimate:
             measured=measured,
             stopping=None if self.short is WHOLE else self.short.updates,
             basis=basis,
+            row_tokens=row,
+            row_reason=self.base.data.row_reason(row, limit if self.uses_gpu else None),
             stages=self._stages(rates) if rates else {},
             told=self._told(material),
         )
@@ -294,8 +294,20 @@ class _Estimate:
             self.cluster.disk_free,
         )
 
-    def _memory(self, row_budget: int) -> Memory:
-        """The highest peak of all trials and of the SFT stage."""
+    def _row_budget(self, settings: Settings) -> int:
+        """Tokens of a row as a trial chooses them; one pair's where the GPU is too small for all."""
+        limit = self._memory_limit()
+        if not self.uses_gpu or limit is None:
+            return settings.data.row_budget(gpu=self.uses_gpu)
+        fitting = gpu_row(settings, limit, workers=self.wanted.workers, sharded=self._sharded)
+        return STEP if fitting is None else fitting
+
+    @property
+    def _sharded(self) -> bool:
+        return self.wanted.strategy == "fsdp2" and self.wanted.workers > 1
+
+    def _memory(self, row_budget: int | None = None) -> Memory:
+        """The highest peak of all trials and of the SFT stage. row_budget: of all; None for each one's own."""
         found = []
         for settings in extremes(self.experiment):
             material, data, sft = self.amounts(settings).material, settings.data, settings.sft
@@ -314,8 +326,8 @@ class _Estimate:
                         run,
                         gpu=self.uses_gpu,
                         workers=self.wanted.workers,
-                        sharded=self.wanted.strategy == "fsdp2" and self.wanted.workers > 1,
-                        row=round(max(longest, min(row_budget, share))),
+                        sharded=self._sharded,
+                        row=round(max(longest, min(row_budget or self._row_budget(run), share))),
                         pair=_mean(part.lengths),
                         prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
                     )
@@ -324,7 +336,7 @@ class _Estimate:
 
     def _row_that_fits(self, limit: float) -> int | None:
         """Tokens of a micro-batch that would fit; None where none would."""
-        rows = range(STEP, self.base.data.row_budget(gpu=self.uses_gpu), STEP)
+        rows = range(STEP, self._row_budget(self.base), STEP)
         fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
         return rows[fits - 1] if fits else None
 

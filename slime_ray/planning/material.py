@@ -14,7 +14,7 @@ from typing import Any
 from slime_ray.config.settings import Data, Settings
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Lengths
+from slime_ray.model.flops import Lengths
 from slime_ray.runs.notes import data_notes
 
 MEASURED = 16_384

@@ -23,12 +23,12 @@ from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import ScoringJudge, build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
+from slime_ray.model.footprint import CONTEXT
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
-from slime_ray.planning.footprint import CONTEXT
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import PROBED, Rates
 from slime_ray.training.policies import row_budget, to_device

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from slime_ray.config.judge import Exact, Llm, NoJudge
 from slime_ray.config.settings import Settings
-from slime_ray.planning.footprint import Footprint
+from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import Material
 from slime_ray.planning.prices import Gpu
 

@@ -7,8 +7,8 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from slime_ray.config.settings import Schedule, Settings
-from slime_ray.planning.flops import Layout, Lengths, Sizes, forward_flops, step_flops
-from slime_ray.planning.footprint import Footprint
+from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_flops
+from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.rates import End
 

@@ -74,7 +74,7 @@ from slime_ray.training.outcome import (
     what_failed,
     write_judging,
 )
-from slime_ray.training.policies import to_device
+from slime_ray.training.policies import gpu_row_budget, to_device
 from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
@@ -228,6 +228,8 @@ def _train_and_measure(
         progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)
+    if torch.cuda.is_available():
+        gpu_row_budget(settings, sharded=hosting.sharded, longest=pairs.longest)
     lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     if settings.evaluation.engine:
@@ -308,8 +310,8 @@ def _judged(
         some = judge_prompts(trial, stages, asked, judge, first=first)
         parts = stability_parts(stages, after, some, training_spikes=training_spikes)
         others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
-        own = stability_score(parts, healthy=True)
-        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, own, others)):
+        score = stability_score(parts, healthy=True)
+        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, score, others)):
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)

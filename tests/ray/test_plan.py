@@ -10,11 +10,12 @@ from ray.tune.search import Searcher
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray.plan import TrialPlan, best_rows, confirm_trials
+from slime_ray.on_ray.plan import TrialPlan, confirm_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 from slime_ray.on_ray.sweep import lost_values
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
+from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import write_status
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
