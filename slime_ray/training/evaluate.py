@@ -193,6 +193,7 @@ def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Pa
     row |= measurement.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
     folder.mkdir(parents=True, exist_ok=True)
+    write_judging(measurement.judging, folder, seconds=60.0, say=say)
     tables = measurement.answers, [], measurement.pairs, say_nothing
     finish(trial, run, row, *tables, storage_minutes=1.0, verdicts=measurement.verdicts)
 
