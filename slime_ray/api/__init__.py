@@ -92,8 +92,8 @@ def read_inputs(experiment: Experiment) -> None:
     from slime_ray.evaluation.questions import check_questions
 
     check_questions(experiment)
-    scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
-    if scorer is not None:
+    judges = experiment.settings.evaluation.judge.members
+    for scorer in filter(None, (getattr(judge, "scorer", None) for judge in judges)):
         from slime_ray.evaluation.judges.exact import load_scorer
 
         load_scorer(scorer)
