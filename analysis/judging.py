@@ -19,7 +19,7 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
-from . import rows, statistics
+from . import rows, statistics, style
 from .printing import Column, Table, cells, empty, interval_cells, numbers
 
 STEPS = 25
@@ -122,6 +122,8 @@ class Votes:
     weights: np.ndarray
     prompts: np.ndarray
     more_tokens: np.ndarray
+    style: np.ndarray | None = None
+    """(answers, 4) differences of style, where the texts are known."""
 
     @classmethod
     def of(cls, answers: pd.DataFrame) -> "Votes":
@@ -133,6 +135,7 @@ class Votes:
             weights=np.column_stack(votes).astype(float),
             prompts=pd.factorize(answers["prompt_id"], sort=True)[0],
             more_tokens=(answers["answer_tokens"] - answers["baseline_tokens"]).to_numpy(dtype=float),
+            style=style.features(answers) if "answer" in answers else None,
         )
 
     @property
@@ -168,6 +171,10 @@ class Votes:
         d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
 
+    def style_controlled(self) -> statistics.Interval | None:
+        """The rate at equal style with its interval over prompts."""
+        return None if self.style is None else style.rate_at_equal_style(self.outcomes, self.style, self.prompts)
+
     def consistency(self) -> float | None:
         """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
 
@@ -190,7 +197,8 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
     answer = ["trial_id", "prompt_id", "turn"]
     verdicts = rows.judged_verdicts(run)
     verdicts = verdicts[verdicts["label"] == row["label"]]
-    verdicts = verdicts.merge(run.answers[[*answer, "answer_tokens", "baseline_tokens"]], on=answer)
+    texts = ["answer", "answer_tokens", "baseline_answer", "baseline_tokens"]
+    verdicts = verdicts.merge(run.answers[[*answer, *texts]], on=answer)
     found = []
     for judge, own in verdicts.groupby("judge"):
         wide = own.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
@@ -229,6 +237,8 @@ def judging(run: results.Run, main: Table) -> Table:
                 if frame[EXTRAPOLATED].any()
                 else "."
             ),
+            "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts, with robust "
+            f"errors; from {style.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once.",
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
@@ -247,6 +257,7 @@ def judging(run: results.Run, main: Table) -> Table:
                 for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"))
             ),
             Column("LC % [95 %]", _length_controlled_cells(frame)),
+            Column("SC % [95 %]", interval_cells(frame, "style_controlled", 1, scale=100)),
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
@@ -301,6 +312,7 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
     low, high = votes.bounds()
     equal = votes.equal_lengths()
     found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled()}
+    found["style_controlled"] = votes.style_controlled()
     return {
         "label": label,
         **({"judge": main["judge"]} if "judge" in main else {}),

@@ -107,21 +107,24 @@ def _compare_by_all(
 ) -> Judged:
     from slime_ray.evaluation.judges.panel import add_up
 
-    sides = list(zip(prompts, answers, baseline, baseline_prompts, strict=True))
-    ratings: list[list[Rating]] = [[] for _ in sides]
+    ratings: list[list[Rating]] = [[] for _ in prompts]
     summaries: dict[tuple[str, int], Summary] = {}
     for rater in panel.raters:
         places = [place for place, prompt in enumerate(prompts) if rater.takes(prompt)]
-        chosen = [sides[place] for place in places]
-        asked, own, others, others_asked = ([side[part] for side in chosen] for part in range(4))
-        judged = compare(rater.judge, asked, own, others, baseline_prompts=others_asked)
+        judged = compare(
+            rater.judge,
+            [prompts[place] for place in places],
+            [answers[place] for place in places],
+            [baseline[place] for place in places],
+            baseline_prompts=[baseline_prompts[place] for place in places],
+        )
         if judged.summary is not None:
             summaries[rater.judge.name, rater.repeat] = judged.summary
         found = zip(places, judged.comparisons, judged.scores, judged.baseline_scores, strict=True)
         for place, comparison, score, baseline_score in found:
             assert isinstance(comparison, Comparison)
             ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison, score, baseline_score))
-    nothing: list[None] = [None] * len(sides)
+    nothing: list[None] = [None] * len(prompts)
     return Judged([Pooled(tuple(every)) for every in ratings], nothing, nothing, add_up(summaries))
 
 

@@ -194,8 +194,8 @@ def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Pa
     folder = run / "trials" / trial.trial_id
     folder.mkdir(parents=True, exist_ok=True)
     write_judging(measurement.judging, folder, seconds=60.0, say=say)
-    tables = measurement.answers, [], measurement.pairs, say_nothing
-    finish(trial, run, row, *tables, storage_minutes=1.0, verdicts=measurement.verdicts)
+    answers, pairs, verdicts = measurement.answers, measurement.pairs, measurement.verdicts
+    finish(trial, run, row, answers, [], pairs, say_nothing, storage_minutes=1.0, verdicts=verdicts)
 
 
 class _AnswerFiles:
