@@ -13,6 +13,7 @@ from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
 from . import search_table, stability, tables
+from .knobs import keeping
 from .printing import Table, one_line
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
 
@@ -131,7 +132,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         axes.set_axisbelow(True)
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
-            _search_points(axes, search, column, judged=judged)
+            _search_points(axes, search, keeping(run, search), column, judged=judged)
         known = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
         if judged and len(known):
             # A rate without an interval is a point.
@@ -176,14 +177,14 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
         )  # fmt: skip
 
 
-def _search_points(axes: "Axes", search: pd.DataFrame, column: str, *, judged: bool) -> None:
+def _search_points(axes: "Axes", search: pd.DataFrame, kept: pd.DataFrame, column: str, *, judged: bool) -> None:
     where = "selection prompts" if judged else "held-out pairs"
     x, y = search["stability"].to_numpy(dtype=float), 100 * search[column].to_numpy(dtype=float)
     axes.plot(
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
-    corners = front_corners(search, column)
+    corners = front_corners(kept, column)
     if not len(corners):
         return
     # All that lies left of and below this line is beaten by a trial.
@@ -195,7 +196,7 @@ def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
     """Return the corners of the line below which a finished trial beats all that lies there, left to right.
 
     Args:
-        search: Search trials.
+        search: Search trials that keep their constraints.
         column: The goal beside stability.
 
     Returns:

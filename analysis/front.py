@@ -139,9 +139,9 @@ def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
 
 def front(searched: Searched, run: Run) -> Table:
     """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
-    if len(searched.names) != 2 or not searched.complete.any():
+    if len(searched.names) != 2 or not searched.eligible.any():
         return empty("There is no front of two goals.", "trial_id")
-    points = np.where(searched.complete[:, None], searched.goals, np.nan)
+    points = np.where(searched.eligible[:, None], searched.goals, np.nan)
     found = knee(points)
     frame = searched.trials[["trial_id"]].copy()
     for place, goal in enumerate(searched.names):

@@ -16,6 +16,7 @@ from slime_ray.runs.results import Run
 from . import stability, statistics
 from .figures import front_corners, limits
 from .front import outcomes_of
+from .knobs import keeping
 from .printing import ABSENT, Table, number, with_interval
 from .rows import FINISHED, baseline_of, is_judged, of_label, version_of
 from .sections import Findings
@@ -117,7 +118,7 @@ def front_data(found: Findings) -> dict[str, Any] | None:
         "judged": judged,
         "words": _free(points),
         "points": points,
-        "front": [{"x": _short(x), "y": _short(100 * y)} for x, y in front_corners(search, column)],
+        "front": [{"x": _short(x), "y": _short(100 * y)} for x, y in front_corners(keeping(run, search), column)],
         "details": details,
         "texts": list(texts),
     }

@@ -7,13 +7,14 @@ Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import pareto, results
 
 from . import statistics
@@ -88,6 +89,7 @@ class Searched:
     names: tuple[str, ...]
     ways: tuple[str, ...]
     goals: np.ndarray
+    constraints: tuple[Constraint, ...] = ()
 
     @classmethod
     def of(cls, run: results.Run) -> "Searched":
@@ -105,6 +107,7 @@ class Searched:
             names=tuple(named),
             ways=tuple(named.values()),
             goals=trials[list(named)].to_numpy(dtype=float) * signs,
+            constraints=constraints_of(run.manifest),
         )
 
     @property
@@ -119,14 +122,31 @@ class Searched:
         return np.asarray((self.trials["status"] == FINISHED).to_numpy() & finite)
 
     @property
+    def eligible(self) -> np.ndarray:
+        """(trials,) whether each is complete and keeps the constraints of the search."""
+        broken = [violation(row, self.constraints) for row in self.trials.to_dict("records")]
+        return np.asarray(self.complete & (np.array(broken, dtype=float) == 0))
+
+    @property
     def on_front(self) -> np.ndarray:
-        """(trials,) whether each is complete and no other complete trial beats it."""
-        return pareto.on_front(np.where(self.complete[:, None], self.goals, np.nan)) if self.names else self.complete
+        """(trials,) whether each is eligible and no other eligible trial beats it."""
+        return pareto.on_front(np.where(self.eligible[:, None], self.goals, np.nan)) if self.names else self.complete
 
     def shown(self, goal: int) -> np.ndarray:
         """(trials,) a goal as figures show it: in its own direction and unit; NaN where a trial is not complete."""
         values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
         return np.where(self.complete, values, np.nan)
+
+
+def constraints_of(manifest: Mapping[str, Any]) -> tuple[Constraint, ...]:
+    """What winners of a run's searches had to keep."""
+    return tuple(map(Constraint.parse, (manifest.get("experiment") or {}).get("constraints") or ()))
+
+
+def keeping(run: results.Run, trials: pd.DataFrame) -> pd.DataFrame:
+    """Those of some trials that keep the constraints of their search."""
+    limits = constraints_of(run.manifest)
+    return trials[[violation(row, limits) == 0 for row in trials.to_dict("records")]] if limits else trials
 
 
 def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:

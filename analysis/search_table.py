@@ -30,6 +30,7 @@ def search_trials(run: results.Run) -> Table:
     shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
     frame = trials[["trial_id", *knobs, *shown]].copy()
     frame["on_front"] = searched.on_front
+    frame["eligible"] = searched.eligible
     judged, judge = is_judged(run), judge_of(run)
     lead = "win_rate" if judged else "preference_accuracy"
     order = ["on_front", lead, "trial_id"]
@@ -43,6 +44,7 @@ def search_trials(run: results.Run) -> Table:
         frame=frame,
         caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
         notes=[
+            *_on_constraints(searched),
             f"Front: no other finished trial is at least as good in all goals and better in one. Goals: {goals}.",
             "The best of many trials on the selection prompts looks better than it is: judge a winner by its confirmed "
             "row, which was measured on other prompts.",
@@ -55,9 +57,25 @@ def search_trials(run: results.Run) -> Table:
             Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
             Column("status", tuple(frame["status"]), numeric=False, keep=7),
             Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
+            *_eligible(searched, frame),
         ),
         remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
     )
+
+
+def _eligible(searched: Searched, frame: pd.DataFrame) -> list[Column]:
+    if not searched.constraints:
+        return []
+    return [Column("keeps all", cells(frame, lambda row: "yes" if row["eligible"] else "no"), numeric=False, keep=7)]
+
+
+def _on_constraints(searched: Searched) -> list[str]:
+    """How many trials keep the constraints; none of the others can win or be on the front."""
+    if not searched.constraints:
+        return []
+    kept, complete = int(searched.eligible.sum()), int(searched.complete.sum())
+    said = f"{kept} of {complete} completed trials keep {' and '.join(map(str, searched.constraints))}"
+    return [f"{said}; the others are on no front and cannot win." if kept else f"{said}: there is no winner."]
 
 
 def _knob(value: Any) -> str:
@@ -229,8 +247,8 @@ class Understanding:
         return [paths.index(path) for path in [*ranked, *(path for path in paths if path not in ranked)]]
 
     def sentences(self) -> list[str]:
-        """The knee and the most important knobs, as far as they are clear."""
-        said = []
+        """Constraints, the knee and the most important knobs, as far as they are clear."""
+        said = _on_constraints(self.searched)
         frame = self.front.frame
         if len(frame) and frame["knee"].any():
             row = frame[frame["knee"]].iloc[0]

@@ -17,8 +17,8 @@ from slime_ray.analysis.front import hypervolumes
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.config.experiment import EarlyStopping, Experiment, Search
-from slime_ray.on_ray.plan import best_rows
 from slime_ray.on_ray.stopping import build_rule
+from slime_ray.runs.pareto import best_rows
 
 from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, from_run, load_table, recorded_trial, train
 from .simulate import Forgetful, Played, Recorded, Searcher, simulate

@@ -194,8 +194,9 @@ def test_files_of_the_field_are_read_and_written_without_torch_and_ray() -> None
 def test_the_modules_of_a_plan_load_neither_ray_nor_transformers() -> None:
     # Making one does load transformers: the model's own code says what it takes. The objectives, whose knobs are part of
     # the settings, are torch's.
-    names = "estimate flops footprint material meter plan prices rates trials work"
-    assert loaded([f"slime_ray.planning.{name}" for name in names.split()]) == "['torch']"
+    modules = {"planning": "estimate material plan prices rates trials work", "model": "flops footprint meter"}
+    names = [f"slime_ray.{room}.{name}" for room, some in modules.items() for name in some.split()]
+    assert loaded(names) == "['torch']"
 
 
 def test_the_command_starts_without_loading_torch_or_ray() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from slime_ray.data.packing import Segment
 from slime_ray.errors import is_memory_error
-from slime_ray.planning.flops import Lengths
+from slime_ray.model.flops import Lengths
 
 from .cases import SHAPES, Case, build_case
 from .gpu import Row, Sizes
@@ -148,7 +148,7 @@ def _case(sizes: Sizes, dtype: str | None = None) -> Case:
 def memory(case: str, sizes: Sizes) -> list[Row]:
     """The highest point of a row's step, and what a plan says of it."""
     from slime_ray.config.settings import Lora, Model
-    from slime_ray.planning.footprint import Footprint, fill_row
+    from slime_ray.model.footprint import Footprint, fill_row
 
     shape, rows = SHAPES[sizes.shape], []
     for head in ("frozen", "trained"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Lengths
+from slime_ray.model.flops import Lengths
 
 PIECE = re.compile(r"\w+|[^\w\s]")
 """What counts as one token of a file's texts: a word, or one mark. No tokenizer is needed, and none is downloaded."""

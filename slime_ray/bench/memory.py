@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Layout
+from slime_ray.model.flops import Layout
 
 from .cases import SHAPES, Shape
 from .lengths import BenchPair

@@ -22,9 +22,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from slime_ray.data.packing import Rows, pack
+from slime_ray.model.flops import Layout, Lengths
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import SlimeObjective
-from slime_ray.planning.flops import Layout, Lengths
 
 from .lengths import BenchPair
 

@@ -9,7 +9,7 @@ import torch
 
 from slime_ray.data.packing import fill_rows
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Layout, sizes_of, step_flops
+from slime_ray.model.flops import Layout, sizes_of, step_flops
 
 from .cases import SHAPES, Case, Shape, build_case
 from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length

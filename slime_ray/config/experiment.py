@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
+from slime_ray.config.metrics import Constraint
 from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.config.strict import Seed
@@ -85,7 +86,8 @@ class EarlyStopping(Strict):
     def _fits_the_rule(self) -> "EarlyStopping":
         if self.goals is not None and self.rule != "pareto":
             raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
-        if "tie_break" in self.model_fields_set and self.rule != "pareto":
+        # What a manifest or another process reads back has every field set.
+        if self.tie_break != "winner" and self.rule != "pareto":
             raise ValueError(f"tie_break has no effect with rule {self.rule}: set rule pareto, or leave it out")
         if self.metric is not None and self.rule not in ("asha", "median"):
             raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
@@ -164,6 +166,7 @@ class Experiment(Strict):
     search: Search | None
     seeds: list[Seed]
     goals: dict[str, Way]
+    constraints: list[str] = []
     budget: Budget
     resources: Resources
     faults: Faults = Faults()
@@ -194,9 +197,14 @@ class Experiment(Strict):
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
         # The design says how the arms are compared; what they are stands in `arms`.
         left_out = {"name", "resources", "faults", "budget", "design", "league", "trackers"}
-        content = self.model_dump(mode="json", exclude=left_out)
+        content = self.model_dump(mode="json", exclude=left_out if self.constraints else left_out | {"constraints"})
         league = {"league": self.league.content} if self.league else {}
         return fingerprint({**content, **league, "base": lasting(content["base"])})
+
+    @property
+    def limits(self) -> list[Constraint]:
+        """The parsed constraints."""
+        return [Constraint.parse(text) for text in self.constraints]
 
     @property
     def searches(self) -> list[SearchPart]:

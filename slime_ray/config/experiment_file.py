@@ -26,9 +26,9 @@ from slime_ray.config.experiment import (
     Resources,
     with_values,
 )
-from slime_ray.config.judge import Llm
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueKeys, LeagueReader
+from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.parts import Unfit, idle_knobs
 from slime_ray.config.points import Search
 from slime_ray.config.presets import merge, preset_base
@@ -39,6 +39,8 @@ from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName,
 from slime_ray.config.trackers import DEFAULT, Tracker
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError, near
+
+NO_RETENTION = "retention needs evaluation.retention, which is null. Name its prompts and its scorer there"
 
 
 class _File(SearchKeys):
@@ -63,7 +65,9 @@ class _File(SearchKeys):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
     """Every arm is run with each of them."""
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
-    """What the search is after: win_rate, stability, preference_accuracy, mean_margin; one or several."""
+    """What the search is after: any number that is measured of a trial, such as win_rate; one or several."""
+    constraints: list[str] = []
+    """What a winner keeps: `column <= number` or `column >= number`, such as `broken_outputs <= 0.05`."""
     budget: Budget = Budget()
     """What the sweep may spend."""
     resources: Resources = Resources()
@@ -143,6 +147,7 @@ class _Resolver:
         self.refuse()
         return Experiment(
             name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
+            constraints=[str(Constraint.parse(text)) for text in file.constraints],
             budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=early,
             design=design, league=league, trackers=file.trackers,
         )  # fmt: skip
@@ -157,8 +162,9 @@ class _Resolver:
             if getattr(file.budget, key):
                 raise self.error(("budget", key), f"a league has an equal budget for each entry: {way}. Leave it out")
         return LeagueReader(
-            file.league, base, sampler=file.sampler, goals=file.goals, check=self.check, error=self.error
-        ).read()
+            file.league, base, sampler=file.sampler, goals=file.goals, constraints=file.constraints, check=self.check,
+            error=self.error,
+        ).read()  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> Complaint:
         return self.source.error((keys, sentence))
@@ -303,10 +309,17 @@ def _refusals(file: _File, settings: Settings, arms: Sequence[Arm]) -> Iterator[
             f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
             "Give fewer seeds",
         )
+    adapters = [one for one in (settings.model.lora, settings.sft_model.lora if settings.sft else None) if one]
+    if file.resources.strategy == "fsdp2" and any(one.dora for one in adapters):
+        yield (
+            ("resources", "strategy"),
+            "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
+        )
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
     yield from _arm_refusals(arms)
     yield from _goal_refusals(file, settings)
+    yield from _constraint_refusals(file, settings)
     yield from _budget_refusals(file, settings)
 
 
@@ -325,14 +338,16 @@ def _arm_refusals(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
 
 def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     for goal in file.goals:
-        if goal not in GOALS:
-            yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, GOALS)}"
+        if goal not in METRICS:
+            yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, METRICS)}"
         if goal == "win_rate" and settings.evaluation.judge.name == "none":
             yield (
                 ("goals", goal),
                 "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use goals: "
                 "{preference_accuracy: maximize, stability: maximize}",
             )
+        if goal == "retention" and settings.evaluation.retention is None:
+            yield ("goals", goal), f"goals.{NO_RETENTION}"
     if not file.goals:
         yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
     elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and (file.search or file.league):
@@ -342,15 +357,42 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
         )
 
 
+def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    if file.constraints and not (file.search or file.league):
+        yield ("constraints",), "`constraints` has no effect without a `search` or a `league`"
+    known: list[Constraint] = []
+    for index, text in enumerate(file.constraints):
+        try:
+            one = Constraint.parse(text)
+        except ValueError as error:
+            yield ("constraints", index), str(error)
+            continue
+        known.append(one)
+        if one.column not in METRICS:
+            yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
+        elif one.column in JUDGED and settings.evaluation.judge.name == "none":
+            yield ("constraints", index), f"{one.column} needs a judge, and evaluation.judge is none. Set a judge"
+        elif one.column == "retention" and settings.evaluation.retention is None:
+            yield ("constraints", index), NO_RETENTION
+    if clash := contradiction(known):
+        yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
+
+
 def _budget_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Limits that this experiment can never reach: they would never end it."""
     budget, judge = file.budget, settings.evaluation.judge
     gpus = file.resources.gpu_per_worker > 0
     if budget.gpu_hours is not None and not gpus:
         yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
-    if budget.judge_calls is not None and not isinstance(judge, Llm):
+    if budget.judge_calls is not None and not judge.endpoints:
         yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-    priced = isinstance(judge, Llm) and judge.prices is not None
+    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    priced = bool(judge.endpoints) and not unpriced
+    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+        yield (
+            ("budget", "cost"),
+            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+        )
     if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
         yield (
             ("budget", "cost"),

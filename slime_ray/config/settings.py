@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from slime_ray.config.arguments import TrainerArguments
-from slime_ray.config.judge import Exact, NamedJudge, NoJudge, address, client_lack, variable
+from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
@@ -54,6 +54,10 @@ class Lora(Strict):
     """Rank of the two factors that are added to each weight."""
     alpha: Annotated[float, Field(gt=0)] = 128.0
     """The update is scaled by `alpha / rank`."""
+    rslora: bool = False
+    """Whether it is scaled by `alpha / sqrt(rank)` instead (Kalajdzievski 2023), which keeps high ranks learning."""
+    dora: bool = False
+    """Whether magnitude and direction of each weight are trained apart (DoRA, Liu et al. 2024). Slower than LoRA."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's input that the adapters do not see in training."""
     targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
@@ -115,6 +119,10 @@ class Model(Strict):
         return self.source.removeprefix(EMBEDDED) if self.source.startswith(EMBEDDED) else None
 
 
+ROW_MARGIN = 0.9
+"""Share of a GPU's memory for which rows are chosen; the rest is for what an estimate misses."""
+
+
 class Data(Strict):
     """Where pairs come from, how they are split and how long they may be. A limit of null means all there are."""
 
@@ -140,7 +148,8 @@ class Data(Strict):
     """Of a prompt; longer ones keep their end. Null sets no limit."""
     row_tokens: Annotated[int, Field(ge=8)] | None = None
     """The budget of one packed row, which is one micro-batch; a pair is cut to it. Null cuts none, and a long one has
-    a row of its own: 2048 on a CPU, which is as fast there; on a GPU 8192, or twice `max_tokens` where that is more.
+    a row of its own: 2048 on a CPU, which is as fast there; on a GPU as many as fit its memory by the estimate, up to
+    8192 or twice `max_tokens`, which `plan` and `doctor` say.
     The objective slime-released makes its own micro-batches."""
     strict: bool = False
     """Whether a row that cannot be used as it is ends the run, instead of being skipped or changed, and counted. So
@@ -156,8 +165,17 @@ class Data(Strict):
         return self.train.removeprefix(EMBEDDED) if self.train.startswith(EMBEDDED) else None
 
     def row_budget(self, *, gpu: bool) -> int:
-        """Tokens of one packed row. Losses and gradients do not depend on it."""
+        """Tokens of one packed row, at most that of a GPU. Losses and gradients do not depend on it."""
         return self.row_tokens or (max(8192, 2 * self.max_tokens) if gpu else 2048)
+
+    def row_reason(self, row: int, memory: float | None = None) -> str:
+        """Say why a row has so many tokens. memory: bytes of the GPU that one worker may take."""
+        if self.row_tokens:
+            return "as data.row_tokens says"
+        if memory is None:
+            return "since data.row_tokens is null"
+        more = "they fit" if row >= self.row_budget(gpu=True) else "more would not fit"
+        return f"since data.row_tokens is null and {more} {ROW_MARGIN:.0%} of {memory / 2**30:.1f} GiB"
 
 
 class Schedule(Strict):
@@ -277,6 +295,16 @@ class AnswerServer(Strict):
         return client_lack("evaluation.engine", self.name, self.api_key_env)
 
 
+class Retention(Strict):
+    """What the SFT checkpoint could do besides, and whether the policy still can."""
+
+    prompts: Located
+    """A file of questions that test it, in any form that `evaluation.questions` takes."""
+    scorer: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`package.module:function` of the last user message and an answer, importable where trials run; it returns a
+    number, higher is better."""
+
+
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1."""
 
@@ -297,7 +325,10 @@ class Evaluation(Strict):
     decoding: Decoding = Decoding()
     """How answers are drawn."""
     engine: AnswerServer | None = None
-    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run."""
+    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
+    sentinel's few answers are always drawn there, for the server has no adapter during training."""
+    retention: Retention | None = None
+    """Prompts of their own on which the column `retention` is measured; null measures none."""
 
     def lacks(self) -> str | None:
         """What this machine lacks to judge and to ask the server, as a sentence with the way out."""
@@ -397,8 +428,8 @@ class Settings(Strict):
             )
         if self.evaluation.engine is not None:
             self._check_served()
-        judge = self.evaluation.judge
-        if isinstance(judge, Exact) and not (self.data.task or judge.scorer):
+        unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
+        if unscored and not self.data.task:
             raise ValueError(
                 "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
@@ -437,4 +468,9 @@ class Settings(Strict):
     def judge_identity(self) -> str:
         """The judge as the results name it, with all that its verdicts follow from."""
         judge = self.evaluation.judge
+        names = [self.name_of(member) + member.repetition for member in judge.members]
+        return f"{judge.name}:{' + '.join(names)}" if len(names) > 1 else names[0]
+
+    def name_of(self, judge: JudgeSettings) -> str:
+        """One judge as each of its verdicts names it."""
         return f"exact:{self.data.task}" if judge.identity == "exact" else judge.identity

@@ -8,6 +8,9 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from slime_ray.errors import InputError
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIRS_FORMAT = 1
@@ -35,9 +38,15 @@ def write_pairs(path: Path, table: pa.Table) -> None:
 
 
 def map_pairs(path: Path) -> pa.Table:
-    """The columns of a file of pairs. Their memory is the file's, mapped; none of it is read before it is used."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    """The columns of a file of pairs. Their memory is the file's, mapped; none of it is read before it is used.
+
+    Raises InputError for a file that was cut short: its end says where all else is.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        raise InputError(f"{path} is cut short. Remove its folder and resume: the stage is made again.") from None
 
 
 class PairFile(Sequence[TokenPair]):
@@ -66,6 +75,12 @@ class PairFile(Sequence[TokenPair]):
 
     def __len__(self) -> int:
         return len(self._columns[0])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair, its prompt once; 0 without pairs."""
+        lengths = sum(pc.list_value_length(column).to_numpy() for column in self._columns)
+        return int(np.max(lengths, initial=0))
 
     @overload
     def __getitem__(self, index: int) -> TokenPair: ...

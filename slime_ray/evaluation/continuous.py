@@ -48,8 +48,9 @@ def continuous_batching(
         longest = max(map(len, prompts))
         pages = math.ceil((longest + config.max_new_tokens) / PAGE) + 1
         options |= {"page_size": PAGE, "num_blocks": pages * len(prompts), "max_batch_tokens": max(longest, 512)}
+    devices = [lm.device] if lm.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(), _usual_attention(policy), _autocast(policy):
+        with torch.random.fork_rng(devices), _usual_attention(policy), _autocast(policy):
             outputs = list(
                 lm.generate_batch(
                     [list(prompt) for prompt in prompts],

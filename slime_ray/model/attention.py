@@ -177,7 +177,8 @@ def _by_row(
 ) -> torch.Tensor:
     """One call for the row. Its masks are aligned to the end of keys and queries, so that rejected sees its prompt."""
     attend: Any = varlen_kernel()
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # Views alone: the gradient of an index would be written into zeros and copied.
+    query, key, value = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
     attended: torch.Tensor = attend(
         query,
         key.index_select(0, spans.keys),

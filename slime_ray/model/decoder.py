@@ -1,5 +1,6 @@
 """Parts of a causal language model of transformers."""
 
+import copy
 from typing import Any
 
 import torch
@@ -7,7 +8,28 @@ from transformers import AutoModelForCausalLM
 
 from slime_ray.errors import InputError
 
+UNCAPPED = frozenset({"gemma3"})
+"""Models that pass over the soft cap in their text model's configuration."""
 WAY_OUT = "docs/models.md lists the architectures that work; use one of them, or open an issue."
+
+WITH_TOWERS = frozenset({"gemma3", "llava", "mistral3"})
+"""Vision-language models whose text decoder computes on text what the whole does, to the last bit, as tests hold."""
+DECODER_NAMES = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?language_model\.(?!lm_head)(?:model\.)?": "model.",
+}
+"""Names of weights in files of the whole model, as expressions of `from_pretrained`, and in the decoder alone."""
+
+
+def text_decoder(config: Any) -> Any:
+    """Return the configuration of a vision-language model's text decoder, or `config` of any other model."""
+    if config.model_type not in WITH_TOWERS:
+        return config
+    text = copy.deepcopy(config.get_text_config())
+    text.tie_word_embeddings = config.tie_word_embeddings
+    if config.model_type in UNCAPPED:
+        text.final_logit_softcapping = None
+    return text
 
 
 def decoder_of(lm: Any) -> Any:
@@ -31,16 +53,3 @@ def empty_model(config: Any) -> Any | None:
             return AutoModelForCausalLM.from_config(config)
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
         return None
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """A configuration as a dictionary whose text model has transformers' common names, whatever its own are."""
-    text = config.get_text_config()
-    common = {name: getattr(text, name) for name in text.attribute_map if hasattr(text, name)}
-    whole: dict[str, Any] = config.to_dict()
-    return whole | common if text is config else whole | {"text_config": text.to_dict() | common}
-
-
-def matrix_weights(lm: Any) -> int:
-    """Weights of a model's matrices and tables, shared ones once, towers of other kinds included."""
-    return sum(parameter.numel() for parameter in lm.parameters() if parameter.ndim > 1)

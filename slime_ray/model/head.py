@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from slime_ray.model.decoder import UNCAPPED
 from slime_ray.model.fused_ops import compiled, head_gradient, runs_fused, softmax_tile
 
 _DIVISORS = {
@@ -36,9 +37,6 @@ _CAPS = {"recurrent_gemma": "logits_soft_cap", "xlstm": "output_logit_soft_cap"}
 ALIGNMENT = 128
 """Width of a tile, in logits, is a multiple of it, so that all matrices that are multiplied start at whole vectors."""
 
-_UNCAPPED = frozenset({"gemma3"})
-"""Models that pass over the soft cap in their text model's configuration."""
-
 
 def logit_scale(config: Any) -> float:
     """What a model multiplies its head's output by. Model types differ in the name, and in whether they divide.
@@ -54,7 +52,7 @@ def logit_scale(config: Any) -> float:
 
 def logit_cap(config: Any) -> float | None:
     """Where a model soft-caps its logits, after any scale; None where it does not. config: the whole model's."""
-    if config.model_type in _UNCAPPED:
+    if config.model_type in UNCAPPED:
         return None
     return getattr(config.get_text_config(), _CAPS.get(config.model_type, "final_logit_softcapping"), None)
 

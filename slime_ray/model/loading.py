@@ -16,6 +16,7 @@ from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
+from slime_ray.model.decoder import DECODER_NAMES, text_decoder
 from slime_ray.model.files import ADAPTER, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import untie_head
@@ -66,13 +67,15 @@ def _tokenizer_source(model: Model) -> tuple[str, dict[str, Any]]:
 def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     """The pretrained causal language model; an embedded one gets random weights from `seed`.
 
-    An adapter is merged into its base. `note` receives what a user should know of what was loaded. Raises InputError
-    for a model that cannot be found or read, or whose files do not hold every weight of it.
+    An adapter is merged into its base. Of a vision-language model that is known, only the text decoder is loaded, since
+    no text passes through the rest; with an adapter, which names the parts of the whole, all of it is. `note` receives
+    what a user should know of what was loaded. Raises InputError for a model that cannot be found or read, or whose
+    files do not hold every weight of it.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
     with _reading("model", model.source):
-        return _load(model, model.weights_dtype, note)
+        return _load(model, model.weights_dtype, note, towers=False)
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
@@ -102,7 +105,8 @@ def _damaged(folder: Path, reason: str) -> InputError:
     return InputError(f"{folder} cannot be loaded: {reason}")
 
 
-def _load(model: Model, dtype: str, note: Note) -> Any:
+def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
+    """towers: whether parts through which no text passes are loaded as well."""
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
@@ -114,15 +118,33 @@ def _load(model: Model, dtype: str, note: Note) -> Any:
         return lm
     parts = parts_of(model.source, model.revision)
     options |= {"trust_remote_code": model.trust_remote_code}
+    if not towers and parts.adapter is None:
+        options |= _decoder_alone(parts, note, trust_remote_code=model.trust_remote_code)
     lm = load_parts(AutoModelForCausalLM, parts, note=note, **options)
+    if "key_mapping" in options:
+        # The same tensors in a model that was not loaded by that mapping, which saving would undo.
+        lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), dtype=options["dtype"])
     if getattr(lm.config.get_text_config(), "tie_word_embeddings", False) and not heads_tied(lm):
         untie_head(lm)
         note(f"Head and embeddings of {parts.source} differ, though its configuration ties them: they stay apart.")
     return lm
 
 
+def _decoder_alone(parts: Parts, note: Note, **options: Any) -> dict[str, Any]:
+    """Options of `from_pretrained` that leave out all but the text decoder, where that is known to be the same."""
+    try:
+        config = AutoConfig.from_pretrained(parts.source, revision=parts.revision, **options)
+    except Exception:
+        # Loading the model says why.
+        return {}
+    if (text := text_decoder(config)) is config:
+        return {}
+    note(f"Of {parts.source} only the text decoder is loaded, and checkpoints and exports hold that alone.")
+    return {"config": text, "key_mapping": DECODER_NAMES}
+
+
 def load_config(model: Model) -> Any | None:
-    """The model's configuration from this machine alone; None where a hub model is not in its cache.
+    """The configuration of what is loaded, from this machine alone; None where a hub model is not in its cache.
 
     Raises InputError for a local model that cannot be read.
     """
@@ -133,13 +155,14 @@ def load_config(model: Model) -> Any | None:
     try:
         whole = Path(source, file or "config.json")
         with _reading("configuration", model.source), blaming(whole) if whole.exists() else nullcontext():
-            return AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(
                 source,
                 gguf_file=file,
                 revision=parts.revision,
                 trust_remote_code=model.trust_remote_code,
                 local_files_only=True,
             )
+            return config if parts.adapter else text_decoder(config)
     except InputError:
         if Path(source).exists():
             raise

@@ -71,7 +71,8 @@ class Look:
     """What a node says of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. lack: what it lacks to judge and to ask a server. untracked: what it lacks for the trackers.
+    models that are. memory: bytes of a GPU. lack: what it lacks to judge and to ask a server. untracked: what it lacks
+    for the trackers.
     """
 
     node: str
@@ -89,6 +90,7 @@ class Look:
     gpu: str | None = None
     driver: str | None = None
     bf16: bool | None = None
+    memory: int | None = None
     home: str | None = None
 
 
@@ -164,7 +166,7 @@ def look_at_node(node: str, wanted: NodeRequest, *, gpus: bool = False) -> Look:
         seen = {"gpus": torch.cuda.device_count()}
         if seen["gpus"]:
             seen |= {"gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported()}
-            seen["driver"] = _driver()
+            seen |= {"driver": _driver(), "memory": torch.cuda.get_device_properties(0).total_memory}
     return Look(
         node=node,
         name=platform.node(),

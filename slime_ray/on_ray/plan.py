@@ -23,7 +23,7 @@ from slime_ray.errors import InputError
 from slime_ray.on_ray.search import Observation, StudyFailed, StudySearch
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
-from slime_ray.runs.pareto import best_rows
+from slime_ray.runs.pareto import best_rows, winners
 from slime_ray.runs.redaction import shown_address
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
 from slime_ray.runs.store import copied, is_url
@@ -91,8 +91,7 @@ class Part:
             row.get("phase") == "confirm" and entry_of(str(row["label"]).removesuffix(DEFAULTS)) == self.part.label
             for row in self.rows.values()
         )
-        expected = self.part.best * self.part.seeds * (2 if self.part.defaults else 1)
-        return len(left) + max(0, expected - standing)
+        return len(left) + max(0, self.part.rows * self.part.seeds - standing)
 
     def end(self, trial: Trial, outcome: Mapping[str, Any], *, clone: bool) -> None:
         """Tell the study how a trial ended. Raises StudyFailed."""
@@ -140,9 +139,8 @@ class TrialPlan(Searcher):
         self.paused: set[str] = set()
 
     def part_of(self, trial_id: str) -> Part | None:
-        """The search that a trial of it, or a clone of one, belongs to; that of an arm's clone is the first."""
-        label = entry_of(trial_id)
-        return self.parts.get(label if label in self.parts else next(iter(self.parts), ""))
+        """The search that learns of a trial; none in a league learns of a clone, which would be one trial more."""
+        return self.parts.get(entry_of(trial_id) or "")
 
     def add(self, clone: Clone) -> bool:
         """Run a clone before whatever else waits; False where it is known already."""
@@ -260,16 +258,16 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
     arms = [] if part.entry else experiment.arms
     standing = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
     searched = [row for row in rows.values() if row["phase"] == "search"]
-    mine = [row for row in searched if part.entry is None or entry_of(row["trial_id"]) == part.label]
-    winners = [
+    mine = [row for row in searched if part.owns(row["trial_id"])]
+    best = [
         row
-        for row in best_rows(mine, experiment.goals)
+        for row in winners(mine, experiment.goals, experiment.limits)
         if fingerprint(experiment.settings_with(row["values"])) not in standing
     ][: part.best]
     further = iter(range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + part.seeds))
     seeds = [*experiment.seeds, *further][: part.seeds]
     cells: list[tuple[str, Mapping[str, Any]]] = []
-    for row in winners:
+    for row in best:
         cells.append((row["trial_id"], row["values"]))
         values = part.default_values(row["values"])
         if values is not None and values != row["values"]:
@@ -362,7 +360,7 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
     if not found:
         why = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
         raise InputError(f"start_from: nothing of {shown} can be used: {why}. Widen the space, or leave it out.")
-    chosen = best_rows([row for row, _ in found], experiment.goals)[:best]
+    chosen = best_rows([row for row, _ in found], experiment.goals, experiment.limits)[:best]
     points = {row["trial_id"]: point for row, point in found}
     trials = [
         Observation(

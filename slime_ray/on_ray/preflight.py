@@ -75,6 +75,7 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
         findings += _model_and_data(settings, looks)
         findings += _lacks(looks)
         findings += _disk(looks, experiment, storage)
+        findings += _rows(looks, experiment)
     if gpus and settings:
         findings += _gpus(looks, settings)
     return findings
@@ -182,6 +183,7 @@ def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
     named = [model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
+    named += [evaluation.retention.prompts] if evaluation.retention else []
     return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
 
 
@@ -193,9 +195,9 @@ def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
 
 def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     """What loads a model, in words, and its folder, file or Hub id."""
-    scoring = settings.evaluation.judge
     named = [("model.source", settings.model.source, settings.model.gguf_file)]
-    named += [("evaluation.judge.model", scoring.model, None)] if judge and isinstance(scoring, RewardModel) else []
+    members = settings.evaluation.judge.members if judge else ()
+    named += [("evaluation.judge.model", one.model, None) for one in members if isinstance(one, RewardModel)]
     found = []
     for key, source, file in named:
         found.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
@@ -316,9 +318,8 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
     weights = sum(file.stat().st_size for file in files)
     trained = weights // 20 if settings.model.lora else weights
-    confirm = experiment.budget.confirm
-    kept = len(experiment.arms) * len(experiment.seeds) + (confirm.best * confirm.seeds if confirm else 0)
-    search = experiment.budget.trials
+    kept = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
+    search = sum(part.trials for part in experiment.searches)
     kept += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
     side_by_side = max(1, concurrent_trials(experiment.resources, alive_nodes()))
     return 2 * weights + kept * trained + min(side_by_side, kept) * 6 * trained
@@ -343,6 +344,34 @@ def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
             yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
             if look.bf16 and (cost := settings.model.float32_cost(f"the {look.gpu} of node {look.name}")):
                 yield Finding("warning", "gpu", cost)
+
+
+def _rows(looks: Sequence[Look], experiment: Experiment) -> Iterator[Finding]:
+    """How many tokens a row will have, on every kind of GPU."""
+    settings, resources = experiment.settings, experiment.resources
+    if not resources.gpu_per_worker:
+        row = settings.data.row_budget(gpu=False)
+        yield Finding("fine", "rows", f"A row has {row} tokens, {settings.data.row_reason(row)}.")
+        return
+    # It imports torch, which a sweep on CPUs has no time for.
+    from slime_ray.model.footprint import STEP, gpu_row
+
+    for gpu, size in sorted({(look.gpu, look.memory) for look in looks if look.gpu and look.memory}):
+        memory, workers = size * min(1.0, resources.gpu_per_worker), resources.workers
+        try:
+            row = gpu_row(settings, memory, workers=workers, sharded=resources.strategy == "fsdp2" and workers > 1)
+        except InputError as error:
+            yield Finding("fine", "rows", f"How many tokens of a row fit the {gpu} is not known: {error}")
+            continue
+        if row is None:
+            yield Finding(
+                "error", "rows",
+                f"The {gpu} has {_gib(int(memory))} for a worker, and one row of {STEP} tokens takes more by the "
+                "estimate. Set training.gradient_checkpointing: true, lower model.lora.rank, or use a larger GPU.",
+            )  # fmt: skip
+        else:
+            why = settings.data.row_reason(row, memory)
+            yield Finding("fine", "rows", f"A row has {row} tokens on the {gpu}, {why}.")
 
 
 def _gib(size: int) -> str:

@@ -21,6 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from slime_ray.config.metrics import Constraint
 from slime_ray.config.points import Point, Rules, Search, exists, path_of
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
@@ -148,8 +149,10 @@ class StudySearch:
         rows: Rows = MappingProxyType({}),
         lost: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         observed: Sequence[Observation] = (),
+        constraints: Sequence[Constraint] = (),
         name: str = STUDY,
     ):
+        self.constraints = constraints
         self.search, self.goals, self.storage, self.name = search, dict(goals), storage, name
         self.running: dict[str, Trial] = {}
         self.final_ids: set[str] = set()
@@ -391,6 +394,9 @@ class StudySearch:
             point = {path_of(name): value for name, value in trial.params.items()}
             for requirement, excess in self.sampler.rules.excesses(point).items():
                 trial.set_constraint(requirement, excess)
+        if state == TrialState.COMPLETE:
+            for one in self.constraints:
+                trial.set_constraint(str(one), one.excess(result))
         self.study.tell(trial, self._values(result), state=state)
 
     def _state(self, result: Mapping[str, Any]) -> TrialState:

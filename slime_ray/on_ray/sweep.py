@@ -18,7 +18,7 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.config.league import DEFAULTS, entry_of
+from slime_ray.config.league import DEFAULTS
 from slime_ray.config.points import SearchPart, with_values
 from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
@@ -26,7 +26,7 @@ from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.monitor import Monitor
-from slime_ray.on_ray.plan import Earlier, TrialPlan, best_rows, earlier_runs, refuse_other_data
+from slime_ray.on_ray.plan import Earlier, TrialPlan, earlier_runs, refuse_other_data
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.resources import Meter, concurrent_trials
@@ -38,6 +38,7 @@ from slime_ray.runs import results
 from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
 from slime_ray.runs.inputs import digests
 from slime_ray.runs.instructions import Instructions
+from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import read_status, write_status
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
@@ -254,12 +255,13 @@ def _plan(sweep: Sweep) -> TrialPlan:
                 search=part.search,
                 base=with_values(experiment.base, part.set),
                 goals=experiment.goals,
+                constraints=experiment.limits,
                 storage=memory,
                 name=f"{study}-{part.label}" if part.label else study,
                 trials=part.trials,
                 seed=seed_of(part.label, seed),
                 rows=own_rows(part, rows),
-                lost={name: part.point(values) for name, values in lost.items() if entry_of(name) == part.label},
+                lost={name: part.point(values) for name, values in lost.items() if part.owns(name)},
                 observed=observed,
             )
         for note in studies[part.label].notes:
@@ -273,9 +275,7 @@ def _plan(sweep: Sweep) -> TrialPlan:
 
 def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The rows of one search's trials, with the values of their points alone."""
-    return {
-        name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if entry_of(name) == part.label
-    }
+    return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
 
 
 def seed_of(label: str, seed: int) -> int:
@@ -350,7 +350,7 @@ def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
     if keep is None:
         return
     found = [row for row in rows.values() if row["phase"] == "search"]
-    best = {row["trial_id"] for row in best_rows(found, sweep.experiment.goals)[:keep]}
+    best = {row["trial_id"] for row in best_rows(found, sweep.experiment.goals, sweep.experiment.limits)[:keep]}
     for trial_id in {row["trial_id"] for row in found} - best - sweep.dropped:
         sweep.storage.remove(sweep.run / "trials" / trial_id / MODEL)
         sweep.dropped.add(trial_id)

@@ -2,15 +2,15 @@
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import Llm
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.planning.flops import Lengths
-from slime_ray.planning.footprint import Footprint, Memory, footprint, peak_memory
+from slime_ray.model.flops import Lengths
+from slime_ray.model.footprint import STEP, Footprint, Memory, footprint, gpu_row, peak_memory
 from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
 from slime_ray.planning.plan import GIB, Cluster, Disk, Judging, Plan, PlanRow, refusals, warnings
 from slime_ray.planning.prices import GpuPrices, load_prices
@@ -19,8 +19,6 @@ from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_
 from slime_ray.planning.work import Amounts, TrialWork, requests_an_answer
 
 HOUR = 3600.0
-STEP = 256
-"""Tokens between two rows that are tried for one that fits."""
 ID_BYTES = 2.5
 """Of a token id in a parquet file, about."""
 ANSWER_BYTES = 6.0
@@ -89,7 +87,8 @@ def plan_experiment(
 def material_key(settings: Settings) -> str:
     """Changes with whatever changes how much data a trial reads."""
     evaluation, model = settings.evaluation, settings.model
-    asked = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    asked: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    asked += [evaluation.retention.prompts] if evaluation.retention else []
     tokens = [model.source, model.tokenizer, model.revision, model.gguf_file, model.chat_template]
     return fingerprint([settings.data, asked, tokens, settings.sft is None])
 
@@ -121,7 +120,7 @@ class _Estimate:
                 rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.wanted.workers, share=share)
             except ValueError as error:
                 unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
-        memory, limit = self._memory(self.base.data.row_budget(gpu=self.uses_gpu)), self._memory_limit()
+        memory, limit, row = self._memory(), self._memory_limit(), self._row_budget(self.base)
         sft = self.amounts(self.base).demonstrations
         plan = Plan(
             name=self.experiment.name,
@@ -138,6 +137,8 @@ class _Estimate:
             measured=measured,
             stopping=None if self.short is WHOLE else self.short.updates,
             basis=basis,
+            row_tokens=row,
+            row_reason=self.base.data.row_reason(row, limit if self.uses_gpu else None),
             stages=self._stages(rates) if rates else {},
             told=self._told(material),
         )
@@ -260,11 +261,12 @@ class _Estimate:
                 few = min(1.0, first * each * group.trials / last)
                 share *= {"low": few, "expected": (1 + few) / 2, "high": 1.0}[end]
             asked += short.updates.at(end) * during + share * last
-            if last and requests_an_answer(group.settings[0]) == 1:
+            each_rated = requests_an_answer(group.settings[0], pairwise=False)
+            if last and each_rated:
                 # The baseline's answers are rated once, and found again by all later trials.
-                rated[group.prompts] = works[0].requests[1]
+                rated[group.prompts] = works[0].requests[1] * each_rated / requests_an_answer(group.settings[0])
                 if during:
-                    rated.setdefault("selection", self.amounts(group.settings[0]).watched)
+                    rated.setdefault("selection", self.amounts(group.settings[0]).watched * each_rated)
         return asked + sum(rated.values())
 
     def _disk(self) -> Disk:
@@ -293,8 +295,20 @@ class _Estimate:
             self.cluster.disk_free,
         )
 
-    def _memory(self, row_budget: int) -> Memory:
-        """The highest peak of all trials and of the SFT stage."""
+    def _row_budget(self, settings: Settings) -> int:
+        """Tokens of a row as a trial chooses them; one pair's where the GPU is too small for all."""
+        limit = self._memory_limit()
+        if not self.uses_gpu or limit is None:
+            return settings.data.row_budget(gpu=self.uses_gpu)
+        fitting = gpu_row(settings, limit, workers=self.wanted.workers, sharded=self._sharded)
+        return STEP if fitting is None else fitting
+
+    @property
+    def _sharded(self) -> bool:
+        return self.wanted.strategy == "fsdp2" and self.wanted.workers > 1
+
+    def _memory(self, row_budget: int | None = None) -> Memory:
+        """The highest peak of all trials and of the SFT stage. row_budget: of all; None for each one's own."""
         found = []
         for settings in extremes(self.experiment):
             material, data, sft = self.amounts(settings).material, settings.data, settings.sft
@@ -313,8 +327,8 @@ class _Estimate:
                         run,
                         gpu=self.uses_gpu,
                         workers=self.wanted.workers,
-                        sharded=self.wanted.strategy == "fsdp2" and self.wanted.workers > 1,
-                        row=round(max(longest, min(row_budget, share))),
+                        sharded=self._sharded,
+                        row=round(max(longest, min(row_budget or self._row_budget(run), share))),
                         pair=_mean(part.lengths),
                         prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
                     )
@@ -323,7 +337,7 @@ class _Estimate:
 
     def _row_that_fits(self, limit: float) -> int | None:
         """Tokens of a micro-batch that would fit; None where none would."""
-        rows = range(STEP, self.base.data.row_budget(gpu=self.uses_gpu), STEP)
+        rows = range(STEP, self._row_budget(self.base), STEP)
         fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
         return rows[fits - 1] if fits else None
 
@@ -363,10 +377,32 @@ def schedule(jobs: Sequence[float], slots: int) -> float:
 
 
 def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
-    """What so many requests cost. The judge's own tokenizer is taken for the data's."""
-    judge = settings.evaluation.judge
-    if not isinstance(judge, Llm):
+    """What so many requests cost. A judge's own tokenizer is taken for the data's."""
+    endpoints = settings.evaluation.judge.endpoints
+    shares = [judge.requests_an_answer / requests_an_answer(settings) for judge in endpoints]
+    parts = [
+        _judging_of(judge, requests.times(share), material) for judge, share in zip(endpoints, shares, strict=True)
+    ]
+    if not parts:
         return Judging(settings.judge_identity)
+    costs = [part.cost for part in parts if part.cost]
+    return Judging(
+        settings.judge_identity,
+        requests,
+        _total(part.input_tokens for part in parts),
+        _total(part.output_tokens for part in parts),
+        _total(costs) if len(costs) == len(parts) else None,
+        next((part.budget for part in parts if part.budget), None),
+    )
+
+
+def _total(ranges: Iterable[Range]) -> Range:
+    every = list(ranges)
+    return Range.of(lambda end: sum(one.at(end) for one in every))
+
+
+def _judging_of(judge: Llm, requests: Range, material: Material) -> Judging:
+    """What so many requests to one judge cost."""
     shown = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
     shown += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
     most = float(judge.max_tokens)
@@ -391,4 +427,4 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
             f"evaluation.judge.budget.{name} {limit:g} is spent after about {share:.0%} of the verdicts; then {then}. "
             "Raise it, or lower evaluation.prompts, evaluation.selection_prompts or evaluation.judge_first."
         )
-    return Judging(settings.judge_identity, requests, read, written, cost, budget)
+    return Judging(judge.identity, requests, read, written, cost, budget)

@@ -6,7 +6,7 @@ from typing import Any
 
 from slime_ray.config.experiment import Experiment, Phase
 from slime_ray.errors import InputError
-from slime_ray.planning.footprint import Memory
+from slime_ray.model.footprint import Memory
 from slime_ray.planning.prices import Gpu, GpuPrices
 from slime_ray.planning.rates import MeasuredRates, Range
 from slime_ray.planning.tables import table
@@ -100,6 +100,8 @@ class Plan:
     measured: MeasuredRates | None
     stopping: Range | None
     basis: str | None
+    row_tokens: int
+    row_reason: str
     stages: Mapping[str, Range]
     time: Range | None = None
     trial_seconds: Range | None = None
@@ -166,6 +168,7 @@ class Plan:
             ("GPU-hours", _figure(self.gpu_hours, ".3g")),
             ("cost", self._cost()),
             ("memory", self._memory()),
+            ("rows", f"{self.row_tokens:,} tokens, {self.row_reason}"),
             ("disk", self._disk()),
             ("judge", self._judge()),
             ("stopping", "" if stopping is None else
@@ -215,13 +218,7 @@ def refusals(plan: Plan, experiment: Experiment) -> list[str]:
     if plan.cluster.never:
         found.append(f"{plan.cluster.never} To plan for another cluster give --gpus N --gpu NAME, or RAY_ADDRESS.")
     if plan.memory_limit is not None and plan.peak > plan.memory_limit:
-        found.append(
-            _too_little_memory(
-                plan,
-                plan.memory_limit,
-                experiment.settings.data.row_budget(gpu=experiment.resources.gpu_per_worker > 0),
-            )
-        )
+        found.append(_too_little_memory(plan, plan.memory_limit))
     if plan.disk.free is not None and plan.disk.wanted > plan.disk.free:
         found.append(
             f"The run may take {_size(plan.disk.wanted)} and {_size(plan.disk.free)} are free at the storage. Free "
@@ -230,10 +227,10 @@ def refusals(plan: Plan, experiment: Experiment) -> list[str]:
     return found
 
 
-def _too_little_memory(plan: Plan, limit: float, row_budget: int) -> str:
+def _too_little_memory(plan: Plan, limit: float) -> str:
     room = f"{limit / GIB:.1f} GiB that {f'a worker has of an {plan.gpu.name}' if plan.gpu else 'a process has here'}"
     ways = "lower evaluation.decoding.batch" if plan.memory.answering > limit else "lower data.row_tokens"
-    if plan.row_that_fits is not None and plan.row_that_fits < row_budget:
+    if plan.row_that_fits is not None and plan.row_that_fits < plan.row_tokens:
         ways += f" ({plan.row_that_fits} would do, if no pair is longer)"
     return (
         f"A worker needs about {plan.peak / GIB:.1f} GiB, more than the {room}. Ways out: {ways}; set "

@@ -95,7 +95,10 @@ def reopened(run: Path) -> Experiment:
     """The experiment that a run was started with, from its manifest. Raises InputError where that does not hold one."""
     manifest = results.read_manifest(run)
     try:
-        return Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
+        experiment = Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
+        # The base is a mapping until it is asked for.
+        experiment.settings  # noqa: B018
+        return experiment
     except ValidationError:
         raise InputError(
             f"{run} was written by another version of slime_ray ({manifest.get('slime_ray')}): its manifest holds no "
@@ -126,6 +129,7 @@ def _fresh(
         # In a database, other runs may have a study of the same name.
         "study": {"storage": study, "name": f"{run.name}-{uuid.uuid4().hex[:8]}" if study else STUDY},
         "judge": experiment.settings.judge_identity,
+        "row_tokens": _row_tokens(experiment),
         "decoding": experiment.settings.evaluation.decoding.model_dump(mode="json"),
         "stability_version": results.STABILITY_VERSION,
         "failed_trials": [],
@@ -191,6 +195,13 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"{run} was started with the judge {manifest.get('judge')}, which is {experiment.settings.judge_identity} "
             "now. Give its template back the content it had, or give the run another name with --name."
         )
+    before, now_in_a_row = _rows_before(run, manifest), _row_tokens(experiment)
+    if before and now_in_a_row and before != now_in_a_row:
+        raise InputError(
+            f"{run} was started with rows of {before} tokens, and this version takes {now_in_a_row} where "
+            f"data.row_tokens is null, which rounds otherwise. Resume it with slime_ray {manifest.get('slime_ray')}, "
+            "or give the run another name with --name."
+        )
     if manifest.get("sweep_seed") != seed:
         raise InputError(
             f"{run} was started with --seed {manifest.get('sweep_seed')}. Give the same seed to resume it."
@@ -232,6 +243,20 @@ def _league_before(run: Path, manifest: Mapping[str, Any], experiment: Experimen
                 f"{run} has league.{name} {getattr(before, name)}, which may become more and not fewer. Give it back."
             )
     return now.model_copy(update={"entries": [now.entry(entry.label) for entry in before.entries]})
+
+
+def _row_tokens(experiment: Experiment) -> int | None:
+    """Tokens of a row; None on a GPU, where each trial keeps what it took."""
+    gpu = experiment.resources.gpu_per_worker > 0
+    return experiment.settings.data.row_tokens if gpu else experiment.settings.data.row_budget(gpu=False)
+
+
+def _rows_before(run: Path, manifest: Mapping[str, Any]) -> int | None:
+    """The same of a run that was started; without an entry, what one of its trials took."""
+    if "row_tokens" in manifest:
+        return manifest["row_tokens"] or None
+    taken = (row.get("row_tokens") for row in results.finished_trials(run).values())
+    return max((int(tokens) for tokens in taken if tokens), default=None)
 
 
 def refuse_other_inputs(

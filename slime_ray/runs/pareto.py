@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 AT_ONCE = 512
@@ -82,16 +83,36 @@ def fronts(points: Points) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def best_rows(rows: list[Mapping[str, Any]], goals: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """Completed trials, best first: by how many dominate them, then those within tolerance, then by the first goal."""
+def best_rows(
+    rows: Sequence[Mapping[str, Any]], goals: Mapping[str, str], constraints: Sequence[Constraint] = ()
+) -> list[Mapping[str, Any]]:
+    """Order completed trials, best first.
+
+    Those that keep the constraints come first: by how many of them dominate each, then those within tolerance, then by
+    the first goal. The others follow, by how much they break.
+    """
+    # A frame has NaN where a trial was not measured, which no other would dominate.
     complete = [
-        row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
+        row
+        for row in rows
+        if row.get("status") == "completed"
+        and all(np.isfinite(np.nan if row.get(goal) is None else row[goal]) for goal in goals)
     ]
-    points = signed([[float(row[goal]) for goal in goals] for row in complete], list(goals.values()))
+    broken = [violation(row, constraints) for row in complete]
+    kept = [row for row, excess in zip(complete, broken, strict=True) if excess == 0]
+    points = signed([[float(row[goal]) for goal in goals] for row in kept], list(goals.values()))
     beaten = dominators(points)
 
     def order(place: int) -> tuple[int, bool, list[float]]:
-        unstable = float(complete[place].get("stability") or 0) < WITHIN_TOLERANCE
+        unstable = float(kept[place].get("stability") or 0) < WITHIN_TOLERANCE
         return int(beaten[place]), unstable, [-value for value in points[place]]
 
-    return [complete[place] for place in sorted(range(len(complete)), key=order)]
+    rest = sorted((excess, place) for place, excess in enumerate(broken) if excess > 0)
+    return [kept[place] for place in sorted(range(len(kept)), key=order)] + [complete[place] for _, place in rest]
+
+
+def winners(
+    rows: Sequence[Mapping[str, Any]], goals: Mapping[str, str], constraints: Sequence[Constraint] = ()
+) -> list[Mapping[str, Any]]:
+    """The same, of those alone that keep the constraints: nothing else may win."""
+    return [row for row in best_rows(rows, goals, constraints) if violation(row, constraints) == 0]

@@ -11,13 +11,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slime_ray.config.settings import Model, Settings
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
+from slime_ray.errors import InputError
+from slime_ray.model.footprint import gpu_row
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
 from slime_ray.model.memory import free_memory
-from slime_ray.model.sharding import shard
+from slime_ray.model.sharding import is_sharded, shard
 from slime_ray.model.train_mode import configured_dropout
 from slime_ray.world import World
+
+SMALLER = (
+    "Lower data.max_tokens, set training.gradient_checkpointing: true, lower model.lora.rank, or give it more memory."
+)
+"""Ways out where a GPU is too small."""
 
 
 def to_device(policy: Policy, *, sharded: bool) -> Policy:
@@ -29,8 +36,38 @@ def to_device(policy: Policy, *, sharded: bool) -> Policy:
 
 
 def row_budget(settings: Settings, policy: Policy) -> int:
-    """Tokens of one packed row on the policy's device."""
-    return settings.data.row_budget(gpu=policy.device.type == "cuda")
+    """Tokens of one packed row on the policy's device. Raises InputError where a GPU takes none."""
+    if policy.device.type != "cuda":
+        return settings.data.row_budget(gpu=False)
+    return gpu_row_budget(settings, sharded=is_sharded(policy))
+
+
+def gpu_row_budget(settings: Settings, *, sharded: bool, longest: int = 0) -> int:
+    """Tokens of one packed row on this process's GPU, by its memory.
+
+    Args:
+        settings: Of the trial, or with the model of another stage.
+        sharded: Whether ranks hold parts of the model.
+        longest: Tokens of the longest pair.
+
+    Raises:
+        InputError: The longest pair, or any row, needs more memory than there is.
+    """
+    memory = torch.cuda.get_device_properties().total_memory * torch.cuda.get_per_process_memory_fraction()
+    try:
+        # The trial's own draws come after it.
+        with torch.random.fork_rng([]):
+            row = gpu_row(settings, memory, workers=World.current().size, sharded=sharded, row=longest)
+    except InputError:
+        # Its footprint is not known; rows that do not fit are halved then.
+        return max(longest, settings.data.row_budget(gpu=True))
+    if row is None:
+        what = f"one pair of {longest} tokens" if longest else "the smallest row"
+        raise InputError(
+            f"Training with {what} takes more than the {memory / 2**30:.1f} GiB that a worker has of this GPU, by the "
+            f"estimate. {SMALLER}"
+        )
+    return row
 
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:

@@ -108,7 +108,7 @@ def _trained(
         pairs=pairs,
         schedule=sft,
         pairs_per_update=sft.examples_per_update,
-        row_tokens=row_budget(settings, policy),
+        row_tokens=row_budget(settings.model_copy(update={"model": model}), policy),
         seed=seed,
         scratch=scratch,
         gradient_checkpointing=settings.training.gradient_checkpointing,

@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -52,6 +53,7 @@ from slime_ray.training.measuring import (
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
+    measure_retention,
     stability_parts,
 )
 from slime_ray.training.orders import Command, Paused, Report, judging
@@ -73,7 +75,7 @@ from slime_ray.training.outcome import (
     what_failed,
     write_judging,
 )
-from slime_ray.training.policies import to_device
+from slime_ray.training.policies import gpu_row_budget, to_device
 from slime_ray.training.stages import Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
@@ -142,7 +144,8 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosti
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
         minutes = hosting.faults.storage_minutes
-        finish(trial, run, row, measured.answers, curves.rows, measured.pairs, report, storage_minutes=minutes)
+        tables = measured.answers, curves.rows, measured.pairs, report
+        finish(trial, run, row, *tables, storage_minutes=minutes, verdicts=measured.verdicts)
     trackers.end(row)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
@@ -226,6 +229,8 @@ def _train_and_measure(
         progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)
+    if torch.cuda.is_available():
+        gpu_row_budget(settings, sharded=hosting.sharded, longest=pairs.longest)
     lm = make_trainable(lm, settings.model.lora)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     if settings.evaluation.engine:
@@ -265,7 +270,9 @@ def _train_and_measure(
         minutes = hosting.faults.storage_minutes
         write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
-    return Measurement(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
+    kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
+    answers = [*measured.answers, *kept.answers]
+    return replace(measured, row=measured.row | kept.row | row | evaluation_seconds(), answers=answers)
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
@@ -295,7 +302,7 @@ def _judged(
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
     after: HeldOut,
-    judge: Judge | None,
+    judge: AnyJudge | None,
     *,
     training_spikes: float,
     run: Path,
@@ -306,8 +313,8 @@ def _judged(
         some = judge_prompts(trial, stages, asked, judge, first=first)
         parts = stability_parts(stages, after, some, training_spikes=training_spikes)
         others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
-        own = stability_score(parts, healthy=True)
-        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, own, others)):
+        score = stability_score(parts, healthy=True)
+        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, score, others)):
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)

@@ -260,3 +260,11 @@ def test_one_answer_that_does_not_fit_is_an_error(lm):
 def test_the_default_batch_is_that_of_the_device():
     assert (Decoding().batch_on(gpu=True), Decoding().batch_on(gpu=False)) == (256, 64)
     assert Decoding(batch=7).batch_on(gpu=True) == 7
+
+
+@pytest.mark.parametrize("engine", ["generate", "continuous"])
+def test_answers_leave_the_random_states_of_other_devices_alone(engine, monkeypatch, recwarn):
+    """With many of them torch warns of forking all: each GPU would be initialised and its state copied."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    generate(tiny_model(TASK, seed=0), Decoding(max_new_tokens=2, engine=engine), prompts=PROMPTS[:2])
+    assert not [warning for warning in recwarn if "available devices" in str(warning.message)]

@@ -13,8 +13,8 @@ from slime_ray.bench.lengths import BenchPair
 from slime_ray.bench.recipes import OBJECTIVE
 from slime_ray.data.packing import pack
 from slime_ray.model.attention import Kernel
+from slime_ray.model.flops import Lengths
 from slime_ray.model.logprobs import Policy
-from slime_ray.planning.flops import Lengths
 
 VOCABULARY = 211
 WINDOW = 8

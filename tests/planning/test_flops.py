@@ -10,8 +10,8 @@ from slime_ray.bench.options import RECIPES
 from slime_ray.bench.recipes import layout_of
 from slime_ray.bench.stepper import Stepper
 from slime_ray.config.settings import Lora, Model
-from slime_ray.planning.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
-from slime_ray.planning.footprint import footprint
+from slime_ray.model.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
+from slime_ray.model.footprint import footprint
 
 SHAPE = Shape(
     hidden=32, layers=3, heads=4, key_heads=2, head_size=8, intermediate=48, sliding_to_full=2, rank=4,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from slime_ray.config.settings import Lora, Model
-from slime_ray.planning.flops import Layout, Lengths, attention_flops, step_flops
-from slime_ray.planning.footprint import footprint
-from slime_ray.planning.meter import Meter, strip, without_data
+from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
+from slime_ray.model.footprint import footprint
+from slime_ray.model.meter import Meter, strip, without_data
 
 PAIRS = [Lengths(180, 250, 250)] * 12
 TOKENS = 8_160
@@ -47,12 +47,12 @@ def test_flops_are_the_formulas(model, depths):
 def test_kernels_of_a_layer_are_no_more_than_they_were(depths):
     few, more = depths
     assert (more.products.kernels - few.products.kernels) / 2 <= 56
-    assert (more.others.kernels - few.others.kernels) / 2 <= 109
+    assert (more.others.kernels - few.others.kernels) / 2 <= 103
 
 
 def test_bytes_beside_the_products_are_no_more_than_they_were(depths):
     """Norms, rotations, activations, the head's softmax and adapters' sums: what a step waits for on a GPU."""
-    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 21.6e6
+    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 20.5e6
 
 
 def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from slime_ray.errors import InputError
+from slime_ray.model.flops import Lengths
+from slime_ray.model.footprint import FRAGMENTS, footprint, peak_memory
 from slime_ray.planning.estimate import Planner, plan_experiment
-from slime_ray.planning.flops import Lengths
-from slime_ray.planning.footprint import FRAGMENTS, footprint, peak_memory
 from slime_ray.planning.material import DataAssumptions
 from slime_ray.planning.plan import Cluster
 from slime_ray.planning.rates import MeasuredRates, Range, Rates
@@ -83,6 +83,7 @@ def test_memory_by_hand(load):
     assert memory.peak == pytest.approx(FRAGMENTS * (held + cache) + GIB)
 
 
+@pytest.mark.slow
 def test_what_saves_memory_saves_it(load):
     experiment = load(PAPER)
     whole = plan_experiment(experiment, cluster=ONE).peak
@@ -98,8 +99,7 @@ def test_what_saves_memory_saves_it(load):
 
 
 def test_memory_above_the_gpus_is_refused_with_what_would_fit(load):
-    experiment = load(PAPER)
-    small = plan_experiment(experiment, cluster=replace(ONE, gpu="NVIDIA L40S"))
+    small = plan_experiment(load(PAPER, data__row_tokens=8192), cluster=replace(ONE, gpu="NVIDIA L40S"))
     (refusal,) = small.refusals
     assert "more than the 44.0 GiB that a worker has of an l40s" in refusal
     with pytest.raises(InputError, match=r"Ways out: lower data\.row_tokens"):

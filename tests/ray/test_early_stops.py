@@ -18,10 +18,10 @@ from slime_ray.analysis.search_table import search_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import monitor
 from slime_ray.on_ray.connection import descendants
-from slime_ray.on_ray.plan import best_rows
 from slime_ray.on_ray.search import study_storage
 from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.runs import results
+from slime_ray.runs.pareto import best_rows
 from slime_ray.training.orders import Command
 from tests.faults.conftest import until
 

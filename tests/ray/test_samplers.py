@@ -5,17 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
+from slime_ray.config.metrics import Constraint
 from slime_ray.config.points import Search
 from slime_ray.config.presets import preset_base
 from slime_ray.config.space import Dimension
 from slime_ray.errors import InputError
 from slime_ray.on_ray import samplers
 from slime_ray.on_ray.search import Observation, StudySearch
+from slime_ray.runs.pareto import winners
 
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
@@ -260,3 +263,37 @@ def test_a_sequence_goes_on_where_the_study_was_lost(tmp_path, monkeypatch):
     STORAGES[tmp_path / "lost"] = InMemoryStorage()
     ROWS[id(STORAGES[tmp_path / "lost"])] = rows
     assert before + list(played(opened(tmp_path / "lost", search), 4)) == whole
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
+def test_samplers_that_learn_hear_of_constraints_and_optunas_own_front_keeps_them(tmp_path, sampler):
+    limits = [Constraint.parse("broken_outputs <= 0.05")]
+    search = opened(tmp_path, space(sampler), constraints=limits)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        point = {
+            "objective.hard_margin": float(rng.uniform(1.0, 3.0)),
+            "objective.soft_margin": float(rng.uniform(0.1, 0.9)),
+        }
+        win, stability, broken = rng.random(3).round(2).tolist()
+        row = {
+            "trial_id": f"t{number}",
+            "status": "completed",
+            "win_rate": win,
+            "stability": stability,
+            "broken_outputs": broken / 10,
+        }
+        search.record(f"t{number}", point, row)
+        rows.append(row)
+    assert search.study.trials[0].constraints[str(limits[0])] == pytest.approx(rows[0]["broken_outputs"] - 0.05)
+    kept = [row for row in rows if row["broken_outputs"] <= 0.05]
+    front = {
+        one["trial_id"] for one in kept
+        if not any(
+            other["win_rate"] >= one["win_rate"] and other["stability"] >= one["stability"] and other != one for other in kept
+        )
+    }  # fmt: skip
+    assert {trial.user_attrs["trial_id"] for trial in search.study.best_trials} == front
+    assert front <= {row["trial_id"] for row in winners(rows, GOALS, limits)}
+    assert search.ask(["next"]) is not None

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.config.experiment_file import load_experiment
@@ -222,3 +223,12 @@ def test_a_run_that_is_gone_on_with_remembers_its_rungs(tmp_path):
         rule.decide(name, told)
     assert accuracy(rule, "search-0004", 0.5, 20) is not None
     assert accuracy(asha(), "search-0004", 0.5, 20) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{rule: asha}", "{rule: median}", "{rule: none}", "{rule: pareto, tie_break: spread}"]
+)
+def test_every_rule_is_the_same_in_another_process_and_when_a_run_is_reopened(text):
+    early = EarlyStopping.model_validate(yaml.safe_load(text))
+    assert EarlyStopping.model_validate(early.model_dump()) == early
+    assert EarlyStopping.model_validate_json(early.model_dump_json()) == early

@@ -7,6 +7,7 @@ allocator takes besides is assumed.
 
 import copy
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 
-from slime_ray.config.settings import Model, Settings
+from slime_ray.config.settings import ROW_MARGIN, Model, Settings
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
-from slime_ray.planning.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
-from slime_ray.planning.meter import Meter, strip, without_data
+from slime_ray.model.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
+from slime_ray.model.meter import Meter, strip, without_data
 
 KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 CONTEXT = 1.0 * 2**30
@@ -31,6 +32,10 @@ SAMPLING = 5
 """Copies of a decoding step's logits, in float32: they are scaled, sorted and drawn from."""
 PROCESS = 0.75 * 2**30
 """Bytes of a worker's process on a CPU with everything imported, as measured."""
+STEP = 256
+"""Tokens between two budgets of a row."""
+USUAL = (180, 250, 250)
+"""Tokens of a pair's parts in UltraFeedback; the shape of pairs for which rows are chosen."""
 SLACK = 0.02
 """Share by which the formula's FLOPs may differ from those that are counted."""
 SHALLOW = (2, 4)
@@ -130,15 +135,29 @@ class Footprint:
                     policy.decoder(input_ids=torch.ones(batch, prompt, dtype=torch.long), use_cache=True)
             return meter.peak
 
-        lm = self.model_of(self.layers)
         with _without_data(), torch.no_grad():
-            policy, ids = self._policy(lm, gpu=gpu), torch.ones(1, prompt + answer, dtype=torch.long)
-            with _autocast(policy):
-                cache = policy.decoder(input_ids=ids, use_cache=True).past_key_values
+            _, cache = self._with_cache(1, prompt + answer, gpu=gpu)
         # A layer with a window gives back what lies before it.
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
         size = sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
         return max(self._by_layers(read), batch * (size + SAMPLING * 4 * self.sizes.vocabulary))
+
+    def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
+        """What a GPU runs to decode one token each of so many answers of `length` tokens with their prompts."""
+        with _without_data(), torch.no_grad():
+            policy, cache = self._with_cache(batch, length, gpu=True)
+            with Meter(record) as meter, _autocast(policy):
+                ids = torch.ones(batch, 1, dtype=torch.long)
+                hidden = policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+                policy.causal_lm.get_output_embeddings()(hidden)
+        return meter
+
+    def _with_cache(self, batch: int, length: int, *, gpu: bool) -> tuple[Any, Any]:
+        """The whole model after it has read so many sequences, and what it keeps of them."""
+        policy = self._policy(self.model_of(self.layers), gpu=gpu)
+        with _autocast(policy):
+            ids = torch.ones(batch, length, dtype=torch.long)
+            return policy, policy.decoder(input_ids=ids, use_cache=True).past_key_values
 
     def _meter_step(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
         meter = self.meter(lm, lengths, gpu=gpu, checkpointing=checkpointing)
@@ -155,10 +174,18 @@ class Footprint:
             )
         return meter.peak
 
-    def meter(self, lm: Any, lengths: Sequence[Lengths], *, gpu: bool, checkpointing: bool = False) -> Meter:
+    def meter(
+        self,
+        lm: Any,
+        lengths: Sequence[Lengths],
+        *,
+        gpu: bool,
+        checkpointing: bool = False,
+        record: Callable[[str, int, int], None] = lambda name, size, flops: None,
+    ) -> Meter:
         """What one micro-batch of these pairs runs, forward and backward, once there are gradients to add to.
 
-        lm: the model on the meta device, which is used up.
+        lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """
         from slime_ray.data.packing import pack
         from slime_ray.data.pairs import TokenPair
@@ -173,7 +200,7 @@ class Footprint:
             rows = pack(pairs, shared_prompt=self.packed)
             for parameter in policy.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-            meter, fused = Meter(), gpu and self.model.fused
+            meter, fused = Meter(record), gpu and self.model.fused
             with compiled_by(meter.fused) if fused else nullcontext():
                 if fused:
                     policy.fused = fuse(policy.causal_lm)
@@ -300,6 +327,56 @@ def footprint(model: Model) -> Footprint:
     return _footprint(model.model_dump_json())
 
 
+def _held(model: Footprint, *, workers: int, sharded: bool) -> dict[str, float]:
+    """Bytes of one worker that do not depend on the row, by part."""
+    share = workers if sharded else 1
+    return {
+        "weights": model.held / share,
+        "gradients": model.trained / share,
+        "moments": 2 * model.trained / share,
+        "exchange": float(model.trained if workers > 1 and not sharded else 0),
+        # A sharded model has two layers whole at a time: the one that computes, and the next.
+        "gathered layers": 2 * model.held / model.layers if sharded else 0.0,
+    }
+
+
+def gpu_row(settings: Settings, memory: float, *, workers: int = 1, sharded: bool = False, row: int = 0) -> int | None:
+    """Return the budget of a row of the settings' model on a GPU, in tokens.
+
+    Args:
+        settings: Of the trial, or with the model of another stage.
+        memory: Bytes of the GPU that one worker may take.
+        workers: Of the trial.
+        sharded: Whether the workers hold parts of the model.
+        row: Tokens of a row that has to fit, such as that of the longest pair.
+
+    Returns:
+        `data.row_tokens` where it is given. Else the largest multiple of STEP, up to what `data.row_budget` gives, that
+        fits ROW_MARGIN of the memory, at least `row`. None where `row`, or one STEP, does not fit all of the memory.
+
+    Raises:
+        InputError: Nothing is known of the model's memory.
+    """
+    model, most = footprint(settings.model), settings.data.row_budget(gpu=True)
+    left = sum(_held(model, workers=workers, sharded=sharded).values())
+
+    def peak(tokens: int) -> float:
+        checkpointing = settings.training.gradient_checkpointing
+        step = model.step(tokens, Lengths(*USUAL), gpu=True, checkpointing=checkpointing)
+        return FRAGMENTS * (left + step) + CONTEXT
+
+    least = max(row, min(STEP, most))
+    if peak(least) > memory:
+        return None
+    if settings.data.row_tokens:
+        return most
+    if peak(most) <= ROW_MARGIN * memory:
+        return max(row, most)
+    budgets = range(STEP, most, STEP)
+    fitting = bisect_right(budgets, ROW_MARGIN * memory, key=peak)
+    return max(row, budgets[fitting - 1] if fitting else STEP)
+
+
 def peak_memory(
     settings: Settings, *, gpu: bool, workers: int, sharded: bool, row: int, pair: Lengths, prompt: int
 ) -> Memory:
@@ -309,21 +386,13 @@ def peak_memory(
     answered. sharded: parameters, gradients and moments are divided among the workers.
     """
     print_of = footprint(settings.model)
-    share = workers if sharded else 1
-    held = {
-        "weights": print_of.held / share,
-        "gradients": print_of.trained / share,
-        "moments": 2 * print_of.trained / share,
-        "exchange": float(print_of.trained if workers > 1 and not sharded else 0),
-    }
-    # A sharded model has two layers whole at a time: the one that computes, and the next.
-    gathered = 2 * print_of.held / print_of.layers if sharded else 0.0
+    held = _held(print_of, workers=workers, sharded=sharded)
     checkpointing = settings.training.gradient_checkpointing
-    training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing) + gathered
+    training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing)
     decoding = settings.evaluation.decoding
     # A batch of null is halved until it fits, so what has to fit is the smaller one.
     batch = decoding.batch_on(gpu=False)
-    answering = print_of.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu) + gathered
+    answering = print_of.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu)
     on_top = {"activations and logits": training} if training >= answering else {"answers' cache": answering}
     parts = {name: size for name, size in (held | on_top).items() if size}
     name, fixed = ("context", CONTEXT) if gpu else ("process", PROCESS)

@@ -49,12 +49,14 @@ class Meter(TorchDispatchMode):
     """Count what runs inside it.
 
     products, others: operations with FLOPs, and all other kernels. live, peak: bytes of tensors made inside, now and at
-    most. What depends on data is taken for the most that it can be.
+    most. What depends on data is taken for the most that it can be. record: receives each kernel's name, bytes and
+    FLOPs while it is on the stack.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, record: Callable[[str, int, int], None] = lambda name, size, flops: None) -> None:
         super().__init__()
         self.products, self.others = Amounts(), Amounts()
+        self._record = record
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
         self._inside = False
@@ -75,17 +77,21 @@ class Meter(TorchDispatchMode):
         operation = func.overloadpacket
         if not func.is_view and operation not in NO_KERNEL:
             flops = FLOPS[operation](*args, **kwargs, out_val=out) if operation in FLOPS else 0
-            kind = self.products if flops else self.others
-            kind.kernels += 1
-            kind.bytes += _traffic(operation, func, args, read, written)
-            kind.flops += flops
+            self._count(operation.__name__, _traffic(operation, func, args, read, written), flops)
         return out
+
+    def _count(self, name: str, size: int, flops: int = 0) -> None:
+        kind = self.products if flops else self.others
+        kind.kernels += 1
+        kind.bytes += size
+        kind.flops += flops
+        self._record(name, size, flops)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as one kernel forward and one backward, which keeps no more than its inputs between them."""
 
         def run(*inputs: Any, **options: Any) -> Any:
-            return _Kernel.apply(self, functools.partial(function, **options), *inputs)
+            return _Kernel.apply(self, function.__name__, functools.partial(function, **options), *inputs)
 
         return run
 
@@ -97,14 +103,13 @@ class Meter(TorchDispatchMode):
         finally:
             self._inside = False
 
-    def kernel(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """Run a function as one kernel from its inputs to its outputs."""
+    def kernel(self, name: str, function: Callable[..., Any], *inputs: Any, kept: Sequence[Any] = ()) -> Any:
+        """Run a function as one kernel from its inputs, and what was kept for it, to its outputs."""
         out = self.uncounted(function, *inputs)
         made, before = _tensors(out), {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
         for tensor in made:
             self._track(tensor.untyped_storage(), before)
-        self.others.kernels += 1
-        self.others.bytes += sum(map(_touched, [*_tensors(inputs), *made]))
+        self._count(name, sum(map(_touched, [*_tensors(inputs), *kept, *made])))
         return out
 
     def _track(self, storage: Any, before: set[int]) -> None:
@@ -124,10 +129,10 @@ class _Kernel(torch.autograd.Function):
     """A function as one kernel forward, and one backward that computes again what it needs of its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, meter: Meter, function: Callable[..., Any], *inputs: Any) -> Any:
-        out = meter.kernel(function, *inputs)
+    def forward(ctx: Any, meter: Meter, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        out = meter.kernel(name, function, *inputs)
         kept = meter.uncounted(_needed, function, inputs) if any(ctx.needs_input_grad) else ()
-        ctx.meter, ctx.function, ctx.kept = meter, function, kept
+        ctx.meter, ctx.kernel, ctx.function = meter, name, function
         # What is not needed is made anew, with its shape.
         ctx.shapes = [(x.shape, x.dtype) if torch.is_tensor(x) else x for x in inputs]
         ctx.save_for_backward(*(x for x in inputs if torch.is_tensor(x) and id(x.untyped_storage()) in kept))
@@ -137,14 +142,13 @@ class _Kernel(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         def inner(*given: torch.Tensor) -> list[torch.Tensor]:
             leaves = [torch.empty(x[0], dtype=x[1]) if isinstance(x, tuple) else x for x in ctx.shapes]
-            wanted = [x.requires_grad_() for x, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed]
+            wanted = [x.requires_grad_() for x, needed in zip(leaves, ctx.needs_input_grad[3:], strict=True) if needed]
             with torch.enable_grad():
                 out = ctx.function(*leaves)
             return list(torch.autograd.grad(_tensors(out), wanted, given))
 
-        found = iter(ctx.meter.kernel(inner, *gradients))
-        ctx.meter.others.bytes += sum(map(_touched, ctx.saved_tensors))
-        return None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:])
+        results = iter(ctx.meter.kernel(ctx.kernel, inner, *gradients, kept=ctx.saved_tensors))
+        return None, None, None, *(next(results) if needed else None for needed in ctx.needs_input_grad[3:])
 
 
 def _needed(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:

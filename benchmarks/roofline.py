@@ -1,0 +1,154 @@
+"""What a training step of Gemma 3 4B would take on an H100, from its kernels counted without data: an estimate."""
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from slime_ray.bench.machine import Say
+from slime_ray.config.settings import Lora, Model
+from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
+from slime_ray.model.footprint import SHALLOW, Footprint, footprint
+from slime_ray.planning.tables import table
+
+from .common import run
+
+PEAK = 989e12
+"""FLOPs a second of dense bfloat16 products that an H100 is sold with."""
+PRODUCTS = 680e12
+"""FLOPs a second that large products reach of it."""
+ATTENTION = 300e12
+"""FLOPs a second that variable-length attention reaches, of those that no mask blanks."""
+BANDWIDTH = 2.75e12
+"""Bytes a second that kernels reach of 3.35e12."""
+KERNEL = 3e-6
+"""Seconds that a kernel takes at least."""
+OPTIMIZER = 40
+"""Bytes a trained weight of an update: AdamW reads four float32 and writes three, clipping reads two and writes one."""
+DECODING = 14e-6
+"""Seconds of a kernel in a decoding step, which waits for Python: 75 ms were estimated for 5,190 kernels."""
+ANSWERS, ANSWER, BATCH = 500, 1024, 256
+"""Answers of a report, tokens of one, and answers at a time."""
+PARTS = {
+    "rms_norm": "norms", "RMSNorm": "norms", "rotary": "rotary", "apply_rotary_pos_emb": "rotary",
+    "gated": "activations", "MLP": "activations", "softmax_tile": "head, softmax", "head_gradient": "head, softmax",
+}  # fmt: skip
+"""Parts of a step by fused functions, and by functions and classes of transformers."""
+FILES = {"model/head.py": "head, softmax", "model/attention.py": "attention", "model/fused_lora.py": "adapters' sums"}
+
+
+@dataclass
+class Step:
+    """One way to compute the step. milliseconds: by part. kernels, flops: of all of it. pairs: in it. answers: what
+    drawing them takes."""
+
+    name: str
+    pairs: int
+    answers: str
+    milliseconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    kernels: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step, without the optimizer's share."""
+        return sum(value for part, value in self.milliseconds.items() if part != "optimizer, per update") / 1e3
+
+
+def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: Say) -> list[Step]:
+    """Count the step with a frozen and a trained head, and as transformers' own modules compute it."""
+    steps = []
+    for name, head, fused in (("frozen head", False, True), ("trained head", True, True), ("plain", False, False)):
+        say(f"counting: {name}")
+        lora = Lora(rank=64, alpha=128.0, train_head=head)
+        model = footprint(Model(source="google/gemma-3-4b-pt", dtype="bfloat16", lora=lora, fused=fused))
+        steps.append(_step(name, model, [Lengths(prompt, chosen, rejected)] * pairs))
+    return steps
+
+
+def _step(name: str, model: Footprint, pairs: list[Lengths]) -> Step:
+    step = Step(name, len(pairs), _answers(model))
+    beyond = (model.layers - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+    # Every layer adds the same, so that the whole model lies on the line through two shallow ones.
+    for layers, weight in zip(SHALLOW, (1 - beyond, beyond), strict=True):
+        _count(step, model, layers, pairs, weight)
+    layout, head = Layout.of_packed(pairs), model.trains_head
+    step.flops = step_flops(model.sizes, layout, head_trained=head)
+    step.milliseconds["attention"] += 1e3 * attention_flops(model.sizes, layout) / ATTENTION
+    step.milliseconds["optimizer, per update"] = 1e3 * model.trained / 4 * OPTIMIZER / BANDWIDTH
+    return step
+
+
+def _count(step: Step, model: Footprint, layers: int, pairs: list[Lengths], weight: float) -> None:
+    def record(name: str, size: int, flops: int) -> None:
+        if (part := _part(name, product=flops > 0)) is None:
+            return
+        step.kernels += weight
+        step.milliseconds[part] += weight * 1e3 * max(size / BANDWIDTH, flops / PRODUCTS, KERNEL)
+
+    model.meter(model.model_of(layers), pairs, gpu=True, record=record)
+
+
+def _answers(model: Footprint) -> str:
+    """What a report's answers take in batches, as kernels follow each other on the GPU and as Python starts them."""
+    seconds: list[float] = []
+    model.decoding_meter(
+        BATCH,
+        ANSWER // 2,
+        record=lambda name, size, flops: seconds.append(max(size / BANDWIDTH, flops / PRODUCTS, KERNEL)),
+    )
+    steps = -(-ANSWERS // BATCH) * ANSWER
+    gpu, host = sum(seconds) * steps / 60, len(seconds) * DECODING * steps / 60
+    return f"{gpu:.1f} to {max(gpu, host):.1f}"
+
+
+def _part(name: str, *, product: bool) -> str | None:
+    """Where a kernel that runs now belongs; None for one that a GPU does not run.
+
+    Backward passes that autograd runs by itself leave no trace.
+    """
+    if name in PARTS:
+        return PARTS[name]
+    if "attn" in name or "attention" in name:
+        return "attention"
+    frame = sys._getframe(2)
+    while frame is not None:
+        code, owner = frame.f_code, type(frame.f_locals.get("self")).__name__
+        ending = "/".join(code.co_filename.split("/")[-2:])
+        if name == "copy_" and code.co_name == "_product":
+            # A GPU writes float32 at once.
+            return None
+        if ending in FILES:
+            part = FILES[ending]
+            return part if not product else "head, products" if part.startswith("head") else "products of layers"
+        if "/transformers/models/" in code.co_filename:
+            found = [part for key, part in PARTS.items() if code.co_name == key or owner.endswith(key)]
+            if found and not product:
+                return found[0]
+        frame = frame.f_back
+    return "products of layers" if product else "all else"
+
+
+def roofline_table(steps: list[Step]) -> str:
+    """Markdown: a line per part, a column of milliseconds per way, and what they come to."""
+    parts = sorted(
+        {part for step in steps for part in step.milliseconds}, key=lambda part: -steps[0].milliseconds[part]
+    )
+    rows = [[part, *(f"{step.milliseconds[part]:.1f}" for step in steps)] for part in parts]
+    rows += [
+        ["**step, ms**", *(f"{1e3 * step.seconds:.0f}" for step in steps)],
+        ["kernels", *(f"{step.kernels:,.0f}" for step in steps)],
+        ["pairs/s", *(f"{step.pairs / step.seconds:.1f}" for step in steps)],
+        [f"{ANSWERS} answers, min", *(step.answers for step in steps)],
+        ["of peak", *(f"{step.flops / step.seconds / PEAK:.1%}" for step in steps)],
+    ]
+    return table(("part", *(step.name for step in steps)), rows)
+
+
+if __name__ == "__main__":
+    lengths = {
+        "pairs": (12, 1, "pairs in the row"),
+        "prompt": (180, 1, "tokens of a prompt"),
+        "chosen": (250, 1, "tokens of a chosen completion"),
+        "rejected": (250, 1, "tokens of a rejected completion"),
+    }
+    run("roofline", __doc__ or "", lengths, measure_roofline, roofline_table)
