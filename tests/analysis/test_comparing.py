@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from slime_ray.analysis import comparing
 from slime_ray.analysis.comparing import compare, differences, verify, why_not_comparable
 
 from slime_ray import cli
@@ -90,7 +92,8 @@ def test_runs_of_unequal_seeds_are_compared_on_those_that_both_have(tmp_path):
     found = verify(five, eight)
     (row,) = found.table.frame.to_dict("records")
     assert found.agree
-    assert (row["difference"], row["difference_low"], row["difference_high"]) == (0, 0, 0)
+    assert row["difference"] == 0
+    assert row["difference_low"] == -row["difference_high"] < 0
     assert (row["win_rate_1"], row["stability_1"]) == (row["win_rate_2"], row["stability_2"])
     assert row["remark"] == "left out: seeds 5, 6, 7 of the second run"
     assert (
@@ -129,12 +132,13 @@ def test_answers_are_compared_between_the_same_seeds(tmp_path):
     assert found.table.frame["same_answers"].tolist() == [0.5]
 
 
-def test_stabilities_far_apart_do_not_agree(tmp_path):
-    one = run_of(tmp_path / "one", {"a": 0.5}, stability=0.9)
-    other = run_of(tmp_path / "other", {"a": 0.5}, stability=0.1)
-    found = verify(results.load(one), results.load(other))
-    assert not found.agree
-    assert found.table.remarks == ("the stabilities differ",)
+def test_stabilities_far_apart_do_not_agree():
+    one, near, far = (
+        pd.Series({"stability": at, "stability_low": at - 0.05, "stability_high": at + 0.05}) for at in (0.9, 0.84, 0.1)
+    )
+    # Half-widths of 0.05 added in quadrature are 0.07.
+    assert comparing._stabilities_agree(one, near, 0.95)
+    assert not comparing._stabilities_agree(one, far, 0.95)
 
 
 def test_a_row_that_one_run_lacks_does_not_agree(tmp_path):

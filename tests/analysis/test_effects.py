@@ -69,7 +69,8 @@ def test_what_the_t_over_seeds_and_prompts_sees_its_interval_leaves_out(mean):
 def test_the_t_over_seeds_and_prompts_has_at_most_three_degrees_to_each_of_the_seeds():
     # Nothing but prompts: Satterthwaite's would be their 199, and are 3 * 4.
     d = np.tile(np.random.default_rng(0).normal(0.1, 1.0, 200), (5, 1))
-    error = d[0].std(ddof=1) / np.sqrt(200)
+    # Half a prompt that differs by 1, and half a one that does by -1, are added.
+    error = np.sqrt(d[0].var(ddof=1) / 200 + 1 / 200**2)
     assert effects.effect(d).p_values["both"] == pytest.approx(2 * stats.t.sf(d.mean() / error, 12))
 
 
