@@ -334,7 +334,8 @@ def test_the_sentences_say_what_the_tables_say(loo):
     less = row(ablation, "without-anchor")
     assert said == [
         f"without-anchor differs from its reference: {100 * less['difference']:+.1f} points "
-        f"[{100 * less['difference_low']:+.1f}, {100 * less['difference_high']:+.1f}], corrected p {ablation_table.p_words(less['p'])}."
+        f"[{100 * less['difference_low']:+.1f}, {100 * less['difference_high']:+.1f}], corrected p {ablation_table.p_words(less['p'])} "
+        f"({less['compared_seeds']} seeds, {less['compared_items']} prompts, judge exact)."
     ]
     assert len(open_) == 3
     assert all(sentence.startswith("Whether without-") and "seeds" in sentence for sentence in open_)
