@@ -158,7 +158,6 @@ def test_temperatures_of_categories_are_named_with_them_and_nothing_is_said_wher
 def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
     for words in (
         "95 % score interval over prompts",
-        "10,000",
         f"{PROMPTS} report prompts",
         "Seeds 0, 1",
         "judge exact",
