@@ -11,6 +11,7 @@ from slime_ray.analysis import answer, figures, search_table, statistics, tables
 from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
+from .ends import score_ends
 from .latex import assert_compiles
 
 
@@ -110,11 +111,11 @@ def test_the_caption_says_what_the_interval_of_each_row_is_over(tmp_path):
         "b": "prompts",
     }
     assert (
-        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % percentile bootstrap"
+        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % score interval over prompts"
         in table.caption
     )
     wide = run.answers[run.answers["label"] == "a"].pivot(index="seed", columns="prompt_id", values="outcome")
-    expected = statistics.two_way_interval(wide.to_numpy(dtype=float))
+    expected = statistics.row_interval(wide.to_numpy(dtype=float))
     of_a = row(table, "a")
     assert (of_a["win_rate_low"], of_a["win_rate_high"]) == pytest.approx((expected.low, expected.high))
 
@@ -309,10 +310,11 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
         assert "nan" not in text
 
 
-def test_an_interval_without_width_is_explained(tmp_path):
-    add_trial(tmp_path, "a", label="a", won=[1.0] * 4)
-    table = tables.win_rate_stability(results.load(finish(tmp_path)))
-    assert any(note.startswith("An interval without width: all prompts agree") for note in table.notes)
+def test_no_interval_is_without_width(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * 4, pairs=30)
+    frame = tables.win_rate_stability(results.load(finish(tmp_path))).frame
+    for name in ("win_rate", "stability", "rejected_collapse", "broken_outputs"):
+        assert frame[f"{name}_low"][0] < frame[f"{name}_high"][0]
 
 
 def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(tmp_path):
@@ -391,3 +393,26 @@ def test_retention_over_five_seeds_is_the_two_way_interval(tmp_path):
 def test_without_retention_prompts_there_is_no_such_column(main):
     assert main.frame["retention"].isna().all()
     assert not any(column.head.startswith("retention") for column in main.columns)
+
+
+def test_prompts_of_categories_are_taken_by_topic_and_a_note_says_so(tmp_path):
+    # Six topics of three prompts, each topic won or lost as a whole.
+    won = [float(topic % 2) for topic in range(6) for _ in range(3)]
+    for seed in range(5):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=won)
+    run = results.load(finish(tmp_path, {"seeds": list(range(5))}))
+    places = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 3
+    by_topic, of_few = (
+        replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in topics]))
+        for topics in (places, places // 3)
+    )
+    found, plain, few = (row(tables.win_rate_stability(one), "a") for one in (by_topic, run, of_few))
+    # The effective number is that of six topics, which have half a prompt of eighteen added on either side.
+    variance = 0.25 / 5
+    effective = 18 * (18 / 4 + 0.25) / (variance * 18**2 + 0.25)
+    assert (found["win_rate_low"], found["win_rate_high"]) == pytest.approx(score_ends(0.5, effective, 5))
+    assert plain["win_rate_low"] == few["win_rate_low"] > found["win_rate_low"]
+    notes = [" ".join(tables.win_rate_stability(one).notes) for one in (by_topic, run, of_few)]
+    assert "6 topics, which are the units" in notes[0]
+    assert "topics" not in notes[1]
+    assert "2 topics: intervals are of these topics only" in notes[2]
