@@ -130,34 +130,24 @@ def row_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Inte
         The interval; None where no prompt has a verdict.
     """
     means = prompt_means(outcomes)
+    return None if np.isnan(means).all() else score_interval(float(np.nanmean(means)), row_scatter(outcomes, topics))
+
+
+def mean_interval(outcomes: np.ndarray) -> Interval | None:
+    """`row_interval` of outcomes without bounds: Student's, without ends where they are all the same."""
+    means = prompt_means(outcomes)
     if np.isnan(means).all():
         return None
-    values = outcomes if is_of_method(outcomes) else means[None]
-    complete = ~np.isnan(values).any(axis=0)
-    return score_interval(float(np.nanmean(means)), Scatter.of(values[:, complete], kept(topics, complete)))
-
-
-def mean_interval(values: np.ndarray) -> Interval | None:
-    """Return the mean of values without known bounds with Student's interval, over what that of a row's rate is.
-
-    Args:
-        values: (seeds, prompts), NaN where there is none.
-
-    Returns:
-        The interval, without ends where nothing scatters; None where no prompt has a value.
-    """
-    means = prompt_means(values)
-    if np.isnan(means).all():
-        return None
-    known = values if is_of_method(values) else means[None]
-    scatter, mean = Scatter.of(known[:, ~np.isnan(known).any(axis=0)]), float(np.nanmean(means))
-    half = scatter.quantile(CONFIDENCE) * np.sqrt(scatter.variance) if scatter.variance else np.nan
+    mean, scatter = float(np.nanmean(means)), row_scatter(outcomes)
+    half = scatter.quantile(CONFIDENCE) * float(np.sqrt(scatter.variance)) if scatter.variance > 0 else np.nan
     return Interval(mean, mean - half, mean + half)
 
 
-def kept(topics: np.ndarray | None, items: np.ndarray) -> np.ndarray | None:
-    """The topics of the items that a comparison keeps. items: (items,) whether it does."""
-    return None if topics is None else topics[items]
+def row_scatter(outcomes: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
+    """`Scatter` of a row's outcomes, of which some may be missing."""
+    values = outcomes if is_of_method(outcomes) else prompt_means(outcomes)[None]
+    complete = ~np.isnan(values).any(axis=0)
+    return Scatter.of(values[:, complete], None if topics is None else topics[complete])
 
 
 def by_topic(values: np.ndarray, topics: np.ndarray | None) -> np.ndarray:
@@ -324,3 +314,13 @@ def degrees_of_test(freedom: float, seeds: float) -> float:
     tail, where corrected tests are made, that shows: docs/ablation.md.
     """
     return min(freedom, 3 * (seeds - 1))
+
+
+def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
+    """The mean of (seeds, prompts) values, at least two of each, with Student's interval over both."""
+    from scipy.special import stdtrit
+
+    found = TwoWay.of(values)
+    error, freedom = found.error()
+    half = float(stdtrit(freedom, (1 + confidence) / 2) * error)
+    return Interval(found.mean, found.mean - half, found.mean + half)
