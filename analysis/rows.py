@@ -68,6 +68,13 @@ def judged_answers(run: results.Run) -> pd.DataFrame:
     return run.answers[run.answers["trial_id"].isin(measured["trial_id"]) & (run.answers["prompt_set"] == "report")]
 
 
+def judged_verdicts(run: results.Run) -> pd.DataFrame:
+    """The single verdicts of a panel on those answers; empty where no panel judged."""
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    shown = run.verdicts["trial_id"].isin(measured["trial_id"]) & (run.verdicts["prompt_set"] == "report")
+    return run.verdicts[shown]
+
+
 def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
     """The outcomes of every arm and confirmed winner; prompts in the same order for all."""
     # Several answers to one prompt are averaged: the prompt is what the bootstrap draws.

@@ -15,6 +15,9 @@ from . import (
     judging,
     knob_figures,
     league,
+    league_answer,
+    league_tuning,
+    panel,
     paper_tables,
     search_table,
     stability,
@@ -98,7 +101,7 @@ class Findings:
     def of_design(self) -> Sentences:
         """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
         if self.league is not None and self.standings is not None:
-            return league.sentences(self.league, self.standings)
+            return league_answer.sentences(self.league, self.standings)
         if self.cells is None or self.ablation is None or self.factorial is None:
             return [], []
         if self.cells.design.kind == "factorial":
@@ -128,8 +131,8 @@ class Entry:
 SECTIONS: tuple[Entry, ...] = (
     Entry("league", LEAGUE, lambda found: found.standings),
     Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league.pairs), terminal=False),
-    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league.tuning)),
-    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league.defaults)),
+    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league_tuning.tuning)),
+    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league_tuning.defaults)),
     Entry("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
     Entry(
         "pareto",
@@ -165,6 +168,8 @@ SECTIONS: tuple[Entry, ...] = (
     ),
     Entry("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
     Entry("judging", "The judging", lambda found: found.judging),
+    Entry("panel", "The judging", lambda found: panel.panel(found.run, found.main)),
+    Entry("agreement", "The judging", lambda found: panel.agreement(found.run)),
     Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
     Entry("search_winners", SEARCH, lambda found: found.search.winners),
     Entry("search_front", SEARCH, lambda found: found.search.front),

@@ -93,12 +93,10 @@ def read_inputs(experiment: Experiment) -> None:
 
     check_questions(experiment)
     evaluation = experiment.settings.evaluation
-    retention = evaluation.retention
-    scorers = {
-        "evaluation.judge.scorer": getattr(evaluation.judge, "scorer", None),
-        "evaluation.retention.scorer": retention.scorer if retention else None,
-    }
-    for key, scorer in scorers.items():
+    scorers = [("evaluation.judge.scorer", getattr(judge, "scorer", None)) for judge in evaluation.judge.members]
+    if evaluation.retention:
+        scorers.append(("evaluation.retention.scorer", evaluation.retention.scorer))
+    for key, scorer in scorers:
         if scorer is not None:
             from slime_ray.evaluation.judges.exact import load_scorer
 

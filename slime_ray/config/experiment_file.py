@@ -26,7 +26,6 @@ from slime_ray.config.experiment import (
     Resources,
     with_values,
 )
-from slime_ray.config.judge import Llm
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueKeys, LeagueReader
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
@@ -163,8 +162,9 @@ class _Resolver:
             if getattr(file.budget, key):
                 raise self.error(("budget", key), f"a league has an equal budget for each entry: {way}. Leave it out")
         return LeagueReader(
-            file.league, base, sampler=file.sampler, goals=file.goals, check=self.check, error=self.error
-        ).read()
+            file.league, base, sampler=file.sampler, goals=file.goals, constraints=file.constraints, check=self.check,
+            error=self.error,
+        ).read()  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> Complaint:
         return self.source.error((keys, sentence))
@@ -384,9 +384,15 @@ def _budget_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath,
     gpus = file.resources.gpu_per_worker > 0
     if budget.gpu_hours is not None and not gpus:
         yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
-    if budget.judge_calls is not None and not isinstance(judge, Llm):
+    if budget.judge_calls is not None and not judge.endpoints:
         yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-    priced = isinstance(judge, Llm) and judge.prices is not None
+    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    priced = bool(judge.endpoints) and not unpriced
+    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+        yield (
+            ("budget", "cost"),
+            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+        )
     if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
         yield (
             ("budget", "cost"),

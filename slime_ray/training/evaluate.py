@@ -23,7 +23,7 @@ from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
-from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
@@ -187,15 +187,16 @@ def evaluate(
 def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
-    found = bench.measure(one, trial)
-    if found.judging and not found.judging.complete:
-        say(f"{one.label}: {found.judging.sentence}")
+    measurement = bench.measure(one, trial)
+    if measurement.judging and not measurement.judging.complete:
+        say(f"{one.label}: {measurement.judging.sentence}")
     seconds = time.perf_counter() - clock
-    row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
+    row |= measurement.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
     folder.mkdir(parents=True, exist_ok=True)
-    write_judging(found.judging, folder, seconds=60.0, say=say)
-    finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
+    write_judging(measurement.judging, folder, seconds=60.0, say=say)
+    answers, pairs, verdicts = measurement.answers, measurement.pairs, measurement.verdicts
+    finish(trial, run, row, answers, [], pairs, say_nothing, storage_minutes=1.0, verdicts=verdicts)
 
 
 class _AnswerFiles:
@@ -204,7 +205,7 @@ class _AnswerFiles:
     hashes: dict[str, str]
     data: dict[str, Any]
 
-    def __init__(self, settings: Settings, judge: Judge | None):
+    def __init__(self, settings: Settings, judge: AnyJudge | None):
         """Raises InputError where nothing says what was asked."""
         self.settings, self.judge = settings, judge
         self.hashes, self.data = {}, {}
@@ -264,7 +265,7 @@ class _AnswerFiles:
 class _Models(_AnswerFiles):
     """Some side is a checkpoint: prompts, tokenizer, held-out pairs and the SFT checkpoint are those of a sweep."""
 
-    def __init__(self, settings: Settings, storage: RunStore, judge: Judge | None, report: Report):
+    def __init__(self, settings: Settings, storage: RunStore, judge: AnyJudge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)

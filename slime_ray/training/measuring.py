@@ -1,6 +1,6 @@
 """What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
+from slime_ray.evaluation.judges import AnyJudge, ExactJudge, Summary, load_scorer
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -31,12 +31,13 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Columns of trials.parquet, rows of answers.parquet and pairs.parquet, and what a judge took."""
+    """Columns of trials.parquet, rows of the other files by their names, and what a judge took."""
 
     row: dict[str, Any]
     answers: Rows = field(default_factory=list)
     pairs: Rows = field(default_factory=list)
     judging: Summary | None = None
+    verdicts: Rows = field(default_factory=list)
 
 
 def about(trial: Trial) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def judge_prompts(
     trial: Trial,
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
-    judge: Judge | None,
+    judge: AnyJudge | None,
     *,
     first: int | None = None,
     prompt_set: str | None = None,
@@ -131,8 +132,9 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
         "broken_outputs": answered.broken_outputs,
         "length_shift": answered.length_shift,
     }
-    rows = answered.rows({**about(trial), "prompt_set": trial.prompt_set})
-    return Measurement(row, rows, judging=answered.judging)
+    columns = {**about(trial), "prompt_set": trial.prompt_set}
+    rows, verdicts = answered.rows(columns), answered.verdict_rows(columns)
+    return Measurement(row, rows, judging=answered.judging, verdicts=verdicts)
 
 
 def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:
@@ -175,7 +177,7 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return Measurement(told.row | answers.row | row, answers.answers, told.pairs, answers.judging)
+    return replace(answers, row=told.row | answers.row | row, pairs=told.pairs)
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -143,7 +144,8 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosti
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
         minutes = hosting.faults.storage_minutes
-        finish(trial, run, row, measured.answers, curves.rows, measured.pairs, report, storage_minutes=minutes)
+        tables = measured.answers, curves.rows, measured.pairs, report
+        finish(trial, run, row, *tables, storage_minutes=minutes, verdicts=measured.verdicts)
     trackers.end(row)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
@@ -270,7 +272,7 @@ def _train_and_measure(
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
     kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
     answers = [*measured.answers, *kept.answers]
-    return Measurement(measured.row | kept.row | row | evaluation_seconds(), answers, measured.pairs)
+    return replace(measured, row=measured.row | kept.row | row | evaluation_seconds(), answers=answers)
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
@@ -300,7 +302,7 @@ def _judged(
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
     after: HeldOut,
-    judge: Judge | None,
+    judge: AnyJudge | None,
     *,
     training_spikes: float,
     run: Path,
@@ -311,8 +313,8 @@ def _judged(
         some = judge_prompts(trial, stages, asked, judge, first=first)
         parts = stability_parts(stages, after, some, training_spikes=training_spikes)
         others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
-        own = stability_score(parts, healthy=True)
-        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, own, others)):
+        score = stability_score(parts, healthy=True)
+        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, score, others)):
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)

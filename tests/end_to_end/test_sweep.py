@@ -124,11 +124,10 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(finished, small,
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_resuming_a_finished_run_trains_nothing(finished, slime_ray, small, storage):
+def test_resuming_a_finished_run_trains_nothing(finished, small, storage):
     run = finished[0]
     before = {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")}
-    again = slime_ray("sweep", small, "--storage", storage, "--resume")
-    assert again.returncode == 0, again.stderr
+    assert main(["sweep", str(small), "--storage", str(storage), "--resume"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")} == before
 
 
