@@ -26,7 +26,6 @@ from slime_ray.config.experiment import (
     Resources,
     with_values,
 )
-from slime_ray.config.judge import Llm
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueKeys, LeagueReader
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
@@ -40,6 +39,8 @@ from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName,
 from slime_ray.config.trackers import DEFAULT, Tracker
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError, near
+
+NO_RETENTION = "retention needs evaluation.retention, which is null. Name its prompts and its scorer there"
 
 
 class _File(SearchKeys):
@@ -345,6 +346,8 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
                 "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use goals: "
                 "{preference_accuracy: maximize, stability: maximize}",
             )
+        if goal == "retention" and settings.evaluation.retention is None:
+            yield ("goals", goal), f"goals.{NO_RETENTION}"
     if not file.goals:
         yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
     elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and (file.search or file.league):
@@ -369,6 +372,8 @@ def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyP
             yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
         elif one.column in JUDGED and settings.evaluation.judge.name == "none":
             yield ("constraints", index), f"{one.column} needs a judge, and evaluation.judge is none. Set a judge"
+        elif one.column == "retention" and settings.evaluation.retention is None:
+            yield ("constraints", index), NO_RETENTION
     if clash := contradiction(known):
         yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
 
@@ -379,9 +384,15 @@ def _budget_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath,
     gpus = file.resources.gpu_per_worker > 0
     if budget.gpu_hours is not None and not gpus:
         yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
-    if budget.judge_calls is not None and not isinstance(judge, Llm):
+    if budget.judge_calls is not None and not judge.endpoints:
         yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-    priced = isinstance(judge, Llm) and judge.prices is not None
+    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    priced = bool(judge.endpoints) and not unpriced
+    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+        yield (
+            ("budget", "cost"),
+            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+        )
     if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
         yield (
             ("budget", "cost"),
