@@ -172,8 +172,8 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
     seeds = manifest.get("seeds") or []
-    before = _league_before(run, manifest, experiment)
-    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds, "league": before}).fingerprint:
+    league = _league_before(run, manifest, experiment)
+    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds, "league": league}).fingerprint:
         raise InputError(
             f"{run} was started with other settings than this file and these --set give now. Resume it with the "
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
