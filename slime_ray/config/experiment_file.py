@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -15,12 +15,12 @@ from slime_ray.config.complaints import explain
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
 from slime_ray.config.experiment import (
-    GOALS,
     MOST_SEEDS,
     MOST_TRIALS,
     Arm,
     Budget,
     EarlyStopping,
+    Estimate,
     Experiment,
     Faults,
     Resources,
@@ -264,7 +264,13 @@ class _Resolver:
         judged, evaluations = settings.judged_on_the_way, settings.training.evaluations
         if early.rule == "pareto" and early.goals is None:
             names = {"preference_accuracy" if goal == "win_rate" and not judged else goal: goal for goal in file.goals}
-            goals = {name: file.goals[goal] for name, goal in names.items() if goal in GOALS}
+            goals = {name: file.goals[goal] for name, goal in names.items() if name in get_args(Estimate)}
+            if not goals:
+                raise self.error(
+                    at,
+                    f"none of the goals {', '.join(file.goals)} is known during training. Set early_stopping.goals to "
+                    f"any of {', '.join(get_args(Estimate))}, or leave early_stopping out",
+                )
             early = early.model_copy(update={"goals": goals})
         if "win_rate" in early.ranked_by and not judged:
             raise self.error(
