@@ -338,11 +338,10 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
     for goal in file.goals:
         if goal not in METRICS:
             yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, METRICS)}"
-        if goal == "win_rate" and settings.evaluation.judge.name == "none":
+        elif lack := _unmeasured(goal, settings):
             yield (
                 ("goals", goal),
-                "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use goals: "
-                "{preference_accuracy: maximize, stability: maximize}",
+                f"goals.{goal} {lack}, or use goals: {{preference_accuracy: maximize, stability: maximize}}",
             )
     if not file.goals:
         yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
@@ -351,6 +350,15 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
             ("goals",),
             ("accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them"),
         )
+
+
+def _unmeasured(column: str, settings: Settings) -> str | None:
+    """Why no trial of these settings has this number, and the way out; None where it has."""
+    if column in JUDGED and settings.evaluation.judge.name == "none":
+        return "needs a judge, and evaluation.judge is none. Set a judge"
+    if column == "format_valid" and settings.data.task is None:
+        return f"is measured on embedded tasks alone, and data.train is {settings.data.train}. Leave it out"
+    return None
 
 
 def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
@@ -366,8 +374,8 @@ def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyP
         known.append(one)
         if one.column not in METRICS:
             yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
-        elif one.column in JUDGED and settings.evaluation.judge.name == "none":
-            yield ("constraints", index), f"{one.column} needs a judge, and evaluation.judge is none. Set a judge"
+        elif lack := _unmeasured(one.column, settings):
+            yield ("constraints", index), f"{one.column} {lack}"
     if clash := contradiction(known):
         yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
 
