@@ -170,9 +170,10 @@ def methods(found: Findings) -> list[str]:
         notes += [
             "W_AH: Arena-Hard's score, in which a strong verdict counts as three votes. LC: the length-controlled "
             "win rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's "
-            "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt). Their "
-            "intervals: percentile bootstrap over prompts. Consistent: share of answers whose two valid verdicts "
-            "name the same winner, or a tie.",
+            "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt, and so not "
+            "AlpacaEval's number). *: extrapolated, as few answers are near equal length. Their intervals: percentile "
+            "bootstrap over prompts. Consistent: share of answers whose two valid verdicts name the same winner, or a "
+            "tie.",
         ]
     if found.cells:
         notes += [

@@ -29,6 +29,9 @@ FARTHEST = 20.0
 """Coefficients go no farther: those of a resample that has no finite optimum."""
 AT_ONCE = 500_000
 """Answers times resamples that are held at a time: what a cache holds."""
+FEWEST_EQUAL = 0.1
+"""Below this share of answers near equal length LC rests on the form of the curve: it is extrapolated."""
+EXTRAPOLATED = "length_controlled_extrapolated"
 EXACT = "exact"
 """Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
 ASIDE = {
@@ -160,6 +163,11 @@ class Votes:
         """LC with its interval over prompts."""
         return length_controlled_rate(self.outcomes, self.more_tokens, self.prompts, resamples=resamples)
 
+    def equal_lengths(self) -> float:
+        """Share of the answers whose length is within a quarter sd of the baseline's; NaN where none has a length."""
+        d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
+        return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
+
     def consistency(self) -> float | None:
         """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
 
@@ -197,7 +205,13 @@ def judging(run: results.Run, main: Table) -> Table:
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
-            "baseline answer's: the win rate at equal lengths. longer: mean of d.",
+            "baseline answer's: the win rate at equal lengths, which is not AlpacaEval's number. longer: mean of d. "
+            "near: share of the answers with |d| of at most sd / 4"
+            + (
+                f"; below {FEWEST_EQUAL:.0%} LC is extrapolated (*), and its interval does not say how far."
+                if frame[EXTRAPOLATED].any()
+                else "."
+            ),
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
@@ -212,9 +226,11 @@ def judging(run: results.Run, main: Table) -> Table:
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             *(
                 Column(f"{head} % [95 %]", interval_cells(frame, name, 1, scale=100))
-                for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"), ("LC", "length_controlled"))
+                for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"))
             ),
+            Column("LC % [95 %]", _length_controlled_cells(frame)),
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
+            Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
             Column("missing", cells(frame, _invalid_cell)),
         ),
@@ -258,13 +274,21 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
+def _length_controlled_cells(frame: pd.DataFrame) -> tuple[str, ...]:
+    shown = interval_cells(frame, "length_controlled", 1, scale=100)
+    return tuple(f"{cell}*" if far else cell for cell, far in zip(shown, frame[EXTRAPOLATED], strict=True))
+
+
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
     low, high = votes.bounds()
+    equal = votes.equal_lengths()
     found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled()}
     return {
         "label": label,
         **{name: main[name] for name in ("win_rate", "win_rate_low", "win_rate_high")},
         **statistics.columns(found),
+        EXTRAPOLATED: found["length_controlled"] is not None and equal < FEWEST_EQUAL,
+        "equal_lengths": equal,
         "more_tokens": float(np.nanmean(votes.more_tokens)) if (~np.isnan(votes.more_tokens)).any() else np.nan,
         "order_consistency": votes.consistency(),
         "verdicts": votes.points.size,

@@ -15,6 +15,8 @@ from . import (
     judging,
     knob_figures,
     league,
+    league_answer,
+    league_tuning,
     paper_tables,
     search_table,
     stability,
@@ -98,7 +100,7 @@ class Findings:
     def of_design(self) -> Sentences:
         """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
         if self.league is not None and self.standings is not None:
-            return league.sentences(self.league, self.standings)
+            return league_answer.sentences(self.league, self.standings)
         if self.cells is None or self.ablation is None or self.factorial is None:
             return [], []
         if self.cells.design.kind == "factorial":
@@ -128,8 +130,8 @@ class Entry:
 SECTIONS: tuple[Entry, ...] = (
     Entry("league", LEAGUE, lambda found: found.standings),
     Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league.pairs), terminal=False),
-    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league.tuning)),
-    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league.defaults)),
+    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league_tuning.tuning)),
+    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league_tuning.defaults)),
     Entry("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
     Entry(
         "pareto",

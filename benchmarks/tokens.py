@@ -1,4 +1,4 @@
-"""What a trial process costs on many pairs: processor seconds and peak memory of the first trial and of the next."""
+"""What processes cost on many pairs: a plan, the first trial, the next, and one of DPO, which needs a reference."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +29,11 @@ name: {name}
 base:
   model: {{source: {folder}/model, chat_template: chatml}}
   data: {{train: {folder}/pairs.jsonl, sft_fraction: 0.0, held_out_pairs: 256}}
-  objective: {{name: slime}}
+  objective: {{name: {objective}}}
   training: {{learning_rate: 1.0e-4, updates: 2, pairs_per_update: 16, evaluations: 1}}
   sentinel: {{action: none}}
   evaluation: {{prompts: 2, selection_prompts: 2, kl_prompts: 2, decoding: {{max_new_tokens: 4}}}}
-arms: {{slime: {{}}}}
+arms: {{only: {{}}}}
 seeds: [0]
 goals: {{stability: maximize}}
 """
@@ -40,16 +41,17 @@ goals: {{stability: maximize}}
 
 @dataclass(frozen=True)
 class TrialCost:
-    """One process of `slime-ray train`. seconds: of the processor. peak: MiB, with everything that was imported."""
+    """One process. seconds: of the processor; wall: by the clock. peak: MiB, with everything that was imported."""
 
     trial: str
     seconds: float
+    wall: float
     peak: float
 
 
 @dataclass(frozen=True)
 class PairsReport:
-    """The first trial of a storage, which makes the stages, and the next one."""
+    """A plan, the first trial of a storage, which makes the stages, the next one, and one that needs a reference."""
 
     machine: Machine
     pairs: int
@@ -65,9 +67,9 @@ def measure_pairs(pairs: int, say: Say) -> PairsReport:
         write_pairs(folder / "pairs.jsonl", pairs)
         write_model(folder / "model", folder / "pairs.jsonl")
         trials = []
-        for name in ("first", "next"):
-            say(f"training: {name}")
-            trials.append(_train(folder, name))
+        for name, objective in (("plan", "slime"), ("first", "slime"), ("next", "slime"), ("dpo", "dpo")):
+            say(f"running: {name}")
+            trials.append(_run(folder, name, objective))
         return PairsReport(
             describe_machine(torch.device("cpu")), pairs, (folder / "pairs.jsonl").stat().st_size, trials
         )
@@ -111,23 +113,28 @@ def write_model(folder: Path, text: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def _train(folder: Path, name: str) -> TrialCost:
-    """Run one trial in a process of its own, with the stages of those before it."""
+def _run(folder: Path, name: str, objective: str) -> TrialCost:
+    """Run one trial, or plan it, in a process of its own, with the stages of those before it."""
     file = folder / f"{name}.yaml"
-    file.write_text(EXPERIMENT.format(name=name, folder=folder), encoding="utf-8")
-    command = [sys.executable, "-m", "slime_ray", "train", str(file), "--storage", str(folder / "runs")]
+    file.write_text(EXPERIMENT.format(name=name, folder=folder, objective=objective), encoding="utf-8")
+    doing = ["plan", str(file)] if name == "plan" else ["train", str(file), "--storage", str(folder / "runs")]
+    command, clock = [sys.executable, "-m", "slime_ray", *doing], time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RunError(f"The trial {name} ended with status {process.returncode}.")
-    return TrialCost(name, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    wall = time.perf_counter() - clock
+    return TrialCost(name, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024)
 
 
 def pairs_table(report: PairsReport) -> str:
     """A Markdown table with a line per trial."""
-    rows = [[trial.trial, f"{report.pairs:,}", f"{trial.seconds:.1f}", f"{trial.peak:,.0f}"] for trial in report.trials]
-    return table(("trial", "pairs", "CPU seconds", "peak MiB"), rows)
+    rows = [
+        [trial.trial, f"{report.pairs:,}", f"{trial.seconds:.1f}", f"{trial.wall:.1f}", f"{trial.peak:,.0f}"]
+        for trial in report.trials
+    ]
+    return table(("process", "pairs", "CPU seconds", "wall seconds", "peak MiB"), rows)
 
 
 if __name__ == "__main__":

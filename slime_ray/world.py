@@ -44,16 +44,16 @@ class World:
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` gives on rank 0, on every rank. A SlimeRayError that it raises there is raised everywhere."""
-        made: T | SlimeRayError | None = None
+        result: T | SlimeRayError | None = None
         if self.main:
             try:
-                made = work()
+                result = work()
             except SlimeRayError as error:
-                made = error
-        made = self.broadcast(made)
-        if isinstance(made, SlimeRayError):
-            raise made
-        return made  # type: ignore[return-value]
+                result = error
+        result = self.broadcast(result)
+        if isinstance(result, SlimeRayError):
+            raise result
+        return result  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in order of rank, on every rank."""
@@ -78,8 +78,8 @@ class World:
 
     def agree(self, values: Iterable[T]) -> bool:
         """Whether all ranks gave the same values."""
-        own = list(values)
-        return all(other == own for other in self.gather(own))
+        mine = list(values)
+        return all(other == mine for other in self.gather(mine))
 
 
 def _device() -> torch.device | None:

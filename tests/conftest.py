@@ -1,5 +1,7 @@
 """Options of this test suite, and what tests of all parts use."""
 
+import gc
+
 import pytest
 
 
@@ -10,6 +12,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts Ray first, README's commands before all: where tests run side by side, the short ones fill the gaps."""
     items.sort(key=lambda item: (item.path.name != "test_readme.py", item.get_closest_marker("ray") is None))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection, of which training asks for much, need not look through the libraries and tests again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

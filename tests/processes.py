@@ -1,6 +1,5 @@
 """Processes of a session, as /proc lists them: who is at work, and what a sweep left behind."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,9 @@ def of_session(session: int) -> Iterator[tuple[int, str]]:
             continue
 
 
-def left_behind(session: int, seconds: float = 20) -> list[str]:
+def left_behind(session: int, seconds: float = 60) -> list[str]:
     """Commands of the processes that still live in a session, after a moment to end."""
     deadline = time.monotonic() + seconds
     while (alive := [command for _, command in of_session(session)]) and time.monotonic() < deadline:
-        os.sched_yield()
+        time.sleep(0.05)
     return alive

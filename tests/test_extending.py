@@ -5,10 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from slime_ray.cli import main
 from slime_ray.runs import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,30 +45,49 @@ def steps(name: str) -> list[list[str]]:
     return [words for words in lines if words[0] != "export"]
 
 
-def run(words: list[str], folder: Path) -> str:
-    """One command in the folder, with PYTHONPATH as the page exports it; trials are cut short. Its output."""
-    program, *given = words
-    own = program == "slime-ray"
-    command = [sys.executable, *(["-m", "slime_ray"] if own else []), *given]
-    if own and given[0] in ("train", "sweep"):
-        command += [word for setting in SHORT for word in ("--set", setting)]
+@pytest.fixture
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], str]:
+    """Runs one command in the folder, with PYTHONPATH as the page exports it; trials are cut short. Returns its output."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+
+    def output(words: list[str]) -> str:
+        program, *arguments = words
+        if program == "slime-ray" and arguments[0] in ("train", "sweep"):
+            arguments += [word for setting in SHORT for word in ("--set", setting)]
+        if program == "python":
+            return python(arguments, folder)
+        if arguments[0] == "sweep":
+            # Ray's workers find the page's files by the variable.
+            return python(["-m", "slime_ray", *arguments], folder)
+        assert main(arguments) == 0
+        return capsys.readouterr().out
+
+    return output
+
+
+def python(arguments: list[str], folder: Path) -> str:
+    """Run Python in a process of its own and return its output."""
     environment = os.environ | {
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0", "PYTEST_ADDOPTS": "-p no:cacheprovider",
     }  # fmt: skip
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize(("name", "kept"), [("An objective", "hinge"), ("A judge", "polite")])
-def test_the_steps_up_to_one_trial_do_what_they_say(folder, name, kept):
+def test_the_steps_up_to_one_trial_do_what_they_say(folder, run, name, kept):
     first, check, train, _ = steps(name)
-    assert " passed" in run(first, folder)
-    assert "fine." in run(check, folder)
-    run(train, folder)
+    assert " passed" in run(first)
+    assert "fine." in run(check)
+    run(train)
     [row] = results.load(folder / "runs" / f"{kept}-{train[-1]}").trials.to_dict("records")
     assert row["status"] == "completed"
     expected = {"hinge": ("objective", "hinge:Hinge"), "polite": ("judge", "exact:polite:score")}
@@ -75,11 +96,11 @@ def test_the_steps_up_to_one_trial_do_what_they_say(folder, name, kept):
 
 
 @pytest.mark.ray
-def test_the_steps_to_the_end_with_an_objective_and_a_table(folder):
+def test_the_steps_to_the_end_with_an_objective_and_a_table(folder, run):
     *_, sweep = steps("An objective")
-    run(sweep, folder)
+    run(sweep)
     [table] = steps("A table")
-    said = run(table, folder)
+    said = run(table)
     assert "hinge: win rate in %, by seed." in said
     assert {line.split()[0] for line in said.splitlines() if line} >= {"sft", "slime", "hinge"}
     assert "| hinge |" in (folder / "by_seed.md").read_text(encoding="utf-8")

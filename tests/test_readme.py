@@ -3,15 +3,14 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from slime_ray import cli
-from tests.end_to_end.conftest import SMALLEST, environment
+from tests.end_to_end.conftest import SMALLEST
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +30,7 @@ NOT_RUN = {
     "slime-ray reproduce --table 4 --scale demo": "minutes; tests/test_reproduction.py resolves it",
     "slime-ray launch mine.yaml --name first --storage /shared/runs": "a cluster; tests/ray/test_launch.py has one",
     "slime-ray bench step": "minutes; tests/bench runs it small",
+    "slime-ray bench gpu --minutes 20": "minutes; tests/bench/test_gpu.py runs its parts small",
 }
 """Lines that are only read by the parser, each with where it is tried."""
 
@@ -38,7 +38,7 @@ NOT_RUN = {
 def blocks(page: str, kind: str) -> list[str]:
     """Return a page's code blocks of one kind."""
     every = re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    return [text for found, text in every if found == kind]
+    return [text for language, text in every if language == kind]
 
 
 def lines(page: str, program: str) -> list[str]:
@@ -72,24 +72,26 @@ def test_the_objective_in_python_runs():
 
 
 @pytest.mark.ray
-def test_the_commands_run_in_their_order(tmp_path):
-    (tmp_path / "mine.yaml").write_text(MINE, encoding="utf-8")
+def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capfd):
+    """In this process and on one Ray instance: what a process and an instance take would be paid for by each line."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(MINE, encoding="utf-8")
     ran = []
-    for line in lines(COMMANDS, "slime-ray"):
-        if line in NOT_RUN or "|" in line:
-            continue
-        words = shlex.split(line.replace("CHECKPOINT", "runs/first/trials/arm-slime-s0/checkpoint"))
-        if words[1] == "compare":
-            # A reader's second run.
-            shutil.copytree(tmp_path / "runs" / "first", tmp_path / "runs" / "second")
-        done = subprocess.run(
-            [sys.executable, "-m", "slime_ray", *words[1:]],
-            cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-        ran.append(words[1])
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        for line in lines(COMMANDS, "slime-ray"):
+            if line in NOT_RUN or "|" in line:
+                continue
+            words = shlex.split(line.replace("CHECKPOINT", "runs/first/trials/arm-slime-s0/checkpoint"))[1:]
+            if words[0] == "compare":
+                # A reader's second run.
+                shutil.copytree("runs/first", "runs/second")
+            code = cli.main(words)
+            assert code == 0, f"{line}\n{capfd.readouterr()}"
+            ran.append(words[0])
+    finally:
+        ray.shutdown()
     assert ran[:5] == ["spaces", "reference", "presets", "check", "doctor"]
     assert {"sweep", "status", "train", "evaluate", "report", "compare", "export"} <= set(ran)
-    assert (tmp_path / "runs" / "first" / "report" / "report.html").is_file()
-    assert any((tmp_path / "arena").iterdir())
+    assert Path("runs/first/report/report.html").is_file()
+    assert any(Path("arena").iterdir())

@@ -89,12 +89,13 @@ def read_inputs(experiment: Experiment) -> None:
     Raises:
         InputError: One of them cannot be used.
     """
-    from slime_ray.evaluation.judges.exact import load_scorer
     from slime_ray.evaluation.questions import check_questions
 
     check_questions(experiment)
     scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
     if scorer is not None:
+        from slime_ray.evaluation.judges.exact import load_scorer
+
         load_scorer(scorer)
     if callbacks := experiment.settings.training.callbacks:
         from slime_ray.training.callbacks import load_callbacks

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_ray.errors import InputError
 
@@ -24,9 +24,8 @@ Benchmarks for your own machine: the training step with random weights and token
 """
 
 
-# The type of what add_subparsers returns has no public name.
-def add_bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `bench` with its subcommands."""
+def add_bench_parser(commands: Any) -> None:
+    """Register `bench` with its subcommands. commands: what argparse's `add_subparsers` returned."""
     bench = commands.add_parser(
         "bench", help="measure the training step and the plan on this machine",
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,

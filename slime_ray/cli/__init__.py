@@ -126,11 +126,11 @@ def _again(options: argparse.Namespace, words: Sequence[str], flag: str) -> str 
     return shlex.join(["slime-ray", *redact([word for word in words if word not in ("--resume", "--go-on")]), flag])
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The parser of all commands; each command is under `command` of what it parses."""
     from slime_ray.bench.command import add_bench_parser
 
-    parser: argparse.ArgumentParser = Parser(prog="slime-ray", description=DESCRIPTION)
+    parser = Parser(prog="slime-ray", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for part in (experiments, planning, runs):

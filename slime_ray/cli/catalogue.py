@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slime_ray.cli.options import add_command, option
+from slime_ray.cli.options import Parser, add_command, option
 from slime_ray.errors import InputError, near
 
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-def add_commands(commands: Any, whole: Callable[[], argparse.ArgumentParser]) -> None:
+def add_commands(commands: Any, whole: Callable[[], Parser]) -> None:
     """Register them. whole: makes the parser of all commands."""
     json_option = option("--json", action="store_true", help="print names and summaries as JSON")
     spaces = add_command(
@@ -168,7 +168,7 @@ def _print_pairs(pairs: dict[str, str], options: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {summary}")
 
 
-def _completion(whole: Callable[[], argparse.ArgumentParser], options: argparse.Namespace) -> None:
+def _completion(whole: Callable[[], Parser], options: argparse.Namespace) -> None:
     import shtab
 
     parser = whole()
@@ -176,7 +176,7 @@ def _completion(whole: Callable[[], argparse.ArgumentParser], options: argparse.
     print(shtab.complete(parser, shell=options.shell))
 
 
-def _complete(parser: argparse.ArgumentParser) -> None:
+def _complete(parser: Parser) -> None:
     """Say of every argument what kind of thing it takes: files, folders, or the names of experiments."""
     import shtab
 
@@ -187,11 +187,10 @@ def _complete(parser: argparse.ArgumentParser) -> None:
         "to": shtab.DIRECTORY, "policies": shtab.FILE, "baseline": shtab.FILE, "cluster": shtab.FILE,
         "questions": shtab.FILE, "json": shtab.FILE, "csv": shtab.FILE, "write": shtab.FILE,
     }  # fmt: skip
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                _complete(inner)
-        elif action.dest == "space":
+    for command in parser.commands.values():
+        _complete(command)
+    for action in parser.arguments:
+        if action.dest == "space":
             action.choices = list(shipped_spaces())
         elif action.dest in kinds and action.nargs != 0:
             action.complete = kinds[action.dest]  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
     from slime_ray.runs.store import RunStore
 
-Option = Callable[[Any], object]
+Option = Callable[[Any], argparse.Action | None]
 """Declares an option on a parser or a group."""
 LARGEST_SEARCH_SEED = 4_000_000_000
 
@@ -25,10 +25,27 @@ class Parser(argparse.ArgumentParser):
     """A parser whose options are written out: `--seed` is never taken for `--seeds`.
 
     What it does not know is its own command's error, with that command's usage and the option that may be meant.
+
+    Attributes:
+        arguments: Its options and arguments, in the order of their declaration.
+        commands: The parsers of its commands by name.
     """
 
     def __init__(self, **settings: Any):
+        self.arguments: list[argparse.Action] = []
+        self.commands: dict[str, Parser] = {}
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Declare an option or argument, and list it: argparse keeps its own list to itself."""
+        self.arguments.append(super().add_argument(*names, **settings))
+        return self.arguments[-1]
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        """Declare that commands follow, and keep the mapping that they will be in."""
+        commands = super().add_subparsers(**settings)
+        self.commands = commands.choices
+        return commands
 
     def error(self, message: str) -> NoReturn:
         """Print usage and the error, which may quote what was given, without its secrets; a near word comes first."""
@@ -42,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         """The same; but raises for what is left over, which argparse would say of the whole program."""
         options, rest = super().parse_known_args(args, namespace)
         if rest:
-            known = [name for action in self._actions for name in action.option_strings]
+            known = [name for action in self.arguments for name in action.option_strings]
             near = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
             self.error(f"unrecognized arguments: {' '.join(rest)}" + (f" (did you mean {near[0]}?)" if near else ""))
         return options, rest
@@ -58,8 +75,7 @@ def exclusive(*options: Option) -> Option:
 
     def declare(parser: Any) -> None:
         group = parser.add_mutually_exclusive_group()
-        for each in options:
-            each(group)
+        parser.arguments += [each(group) for each in options]
 
     return declare
 

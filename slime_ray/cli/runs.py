@@ -5,12 +5,13 @@ The first four need neither torch nor Ray.
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.cli.options import QUIET, RUN, add_command, exclusive, option, run_and_report, show_report
+from slime_ray.cli.options import QUIET, RUN, STORAGE, add_command, exclusive, option, run_and_report, show_report
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs.redaction import redact
 
@@ -22,8 +23,13 @@ def add_commands(commands: Any) -> None:
     """Register them."""
     add_command(
         commands, "status", _status, "how a run stands, from another terminal or machine",
-        ["slime-ray status runs/first", "slime-ray status s3://bucket/runs/first --json"],
-        RUN, option("--json", action="store_true", help="print it as JSON"),
+        ["slime-ray status", "slime-ray status runs/first --watch", "slime-ray status s3://bucket/runs/first --json"],
+        option("run", nargs="?", help="folder of the run, or its address (default: a list of those in --storage)"),
+        STORAGE,
+        exclusive(
+            option("--json", action="store_true", help="print it as JSON"),
+            option("--watch", action="store_true", help="print it again when it changes, until the run ends"),
+        ),
     )  # fmt: skip
     add_command(
         commands, "extend", _extend, "go on with a run, with more trials of its search",
@@ -114,9 +120,40 @@ def _opened(address: str) -> "Iterator[tuple[Path, RunStore]]":
 def _status(options: argparse.Namespace) -> None:
     from slime_ray.runs.status import describe
 
-    with _opened(options.run) as (run, _):
-        standing = describe(run)
-    print(json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run)))
+    if options.run is None:
+        _list_runs(options)
+        return
+    last = None
+    while True:
+        with _opened(options.run) as (run, _):
+            standing = describe(run)
+        now = json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run))
+        # How long ago it spoke changes all the time.
+        if standing | {"said": None} != last:
+            print(now, flush=True)
+        if not options.watch or standing["state"] != "at work":
+            return
+        last = standing | {"said": None}
+        time.sleep(WATCH_SECONDS)
+
+
+WATCH_SECONDS = 2.0
+
+
+def _list_runs(options: argparse.Namespace) -> None:
+    from slime_ray.runs.status import runs_in
+    from slime_ray.runs.store import is_url
+
+    if is_url(options.storage) or options.watch:
+        raise InputError("Name the run, as runs/first or s3://bucket/runs/first: only a folder of runs can be listed.")
+    runs = runs_in(Path(options.storage))
+    if options.json:
+        print(json.dumps(runs, indent=1))
+        return
+    for one in runs:
+        print(f"{one['name']}: {one['state']}, {one['done']} of {one['total']} trials, begun {one['begun']}")
+    if not runs:
+        print(f"There are no runs in {options.storage}.")
 
 
 def _sentences(standing: dict[str, Any], run: str) -> str:
@@ -140,32 +177,32 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
 
 def _extend(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment import MOST_TRIALS
+    from slime_ray.config.points import count_points, with_values
     from slime_ray.runs.folder import reopened
     from slime_ray.runs.results import read_manifest
 
     with _opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
-    if experiment.budget.trials + options.trials > MOST_TRIALS:
+    if max((part.trials for part in experiment.searches), default=0) + options.trials > MOST_TRIALS:
         raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
     if options.trials < 0:
         raise InputError(f"--trials {options.trials}: give the number of further trials.")
     if options.trials and not experiment.searches:
         raise InputError(f"{options.run} has no search that could have more trials.")
-    budget = experiment.budget.model_copy(update={"trials": experiment.budget.trials + options.trials})
-    if options.trials and experiment.search is not None:
-        from slime_ray.config.points import count_points
-
-        points = count_points(experiment.search, experiment.base)
-        if points is not None and budget.trials > points:
+    for part in experiment.searches if options.trials else ():
+        points = count_points(part.search, with_values(experiment.base, part.set))
+        if points is not None and part.trials + options.trials > points:
             raise InputError(
-                f"{options.run} has {experiment.budget.trials} trials, and its space only {points} points, each of "
-                f"which is tried once. Give --trials {points - experiment.budget.trials} at most."
+                f"{options.run} has {part.trials} trials{f' of {part.label}' if part.label else ''}, and its space "
+                f"only {points} points, each of which is tried once. Give --trials {points - part.trials} at most."
             )
     # The folder may have been renamed, or be a copy.
     experiment = experiment.model_copy(update={"name": run.name})
-    more: dict[str, Any] = {"budget": budget}
     if league := experiment.league:
-        more = {"league": league.model_copy(update={"trials": league.trials + options.trials})}
+        more: dict[str, Any] = {"league": league.model_copy(update={"trials": league.trials + options.trials})}
+    else:
+        budget = experiment.budget
+        more = {"budget": budget.model_copy(update={"trials": budget.trials + options.trials})}
     run_and_report(
         experiment.model_copy(update=more), run / "experiment.yaml", options, start="resume",
         storage=mirror.url or str(mirror.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,

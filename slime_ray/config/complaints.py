@@ -69,6 +69,8 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
 FOREIGN = {
     **dict.fromkeys(("r", "lora_r"), "model.lora.rank"),
     "lora_alpha": "model.lora.alpha",
+    "use_rslora": "model.lora.rslora",
+    "use_dora": "model.lora.dora",
     "lora_dropout": "model.lora.dropout",
     **dict.fromkeys(("target_modules", "lora_target_modules"), "model.lora.targets"),
     "modules_to_save": "model.lora.train_head",

@@ -161,8 +161,9 @@ class _Resolver:
             if getattr(file.budget, key):
                 raise self.error(("budget", key), f"a league has an equal budget for each entry: {way}. Leave it out")
         return LeagueReader(
-            file.league, base, sampler=file.sampler, goals=file.goals, check=self.check, error=self.error
-        ).read()
+            file.league, base, sampler=file.sampler, goals=file.goals, constraints=file.constraints, check=self.check,
+            error=self.error,
+        ).read()  # fmt: skip
 
     def error(self, keys: KeyPath, sentence: str) -> Complaint:
         return self.source.error((keys, sentence))
@@ -312,6 +313,12 @@ def _refusals(file: _File, settings: Settings, arms: Sequence[Arm]) -> Iterator[
             ("seeds",),
             f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
             "Give fewer seeds",
+        )
+    adapters = [one for one in (settings.model.lora, settings.sft_model.lora if settings.sft else None) if one]
+    if file.resources.strategy == "fsdp2" and any(one.dora for one in adapters):
+        yield (
+            ("resources", "strategy"),
+            "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
         )
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"

@@ -18,7 +18,8 @@ class Entry(Strict):
     """One method of a league: an objective, and the space that it is tuned in.
 
     label: names it in tables. objective: by its name. set: what it sets over base. search: a Search as plain values,
-    the learning rate among its dimensions. defaults: the objective's own values of the knobs that are searched.
+    the learning rate among its dimensions. defaults: values of the knobs that are searched, as `set`
+    gives them, or else as the objective has them.
     """
 
     label: str
@@ -58,6 +59,9 @@ class League(Strict):
 
 
 def entry_of(trial_id: str) -> str | None:
-    """Label of the entry that a search trial is of; "" where there are none, and None for another id."""
+    """Label of the entry whose budget a search trial is of, "" where there are none.
+
+    None for another id, and for a clone in a league: it is a trial more than other entries have.
+    """
     match = _SEARCH_ID.fullmatch(trial_id)
-    return None if match is None else match["label"] or ""
+    return None if match is None or (match["label"] and match["clone"]) else match["label"] or ""

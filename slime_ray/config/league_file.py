@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS
 from slime_ray.config.league import LEARNING_RATE, Entry, League
-from slime_ray.config.points import Point, Search, path_of, value_at, with_values
+from slime_ray.config.points import Point, Rules, Search, path_of, value_at, with_values
 from slime_ray.config.search_file import Check, SearchKeys, SearchReader
-from slime_ray.config.settings import OBJECTIVE_SETTINGS, Positive, Settings, Strict, fingerprint
+from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
 from slime_ray.config.space import Dimension, Scalar
 from slime_ray.config.strict import Label
 from slime_ray.config.yaml_source import KeyPath
@@ -24,6 +25,13 @@ MAY_SET = (
 """Paths, with all below them, in which entries may differ: none changes what a trial is trained on, or how long."""
 
 
+def _may_differ(path: str) -> bool:
+    return any(path == one or path.startswith(one + ".") for one in MAY_SET)
+
+
+BUDGET: KeyPath = ("league", "trials")
+
+
 class EntryKeys(Strict):
     """One entry: an objective and its space."""
 
@@ -34,20 +42,21 @@ class EntryKeys(Strict):
     require: list[str] = []
     """As in a search."""
     start_from: list[str | dict[str, Scalar]] = []
-    """As in a search, but for earlier runs; the objective's defaults are always tried first."""
+    """As in a search, but for earlier runs; its defaults are tried first, where they lie in its space."""
 
 
 class LeagueKeys(Strict):
     """The key `league`."""
 
-    trials: Positive
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
     """Search trials of each entry."""
-    seeds: Positive = 5
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 5
     """With which each entry's winner is confirmed: those of the file, and further ones."""
     learning_rate: Any = {"log_uniform": [1e-5, 1e-3]}
     """How `training.learning_rate` is drawn, for every entry."""
     defaults: bool = False
-    """Whether each objective's defaults are run too, at the learning rate of its winner and with the same seeds."""
+    """Whether each entry's defaults are run too, at the learning rate of its winner and with the same seeds. They are
+    what `set` gives, and of other knobs what the objective has."""
     entries: Annotated[dict[Label, EntryKeys], Field(min_length=2)]
     """The methods, by label."""
 
@@ -65,10 +74,11 @@ class LeagueReader:
         *,
         sampler: Any,
         goals: Mapping[str, str],
+        constraints: Sequence[str] = (),
         check: Check,
         error: Callable[[KeyPath, str], InputError],
     ):
-        self.keys, self.base, self.sampler, self.goals = keys, base, sampler, goals
+        self.keys, self.base, self.sampler, self.goals, self.constraints = keys, base, sampler, goals, constraints
         self.check, self.error = check, error
 
     def read(self) -> League:
@@ -85,9 +95,10 @@ class LeagueReader:
                     ("league", "entries", entry.label), f"{entry.label} is the same as {same}. Remove one of them"
                 )
         first, *_ = self.goals
+        keep = f" that keep {' and '.join(self.constraints)}" if self.constraints else ""
         rule = (
-            f"of an entry's completed trials the one that the fewest others beat in {' and '.join(self.goals)}, of "
-            f"equals one of a stability within tolerance, then the best by {first}; on selection prompts"
+            f"of an entry's completed trials{keep} the one that the fewest others beat in {' and '.join(self.goals)}, "
+            f"of equals one of a stability within tolerance, then the best by {first}; on selection prompts"
         )
         return League(
             entries=entries, trials=self.keys.trials, seeds=self.keys.seeds, defaults=self.keys.defaults, rule=rule
@@ -98,7 +109,7 @@ class LeagueReader:
         for path in _paths(keys.set):
             if path == LEARNING_RATE:
                 raise self.error((*at, "set"), f"{path} is searched for every entry: leave it out of `set`")
-            if not any(path == one or path.startswith(one + ".") for one in MAY_SET):
+            if not _may_differ(path):
                 raise self.error(
                     (*at, "set"),
                     f"{path} would be {label}'s alone, and all have the same data, model and updates. Set it in base",
@@ -112,8 +123,11 @@ class LeagueReader:
         base = with_values(self.base, chosen)
         settings = self.check(Settings, base, (*at, "set"), where=f"entry {label}: ")
         for path in keys.search:
-            if path.split(".")[0] == "training" and not any(path.startswith(one) for one in MAY_SET):
-                same = "league.learning_rate is" if path == LEARNING_RATE else "the data and the updates are"
+            if path == "objective.name":
+                raise self.error((*at, "search", path), "an entry is one objective. Make an entry of each")
+            # What is no setting at all is said by the search itself.
+            if not _may_differ(path) and path.split(".")[0] in Settings.model_fields:
+                same = "league.learning_rate is" if path == LEARNING_RATE else "data, model and updates are"
                 raise self.error((*at, "search", path), f"{path} cannot be an entry's own: {same} the same for all")
         space = keys.search or self._published(label, settings, at)
         space = {**space, LEARNING_RATE: rate.model_dump(exclude_defaults=True)}
@@ -121,14 +135,17 @@ class LeagueReader:
             SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from),
             base,
             check=_Placed(self.check, at),
-            error=lambda place, sentence: self.error((*at, *place), sentence),
+            error=lambda place, sentence: self.error(place if place == BUDGET else (*at, *place), sentence),
+            budget=BUDGET,
         )
         search = reader.read(self.keys.trials)
         assert search is not None
         if search.earlier_runs:
             raise self.error((*at, "start_from"), "an entry starts from points alone, since none may know more")
-        defaults = _defaults(search, settings)
+        defaults = _defaults(search, settings, _paths(keys.set))
         first = self._first(search, defaults, settings)
+        if first and Rules(search, base).broken(first):
+            first = None
         points = [first, *(point for point in search.known_points if point != first)] if first else search.known_points
         return Entry(
             label=label,
@@ -178,13 +195,13 @@ def _paths(values: Mapping[str, Any], above: str = "") -> list[str]:
     return found
 
 
-def _defaults(search: Search, settings: Settings) -> dict[str, Scalar]:
-    """The objective's own values of the knobs that are searched."""
+def _defaults(search: Search, settings: Settings, given: Collection[str]) -> dict[str, Scalar]:
+    """Values of the knobs that are searched, from the entry's `set` where they are `given` there."""
     fields = OBJECTIVE_SETTINGS[settings.objective.name]()
     found: dict[str, Scalar] = {}
     for name in search.dimensions:
         part, _, knob = path_of(name).partition(".")
-        if part == "objective" and hasattr(fields, knob):
+        if part == "objective" and hasattr(fields, knob) and path_of(name) not in given:
             found[path_of(name)] = getattr(fields, knob)
         elif path_of(name) != LEARNING_RATE:
             found[path_of(name)] = value_at(settings, path_of(name))

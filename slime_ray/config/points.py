@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from slime_ray.config.league import Entry
+from slime_ray.config.league import Entry, entry_of
 from slime_ray.config.presets import merge
 from slime_ray.config.settings import Positive, Settings, Strict
 from slime_ray.config.space import Dimension, Requirement, Scalar
@@ -186,6 +186,16 @@ class SearchPart:
         """The search of a league's entry."""
         search = Search.model_validate(entry.search)
         return cls(entry.label, entry.set, search, trials, 1, seeds, entry, defaults)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table that its winners and their defaults make, at most."""
+        also = self.defaults and self.entry is not None and bool(self.entry.defaults)
+        return min(self.best, self.trials) * (2 if also else 1)
+
+    def owns(self, trial_id: str) -> bool:
+        """Whether a trial is of its budget. Where it is the only search, clones of all trials are."""
+        return self.entry is None or entry_of(trial_id) == self.label
 
     def trial_id(self, number: int) -> str:
         """Id of its nth trial, from 1."""

@@ -65,7 +65,7 @@ class Check(Protocol):
 class SearchReader:
     """Turns the keys of a search into a Search, and every mistake in them into a sentence with its line.
 
-    check, error: of the file that they stand in.
+    check, error: of the file that they stand in. budget: key of its trials there.
     """
 
     def __init__(
@@ -75,8 +75,9 @@ class SearchReader:
         *,
         check: Check,
         error: Callable[[KeyPath, str], InputError],
+        budget: KeyPath = ("budget", "trials"),
     ):
-        self.keys, self.base, self.check, self.error = keys, base, check, error
+        self.keys, self.base, self.check, self.error, self.budget = keys, base, check, error, budget
         self.places: dict[str, KeyPath] = {}
 
     def read(self, trials: int) -> Search | None:
@@ -241,9 +242,9 @@ class SearchReader:
             raise self.error(at, f"the grid has {cells}more than {COUNTED:,}. Use quasi_random, or coarser steps")
         if points is not None and trials > points:
             raise self.error(
-                ("budget", "trials"),
-                f"budget.trials is {trials}, and the space has only {points} points, of which each is tried once. "
-                f"Give at most {points}",
+                self.budget,
+                f"{'.'.join(map(str, self.budget))} is {trials}, and the space has only {points} points, "
+                f"of which each is tried once. Give at most {points}",
             )
 
     def _start(self, search: Search) -> tuple[list[Point], list[EarlierRun]]:

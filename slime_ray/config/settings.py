@@ -54,6 +54,10 @@ class Lora(Strict):
     """Rank of the two factors that are added to each weight."""
     alpha: Annotated[float, Field(gt=0)] = 128.0
     """The update is scaled by `alpha / rank`."""
+    rslora: bool = False
+    """Whether it is scaled by `alpha / sqrt(rank)` instead (Kalajdzievski 2023), which keeps high ranks learning."""
+    dora: bool = False
+    """Whether magnitude and direction of each weight are trained apart (DoRA, Liu et al. 2024). Slower than LoRA."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's input that the adapters do not see in training."""
     targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
@@ -311,7 +315,8 @@ class Evaluation(Strict):
     decoding: Decoding = Decoding()
     """How answers are drawn."""
     engine: AnswerServer | None = None
-    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run."""
+    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
+    sentinel's few answers are always drawn there, for the server has no adapter during training."""
 
     def lacks(self) -> str | None:
         """What this machine lacks to judge and to ask the server, as a sentence with the way out."""

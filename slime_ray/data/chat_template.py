@@ -69,16 +69,16 @@ def stop_token_ids(
     The last one matters for a pretrained model under the template of its instruction-tuned version, whose own
     end-of-sequence token that template never writes. In ascending order.
     """
-    found: set[int] = set()
+    stops: set[int] = set()
     for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
-        found.update([ids] if isinstance(ids, int) else ids or ())
+        stops.update([ids] if isinstance(ids, int) else ids or ())
     if tokenizer.chat_template is not None:
-        found.add(ChatRenderer(tokenizer).end_of_turn_id)
-    if not found:
+        stops.add(ChatRenderer(tokenizer).end_of_turn_id)
+    if not stops:
         raise InputError(
             f"{_name(tokenizer)}: the tokenizer has no end-of-sequence token, so no answer could ever end."
         )
-    return tuple(sorted(found))
+    return tuple(sorted(stops))
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class ChatRenderer:
     def _learn_header(self, bare: str, opened: str, first: str, second: str) -> str:
         """What stands before an answer where the generation prompt is missing or says more than that."""
         header = _common(first, second)[len(bare) :]
-        asked = opened[len(bare) :]
+        generation = opened[len(bare) :]
         continues = first.startswith(bare) and opened.startswith(bare)
-        if not (continues and header and (not asked or asked.startswith(header))):
+        if not (continues and header and (not generation or generation.startswith(header))):
             raise self._broken(
                 "a conversation with an answer does not begin with the same conversation's generation prompt, so "
                 "prompts would differ between training and evaluation"
@@ -157,7 +157,7 @@ class ChatRenderer:
         logger.warning(
             "%s: the chat template's generation prompt is %r, but it writes %r before an answer. Prompts end with the "
             "latter, in training and in evaluation.",
-            _name(self.tokenizer), asked, header,
+            _name(self.tokenizer), generation, header,
         )  # fmt: skip
         return header
 
@@ -385,8 +385,8 @@ def _common(first: str, second: str) -> str:
 
 def _first_of(tokens: Iterable[str], text: str) -> str | None:
     """The token that stands first in the text, the longest if several begin there."""
-    found = [(text.index(token), -len(token), token) for token in tokens if token in text]
-    return min(found)[2] if found else None
+    places = [(text.index(token), -len(token), token) for token in tokens if token in text]
+    return min(places)[2] if places else None
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -67,14 +67,14 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
 
 def _oddities(pair: Pair) -> list[str]:
     """What of a pair is probably not what was meant."""
-    found = []
+    oddities = []
     question = pair.prompt[-1]["content"].strip()
     answers = [side[0]["content"].strip() for side in (pair.chosen, pair.rejected)]
     if len(question) >= _REPEATED_LETTERS and all(answer.startswith(question) for answer in answers):
-        found.append(PROMPT_REPEATED)
+        oddities.append(PROMPT_REPEATED)
     if any(text.lower() in _EMPTY_CELLS for text in (question, *answers)):
-        found.append(NO_TEXT)
-    return found
+        oddities.append(NO_TEXT)
+    return oddities
 
 
 def _from_texts(prompt: Any, chosen: str, rejected: str, remarks: Remarks) -> Pair:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slime_ray.errors import InputError
+
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIRS_FORMAT = 1
 """Raised when the file of pairs changes, so that older ones are made again."""
@@ -36,9 +38,15 @@ def write_pairs(path: Path, table: pa.Table) -> None:
 
 
 def map_pairs(path: Path) -> pa.Table:
-    """The columns of a file of pairs. Their memory is the file's, mapped; none of it is read before it is used."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    """The columns of a file of pairs. Their memory is the file's, mapped; none of it is read before it is used.
+
+    Raises InputError for a file that was cut short: its end says where all else is.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        raise InputError(f"{path} is cut short. Remove its folder and resume: the stage is made again.") from None
 
 
 class PairFile(Sequence[TokenPair]):

@@ -69,9 +69,9 @@ def render_pairs(
     """Full-length pairs, or the reason where one cannot be rendered. `completions` are chosen and maybe rejected."""
     results: list[RenderedPair | Refusal] = [Refusal(SEVERAL_MESSAGES)] * len(prompts)
     single = [row for row in range(len(prompts)) if all(len(side[row]) == 1 for side in completions)]
-    asked = [prompts[row] for row in single]
-    starts = renderer.prompt_texts(asked)
-    answers = [renderer.completion_texts(asked, starts, [side[row] for row in single]) for side in completions]
+    contexts = [prompts[row] for row in single]
+    starts = renderer.prompt_texts(contexts)
+    answers = [renderer.completion_texts(contexts, starts, [side[row] for row in single]) for side in completions]
     rendered: dict[int, list[str]] = {}
     for row, *texts in zip(single, starts, *answers, strict=True):
         refusal = next((text for text in texts if isinstance(text, Refusal)), None)

@@ -86,13 +86,13 @@ def _folder_files(path: Path) -> dict[str, list[Path]]:
     """Split name to files, by the conventions of `datasets` (file names, or the README's configuration)."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            found = load_dataset_builder(str(path), cache_dir=scratch).config.data_files
+            splits = load_dataset_builder(str(path), cache_dir=scratch).config.data_files
         except Exception as error:  # unreadable README, mixed file types, scripts, no files at all
             raise InputError(
                 f"{path}: no data set can be made out in this folder: {_reason(error)}. Give one file, or a folder "
                 f"whose files are all of one kind ({', '.join(SUFFIXES)})."
             ) from error
-    return {str(split): [Path(str(file)) for file in files] for split, files in (found or {}).items()}
+    return {str(split): [Path(str(file)) for file in files] for split, files in (splits or {}).items()}
 
 
 def _rows_of_files(folder: Path, files: list[Path]) -> Rows:
@@ -143,8 +143,8 @@ def _parsed(line: bytes) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:
     """A JSON object, or a BadRow in its place where a key stands twice: json would keep the last one alone."""
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else BadRow("a key stands twice in it")
+    mapping = dict(pairs)
+    return mapping if len(mapping) == len(pairs) else BadRow("a key stands twice in it")
 
 
 def _json_rows(path: Path, label: str) -> Rows:

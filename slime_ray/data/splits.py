@@ -105,13 +105,13 @@ def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) 
         )
     wanted = selection + report
     if len(prompts) < wanted:
-        asked = selection
+        requested = selection
         selection = min(max(1, round(len(prompts) * selection / wanted)), len(prompts) - 1)
         logger.warning(
             "The held-out pairs have %d different prompts, fewer than the %d asked for: %d serve for selection (%d "
             "asked), %d for reports (%d asked). Set evaluation.selection_prompts and evaluation.prompts to what there "
             "is, or raise data.held_out_pairs.",
-            len(prompts), wanted, selection, asked, len(prompts) - selection, report,
+            len(prompts), wanted, selection, requested, len(prompts) - selection, report,
         )  # fmt: skip
         report = len(prompts) - selection
     return PromptSplits(tuple(prompts[:selection]), tuple(prompts[selection : selection + report]))

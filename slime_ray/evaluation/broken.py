@@ -1,8 +1,12 @@
 """Which answers are broken, and why: part B of stability-v1."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from slime_ray.evaluation.generate import Answer
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slime_ray.evaluation.generate import Answer
 
 REPETITION_LIMIT = 0.5
 FAILED = "$ERROR$"

@@ -1,13 +1,13 @@
 """Log-probabilities of the held-out pairs under a policy: what unlearning, collapse and accuracy are computed from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from slime_ray.data.packing import fill_rows, pack, row_length
+from slime_ray.data.packing import Rows, fill_rows, pack, row_length
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.memory import in_rows_that_fit
@@ -89,47 +89,76 @@ def measure_held_out(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: 
     Rows are halved where memory runs out. The ranks of a process group divide the rows among themselves, and all get
     the whole result.
     """
-    shared = policy.shares_prompts
-    was_training = policy.training
+    chosen, rejected = (np.array([len(ids) for ids in side]) for side in _completions(pairs))
+    sides = (chosen, rejected, chosen, chosen)
+    columns = [np.empty(int(lengths.sum())) for lengths in sides]
+    starts = [np.cumsum(lengths) - lengths for lengths in sides]
+
+    def measure(rows: Rows) -> list[torch.Tensor | None]:
+        logps = policy(rows, statistics=True)
+        return [logps.chosen, logps.rejected, logps.chosen_entropy, logps.chosen_top_probability]
+
+    def store(members: Sequence[int], found: Sequence[np.ndarray]) -> None:
+        for column, start, values, lengths in zip(columns, starts, found, sides, strict=True):
+            parts = np.split(values, np.cumsum(lengths[members])[:-1])
+            for member, part in zip(members, parts, strict=True):
+                column[start[member] : start[member] + len(part)] = part
+
+    _over_rows(policy, pairs, measure, store, row_tokens=row_tokens)
+    return HeldOut(columns[0], columns[1], chosen, rejected, columns[2], columns[3])
+
+
+def sum_logps(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the summed log-probabilities (nats) of chosen and rejected, (pairs,) float64 each, as the above does."""
+    sums = np.empty((2, len(pairs)))
+
+    def measure(rows: Rows) -> list[torch.Tensor | None]:
+        logps = policy(rows)
+        sides = ((logps.chosen, rows.chosen_lengths), (logps.rejected, rows.rejected_lengths))
+        return [
+            torch.stack([part.sum() for part in values.double().split(lengths.tolist())]) for values, lengths in sides
+        ]
+
+    def store(members: Sequence[int], found: Sequence[np.ndarray]) -> None:
+        sums[:, members] = found
+
+    _over_rows(policy, pairs, measure, store, row_tokens=row_tokens)
+    return sums[0], sums[1]
+
+
+def _completions(pairs: Sequence[TokenPair]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    return [pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]
+
+
+def _over_rows(
+    policy: Policy,
+    pairs: Sequence[TokenPair],
+    measure: Callable[[Rows], Sequence[torch.Tensor | None]],
+    store: Callable[[Sequence[int], Sequence[np.ndarray]], None],
+    *,
+    row_tokens: int,
+) -> None:
+    """Measure every row in evaluation mode, and store what it gives with the indices of its pairs.
+
+    Stored at once, in arrays that are there before: small ones that stayed between the large ones of each row would
+    keep an allocator from using that memory again.
+    """
+    world, shared, was_training = World.current(), policy.shares_prompts, policy.training
     policy.eval()
 
-    def measure(members: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
+    def measured(members: Sequence[int]) -> list[np.ndarray]:
         rows = pack([pairs[i] for i in members], shared_prompt=shared)
-        logps = policy(rows.to(policy.device), statistics=True)
-        chosen_lengths, rejected_lengths = rows.chosen_lengths.tolist(), rows.rejected_lengths.tolist()
-        columns = (
-            _split(logps.chosen, chosen_lengths),
-            _split(logps.rejected, rejected_lengths),
-            _split(logps.chosen_entropy, chosen_lengths),
-            _split(logps.chosen_top_probability, chosen_lengths),
-        )
-        return list(zip(*columns, strict=True))
+        return [value.double().cpu().numpy() for value in measure(rows.to(policy.device)) if value is not None]
 
-    def measure_all(row_tokens: int) -> list[tuple[np.ndarray, ...]]:
+    def every(row_tokens: int) -> None:
         rows_of = fill_rows(pairs, row_tokens=row_tokens, shared_prompt=shared)
-        parts: list[tuple[np.ndarray, ...]] = [() for _ in pairs]
-        for members, found in zip(rows_of, World.current().share(rows_of, measure), strict=True):
-            for i, part in zip(members, found, strict=True):
-                parts[i] = part
-        return parts
+        found = map(measured, rows_of) if world.size == 1 else world.share(rows_of, measured)
+        for members, values in zip(rows_of, found, strict=True):
+            store(members, values)
 
     with torch.no_grad():
-        parts = in_rows_that_fit(measure_all, row_tokens, longest=max(map(row_length, pairs), default=1))
+        in_rows_that_fit(every, row_tokens, longest=max(map(row_length, pairs), default=1))
     policy.train(was_training)
-    chosen, rejected, entropy, top = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return HeldOut(
-        chosen=chosen,
-        rejected=rejected,
-        chosen_lengths=np.array([len(part[0]) for part in parts]),
-        rejected_lengths=np.array([len(part[1]) for part in parts]),
-        entropy=entropy,
-        top_probability=top,
-    )
-
-
-def _split(values: torch.Tensor | None, lengths: list[int]) -> list[np.ndarray]:
-    assert values is not None
-    return [part.numpy() for part in values.double().cpu().split(lengths)]
 
 
 def _means(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

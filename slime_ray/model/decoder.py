@@ -53,16 +53,3 @@ def empty_model(config: Any) -> Any | None:
             return AutoModelForCausalLM.from_config(config)
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
         return None
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """A configuration as a dictionary whose text model has transformers' common names, whatever its own are."""
-    text = config.get_text_config()
-    common = {name: getattr(text, name) for name in text.attribute_map if hasattr(text, name)}
-    whole: dict[str, Any] = config.to_dict()
-    return whole | common if text is config else whole | {"text_config": text.to_dict() | common}
-
-
-def matrix_weights(lm: Any) -> int:
-    """Weights of a model's matrices and tables, shared ones once, towers of other kinds included."""
-    return sum(parameter.numel() for parameter in lm.parameters() if parameter.ndim > 1)

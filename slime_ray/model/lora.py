@@ -185,6 +185,8 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=_peft_targets(lm, lora, adapted),
         target_parameters=list(adapted.parameters) or None,
         modules_to_save=saved or None,

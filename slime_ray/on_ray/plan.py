@@ -91,8 +91,7 @@ class Part:
             row.get("phase") == "confirm" and entry_of(str(row["label"]).removesuffix(DEFAULTS)) == self.part.label
             for row in self.rows.values()
         )
-        expected = self.part.best * self.part.seeds * (2 if self.part.defaults else 1)
-        return len(left) + max(0, expected - standing)
+        return len(left) + max(0, self.part.rows * self.part.seeds - standing)
 
     def end(self, trial: Trial, outcome: Mapping[str, Any], *, clone: bool) -> None:
         """Tell the study how a trial ended. Raises StudyFailed."""
@@ -140,9 +139,8 @@ class TrialPlan(Searcher):
         self.paused: set[str] = set()
 
     def part_of(self, trial_id: str) -> Part | None:
-        """The search that a trial of it, or a clone of one, belongs to; that of an arm's clone is the first."""
-        label = entry_of(trial_id)
-        return self.parts.get(label if label in self.parts else next(iter(self.parts), ""))
+        """The search that learns of a trial; none in a league learns of a clone, which would be one trial more."""
+        return self.parts.get(entry_of(trial_id) or "")
 
     def add(self, clone: Clone) -> bool:
         """Run a clone before whatever else waits; False where it is known already."""
@@ -260,7 +258,7 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
     arms = [] if part.entry else experiment.arms
     standing = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
     searched = [row for row in rows.values() if row["phase"] == "search"]
-    mine = [row for row in searched if part.entry is None or entry_of(row["trial_id"]) == part.label]
+    mine = [row for row in searched if part.owns(row["trial_id"])]
     best = [
         row
         for row in winners(mine, experiment.goals, experiment.limits)

@@ -317,9 +317,8 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
     weights = sum(file.stat().st_size for file in files)
     trained = weights // 20 if settings.model.lora else weights
-    confirm = experiment.budget.confirm
-    kept = len(experiment.arms) * len(experiment.seeds) + (confirm.best * confirm.seeds if confirm else 0)
-    search = experiment.budget.trials
+    kept = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
+    search = sum(part.trials for part in experiment.searches)
     kept += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
     side_by_side = max(1, concurrent_trials(experiment.resources, alive_nodes()))
     return 2 * weights + kept * trained + min(side_by_side, kept) * 6 * trained

@@ -18,7 +18,7 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.config.league import DEFAULTS, entry_of
+from slime_ray.config.league import DEFAULTS
 from slime_ray.config.points import SearchPart, with_values
 from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
@@ -261,7 +261,7 @@ def _plan(sweep: Sweep) -> TrialPlan:
                 trials=part.trials,
                 seed=seed_of(part.label, seed),
                 rows=own_rows(part, rows),
-                lost={name: part.point(values) for name, values in lost.items() if entry_of(name) == part.label},
+                lost={name: part.point(values) for name, values in lost.items() if part.owns(name)},
                 observed=observed,
             )
         for note in studies[part.label].notes:
@@ -275,9 +275,7 @@ def _plan(sweep: Sweep) -> TrialPlan:
 
 def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The rows of one search's trials, with the values of their points alone."""
-    return {
-        name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if entry_of(name) == part.label
-    }
+    return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
 
 
 def seed_of(label: str, seed: int) -> int:

@@ -11,6 +11,7 @@ from slime_ray.config.experiment import EarlyStopping, Experiment, Phase, Prompt
 from slime_ray.config.points import SearchPart, path_of
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.planning.rates import Range
+from slime_ray.runs.inputs import all_settings
 
 SEARCH_SEED = 1000
 """Of the search's trials, as `on_ray.plan` has it."""
@@ -51,8 +52,7 @@ def groups_of(experiment: Experiment) -> list[Group]:
         groups.append(Group(f"search{of}", "search", points, (SEARCH_SEED,) * part.trials))
         first = max(experiment.seeds) + 1
         seeds = [*experiment.seeds, *range(first, first + part.seeds)][: part.seeds]
-        rows = min(part.best, part.trials) * (2 if part.defaults else 1)
-        groups.append(Group(f"confirmations{of}", "confirm", points, tuple(seeds) * rows))
+        groups.append(Group(f"confirmations{of}", "confirm", points, tuple(seeds) * part.rows))
     return [group for group in groups if group.trials]
 
 
@@ -78,15 +78,14 @@ def _is_dear(name: str) -> bool:
 
 
 def extremes(experiment: Experiment) -> list[Settings]:
-    """Settings at the ends of every searched knob that changes the cost, and those of the arms: for peak memory."""
-    arms = [experiment.settings_with(arm.set) for arm in experiment.arms]
+    """Settings at the ends of every searched knob that changes the cost, of arms and of entries: for peak memory."""
     ends = [
         part.values({**scenario, path_of(name): end})
         for part in experiment.searches
         for name, scenario, end in part.search.ends()
         if _is_dear(name)
     ]
-    every = [experiment.settings, *arms, *(experiment.settings_with(values) for values in ends)]
+    every = [*all_settings(experiment), *map(experiment.settings_with, ends)]
     return list({fingerprint(settings): settings for settings in every}.values())
 
 

@@ -95,7 +95,10 @@ def reopened(run: Path) -> Experiment:
     """The experiment that a run was started with, from its manifest. Raises InputError where that does not hold one."""
     manifest = results.read_manifest(run)
     try:
-        return Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
+        experiment = Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
+        # The base is a mapping until it is asked for.
+        experiment.settings  # noqa: B018
+        return experiment
     except ValidationError:
         raise InputError(
             f"{run} was written by another version of slime_ray ({manifest.get('slime_ray')}): its manifest holds no "

@@ -91,8 +91,12 @@ def best_rows(
     Those that keep the constraints come first: by how many of them dominate each, then those within tolerance, then by
     the first goal. The others follow, by how much they break.
     """
+    # A frame has NaN where a trial was not measured, which no other would dominate.
     complete = [
-        row for row in rows if row.get("status") == "completed" and all(row.get(goal) is not None for goal in goals)
+        row
+        for row in rows
+        if row.get("status") == "completed"
+        and all(np.isfinite(np.nan if row.get(goal) is None else row[goal]) for goal in goals)
     ]
     broken = [violation(row, constraints) for row in complete]
     kept = [row for row, excess in zip(complete, broken, strict=True) if excess == 0]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from slime_ray.config.metrics import Constraint, violation
+from slime_ray.errors import InputError
 from slime_ray.runs import results
 from slime_ray.runs.pareto import on_front, signed
 from slime_ray.runs.redaction import redact
@@ -24,11 +25,16 @@ FRESH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a sweep last said of itself. written: seconds since 1970. trials: those that run, as they reported."""
+    """What a sweep last said of itself.
+
+    written: seconds since 1970. started: the same of the process, which tells it from a later one of its number; 0
+    where that was not written. trials: those that run, as they reported.
+    """
 
     written: float = 0.0
     node: str = ""
     pid: int = 0
+    started: float = 0.0
     ended: bool = True
     finished: int = 0
     total: int = 0
@@ -39,8 +45,14 @@ class RunStatus:
         """Whether the sweep that wrote this still lives, as far as can be told from here."""
         if self.ended:
             return False
-        if self.node == platform.node() and Path("/proc").is_dir():
-            return Path(f"/proc/{self.pid}").exists()
+        if self.node == platform.node():
+            import psutil
+
+            try:
+                started = psutil.Process(self.pid).create_time()
+            except psutil.Error:
+                return False
+            return not self.started or abs(started - self.started) < 1
         return time.time() - self.written < FRESH_SECONDS
 
 
@@ -48,9 +60,11 @@ def write_status(
     run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False
 ) -> None:
     """Say how the sweep of this process stands."""
+    import psutil
+
     status = RunStatus(
-        written=time.time(), node=platform.node(), pid=os.getpid(), ended=ended, finished=finished, total=total,
-        trials={name: dict(state) for name, state in trials.items()},
+        written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
+        finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
     )  # fmt: skip
     results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
@@ -61,9 +75,25 @@ def read_status(run: Path) -> RunStatus:
         status = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return RunStatus()
-    numbers = all(isinstance(one, (int, float)) for one in (status.written, status.pid, status.finished, status.total))
+    numbers = all(
+        isinstance(one, (int, float))
+        for one in (status.written, status.pid, status.started, status.finished, status.total)
+    )
     trials = isinstance(status.trials, dict) and all(isinstance(one, dict) for one in status.trials.values())
     return status if numbers and trials else RunStatus()
+
+
+def runs_in(storage: Path) -> list[dict[str, Any]]:
+    """Every run in a folder, the latest first: its name, when it was begun, its state, and its trials."""
+    found = []
+    for file in storage.glob("*/manifest.json"):
+        try:
+            standing = describe(file.parent)
+        except InputError:
+            continue
+        begun = str(results.read_manifest(file.parent).get("created") or "")
+        found.append({key: standing[key] for key in ("name", "state", "done", "total")} | {"begun": begun})
+    return sorted(found, key=lambda one: one["begun"], reverse=True)
 
 
 def describe(run: Path) -> dict[str, Any]:

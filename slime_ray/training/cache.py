@@ -56,7 +56,7 @@ def cached(storage: RunStore, kind: str, key: str, make: Callable[[Path], None],
                 with files.replacing(folder) if world.main else nullcontext(folder) as partial:
                     if world.main:
                         report({"doing": f"making {kind}"})
-                        clear_unfinished(storage, own=folder.name)
+                        clear_unfinished(storage, held=folder.name)
                         partial.mkdir()
                     partial = world.broadcast(partial)
                     make(partial)
@@ -100,17 +100,17 @@ def _tell(sentence: str, report: Report) -> None:
     report({"notice": sentence})
 
 
-def clear_unfinished(storage: RunStore, *, own: str | None = None, seconds: float = 0.0) -> None:
+def clear_unfinished(storage: RunStore, *, held: str | None = None, seconds: float = 0.0) -> None:
     """Delete what killed processes left of folders that they were making, but for those that are being made.
 
     Args:
         storage: Where the folders are.
-        own: Name of the folder whose lock this process holds.
+        held: Name of the folder whose lock this process holds.
         seconds: How long to wait for the locks of processes that are about to end.
     """
     for path in (storage.root / STAGES).glob(".*"):
         name = path.name[1:].rpartition(".")[0]
-        if name == own:
+        if name == held:
             shutil.rmtree(path, ignore_errors=True)
             continue
         with suppress(Timeout, OSError), FileLock(path.with_name(f"{name}.lock")).acquire(timeout=seconds):

@@ -27,14 +27,14 @@ def _made(name: str) -> TrainerCallback:
     module, _, kind = name.partition(":")
     where = f"training.callbacks: {name}"
     try:
-        found = getattr(importlib.import_module(module), kind)
+        callback = getattr(importlib.import_module(module), kind)
     except Exception as error:  # whatever the user's own file raises
         raise InputError(
             f"{where} cannot be imported: {error}. Write package.module:Class, with its folder on PYTHONPATH."
         ) from None
-    if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+    if not (isinstance(callback, type) and issubclass(callback, TrainerCallback)):
         raise InputError(f"{where} is no transformers.TrainerCallback. Derive its class from that.")
     try:
-        return found()
+        return callback()
     except Exception as error:  # whatever the user's own class raises
         raise InputError(f"{where} cannot be made without arguments: {error}. Give them defaults.") from None

@@ -186,15 +186,15 @@ def load_random_states(path: Path) -> None:
         set_random_states(states)
 
 
-def set_random_states(found: Mapping[str, torch.Tensor]) -> None:
+def set_random_states(states: Mapping[str, torch.Tensor]) -> None:
     """Go on with the random numbers of `random_states`."""
-    torch.set_rng_state(found["torch"])
-    if "cuda" in found and torch.cuda.is_available():
-        torch.cuda.set_rng_state(found["cuda"])
-    position, has_gauss, gauss = found["numpy_numbers"].tolist()
-    np.random.set_state(("MT19937", found["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    position, has_gauss, gauss = states["numpy_numbers"].tolist()
+    np.random.set_state(("MT19937", states["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
     version, *_ = random.getstate()
-    *keys, gauss_next = found["python"].tolist()
+    *keys, gauss_next = states["python"].tolist()
     random.setstate((version, tuple(int(key) for key in keys), None if gauss_next != gauss_next else gauss_next))
 
 

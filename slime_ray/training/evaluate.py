@@ -186,15 +186,15 @@ def evaluate(
 def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
-    found = bench.measure(one, trial)
-    if found.judging and not found.judging.complete:
-        say(f"{one.label}: {found.judging.sentence}")
+    measurement = bench.measure(one, trial)
+    if measurement.judging and not measurement.judging.complete:
+        say(f"{one.label}: {measurement.judging.sentence}")
     seconds = time.perf_counter() - clock
-    row |= found.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
+    row |= measurement.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
     folder.mkdir(parents=True, exist_ok=True)
-    write_judging(found.judging, folder, seconds=60.0, say=say)
-    finish(trial, run, row, found.answers, [], found.pairs, say_nothing, storage_minutes=1.0)
+    write_judging(measurement.judging, folder, seconds=60.0, say=say)
+    finish(trial, run, row, measurement.answers, [], measurement.pairs, say_nothing, storage_minutes=1.0)
 
 
 class _AnswerFiles:

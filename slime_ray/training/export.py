@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from slime_ray.config.settings import Settings
@@ -83,7 +84,7 @@ def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", 
         )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: is there already. Name a folder that is not.")
-    settings = Settings.model_validate_json(row["settings"])
+    settings = _settings(row, run)
     lm = _whole(checkpoint, run)
     tokenizer = _tokenizer(checkpoint, settings)
     for parameter in lm.parameters():
@@ -99,6 +100,17 @@ def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", 
         _card(settings, run, trial_id, to.name, facts).save(partial / "README.md")
         _compare(lm, partial, dtype)
     return to
+
+
+def _settings(row: Mapping[str, Any], run: Path) -> Settings:
+    try:
+        return Settings.model_validate_json(row["settings"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(
+            f"{run}: its trials have settings that this version of slime_ray does not know "
+            f"({'.'.join(map(str, first['loc']))}: {first['input']!r}). Export it with the version that wrote it."
+        ) from None
 
 
 def stopping(tokenizer: Any, stops: Sequence[int]) -> GenerationConfig:

@@ -171,6 +171,6 @@ def one_sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def say_nothing(told: Mapping[str, Any]) -> Command | None:
+def say_nothing(metrics: Mapping[str, Any]) -> Command | None:
     """A report to nobody."""
     return None

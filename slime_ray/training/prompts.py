@@ -34,9 +34,9 @@ def prompts_to_answer(
 
 def _of_the_data(prompts: Sequence[Messages], tokenizer: Any, data: Data) -> Prompts:
     """Named by their hashes, cut and refused as training's are."""
-    asked = tokenize_prompts(prompts, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
-    messages = [prompts[index] for index in asked.kept]
-    return Prompts(asked.prompt_hashes, messages, asked.prompt_ids, truncation=asked.truncation)
+    tokenized = tokenize_prompts(prompts, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
+    messages = [prompts[index] for index in tokenized.kept]
+    return Prompts(tokenized.prompt_hashes, messages, tokenized.prompt_ids, truncation=tokenized.truncation)
 
 
 def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> Prompts:

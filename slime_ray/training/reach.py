@@ -33,8 +33,8 @@ def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
         for number, ids in enumerate(prompts.token_ids):
             _check_id(limits, max(ids, default=0), f"{name} prompt {number}", tokens)
         if limits.positions is not None:
-            for number, asked in enumerate(_longest_prompts(prompts, max_new_tokens, tokens)):
-                limits.check_answer(asked, max_new_tokens, f"{name} prompt {number}")
+            for number, length in enumerate(_longest_prompts(prompts, max_new_tokens, tokens)):
+                limits.check_answer(length, max_new_tokens, f"{name} prompt {number}")
 
 
 def _check_pairs(limits: Limits, path: Path, part: str, tokens: Path) -> None:
@@ -73,7 +73,7 @@ def _longest_prompts(prompts: Prompts, max_new_tokens: int, tokens: Path) -> Ite
             continue
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
         conversation = list(messages)
-        for said in later:
-            conversation += [{"role": "assistant", "content": "?"}, {"role": "user", "content": said}]
+        for question in later:
+            conversation += [{"role": "assistant", "content": "?"}, {"role": "user", "content": question}]
         (whole,) = render_prompts(tokenizer, [conversation])
         yield len(whole) + len(later) * max_new_tokens

@@ -116,14 +116,14 @@ class ConsoleProgress:
         self.last = ""
         self.order: Command | None = None
 
-    def report(self, told: Mapping[str, Any]) -> Command | None:
+    def report(self, metrics: Mapping[str, Any]) -> Command | None:
         """Say what was told, unless it was said last; returns the order to leave, once there is one."""
-        if told.get("notice"):
-            self.say(str(told["notice"]))
-        for tracker, reason in told.get("untracked", {}).items():
+        if metrics.get("notice"):
+            self.say(str(metrics["notice"]))
+        for tracker, reason in metrics.get("untracked", {}).items():
             self.say(f"It goes on without {tracker}: {reason}")
-        step, loss = told.get("step"), told.get("loss")
-        parts = [told.get("doing"), f"{step}/{told.get('updates')}" if step is not None else None]
+        step, loss = metrics.get("step"), metrics.get("loss")
+        parts = [metrics.get("doing"), f"{step}/{metrics.get('updates')}" if step is not None else None]
         if loss is not None:
             parts.append(f"loss {loss:.3f}")
         line = " ".join(str(part) for part in parts if part)

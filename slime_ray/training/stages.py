@@ -28,7 +28,7 @@ from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.evaluation.held_out import HeldOut, measure_held_out, sum_logps
 from slime_ray.evaluation.served import answering
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
@@ -260,7 +260,7 @@ def _make_step0(
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
     pairs = PairFile(tokens / "held_out.arrow")
     measured = measure_held_out(policy, pairs, row_tokens=row_budget(settings, policy))
-    check_finite(measured, "held-out", settings)
+    check_finite(measured.chosen_means, measured.rejected_means, "held-out", settings)
     if world.main:
         (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
         measured.save(folder / "held_out.npz")
@@ -304,14 +304,14 @@ def _make_baseline(
 
 def _make_reference(settings: Settings, stages: Stages, pairs: PairFile, folder: Path, sharded: bool) -> None:
     policy = checkpoint_policy(stages.checkpoint, settings.model, sharded)
-    chosen, rejected = [], []
-    # Of each token several numbers are measured, and of all pairs together they would be gigabytes.
+    row_tokens, chosen, rejected = row_budget(settings, policy), list[np.ndarray](), list[np.ndarray]()
+    # As objects all pairs together would be gigabytes.
     for start in range(0, len(pairs), REFERENCE_PAIRS):
         part = pairs[start : start + REFERENCE_PAIRS]
-        measured = measure_held_out(policy, part, row_tokens=row_budget(settings, policy))
-        check_finite(measured, "training", settings)
-        chosen.append(measured.chosen_means * measured.chosen_lengths)
-        rejected.append(measured.rejected_means * measured.rejected_lengths)
+        sums = sum_logps(policy, part, row_tokens=row_tokens)
+        check_finite(*sums, "training", settings)
+        chosen.append(sums[0])
+        rejected.append(sums[1])
     if World.current().main:
         np.savez(folder / "reference.npz", chosen=np.concatenate(chosen), rejected=np.concatenate(rejected))
 

@@ -308,8 +308,8 @@ def _judged(
         some = judge_prompts(trial, stages, asked, judge, first=first)
         parts = stability_parts(stages, after, some, training_spikes=training_spikes)
         others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
-        own = stability_score(parts, healthy=True)
-        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, own, others)):
+        score = stability_score(parts, healthy=True)
+        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, score, others)):
             logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
             return some
     return judge_prompts(trial, stages, asked, judge)

@@ -1,6 +1,7 @@
 """What verdicts say beyond the win rate, on verdicts that can be counted by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,34 @@ def test_two_orders_agree_when_they_name_the_same_winner_however_strongly():
     found = votes(("A>>B", "B>A"), ("A=B", "A=B"), ("A>B", "A>B"), ("A=B", "B>A"), ("A>B", None))
     assert found.consistency() == pytest.approx(2 / 4)
     assert votes(("A>B", None)).consistency() is None
+
+
+def lengths_against_the_baseline(more):
+    """One tie each, whose answer is so many tokens longer than the baseline's."""
+    ties = {"verdict_ab": "A=B", "verdict_ba": "A=B", "baseline_tokens": 100.0}
+    return pd.DataFrame(
+        ties | {"prompt_id": [f"p{place}" for place in range(len(more))], "answer_tokens": [100.0 + d for d in more]}
+    )
+
+
+def test_answers_within_a_quarter_sd_of_equal_length_are_near_it():
+    # The sd of -20, 0, 0, 20 is sqrt(200) = 14.1: two of four are within 3.5 tokens.
+    assert judging.Votes.of(lengths_against_the_baseline([-20, 0, 0, 20])).equal_lengths() == 0.5
+    # Of 96 to 104 tokens more the sd is 2.6: none is near.
+    assert judging.Votes.of(lengths_against_the_baseline(range(96, 105))).equal_lengths() == 0
+
+
+def test_a_rate_beyond_all_lengths_seen_is_marked_as_extrapolated(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0, 0.5, 0.0, 1.0], judge=JUDGE)
+    run = results.load(finish(tmp_path, {"judge": JUDGE}))
+    run = replace(run, answers=run.answers.assign(answer_tokens=[100, 101, 102, 103], baseline_tokens=50))
+    table = judging.judging(run, tables.win_rate_stability(run))
+    cells = next(column.cells for column in table.columns if column.head.startswith("LC"))
+    assert cells[0].endswith("*")
+    assert any("extrapolated (*)" in note for note in table.notes)
+    assert (
+        table.csv().splitlines()[1].split(",")[table.frame.columns.get_loc("length_controlled_extrapolated")] == "True"
+    )
 
 
 def test_every_invalid_verdict_widens_what_may_be():

@@ -1,223 +1,342 @@
-"""A league's tables: standings, pairs, tuning, defaults, on made-up results and beside second derivations."""
+"""A league's tables on made-up outcomes, beside brute force and other libraries' numbers."""
 
-from itertools import combinations
-from pathlib import Path
-from typing import Any
+import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
-import yaml
 from scipy import stats
-from slime_ray.analysis import effects
-from slime_ray.analysis.league import Comparisons, letters
-from slime_ray.analysis.report import write_report
-from slime_ray.analysis.sections import Findings
+from slime_ray.analysis import league, league_answer, league_tuning, tables
 
-from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.league import League
 from slime_ray.runs import results
-from tests.analysis.conftest import add_trial, finish
-from tests.config.test_league import TEXT
+from slime_ray.runs.pareto import best_rows
 
-RATES = {"dpo": 0.6, "ipo": 0.58, "sft": 0.3}
-PROMPTS, SEEDS = 120, 5
+from . import designs
 
-
-def drawn(rate: float, seed: int, prompts: int = PROMPTS) -> list[float]:
-    """Outcomes of a seed: prompts in the same order are easy for all."""
-    noise = np.random.default_rng([seed, round(1000 * rate)]).normal(0, 0.3, prompts)
-    easy = np.linspace(-1, 1, prompts)
-    return [float(value) for value in (easy + noise < stats.norm.ppf(rate, 0, 0.65))]
+BETA = "objective.beta"
 
 
-def fill(run: Path, *, lost: str = "ipo", lost_seed: int | None = None, seeds: int = SEEDS, text: str = TEXT) -> Path:
-    """Entries by RATES with two tuning trials each; those of `strict-dpo` all fail, and one seed of `lost` does."""
-    data = yaml.safe_load(text)
-    data["league"] |= {"trials": 2, "seeds": seeds}
-    experiment = load_experiment(data)
-    assert experiment.league is not None
-    for entry in experiment.league.entries:
-        rate = RATES.get(entry.label)
-        for number in (1, 2):
-            about: dict[str, Any] = {
-                "phase": "search", "prompt_set": "selection", "seed": 1000, "objective": entry.objective,
-                "overrides": {**entry.set, **dict.fromkeys(entry.defaults, 0.4), "training.learning_rate": 2e-4 * number},
-            }  # fmt: skip
-            name = f"search-{entry.label}-{number:04d}"
-            if rate is None:
-                add_trial(run, name, **about, status="diverged", reason="loss became nan", stability=0.0)
-            else:
-                add_trial(run, name, won=drawn(rate - 0.2 + 0.1 * number, number), stability=0.7, **about)
-        if rate is None:
-            continue
-        for ending, shift in (("", 0.0), ("-defaults", -0.2)):
-            if ending and not entry.defaults:
-                continue
-            for seed in range(seeds):
-                label = f"search-{entry.label}-0002{ending}"
-                about = {"phase": "confirm", "label": label, "seed": seed, "objective": entry.objective}
-                if (entry.label, seed, ending) == (lost, lost_seed, ""):
-                    add_trial(
-                        run, f"confirm-{label}-s{seed}", **about, status="failed", reason="out of memory", stability=0.0
-                    )
-                else:
-                    won = drawn(rate + shift, seed)
-                    add_trial(run, f"confirm-{label}-s{seed}", won=won, stability=0.8 + shift, **about)
-    manifest = {"experiment": experiment.model_dump(mode="json"), "name": "cup", "seeds": experiment.seeds}
-    return finish(run, manifest)
+def league_run(
+    won,
+    *,
+    searched=None,
+    lost=None,
+    stability=None,
+    failed_searches=(),
+    without_verdicts=(),
+    defaults=None,
+    judged=True,
+):
+    """A league of the entries in `won`: (seeds, prompts) confirmed outcomes of each winner, its second search trial.
+
+    searched: win rates of the search trials by entry. failed_searches: entries none of whose trials completed.
+    without_verdicts: entries whose first trial completed and was not judged. defaults: outcomes of the defaults.
+    """
+    searched = searched or {}
+    winners = {label: f"search-{label}-0002" for label in won}
+    confirmed = {winners[label]: outcomes for label, outcomes in won.items() if label not in failed_searches}
+    confirmed |= {f"{winners[label]}-defaults": outcomes for label, outcomes in (defaults or {}).items()}
+    run = designs.run_of(
+        designs.leave_one_out(),
+        confirmed,
+        lost={(winners[label], seed): how for (label, seed), how in (lost or {}).items()},
+        stability={winners[label]: scores for label, scores in (stability or {}).items()},
+        judged=judged,
+    )
+    for frame in (run.trials, run.answers, run.pairs):
+        frame["phase"] = "confirm"
+    run.trials["tokens"], run.trials["total_seconds"], run.trials["workers"] = 100.0, 60.0, 2.0
+    rows = []
+    for label in won:
+        for number, rate in enumerate(searched.get(label, (0.4, 0.6, 0.5)), start=1):
+            failed = label in failed_searches
+            name = f"search-{label}-{number:04}"
+            unjudged = not judged or failed or (label in without_verdicts and number == 1)
+            rows.append(
+                dict.fromkeys(run.trials.columns)
+                | {"trial_id": name, "label": name, "phase": "search", "seed": 1000, "judge": "exact"}
+                | {"status": "failed" if failed else "completed", "reason": "out of memory" if failed else None}
+                | {"win_rate": None if unjudged else rate, "preference_accuracy": None if failed else rate}
+                | {"stability": 0.0 if failed else 0.8, "tokens": 1000.0, "total_seconds": 60.0, "workers": 1.0}
+            )
+    both = pd.concat([run.trials, pd.DataFrame(rows).astype(run.trials.dtypes)], ignore_index=True)
+    both[results.KNOB + BETA] = np.where(both["phase"] == "search", 0.4, np.nan)
+    both[results.KNOB + "training.learning_rate"] = np.where(both["phase"] == "search", 2e-4, np.nan)
+    entry = {
+        "objective": "dpo",
+        "set": {},
+        "search": {"dimensions": {BETA: {"uniform": None, "log_uniform": [0.01, 1.0]}}},
+        "defaults": {BETA: 0.1},
+    }
+    data = {
+        "entries": [{"label": label, **entry} for label in won],
+        "trials": 3,
+        "seeds": 5,
+        "defaults": defaults is not None,
+        "rule": "the best",
+    }
+    goals = {"win_rate" if judged else "preference_accuracy": "maximize"}
+    manifest = run.manifest | {"goals": goals, "experiment": {"league": data}}
+    return replace(run, trials=both, manifest=manifest)
 
 
-@pytest.fixture(scope="module")
-def league(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    return Findings(results.load(fill(tmp_path_factory.mktemp("league"))))
+def standings_of(*args, **named):
+    run = league_run(*args, **named)
+    found = league.Standings.of(run, tables.win_rate_stability(run))
+    assert found is not None
+    return found
 
 
-def table(found: Findings, name: str) -> Any:
-    from slime_ray.analysis.sections import made
-
-    return next(thing for entry, thing in made(found) if entry.name == name)
-
-
-def test_standings_are_in_order_and_a_failed_entry_keeps_its_place_and_reason(league):
-    frame = league.standings.frame
-    assert frame["entry"].tolist() == ["dpo", "ipo", "sft", "strict-dpo"]
-    assert frame["winner"].tolist() == ["search-dpo-0002", "search-ipo-0002", "search-sft-0002", ""]
-    last = frame.iloc[3]
-    assert np.isnan(last["win_rate"])
-    assert last["note"] == "no trial completed; tuning: diverged 2: loss became nan"
-    assert frame["learning_rate"].tolist()[:3] == [4e-4] * 3
+def by_rate(rates, *, seeds=5, prompts=200, seed=0):
+    """Outcomes of entries a, b, ... with these rates: independent draws."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: designs.outcomes(rng, rate, seeds=seeds, prompts=prompts)
+        for name, rate in zip("abcdefghij", rates, strict=False)
+    }
 
 
-def test_rows_have_the_two_way_interval_of_their_own_outcomes(league):
-    row = league.standings.frame.set_index("entry").loc["dpo"]
-    values = np.array([drawn(0.6, seed) for seed in range(SEEDS)])
-    # By hand: the variance of the mean is (MS_seeds + MS_prompts - MS_rest) / n.
-    mean = values.mean()
-    s, p = values.shape
-    rest = values - values.mean(1, keepdims=True) - values.mean(0) + mean
-    squares = [
-        p * values.mean(1).var() * s / (s - 1),
-        s * values.mean(0).var() * p / (p - 1),
-        (rest**2).sum() / ((s - 1) * (p - 1)),
-    ]
-    if squares[0] > squares[2]:
-        variance = (squares[0] + max(squares[1] - squares[2], 0)) / (s * p)
+def row_of(table, entry):
+    return table.frame.set_index("entry").loc[entry]
+
+
+def crossed_t(d):
+    """Two-sided p by expected mean squares, as a textbook has it: v = (MS_seed + MS_prompt - MS_rest) / (s p)."""
+    seeds, prompts = d.shape
+    long = pd.DataFrame(
+        {"y": d.ravel(), "s": np.repeat(np.arange(seeds), prompts), "p": np.tile(np.arange(prompts), seeds)}
+    )
+    grand = long["y"].mean()
+    of_s = prompts * ((long.groupby("s")["y"].mean() - grand) ** 2).sum() / (seeds - 1)
+    of_p = seeds * ((long.groupby("p")["y"].mean() - grand) ** 2).sum() / (prompts - 1)
+    total = ((long["y"] - grand) ** 2).sum()
+    rest = (total - of_s * (seeds - 1) - of_p * (prompts - 1)) / ((seeds - 1) * (prompts - 1))
+    if of_s <= rest:
+        error, freedom = math.sqrt(max(of_p, rest) / (seeds * prompts)), prompts - 1
     else:
-        variance = max(squares[1], squares[2]) / (s * p)
-    assert row["win_rate"] == pytest.approx(mean)
-    half = (row["win_rate_high"] - row["win_rate_low"]) / 2
-    # Degrees of freedom lie between those of seeds and of prompts.
-    assert stats.t.ppf(0.975, p - 1) <= half / np.sqrt(variance) * (1 + 1e-9)
-    assert half / np.sqrt(variance) <= stats.t.ppf(0.975, s - 1) * (1 + 1e-9)
+        part = of_s + max(of_p - rest, 0)
+        error = math.sqrt(part / (seeds * prompts))
+        freedom = part**2 / (of_s**2 / (seeds - 1) + of_p**2 / (prompts - 1) + rest**2 / ((seeds - 1) * (prompts - 1)))
+    return 2 * stats.t.sf(abs(grand) / error, min(freedom, 3 * (seeds - 1)))
 
 
-def test_close_entries_share_a_letter_and_far_ones_do_not(league):
-    groups = dict(zip(league.standings.frame["entry"], league.standings.frame["letters"], strict=True))
-    assert set(groups["dpo"]) & set(groups["ipo"])
-    assert not set(groups["dpo"]) & set(groups["sft"])
-    ranks = league.standings.frame.set_index("entry")
-    assert ranks.loc["sft", ["rank_low", "rank_high"]].tolist() == [3, 3]
-    assert ranks.loc["dpo", ["rank_low", "rank_high"]].tolist() == [1, 2]
+def corrected(p_values):
+    """Holm's p by closed testing: of all sets with a comparison, the largest Bonferroni p of their intersections."""
+    places = range(len(p_values))
+    sets = [some for size in range(1, len(p_values) + 1) for some in itertools.combinations(places, size)]
+    least = {some: min(1.0, len(some) * min(p_values[place] for place in some)) for some in sets}
+    return np.array([max(p for some, p in least.items() if place in some) for place in places])
 
 
-def test_every_pair_is_compared_and_corrected_over_all(league):
-    frame = table(league, "league_pairs").frame
-    assert len(frame) == 3
-    raw = {}
-    for one, other in combinations(RATES, 2):
-        d = np.array([drawn(RATES[one], seed) for seed in range(SEEDS)]) - [
-            drawn(RATES[other], seed) for seed in range(SEEDS)
-        ]
-        raw[one, other] = stats.ttest_1samp(d.mean(1), 0).pvalue
-    corrected = dict(zip(raw, stats_holm(list(raw.values())), strict=True))
-    for row in frame.to_dict("records"):
-        pair = (row["better"], row["other"])
-        assert row["p_seeds"] == pytest.approx(corrected[pair if pair in corrected else pair[::-1]])
-    assert frame["verdict"].tolist()[0].startswith("not settled")
+def test_ranks_follow_from_holm_over_an_entrys_own_comparisons():
+    won = by_rate([0.8, 0.55, 0.5, 0.2, 0.55], seed=3)
+    found = standings_of(won)
+    for name in won:
+        others = [other for other in won if other != name]
+        d = [won[name] - won[other] for other in others]
+        apart = corrected([crossed_t(one) for one in d]) < 0.05
+        better = sum(one.mean() < 0 for one, is_apart in zip(d, apart, strict=True) if is_apart)
+        worse = sum(one.mean() > 0 for one, is_apart in zip(d, apart, strict=True) if is_apart)
+        assert found.ranks[name] == (1 + better, len(won) - worse)
+    assert found.ranks["a"] == (1, 1)
+    assert found.ranks["d"] == (5, 5)
 
 
-def stats_holm(p_values: list[float]) -> list[float]:
-    """Holm (1979): the largest of all smaller ones' products with how many are left."""
-    ranks = stats.rankdata(p_values, method="ordinal")
-    stepped = [p * (len(p_values) - rank + 1) for p, rank in zip(p_values, ranks, strict=True)]
-    return [min(1.0, max(step for step, other in zip(stepped, ranks, strict=True) if other <= rank)) for rank in ranks]
+def test_pairs_are_separable_where_three_tests_agree_after_holm_over_all_pairs():
+    won = by_rate([0.7, 0.6, 0.55, 0.3], seed=1)
+    found = standings_of(won)
+    frame = league.pairs(found).frame
+    d = {pair: won[pair[0]] - won[pair[1]] for pair in zip(frame["better"], frame["other"], strict=True)}
+    assert len(d) == 6
+    over_seeds = [stats.ttest_1samp(one.mean(axis=1), 0).pvalue for one in d.values()]
+    by_seeds, by_both = (corrected(p) for p in (over_seeds, [crossed_t(one) for one in d.values()]))
+    assert frame["p_seeds"].to_numpy() == pytest.approx(by_seeds)
+    assert frame["p_both"].to_numpy() == pytest.approx(by_both)
+    assert frame["difference"].to_numpy() == pytest.approx([one.mean() for one in d.values()])
+    largest = np.maximum(np.maximum(by_seeds, by_both), frame["p_prompts"])
+    assert (frame["verdict"] == "separable").tolist() == (largest < 0.05).tolist()
 
 
-def test_what_tuning_bought_is_the_mean_of_the_best_of_all_subsets(league):
-    frame = table(league, "league_tuning").frame.set_index("entry")
-    values = [np.mean(drawn(0.6 - 0.2 + 0.1 * number, number)) for number in (1, 2)]
-    assert frame.loc["dpo", "best_of_1"] == pytest.approx(np.mean(values))
-    assert frame.loc["dpo", "best_of_2"] == pytest.approx(max(values))
-    assert np.isnan(frame.loc["strict-dpo", "best_of_1"])
+@pytest.mark.parametrize("seed", range(20))
+def test_entries_share_a_letter_exactly_where_they_are_not_apart(seed):
+    rng = np.random.default_rng(seed)
+    names = list("abcdefg")
+    every = list(itertools.combinations(names, 2))
+    apart = [pair for pair in every if rng.random() < 0.5]
+    found = league.letters(names, apart)
+    for one, other in every:
+        assert bool(set(found[one]) & set(found[other])) == ((one, other) not in apart)
+    # No letter is one too many: its entries are not all in another one's.
+    groups = {letter: {name for name in names if letter in found[name]} for letter in set("".join(found.values()))}
+    assert not any(one < other for one in groups.values() for other in groups.values())
 
 
-def test_defaults_stand_beside_the_winner_and_say_how_far_it_went(league):
-    frame = table(league, "league_defaults").frame.set_index("entry")
-    assert frame.loc["dpo", "knobs"] == "beta 0.1 to 0.4 (x4)"
-    difference = np.mean([drawn(0.6, seed) for seed in range(SEEDS)]) - np.mean(
-        [drawn(0.4, seed) for seed in range(SEEDS)]
+def test_one_entry_with_too_few_seeds_leaves_the_others_their_ranks():
+    won = by_rate([0.9, 0.5, 0.5, 0.1])
+    found = standings_of(won, lost={("c", 4): "failed"})
+    assert np.isnan(found.ranks["c"]).all()
+    # a beats b and d; c may stand before it or behind.
+    assert found.ranks["a"] == (1, 2)
+    assert found.ranks["d"] == (3, 4)
+    table = league.standings(found)
+    assert any("Fewer than 5 seeds in common" in note and "c" in note for note in table.notes)
+    assert any("seed 4 of" in note for note in table.notes)
+    assert not any("These checkpoints only" in note for note in table.notes)
+    assert row_of(table, "c")["seeds_finished"] == 4
+    assert "failed 1 of 5" in row_of(table, "c")["note"]
+
+
+def test_an_entry_without_a_completed_trial_stays_with_its_reason():
+    found = standings_of(by_rate([0.8, 0.4, 0.4]), failed_searches=("b",))
+    table = league.standings(found)
+    last = table.frame.iloc[-1]
+    assert last["entry"] == "b"
+    assert "failed 3: out of memory" in last["note"]
+    assert last["completed"] == 0
+    assert np.isnan(last["rank"])
+    assert not last["letters"]
+    assert any("of the 2 confirmed" in note for note in table.notes)
+    open_, _ = league_answer.sentences(found, table)
+    assert any(sentence.startswith("How b does: no trial completed") for sentence in open_)
+    assert set(league_tuning.tuning(found).frame["entry"]) == {"a", "b", "c"}
+
+
+def test_ties_share_their_rank_and_their_letter():
+    same = by_rate([0.6])["a"]
+    found = standings_of({"a": same, "b": same.copy(), "c": 1 - same})
+    frame = league.standings(found).frame.set_index("entry")
+    assert frame["rank"].tolist() == [1, 1, 3]
+    assert frame.loc["a", "letters"] == frame.loc["b", "letters"]
+    assert (frame.loc["a", "rank_low"], frame.loc["a", "rank_high"]) == (1, 2)
+    assert league.pairs(found).frame.loc[0, "p"] == 1.0
+
+
+def test_two_entries_are_one_comparison():
+    won = by_rate([0.7, 0.4])
+    found = standings_of(won)
+    assert found.ranks["a"] == (1, 1)
+    assert league.pairs(found).frame["p_seeds"].tolist() == pytest.approx(
+        [stats.ttest_rel(won["a"].mean(axis=1), won["b"].mean(axis=1)).pvalue]
     )
-    assert frame.loc["dpo", "difference"] == pytest.approx(difference)
-    assert frame.loc["dpo", "stability_difference"] == pytest.approx(0.2)
-    assert frame.loc["sft", "knobs"] == "no knobs"
-    assert np.isnan(frame.loc["sft", "difference"])
 
 
-def test_the_first_screen_says_who_is_best_who_is_not_separable_and_what_more_would_change(league, tmp_path):
-    files = write_report(league.run.path, tmp_path)
-    page = files.html.read_text()
-    for sentence in (
-        "Highest win rate: dpo",
-        "Which is best of dpo, ipo: they are not separable",
-        "With three times the seeds (15)",
-        "three times the tuning",
-        "How strict-dpo does: no trial completed",
-    ):
-        assert sentence in page, sentence
-    assert files.text.startswith("cup: 4 entries, 2 tuning trials each")
-    assert (tmp_path / "league_pairs.csv").is_file()
+def test_rates_of_two_percent_stay_within_their_range():
+    found = standings_of(by_rate([0.02, 0.02, 0.03], prompts=256))
+    frame = league.standings(found).frame
+    assert (frame["win_rate_low"] >= 0).all()
+    assert (frame["win_rate"] < 0.05).all()
+    assert (frame["rank_low"] == 1).all()
+    assert (frame["rank_high"] == 3).all()
+    assert set(frame["letters"]) == {"a"}
 
 
-def test_one_failed_seed_is_left_out_of_pairs_and_said(tmp_path):
-    found = Findings(results.load(fill(tmp_path, lost_seed=2)))
-    seeds = table(found, "league_pairs").frame.set_index(["better", "other"])["seeds"]
-    assert seeds.loc[("dpo", "sft")] == SEEDS
-    assert seeds.loc[("dpo", "ipo")] == SEEDS - 1
+def test_few_seeds_separate_nothing_and_say_so():
+    found = standings_of(by_rate([0.9, 0.1], seeds=3))
+    table = league.standings(found)
+    assert table.frame["rank_low"].isna().all()
+    assert any("3 common seeds" in note for note in table.notes)
+    open_, _ = league_answer.sentences(found, table)
+    assert any("these checkpoints only" in sentence for sentence in open_)
+
+
+def test_cost_is_of_the_search_and_of_the_winners_confirmation():
+    table = league.standings(standings_of(by_rate([0.6, 0.4]), defaults=by_rate([0.5])))
+    row = row_of(table, "a")
+    assert row["tokens"] == 3 * 1000 + 5 * 100
+    assert row["seconds"] == 3 * 60 + 5 * 2 * 60
+    assert row["verdicts"] == 2 * 5 * 200
+    assert row["learning_rate"] == 2e-4
+
+
+def test_a_completed_trial_without_a_measurement_is_no_winner():
+    found = standings_of(by_rate([0.6, 0.4]), without_verdicts=("a",))
+    assert found.members["a"].winner == "search-a-0002"
+    rows = [
+        {"trial_id": name, "status": "completed", "win_rate": rate}
+        for name, rate in (("x", math.nan), ("y", None), ("z", 0.0))
+    ]
+    assert [row["trial_id"] for row in best_rows(rows, {"win_rate": "maximize"})] == ["z"]
+
+
+def test_stability_is_told_apart_by_students_t_over_common_seeds():
+    scores = {"a": [0.9, 0.91, 0.88, 0.9, 0.92], "b": [0.2, 0.25, 0.22, 0.2, 0.3], "c": [0.9, 0.88, 0.9, 0.93, 0.9]}
+    found = standings_of(by_rate([0.6, 0.5, 0.5]), stability=scores)
+    frame = league.pairs(found).frame
+    pairs = list(zip(frame["better"], frame["other"], strict=True))
+    p_values = [stats.ttest_rel(scores[one], scores[other]).pvalue for one, other in pairs]
+    assert frame["stability_p"].tolist() == pytest.approx(corrected(p_values).tolist())
+    open_, settled = league_answer.sentences(found, league.standings(found))
     assert any(
-        "Not common to all: seed 2 of search-dpo" in note or "seed 2 of dpo" in note for note in found.standings.notes
+        sentence.startswith("Highest stability: c") or "Highest stability: a" in sentence for sentence in settled
     )
-    # Four common seeds say nothing of a method: these two are not told apart, and the others have their ranks.
-    ranks = found.standings.frame.set_index("entry")
-    assert ranks.loc["ipo", ["rank_low", "rank_high"]].isna().all()
-    assert ranks.loc["dpo", ["rank_low", "rank_high"]].tolist() == [1, 2]
-    assert any("fewer than 5 common seeds: dpo and ipo" in note for note in found.standings.notes)
+    assert any("not separable by stability" in one and "b" not in one.split(":")[0].split() for one in open_)
+    assert any(one.startswith("2 of 3 pairs are separable by stability") for one in settled)
 
 
-def test_two_seeds_separate_nobody_and_say_so(tmp_path):
-    found = Findings(results.load(fill(tmp_path, seeds=2)))
-    assert set(found.standings.frame["letters"]) == {"a", ""}
-    assert any("These checkpoints only: 2 common seeds" in note for note in found.standings.notes)
+def test_the_defaults_are_paired_with_the_winner():
+    won, plain = by_rate([0.7, 0.4]), by_rate([0.5], seed=9)
+    frame = league_tuning.defaults(standings_of(won, defaults=plain)).frame.set_index("entry")
+    d = won["a"] - plain["a"]
+    assert frame.loc["a", "difference"] == pytest.approx(d.mean())
+    assert frame.loc["a", "difference_low"] < d.mean() < frame.loc["a", "difference_high"]
+    assert frame.loc["a", "knobs"] == "beta 0.1 to 0.4 (x4)"
+    assert np.isnan(frame.loc["b", "difference"])
 
 
-def test_letters_are_shared_exactly_by_pairs_that_are_not_told_apart():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        names = [f"n{place}" for place in range(int(rng.integers(2, 9)))]
-        pairs = list(combinations(names, 2))
-        apart = [pair for pair in pairs if rng.random() < 0.4]
-        given = letters(names, apart)
-        for one, other in pairs:
-            assert bool(set(given[one]) & set(given[other])) == ((one, other) not in apart), (names, apart)
-        # No letter says what another one says already.
-        groups = {letter: {name for name in names if letter in given[name]} for name in names for letter in given[name]}
-        assert not any(one < other for one in groups.values() for other in groups.values())
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_expected_best_is_that_of_all_subsets_with_its_jackknife(k):
+    values = np.array([0.2, 0.5, 0.1, 0.9, 0.4, 0.45, 0.3, 0.35, 0.6, 0.7])
+
+    def expected(some):
+        return np.mean([max(subset) for subset in itertools.combinations(some, k)])
+
+    found = league_tuning.best_of(values, k)
+    without = np.array([expected(np.delete(values, place)) for place in range(10)])
+    error = math.sqrt(9 / 10 * ((without - without.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, 9) * error
+    assert found.value == pytest.approx(expected(values))
+    assert (found.low, found.high) == pytest.approx((expected(values) - half, expected(values) + half))
 
 
-def test_rates_of_two_percent_and_equal_entries_are_not_told_apart():
-    rng = np.random.default_rng(3)
-    rare = {name: (list(range(5)), (rng.random((5, 100)) < 0.02).astype(float)) for name in "abc"}
-    found = Comparisons(rare, flips=2_000)
-    assert set(found.groups.values()) == {"a"}
-    assert all(found.rank(name) == (1, 3) for name in rare)
-    same = Comparisons({"a": rare["a"], "b": rare["a"]}, flips=2_000)
-    assert same.apart == []
-    assert effects.LEVEL == 0.05
+def test_of_one_trial_the_expected_best_is_students_mean():
+    values = np.array([0.2, 0.5, 0.1, 0.9, 0.4])
+    found = league_tuning.best_of(values, 1)
+    low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
+
+
+def test_few_trials_have_no_interval_and_fewer_no_value():
+    values = np.arange(8) / 10
+    assert np.isnan(league_tuning.best_of(values, 2).low)
+    assert league_tuning.best_of(values, 5) is None
+    frame = league_tuning.tuning(standings_of(by_rate([0.6, 0.4]))).frame.set_index("entry")
+    assert "best_of_2" not in frame
+    assert frame.loc["a", "best_of_1"] == pytest.approx(0.5)
+    assert frame.loc["a", "best_of_all"] == 0.6
+
+
+def test_a_league_without_a_judge_is_led_by_accuracy():
+    won = by_rate([0.8, 0.3])
+    found = standings_of(won, judged=False)
+    table = league.standings(found)
+    assert table.frame["preference_accuracy"].tolist() == pytest.approx([won["a"].mean(), won["b"].mean()])
+    assert "Not judged" in table.caption
+    assert "answers" not in table.caption
+    assert found.ranks["a"] == (1, 1)
+
+
+def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
+    found = standings_of(by_rate([0.8, 0.53, 0.5]))
+    open_, settled = league_answer.sentences(found, league.standings(found))
+    near = [pair for pair, claim in found.claims.items() if not claim.matters]
+    assert any(f"of the {len(near)} open pairs" in sentence and "(15)" in sentence for sentence in open_)
+    assert settled[0].startswith("Highest win rate: a")
+
+
+def test_the_manifest_of_a_run_without_a_league_has_no_standings():
+    run = designs.run_of(designs.leave_one_out(), by_rate([0.5]))
+    assert League.of(run.manifest) is None
+    assert league.Standings.of(run, tables.win_rate_stability(run)) is None

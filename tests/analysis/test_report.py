@@ -276,7 +276,7 @@ def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_pa
 
 @pytest.mark.usefixtures("sketched")
 def test_the_garbage_collector_is_left_as_it_was(one_trial_run, tmp_path):
-    gc.unfreeze()  # A trial that another test ran in this process.
+    gc.unfreeze()
     report.write_report(one_trial_run, tmp_path / "one")
     assert gc.get_freeze_count() == 0
     gc.freeze()
@@ -284,7 +284,8 @@ def test_the_garbage_collector_is_left_as_it_was(one_trial_run, tmp_path):
         report.write_report(one_trial_run, tmp_path / "other")
         assert gc.get_freeze_count() > 0
     finally:
-        gc.unfreeze()
+        # As tests/conftest.py has it.
+        gc.freeze()
 
 
 @pytest.mark.usefixtures("sketched")

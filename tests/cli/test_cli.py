@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from slime_ray import cli
 from slime_ray.cli import experiments, runs
+from slime_ray.cli.options import Parser
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import RunError
 from tests.analysis.conftest import add_trial, finish
@@ -23,31 +24,26 @@ from tests.analysis.conftest import add_trial, finish
 ROOT = Path(__file__).parents[2]
 
 
-def every(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def every(parser: Parser, name: str = "") -> Iterator[tuple[str, Parser]]:
     """This parser and all below it, each with the words that lead to it."""
     yield name, parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for word, inner in action.choices.items():
-                yield from every(inner, f"{name} {word}".strip())
-
-
-def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Every command's parser by its name."""
-    [found] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(found.choices)
+    for word, inner in parser.commands.items():
+        yield from every(inner, f"{name} {word}".strip())
 
 
 def test_every_command_says_what_it_is_for_and_every_option_what_it_does():
     parser = cli.make_parser()
+    # argparse's own list, which has those of groups too.
+    for name, each in every(parser):
+        assert [action for action in each._actions if action.dest != "==SUPPRESS=="] == each.arguments, name
     [listed] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     helped = {action.dest for action in listed._choices_actions if action.help}
     assert set(listed.choices) == helped
     silent = [
         f"{name} {action.dest}"
-        for name, command in commands(parser).items()
-        for action in command._actions
-        if not isinstance(action, argparse._SubParsersAction) and not action.help and action.dest != "shell"
+        for name, command in every(parser)
+        for action in command.arguments
+        if not action.help and action.dest != "shell"
     ]
     assert silent == []
 
@@ -60,9 +56,9 @@ def test_the_help_shows_examples_and_the_exit_codes(capsys):
     assert "Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong" in shown
 
 
-@pytest.mark.parametrize("name", sorted(commands(cli.make_parser())))
+@pytest.mark.parametrize("name", sorted(cli.make_parser().commands))
 def test_the_help_of_every_command_has_examples_that_are_command_lines(name):
-    shown = commands(cli.make_parser())[name].format_help()
+    shown = cli.make_parser().commands[name].format_help()
     examples = re.findall(rf"^  (slime-ray {name}\b.*)$", shown, re.MULTILINE)
     assert examples
     for example in re.findall(r"^  (slime-ray .*)$", shown, re.MULTILINE):

@@ -10,7 +10,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.league import League, entry_of
 from slime_ray.errors import InputError
 from slime_ray.objectives import OBJECTIVES, tuned_ranges
-from slime_ray.planning.trials import groups_of
+from slime_ray.planning.trials import extremes, groups_of
 
 TEXT = """\
 name: cup
@@ -77,6 +77,46 @@ def test_defaults_are_the_objectives_own_at_the_winners_learning_rate():
     assert league(defaults=False).searches[0].default_values(winner) is None
 
 
+def test_a_knob_that_an_entry_sets_has_that_value_among_its_defaults():
+    part = league(
+        entries={
+            "ipo": {},
+            "dpo-nll": {
+                "set": {"objective": {"name": "dpo", "nll_weight": 0.5}},
+                "search": {
+                    "objective.beta": {"log_uniform": [0.01, 1.0]},
+                    "objective.nll_weight": {"log_uniform": [0.1, 1.0]},
+                },
+            },
+        }
+    ).searches[1]
+    assert part.search.known_points == [
+        {"objective.beta": 0.1, "objective.nll_weight": 0.5, "training.learning_rate": 3e-4}
+    ]
+    winner = part.values({"objective.beta": 0.7, "objective.nll_weight": 0.9, "training.learning_rate": 2e-4})
+    settings = load_experiment(yaml.safe_load(TEXT)).settings_with(part.default_values(winner) or {})
+    assert settings.objective.build() == OBJECTIVES["dpo"](beta=0.1, nll_weight=0.5)
+
+
+def test_the_rule_of_winners_names_the_constraints():
+    kept = load_experiment(yaml.safe_load(TEXT) | {"constraints": ["stability >= 0.8"]})
+    assert kept.league is not None
+    assert kept.league.rule.startswith("of an entry's completed trials that keep stability >= 0.8 the one that")
+
+
+def test_defaults_that_break_an_entrys_requirement_are_not_among_its_trials():
+    margins = {f"objective.{name}_margin": {"uniform": [0.1, 5.0]} for name in ("hard", "soft")}
+    part = with_entries(
+        slime={"search": margins, "require": ["objective.hard_margin <= objective.soft_margin"]}
+    ).searches[2]
+    assert part.search.known_points == []
+
+
+def test_the_memory_of_every_entry_is_planned():
+    planned = extremes(load_experiment(yaml.safe_load(TEXT)))
+    assert {settings.objective.name for settings in planned} == {"slime", "dpo", "ipo", "sft"}
+
+
 def test_more_trials_seeds_and_entries_leave_what_is_computed_alone():
     one, more = league(), league(trials=9, seeds=5, defaults=False)
     assert one.fingerprint == more.fingerprint
@@ -102,12 +142,13 @@ def test_a_plan_counts_search_confirmations_and_defaults_of_every_entry():
     counts = {group.name: group.trials for group in groups_of(load_experiment(yaml.safe_load(TEXT)))}
     assert counts["search ipo"] == 4
     assert counts["confirmations ipo"] == 2 * 3
+    assert counts["confirmations sft"] == 3  # which has no knobs, and so no defaults
 
 
 @pytest.mark.parametrize(
     ("trial_id", "label"),
     [
-        ("search-0001", ""), ("search-dpo-0012", "dpo"), ("search-a-1234-0001", "a-1234"), ("search-dpo-0001-clone-2", "dpo"),
+        ("search-0001", ""), ("search-dpo-0012", "dpo"), ("search-a-1234-0001", "a-1234"), ("search-dpo-0001-clone-2", None),
         ("search-0001-clone-1", ""), ("arm-dpo-s0", None), ("arm-x-s0-clone-1", None),
     ],
 )  # fmt: skip
@@ -126,6 +167,8 @@ def test_a_trials_id_names_its_entry(trial_id, label):
             {"dpo": {"search": {"training.learning_rate": {"uniform": [0.1, 0.2]}}}},
             r"training.learning_rate cannot be an entry's own: league\.learning_rate is the same for all",
         ),
+        ({"dpo": {"search": {"model.lora.rank": {"integer": [2, 8]}}}}, "model.lora.rank cannot be an entry's own"),
+        ({"dpo": {"search": {"objective.name": {"choice": ["dpo", "ipo"]}}}}, "an entry is one objective"),
         ({"dpo": {"set": {"training.updates": 20}}}, "training.updates would be dpo's alone"),
         ({"dpo": {"set": {"training": {"pairs_per_update": 4}}}}, "training.pairs_per_update would be dpo's alone"),
         ({"dpo": {"set": {"training.learning_rate": 1e-3}}}, "training.learning_rate is searched for every entry"),
@@ -160,6 +203,11 @@ def test_an_entry_that_cannot_be_compared_is_refused(entry, sentence):
 def test_what_contradicts_a_league_is_refused(more, sentence):
     with pytest.raises(InputError, match=sentence):
         load_experiment(yaml.safe_load(TEXT) | more)
+
+
+def test_more_trials_than_an_entrys_space_has_points_names_the_leagues_budget():
+    with pytest.raises(InputError, match=r"league\.trials is 5, and the space has only 2 points"):
+        league(trials=5, learning_rate={"choice": [1e-4, 1e-3]})
 
 
 def test_one_entry_is_no_league():

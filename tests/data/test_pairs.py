@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from slime_ray.data.pairs import ID_COLUMNS, PairFile, TokenPair, write_pairs
 from slime_ray.data.tokenizing import tokenize_pairs
+from slime_ray.errors import InputError
 
 from .chat import FAMILIES, pair
 
@@ -47,6 +48,12 @@ def test_pairs_are_read_as_they_were_written(tmp_path_factory, triples, data):
         read[len(expected)]
 
 
+def test_the_longest_pair_is_that_of_the_sums_of_its_parts(tmp_path):
+    triples = [([1], [2] * 5, [3]), ([1, 2, 3], [4] * 4, [5] * 4), ([], [1], [])]
+    assert PairFile(write(tmp_path / "pairs.arrow", triples)).longest == 11
+    assert PairFile(write(tmp_path / "one.arrow", triples[2:])).longest == 1
+
+
 def test_references_belong_to_their_pairs(tmp_path):
     path = write(tmp_path / "some.arrow", [([1], [2], [3]), ([4], [5], [6])])
     np.savez(tmp_path / "sums.npz", chosen=[-1.5, -2.5], rejected=[-3.5, -4.5])
@@ -56,6 +63,14 @@ def test_references_belong_to_their_pairs(tmp_path):
     np.savez(tmp_path / "sums.npz", chosen=[-1.5], rejected=[-3.5])
     with pytest.raises(ValueError, match=r"sums.npz is not of the 2 pairs of .*some.arrow"):
         PairFile(path, tmp_path / "sums.npz")
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, -1])
+def test_a_file_that_was_cut_short_is_refused_when_it_is_opened(tmp_path, left):
+    path = write(tmp_path / "pairs.arrow", [([1, 2], [3], [4, 5])] * 40)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(InputError, match=r"pairs\.arrow is cut short\. Remove its folder"):
+        PairFile(path)
 
 
 def test_an_open_file_holds_no_tokens_and_a_pickle_only_its_name(tmp_path):

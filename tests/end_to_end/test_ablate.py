@@ -65,10 +65,9 @@ def interrupted(space: Path) -> tuple[dict[str, dict], str]:
 
 
 @pytest.fixture(scope="module")
-def finished(interrupted, slime_ray, space: Path) -> results.Run:
+def finished(interrupted, space: Path) -> results.Run:
     """The same run, gone on with with a second seed."""
-    done = slime_ray("ablate", space, "--storage", space.parent, "--resume", "--seeds", "2")
-    assert done.returncode == 0, done.stderr
+    assert main(["ablate", str(space), "--storage", str(space.parent), "--resume", "--seeds", "2"]) == 0
     return results.load(space.parent / "cells")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from slime_ray.cli import main
 from slime_ray.runs import results
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, serving
 
@@ -45,11 +46,10 @@ def test_a_sweep_whose_judge_stops_ends_with_the_reason_and_goes_on(slime_ray, t
     assert all(row["win_rate"] is not None for row in rows.values())
 
 
-def test_a_missing_key_ends_a_sweep_before_it_starts(slime_ray, tmp_path, monkeypatch):
+def test_a_missing_key_ends_a_sweep_before_it_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(VARIABLE, raising=False)
     space = tmp_path / "judged.yaml"
     space.write_text(SWEEP.format(url="http://127.0.0.1:9/v1", variable=VARIABLE))
-    refused = slime_ray("sweep", space, "--storage", tmp_path)
-    assert refused.returncode == 2
-    assert f"{VARIABLE} holds no key" in refused.stderr
+    assert main(["sweep", str(space), "--storage", str(tmp_path)]) == 2
+    assert f"{VARIABLE} holds no key" in capsys.readouterr().err
     assert not (tmp_path / "judged").exists()

@@ -1,7 +1,8 @@
-"""`slime-ray sweep` from a YAML to the report, for real: Ray, Optuna, training, generation, files."""
+"""`slime-ray sweep` from a YAML to the report, for real: Ray, Optuna, training, generation, files; `train` without Ray."""
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import optuna
 import pandas as pd
 import pytest
 
+from slime_ray.cli import main
 from slime_ray.config.settings import fingerprint
 from slime_ray.on_ray.search import study_storage
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import content_of
 from tests.end_to_end.conftest import SMALL, environment
+from tests.faults.conftest import same
 from tests.processes import left_behind
 
 pytestmark = pytest.mark.ray
@@ -111,29 +114,26 @@ def test_the_manifest_says_what_was_run(finished):
     assert "search-0002 completed" in (finished[0] / "log.txt").read_text()
 
 
-def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(finished, slime_ray, small, storage):
+def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(finished, small, storage, capsys):
     run = finished[0]
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    again = slime_ray("sweep", small, "--storage", storage)
-    assert again.returncode == 2
-    assert "is already there" in again.stderr
-    assert "--resume" in again.stderr
-    assert "Traceback" not in again.stderr
+    assert main(["sweep", str(small), "--storage", str(storage)]) == 2
+    refusal = capsys.readouterr().err
+    assert "is already there" in refusal
+    assert "--resume" in refusal
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_resuming_a_finished_run_trains_nothing(finished, slime_ray, small, storage):
+def test_resuming_a_finished_run_trains_nothing(finished, small, storage):
     run = finished[0]
     before = {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")}
-    again = slime_ray("sweep", small, "--storage", storage, "--resume")
-    assert again.returncode == 0, again.stderr
+    assert main(["sweep", str(small), "--storage", str(storage), "--resume"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")} == before
 
 
-def test_other_settings_cannot_resume_a_run(finished, slime_ray, small, storage):
-    other = slime_ray("sweep", small, "--storage", storage, "--resume", "--set", "training.updates=5")
-    assert other.returncode == 2
-    assert "was started with other settings" in other.stderr
+def test_other_settings_cannot_resume_a_run(finished, small, storage, capsys):
+    assert main(["sweep", str(small), "--storage", str(storage), "--resume", "--set", "training.updates=5"]) == 2
+    assert "was started with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.faults
@@ -165,15 +165,50 @@ def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(finished, slim
         assert rows[name]["stability"] == whole[name]["stability"]
 
 
-def test_a_report_is_made_from_a_copied_run_alone(finished, slime_ray, tmp_path):
-    import shutil
-
+def test_a_report_is_made_from_a_copied_run_alone(finished, tmp_path):
     copy = tmp_path / "elsewhere" / "copied"
     shutil.copytree(finished[0], copy, ignore=shutil.ignore_patterns("ray", "report", "trials"))
-    made = slime_ray("report", copy, "--out", tmp_path / "out")
-    assert made.returncode == 0, made.stderr
+    assert main(["report", str(copy), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
     assert len(pd.read_parquet(copy / "trials.parquet")) == 10
+
+
+def test_a_trial_alone_is_the_same_trial_to_the_last_bit(slime_ray, small, storage, finished):
+    run, _ = finished
+    done = slime_ray("train", small, "--storage", storage, "--trial", "arm-slime-s1")
+    assert done.returncode == 0, done.stderr
+    alone = results.finished_trials(storage / "small-arm-slime-s1")["arm-slime-s1"]
+    assert same(alone, results.finished_trials(run)["arm-slime-s1"])
+    assert "slime" in done.stdout
+
+
+@pytest.mark.faults
+def test_a_trial_that_is_interrupted_goes_on_where_it_was(slime_ray, small, storage, finished):
+    options = ("train", small, "--storage", storage, "--trial", "arm-slime-s0", "--set", "training.updates=160")
+    whole = slime_ray(*options, "--name", "whole")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slime_ray", *map(str, options), "--name", "broken"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment() | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("training 80/160"))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "left without a result: it was interrupted" in said
+    assert "--name broken --resume` to go on" in said
+    assert slime_ray(*options, "--name", "broken", "--resume").returncode == 0
+    row, expected = (results.finished_trials(storage / name)["arm-slime-s0"] for name in ("broken", "whole"))
+    assert same(row, expected)
+    assert row["attempts"] == 2
+
+
+@pytest.mark.parametrize("arguments", [("--trial", "arm-none-s0"), ()])
+def test_an_unknown_trial_is_refused_with_those_that_there_are(small, tmp_path, capsys, arguments):
+    assert main(["train", str(small), "--storage", str(tmp_path), *arguments]) == 2
+    assert "arm-slime-s0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

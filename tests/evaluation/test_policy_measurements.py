@@ -1,6 +1,9 @@
 """Generation, held-out log-probabilities and KL on a real (tiny) model."""
 
 import copy
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.generate import generate_answers
-from slime_ray.evaluation.held_out import measure_held_out
+from slime_ray.evaluation.held_out import measure_held_out, sum_logps
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.model.logprobs import Policy, kl_divergence
 from slime_ray.model.lora import add_lora
@@ -96,6 +99,48 @@ def test_held_out_measurements_are_in_the_order_of_the_pairs_whatever_the_rows(l
     np.testing.assert_allclose(small.rejected, whole.rejected, atol=1e-5)
     np.testing.assert_allclose(small.entropy, whole.entropy, atol=1e-5)
     np.testing.assert_allclose(small.top_probability, whole.top_probability, atol=1e-5)
+
+
+def test_sums_of_log_probabilities_are_those_of_each_sequence_alone(lm):
+    """Against transformers' own logits, sequence by sequence."""
+
+    def alone(pair: TokenPair, completion: Sequence[int]) -> float:
+        with torch.no_grad():
+            logits = lm(input_ids=torch.tensor([[*pair.prompt_ids, *completion]])).logits[0]
+        logps = logits[len(pair.prompt_ids) - 1 : -1].double().log_softmax(1)
+        return float(logps.gather(1, torch.tensor([completion]).T).sum())
+
+    measured = pairs(11)
+    chosen, rejected = sum_logps(Policy(lm), measured, row_tokens=80)
+    np.testing.assert_allclose(chosen, [alone(pair, pair.chosen_ids) for pair in measured], atol=1e-4)
+    np.testing.assert_allclose(rejected, [alone(pair, pair.rejected_ids) for pair in measured], atol=1e-4)
+
+
+MANY = """
+import random, resource
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from slime_ray.data.pairs import TokenPair
+from slime_ray.evaluation.held_out import measure_held_out
+from slime_ray.model.logprobs import Policy
+
+torch.set_num_threads(1)
+chance = random.Random(0)
+ids = lambda length: [chance.randrange(4096) for _ in range(length)]
+policy = Policy(LlamaForCausalLM(LlamaConfig(
+    vocab_size=4096, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+policy.shares_prompts, start = True, peak()
+measure_held_out(policy, [TokenPair(ids(120), ids(130), ids(130)) for _ in range(300)], row_tokens=2048)
+print(peak() - start)
+"""
+
+
+@pytest.mark.slow
+def test_measuring_many_pairs_takes_the_memory_of_a_few_rows():
+    """A row's logits take 20 MiB, and there are 60 rows; in a process of its own, whose heap nothing has used."""
+    run = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, timeout=120, check=True)
+    assert float(run.stdout) < 600
 
 
 def test_kl_is_zero_against_itself_and_the_mean_over_generated_tokens_otherwise(lm):

@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from slime_ray.config.experiment import arm_trials
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.runs import results
+from slime_ray.runs.store import RunStore
 from slime_ray.training.attempts import Attempt, read
+from slime_ray.training.worker import run_trial
 from tests.end_to_end.conftest import environment
 from tests.processes import of_session
 
@@ -128,10 +132,9 @@ def start(space: Path, storage: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def whole(space: Path, storage: Path) -> dict[str, dict[str, Any]]:
-    """The rows of the same experiment when nothing breaks. It makes the stages that all others share."""
-    command = [sys.executable, "-m", "slime_ray", "sweep", str(space), "--storage", str(storage), "--name", "whole"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    """The rows of the same trials when nothing breaks, without Ray. It makes the stages that all others share."""
+    for trial in arm_trials(load_experiment(space)):
+        run_trial(trial, run=storage / "whole", storage=RunStore(storage), report=lambda metrics: None)
     return results.finished_trials(storage / "whole")
 
 

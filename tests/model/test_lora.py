@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     Conv1D,
@@ -28,6 +28,7 @@ from transformers import (
 
 from slime_ray.config.settings import Lora
 from slime_ray.errors import InputError
+from slime_ray.model.fused_lora import fuse_lora
 from slime_ray.model.lora import add_lora, find_adapted
 
 VOCABULARY = 41
@@ -249,3 +250,35 @@ def test_layers_of_gpt2_are_adapted_as_they_are_stored(tmp_path: Path):
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     expected = layer.base_layer.weight + 3.0 * (up @ down).T
     torch.testing.assert_close(lm.merge_and_unload().transformer.h[0].mlp.c_fc.weight, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("kind", [{"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}], ids=str)
+def test_other_scalings_and_dora_are_pefts_and_survive_saving_and_merging(name, kind, tmp_path):
+    """Beside adapters that peft's own configuration makes, with the same weights."""
+    plain, target = make(name), "c_attn" if name == "gpt2" else "q_proj"
+    lm = trained(fused(add_lora(make(name), Lora(rank=4, alpha=8.0, targets=[target], **kind))))
+    expected = logits(lm)
+    assert float((expected - logits(plain)).abs().max()) > 1e-4
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=[target], use_rslora=kind.get("rslora", False), use_dora=kind.get("dora", False),
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    other = get_peft_model(make(name), config).eval()
+    missing, unexpected = other.load_state_dict(
+        {key: value for key, value in lm.state_dict().items() if "lora" in key}, strict=False
+    )
+    assert not unexpected
+    assert not [key for key in missing if "lora" in key and "vision" not in key]
+    torch.testing.assert_close(logits(other), expected, rtol=0, atol=1e-6)
+    lm.save_pretrained(tmp_path / "adapter")
+    read = PeftModel.from_pretrained(make(name), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(read), expected, rtol=0, atol=1e-6)
+    lm.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-5)
+
+
+def fused(lm: Any) -> Any:
+    fuse_lora(lm)
+    return lm

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
 
 import pytest
+import ray
 
 from slime_ray.cli import main
 
@@ -103,9 +105,17 @@ def test_spaces_that_ship_can_be_planned(space, capsys, tmp_path):
     assert "all trials" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def instance() -> Iterator[None]:
+    """One Ray instance for all probes, with what one of their own would have."""
+    ray.init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_probe_measures_a_trial_where_trials_run(tmp_path, capsys, workers):
+def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, workers):
     path, out = tmp_path / "tiny.yaml", tmp_path / "plan.json"
     path.write_text(TINY + ARMS + f"resources: {{workers: {workers}}}\n")
     storage = tmp_path / "runs"
@@ -126,7 +136,7 @@ def test_a_probe_measures_a_trial_where_trials_run(tmp_path, capsys, workers):
 
 
 @pytest.mark.ray
-def test_a_probe_of_a_model_that_is_not_here_says_so(space, capsys, tmp_path):
+def test_a_probe_of_a_model_that_is_not_here_says_so(instance, space, capsys, tmp_path):
     change = [
         "--set",
         "resources={workers: 1, gpu_per_worker: 0, cpu_per_worker: 1}",

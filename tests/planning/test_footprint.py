@@ -22,7 +22,6 @@ from slime_ray.config.settings import Lora, Model
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
-from slime_ray.model.decoder import settings_of
 from slime_ray.model.flops import Lengths
 from slime_ray.model.footprint import Footprint, fill_row, footprint
 from slime_ray.model.logprobs import Policy
@@ -194,11 +193,6 @@ def test_flops_that_are_not_the_formulas_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("slime_ray.model.footprint.linear_flops", lambda *_, **__: 10**6)
     with pytest.raises(InputError, match="its layers are built otherwise, which the formula does not know"):
         found.step(200, PAIR, gpu=True, checkpointing=False)
-
-
-def test_a_configuration_is_read_by_the_common_names():
-    settings = settings_of(GPT2Config(n_embd=32, n_layer=2, n_head=4))
-    assert (settings["hidden_size"], settings["num_hidden_layers"], settings["num_attention_heads"]) == (32, 2, 4)
 
 
 def test_the_embedded_model_is_weighed_as_it_is_built():

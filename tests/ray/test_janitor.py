@@ -37,7 +37,7 @@ def test_what_was_there_before_ray_and_what_came_later_are_none_of_its_business(
     left = start(children)
     with janitor(os.getpid(), spare=spared):
         later = start(children)
-    assert left.wait(timeout=10) == -9
+    assert left.wait(timeout=60) == -9
     assert before.poll() is None
     assert later.poll() is None
 
@@ -57,5 +57,5 @@ def test_the_children_of_whoever_runs_a_sweep_outlive_its_ray(children, monkeypa
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with connected():
         pass
-    assert [process.wait(timeout=10) for process in rays] == [-9]
+    assert [process.wait(timeout=60) for process in rays] == [-9]
     assert own.poll() is None

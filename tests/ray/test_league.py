@@ -17,6 +17,7 @@ from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.sweep import own_rows, seed_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import taken
+from slime_ray.runs.instructions import Clone
 from tests.config.test_league import TEXT
 
 Rows = dict[str, dict[str, Any]]
@@ -113,6 +114,23 @@ def test_defaults_run_with_the_winners_learning_rate_and_seeds(tmp_path):
     assert default["values"] == winner["values"] | {"objective.beta": 0.1}
     assert default["values"] != winner["values"]
     assert not any("sft" in name and "defaults" in name for name in trials)
+
+
+@pytest.mark.parametrize("of", ["search-dpo-0001", "arm-start-s0"])
+def test_a_clone_wins_no_entry_and_no_search_learns_of_it(tmp_path, of):
+    plan = plan_for(league("ipo", "dpo"), tmp_path)
+    values = {"objective.name": "dpo", "objective.beta": 0.2, "training.learning_rate": 5e-4}
+    clone = Clone(f"{of}-clone-90", of, values)
+    assert plan.add(clone)
+    names = ids(run(plan))
+    assert names[0] == clone.trial_id
+    assert plan.rows[clone.trial_id]["win_rate"] == 0.5 + 0.90
+    assert {name for name in names if name.startswith("confirm")} == {
+        f"confirm-search-{label}-0002-s{seed}" for label in ("dpo", "ipo") for seed in (0, 7)
+    }
+    for label, part in plan.parts.items():
+        known = [entry.user_attrs["trial_id"] for entry in part.study.study.trials]
+        assert known == [f"search-{label}-0001", f"search-{label}-0002"]
 
 
 def finished(experiment: Experiment, folder: Path, **options: Any) -> Rows:

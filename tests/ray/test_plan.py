@@ -12,7 +12,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import TrialPlan, confirm_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
-from slime_ray.on_ray.sweep import lost_values
+from slime_ray.on_ray.sweep import lost_values, own_rows
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
 from slime_ray.runs.pareto import best_rows
@@ -45,7 +45,7 @@ def plan_for(experiment: Experiment, folder: Path, rows=None, lost=None) -> Tria
         storage=study_storage(folder),
         trials=experiment.budget.trials,
         seed=0,
-        rows=rows or {},
+        rows=own_rows(experiment.searches[0], rows or {}),
         lost=lost or {},
     )
     return TrialPlan(experiment, studies={"": study}, rows=rows or {}, seed=0)
@@ -251,6 +251,17 @@ def test_a_deleted_clone_is_run_again_and_counts_once(experiment, tmp_path):
     assert resumed.add(clone)
     assert run(resumed) == [clone.trial_id]
     entries = resumed.parts[""].study.study.get_trials(states=(TrialState.COMPLETE,))
+    assert [entry.params for entry in entries if entry.user_attrs["trial_id"] == clone.trial_id] == [clone.values]
+
+
+def test_an_arms_clone_keeps_its_result_in_the_study_of_a_resumed_run(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    clone = Clone("arm-full-s0-clone-1", "arm-full-s0", {"objective.hard_margin": 2.5})
+    plan.add(clone)
+    run(plan)
+    study = plan_for(experiment, tmp_path, rows=plan.rows).parts[""].study
+    assert study.notes == []
+    entries = study.study.get_trials(states=(TrialState.COMPLETE,))
     assert [entry.params for entry in entries if entry.user_attrs["trial_id"] == clone.trial_id] == [clone.values]
 
 

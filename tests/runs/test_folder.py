@@ -11,7 +11,7 @@ from slime_ray.config.experiment import Arm, Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.runs import results
-from slime_ray.runs.folder import Start, log_file, taken
+from slime_ray.runs.folder import Start, log_file, reopened, taken
 from slime_ray.runs.store import RunStore
 
 HINGE = """
@@ -220,3 +220,16 @@ def test_a_run_that_was_started_with_other_rows_is_not_gone_on_with(experiment, 
     storage.push_files(run)
     with pytest.raises(InputError, match="started with rows of 8192 tokens, and this version takes 2048"):
         begin(experiment, source, storage, "resume", sent=True, ends=KeyboardInterrupt())
+
+
+def test_a_run_with_an_attention_of_an_older_version_is_refused_with_the_version(experiment, source, storage):
+    """flex was the name of a kernel once."""
+    with pytest.raises(KeyboardInterrupt):
+        begin(experiment, source, storage, "fresh", sent=True, ends=KeyboardInterrupt())
+    run = storage.root / experiment.name
+    manifest = results.read_manifest(run)
+    manifest["experiment"]["base"]["model"] = {"source": "embedded/arithmetic", "attention": "flex"}
+    manifest["slime_ray"] = "0.1.0"
+    results.write_manifest(run, manifest)
+    with pytest.raises(InputError, match=r"was written by another version of slime_ray \(0\.1\.0\)"):
+        reopened(run)

@@ -213,3 +213,28 @@ def test_extend_works_on_the_run_that_is_named_and_not_on_the_one_that_it_is_a_c
     monkeypatch.setattr("slime_ray.on_ray.sweep.run_sweep", sweep)
     assert cli.main(["extend", str(run.parent / "copy")]) == 1
     assert worked == [run.parent / "copy"]
+
+
+def test_a_later_process_of_the_same_number_is_not_the_sweep(run):
+    write_status(run, finished=1, total=4, trials={})
+    assert read_status(run).at_work
+    said = json.loads((run / STATUS).read_text())
+    (run / STATUS).write_text(json.dumps(said | {"started": said["started"] - 100}))
+    assert not read_status(run).at_work
+    # A status of an earlier version does not say when its process began.
+    (run / STATUS).write_text(json.dumps({name: value for name, value in said.items() if name != "started"}))
+    assert read_status(run).at_work
+
+
+def test_runs_are_listed_the_latest_first(run, capsys):
+    assert cli.main(["status", "--storage", str(run.parent)]) == 0
+    assert capsys.readouterr().out.startswith(f"{results.read_manifest(run)['name']}: ")
+    assert cli.main(["status", "--storage", str(run / "trials")]) == 0
+    assert "There are no runs in" in capsys.readouterr().out
+    assert cli.main(["status", "--storage", "s3://bucket/runs"]) == 2
+
+
+def test_watching_a_run_that_is_not_at_work_prints_it_once(run, capsys):
+    write_status(run, finished=1, total=4, trials={}, ended=True)
+    assert cli.main(["status", str(run), "--watch"]) == 0
+    assert capsys.readouterr().out.count("trials have ended") == 1

@@ -2,10 +2,11 @@
 
 import pytest
 
-from . import ablation_cases, coverage
+from . import ablation_cases, coverage, leagues
 from .ablations import count_claims
 
 EVALUATIONS = RESAMPLES = STUDIES = 2000
+LEAGUES = 400
 pytestmark = pytest.mark.slow
 
 
@@ -46,3 +47,9 @@ def test_as_many_seeds_as_foretold_settle_a_difference(show):
     settled = list(ablation_cases.settled_cases(STUDIES))
     show(ablation_cases.settled_table(settled))
     assert all(one.power > 0.7 for one in settled)
+
+
+def test_ranks_of_planted_leagues_are_covered_and_equal_entries_not_told_apart(show):
+    found = [leagues.count(name, spread, leagues=LEAGUES) for name in leagues.RATES for spread in leagues.SPREADS]
+    show(leagues.leagues_table(found))
+    assert [one for one in found if not one.kept] == []

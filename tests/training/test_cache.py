@@ -53,7 +53,7 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_again(tmp_path):
 
 
 def test_two_at_once_make_one_folder(tmp_path):
-    making, made = threading.Barrier(2, timeout=20), []
+    making, made = threading.Barrier(2, timeout=60), []
 
     def make(folder: Path) -> None:
         made.append(folder)

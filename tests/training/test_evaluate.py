@@ -431,6 +431,13 @@ def test_a_trials_checkpoint_holds_its_tokenizer(trained):
         ),
         (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_config.json"), "is not valid JSON"),
         (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_model.safetensors"), "cut short"),
+        (
+            lambda run: change_json(
+                run / "trials" / "arm-slime-s0" / "trial.json",
+                settings='{"model": {"source": "embedded/arithmetic", "attention": "flex"}}',
+            ),
+            "does not know (model.attention: 'flex'). Export it with the version",
+        ),
         (lambda run: (run.parent / "out").mkdir() or (run.parent / "out" / "mine").touch(), "is there already"),
     ],
 )

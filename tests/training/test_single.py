@@ -1,4 +1,4 @@
-"""`train_one`: what happens to it ends in a sentence. What it computes is tested in tests/end_to_end/test_train.py."""
+"""`train_one`: what happens to it ends in a sentence. What it computes is tested in tests/end_to_end/test_sweep.py."""
 
 import json
 import shutil

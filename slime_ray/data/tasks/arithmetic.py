@@ -55,34 +55,34 @@ class Arithmetic(Task):
         tens = result("tens", a // 10 * 10 + b // 10 * 10, (-20, -10, 10, 20))
         ones = result("ones", a % 10 + b % 10, (-2, -1, 1, 2))
         total = result("total", a + b, (-10, -2, -1, 1, 2, 10))
-        said = [tens_step(a, b, tens), ones_step(a, b, ones), f"The total is {total}."]
+        sentences = [tens_step(a, b, tens), ones_step(a, b, ones), f"The total is {total}."]
         if "brief" in broken:
-            said += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
+            sentences += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
         if "ending" not in broken:
-            said.append(ENDING)
-        return " ".join(said)
+            sentences.append(ENDING)
+        return " ".join(sentences)
 
     def criteria_met(self, prompt: str, answer: str) -> frozenset[str] | None:
         """See the class."""
         a, b = numbers(prompt)
-        found = count_kinds(answer, KINDS)
-        if found is None or len(found["total"]) != 1:
+        sentences = count_kinds(answer, KINDS)
+        if sentences is None or len(sentences["total"]) != 1:
             return None
-        [(total_at, total)] = found["total"]
-        last = sum(map(len, found.values())) - 1
+        [(total_at, total)] = sentences["total"]
+        last = sum(map(len, sentences.values())) - 1
 
         def once(kind: str, sentence: str) -> bool:
-            return [said for _, said in found[kind]] == [sentence]
+            return [text for _, text in sentences[kind]] == [sentence]
 
         def step(kind: str, sentence: str) -> bool:
-            return once(kind, sentence) and found[kind][0][0] < total_at
+            return once(kind, sentence) and sentences[kind][0][0] < total_at
 
         checks = {
             "total": total == f"The total is {a + b}.",
             "tens": step("tens", tens_step(a, b, a // 10 * 10 + b // 10 * 10)),
             "ones": step("ones", ones_step(a, b, a % 10 + b % 10)),
-            "ending": once("ending", ENDING) and found["ending"][0][0] == last,
-            "brief": not found["filler"] and all(len(said) <= 1 for said in found.values()),
+            "ending": once("ending", ENDING) and sentences["ending"][0][0] == last,
+            "brief": not sentences["filler"] and all(len(texts) <= 1 for texts in sentences.values()),
         }
         return frozenset(criterion for criterion, met in checks.items() if met)
 
@@ -96,10 +96,10 @@ class Arithmetic(Task):
 
 def numbers(prompt: str) -> tuple[int, int]:
     """The two numbers that a prompt asks to add. Raises InputError where it asks something else."""
-    asked = _ASKED.fullmatch(prompt.strip())
-    if asked is None:
+    match = _ASKED.fullmatch(prompt.strip())
+    if match is None:
         raise InputError(f"{prompt!r} is no prompt of embedded/arithmetic, so its rubric cannot judge an answer to it.")
-    a, b = (int(number) for number in asked.groups() if number is not None)
+    a, b = (int(number) for number in match.groups() if number is not None)
     return a, b
 
 

@@ -183,13 +183,13 @@ def sentences(text: str) -> list[str]:
 
 def count_kinds(text: str, kinds: Mapping[str, re.Pattern[str]]) -> dict[str, list[tuple[int, str]]] | None:
     """The sentences of each kind with their places; None where a sentence is of no kind."""
-    found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in kinds}
+    by_kind: dict[str, list[tuple[int, str]]] = {kind: [] for kind in kinds}
     for place, sentence in enumerate(sentences(text)):
         kind = next((kind for kind, pattern in kinds.items() if pattern.fullmatch(sentence)), None)
         if kind is None:
             return None
-        found[kind].append((place, sentence))
-    return found
+        by_kind[kind].append((place, sentence))
+    return by_kind
 
 
 def any_of(texts: Sequence[str]) -> str:

@@ -68,45 +68,45 @@ class Notes(Task):
         for fact in asked:
             if fact in broken:
                 told[fact] = older[fact] if rng.random() < 0.5 else _other(fact, asked[fact], rng)
-        said = [BODY.format(**told, please="" if "polite" in broken else "please ")]
+        sentences = [BODY.format(**told, please="" if "polite" in broken else "please ")]
         if "brief" in broken:
-            said += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
+            sentences += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
         if "ending" not in broken:
-            said.append(ENDING)
-        return " ".join(said)
+            sentences.append(ENDING)
+        return " ".join(sentences)
 
     def criteria_met(self, prompt: str, answer: str) -> frozenset[str] | None:
         """See the class."""
         asked, _ = facts_of(prompt)
-        found = count_kinds(answer, KINDS)
-        if found is None or len(found["body"]) != 1:
+        sentences = count_kinds(answer, KINDS)
+        if sentences is None or len(sentences["body"]) != 1:
             return None
-        body = _BODY.fullmatch(found["body"][0][1])
+        body = _BODY.fullmatch(sentences["body"][0][1])
         assert body is not None  # it was found by this pattern
-        last = sum(map(len, found.values())) - 1
+        last = sum(map(len, sentences.values())) - 1
         checks = {fact: body[fact] == value for fact, value in asked.items()}
         checks["polite"] = body["please"] is not None
-        checks["ending"] = [place for place, _ in found["ending"]] == [last]
-        checks["brief"] = not found["filler"] and len(found["ending"]) <= 1
+        checks["ending"] = [place for place, _ in sentences["ending"]] == [last]
+        checks["brief"] = not sentences["filler"] and len(sentences["ending"]) <= 1
         return frozenset(criterion for criterion, met in checks.items() if met)
 
     def texts(self) -> Iterator[str]:
         """Each value once asked for and once told."""
         for number in range(max(map(len, VALUES.values()))):
-            told = {fact: values[number % len(values)] for fact, values in VALUES.items()}
+            facts = {fact: values[number % len(values)] for fact, values in VALUES.items()}
             please = "please " if number % 2 else ""
-            yield f"{REQUEST.format(**told)}{BODY.format(**told, please=please)} {ENDING}"
-            yield BODY.format(**told, please=please)
+            yield f"{REQUEST.format(**facts)}{BODY.format(**facts, please=please)} {ENDING}"
+            yield BODY.format(**facts, please=please)
         yield f" {' '.join(FILLERS)}"
 
 
 def facts_of(prompt: str) -> tuple[dict[str, str], dict[str, str]]:
     """The facts that a prompt gives and those of its older note. Raises InputError where it is another prompt."""
-    asked = _REQUEST.fullmatch(prompt.strip())
-    older = _BODY.match(asked["older"]) if asked else None
-    if asked is None or older is None:
+    request = _REQUEST.fullmatch(prompt.strip())
+    older = _BODY.match(request["older"]) if request else None
+    if request is None or older is None:
         raise InputError(f"{prompt!r} is no prompt of embedded/notes, so its rubric cannot judge an answer to it.")
-    return {fact: asked[fact] for fact in VALUES}, {fact: older[fact] for fact in VALUES}
+    return {fact: request[fact] for fact in VALUES}, {fact: older[fact] for fact in VALUES}
 
 
 def _other(fact: str, value: str, rng: random.Random) -> str:

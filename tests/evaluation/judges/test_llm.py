@@ -56,7 +56,7 @@ def test_all_requests_of_an_evaluation_are_on_their_way_together(llm):
     barrier = threading.Barrier(2 * COUNT)
 
     def together(number, judgment):
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=60)
 
     with serving(together) as server:
         assert labels(compare(llm(server, concurrency=2 * COUNT), PROMPTS, OURS, THEIRS)) == (AB, BA)
