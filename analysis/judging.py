@@ -19,7 +19,7 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
-from . import rows, statistics
+from . import rows, statistics, style
 from .printing import Column, Table, cells, empty, interval_cells, numbers
 
 STEPS = 25
@@ -122,6 +122,8 @@ class Votes:
     weights: np.ndarray
     prompts: np.ndarray
     more_tokens: np.ndarray
+    style: np.ndarray | None = None
+    """(answers, 4) differences of style, where the texts are known."""
 
     @classmethod
     def of(cls, answers: pd.DataFrame) -> "Votes":
@@ -133,6 +135,7 @@ class Votes:
             weights=np.column_stack(votes).astype(float),
             prompts=pd.factorize(answers["prompt_id"], sort=True)[0],
             more_tokens=(answers["answer_tokens"] - answers["baseline_tokens"]).to_numpy(dtype=float),
+            style=style.features(answers) if "answer" in answers else None,
         )
 
     @property
@@ -168,6 +171,10 @@ class Votes:
         d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
 
+    def style_controlled(self) -> statistics.Interval | None:
+        """The rate at equal style with its interval over prompts."""
+        return None if self.style is None else style.rate_at_equal_style(self.outcomes, self.style, self.prompts)
+
     def consistency(self) -> float | None:
         """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
 
@@ -178,10 +185,26 @@ class Votes:
 
 
 def votes_by_label(run: results.Run) -> dict[str, Votes]:
-    """The votes of every arm and confirmed winner of which anything was judged."""
+    """The votes of every arm and confirmed winner of which one judge judged anything."""
     answers = rows.judged_answers(run)
-    answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"])]
+    by_panel = answers["trial_id"].isin(rows.judged_verdicts(run)["trial_id"])
+    answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"]) & ~by_panel]
     return {str(label): Votes.of(own) for label, own in answers.groupby("label")}
+
+
+def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
+    """A row of the main table once for each judge of a panel, with that judge's win rate and votes."""
+    answer = ["trial_id", "prompt_id", "turn"]
+    verdicts = rows.judged_verdicts(run)
+    verdicts = verdicts[verdicts["label"] == row["label"]]
+    texts = ["answer", "answer_tokens", "baseline_answer", "baseline_tokens"]
+    verdicts = verdicts.merge(run.answers[[*answer, *texts]], on=answer)
+    found = []
+    for judge, own in verdicts.groupby("judge"):
+        wide = own.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
+        columns = statistics.columns({"win_rate": statistics.row_interval(wide.to_numpy(dtype=float))})
+        found.append(({**row, **columns, "judge": str(judge)}, Votes.of(own)))
+    return found
 
 
 def judging(run: results.Run, main: Table) -> Table:
@@ -193,15 +216,17 @@ def judging(run: results.Run, main: Table) -> Table:
     votes = votes_by_label(run)
     if judge.partition(":")[0] == EXACT and not any(own.invalid for own in votes.values()):
         votes = {}
-    shown = [row for row in main.frame.to_dict("records") if row["label"] in votes] if votes else []
+    shown: list[tuple[dict[Any, Any], Votes]] = []
+    for row in main.frame.to_dict("records"):
+        shown += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
     if not shown:
         return empty("Of the judging there is nothing to say.")
-    frame = pd.DataFrame([_row(str(row["label"]), row, votes[str(row["label"])]) for row in shown])
+    frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
+    whose = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate as in "
-        f"the main table, intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} "
-        "resamples.",
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
+        f"intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
@@ -212,6 +237,8 @@ def judging(run: results.Run, main: Table) -> Table:
                 if frame[EXTRAPOLATED].any()
                 else "."
             ),
+            "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts, with robust "
+            f"errors; from {style.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once.",
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
@@ -224,11 +251,13 @@ def judging(run: results.Run, main: Table) -> Table:
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            *((Column("judge", tuple(frame["judge"]), numeric=False, keep=10),) if "judge" in frame else ()),
             *(
                 Column(f"{head} % [95 %]", interval_cells(frame, name, 1, scale=100))
                 for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"))
             ),
             Column("LC % [95 %]", _length_controlled_cells(frame)),
+            Column("SC % [95 %]", interval_cells(frame, "style_controlled", 1, scale=100)),
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
@@ -283,8 +312,10 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
     low, high = votes.bounds()
     equal = votes.equal_lengths()
     found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled()}
+    found["style_controlled"] = votes.style_controlled()
     return {
         "label": label,
+        **({"judge": main["judge"]} if "judge" in main else {}),
         **{name: main[name] for name in ("win_rate", "win_rate_low", "win_rate_high")},
         **statistics.columns(found),
         EXTRAPOLATED: found["length_controlled"] is not None and equal < FEWEST_EQUAL,

@@ -16,12 +16,12 @@ import pandas as pd
 
 from slime_ray.config.league import LEARNING_RATE, Entry, League, entry_of
 from slime_ray.runs import results
-from slime_ray.runs.pareto import best_rows
+from slime_ray.runs.pareto import winners
 
 from . import effects, rows, statistics
 from .ablation_table import p_words
 from .effects import Claim
-from .knobs import unit_of
+from .knobs import constraints_of, unit_of
 from .printing import ABSENT, Column, Table, cells, interval_cells, numbers
 from .rows import FINISHED, Outcomes
 from .stability import stability_cell
@@ -62,7 +62,8 @@ class Standings:
         found = {}
         for entry in self.league.entries:
             own = searched[of == entry.label]
-            best = best_rows([{str(key): value for key, value in row.items()} for row in own.to_dict("records")], goals)
+            records = [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
+            best = winners(records, goals, constraints_of(self.run.manifest))
             found[entry.label] = Member(entry, own, str(best[0]["trial_id"]) if best else None)
         return found
 
@@ -260,7 +261,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
 
 
 def _note(member: Member, row: Mapping[str, Any]) -> str:
-    said = [] if row else ["no confirmed winner"] if member.winner else ["no trial completed"]
+    said = [] if row else ["no confirmed winner"] if member.winner else [_why_none(member)]
     for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
         reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
@@ -268,6 +269,11 @@ def _note(member: Member, row: Mapping[str, Any]) -> str:
     if note := str(row.get("note") or "").removeprefix("confirmed").lstrip("; "):
         said.append(note)
     return "; ".join(said)
+
+
+def _why_none(member: Member) -> str:
+    completed = (member.trials["status"] == FINISHED).any()
+    return "no completed trial keeps the constraints" if completed else "no trial completed"
 
 
 def short(value: Any) -> str:

@@ -68,19 +68,17 @@ def judged_answers(run: results.Run) -> pd.DataFrame:
     return run.answers[run.answers["trial_id"].isin(measured["trial_id"]) & (run.answers["prompt_set"] == "report")]
 
 
+def judged_verdicts(run: results.Run) -> pd.DataFrame:
+    """The single verdicts of a panel on those answers; empty where no panel judged."""
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    shown = run.verdicts["trial_id"].isin(measured["trial_id"]) & (run.verdicts["prompt_set"] == "report")
+    return run.verdicts[shown]
+
+
 def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
     """The outcomes of every arm and confirmed winner; prompts in the same order for all."""
-    answers = judged_answers(run)
-    if answers.empty:
-        return {}
     # Several answers to one prompt are averaged: the prompt is what the bootstrap draws.
-    wide = answers.pivot_table(
-        index=["label", "seed"], columns="prompt_id", values="outcome", aggfunc="mean", dropna=False
-    )
-    return {
-        str(label): (rows.index.get_level_values("seed").tolist(), rows.to_numpy(dtype=float))
-        for label, rows in wide.dropna(how="all").groupby(level="label")
-    }
+    return _by_label(judged_answers(run), "prompt_id", "outcome")
 
 
 def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
@@ -88,12 +86,24 @@ def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
     measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
     pairs = run.pairs[run.pairs["trial_id"].isin(measured["trial_id"])]
     right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
-    wide = pairs.assign(right=right).pivot_table(
-        index=["label", "seed"], columns="pair", values="right", aggfunc="mean", dropna=False
-    )
+    return _by_label(pairs.assign(right=right), "pair", "right")
+
+
+def retention_by_label(run: results.Run) -> dict[str, Outcomes]:
+    """Scores on the retention prompts minus the SFT checkpoint's, by label; NaN where one of them has none."""
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    answers = run.retention[run.retention["trial_id"].isin(measured["trial_id"])]
+    return _by_label(answers.assign(change=answers["score"] - answers["baseline_score"]), "prompt_id", "change")
+
+
+def _by_label(frame: pd.DataFrame, item: str, value: str) -> dict[str, Outcomes]:
+    """Means of a column by label, seed and item; items in the same order for all."""
+    if frame.empty:
+        return {}
+    wide = frame.pivot_table(index=["label", "seed"], columns=item, values=value, aggfunc="mean", dropna=False)
     return {
-        str(label): (own.index.get_level_values("seed").tolist(), own.to_numpy(dtype=float))
-        for label, own in wide.dropna(how="all").groupby(level="label")
+        str(label): (rows.index.get_level_values("seed").tolist(), rows.to_numpy(dtype=float))
+        for label, rows in wide.dropna(how="all").groupby(level="label")
     }
 
 

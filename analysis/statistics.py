@@ -122,14 +122,16 @@ def is_of_method(outcomes: np.ndarray) -> bool:
     return len(outcomes) >= FEWEST_SEEDS and int((~np.isnan(outcomes).any(axis=0)).sum()) >= FEWEST_UNITS
 
 
-def row_interval(outcomes: np.ndarray) -> Interval | None:
-    """Return a row's win rate with its interval: of the method where `is_of_method`, else of these checkpoints.
+def row_interval(outcomes: np.ndarray, *, lowest: float = 0.0, highest: float = 1.0) -> Interval | None:
+    """Return a row's mean outcome with its interval: of the method where `is_of_method`, else of these checkpoints.
 
     That of the method is over other seeds and prompts (`two_way_interval`), its width from the prompts that all seeds
-    have a verdict for; no end lies beyond 0 or 1. That of the checkpoints is over prompts alone.
+    have a verdict for. That of the checkpoints is over prompts alone.
 
     Args:
         outcomes: (seeds, prompts), NaN where there is no verdict.
+        lowest: The lowest that a mean can be, beyond which no end lies.
+        highest: The highest, likewise.
 
     Returns:
         The interval; None where no prompt has a verdict.
@@ -139,7 +141,7 @@ def row_interval(outcomes: np.ndarray) -> Interval | None:
     rate = float(np.nanmean(prompt_means(outcomes)))
     found = two_way_interval(outcomes[:, ~np.isnan(outcomes).any(axis=0)])
     half = found.high - found.value
-    return Interval(rate, max(rate - half, 0.0), min(rate + half, 1.0))
+    return Interval(rate, max(rate - half, lowest), min(rate + half, highest))
 
 
 def ratio_interval(

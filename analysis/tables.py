@@ -10,7 +10,7 @@ from slime_ray.runs import results
 
 from . import effects, stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, numbers
+from .printing import Column, Mark, Table, cells, interval_cells, measure, numbers
 from .rows import (
     FINISHED,
     LOST,
@@ -25,6 +25,7 @@ from .rows import (
     left_out,
     name_of,
     outcomes_by_label,
+    retention_by_label,
     version_of,
 )
 from .stability import stability_cell
@@ -45,10 +46,12 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     outcomes = outcomes_by_label(run)
-    votes = votes_by_label(run)
+    votes, retention = votes_by_label(run), retention_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
     rows = [
-        _row(run, label, group, outcomes.get(label), votes.get(label), judged=judged) for label, group in groups.items()
+        _row(run, label, group, outcomes.get(label), votes.get(label), judged=judged)
+        | statistics.columns({"retention": _retention_interval(retention.get(label))})
+        for label, group in groups.items()
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label"])
     if len(frame):
@@ -125,6 +128,11 @@ def _row(
     }
 
 
+def _retention_interval(changes: Outcomes | None) -> statistics.Interval | None:
+    """The mean change of a row's scores; a scorer's have no bounds that are known."""
+    return None if changes is None else statistics.row_interval(changes[1], lowest=-math.inf, highest=math.inf)
+
+
 def _planned_seeds(run: results.Run, phase: str) -> int:
     """How many seeds were asked for, where the manifest says so."""
     if phase == "arm":
@@ -192,6 +200,11 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         *stability.part_columns(frame, keep=7),
         Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
         Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+        *(
+            [measure("retention", frame, "retention", 3, signed=True, keep=8)]
+            if frame["retention"].notna().any()
+            else []
+        ),
         Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
         *((accuracy,) if judged else ()),
     )
@@ -290,6 +303,11 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
         + "drift: mean change of the chosen log-probability (nat/token). format: share of answers that pass the "
         "task's format check. acc.: share of held-out pairs with a positive margin."
     )
+    if frame["retention"].notna().any():
+        notes.append(
+            "retention: mean score on the retention prompts minus the SFT checkpoint's, paired by prompt; its interval "
+            "over what those of the win rate are. An interval that covers 0 does not show that nothing was lost."
+        )
     if judged and (frame["win_rate_low"] == frame["win_rate_high"]).any():
         notes.append(
             "An interval without width: all prompts agree, which says nothing of those that were not asked. Of n "

@@ -92,11 +92,15 @@ def read_inputs(experiment: Experiment) -> None:
     from slime_ray.evaluation.questions import check_questions
 
     check_questions(experiment)
-    scorer = getattr(experiment.settings.evaluation.judge, "scorer", None)
-    if scorer is not None:
-        from slime_ray.evaluation.judges.exact import load_scorer
+    evaluation = experiment.settings.evaluation
+    scorers = [("evaluation.judge.scorer", getattr(judge, "scorer", None)) for judge in evaluation.judge.members]
+    if evaluation.retention:
+        scorers.append(("evaluation.retention.scorer", evaluation.retention.scorer))
+    for key, scorer in scorers:
+        if scorer is not None:
+            from slime_ray.evaluation.judges.exact import load_scorer
 
-        load_scorer(scorer)
+            load_scorer(scorer, key)
     if callbacks := experiment.settings.training.callbacks:
         from slime_ray.training.callbacks import load_callbacks
 

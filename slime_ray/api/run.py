@@ -52,6 +52,11 @@ class Run:
         return self._results.answers
 
     @property
+    def verdicts(self) -> "pd.DataFrame":
+        """A row per verdict of each judge of a panel; empty where one judge judged."""
+        return self._results.verdicts
+
+    @property
     def pairs(self) -> "pd.DataFrame":
         """A row per trial and held-out pair."""
         return self._results.pairs

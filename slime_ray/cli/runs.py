@@ -65,9 +65,12 @@ def add_commands(commands: Any) -> None:
         ),
     )  # fmt: skip
     add_command(
-        commands, "compare", _compare, "the rows of several runs in one table",
-        ["slime-ray compare runs/first runs/second --csv both.csv"],
-        option("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs"),
+        commands, "compare", _compare, "the rows of several runs, or two models' samples of lm-evaluation-harness",
+        ["slime-ray compare runs/first runs/second --csv both.csv", "slime-ray compare harness/sft harness/slime"],
+        option(
+            "runs", type=Path, nargs="+", metavar="RUN",
+            help="folders of runs; or two files, or folders, of what `lm_eval --log_samples` wrote",
+        ),
         option("--csv", type=Path, metavar="FILE", help="also write the numbers, unrounded, to this file"),
         option("--json", action="store_true", help="print the rows as JSON instead"),
     )  # fmt: skip
@@ -256,9 +259,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from slime_ray.analysis.comparing import compare
+    from slime_ray.analysis.harness import are_samples, compare_samples
     from slime_ray.runs import results
 
-    table = compare([results.load(run) for run in options.runs])
+    if any(map(are_samples, options.runs)):
+        table = compare_samples(options.runs)
+    else:
+        table = compare([results.load(run) for run in options.runs])
     if options.csv:
         results.write_text(options.csv, table.csv())
     print(table.json() if options.json else table.text())

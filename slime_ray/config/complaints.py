@@ -42,7 +42,10 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
     if kind == "missing":
         return keys[:-1], f"{path} is missing. Add it, or a preset that has it"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag, options = context["discriminator"].strip("'"), _TAGGED[str(keys[-1])]
+        tag, options = (
+            context["discriminator"].strip("'"),
+            _TAGGED[[str(key) for key in keys if not isinstance(key, int)][-1]],
+        )
         if kind == "union_tag_not_found":
             return keys, f"{path}.{tag} is missing. Give one of: {', '.join(options)}"
         return (*keys, tag), f"{path}.{tag} is {context['tag']!r}{near(context['tag'], options)}"
@@ -110,6 +113,7 @@ _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constraine
 _TAGGED: Mapping[str, Mapping[str, Any]] = {
     "objective": OBJECTIVE_SETTINGS,
     "judge": JUDGE_SETTINGS,
+    "judges": {name: kind for name, kind in JUDGE_SETTINGS.items() if name not in ("none", "panel")},
     "ablate": DESIGNS,
 }
 """Keys whose value is one of several models, by a word in it, which pydantic puts behind the key."""
@@ -121,12 +125,15 @@ def _without_tags(keys: Iterable[str | int]) -> KeyPath:
     for key in keys:
         if key not in _TAGGED.get(str(last), ()):
             kept.append(key)
-        last = key
+        # A place in a list stands for the list.
+        last = last if isinstance(key, int) else key
     return tuple(kept)
 
 
 def _keys_beside(model: Any, loc: tuple[Any, ...]) -> list[str]:
     """The keys that are allowed where the last key of `loc` stands."""
+    # A place in a list stands for the list.
+    loc = tuple(key for key in loc if not isinstance(key, int))
     for before, key in zip(("", *loc), loc[:-1], strict=False):
         if key in _TAGGED.get(str(before), ()):
             model = _TAGGED[str(before)][str(key)]

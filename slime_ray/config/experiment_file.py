@@ -26,7 +26,6 @@ from slime_ray.config.experiment import (
     Resources,
     with_values,
 )
-from slime_ray.config.judge import Llm
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueKeys, LeagueReader
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
@@ -363,6 +362,8 @@ def _unmeasured(column: str, settings: Settings) -> str | None:
     """Why no trial of these settings has this number, and the way out; None where it has."""
     if column in JUDGED and settings.evaluation.judge.name == "none":
         return "needs a judge, and evaluation.judge is none. Set a judge"
+    if column == "retention" and settings.evaluation.retention is None:
+        return "needs evaluation.retention, which is null. Name its prompts and its scorer there"
     if column == "format_valid" and settings.data.task is None:
         return f"is measured on embedded tasks alone, and data.train is {settings.data.train}. Leave it out"
     return None
@@ -393,9 +394,15 @@ def _budget_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath,
     gpus = file.resources.gpu_per_worker > 0
     if budget.gpu_hours is not None and not gpus:
         yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
-    if budget.judge_calls is not None and not isinstance(judge, Llm):
+    if budget.judge_calls is not None and not judge.endpoints:
         yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-    priced = isinstance(judge, Llm) and judge.prices is not None
+    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    priced = bool(judge.endpoints) and not unpriced
+    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+        yield (
+            ("budget", "cost"),
+            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+        )
     if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
         yield (
             ("budget", "cost"),

@@ -6,14 +6,14 @@ how it runs: those may change while a run is gone on with.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from slime_ray.config.strict import Located, Positive, Strict, fingerprint
 from slime_ray.config.yaml_source import load_yaml
@@ -40,6 +40,20 @@ PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
 """Where a template's user part has what is judged."""
 
 
+class Repeats(Strict):
+    """How often the same comparison is judged, to see the judge's own noise."""
+
+    times: Positive = 1
+    """Judgments of each comparison or answer."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the prompts, drawn by their text, that are judged more than once."""
+
+
+def _repeats(value: Any) -> Any:
+    """A number alone is that of times."""
+    return {"times": value} if isinstance(value, int) else value
+
+
 class JudgeSettings(Strict):
     """What the settings of all judges have."""
 
@@ -47,8 +61,23 @@ class JudgeSettings(Strict):
 
     @property
     def identity(self) -> str:
-        """What stands in the results: the judge with all that its verdicts follow from."""
+        """The judge with all that each of its verdicts follows from, as the results and the cache name it."""
         return self.name
+
+    @property
+    def repetition(self) -> str:
+        """How often it judges the same comparison, behind its identity; nothing where that is once."""
+        return ""
+
+    @property
+    def members(self) -> "tuple[JudgeSettings, ...]":
+        """The judges that compare answers: those of a panel, or itself."""
+        return (self,)
+
+    @property
+    def endpoints(self) -> "tuple[Llm, ...]":
+        """Those of its members that ask a language model."""
+        return tuple(member for member in self.members if isinstance(member, Llm))
 
     def lacks(self) -> str | None:
         """What this machine lacks for it, as a sentence with the way out."""
@@ -207,6 +236,45 @@ def client_lack(setting: str, name: str, api_key_env: str | None) -> str | None:
     return None
 
 
+OURS = {
+    "max_completion_tokens": "max_tokens",
+    "max_tokens": "max_tokens",
+    "model": "model",
+    "temperature": "temperature",
+    **dict.fromkeys(("messages", "n", "stream", "stream_options"), None),
+}
+"""Fields of a request that are not the user's to set, with the judge's key that does so, if there is one."""
+_WRAPPERS = ("extra_body", "extra_headers", "extra_query")
+"""Arguments of OpenAI's client, which are no fields of a request."""
+_SECRET = re.compile(r"(?i)(api|access|private|auth)[_-]?key|authorization|bearer|secret|passw|credential|^token$|^sk-")
+
+
+def request_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Refuse fields of a request that are ours, and secrets."""
+    for name in fields:
+        if name in OURS:
+            raise ValueError(
+                f"holds {name}, which is " + (f"evaluation.judge.{OURS[name]}" if OURS[name] else "fixed by the judge")
+            )
+        if name in _WRAPPERS:
+            raise ValueError(f"holds {name}, an argument of a client. Write the fields of the body themselves")
+    # What was given may be the key itself, so it is not repeated.
+    if any(_SECRET.search(text) for text in _texts(fields)):
+        raise ValueError("holds what looks like a secret. The key has api_key_env, and nothing else is sent as one")
+    return fields
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from (name, *_texts(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
 class Llm(JudgeSettings):
     """Asks a language model at an OpenAI-compatible endpoint."""
 
@@ -223,6 +291,10 @@ class Llm(JudgeSettings):
     """Null leaves it out, for models that refuse it."""
     max_tokens: Positive = 2048
     """Of a judgment."""
+    request: Annotated[dict[str, JsonValue], AfterValidator(request_fields)] = {}
+    """Further fields of each request, such as {reasoning_effort: low}, sent as they are."""
+    repeats: Annotated[Repeats, BeforeValidator(_repeats, json_schema_input_type=Repeats | int)] = Repeats()
+    """A number of times, or {times, share}; each repeat is a request of its own."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Of one request, until its whole answer is there."""
     retries: Annotated[int, Field(ge=0)] = 5
@@ -249,26 +321,63 @@ class Llm(JudgeSettings):
     def identity(self) -> str:
         """Names model and template, with a hash of the template's content and the decoding."""
         asked = [SHOWN, self.model, self.template.system, self.template.user, self.temperature, self.max_tokens]
+        asked += [self.request] if self.request else []
         return f"llm:{self.model}:{self.template.name}#{fingerprint(asked)[:8]}"
+
+    @property
+    def requests_an_answer(self) -> float:
+        """Requests for each of a policy's answers, on average: both orders of a comparison or one rating, repeated."""
+        return (2 if self.template.pairwise else 1) * (1 + (self.repeats.times - 1) * self.repeats.share)
+
+    @property
+    def repetition(self) -> str:
+        if self.repeats.times == 1:
+            return ""
+        return f" x{self.repeats.times}" + (f" on {self.repeats.share:g}" if self.repeats.share < 1 else "")
 
     def lacks(self) -> str | None:
         return client_lack("evaluation.judge", self.name, self.api_key_env)
 
 
-Judge = NoJudge | Exact | RewardModel | Llm
-JUDGE_SETTINGS: dict[str, type[JudgeSettings]] = {
-    kind.model_fields["name"].default: kind for kind in (NoJudge, Exact, RewardModel, Llm)
-}
-AnyJudge = Annotated[Judge, Field(discriminator="name")]
-
-
 def judge_by_name(value: Any) -> Any:
-    """`none` and `exact` need no more than their name."""
+    """`none` and `exact` need no more than their name, and a list is a panel."""
+    if isinstance(value, list):
+        return {"name": "panel", "judges": value}
     return {"name": value} if isinstance(value, str) else value
 
 
+Member = Annotated[Annotated[Exact | RewardModel | Llm, Field(discriminator="name")], BeforeValidator(judge_by_name)]
+
+
+class Panel(JudgeSettings):
+    """Several judges, each of which judges every answer; the outcome is the mean of theirs."""
+
+    name: Literal["panel"] = "panel"
+    judges: Annotated[list[Member], Field(min_length=2)]
+    """At least two; `evaluation.judge` may be this list itself."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Panel":
+        names = [judge.identity for judge in self.judges]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"judges has {twice[0]} twice. Leave one out, or give it `repeats`")
+        return self
+
+    @property
+    def members(self) -> tuple[JudgeSettings, ...]:
+        return tuple(self.judges)
+
+    def lacks(self) -> str | None:
+        return next((lack for judge in self.judges if (lack := judge.lacks())), None)
+
+
+Judge = NoJudge | Exact | RewardModel | Llm | Panel
+JUDGE_SETTINGS: dict[str, type[JudgeSettings]] = {
+    kind.model_fields["name"].default: kind for kind in (NoJudge, Exact, RewardModel, Llm, Panel)
+}
+AnyJudge = Annotated[Judge, Field(discriminator="name")]
 NamedJudge = Annotated[
-    AnyJudge, BeforeValidator(judge_by_name, json_schema_input_type=AnyJudge | Literal["none", "exact"])
+    AnyJudge, BeforeValidator(judge_by_name, json_schema_input_type=AnyJudge | list[Any] | Literal["none", "exact"])
 ]
 
 
@@ -277,9 +386,13 @@ def lasting(base: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = base.get("evaluation")
     if not isinstance(evaluation, Mapping):
         return dict(base)
-    kept = {
-        part: {key: value for key, value in asked.items() if key not in RUNNING}
-        for part in ("judge", "engine")
-        if isinstance(asked := evaluation.get(part), Mapping)
-    }
+    kept = {part: _lasting(evaluation[part]) for part in ("judge", "engine") if part in evaluation}
     return {**base, "evaluation": {**evaluation, **kept}}
+
+
+def _lasting(asked: Any) -> Any:
+    if isinstance(asked, list):
+        return [_lasting(judge) for judge in asked]
+    if not isinstance(asked, Mapping):
+        return asked
+    return {key: _lasting(value) if key == "judges" else value for key, value in asked.items() if key not in RUNNING}

@@ -10,7 +10,7 @@ JUDGED = ("win_rate",)
 METRICS = (
     *JUDGED, "stability", "preference_accuracy", "mean_margin", "unlearning", "rejected_collapse", "entropy_shift",
     "broken_outputs", "length_shift", "training_spikes", "kl_to_sft", "chosen_drift", "rejected_drift", "format_valid",
-    "tokens", "train_seconds", "evaluation_seconds", "total_seconds",
+    "retention", "tokens", "train_seconds", "evaluation_seconds", "total_seconds",
 )  # fmt: skip
 """Numeric columns of a trial's row that follow from what it does."""
 UNKNOWN = 1.0

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from slime_ray.config.arguments import TrainerArguments
-from slime_ray.config.judge import Exact, NamedJudge, NoJudge, address, client_lack, variable
+from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
@@ -295,6 +295,16 @@ class AnswerServer(Strict):
         return client_lack("evaluation.engine", self.name, self.api_key_env)
 
 
+class Retention(Strict):
+    """What the SFT checkpoint could do besides, and whether the policy still can."""
+
+    prompts: Located
+    """A file of questions that test it, in any form that `evaluation.questions` takes."""
+    scorer: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`package.module:function` of the last user message and an answer, importable where trials run; it returns a
+    number, higher is better."""
+
+
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1."""
 
@@ -317,6 +327,8 @@ class Evaluation(Strict):
     engine: AnswerServer | None = None
     """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
     sentinel's few answers are always drawn there, for the server has no adapter during training."""
+    retention: Retention | None = None
+    """Prompts of their own on which the column `retention` is measured; null measures none."""
 
     def lacks(self) -> str | None:
         """What this machine lacks to judge and to ask the server, as a sentence with the way out."""
@@ -416,8 +428,8 @@ class Settings(Strict):
             )
         if self.evaluation.engine is not None:
             self._check_served()
-        judge = self.evaluation.judge
-        if isinstance(judge, Exact) and not (self.data.task or judge.scorer):
+        unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
+        if unscored and not self.data.task:
             raise ValueError(
                 "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
@@ -456,4 +468,9 @@ class Settings(Strict):
     def judge_identity(self) -> str:
         """The judge as the results name it, with all that its verdicts follow from."""
         judge = self.evaluation.judge
+        names = [self.name_of(member) + member.repetition for member in judge.members]
+        return f"{judge.name}:{' + '.join(names)}" if len(names) > 1 else names[0]
+
+    def name_of(self, judge: JudgeSettings) -> str:
+        """One judge as each of its verdicts names it."""
         return f"exact:{self.data.task}" if judge.identity == "exact" else judge.identity

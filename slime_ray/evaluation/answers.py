@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.broken import FAILED, broken_reason
 from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import Judge, Messages, Summary, question
-from slime_ray.evaluation.win_rate import Comparison, Judged, compare, win_rate
+from slime_ray.evaluation.judges import AnyJudge, Messages, Summary, question
+from slime_ray.evaluation.win_rate import Comparison, Judged, Pooled, compare, win_rate
 from slime_ray.world import World
 
 FormatCheck = Callable[[str, str], bool]
@@ -29,7 +30,7 @@ class Answered:
     prompts: Prompts
     answers: Sequence[Answer]
     baseline: Sequence[Answer]
-    comparisons: Sequence[Comparison | None]
+    comparisons: Sequence[Comparison | Pooled | None]
     scores: Sequence[float | None]
     baseline_scores: Sequence[float | None]
     broken: Sequence[str | None]
@@ -47,6 +48,15 @@ class Answered:
         """Prompts with at least one valid verdict."""
         valid = zip(self.prompts.ids, self.comparisons, strict=True)
         return len({name for name, comparison in valid if comparison and comparison.outcome is not None})
+
+    @property
+    def score_change(self) -> float | None:
+        """Mean over prompts of a score minus the baseline's to the same turn; None where no turn has both."""
+        changes: dict[str, list[float]] = {}
+        for name, score, before in zip(self.prompts.ids, self.scores, self.baseline_scores, strict=True):
+            if score is not None and before is not None:
+                changes.setdefault(name, []).append(score - before)
+        return mean(map(mean, changes.values())) if changes else None
 
     @property
     def broken_outputs(self) -> float:
@@ -87,13 +97,32 @@ class Answered:
             )
         return rows
 
+    def verdict_rows(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of verdicts.parquet, where a panel judged; `about` holds the trial's columns."""
+        return [
+            {
+                **about,
+                "prompt_id": self.prompts.ids[i],
+                "turn": self.prompts.turns[i],
+                "judge": rating.judge,
+                "repeat": rating.repeat,
+                "verdict_ab": rating.comparison.ab,
+                "verdict_ba": rating.comparison.ba,
+                "outcome": rating.comparison.outcome,
+                "score": rating.score,
+                "baseline_score": rating.baseline_score,
+            }
+            for i, comparison in enumerate(self.comparisons)
+            for rating in (comparison.ratings if isinstance(comparison, Pooled) else ())
+        ]
+
 
 def judge_answers(
     prompts: Prompts,
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
     *,
-    judge: Judge | None,
+    judge: AnyJudge | None,
     format_check: FormatCheck | None,
     markers: Sequence[str],
     first: int | None = None,
@@ -135,13 +164,13 @@ _Sides = Sequence[tuple[Messages, Answer, Messages, Answer]]
 """The policy's conversation and answer with the baseline's."""
 
 
-def _compare(judge: Judge, sides: _Sides) -> Judged:
+def _compare(judge: AnyJudge, sides: _Sides) -> Judged:
     """Judge what did not fail, and log what a reader of the verdicts has to know."""
     sound = [place for place, side in enumerate(sides) if not _failed(*side[:2]) and not _failed(*side[2:])]
     chosen = [sides[place] for place in sound]
     texts = [side[1].text for side in chosen], [side[3].text for side in chosen]
     found = compare(judge, [side[0] for side in chosen], *texts, baseline_prompts=[side[2] for side in chosen])
-    comparisons: list[Comparison | None] = [Comparison(None, None)] * len(sides)
+    comparisons: list[Comparison | Pooled | None] = [Comparison(None, None)] * len(sides)
     scores: list[float | None] = [None] * len(sides)
     baseline_scores = list(scores)
     for index, place in enumerate(sound):

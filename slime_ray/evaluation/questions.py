@@ -14,6 +14,7 @@ def check_questions(experiment: Experiment) -> None:
     given = [experiment.settings, *(experiment.settings_with(arm.set) for arm in experiment.arms)]
     for settings in {fingerprint([each.data, each.evaluation]): each for each in given}.values():
         load_questions(settings)
+        load_retention(settings)
 
 
 def load_questions(settings: Settings) -> list[Question]:
@@ -27,6 +28,15 @@ def load_questions(settings: Settings) -> list[Question]:
     _check_categories(temperatures, {str(question.category) for question in questions}, file)
     if questions and settings.data.task:
         _check_task(settings.data.task, questions)
+    return questions
+
+
+def load_retention(settings: Settings) -> list[Question]:
+    """The questions of `evaluation.retention`; none where it is null. Raises InputError as `load_questions` does."""
+    retention = settings.evaluation.retention
+    questions = read_questions(Path(retention.prompts)) if retention else []
+    if settings.data.task:
+        _check_task(settings.data.task, questions, key="evaluation.retention")
     return questions
 
 
@@ -44,7 +54,7 @@ def _check_categories(named: Iterable[str], known: set[str], file: str | None) -
             )
 
 
-def _check_task(name: str, questions: Sequence[Question]) -> None:
+def _check_task(name: str, questions: Sequence[Question], *, key: str = "evaluation.questions") -> None:
     from slime_ray.data.tasks import load_task
 
     task = load_task(name)
@@ -55,5 +65,5 @@ def _check_task(name: str, questions: Sequence[Question]) -> None:
             except InputError:
                 raise InputError(
                     f"{question.place}: {turn[:60]!r} is no prompt of the embedded task {name}, which data.train "
-                    "names. Give questions of that task, or leave evaluation.questions out."
+                    f"names. Give questions of that task, or leave {key} out."
                 ) from None

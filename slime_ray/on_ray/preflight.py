@@ -183,6 +183,7 @@ def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
     named = [model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
+    named += [evaluation.retention.prompts] if evaluation.retention else []
     return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
 
 
@@ -194,9 +195,9 @@ def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
 
 def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     """What loads a model, in words, and its folder, file or Hub id."""
-    scoring = settings.evaluation.judge
     named = [("model.source", settings.model.source, settings.model.gguf_file)]
-    named += [("evaluation.judge.model", scoring.model, None)] if judge and isinstance(scoring, RewardModel) else []
+    members = settings.evaluation.judge.members if judge else ()
+    named += [("evaluation.judge.model", one.model, None) for one in members if isinstance(one, RewardModel)]
     found = []
     for key, source, file in named:
         found.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))

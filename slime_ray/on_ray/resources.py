@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.config.experiment import Experiment, Resources
-from slime_ray.config.judge import Llm
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Spending, Verdicts
 from slime_ray.planning.plan import Cluster
@@ -226,23 +225,22 @@ class Meter:
     def __init__(self, experiment: Experiment, *, run: Path, verdicts: Verdicts, now: float):
         self.budget, self.resources = experiment.budget, experiment.resources
         self.verdicts = verdicts
-        judge = experiment.settings.evaluation.judge
-        self.judge = judge if isinstance(judge, Llm) else None
+        self.judges = experiment.settings.evaluation.judge.endpoints
         self.started = self.looked = now
         self.asked = float("-inf")
         self.gpu_hours = held_before(run, self.resources)
-        self.judged = Spending()
+        self.judged = [Spending() for _ in self.judges]
 
     def look(self, at_work: Iterable[str], now: float) -> None:
         """Trials that have held their GPUs since the last look."""
         each = self.resources.workers * self.resources.gpu_per_worker
         self.gpu_hours += each * len(list(at_work)) * (now - self.looked) / 3600
         self.looked = now
-        if self.judge is not None and now - self.asked > JUDGE_SECONDS:
+        if self.judges and now - self.asked > JUDGE_SECONDS:
             self.asked = now
             # A damaged file is told by the trials that need it.
             with suppress(RunError):
-                self.judged = self.verdicts.spent(self.judge.identity)
+                self.judged = [self.verdicts.spent(judge.identity) for judge in self.judges]
 
     @property
     def spent(self) -> SweepSpending:
@@ -250,13 +248,13 @@ class Meter:
         price = self.budget.price_per_gpu_hour
         parts = [
             None if price is None else price * self.gpu_hours,
-            None if self.judge is None else self.judged.cost(self.judge.prices),
+            *(spent.cost(judge.prices) for judge, spent in zip(self.judges, self.judged, strict=True)),
         ]
         known = [part for part in parts if part is not None]
         return SweepSpending(
             hours=(self.looked - self.started) / 3600,
             gpu_hours=self.gpu_hours,
-            judge_calls=self.judged.requests,
+            judge_calls=sum(spent.requests for spent in self.judged),
             cost=sum(known) if known else None,
         )
 

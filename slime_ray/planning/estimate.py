@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -87,7 +87,8 @@ def plan_experiment(
 def material_key(settings: Settings) -> str:
     """Changes with whatever changes how much data a trial reads."""
     evaluation, model = settings.evaluation, settings.model
-    asked = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    asked: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    asked += [evaluation.retention.prompts] if evaluation.retention else []
     tokens = [model.source, model.tokenizer, model.revision, model.gguf_file, model.chat_template]
     return fingerprint([settings.data, asked, tokens, settings.sft is None])
 
@@ -260,11 +261,12 @@ class _Estimate:
                 few = min(1.0, first * each * group.trials / last)
                 share *= {"low": few, "expected": (1 + few) / 2, "high": 1.0}[end]
             asked += short.updates.at(end) * during + share * last
-            if last and requests_an_answer(group.settings[0]) == 1:
+            each_rated = requests_an_answer(group.settings[0], pairwise=False)
+            if last and each_rated:
                 # The baseline's answers are rated once, and found again by all later trials.
-                rated[group.prompts] = works[0].requests[1]
+                rated[group.prompts] = works[0].requests[1] * each_rated / requests_an_answer(group.settings[0])
                 if during:
-                    rated.setdefault("selection", self.amounts(group.settings[0]).watched)
+                    rated.setdefault("selection", self.amounts(group.settings[0]).watched * each_rated)
         return asked + sum(rated.values())
 
     def _disk(self) -> Disk:
@@ -375,10 +377,32 @@ def schedule(jobs: Sequence[float], slots: int) -> float:
 
 
 def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
-    """What so many requests cost. The judge's own tokenizer is taken for the data's."""
-    judge = settings.evaluation.judge
-    if not isinstance(judge, Llm):
+    """What so many requests cost. A judge's own tokenizer is taken for the data's."""
+    endpoints = settings.evaluation.judge.endpoints
+    shares = [judge.requests_an_answer / requests_an_answer(settings) for judge in endpoints]
+    parts = [
+        _judging_of(judge, requests.times(share), material) for judge, share in zip(endpoints, shares, strict=True)
+    ]
+    if not parts:
         return Judging(settings.judge_identity)
+    costs = [part.cost for part in parts if part.cost]
+    return Judging(
+        settings.judge_identity,
+        requests,
+        _total(part.input_tokens for part in parts),
+        _total(part.output_tokens for part in parts),
+        _total(costs) if len(costs) == len(parts) else None,
+        next((part.budget for part in parts if part.budget), None),
+    )
+
+
+def _total(ranges: Iterable[Range]) -> Range:
+    every = list(ranges)
+    return Range.of(lambda end: sum(one.at(end) for one in every))
+
+
+def _judging_of(judge: Llm, requests: Range, material: Material) -> Judging:
+    """What so many requests to one judge cost."""
     shown = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
     shown += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
     most = float(judge.max_tokens)
@@ -403,4 +427,4 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
             f"evaluation.judge.budget.{name} {limit:g} is spent after about {share:.0%} of the verdicts; then {then}. "
             "Raise it, or lower evaluation.prompts, evaluation.selection_prompts or evaluation.judge_first."
         )
-    return Judging(settings.judge_identity, requests, read, written, cost, budget)
+    return Judging(judge.identity, requests, read, written, cost, budget)

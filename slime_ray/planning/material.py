@@ -16,6 +16,7 @@ from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Lengths
 from slime_ray.runs.notes import data_notes
+from slime_ray.runs.results import RETENTION
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
@@ -176,6 +177,11 @@ def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float
 
         questions = load_questions(settings)
         asked["report"], turns["report"] = len(questions), sum(len(question.turns) for question in questions)
+    if evaluation.retention:
+        from slime_ray.evaluation.questions import load_retention
+
+        kept = load_retention(settings)
+        asked[RETENTION], turns[RETENTION] = len(kept), sum(len(question.turns) for question in kept)
     return Material(
         sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
         train=_alike(train, prompt, chosen, rejected),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 
-from slime_ray.config.judge import Llm, RewardModel
+from slime_ray.config.judge import JudgeSettings, Llm, RewardModel
 from slime_ray.config.settings import Decoding, Schedule, Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.generate import generate_answers
@@ -241,10 +241,16 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
 
 
 def _judging(settings: Settings, sample: Sample, answers: list[str], scratch: Path) -> Clock:
-    """Seconds of an answer's score. A language model is not asked."""
-    judge = settings.evaluation.judge
-    if isinstance(judge, Llm) or not sample.messages:
-        return 0.0, 0.0
+    """Seconds of an answer's score, on average over the judges that score. A language model is not asked."""
+    scoring = [judge for judge in settings.evaluation.judge.members if not isinstance(judge, Llm)]
+    clocks = [_scoring(settings, judge, sample, answers, scratch) for judge in scoring] if sample.messages else []
+    each = [sum(parts) / len(clocks) for parts in zip(*clocks, strict=True)]
+    return (each[0], each[1]) if each else (0.0, 0.0)
+
+
+def _scoring(settings: Settings, judge: JudgeSettings, sample: Sample, answers: list[str], scratch: Path) -> Clock:
+    evaluation = settings.evaluation.model_copy(update={"judge": judge})
+    settings = settings.model_copy(update={"evaluation": evaluation})
     built = build_judge(settings, verdicts=Verdicts(scratch / "verdicts", run="probe"))
     if not isinstance(built, ScoringJudge):
         return 0.0, 0.0

@@ -35,6 +35,10 @@ class Range:
         """A figure without doubt."""
         return cls(value, value, value)
 
+    def times(self, factor: float) -> "Range":
+        """So many times the figure."""
+        return Range.of(lambda end: factor * self.at(end))
+
     def at(self, end: End) -> float:
         """One of the three."""
         value: float = getattr(self, end)
@@ -164,9 +168,10 @@ def assumed_rates(
     if peak is None:
         raise ValueError(f"{gpu.name} does not compute in {settings.model.dtype}")
     itemsize = 2 if settings.model.dtype == "bfloat16" else 4
-    judge, sizes = settings.evaluation.judge, model.sizes
+    sizes = model.sizes
     weights = (sizes.linear + sizes.hidden * sizes.vocabulary) * itemsize
-    verdict = EXACT_VERDICT if isinstance(judge, Exact) else VERDICT
+    scoring = [judge for judge in settings.evaluation.judge.members if not isinstance(judge, (NoJudge, Llm))]
+    verdicts = [EXACT_VERDICT if isinstance(judge, Exact) else VERDICT for judge in scoring]
 
     def at(end: End) -> Rates:
         moved = weights / (BANDWIDTH_SHARE * gpu.tb_per_s * 1e12 * share)
@@ -175,7 +180,7 @@ def assumed_rates(
             decode_step=max(moved, LAUNCH_SECONDS.at(end) * model.layers),
             load=model.plain / DISK_BYTES.at(end),
             saved_byte=1 / DISK_BYTES.at(end),
-            verdict=0.0 if isinstance(judge, (NoJudge, Llm)) else verdict.at(end),
+            verdict=sum(verdict.at(end) for verdict in verdicts) / max(1, len(verdicts)),
             request=_request(settings, end),
             example=EXAMPLE.at(end),
             setup=SETUP.at(end),
@@ -192,6 +197,7 @@ def assumed_rates(
 
 
 def _request(settings: Settings, end: End) -> float:
-    """Seconds of one request to a language model, of as many as are under way at a time."""
-    judge = settings.evaluation.judge
-    return REQUEST.at(end) / judge.concurrency if isinstance(judge, Llm) else 0.0
+    """Seconds of one request to a language model, of as many as are under way at a time; judges follow one another."""
+    endpoints = settings.evaluation.judge.endpoints
+    seconds = sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints)
+    return seconds / sum(judge.requests_an_answer for judge in endpoints) if endpoints else 0.0

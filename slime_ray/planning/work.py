@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from slime_ray.config.judge import Llm, NoJudge
 from slime_ray.config.settings import Schedule, Settings
 from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_flops
 from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.rates import End
+from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.loop` has it."""
@@ -55,7 +55,7 @@ class TrialWork:
     training: TrainingWork
     course: Work
     end: Work
-    requests: tuple[int, int]
+    requests: tuple[float, float]
 
 
 class Amounts:
@@ -91,6 +91,7 @@ class Amounts:
                 self.reading(material.held_out, material.held_out.count),
                 self._divergence(asked, min(evaluation.kl_prompts, asked.turns)),
                 self.answering(asked, end),
+                *(self.answering(material.prompts[name], end) for name in (RETENTION,) if name in material.prompts),
                 self._verdicts(asked.turns),
                 # The divergence of a model without adapters is from a second one.
                 {"load": 1 if settings.model.lora else 2, "save": 1, "saved_byte": self.model.saved},
@@ -102,9 +103,9 @@ class Amounts:
     def _verdicts(self, answers: int) -> Work:
         """Verdicts in both orders, by a language model or here."""
         judge = self.settings.evaluation.judge
-        if isinstance(judge, Llm):
-            return {"request": answers * requests_an_answer(self.settings)}
-        return {} if isinstance(judge, NoJudge) else {"verdict": 2 * answers}
+        scored = len(judge.members) - len(judge.endpoints) - (judge.name == "none")
+        asked = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
+        return asked | ({"verdict": 2 * answers * scored} if scored else {})
 
     def training(
         self, kind: Literal["sft", "preference"], part: DataPart, schedule: Schedule, per_update: int, seed: int
@@ -205,7 +206,10 @@ def _forward_flops(sizes: Sizes, lengths: tuple[Lengths, ...]) -> float:
     return forward_flops(sizes, Layout.of_packed(lengths)) / len(lengths)
 
 
-def requests_an_answer(settings: Settings) -> int:
-    """What a language model is asked of each of a trial's answers: both orders of a comparison, or one rating."""
-    judge = settings.evaluation.judge
-    return (2 if judge.template.pairwise else 1) if isinstance(judge, Llm) else 0
+def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> float:
+    """What language models are asked of each of a trial's answers: both orders of a comparison, or one rating.
+
+    pairwise: of those judges alone that compare, or that rate. Of a judge with repeats it is the mean over prompts.
+    """
+    endpoints = settings.evaluation.judge.endpoints
+    return sum(one.requests_an_answer for one in endpoints if pairwise in (None, one.template.pairwise))

@@ -34,17 +34,29 @@ _READ = (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".tiktoken"
 def files_of(settings: Settings) -> dict[str, Path]:
     """The files and folders of this machine that a trial of these settings reads, by the setting that names them."""
     model, data, evaluation = settings.model, settings.data, settings.evaluation
-    judge = evaluation.judge
+    rewards = [judge.model for judge in evaluation.judge.members if isinstance(judge, RewardModel)]
     places = {
         "data.train": None if data.task else data.train,
         "evaluation.questions": evaluation.questions,
+        "evaluation.retention.prompts": evaluation.retention.prompts if evaluation.retention else None,
         "model.source": None if model.task else model.source,
         "model.tokenizer": model.tokenizer,
         "model.chat_template": model.chat_template,
-        "evaluation.judge.model": judge.model if isinstance(judge, RewardModel) else None,
+        **dict(zip(judge_models(settings), rewards, strict=True)),
     }
     paths = {setting: Path(path).expanduser() for setting, path in places.items() if path}
     return {setting: path for setting, path in paths.items() if path.exists()}
+
+
+def judge_models(settings: Settings) -> list[str]:
+    """The settings that name the reward models which judge."""
+    members = settings.evaluation.judge.members
+    several = len(members) > 1
+    return [
+        f"evaluation.judge.judges.{place}.model" if several else "evaluation.judge.model"
+        for place, judge in enumerate(members)
+        if isinstance(judge, RewardModel)
+    ]
 
 
 def all_settings(experiment: Experiment) -> list[Settings]:
@@ -194,12 +206,10 @@ def code_of(experiment: Experiment) -> dict[str, str]:
 def _code(all_settings: Iterable[Settings], names: Iterable[str]) -> dict[str, str]:
     wanted = set(names)
     for settings in all_settings:
-        judge = settings.evaluation.judge
-        wanted |= {
-            settings.objective.name,
-            *settings.training.callbacks,
-            str(judge.scorer) if isinstance(judge, Exact) else "",
-        }
+        retention = settings.evaluation.retention
+        scorers = [str(judge.scorer) for judge in settings.evaluation.judge.members if isinstance(judge, Exact)]
+        wanted |= {settings.objective.name, *settings.training.callbacks, *scorers}
+        wanted |= {retention.scorer} if retention else set()
     hashes = {}
     for name in sorted(name for name in wanted if ":" in name):
         module = name.partition(":")[0]

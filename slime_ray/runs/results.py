@@ -1,6 +1,7 @@
 """A run's files: their schema, atomic writing, and reading. Imports neither torch nor ray.
 
     trials/<trial_id>/trial.json, answers.parquet, curves.parquet, pairs.parquet    by the trial; trial.json last
+    trials/<trial_id>/verdicts.parquet, verdicts.parquet    the single verdicts, where a panel of judges gave them
     trials.parquet, answers.parquet, curves.parquet, pairs.parquet                  all trials together
     manifest.json                                                                   what was run, with what, on what
 
@@ -11,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ TRIAL_SCHEMA = pa.schema(
         "length_shift": _NUMBER,  # L, absolute log ratio
         "training_spikes": _NUMBER,  # T, share of updates
         "kl_to_sft": _NUMBER,  # K, nat/token, not scored
+        "retention": _NUMBER,  # mean score on the retention prompts minus the SFT checkpoint's; null without any
         "healthy": _FLAG,  # g
         "chosen_drift": _NUMBER,  # nat/token, signed
         "rejected_drift": _NUMBER,  # nat/token, signed
@@ -84,7 +86,7 @@ ANSWER_SCHEMA = pa.schema(
         "label": _TEXT,
         "phase": _TEXT,
         "seed": _COUNT,
-        "prompt_set": _TEXT,
+        "prompt_set": _TEXT,  # selection, report or retention; of the last, score and baseline_score are the scorer's
         "prompt_id": _TEXT,
         "turn": _COUNT,  # of the conversation, from 1; the turns of a prompt share its prompt_id
         "category": _TEXT,  # of the question, where it came from a file that has any
@@ -133,10 +135,36 @@ PAIR_SCHEMA = pa.schema(
         "entropy": _NUMBER,
     }
 )
-SCHEMAS = {"trials": TRIAL_SCHEMA, "answers": ANSWER_SCHEMA, "curves": CURVE_SCHEMA, "pairs": PAIR_SCHEMA}
-_LATER_FILES = {"pairs"}
+VERDICT_SCHEMA = pa.schema(
+    {
+        "trial_id": _TEXT,
+        "label": _TEXT,
+        "phase": _TEXT,
+        "seed": _COUNT,
+        "prompt_set": _TEXT,
+        "prompt_id": _TEXT,
+        "turn": _COUNT,
+        "judge": _TEXT,  # one of the panel
+        "repeat": _COUNT,  # from 1
+        "verdict_ab": _TEXT,  # these as in answers.parquet, which has the panel's outcome
+        "verdict_ba": _TEXT,
+        "outcome": _NUMBER,
+        "score": _NUMBER,
+        "baseline_score": _NUMBER,
+    }
+)
+SCHEMAS = {
+    "trials": TRIAL_SCHEMA,
+    "answers": ANSWER_SCHEMA,
+    "curves": CURVE_SCHEMA,
+    "pairs": PAIR_SCHEMA,
+    "verdicts": VERDICT_SCHEMA,
+}
+_OPTIONAL_FILES = {"verdicts"}
+"""Files that are written only where there is something to write."""
+_LATER_FILES = {"pairs", *_OPTIONAL_FILES}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens"}
+_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens", "retention"}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
@@ -144,13 +172,15 @@ MODEL = "checkpoint"
 """Folder, in a trial's own, of the trained model: its adapter, or all of it."""
 JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
+RETENTION = "retention"
+"""Prompt set of the answers that `evaluation.retention` asks for, which `load` keeps apart."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's results as tidy frames, with its manifest."""
+    """One run's results as tidy frames, with its manifest. retention: answers to the retention prompts."""
 
     path: Path
     trials: pd.DataFrame
@@ -158,6 +188,9 @@ class Run:
     curves: pd.DataFrame
     pairs: pd.DataFrame
     manifest: dict[str, Any]
+    retention: pd.DataFrame = field(default_factory=ANSWER_SCHEMA.empty_table().to_pandas)
+    verdicts: pd.DataFrame = field(default_factory=VERDICT_SCHEMA.empty_table().to_pandas)
+    """One row a verdict of a panel's judge; empty where one judge gave them, which are in `answers`."""
 
 
 def trial_row(**columns: Any) -> dict[str, Any]:
@@ -176,6 +209,7 @@ def write_trial(
     answers: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
     pairs: Sequence[Mapping[str, Any]] = (),
+    verdicts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write one finished trial. Once this returns it counts as finished; before, it does not exist."""
     if isinstance(row.get("reason"), str):
@@ -185,6 +219,8 @@ def write_trial(
     _write_table(folder / "answers.parquet", answers, ANSWER_SCHEMA)
     _write_table(folder / "curves.parquet", curves, CURVE_SCHEMA)
     _write_table(folder / "pairs.parquet", pairs, PAIR_SCHEMA)
+    if verdicts:
+        _write_table(folder / "verdicts.parquet", verdicts, VERDICT_SCHEMA)
     write_text(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
 
 
@@ -216,7 +252,8 @@ def consolidate(run: Path) -> None:
     tables = _together(run, finished_trials(run))
     # The trials' own come last: who is cut off in between leaves a trial out, and none without its answers.
     for name in (*tables.keys() - {"trials"}, "trials"):
-        _replace_table(run / f"{name}.parquet", tables[name])
+        if len(tables[name]) or name not in _OPTIONAL_FILES:
+            _replace_table(run / f"{name}.parquet", tables[name])
 
 
 def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
@@ -233,8 +270,10 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
         together = {"trials": pa.table(columns, schema=schema)}
     except (pa.ArrowException, OverflowError) as error:
         raise InputError(f"{run / 'trials'}: a trial.json holds {str(error).splitlines()[0]}. {_WAY_OUT}") from None
-    for name in ("answers", "curves", "pairs"):
+    for name in SCHEMAS.keys() - {"trials"}:
         files = [run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows]
+        if name in _OPTIONAL_FILES:
+            files = [file for file in files if file.exists()]
         if name in _LATER_FILES and not any(file.exists() for file in files):
             files = []
         tables = [_read_trial(file, SCHEMAS[name]) for file in files]
@@ -309,7 +348,7 @@ def load(run: str | Path) -> Run:
     manifest = read_manifest(run)
     rows = finished_trials(run)
     begun = bool(rows) or ((run / "trials").is_dir() and not (run / "trials.parquet").exists())
-    if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS):
+    if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS.keys() - _OPTIONAL_FILES):
         tables = _together(run, rows)
     else:
         tables = {name: read_table(run, name) for name in SCHEMAS}
@@ -317,7 +356,9 @@ def load(run: str | Path) -> Run:
         if not rows.keys() <= set(tables["trials"]["trial_id"].to_pylist()):
             tables = _together(run, rows)
     frames = {name: _frame(table) for name, table in tables.items()}
-    frames["answers"] = frames["answers"].fillna({"turn": 1})
+    answers = frames["answers"].fillna({"turn": 1})
+    kept = answers["prompt_set"] == RETENTION
+    frames |= {"answers": answers[~kept], RETENTION: answers[kept]}
     if frames["trials"].empty:
         raise InputError(f"{run}: no trial has finished yet, so there is nothing to report.")
     return Run(path=run, manifest=manifest, **frames)

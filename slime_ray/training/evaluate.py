@@ -23,7 +23,7 @@ from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
-from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
@@ -41,6 +41,7 @@ from slime_ray.training.measuring import (
     judge_prompts,
     measure_answers,
     measure_policy,
+    measure_retention,
 )
 from slime_ray.training.orders import Paused, Report, ending
 from slime_ray.training.outcome import (
@@ -194,7 +195,8 @@ def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Pa
     folder = run / "trials" / trial.trial_id
     folder.mkdir(parents=True, exist_ok=True)
     write_judging(measurement.judging, folder, seconds=60.0, say=say)
-    finish(trial, run, row, measurement.answers, [], measurement.pairs, say_nothing, storage_minutes=1.0)
+    answers, pairs, verdicts = measurement.answers, measurement.pairs, measurement.verdicts
+    finish(trial, run, row, answers, [], pairs, say_nothing, storage_minutes=1.0, verdicts=verdicts)
 
 
 class _AnswerFiles:
@@ -203,7 +205,7 @@ class _AnswerFiles:
     hashes: dict[str, str]
     data: dict[str, Any]
 
-    def __init__(self, settings: Settings, judge: Judge | None):
+    def __init__(self, settings: Settings, judge: AnyJudge | None):
         """Raises InputError where nothing says what was asked."""
         self.settings, self.judge = settings, judge
         self.hashes, self.data = {}, {}
@@ -263,7 +265,7 @@ class _AnswerFiles:
 class _Models(_AnswerFiles):
     """Some side is a checkpoint: prompts, tokenizer, held-out pairs and the SFT checkpoint are those of a sweep."""
 
-    def __init__(self, settings: Settings, storage: RunStore, judge: Judge | None, report: Report):
+    def __init__(self, settings: Settings, storage: RunStore, judge: AnyJudge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)
@@ -306,7 +308,9 @@ class _Models(_AnswerFiles):
         after = measure_held_out(policy, self.stages.held_out, row_tokens=row_budget(self.settings, policy))
         asked = answer_prompts(trial, self.stages, policy, self.report, adapter=one.path)
         answered = judge_prompts(trial, self.stages, asked, self.judge)
-        return measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
+        found = measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
+        kept = measure_retention(trial, self.stages, policy, self.report, adapter=one.path)
+        return dataclasses.replace(found, row=found.row | kept.row, answers=[*found.answers, *kept.answers])
 
     def check(self, one: EvaluationRequest) -> None:
         if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):

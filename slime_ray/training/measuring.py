@@ -1,6 +1,6 @@
 """What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, Summary
+from slime_ray.evaluation.judges import AnyJudge, ExactJudge, Summary, load_scorer
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
+from slime_ray.runs.results import RETENTION
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Report, pause_for
 from slime_ray.training.policies import row_budget
@@ -30,12 +31,13 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Columns of trials.parquet, rows of answers.parquet and pairs.parquet, and what a judge took."""
+    """Columns of trials.parquet, rows of the other files by their names, and what a judge took."""
 
     row: dict[str, Any]
     answers: Rows = field(default_factory=list)
     pairs: Rows = field(default_factory=list)
     judging: Summary | None = None
+    verdicts: Rows = field(default_factory=list)
 
 
 def about(trial: Trial) -> dict[str, Any]:
@@ -68,14 +70,15 @@ def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dic
 
 
 def answer_prompts(
-    trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path
+    trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path, prompt_set: str | None = None
 ) -> tuple[Prompts, list[Answer]]:
     """What the policy was asked, turn by turn, and its answers.
 
-    adapter: its folder, for a server to load. Raises Paused where a server does not do its part.
+    adapter: its folder, for a server to load. prompt_set: None is the trial's own. Raises Paused where a server does
+    not do its part.
     """
     report({"doing": "answering"})
-    prompts, evaluation = stages.prompts[trial.prompt_set], trial.settings.evaluation
+    prompts, evaluation = stages.prompts[prompt_set or trial.prompt_set], trial.settings.evaluation
     try:
         with answering(evaluation.engine, policy, stages.tokenizer, prompts.token_ids, adapter=adapter) as source:
             return ask(
@@ -93,9 +96,15 @@ def answer_prompts(
 
 
 def judge_prompts(
-    trial: Trial, stages: Stages, asked: tuple[Prompts, list[Answer]], judge: Judge | None, *, first: int | None = None
+    trial: Trial,
+    stages: Stages,
+    asked: tuple[Prompts, list[Answer]],
+    judge: AnyJudge | None,
+    *,
+    first: int | None = None,
+    prompt_set: str | None = None,
 ) -> Answered:
-    """The answers beside the baseline's. first: how many of them are judged; None is all.
+    """The answers beside the baseline's. first: how many of them are judged; None is all. prompt_set: as asked.
 
     Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
     """
@@ -104,7 +113,7 @@ def judge_prompts(
         return judge_answers(
             prompts,
             answers,
-            stages.baseline[trial.prompt_set],
+            stages.baseline[prompt_set or trial.prompt_set],
             judge=judge,
             format_check=stages.format_check,
             markers=stages.tokenizer.all_special_tokens,
@@ -123,8 +132,23 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
         "broken_outputs": answered.broken_outputs,
         "length_shift": answered.length_shift,
     }
-    rows = answered.rows({**about(trial), "prompt_set": trial.prompt_set})
-    return Measurement(row, rows, judging=answered.judging)
+    columns = {**about(trial), "prompt_set": trial.prompt_set}
+    rows, verdicts = answered.rows(columns), answered.verdict_rows(columns)
+    return Measurement(row, rows, judging=answered.judging, verdicts=verdicts)
+
+
+def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:
+    """Score answers to the retention prompts and the SFT checkpoint's; nothing where `evaluation.retention` is null.
+
+    Raises Paused where the scorer, or a server, does not do its part.
+    """
+    retention = trial.settings.evaluation.retention
+    if retention is None:
+        return Measurement({})
+    scorer = ExactJudge(load_scorer(retention.scorer, "evaluation.retention.scorer"), name=RETENTION)
+    asked = answer_prompts(trial, stages, policy, report, adapter=adapter, prompt_set=RETENTION)
+    answered = judge_prompts(trial, stages, asked, scorer, prompt_set=RETENTION)
+    return Measurement({"retention": answered.score_change}, answered.rows({**about(trial), "prompt_set": RETENTION}))
 
 
 def stability_parts(
@@ -153,7 +177,7 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return Measurement(told.row | answers.row | row, answers.answers, told.pairs, answers.judging)
+    return replace(answers, row=told.row | answers.row | row, pairs=told.pairs)
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

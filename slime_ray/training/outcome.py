@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -85,6 +85,7 @@ def finish(
     report: Report,
     *,
     storage_minutes: float,
+    verdicts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a trial's result, for as long as the storage may need to take it, and drop its checkpoints.
 
@@ -94,7 +95,7 @@ def finish(
     made = attempts.read(folder)
     row |= {"attempts": max(1, len(made)), "lost_seconds": sum(attempt.lost_seconds for attempt in made[:-1])}
     patiently(
-        lambda: results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pairs),
+        lambda: results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pairs, verdicts=verdicts),
         seconds=60 * storage_minutes,
         say=waiting_for_storage(report),
     )

@@ -14,22 +14,25 @@ from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tokenizing import tokenize_prompts
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import Question
-from slime_ray.evaluation.questions import load_questions
+from slime_ray.evaluation.questions import load_questions, load_retention
+from slime_ray.runs.results import RETENTION
 
 PROMPT_SETS = ("selection", "report")
+"""Sets that are always there; RETENTION is a third where the settings have `evaluation.retention`."""
 
 
 def prompts_to_answer(
     settings: Settings, of_the_data: Mapping[str, Sequence[Messages]], tokenizer: Any
 ) -> dict[str, Prompts]:
-    """Both sets by name. A file of questions makes the report's. Raises InputError for what cannot be rendered."""
-    questions = load_questions(settings)
-    return {
+    """The sets by name. A file of questions makes the report's. Raises InputError for what cannot be rendered."""
+    questions, retention = load_questions(settings), load_retention(settings)
+    sets = {
         name: _of_questions(questions, tokenizer, settings.data)
         if questions and name == "report"
         else _of_the_data(of_the_data[name], tokenizer, settings.data)
         for name in PROMPT_SETS
     }
+    return sets | ({RETENTION: _of_questions(retention, tokenizer, settings.data)} if retention else {})
 
 
 def _of_the_data(prompts: Sequence[Messages], tokenizer: Any, data: Data) -> Prompts:

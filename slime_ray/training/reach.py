@@ -11,6 +11,7 @@ from slime_ray.data.pairs import ID_COLUMNS, map_pairs
 from slime_ray.data.rendering import render_prompts
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.model.limits import Limits
+from slime_ray.runs.results import RETENTION
 from slime_ray.training.prompts import PROMPT_SETS, read_prompts
 
 PARTS = ("sft", "train", "held_out")
@@ -28,7 +29,8 @@ def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
     for name in PARTS:
         if (path := tokens / f"{name}.arrow").is_file():
             _check_pairs(limits, path, name, tokens)
-    for name in PROMPT_SETS:
+    retention = (RETENTION,) if (tokens / f"prompts-{RETENTION}.parquet").is_file() else ()
+    for name in (*PROMPT_SETS, *retention):
         prompts = read_prompts(tokens / f"prompts-{name}.parquet")
         for number, ids in enumerate(prompts.token_ids):
             _check_id(limits, max(ids, default=0), f"{name} prompt {number}", tokens)

@@ -20,7 +20,7 @@ from slime_ray.evaluation.answers import broken_reasons
 from slime_ray.evaluation.broken import sequence_repetition
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.judges import AnyJudge
 from slime_ray.evaluation.win_rate import compare, win_rate
 from slime_ray.model.logprobs import Policy
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
@@ -131,7 +131,7 @@ class SentinelWatch:
         stages: Stages,
         policy: Policy,
         series: Callable[[str], list[float]],
-        judge: Judge | None = None,
+        judge: AnyJudge | None = None,
     ):
         self.settings = trial.settings.sentinel
         self.trial, self.stages, self.policy, self.series = trial, stages, policy, series

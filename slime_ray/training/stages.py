@@ -5,7 +5,7 @@ instead of all of it each; what is made is the same.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from slime_ray.evaluation.served import answering
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
+from slime_ray.runs.results import RETENTION
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import cached, content_of, using_stages
 from slime_ray.training.checks import check_finite, no_answers
@@ -95,17 +96,23 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
         lambda folder: _make_step0(settings, tokens, checkpoint, folder, report, sharded),
         report,
     )
-    asked = [content[f"prompts-{name}"] for name in PROMPT_SETS]
     drawn = [settings.evaluation.decoding, *([engine.identity] if (engine := settings.evaluation.engine) else [])]
-    answers_key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, *drawn])
-    answers = cached(
-        storage,
-        "baseline",
-        answers_key,
-        lambda folder: _make_baseline(settings, tokens, checkpoint, folder, report, sharded),
-        report,
-    )
-    stages = _load(tokens, checkpoint, step0, answers, settings.data.task)
+
+    def answers_to(kind: str, names: Sequence[str]) -> Path:
+        asked = [content[f"prompts-{name}"] for name in names]
+        key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, *drawn])
+        return cached(
+            storage,
+            kind,
+            key,
+            lambda folder: _make_baseline(settings, tokens, checkpoint, folder, report, sharded, names),
+            report,
+        )
+
+    answers = answers_to("baseline", PROMPT_SETS)
+    # Apart, so that other retention prompts leave the baseline's other answers as they are.
+    retention = answers_to(RETENTION, [RETENTION]) if settings.evaluation.retention else None
+    stages = _load(tokens, checkpoint, step0, answers, retention, settings.data.task)
     return replace(stages, data=stages.data | model_facts(settings, checkpoint))
 
 
@@ -141,6 +148,7 @@ def _tokens_key(settings: Settings) -> str:
             [settings.data, _source_content(settings.data)],
             [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
             [evaluation.questions, content_of(evaluation.questions)],
+            *([["retention", content_of(kept.prompts)]] if (kept := evaluation.retention) else []),
         ]
     )
 
@@ -159,17 +167,20 @@ def _weights(model: Model) -> list[str | None]:
 
 
 @lru_cache(maxsize=2)
-def _load(tokens: Path, checkpoint: Path, step0: Path, answers: Path, task: str | None) -> Stages:
+def _load(
+    tokens: Path, checkpoint: Path, step0: Path, answers: Path, retention: Path | None, task: str | None
+) -> Stages:
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     rubric = tasks.load_task(task) if task else None
+    folders = dict.fromkeys(PROMPT_SETS, answers) | ({RETENTION: retention} if retention else {})
     return Stages(
         checkpoint=checkpoint,
         tokenizer=AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True),
         stop_tokens=tuple(info["stop_tokens"]),
         held_out=PairFile(tokens / "held_out.arrow"),
-        prompts={name: read_prompts(tokens / f"prompts-{name}.parquet") for name in PROMPT_SETS},
+        prompts={name: read_prompts(tokens / f"prompts-{name}.parquet") for name in folders},
         step0=HeldOut.load(step0 / "held_out.npz"),
-        baseline={name: _read_answers(answers / f"{name}.parquet") for name in PROMPT_SETS},
+        baseline={name: _read_answers(folder / f"{name}.parquet") for name, folder in folders.items()},
         tokens=tokens,
         hashes={
             **info["hashes"],
@@ -267,13 +278,19 @@ def _make_step0(
 
 
 def _make_baseline(
-    settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
+    settings: Settings,
+    tokens: Path,
+    checkpoint: Path,
+    folder: Path,
+    report: Report,
+    sharded: bool,
+    names: Sequence[str],
 ) -> None:
     policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
     check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
-    for name in PROMPT_SETS:
+    for name in names:
         prompts = read_prompts(tokens / f"prompts-{name}.parquet")
         try:
             with answering(settings.evaluation.engine, policy, tokenizer, prompts.token_ids) as source:

@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge, build_judge
+from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_checkpoint, make_policy
@@ -52,6 +53,7 @@ from slime_ray.training.measuring import (
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
+    measure_retention,
     stability_parts,
 )
 from slime_ray.training.orders import Command, Paused, Report, judging
@@ -142,7 +144,8 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosti
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
         minutes = hosting.faults.storage_minutes
-        finish(trial, run, row, measured.answers, curves.rows, measured.pairs, report, storage_minutes=minutes)
+        tables = measured.answers, curves.rows, measured.pairs, report
+        finish(trial, run, row, *tables, storage_minutes=minutes, verdicts=measured.verdicts)
     trackers.end(row)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
@@ -267,7 +270,9 @@ def _train_and_measure(
         minutes = hosting.faults.storage_minutes
         write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
-    return Measurement(measured.row | row | evaluation_seconds(), measured.answers, measured.pairs)
+    kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
+    answers = [*measured.answers, *kept.answers]
+    return replace(measured, row=measured.row | kept.row | row | evaluation_seconds(), answers=answers)
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
@@ -297,7 +302,7 @@ def _judged(
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
     after: HeldOut,
-    judge: Judge | None,
+    judge: AnyJudge | None,
     *,
     training_spikes: float,
     run: Path,

@@ -1,6 +1,7 @@
 """What the tables say, on hand-made runs."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -353,3 +354,40 @@ def test_labels_of_any_length_are_shown_whole_and_cost_no_more_columns_than_shor
     short = small(tmp_path / "short", **{label: [1.0, 0.0]}).text()
     left_out = [[line for line in text.splitlines() if line.startswith("Left out")] for text in (long, short)]
     assert left_out[0] == left_out[1]
+
+
+def with_retention(tmp_path, changes):
+    """The main table of one arm whose scores on the retention prompts changed like this, one list a seed."""
+    for seed in range(len(changes)):
+        add_trial(tmp_path, f"arm-a-s{seed}", label="a", seed=seed, won=[1.0, 0.0, 1.0])
+    run = results.load(finish(tmp_path))
+    rows = [
+        {"trial_id": f"arm-a-s{seed}", "label": "a", "phase": "arm", "seed": seed, "prompt_id": f"k{place}",
+         "score": 5.0 + change, "baseline_score": 5.0}
+        for seed, own in enumerate(changes) for place, change in enumerate(own)
+    ]  # fmt: skip
+    return tables.win_rate_stability(replace(run, retention=pd.DataFrame(rows)))
+
+
+def test_retention_is_the_mean_change_with_an_interval_that_may_leave_0_to_1(tmp_path):
+    table = with_retention(tmp_path, [[-3.0, -1.0, -2.0, -2.0]])
+    assert row(table, "a")["retention"] == pytest.approx(-2.0)
+    # Of the 4^4 resamples one in 256 is -3 throughout: the ends lie between the lowest and the highest change.
+    assert -3 < row(table, "a")["retention_low"] < -2 < row(table, "a")["retention_high"] < -1
+    assert "retention [95 %]" in [column.head for column in table.columns]
+    assert any(note.startswith("retention: mean score") for note in table.notes)
+
+
+def test_retention_over_five_seeds_is_the_two_way_interval(tmp_path):
+    rng = np.random.default_rng(0)
+    changes = rng.normal(-2, 1, (5, 12))
+    table = with_retention(tmp_path, changes.tolist())
+    expected = statistics.two_way_interval(changes)
+    found = [row(table, "a")[name] for name in ("retention", "retention_low", "retention_high")]
+    assert found == pytest.approx([expected.value, expected.low, expected.high])
+    assert expected.low < -1  # Not cut to the range of a win rate.
+
+
+def test_without_retention_prompts_there_is_no_such_column(main):
+    assert main.frame["retention"].isna().all()
+    assert not any(column.head.startswith("retention") for column in main.columns)

@@ -121,3 +121,17 @@ def test_what_keeps_all_stands_before_what_dominates_it_and_the_rest_by_how_much
     # A brute force of the definition: nothing that is kept is behind anything that is not.
     assert winners([one for one in rows if one["trial_id"] in ("far", "near")], GOALS, limits) == []
     assert best_rows(rows, GOALS)[0]["trial_id"] in ("far", "none")
+
+
+def test_retention_is_a_metric_only_where_it_is_measured(tmp_path):
+    with pytest.raises(InputError, match=r"goals\.retention needs evaluation\.retention, which is null"):
+        experiment(goals={"retention": "maximize", "stability": "maximize"})
+    with pytest.raises(InputError, match=r"retention needs evaluation\.retention, which is null"):
+        experiment(constraints=["retention >= -0.01"])
+    retention = {"prompts": str(tmp_path / "kept.jsonl"), "scorer": "mine:score"}
+    found = experiment(
+        goals={"retention": "maximize", "stability": "maximize"},
+        constraints=["retention >= -0.01"],
+        base={"evaluation": {"retention": retention}},
+    )
+    assert found.constraints == ["retention >= -0.01"]

@@ -36,7 +36,7 @@ def test_judges_are_named_as_text_or_with_their_settings(experiment):
     ("judge", "complaint"),
     [
         ("exat", r"e.yaml:5: evaluation.judge.name is 'exat'. Did you mean 'exact'\?"),
-        ("{model: x}", "evaluation.judge.name is missing. Give one of: none, exact, reward_model, llm"),
+        ("{model: x}", "evaluation.judge.name is missing. Give one of: none, exact, reward_model, llm, panel"),
         ("reward_model", "evaluation.judge.model is missing"),
         ("{name: reward_model, model: x, tie_bnd: 1}", r"tie_bnd: unknown key. Did you mean 'tie_band'\?"),
         ("{name: reward_model, model: x, tie_band: -1}", "evaluation.judge.tie_band is -1"),
@@ -49,11 +49,41 @@ def test_judges_are_named_as_text_or_with_their_settings(experiment):
         (LLM + ", budget: {euros: 3}}", "evaluation.judge.budget.euros: unknown key"),
         (LLM + ", base_url: 'http://me:secret@host/v1'}", "holds more than an address"),
         (LLM + ", base_url: 'ftp://host'}", "is not an address such as https://"),
+        (LLM + ", request: {stream: true}}", "holds stream, which is fixed by the judge"),
+        (LLM + ", request: {max_completion_tokens: 9}}", "which is evaluation.judge.max_tokens"),
+        (LLM + ", request: {extra_body: {top_k: 1}}}", "Write the fields of the body themselves"),
+        (LLM + ", request: {metadata: {api_key: x}}}", "looks like a secret"),
+        (LLM + ", repeats: 0}", "repeats.times is 0"),
+        (LLM + ", repeats: {times: 2, share: 1.5}}", "repeats.share is 1.5"),
+        ("[exact]", "judges"),
+        (f"[{LLM}}}, {LLM}}}]", "judges has llm:gpt-4.1:arena-hard#.* twice. Leave one out, or give it `repeats`"),
+        (f"[exact, {LLM}, tepmerature: 0}}]", "judge.judges.1.tepmerature: unknown key. Did you mean 'temperature'"),
+        ("[exact, none]", "judges.1.name is 'none'"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(experiment, judge, complaint):
     with pytest.raises(InputError, match=complaint):
         experiment(judge)
+
+
+def test_a_list_of_judges_is_a_panel_whose_name_has_all_of_them(experiment):
+    settings = experiment(f"[exact, {LLM}, repeats: 3}}]").settings
+    alone = experiment(LLM + "}").settings.judge_identity
+    assert settings.judge_identity == f"panel:exact:arithmetic + {alone} x3"
+    assert [judge.name for judge in settings.evaluation.judge.members] == ["exact", "llm"]
+    dumped = type(settings).model_validate_json(settings.model_dump_json())
+    assert dumped.judge_identity == settings.judge_identity
+
+
+def test_how_the_judges_of_a_panel_run_may_change_while_a_run_is_gone_on_with(experiment):
+    before, after = (experiment(f"[exact, {LLM}, concurrency: {count}}}]") for count in (1, 2))
+    assert before.fingerprint == after.fingerprint
+    assert [trial.config_hash for trial in arm_trials(before)] == [trial.config_hash for trial in arm_trials(after)]
+
+
+def test_fields_of_a_request_are_part_of_the_identity(experiment):
+    plain, low = (experiment(LLM + more).settings for more in ("}", ", request: {reasoning_effort: low}}"))
+    assert plain.judge_identity != low.judge_identity
 
 
 def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_shown(experiment):
@@ -113,4 +143,4 @@ def test_trials_carry_the_content_of_a_template_and_need_no_file(experiment, tmp
 
 def test_the_shipped_templates_can_be_used_and_every_judge_has_its_name():
     assert shipped_templates() == ("arena-hard", "mt-bench-single")
-    assert list(JUDGE_SETTINGS) == ["none", "exact", "reward_model", "llm"]
+    assert list(JUDGE_SETTINGS) == ["none", "exact", "reward_model", "llm", "panel"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from slime_ray.evaluation.field_files import (
     read_questions,
     read_ratings,
 )
-from slime_ray.evaluation.field_files.scoring import judged_prompts
+from slime_ray.evaluation.field_files.scoring import judged_prompts, mt_bench_means
 from slime_ray.evaluation.verdicts import POINTS_OF_A, mirrored
 from slime_ray.evaluation.win_rate import Comparison
 
@@ -159,6 +160,45 @@ def test_a_score_that_is_no_label_is_missing_never_a_loss(write, label):
     row = rows_of("arena_hard_judgments")[0]
     row["games"][0]["score"] = label
     assert judged_prompts(read_judgments(write([row])))[0].comparison == Comparison(ab="A>>B", ba=None)
+
+
+def test_a_row_of_one_game_is_a_comparison_with_one_order(write):
+    row = rows_of("arena_hard_judgments")[0]
+    row["games"] = row["games"][:1]
+    (prompt,) = judged_prompts(read_judgments(write([row])))
+    # The baseline as A won: the policy, as B, lost in the only order.
+    assert prompt.comparison == Comparison(ab=None, ba="A>B")
+    assert prompt.comparison.outcome == 0
+    assert arena_hard_score(prompt.votes) == 0
+
+
+def rating(model, turn, score, question=81):
+    about = {"question_id": question, "model": model, "judge": ["gpt-4", "single-v1"], "judgment": ""}
+    return about | {"turn": turn, "score": score}
+
+
+def test_means_of_mt_bench_are_those_that_pandas_gives_as_fastchat_asks_it(write):
+    rows = [rating("m", 1, 7), rating("m", 1, 9.5), rating("m", 2, 4, 82), rating("m", 2, -1), rating("n", 1, 10)]
+    path = write(rows)
+    means = mt_bench_means(read_ratings(path, repeats=True))
+    # show_result.py: rows of -1 are dropped; means by model and turn, and by model over both turns.
+    frame = pd.read_json(path, lines=True)[["model", "score", "turn"]]
+    frame = frame[frame["score"] != -1]
+    by_turn, both = frame.groupby(["model", "turn"])["score"].mean(), frame.groupby("model")["score"].mean()
+    assert {(model, turn): value for model, own in means.items() for turn, value in own.turns.items()} == dict(by_turn)
+    assert {model: own.mean for model, own in means.items()} == pytest.approx(dict(both))
+    assert means["m"].missing == 1
+
+
+def test_a_model_without_any_rating_has_no_mean(write):
+    means = mt_bench_means(read_ratings(write([rating("m", 1, -1)])))
+    assert (means["m"].turns, means["m"].mean, means["m"].missing) == ({}, None, 1)
+
+
+def test_repeated_ratings_are_read_on_request_alone(write):
+    path = write([rating("m", 1, 7), rating("m", 1, 9)])
+    refused(read_ratings, path, ":2: turn 1 of '81' by 'm' stands in")
+    assert [one.score for one in read_ratings(path, repeats=True)] == [7, 9]
 
 
 def test_ratings_of_mt_bench_are_read():

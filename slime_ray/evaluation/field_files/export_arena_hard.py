@@ -18,7 +18,7 @@ from slime_ray.evaluation.field_files.exported import (
     Row,
     answer_id,
     file_name,
-    judge_of,
+    judgments_of,
     prompt_text,
     write_files,
 )
@@ -58,14 +58,17 @@ def export_arena_hard(run: results.Run, folder: Path) -> Exported:
     trials: list[Any] = run.trials.to_dict("records")
     for trial in trials:
         if trial["trial_id"] in by_trial:
-            _add_trial(files, trial, by_trial[trial["trial_id"]].to_dict("records"))
+            _add_trial(files, run, trial, by_trial[trial["trial_id"]].to_dict("records"))
     if not files.answers:
         raise InputError(f"{run.path}: no trial has answers, so there is nothing to export.")
     write_files({folder / name: content for name, content in files.contents().items()})
-    return Exported(folder, len(files.questions), len(files.answers), len(files.judgments))
+    judged = {name.partition("/")[2] for name in files.judgments}
+    return Exported(folder, len(files.questions), len(files.answers), len(judged))
 
 
-def _add_trial(files: _ArenaHardFiles, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _add_trial(
+    files: _ArenaHardFiles, run: results.Run, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
     model = file_name(trial["trial_id"])
     prompts = {row["prompt_id"]: prompt_text(json.loads(row["prompt"])) for row in rows}
     if len(prompts) < len(rows):
@@ -83,12 +86,12 @@ def _add_trial(files: _ArenaHardFiles, trial: Mapping[str, Any], rows: Sequence[
         uid = row["prompt_id"]
         answer = _answer(baseline, uid, prompts[uid], row["baseline_answer"], row["baseline_tokens"])
         files.baseline_answers.setdefault(baseline, {}).setdefault(uid, answer)
-    if judge := judge_of(trial):
+    for judge, judged in judgments_of(run, trial, rows).items():
         about = {"category": CATEGORY, "judge": judge, "model": model, "baseline": baseline}
         files.judgments[f"{file_name(judge)}/{model}"] = [
             # The first game shows the baseline's answer as A, the second the model's.
             {"uid": row["prompt_id"], **about, "games": [_game(row["verdict_ba"]), _game(row["verdict_ab"])]}
-            for row in rows
+            for row in judged
         ]
 
 

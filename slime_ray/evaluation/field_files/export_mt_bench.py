@@ -19,7 +19,7 @@ from slime_ray.evaluation.field_files.exported import (
     Row,
     answer_id,
     file_name,
-    judge_of,
+    judgments_of,
     prompt_text,
     write_files,
 )
@@ -88,7 +88,7 @@ def export_mt_bench(run: results.Run, folder: Path) -> Exported:
     trials: list[Any] = run.trials.to_dict("records")
     for trial in trials:
         if trial["trial_id"] in by_trial:
-            _add_trial(files, trial, by_trial[trial["trial_id"]].to_dict("records"))
+            _add_trial(files, run, trial, by_trial[trial["trial_id"]].to_dict("records"))
     models = len(files.answers)
     if not models:
         raise InputError(f"{run.path}: no trial has answers, so there is nothing to export.")
@@ -97,9 +97,11 @@ def export_mt_bench(run: results.Run, folder: Path) -> Exported:
     return Exported(folder, len(files.categories), models, len(files.judged))
 
 
-def _add_trial(files: _MtBenchFiles, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _add_trial(
+    files: _MtBenchFiles, run: results.Run, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
     model = file_name(trial["trial_id"])
-    turns: list[Turn] = [(row["prompt_id"], int(row["turn"])) for row in rows]
+    turns = [_turn(row) for row in rows]
     for (name, turn), row in zip(turns, rows, strict=True):
         messages = json.loads(row["prompt"])
         # A later turn follows the policy's own answers; the question is what the user says then.
@@ -108,19 +110,19 @@ def _add_trial(files: _MtBenchFiles, trial: Mapping[str, Any], rows: Sequence[Ma
         files.categories[name] = category if isinstance(category, str) else CATEGORY
     files.answers[model] = {turn: row["answer"] for turn, row in zip(turns, rows, strict=True)}
     baseline = files.baselines.name({turn: row["baseline_answer"] for turn, row in zip(turns, rows, strict=True)})
-    judge = judge_of(trial)
-    if judge is None:
-        return
-    files.judged.add(model)
-    files.pairs.setdefault(judge, []).extend(
-        _pair(judge, model, baseline, turn, row) for turn, row in zip(turns, rows, strict=True)
-    )
-    ratings = files.ratings.setdefault(judge, {})
-    for rated, column in ((model, "score"), (baseline, "baseline_score")):
-        for place, row in zip(turns, rows, strict=True):
-            score = row[column]
-            known = None if score is None or score != score else float(score)
-            ratings.setdefault(rated, {}).setdefault(place, known)
+    for judge, judged in judgments_of(run, trial, rows).items():
+        files.judged.add(model)
+        files.pairs.setdefault(judge, []).extend(_pair(judge, model, baseline, _turn(row), row) for row in judged)
+        ratings = files.ratings.setdefault(judge, {})
+        for rated, column in ((model, "score"), (baseline, "baseline_score")):
+            for row in judged:
+                score = row[column]
+                known = None if score is None or score != score else float(score)
+                ratings.setdefault(rated, {}).setdefault(_turn(row), known)
+
+
+def _turn(row: Mapping[str, Any]) -> Turn:
+    return row["prompt_id"], int(row["turn"])
 
 
 def _pair(judge: str, model: str, baseline: str, turn: Turn, row: Mapping[str, Any]) -> Row:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -59,6 +59,17 @@ def judge_of(trial: Mapping[str, Any]) -> str | None:
     """Who judged a trial's answers, None where nobody did. trial: its row of trials.parquet."""
     judge = trial["judge"]
     return judge if isinstance(judge, str) and judge not in ("", "none") else None
+
+
+def judgments_of(
+    run: results.Run, trial: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]
+) -> dict[str, Sequence[Mapping[Any, Any]]]:
+    """The verdicts on a trial's answers as rows, by the judge that gave them; of a judge's repeats the first."""
+    own = run.verdicts[(run.verdicts["trial_id"] == trial["trial_id"]) & (run.verdicts["repeat"] == 1)]
+    if len(own):
+        return {str(judge): rows.to_dict("records") for judge, rows in own.groupby("judge")}
+    judge = judge_of(trial)
+    return {judge: answers} if judge else {}
 
 
 def prompt_text(messages: Messages) -> str:

@@ -59,10 +59,15 @@ def read_judgments(path: Path) -> list[Judgment]:
     return judgments
 
 
-def read_ratings(path: Path) -> list[Rating]:
-    """One judge's scores of MT-Bench in the file's order; such a file holds several models."""
+def read_ratings(path: Path, *, repeats: bool = False) -> list[Rating]:
+    """One judge's scores of MT-Bench in the file's order; such a file holds several models.
+
+    repeats: whether a turn may be rated more than once; see `mt_bench_means`.
+    """
     ratings: list[Rating] = list(_records(path, _RATINGS))
     _refuse_several(ratings, "judge", lambda rating: rating.judge)
+    if repeats:
+        return ratings
     _refuse_repeats(ratings, lambda rating: f"turn {rating.turn} of {rating.question_id!r} by {rating.model!r}")
     return ratings
 

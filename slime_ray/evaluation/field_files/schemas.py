@@ -205,13 +205,14 @@ class GameRow(Part):
 
 
 def _two(games: list[GameRow | None]) -> list[GameRow | None]:
-    if len(games) != 2:
-        raise ValueError("there must be two games, one for each order of the answers")
-    return games
+    if len(games) not in (1, 2):
+        raise ValueError("there must be two games, one for each order of the answers, or the first alone")
+    return [*games, None][:2]
 
 
 Games = Annotated[list[GameRow | None], AfterValidator(_two)]
-"""First the baseline is A and the model B, then the model is A and the baseline B. A game that failed is null."""
+"""First the baseline is A and the model B, then the model is A and the baseline B. A game that failed is null, and
+so is the second where only one was played."""
 
 
 def _played(games: Games) -> tuple[Game, Game]:

@@ -16,13 +16,17 @@ from slime_ray.evaluation.judges.base import (
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.exact import ExactJudge, load_scorer, question
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge, RatingLlmJudge
+from slime_ray.evaluation.judges.panel import AnyJudge, Panel, Rater
 from slime_ray.evaluation.verdict_cache import Verdicts
 
 __all__ = [
     "POINTS_OF_A",
+    "AnyJudge",
     "ExactJudge",
     "Judge",
     "Messages",
+    "Panel",
+    "Rater",
     "ScoringJudge",
     "Summary",
     "Verdict",
@@ -38,24 +42,34 @@ def build_judge(
     verdicts: Verdicts,
     offline: bool = False,
     progress: Progress = lambda done, of: None,
-) -> Judge | None:
+) -> AnyJudge | None:
     """The judge that the settings name; None where answers are not judged.
 
     verdicts: where those that cost something are kept. offline: they alone answer. progress: told while it judges.
     Raises InputError for a scorer, model, package or key that is missing or cannot be used.
     """
-    judge = settings.evaluation.judge
-    if isinstance(judge, Exact):
-        if judge.scorer:
-            return ExactJudge(load_scorer(judge.scorer), name=settings.judge_identity)
-        task = load_task(str(settings.data.task))
-        return ExactJudge(lambda prompt, answer: task.score(prompt, answer).total, name=settings.judge_identity)
-    if isinstance(judge, RewardModel):
-        # Here, since transformers' classifiers are of use to nobody else.
-        from slime_ray.evaluation.judges.reward_model import RewardModelJudge
+    raters: list[Rater] = []
+    for judge in settings.evaluation.judge.members:
+        if isinstance(judge, Exact):
+            raters.append(Rater(_exact(settings, judge)))
+        elif isinstance(judge, RewardModel):
+            # Here, since transformers' classifiers are of use to nobody else.
+            from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 
-        return RewardModelJudge(judge, verdicts=verdicts, offline=offline, progress=progress)
-    if isinstance(judge, Llm):
-        asker = Asker(judge, verdicts=verdicts, endpoint=None if offline else Endpoint(judge), progress=progress)
-        return PairwiseLlmJudge(judge, asker) if judge.template.pairwise else RatingLlmJudge(judge, asker)
-    return None
+            raters.append(Rater(RewardModelJudge(judge, verdicts=verdicts, offline=offline, progress=progress)))
+        elif isinstance(judge, Llm):
+            asker = Asker(judge, verdicts=verdicts, endpoint=None if offline else Endpoint(judge), progress=progress)
+            build = PairwiseLlmJudge if judge.template.pairwise else RatingLlmJudge
+            for repeat in range(1, judge.repeats.times + 1):
+                share = judge.repeats.share if repeat > 1 else 1.0
+                raters.append(Rater(build(judge, asker, repeat=repeat), repeat, share))
+    if len(raters) > 1:
+        return Panel(settings.judge_identity, tuple(raters))
+    return raters[0].judge if raters else None
+
+
+def _exact(settings: Settings, judge: Exact) -> ExactJudge:
+    if judge.scorer:
+        return ExactJudge(load_scorer(judge.scorer), name=settings.name_of(judge))
+    task = load_task(str(settings.data.task))
+    return ExactJudge(lambda prompt, answer: task.score(prompt, answer).total, name=settings.name_of(judge))

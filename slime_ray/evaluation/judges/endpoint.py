@@ -241,7 +241,8 @@ class Endpoint(Connection):
         """The judgment. Raises Failure."""
         clean = [{name: printable(text) for name, text in message.items()} for message in messages]
         sent_as = self.limit_name
-        asked: dict[str, Any] = {"model": self.server.model, "messages": clean, sent_as: self.server.max_tokens}
+        asked: dict[str, Any] = {**self.server.request, "model": self.server.model, "messages": clean}
+        asked[sent_as] = self.server.max_tokens
         if self.server.temperature is not None:
             asked["temperature"] = self.server.temperature
         try:

@@ -46,16 +46,16 @@ def question(messages: Messages) -> str:
     return str(next((message["content"] for message in reversed(messages) if message["role"] == "user"), ""))
 
 
-def load_scorer(place: str) -> Scorer:
-    """Import `package.module:function`. Raises InputError where it cannot be found or called."""
+def load_scorer(place: str, key: str = "evaluation.judge.scorer") -> Scorer:
+    """Import `package.module:function`, which `key` names. Raises InputError where it cannot be found or called."""
     module_name, colon, function = place.partition(":")
     way_out = "Write package.module:function, with its folder on PYTHONPATH."
     if not colon:
-        raise InputError(f"evaluation.judge.scorer is {place!r}. {way_out}")
+        raise InputError(f"{key} is {place!r}. {way_out}")
     try:
         scorer = getattr(importlib.import_module(module_name), function)
     except Exception as error:  # whatever the user's own file raises
-        raise InputError(f"evaluation.judge.scorer {place!r} cannot be imported: {error}. {way_out}") from None
+        raise InputError(f"{key} {place!r} cannot be imported: {error}. {way_out}") from None
     if not callable(scorer):
-        raise InputError(f"evaluation.judge.scorer {place!r} is not a function. {way_out}")
+        raise InputError(f"{key} {place!r} is not a function. {way_out}")
     return scorer

@@ -15,8 +15,8 @@ from slime_ray.evaluation.judges.prompting import read_label, read_rating, rende
 class PairwiseLlmJudge(Judge):
     """Arena-Hard's way: the model compares A and B and ends in one of five labels. Which is A may matter to it."""
 
-    def __init__(self, settings: Llm, asker: Asker):
-        self.settings, self.asker, self.name = settings, asker, settings.identity
+    def __init__(self, settings: Llm, asker: Asker, *, repeat: int = 1):
+        self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
     def __call__(
         self,
@@ -35,22 +35,25 @@ class PairwiseLlmJudge(Judge):
 
     def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> JudgeQuestion:
         if list(prompt) == list(other):
-            return _question(self.settings, prompt, {"answer_a": a, "answer_b": b})
+            return self._question(prompt, {"answer_a": a, "answer_b": b})
         # What both were asked is the question; each side's own earlier answers are part of its answer.
         asked = [message for message in prompt if message["role"] != "assistant"]
-        return _question(self.settings, asked, {"answer_a": _all_turns(prompt, a), "answer_b": _all_turns(other, b)})
+        return self._question(asked, {"answer_a": _all_turns(prompt, a), "answer_b": _all_turns(other, b)})
+
+    def _question(self, prompt: Messages, answers: Mapping[str, str]) -> JudgeQuestion:
+        return _question(self.settings, prompt, answers, self.repeat)
 
 
 class RatingLlmJudge(ScoringJudge):
     """MT-Bench's single grading: the model rates each answer from 1 to 10, and the higher rating wins."""
 
-    def __init__(self, settings: Llm, asker: Asker):
-        self.settings, self.asker, self.name = settings, asker, settings.identity
+    def __init__(self, settings: Llm, asker: Asker, *, repeat: int = 1):
+        self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
     def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
         """One rating an answer, all asked for together."""
         questions = [
-            _question(self.settings, prompt, {"answer": answer})
+            _question(self.settings, prompt, {"answer": answer}, self.repeat)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         found, summary = self.asker.ask(questions)
@@ -58,8 +61,9 @@ class RatingLlmJudge(ScoringJudge):
         return [None if rating is None else float(rating) for rating in found]
 
 
-def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str]) -> JudgeQuestion:
-    key = _hash([settings.identity, [[turn["role"], turn["content"]] for turn in prompt], sorted(answers.items())])
+def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str], repeat: int) -> JudgeQuestion:
+    about = [settings.identity, [[turn["role"], turn["content"]] for turn in prompt], sorted(answers.items())]
+    key = _hash(about if repeat == 1 else [*about, repeat])
 
     def chat(time: int) -> Chat:
         # Another nonce each time: a model that decodes greedily would repeat an invalid judgment word for word.

@@ -28,7 +28,7 @@ def judge(request, server, llm, verdicts, reward_folder) -> Judge:
 
 
 def test_the_suite_has_every_judge_of_the_table():
-    assert {name.partition(":")[0] for name in JUDGES} == JUDGE_SETTINGS.keys() - {"none"}
+    assert {name.partition(":")[0] for name in JUDGES} == JUDGE_SETTINGS.keys() - {"none", "panel"}
 
 
 def test_there_is_one_verdict_a_prompt_and_all_are_labels(judge):

@@ -1,0 +1,221 @@
+"""Two models' samples of lm-evaluation-harness, compared document by document.
+
+With `--log_samples` it writes `samples_TASK_DATE.jsonl`, one JSON object for each document and filter of answers, with
+hashes of the document, the prompt and the target, and the document's value of every metric.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from slime_ray.errors import InputError
+
+from . import statistics
+from .printing import Column, Table, interval_cells, numbers
+
+_NAME = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
+_HASHES = {"doc_hash": "document", "prompt_hash": "prompt", "target_hash": "target"}
+POOLED = "mean of tasks"
+"""Row of the mean over tasks."""
+
+Metric = tuple[str, str]
+"""Name of a metric, and of the filter of answers."""
+Samples = dict[Any, tuple[dict[str, Any], dict[Metric, float]]]
+"""Hashes and values of each document by its id."""
+
+
+def are_samples(path: Path) -> bool:
+    """Whether this is a file of samples, or a folder, no run's, with any in it or in a folder of it."""
+    if path.is_dir():
+        return not (path / "manifest.json").exists() and any(_files(path))
+    return path.is_file() and path.suffix == ".jsonl"
+
+
+def compare_samples(paths: Sequence[Path]) -> Table:
+    """Return the second model's values minus the first's, by task and metric, and as the mean over tasks.
+
+    Args:
+        paths: Two files or folders of samples.
+
+    Returns:
+        A table; in `frame` values are as the harness has them, intervals 95 % over documents.
+
+    Raises:
+        InputError: A file cannot be read, or the two do not hold the same prompts and metrics.
+    """
+    if len(paths) != 2:
+        raise InputError(f"{len(paths)} paths were given. Samples of lm-evaluation-harness are compared two by two.")
+    first, second = map(_read, paths)
+    tasks = sorted(first.keys() & second.keys())
+    if not tasks:
+        raise InputError(
+            f"{paths[0]} has samples of {', '.join(sorted(first))}, and {paths[1]} of {', '.join(sorted(second))}. "
+            "Give samples of the same tasks."
+        )
+    rows, changes = [], {}
+    for task in tasks:
+        _refuse_others(task, first[task], second[task], paths)
+        shared = sorted(first[task].keys() & second[task].keys(), key=str)
+        for metric in _metrics(first[task]):
+            pairs = np.array([[own[task][name][1].get(metric, math.nan) for name in shared] for own in (first, second)])
+            pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
+            if pairs.size:
+                changes[task, metric] = pairs[1] - pairs[0]
+                alone = [len(own[task]) - pairs.shape[1] for own in (first, second)]
+                rows.append(_row(task, metric, pairs, alone))
+    rows += _pooled(rows, changes)
+    notes = [
+        "change: the second minus the first, paired by document, with its 95 % interval over documents (Student's t). "
+        "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",
+        f"{POOLED}: every task counts the same; its interval is over the documents of these tasks, not over tasks.",
+    ]
+    if apart := sorted(first.keys() ^ second.keys()):
+        notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
+    return _table(rows, f"{paths[1]} against {paths[0]}: samples of lm-evaluation-harness.", notes)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (file for file in sorted(path.rglob("samples_*.jsonl")) if _NAME.fullmatch(file.name))
+
+
+def _read(path: Path) -> dict[str, Samples]:
+    """Samples by task."""
+    files = [path] if path.is_file() else list(_files(path))
+    if not files:
+        raise InputError(f"{path} has no file samples_*.jsonl. Give what `lm_eval --log_samples` wrote.")
+    found: dict[str, Samples] = {}
+    for file in files:
+        named = _NAME.fullmatch(file.name)
+        task = named["task"] if named else file.stem
+        if task in found:
+            raise InputError(f"{path} has several files of samples of {task}. Give one file, or a folder with one.")
+        found[task] = _read_file(file)
+    return found
+
+
+def _read_file(file: Path) -> Samples:
+    samples: Samples = {}
+    seen: Counter[Any] = Counter()
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}. Copy it again.") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, kept, metrics = row["doc_id"], str(row["filter"]), row["metrics"]
+            hashes = {key: row[key] for key in _HASHES}
+            values = {(str(metric), kept): _value(row[metric]) for metric in metrics}
+            seen[name, kept] += 1
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{file}:{number}: {type(error).__name__}: {error}. A sample has doc_id, filter, metrics with their "
+                f"values, {', '.join(_HASHES)}: write it again with lm-evaluation-harness 0.4.5 or later."
+            ) from None
+        if seen[name, kept] > 1:
+            raise InputError(f"{file}:{number}: document {name} is there twice with the filter {kept}. Keep one.")
+        samples.setdefault(name, (hashes, {}))[1].update(values)
+    if not samples:
+        raise InputError(f"{file} is empty. Give samples of lm-evaluation-harness.")
+    return samples
+
+
+def _value(value: Any) -> float:
+    """A document's value of a metric; NaN for one that is only of all documents together, such as a perplexity."""
+    return float(value) if isinstance(value, (bool, int, float)) else math.nan
+
+
+def _metrics(samples: Samples) -> list[Metric]:
+    return sorted({metric for _, values in samples.values() for metric in values})
+
+
+def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[Path]) -> None:
+    """Raise InputError where two models were not asked or measured alike."""
+    metrics = [{f"{metric} ({kept})" for metric, kept in _metrics(own)} for own in (first, second)]
+    if different := sorted(metrics[0] ^ metrics[1]):
+        raise InputError(f"{task}: only one of {paths[0]} and {paths[1]} has {', '.join(different)}. Use one version.")
+    shared = first.keys() & second.keys()
+    if not shared:
+        raise InputError(f"{task}: {paths[0]} and {paths[1]} have no document in common. Give samples of the same.")
+    for key, word in _HASHES.items():
+        if count := sum(first[name][0][key] != second[name][0][key] for name in shared):
+            raise InputError(
+                f"{task}: {count} of {len(shared)} documents have another {word} in {paths[1]} than in {paths[0]}. "
+                "Evaluate both with the same version, few-shot examples and chat template."
+            )
+
+
+def _row(task: str, metric: Metric, pairs: np.ndarray, alone: Sequence[int]) -> dict[str, Any]:
+    return {
+        "task": task,
+        "metric": metric[0],
+        "filter": metric[1],
+        "documents": pairs.shape[1],
+        "left_out": sum(alone),
+        "first": pairs[0].mean(),
+        "second": pairs[1].mean(),
+        **statistics.columns({"change": _mean_of_tasks([pairs[1] - pairs[0]])}),
+    }
+
+
+def _mean_of_tasks(changes: Sequence[np.ndarray]) -> statistics.Interval:
+    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom."""
+    value = float(np.mean([change.mean() for change in changes]))
+    if min(map(len, changes)) < statistics.FEWEST_UNITS:
+        return statistics.Interval(value, math.nan, math.nan)
+    sizes = np.array([len(change) for change in changes])
+    variances = np.array([change.var(ddof=1) for change in changes]) / sizes
+    if not variances.any():
+        return statistics.Interval(value, value, value)
+    freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
+    half = float(student.ppf((1 + statistics.CONFIDENCE) / 2, freedom) * math.sqrt(variances.sum()) / len(changes))
+    return statistics.Interval(value, value - half, value + half)
+
+
+def _pooled(
+    rows: Sequence[dict[str, Any]], changes: Mapping[tuple[str, Metric], np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """The mean over tasks of every metric that several have."""
+    for metric in sorted({metric for _, metric in changes}):
+        of_tasks = [change for (_, own), change in changes.items() if own == metric]
+        own = [row for row in rows if (row["metric"], row["filter"]) == metric]
+        if len(of_tasks) > 1:
+            yield {
+                "task": POOLED,
+                "metric": metric[0],
+                "filter": metric[1],
+                **{name: sum(row[name] for row in own) for name in ("documents", "left_out")},
+                **{name: float(np.mean([row[name] for row in own])) for name in ("first", "second")},
+                **statistics.columns({"change": _mean_of_tasks(of_tasks)}),
+            }
+
+
+def _table(rows: Sequence[dict[str, Any]], caption: str, notes: list[str]) -> Table:
+    if not rows:
+        raise InputError(f"{caption} No metric has a number for each document, so there is nothing to compare.")
+    frame = pd.DataFrame(rows)
+    return Table(
+        frame=frame,
+        caption=caption,
+        notes=notes,
+        columns=(
+            Column("task", tuple(frame["task"]), numeric=False, keep=10),
+            Column("metric", tuple(frame["metric"]), numeric=False, keep=10),
+            Column("filter", tuple(frame["filter"]), numeric=False, keep=9),
+            Column("documents", numbers(frame, "documents", 0), keep=8),
+            Column("left out", numbers(frame, "left_out", 0), keep=7),
+            Column("first", numbers(frame, "first", 4), keep=6),
+            Column("second", numbers(frame, "second", 4), keep=6),
+            Column("change [95 %]", interval_cells(frame, "change", 4, signed=True), keep=9),
+        ),
+    )

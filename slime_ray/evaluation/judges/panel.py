@@ -1,0 +1,67 @@
+"""Several judges of the same answers, and repeats of one: a layer over `Judge`, which stays as it is."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slime_ray.evaluation.judges.base import Judge, Messages, Summary
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A judge of a panel, or one of its repeats.
+
+    repeat: from 1. share: of the prompts that it judges, drawn by what the user says in them.
+    """
+
+    judge: Judge
+    repeat: int = 1
+    share: float = 1.0
+
+    def takes(self, prompt: Messages) -> bool:
+        """Whether it judges answers to this prompt; the same for all policies and turns."""
+        if self.share >= 1:
+            return True
+        question = next(turn["content"] for turn in prompt if turn["role"] == "user")
+        drawn = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
+        return int(drawn, 16) < self.share * 16**8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Judges that each compare all answers.
+
+    name: stands in the results.
+    """
+
+    name: str
+    raters: tuple[Rater, ...]
+
+
+AnyJudge = Judge | Panel
+
+
+def add_up(summaries: Mapping[tuple[str, int], Summary]) -> Summary:
+    """What a panel took. summaries: by judge and repeat; reasons are named by judge."""
+    missing: dict[str, int] = {}
+    # Each repeat tells what its judge has taken in the whole run so far.
+    last: dict[str, Summary] = {}
+    for (judge, _), summary in summaries.items():
+        last[judge] = max(last.get(judge, summary), summary, key=lambda one: one.requests)
+        for reason, count in summary.missing.items():
+            missing[f"{judge}: {reason}"] = missing.get(f"{judge}: {reason}", 0) + count
+    costs = [summary.cost for summary in last.values() if summary.requests]
+    every = summaries.values()
+    return Summary(
+        new=sum(one.new for one in every),
+        cached=sum(one.cached for one in every),
+        invalid=sum(one.invalid for one in every),
+        missing=missing,
+        shortened=sum(one.shortened for one in every),
+        requests=sum(one.requests for one in last.values()),
+        input_tokens=sum(one.input_tokens for one in last.values()),
+        output_tokens=sum(one.output_tokens for one in last.values()),
+        cost=None if not costs or None in costs else sum(cost for cost in costs if cost is not None),
+        models=tuple(sorted({model for one in every for model in one.models})),
+    )

@@ -1,0 +1,90 @@
+"""A panel's intervals cover what is true, with judges whose bias and noise were planted."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from slime_ray.analysis import panel
+from slime_ray.analysis.statistics import two_way_interval, win_rate_interval
+
+from .coverage import PROMISED
+from .test_coverage import tolerance
+
+EVALUATIONS = 400
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+def mean_of(center, spread):
+    """The mean of expit over a normal distribution, by quadrature."""
+    return float(expit(center + spread * NODES) @ WEIGHTS)
+
+
+@dataclass(frozen=True)
+class World:
+    """Judges who find a prompt won with probability expit(0.3 + prompt + bias + taste), anew at each repeat.
+
+    bias: spread of the judges' leniency. taste: of a judge's view of one prompt. repeats: on a third of the prompts.
+    """
+
+    judges: int
+    bias: float
+    prompts: int = 100
+    repeats: int = 1
+    taste: float = 0.5
+    ease: float = 1.0
+
+    def draw(self, rng):
+        """(judges, prompts) mean outcomes, and the truth of these judges."""
+        bias = self.bias * rng.standard_normal((self.judges, 1))
+        views = 0.3 + self.ease * rng.standard_normal(self.prompts) + bias
+        chances = expit(views + self.taste * rng.standard_normal((self.judges, self.prompts)))
+        times = np.where(rng.random(self.prompts) < 1 / 3, self.repeats, 1)
+        outcomes = rng.binomial(2 * times, chances) / (2 * times)
+        spread = math.hypot(self.ease, self.taste)
+        return outcomes, float(np.mean([mean_of(0.3 + one, spread) for one in bias.ravel()]))
+
+    @property
+    def of_all_judges(self):
+        return mean_of(0.3, math.sqrt(self.ease**2 + self.taste**2 + self.bias**2))
+
+
+def covered(world, interval, *, truth=None):
+    hits = []
+    for seed in range(EVALUATIONS):
+        outcomes, own = world.draw(np.random.default_rng(seed))
+        hits.append(interval(outcomes).covers(own if truth is None else truth))
+    return float(np.mean(hits))
+
+
+def kept(share):
+    low, high = PROMISED
+    return low - tolerance(low, EVALUATIONS) <= share <= high + tolerance(high, EVALUATIONS)
+
+
+@pytest.mark.parametrize("world", [World(1, 0.5, repeats=5), World(2, 0.5), World(3, 1.0, repeats=3)], ids=str)
+def test_the_interval_of_these_judges_covers_their_own_win_rate(world):
+    assert kept(covered(world, lambda outcomes: win_rate_interval(outcomes, resamples=1000)))
+
+
+@pytest.mark.parametrize("world", [World(5, 0.3), World(5, 1.0, repeats=3), World(8, 0.5)], ids=str)
+def test_the_interval_of_any_judge_covers_the_win_rate_of_all_judges(world):
+    assert kept(covered(world, panel.pooled_interval, truth=world.of_all_judges))
+
+
+def test_two_judges_cannot_speak_of_others_so_nothing_is_claimed():
+    world = World(2, 0.3)
+    outcomes, _ = world.draw(np.random.default_rng(0))
+    assert panel.pooled_interval(outcomes) is None
+    # The formula alone would miss the truth too often: that both judges look alike is likely.
+    assert covered(world, two_way_interval, truth=world.of_all_judges) < PROMISED[0] - tolerance(
+        PROMISED[0], EVALUATIONS
+    )
+
+
+def test_the_interval_of_these_judges_is_not_one_of_all_judges():
+    world = World(3, 1.0)
+    found = covered(world, lambda outcomes: win_rate_interval(outcomes, resamples=500), truth=world.of_all_judges)
+    assert found < 0.7
