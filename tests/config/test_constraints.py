@@ -13,6 +13,8 @@ from slime_ray.runs.pareto import best_rows, winners
 from slime_ray.runs.results import TRIAL_SCHEMA
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
+OWN = {"model": {"source": "some/model"}, "data": {"train": "some/pairs"}, "evaluation": {"judge": "none"}}
+"""Data and a model that are not embedded."""
 
 
 def experiment(**changes) -> Experiment:
@@ -67,7 +69,7 @@ def test_constraints_are_part_of_what_is_searched_and_none_change_no_fingerprint
         ({"constraints": ["stability >= 0.5", "stability <= 0.4"]}, "no trial can keep stability >= 0.5 and stability <= 0.4"),
         ({"constraints": ["win_rate >= 0.5"], "base": {"evaluation": {"judge": "none"}}, "goals": {"stability": "maximize"}}, "win_rate needs a judge"),
         ({"early_stopping": {}, "base": {"training": {"evaluations": 8}}, "goals": {"total_seconds": "minimize"}}, "none of the goals total_seconds is known during training"),
-        ({"constraints": ["format_valid >= 0.9"], "base": {"data": {"train": "some/pairs"}}}, "format_valid is measured on embedded tasks alone"),
+        ({"constraints": ["format_valid >= 0.9"], "base": OWN, "goals": {"stability": "maximize"}}, "format_valid is measured on embedded tasks alone"),
         ({"goals": {"seed": "maximize"}}, "goals.seed: there is no such metric"),
         ({"constraints": ["stability >= 0.5"], "search": {}, "budget": {}, "arms": {"slime": {}}}, "no effect without a `search`"),
     ],
