@@ -42,6 +42,8 @@ class Cells:
     planned: tuple[int, ...]
     ends: dict[tuple[str, int], str]
     """How trials ended that have no outcomes, by label and seed."""
+    topics: np.ndarray | None = None
+    """(prompts,) of a win rate, where the prompts come in topics."""
 
     @classmethod
     def of(cls, run: results.Run, design: Design) -> "Cells":
@@ -57,6 +59,7 @@ class Cells:
             rows.stabilities_by_label(trials),
             tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist())),
             {(row["label"], row["seed"]): _end(row) for row in lost.to_dict("records")},
+            None if by_accuracy else rows.topics_by_prompt(run),
         )
 
     @property
@@ -78,10 +81,21 @@ class Cells:
             return None
         return rows.difference(found[cell.label], found[cell.reference])
 
-    def claims(self, cells: Iterable[Cell]) -> dict[str, Claim]:
+    def topics_of(self, labels: Iterable[str], metric: str) -> np.ndarray | None:
+        """The topics of the prompts that these cells share; None where the metric has none."""
+        if self.topics is None or metric == "stability" or not self.rates.keys() >= set(labels):
+            return None
+        return self.topics[rows.shared_items([self.rates[label] for label in labels])]
+
+    def claims(self, cells: Sequence[Cell]) -> dict[str, Claim]:
         """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""
         metric = self.metric
-        return {} if metric is None else effects.claims({cell.label: self.difference(cell, metric) for cell in cells})
+        if metric is None:
+            return {}
+        return effects.claims(
+            {cell.label: self.difference(cell, metric) for cell in cells},
+            {cell.label: self.topics_of((cell.label, cell.reference), metric) for cell in cells},
+        )
 
     def missing(self, cells: Iterable[Cell], metric: str) -> list[str]:
         """A phrase for every cell that lacks a planned seed: which, and why."""
@@ -134,9 +148,10 @@ def _row(
     is_reference = cell.label == cell.reference
     rate = None if is_reference else found.difference(cell, found.rate)
     score = None if is_reference else found.difference(cell, "stability")
+    topics = None if rate is None else found.topics_of((cell.label, cell.reference), found.rate)
     intervals = {
-        "difference": None if rate is None else effects.interval(rate),
-        "improvement": None if rate is None else effects.improvement(rate),
+        "difference": None if rate is None else effects.interval(rate, topics),
+        "improvement": None if rate is None else effects.improvement(rate, topics),
         "stability_difference": None if score is None else effects.interval(score),
     }
     have = found.rates.get(cell.label, ([], None))[0]
@@ -198,7 +213,7 @@ def _marks(found: Cells, frame: pd.DataFrame) -> list[Mark]:
     marks: dict[str, Mark] = {}
     for _, own in frame.groupby("center", sort=False):
         rates = dict(zip(own["label"], own[found.rate], strict=True))
-        marks |= dict(zip(rates, tables.best_marks(rates, found.rates), strict=True))
+        marks |= dict(zip(rates, tables.best_marks(rates, found.rates, found.topics), strict=True))
     return [marks[label] for label in frame["label"]]
 
 
@@ -264,7 +279,8 @@ def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
             f"The design is about the {METRICS[found.design.metric]}, which was not measured: nothing is tested."
         )
     elif (compared >= FEWEST_SEEDS).any():
-        notes += _on_tests(found, frame)
+        notes += [*_on_tests(found, frame), *seeds_behind_claims(frame["verdict"], compared)]
+    notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
     notes.append(
         f"Differences: 95 % interval over prompts and, from {FEWEST_SEEDS} seeds on, over seeds (two-way analysis of "
         "variance, random effects); of S by Student's t over seeds. They are of one comparison each, not corrected. "
@@ -298,6 +314,20 @@ def _on_tests(found: Cells, frame: pd.DataFrame) -> list[str]:
     if found.design.kind == "factorial":
         notes.append(
             "What a factorial design declares are its main effects, which have a table and a correction of their own."
+        )
+    return notes
+
+
+def seeds_behind_claims(verdicts: pd.Series, seeds: pd.Series) -> list[str]:
+    """Say what so few seeds cannot show of the claims of a table; empty where it has none."""
+    notes = []
+    if verdicts.str.endswith(effects.ONE_SEED).any():
+        notes.append(f'"{effects.ONE_SEED[2:]}": without some one of its seeds the verdict would be another one.')
+    if verdicts.str.startswith("matters").any():
+        count = int(seeds[seeds >= FEWEST_SEEDS].min())
+        notes.append(
+            f"What breaks rarely cannot be seen: where none of {count} seeds broke, up to "
+            f"{100 * (1 - 0.05 ** (1 / count)):.0f} % of others still may (95 %)."
         )
     return notes
 
@@ -344,8 +374,10 @@ def sentences(
         words = f"{row[of]} around {row['center']}" if several else row[of]
         value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
         words = f"{words} {claim} {value} {unit} [{low}, {high}]"
-        if row["verdict"] == "matters":
-            settled.append(f"{words}, corrected p {p_words(row['p'])}.")
+        seeds, items = (int(row.get(name) or 0) for name in ("compared_seeds", "compared_items"))
+        rests = f" ({rows.basis(found.run, seeds, items)})" if seeds else ""
+        if row["verdict"].startswith("matters"):
+            settled.append(f"{words}, corrected p {p_words(row['p'])}{row['verdict'].removeprefix('matters')}{rests}.")
         elif row["verdict"].startswith("not settled"):
             open_.append(f"Whether {words}; {row['verdict'].partition(': ')[2]}.")
     return open_, settled

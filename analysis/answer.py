@@ -11,9 +11,9 @@ from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import TOLERANCES
 
-from . import effects, search_table, statistics, tables
+from . import effects, rows, search_table, statistics, tables
 from .printing import Sentences, Table, number, one_line
-from .rows import LOST, PARTS, decoding_words, is_judged, judge_of, version_of
+from .rows import LOST, PARTS, basis, decoding_words, is_judged, judge_of, version_of
 from .sections import Findings
 from .statistics import TOO_FEW
 
@@ -47,7 +47,7 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
                 f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
             )
         if not (run.manifest.get("experiment") or {}).get("league"):
-            (_say_win_rates if judged else _say_accuracy)(known, open_, said)
+            (_say_win_rates if judged else _say_accuracy)(run, known, open_, said)
     elif len(frame):
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     open_ += of_design[0]
@@ -74,7 +74,7 @@ def _ends(row: pd.Series) -> str:
     return f"({TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
 
 
-def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
+def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
     best = known.iloc[0]
     tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
     if len(tied) > 1:
@@ -96,25 +96,29 @@ def _say_win_rates(known: pd.DataFrame, open_: list[str], said: list[str]) -> No
     shared = len(tied) > 1 or len(known) == 1 or few or best["label"] in unclear
     alone = "" if shared else ", separable from every other row"
     said.append(
-        f"{best['label']} has the highest win rate: {_percent(best)} {_ends(best)}{alone}{_at_stability(best)}."
+        f"{best['label']} has the highest win rate: {_percent(best)} {_ends(best)}{alone}{_at_stability(best)} "
+        f"({basis(run, best['seeds_finished'], best['prompts'], label=best['label'])})."
     )
     if len(tied) > 1:
         calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
         said.append(
             f"Of the rows that cannot be told apart, {calm['label']} is the most stable ({calm['stability']:.2f})."
         )
-    worse = known[known["win_rate_high"] < 0.5]["label"].tolist()
-    if worse:
-        said.append(f"Worse than the baseline on these prompts: {_list(worse)}.")
+    worse = known[known["win_rate_high"] < 0.5]
+    if len(worse):
+        rests = basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
+        said.append(f"Worse than the baseline on these prompts: {_list(worse['label'].tolist())} (at least {rests}).")
     if not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
         said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
 
 
-def _say_accuracy(known: pd.DataFrame, _open: list[str], said: list[str]) -> None:
+def _say_accuracy(run: Run, known: pd.DataFrame, _open: list[str], said: list[str]) -> None:
     best = known.iloc[0]
+    pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
     said.append(
         f"{best['label']} has the highest held-out preference accuracy: {_percent(best, 'preference_accuracy')}"
-        f"{_at_stability(best)}. Accuracy can rise while answers get worse."
+        f"{_at_stability(best)} ({basis(run, best['seeds_finished'], pairs)}). Accuracy can rise while answers get "
+        "worse."
     )
 
 
@@ -131,7 +135,9 @@ def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], s
         top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
         number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
         where = "on the selection prompts" if judged else "by held-out accuracy"
-        said.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}.")
+        items = search["prompts"].max() if judged else run.trials["pairs"].max()
+        rests = f" (a trial: {basis(run, 1, int(items))})" if pd.notna(items) else ""
+        said.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}{rests}.")
 
 
 def _list(names: list[str]) -> str:
@@ -147,15 +153,16 @@ def methods(found: Findings) -> list[str]:
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
         "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
-        f"Interval of a win rate: with {statistics.FEWEST_SEEDS} or more seeds 95 % over seeds and prompts, by the "
-        "two-way analysis below; prompts that a seed has no verdict for add nothing to its width. With fewer it is of "
-        f"these checkpoints: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} seeded resamples, both "
-        "orders and all seeds of a prompt kept together.",
-        "Separable: the 95 % interval of the paired difference on the same seeds and prompts leaves 0 out. With "
-        f"{statistics.FEWEST_SEEDS} or more common seeds it is over seeds and prompts (two-way analysis of variance, "
-        "random effects, Student's t, Satterthwaite's degrees of freedom); with fewer it is of these checkpoints, by "
-        "bootstrap over prompts. Every row is compared with the best one; nothing is corrected for the number of "
-        "comparisons.",
+        f"Interval of a win rate: 95 %, Wilson's score on the effective number of prompts, {statistics.PRIOR} of a "
+        "prompt added to wins and to losses in how they scatter. With "
+        f"{statistics.FEWEST_SEEDS} or more seeds it is over seeds and prompts, by the two-way analysis below; prompts "
+        "that a seed has no verdict for add nothing to its width. With fewer it is of these checkpoints, over prompts, "
+        "both orders and all seeds of a prompt kept together.",
+        "Separable: the 95 % interval of the paired difference on the same seeds and prompts leaves 0 out: Student's "
+        f"t, over prompts, and with {statistics.FEWEST_SEEDS} or more common seeds over seeds and prompts (two-way "
+        "analysis of variance, random effects, Satterthwaite's degrees of freedom). Every row is compared with the "
+        "best one; nothing is corrected for the number of comparisons.",
+        *rows.topic_notes(found.run),
         f"Stability ({version}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a trial that "
         "failed or diverged, else 1. Mean over all seeds. S is 0.5 when one part is at its tolerance. Its interval, "
         "where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out pairs, "
@@ -171,16 +178,17 @@ def methods(found: Findings) -> list[str]:
             "W_AH: Arena-Hard's score, in which a strong verdict counts as three votes. LC: the length-controlled "
             "win rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's "
             "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt, and so not "
-            "AlpacaEval's number). *: extrapolated, as few answers are near equal length. Their intervals: percentile "
-            "bootstrap over prompts. Consistent: share of answers whose two valid verdicts name the same winner, or a "
-            "tie.",
+            "AlpacaEval's number). *: extrapolated, as few answers are near equal length. Their intervals are over "
+            "prompts: that of W_AH a rate's, of LC percentile bootstrap. Consistent: share of answers whose two valid "
+            "verdicts name the same winner, or a tie.",
         ]
     if found.cells:
         notes += [
             "Effect of a cell: its outcomes minus those of the cell that it is compared with, paired by seed and "
             f"prompt. Tests: {'; '.join(effects.TESTS.values())}. Each is corrected by Holm over all comparisons of "
             "its table, in one metric that was declared beforehand; a cell matters where all stay below "
-            f"{effects.LEVEL}, with {statistics.FEWEST_SEEDS} seeds or more.",
+            f"{effects.LEVEL}, with {statistics.FEWEST_SEEDS} seeds or more. One seed decides where leaving it out "
+            "changes that.",
             "Seeds that would settle a comparison: at which the t over seeds and the t over seeds and prompts would, "
             "with the variance components seen here, each find a true difference of the size observed in four of "
             "five tries.",
@@ -196,7 +204,7 @@ def methods(found: Findings) -> list[str]:
             "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
             "Front: finished search trials that no other finished one equals or beats in all goals and beats in one. "
             "Knee: the trial of the front farthest beyond the line through its two ends, each goal as a share of the "
-            "front's range (Das 1999); how sure it is: resamples of the prompts.",
+            "front's range (Das 1999); how sure it is: resamples of prompts, held-out pairs and updates.",
             "Importance: PED-ANOVA (Watanabe et al. 2023), the divergence between a knob's values among the best "
             "trials and among all; its intervals are percentiles over resampled trials.",
             "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: "

@@ -13,7 +13,7 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import effects, stability, statistics, tables
+from . import effects, league_checkpoints, stability, statistics, tables
 from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
 from .rows import (
     Outcomes,
@@ -24,6 +24,9 @@ from .rows import (
     judged_answers,
     left_out,
     outcomes_by_label,
+    shared_items,
+    topic_notes,
+    topics_by_prompt,
     version_of,
 )
 
@@ -113,7 +116,7 @@ def _hash(run: Run, name: str) -> str:
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """The rows of several runs in one table, by win rate.
+    """The rows of several runs in one table, by win rate; of leagues with the same entries these, over checkpoints.
 
     Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
     of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
@@ -128,6 +131,8 @@ def compare(runs: Sequence[Run]) -> Table:
             f"These runs were judged by {len(judges)} judges ({said}): their win rates cannot stand in one table. "
             "Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints and answers."
         )
+    if found := league_checkpoints.checkpoints(runs, _differing(runs)):
+        return found
     frames = [tables.win_rate_stability(run).frame.assign(run=run.path.name) for run in runs]
     frame = pd.concat([found for found in frames if len(found)], ignore_index=True) if any(map(len, frames)) else None
     if frame is None:
@@ -160,6 +165,15 @@ def compare(runs: Sequence[Run]) -> Table:
         ),
         remarks=tuple(frame["note"]),
     )
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Settings in which runs differ, and for what else their numbers would not compare; not for the SFT checkpoint."""
+    found = [item for run in runs[1:] for item in differences(runs[0].manifest, run.manifest)]
+    settings = dict.fromkeys(item.path for item in found if item.kind == "settings")
+    same = len({baseline_of(run) for run in runs}) == 1
+    reasons = (reason for reason in why_not_comparable(runs) if not (same and reason.startswith("baseline:")))
+    return [*settings, *reasons]
 
 
 def _unequal_seeds(runs: Sequence[Run]) -> list[str]:
@@ -247,12 +261,12 @@ def verify(one: Run, other: Run) -> Verification:
     one, other, unpaired = _on_common_seeds(one, other)
     left, right = (tables.win_rate_stability(run).frame.set_index("label") for run in (one, other))
     labels = list(dict.fromkeys([*left.index, *right.index]))
-    outcomes = outcomes_by_label(one), outcomes_by_label(other)
+    outcomes, topics = (outcomes_by_label(one), outcomes_by_label(other)), topics_by_prompt(one)
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
-            **_row(label, left, right, outcomes, unpaired.get(label, ""), confidence=confidence),
+            **_row(label, left, right, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
             "same_answers": _same_answers(label, one, other),
         }
         for label in labels
@@ -292,6 +306,7 @@ def _row(
     left: pd.DataFrame,
     right: pd.DataFrame,
     outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
+    topics: np.ndarray | None,
     unpaired: str,
     *,
     confidence: float,
@@ -304,11 +319,13 @@ def _row(
     row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
     if one.empty or other.empty:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
-    d = difference(outcomes[0][label], outcomes[1][label]) if all(label in found for found in outcomes) else None
-    gap = None if d is None else effects.interval(d, confidence=confidence)
+    pair = [found[label] for found in outcomes if label in found]
+    d = difference(*pair) if len(pair) == 2 else None
+    shared = None if d is None or topics is None else topics[shared_items(pair)]
+    gap = None if d is None else effects.interval(d, shared, confidence=confidence)
     remarks = []
     if gap is not None and gap.excludes(0.0):
-        remarks.append("the win rates differ")
+        remarks.append(f"the win rates differ{_one_seed_decides(d, shared, confidence)}")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")
     if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
@@ -316,6 +333,12 @@ def _row(
     agrees = unpaired != APART and not any("differ" in remark for remark in remarks)
     remarks += [unpaired] if unpaired else []
     return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
+
+
+def _one_seed_decides(d: np.ndarray, topics: np.ndarray | None, confidence: float) -> str:
+    """Say so where a difference that is seen is no longer seen without some one of its seeds."""
+    rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
+    return effects.ONE_SEED * any(effects.two_way_p(one, topics) >= 1 - confidence for one in rest)
 
 
 def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
@@ -359,6 +382,7 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
             "intervals, so that all rows together are right 95 times in 100. All numbers are of the seeds that both "
             "runs have.",
             "same answers: share of the answers to the same prompts with the same seeds that are equal.",
+            *topic_notes(one),
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),

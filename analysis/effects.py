@@ -20,6 +20,8 @@ MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
 FLIPS = 10_000
 LEVEL = 0.05
 """A variant is said to matter where no corrected p-value is above this."""
+ONE_SEED = ", but one seed decides"
+"""Of a verdict that is another one where some seed is left out."""
 TESTS = {
     "seeds": "paired t over the seeds' mean differences",
     "prompts": "sign flips over the prompts' mean differences",
@@ -134,52 +136,66 @@ class Effect:
         return self.seeds < FEWEST_SEEDS
 
 
-def effect(d: np.ndarray, *, flips: int = FLIPS) -> Effect:
+def effect(d: np.ndarray, topics: np.ndarray | None = None, *, flips: int = FLIPS) -> Effect:
     """The effect in one comparison. d: (seeds, prompts) or (seeds,), at least one of each, none missing.
 
-    Of a scalar per seed there is one test, the paired t.
+    topics: (prompts,) where prompts come in topics. Of a scalar per seed there is one test, the paired t.
     """
     seeds, prompts = len(d), d.shape[1] if d.ndim > 1 else 0
     of_seeds = d.mean(axis=1) if prompts else d
+    spread = of_seeds.std(ddof=1) if seeds > 1 else 0.0
+    p_values = {name: float(p[0]) for name, p in _p_values(d[None], topics, flips).items()}
+    if seeds < FEWEST_SEEDS:
+        p_values.pop("both", None)
+    d_z = float(of_seeds.mean() / spread) if spread > 0 else np.nan
+    return Effect(interval(d, topics), seeds, prompts, p_values, d_z)
+
+
+def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
+    """(comparisons,) two-sided p by test. each: (comparisons, seeds, prompts) or (comparisons, seeds) differences."""
+    seeds = each.shape[1]
+    of_prompts = each.ndim > 2
     p_values = {}
     if seeds > 1:
-        p_values["seeds"] = t_test_p(of_seeds.mean(), of_seeds.std(ddof=1) / np.sqrt(seeds), seeds - 1)
-    if prompts:
-        p_values["prompts"] = float(sign_flip_p(d.mean(axis=0)[:, None], flips=flips)[0])
-    if prompts > 1 and seeds >= FEWEST_SEEDS:
-        error, freedom = statistics.TwoWay.of(d).error()
-        p_values["both"] = t_test_p(d.mean(), error, statistics.degrees_of_test(freedom, seeds))
-    spread = of_seeds.std(ddof=1) if seeds > 1 else 0.0
-    return Effect(interval(d), seeds, prompts, p_values, float(of_seeds.mean() / spread) if spread > 0 else np.nan)
+        of_seeds = each.mean(axis=2) if of_prompts else each
+        errors = of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds)
+        pairs = zip(of_seeds.mean(axis=1), errors, strict=True)
+        p_values["seeds"] = np.array([t_test_p(mean, error, seeds - 1) for mean, error in pairs])
+    if of_prompts:
+        units = statistics.by_topic(each, topics)
+        p_values["prompts"] = sign_flip_p(units.mean(axis=1).T, flips=flips)
+        if seeds > 1 and units.shape[2] > 1:
+            p_values["both"] = np.array([two_way_p(d, topics) for d in each])
+    return p_values
 
 
-def interval(
-    d: np.ndarray, *, confidence: float = statistics.CONFIDENCE, resamples: int = statistics.RESAMPLES
-) -> Interval:
+def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
+    """p of the t over seeds and prompts; with few seeds, as where one is left out, too."""
+    error, freedom = TwoWay.of(statistics.by_topic(d, topics)).error()
+    error = statistics.difference_error(error**2, d.shape[1])
+    return t_test_p(d.mean(), error, degrees_of_test(freedom, len(d)))
+
+
+def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = statistics.CONFIDENCE) -> Interval:
     """Return the mean of paired values with its interval.
 
-    Over other seeds and prompts (`two_way_interval`) from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of
-    these checkpoints. Of a scalar per seed Student's, without ends where there is one seed.
+    Over other seeds and prompts from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of these checkpoints
+    (`difference_interval`). Of a scalar per seed Student's, without ends where all seeds are the same.
 
     Args:
         d: (seeds, prompts) or (seeds,), none missing.
+        topics: (prompts,) number of each prompt's topic, where prompts come in topics.
         confidence: The interval's share of coverage.
-        resamples: How often prompts are drawn where there are few seeds.
     """
     from scipy.special import stdtrit
 
-    if d.ndim == 1:
-        mean, seeds = float(d.mean()), len(d)
-        if seeds == 1:
-            return Interval(mean, np.nan, np.nan)
-        half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(seeds))
-        return Interval(mean, mean - half, mean + half)
-    if len(d) >= FEWEST_SEEDS and d.shape[1] > 1:
-        return statistics.two_way_interval(d, confidence=confidence)
-    of_prompts = d.mean(axis=0)
-    # Single precision, as the draws have it: no copy of them is made.
-    resampled = statistics.resample_means(of_prompts.astype(np.float32), resamples=resamples)
-    return statistics.interval(of_prompts.mean(), resampled, units=len(of_prompts), confidence=confidence)
+    if d.ndim > 1:
+        return statistics.difference_interval(d, topics, confidence=confidence)
+    mean, seeds = float(d.mean()), len(d)
+    if np.ptp(d) == 0:
+        return Interval(mean, np.nan, np.nan)
+    half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(seeds))
+    return Interval(mean, mean - half, mean + half)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
@@ -219,12 +235,13 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def improvement(d: np.ndarray) -> Interval:
+def improvement(d: np.ndarray, topics: np.ndarray | None = None) -> Interval:
     """How often the variant does better than its reference on a prompt, with the same seed; a tie counts half.
 
-    d: (seeds, prompts). The interval is that of the differences.
+    d: (seeds, prompts). Over the same units as the differences; the interval is that of a rate.
     """
-    return interval((d > 0) + 0.5 * (d == 0))
+    better = (d > 0) + 0.5 * (d == 0)
+    return statistics.score_interval(float(better.mean()), statistics.Scatter.of(better, topics))
 
 
 @dataclass(frozen=True)
@@ -232,13 +249,14 @@ class Claim:
     """A comparison with what may be said of it beside the others of its table.
 
     corrected: its p-values after Holm's correction, test by test. level: what the smallest p-value of those that are
-    not settled has to stay below, itself included.
+    not settled has to stay below, itself included. topics: (prompts,) where prompts come in topics.
     """
 
     d: np.ndarray
     effect: Effect
     corrected: dict[str, float]
     level: float
+    topics: np.ndarray | None = None
 
     @property
     def p(self) -> float:
@@ -251,18 +269,35 @@ class Claim:
         return self.p < LEVEL
 
     @cached_property
+    def one_seed_decides(self) -> bool:
+        """Whether leaving out some seed changes the verdict: all tests made again, with the same correction."""
+        if self.effect.of_checkpoints:
+            return False
+        seeds = range(len(self.d))
+        p_values = _p_values(np.stack([np.delete(self.d, seed, axis=0) for seed in seeds]), self.topics, FLIPS)
+        # By how much a p-value was raised; one that is 1 was raised as the first of those that are not settled.
+        raised = {
+            name: self.corrected[name] / p if 0 < p < self.corrected[name] < 1 else LEVEL / self.level
+            for name, p in self.effect.p_values.items()
+        }
+        matters = np.all([p_values[name] * factor < LEVEL for name, factor in raised.items()], axis=0)
+        return bool((matters != self.matters).any())
+
+    @cached_property
     def settling(self) -> "Settling | None":
         """What would settle it, had the true difference the size of the observed one; None where it is settled."""
-        return None if self.matters or self.effect.seeds < 2 else to_settle(self.d, self.level)
+        if self.matters or self.effect.seeds < 2:
+            return None
+        return to_settle(statistics.by_topic(self.d, self.topics) if self.d.ndim > 1 else self.d, self.level)
 
     @property
     def verdict(self) -> str:
         """`matters`, or what is missing for that."""
         if self.matters:
-            return "matters"
+            return f"matters{ONE_SEED * self.one_seed_decides}"
         if self.effect.of_checkpoints:
             return "these checkpoints only"
-        return f"not settled: {self.settling}"
+        return f"not settled: {self.settling}{ONE_SEED * self.one_seed_decides}"
 
 
 def p_columns(claim: Claim | None) -> dict[str, float]:
@@ -272,12 +307,19 @@ def p_columns(claim: Claim | None) -> dict[str, float]:
     return {"p": np.nan if claim is None else claim.p, **found}
 
 
-def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) -> dict[str, Claim]:
+def claims(
+    comparisons: Mapping[str, np.ndarray | None],
+    topics: Mapping[str, np.ndarray | None] | None = None,
+    *,
+    flips: int = FLIPS,
+) -> dict[str, Claim]:
     """What may be claimed of all comparisons of one table, which are corrected together, by name.
 
     A comparison that could not be made (None) counts in the correction, since it was asked for; it has no claim.
+    topics: of each comparison's prompts, where they come in topics.
     """
-    effects = {name: effect(d, flips=flips) for name, d in comparisons.items() if d is not None}
+    of = topics or {}
+    effects = {name: effect(d, of.get(name), flips=flips) for name, d in comparisons.items() if d is not None}
     corrected: dict[str, dict[str, float]] = {name: {} for name in effects}
     for test in TESTS:
         p_values = [effects[name].p_values.get(test, np.nan) if name in effects else np.nan for name in comparisons]
@@ -289,4 +331,8 @@ def claims(comparisons: Mapping[str, np.ndarray | None], *, flips: int = FLIPS) 
         for name, found in effects.items()
     )
     level = LEVEL / max(1, len(comparisons) - settled)
-    return {name: Claim(d, effects[name], corrected[name], level) for name, d in comparisons.items() if d is not None}
+    return {
+        name: Claim(d, effects[name], corrected[name], level, of.get(name))
+        for name, d in comparisons.items()
+        if d is not None
+    }

@@ -88,7 +88,10 @@ def factorial_effects(found: Cells) -> Table:
     claims = effects.claims(
         {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(found.metric).items()}
         if found.metric
-        else {}
+        else {},
+        {f"{center}/{name}": grid.topics for center, grid in grids.items() for name in grid.components}
+        if found.metric == found.rate
+        else None,
     )
     frame = pd.DataFrame([row for center, grid in grids.items() for row in grid.rows(center, found, claims)])
     return Table(
@@ -108,12 +111,13 @@ class _Grid:
     """The outcomes of all cells around one center, on the seeds and items that all of them have.
 
     values: by rate (cells, seeds, items), by stability (cells, seeds), in the order of `cells_of`; None where
-    a cell is missing. missing: what is, in phrases.
+    a cell is missing. missing: what is, in phrases. topics: (items,) where the rate's items come in topics.
     """
 
     components: tuple[str, ...]
     values: dict[str, np.ndarray | None]
     missing: list[str]
+    topics: np.ndarray | None
 
     @classmethod
     def of(cls, found: Cells, center: str) -> "_Grid":
@@ -143,7 +147,8 @@ class _Grid:
                 continue
             _, together = common([outcomes[label] for label in places])
             values[metric] = together if together.size else None
-        return cls(components, values, missing)
+        topics = found.topics_of([cell.label for cell in own.values()], found.rate)
+        return cls(components, values, missing, topics)
 
     def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
         """The values of each component's main effect, per seed and item."""
@@ -156,7 +161,7 @@ class _Grid:
 
     def _interval(self, weights: np.ndarray, metric: str) -> statistics.Interval | None:
         values = self._contrast(weights, metric)
-        return None if values is None else effects.interval(values)
+        return None if values is None else effects.interval(values, self.topics if values.ndim > 1 else None)
 
     def rows(self, center: str, found: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
         """Components, interactions, and all components together, whose effect is the sum of the Shapley values."""
@@ -219,6 +224,7 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
             f'"matters": as in the ablation table, by {metric}, after Holm\'s correction over the '
             f"{count} main effects. Interactions and Shapley values are not tested; their intervals are not corrected."
         )
+        notes += ablation_table.seeds_behind_claims(frame["verdict"], frame["seeds"])
     notes.append(
         f"{ALL}: minus none. The Shapley values add up to it: each is the mean, over all orders of adding "
         "components, of what its component adds. Without any component nothing is trained. Every number is linear in "

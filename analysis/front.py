@@ -6,14 +6,16 @@ one goal up to it costs little of the other, and beyond it much. Beside it, what
 hypervolume by trials and tokens, and the expected best of k random trials.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from slime_ray.runs import pareto
+from slime_ray.runs.results import Run
 
-from . import statistics
+from . import stability, statistics
 from .knobs import Searched, unit_of
 from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
 
@@ -24,6 +26,8 @@ SHOWN = 0.05
 """A trial that is not on the front is shown if it is the knee in so many resamples."""
 REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
 """Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
+COVERED = 5
+"""Of a fifth of the trials the expected best has an interval that covers; of more it would not."""
 ORDERS = 200
 DRAWN_ANEW = 1_000
 
@@ -80,23 +84,42 @@ class ResampledFront:
     points: np.ndarray
 
 
-def resample(
-    points: np.ndarray, goal: int, outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
-) -> ResampledFront:
-    """The knee with the prompts drawn anew, the same for all trials.
+def draw_rates(outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, trials) means over prompts, the prompts drawn anew, the same for all trials.
 
-    points: (trials, 2). outcomes: (trials, prompts) whose means over prompts are the goal in column `goal`; NaN where a
-    trial has none. The other goal stays as measured.
+    outcomes: (trials, prompts), NaN where a trial has none.
     """
     known = ~np.isnan(outcomes)
     sums = statistics.resample_sums(np.where(known, outcomes, 0.0), seed=seed, resamples=resamples)
     asked = statistics.resample_sums(known.astype(float), seed=seed, resamples=resamples)
-    drawn = np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
+    return np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
+
+
+def draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
+    """(resamples, trials) S over pairs, prompts and updates drawn anew; None where a trial recorded too little."""
+    drawn = stability.resampled(run, searched.trials[searched.complete], RESAMPLES)
+    if not drawn:
+        return None
+    missing = np.full(RESAMPLES, np.nan)
+    names = searched.trials["trial_id"]
+    return np.stack([drawn[name].stability if name in drawn else missing for name in names], axis=1)
+
+
+def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFront:
+    """The knee over resamples.
+
+    points: (trials, 2). drawn: by column of these, (resamples, trials) values of that goal; a goal that is not there
+    stays as measured.
+    """
+    resamples = len(next(iter(drawn.values())))
     on_front, is_knee, found = np.zeros(len(points)), np.zeros(len(points)), []
     # Some resamples at a time, so that a large search takes no more memory than a small one.
-    for values in np.array_split(drawn, -(-drawn.size // AT_ONCE)):
-        moved = np.repeat(points[None], len(values), axis=0)
-        moved[..., goal] = np.where(np.isfinite(points[:, goal]), values, np.nan)
+    size = max(1, AT_ONCE // len(points))
+    for start in range(0, resamples, size):
+        part = slice(start, start + size)
+        moved = np.repeat(points[None], min(size, resamples - start), axis=0)
+        for goal, values in drawn.items():
+            moved[..., goal] = np.where(np.isfinite(points[:, goal]), values[part], np.nan)
         trial, front_of_each, _ = knees(moved)
         with_knee = np.flatnonzero(trial >= 0)
         on_front += front_of_each.sum(axis=0)
@@ -114,7 +137,7 @@ def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
     return np.asarray(wide.reindex(searched.trials["trial_id"]).to_numpy(dtype=float))
 
 
-def front(searched: Searched, answers: pd.DataFrame) -> Table:
+def front(searched: Searched, run: Run) -> Table:
     """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
     if len(searched.names) != 2 or not searched.eligible.any():
         return empty("There is no front of two goals.", "trial_id")
@@ -125,17 +148,24 @@ def front(searched: Searched, answers: pd.DataFrame) -> Table:
         frame[goal] = points[:, place] * searched.signs[place]
     frame["on_front"], frame["distance"] = found.on_front, found.distances
     frame["knee"] = np.arange(len(frame)) == (-1 if found.trial is None else found.trial)
-    outcomes = outcomes_of(searched, answers) if "win_rate" in searched.names else None
+    outcomes = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
+    scores = draw_stabilities(searched, run) if "stability" in searched.names else None
+    rates = None if outcomes is None else draw_rates(outcomes)
+    drawn = {
+        searched.names.index(name): searched.signs[searched.names.index(name)] * values
+        for name, values in (("win_rate", rates), ("stability", scores))
+        if values is not None
+    }
     notes = _notes(searched)
-    if outcomes is not None:
-        judged = searched.names.index("win_rate")
-        drawn = resample(points, judged, searched.signs[judged] * outcomes)
-        frame["front_share"], frame["knee_share"] = drawn.on_front, drawn.is_knee
+    if drawn:
+        shares = resample(points, drawn)
+        frame["front_share"], frame["knee_share"] = shares.on_front, shares.is_knee
         frame = frame[frame["on_front"] | (frame["knee_share"] >= SHOWN)]
+        notes += _about_resamples(searched, shares, held=[searched.names[place] for place in {0, 1} - drawn.keys()])
+    if outcomes is not None:
         ends = [statistics.win_rate_interval(outcomes[place][None]) for place in frame.index]
         frame["win_rate_low"] = [np.nan if end is None else end.low for end in ends]
         frame["win_rate_high"] = [np.nan if end is None else end.high for end in ends]
-        notes += _about_resamples(searched, drawn)
     frame = frame[frame["on_front"] | ("knee_share" in frame)]
     frame = frame.sort_values([*searched.names, "trial_id"], ascending=[False, True, True], kind="stable")
     frame = frame.reset_index(drop=True)
@@ -172,11 +202,12 @@ def _notes(searched: Searched) -> list[str]:
     ]
 
 
-def _about_resamples(searched: Searched, drawn: ResampledFront) -> list[str]:
+def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str]) -> list[str]:
+    stays = f"; {held[0].replace('_', ' ')} stays as measured, so that they are too sure" if held else ""
     notes = [
-        f"front %, knee %: in how many of {RESAMPLES:,} resamples of the selection prompts a trial is on the front, "
-        "and is its knee; stability stays as measured. Trials off the front are listed if they are the knee in "
-        f"{100 * SHOWN:.0f} % or more."
+        f"front %, knee %: in how many of {RESAMPLES:,} resamples of what its goals were measured on (selection "
+        f"prompts, held-out pairs, updates) a trial is on the front, and is its knee{stays}. Trials off the front are "
+        f"listed if they are the knee in {100 * SHOWN:.0f} % or more."
     ]
     if not len(drawn.points):
         return notes
@@ -276,7 +307,8 @@ def budget_curve(searched: Searched, spent: Spent | None) -> Table:
         frame[f"best_{goal}"] = spent.best[goal][at]
         frame[f"expected_{goal}"] = spent.expected[goal][at]
         ends = np.quantile(spent.resampled[goal][:, at], [tail, 1 - tail], axis=0)
-        frame[f"expected_{goal}_low"], frame[f"expected_{goal}_high"] = ends
+        few = frame["trials"] <= count / COVERED
+        frame[f"expected_{goal}_low"], frame[f"expected_{goal}_high"] = (np.where(few, end, np.nan) for end in ends)
     columns = [
         Column("trials", tuple(map(str, rows)), keep=10),
         Column("tokens", tuple(f"{tokens:,.0f}" for tokens in frame["tokens"]), keep=6),
@@ -322,8 +354,8 @@ def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
     return [
         *notes,
         "Expected best: of so many of these trials drawn at random without replacement (Dodge et al. 2019, in the "
-        f"unbiased form of Tang et al. 2020), with a 95 % percentile interval, the trials drawn anew {DRAWN_ANEW:,} "
-        "times. It is that of a random search only if the trials were drawn at random; near all trials the interval "
-        "is too narrow, since no resample holds a better trial than the best.",
+        f"unbiased form of Tang et al. 2020). Up to a fifth of the trials with a 95 % percentile interval, the trials "
+        f"drawn anew {DRAWN_ANEW:,} times; of more it would be too narrow, since no resample holds a better trial than "
+        "the best. It is that of a random search only if the trials were drawn at random.",
         "Stopped, failed and diverged trials count with the tokens they took, and as the worst that completed.",
     ]

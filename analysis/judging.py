@@ -156,11 +156,11 @@ class Votes:
         outcomes = np.nan_to_num(self.points, nan=missing).mean(axis=1)
         return float((np.bincount(self.prompts, outcomes) / np.bincount(self.prompts)).mean())
 
-    def arena_hard(self, *, resamples: int = statistics.RESAMPLES) -> statistics.Interval | None:
+    def arena_hard(self) -> statistics.Interval | None:
         """W_AH with its interval over prompts: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5."""
         won = np.bincount(self.prompts, (self.weights * np.nan_to_num(self.points)).sum(axis=1))
         cast = np.bincount(self.prompts, self.weights.sum(axis=1))
-        return statistics.ratio_interval(won, cast, resamples=resamples)
+        return statistics.ratio_interval(won, cast)
 
     def length_controlled(self, *, resamples: int = statistics.RESAMPLES) -> statistics.Interval | None:
         """LC with its interval over prompts."""
@@ -226,7 +226,8 @@ def judging(run: results.Run, main: Table) -> Table:
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
-        f"intervals of W_AH and LC: 95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples.",
+        "95 % intervals over prompts: of W_AH Wilson's score on the effective number of prompts, of LC percentile "
+        f"bootstrap, {statistics.RESAMPLES:,} resamples.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "

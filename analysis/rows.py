@@ -116,6 +116,42 @@ def stabilities_by_label(trials: pd.DataFrame) -> dict[str, Outcomes]:
     }
 
 
+FEWEST_TOPICS = 5
+"""Topics that prompts are grouped by: fewer say too little of how topics differ."""
+
+
+def topics_by_prompt(run: results.Run) -> np.ndarray | None:
+    """(prompts,) number of the topic of each prompt, in the order of `outcomes_by_label`.
+
+    None where some prompt has no category, or where there are fewer topics than FEWEST_TOPICS.
+    """
+    answers = judged_answers(run)
+    if answers.empty or "category" not in answers or answers["category"].isna().any():
+        return None
+    codes, names = pd.factorize(answers.groupby("prompt_id", sort=True)["category"].first(), sort=True)
+    return np.asarray(codes) if len(names) >= FEWEST_TOPICS else None
+
+
+def topic_notes(run: results.Run) -> list[str]:
+    """Say what the topics of the prompts do to intervals; empty where prompts have none."""
+    answers = judged_answers(run)
+    topics = answers["category"].dropna().nunique() if "category" in answers else 0
+    if topics_by_prompt(run) is not None:
+        return [
+            f"Prompts come in {topics} topics, which are the units of win rates, their differences and tests: a method "
+            "that is good at one topic is good at many prompts. Intervals of W_AH and LC take prompts as units."
+        ]
+    few = f"Prompts come in {topics} topics: intervals are of these topics only (from {FEWEST_TOPICS} on over topics)."
+    return [few] * (topics > 1)
+
+
+def shared_items(outcomes: Sequence[Outcomes]) -> np.ndarray:
+    """(items,) which items all rows have, with all seeds that they share."""
+    seeds = set.intersection(*(set(seeds) for seeds, _ in outcomes))
+    complete = [~np.isnan(values[[seed in seeds for seed in own]]).any(axis=0) for own, values in outcomes]
+    return np.asarray(np.all(complete, axis=0))
+
+
 def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
     """Return the seeds that all rows have, and their outcomes with the items that all of these have.
 
@@ -128,7 +164,7 @@ def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
     seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
     values = np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
     if values.ndim == 3 and values.size:
-        values = values[:, :, ~np.isnan(values).any(axis=(0, 1))]
+        values = values[:, :, shared_items(outcomes)]
     return seeds, values
 
 
@@ -164,6 +200,18 @@ def version_of(run: results.Run) -> str:
 def baseline_of(run: results.Run) -> str:
     """Whose answers the policies' are compared with."""
     return str(run.manifest.get("baseline") or "the SFT checkpoint")
+
+
+def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None) -> str:
+    """What a claim rests on, in one clause: seeds, prompts and judge, and of one row how many verdicts."""
+    if not is_judged(run):
+        return f"{seeds} seed{'s' * (seeds != 1)}, {items:,} held-out pairs"
+    words = f"{seeds} seed{'s' * (seeds != 1)}, {items:,} prompts, judge {judge_of(run)}"
+    if label is None:
+        return words
+    answers = judged_answers(run)
+    verdicts = answers.loc[answers["label"] == label, ["verdict_ab", "verdict_ba"]].count().sum()
+    return f"{words}, {verdicts:,} verdicts"
 
 
 def decoding_words(manifest: Mapping[str, Any]) -> str:

@@ -19,9 +19,6 @@ from .knobs import Searched, importance, short_names, unit_of
 from .printing import ABSENT, Column, Table, cells, empty, measure, numbers, one_line
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
-AGAIN = 1
-"""Seed of the resampling of the report prompts, apart from that of the selection prompts, which is 0."""
-
 
 def search_trials(run: results.Run) -> Table:
     """One row per search trial with what it set, measured on the selection prompts; the front first."""
@@ -153,11 +150,9 @@ def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dic
     """
     searched, change = statistics.win_rate_interval(first[None]), None
     confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
-    if again is not None and searched is not None:
-        before, after = (means[~np.isnan(means)] for means in (first, statistics.prompt_means(again[1])))
-        drawn = statistics.resample_means(after, seed=AGAIN) - statistics.resample_means(before)
-        units = min(before.size, after.size)
-        change = statistics.interval(confirmed.value - searched.value, drawn, units=units)
+    after = None if again is None else statistics.win_rate_interval(again[1])
+    if searched is not None and after is not None:
+        change = statistics.independent_difference(after, searched)
     found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
     return statistics.columns(found)
 
@@ -198,8 +193,8 @@ def _notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
     ]
     if "win_rate_change_low" in frame and frame["win_rate_change_low"].notna().any():
         notes.append(
-            "change: confirmed minus searched, in points; both sets of prompts drawn anew, each by itself, "
-            f"{statistics.RESAMPLES:,} times. It is of these checkpoints, and also holds how hard the two sets are."
+            "change: confirmed minus searched, in points; its interval follows from both rates' own over prompts "
+            "(Newcombe 1998). It is of these checkpoints, and also holds how hard the two sets are."
         )
         mean = 100 * frame["win_rate_change"].mean()
         notes.append(f"Over the {frame['win_rate_change'].notna().sum()} winners the win rate changed by {mean:+.1f}.")
@@ -233,7 +228,7 @@ class Understanding:
         return cls(
             searched=searched,
             spent=spent,
-            front=front.front(searched, run.answers),
+            front=front.front(searched, run),
             importance=importance(searched),
             budget=front.budget_curve(searched, spent),
             winners=winners(run, searched, main),
@@ -257,7 +252,7 @@ class Understanding:
         frame = self.front.frame
         if len(frame) and frame["knee"].any():
             row = frame[frame["knee"]].iloc[0]
-            sure = f" (in {100 * row['knee_share']:.0f} % of resamples of the prompts)" if "knee_share" in row else ""
+            sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
             said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
         ranks = self.importance.frame
         for goal in self.searched.names if len(ranks) else ():

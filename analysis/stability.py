@@ -14,8 +14,8 @@ from . import rows, statistics
 from .printing import Column, Table, cells, empty, interval_cells, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
-PAIR_DRAWS, STEP_DRAWS = 1, 2
-"""Seeds of the resampling of pairs and of steps, apart from that of prompts, which is 0: they are independent."""
+PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
+"""Seeds of the resampling of pairs, of steps and of what was not seen, apart from that of prompts, which is 0."""
 SPIKING = ("loss", "grad_norm")
 """The curves that part T is of."""
 DIGITS = {"training_spikes": 3}
@@ -25,29 +25,29 @@ TITLES = ("label", "phase", "seeds_finished", "seeds")
 
 @dataclass(frozen=True)
 class ResampledStability:
-    """Stability and its parts in every resample of one trial's pairs, prompts and steps. Each (resamples,)."""
+    """Stability and its parts in every resample of one trial's pairs, prompts and steps. Each (resamples,).
+
+    quiet: whether its training had no spike. S then has none either, whatever may not have been seen: of a few hundred
+    updates that alone could be all of T's tolerance.
+    """
 
     parts: dict[str, np.ndarray]
+    quiet: bool
 
     @property
     def stability(self) -> np.ndarray:
         """S of every resample."""
-        values: dict[str, Any] = self.parts
+        values: dict[str, Any] = self.parts | ({"training_spikes": 0.0} if self.quiet else {})
         return np.asarray(1 / (1 + sum(damage(StabilityParts(**values)).values())))
 
 
-def intervals(
-    run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
-) -> dict[str, statistics.Interval]:
-    """Return intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
+def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[str, ResampledStability]:
+    """Stability and its parts by trial, over its pairs, prompts and steps; empty where a trial has none recorded.
 
     Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials share the
-    draws of pairs and of prompts. S is computed in every resample and averaged over seeds as in the table: a trial that
-    failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was measured.
+    draws of pairs and of prompts.
     """
-    lost = trials["status"].isin(rows.LOST)
-    scored = trials[~lost & trials["stability"].notna()]
-    names = scored["trial_id"].tolist()
+    names = trials["trial_id"].tolist()
     pairs, answers, curves = (
         frame[frame["trial_id"].isin(names)]
         for frame in (run.pairs, run.answers, run.curves[run.curves["metric"].isin(SPIKING)])
@@ -57,25 +57,55 @@ def intervals(
     by_pairs, by_prompts = _of_pairs(pairs, resamples), _of_prompts(answers, resamples)
     if any(name not in by_pairs or name not in by_prompts for name in names):
         return {}
-    resampled = [
-        ResampledStability(
-            by_pairs[name]
-            | by_prompts[name]
-            | {"training_spikes": _spikes(curves[curves["trial_id"] == name], place, resamples)}
-        )
-        for place, name in enumerate(names)
-    ]
-    means = {name: np.mean([trial.parts[name] for trial in resampled], axis=0) for name in rows.PARTS}
-    means["stability"] = sum(trial.stability for trial in resampled) / (len(resampled) + int(lost.sum()))
+    spikes = [_spikes(curves[curves["trial_id"] == name], place, resamples) for place, name in enumerate(names)]
+    return {
+        name: ResampledStability(by_pairs[name] | by_prompts[name] | {"training_spikes": steps}, quiet)
+        for name, (steps, quiet) in zip(names, spikes, strict=True)
+    }
+
+
+def intervals(
+    run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
+) -> dict[str, statistics.Interval]:
+    """Return intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
+
+    S is computed in every resample and averaged over seeds as in the table: a trial that failed or diverged is 0 there.
+    Empty where a trial has no recorded pairs or answers, or nothing was measured.
+    """
+    lost = trials["status"].isin(rows.LOST)
+    scored = trials[~lost & trials["stability"].notna()]
+    by_trial = resampled(run, scored, resamples)
+    if not by_trial:
+        return {}
+    means = {name: np.mean([trial.parts[name] for trial in by_trial.values()], axis=0) for name in rows.PARTS}
+    means["stability"] = sum(trial.stability for trial in by_trial.values()) / (len(by_trial) + int(lost.sum()))
     values = {name: scored[name].mean() for name in rows.PARTS}
     values["stability"] = trials["stability"].where(~lost, 0.0).mean()
-    few = [pairs["pair"].nunique(), answers["prompt_id"].nunique()]
-    units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), few[0])
-    units |= dict.fromkeys(("broken_outputs", "length_shift"), few[1])
+    pairs, prompts = (
+        frame.loc[frame["trial_id"].isin(by_trial), column].nunique()
+        for frame, column in ((run.pairs, "pair"), (run.answers, "prompt_id"))
+    )
+    units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), pairs)
+    units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
     # The steps that spikes are counted over stand beside these.
-    return {
-        name: statistics.interval(value, means[name], units=units.get(name, min(few))) for name, value in values.items()
-    }
+    few = min(pairs, prompts)
+    return {name: _around(value, means[name], units=units.get(name, few)) for name, value in values.items()}
+
+
+def _around(value: float, drawn: np.ndarray, *, units: int) -> statistics.Interval:
+    """The percentile interval, drawn out to the value: what chance adds to a part was taken out of its resamples."""
+    found = statistics.interval(value, drawn, units=units)
+    return statistics.Interval(found.value, float(np.minimum(found.low, value)), float(np.maximum(found.high, value)))
+
+
+def _shift(signed: np.ndarray) -> np.ndarray:
+    """(resamples,) sizes of a signed shift, without what chance adds to its square in the sample and in a resample."""
+    return np.asarray(np.sqrt(np.maximum(signed**2 - 2 * signed.var(), 0.0)))
+
+
+def _unseen(part: int, resamples: int) -> np.ndarray:
+    """(resamples,) how many more items each resample has of what a share counts: none seen is not none there."""
+    return np.random.default_rng([UNSEEN_DRAWS, part]).poisson(statistics.PRIOR, resamples)
 
 
 def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
@@ -89,16 +119,17 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.nda
         "entropy_change": pairs["chosen_tokens"] * (pairs["entropy"] - pairs["entropy0"]),
     }
     drawn = _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS, resamples=resamples)
+    unseen = _unseen(0, resamples) * pairs["rejected_tokens"].mean()
     found = {}
     for trial_id, sums in drawn.items():
         with np.errstate(divide="ignore", invalid="ignore"):
             # log(entropy / entropy0), and 0 to the last digit where nothing changed.
-            shift = np.abs(np.log1p(sums["entropy_change"] / sums["entropy0"]))
+            shift = np.log1p(sums["entropy_change"] / sums["entropy0"])
         found[trial_id] = {
             "unlearning": sums["lost"] / sums["pairs"],
-            "rejected_collapse": sums["collapsed"] / sums["rejected"],
+            "rejected_collapse": np.minimum((sums["collapsed"] + unseen) / sums["rejected"], 1.0),
             # No entropy before and after is no shift.
-            "entropy_shift": np.where(np.isnan(shift), 0.0, shift),
+            "entropy_shift": _shift(np.nan_to_num(shift, nan=0.0)),
         }
     return found
 
@@ -112,13 +143,15 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> dict[str, dict[str, np
         "longer": np.log(new / old),
     }
     drawn = _resampled_sums(columns, answers["trial_id"], answers["prompt_id"], seed=0, resamples=resamples)
-    return {
-        trial_id: {
-            "broken_outputs": np.maximum(0.0, sums["broken"] / sums["answers"]),
-            "length_shift": np.abs(sums["longer"] / sums["answers"]),
+    unseen = _unseen(1, resamples) - _unseen(2, resamples)
+    found = {}
+    for trial_id, sums in drawn.items():
+        broken = (sums["broken"] + unseen) / sums["answers"]
+        found[trial_id] = {
+            "broken_outputs": np.minimum(np.where(broken > 0, _shift(broken), 0.0), 1.0),
+            "length_shift": _shift(sums["longer"] / sums["answers"]),
         }
-        for trial_id, sums in drawn.items()
-    }
+    return found
 
 
 def _resampled_sums(
@@ -136,8 +169,10 @@ def _resampled_sums(
     }
 
 
-def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> np.ndarray:
-    """Part T of every resample, its steps drawn in blocks; `place` tells the trials of a row apart.
+def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> tuple[np.ndarray, bool]:
+    """Part T of every resample, its steps drawn in blocks, and whether no step spiked.
+
+    `place` tells the trials of a row apart.
 
     Spikes come in runs, so that single steps are not independent: circular blocks of about the cube root of the number
     of steps are drawn (Politis and Romano 1992).
@@ -145,13 +180,14 @@ def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> np.ndarray:
     curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
     losses, norms = (curves["value"][curves["metric"] == name].tolist() for name in SPIKING)
     flags = spike_flags(losses, norms)
-    if not flags.any():
-        return np.zeros(resamples)
+    if not len(flags):
+        return np.zeros(resamples), True
     length = max(1, round(len(flags) ** (1 / 3)))
     rng = np.random.default_rng([STEP_DRAWS, place])
     starts = rng.integers(0, len(flags), (resamples, round(len(flags) / length)))
     sums = np.concatenate([[0], np.cumsum(np.concatenate([flags, flags[: length - 1]]))])
-    return np.asarray((sums[length:] - sums[:-length])[starts].mean(axis=1) / length)
+    spikes = (sums[length:] - sums[:-length])[starts].mean(axis=1) / length
+    return np.minimum(spikes + _unseen(3 + place, resamples) / len(flags), 1.0), not flags.any()
 
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
@@ -214,8 +250,9 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             "Each part with its 95 % interval where pairs were recorded: percentile bootstrap, "
             f"{statistics.RESAMPLES:,} resamples, over held-out pairs (U, C, H), prompts (B, L) and blocks of updates "
             "(T); S: all three together. Intervals are of these checkpoints, parts are means over measured seeds.",
-            "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen; one "
-            "of [0, 0] says that nothing was seen at all, not that nothing can happen.",
+            "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen. What "
+            "chance adds to H, B and L is taken out of their resamples; C, B and T allow for what was not seen. S "
+            "takes a training without any spike as such.",
             "U % to T %: the part's share of the damage, the sum of (x/h)². seeds: the lowest and the highest S.",
         ],
         columns=(

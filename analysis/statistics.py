@@ -5,7 +5,7 @@ where no valid verdict was given. A prompt and everything said about it is the u
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +18,8 @@ AT_ONCE = 1_000
 CONFIDENCE = 0.95
 FEWEST_UNITS = 3
 """Prompts or pairs that an interval takes: fewer have hardly any resamples that differ."""
+PRIOR = 0.5
+"""Items that are added at either extreme in how outcomes scatter: what was not seen may still be there."""
 TOO_FEW = "too few prompts for an interval"
 """What is said of an estimate without ends."""
 POINTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
@@ -73,11 +75,6 @@ def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
     return np.moveaxis(sums.reshape(*leading, resamples), -1, 0)
 
 
-def resample_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, ...) means over the last axis of `values`, its items drawn with replacement."""
-    return resample_sums(values, seed=seed, resamples=resamples) / values.shape[-1]
-
-
 def interval(value: float, resampled: np.ndarray, *, units: int, confidence: float = CONFIDENCE) -> Interval:
     """The percentile interval of an estimate; without ends where fewer than FEWEST_UNITS units were resampled."""
     if units < FEWEST_UNITS:
@@ -105,16 +102,13 @@ def prompt_means(outcomes: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(outcomes.shape[1], np.nan), where=counts > 0)
 
 
-def win_rate_interval(outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
-    """Win rate with its interval over prompts; both orders and all seeds of a prompt stay together.
+def win_rate_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Interval | None:
+    """Win rate of these checkpoints with its interval over prompts; all orders and seeds of a prompt stay together.
 
-    outcomes: (seeds, prompts). Prompts without any verdict are left out; None where none has one.
+    outcomes: (seeds, prompts). topics: as `row_interval` takes them. Prompts without any verdict are left out; None
+    where none has one.
     """
-    means = prompt_means(outcomes)
-    means = means[~np.isnan(means)]
-    if not means.size:
-        return None
-    return interval(means.mean(), resample_means(means, seed=seed, resamples=resamples), units=means.size)
+    return row_interval(prompt_means(outcomes)[None], topics)
 
 
 def is_of_method(outcomes: np.ndarray) -> bool:
@@ -122,41 +116,137 @@ def is_of_method(outcomes: np.ndarray) -> bool:
     return len(outcomes) >= FEWEST_SEEDS and int((~np.isnan(outcomes).any(axis=0)).sum()) >= FEWEST_UNITS
 
 
-def row_interval(outcomes: np.ndarray, *, lowest: float = 0.0, highest: float = 1.0) -> Interval | None:
-    """Return a row's mean outcome with its interval: of the method where `is_of_method`, else of these checkpoints.
+def row_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Interval | None:
+    """Return a row's win rate with its interval: of the method where `is_of_method`, else of these checkpoints.
 
-    That of the method is over other seeds and prompts (`two_way_interval`), its width from the prompts that all seeds
-    have a verdict for. That of the checkpoints is over prompts alone.
+    That of the method is over other seeds and prompts, its width from the prompts that all seeds have a verdict for.
+    That of the checkpoints is over prompts alone. Both are `score_interval`.
 
     Args:
-        outcomes: (seeds, prompts), NaN where there is no verdict.
-        lowest: The lowest that a mean can be, beyond which no end lies.
-        highest: The highest, likewise.
+        outcomes: (seeds, prompts) from 0 to 1, NaN where there is no verdict.
+        topics: (prompts,) number of each prompt's topic, from 0, where prompts come in topics.
 
     Returns:
         The interval; None where no prompt has a verdict.
     """
-    if not is_of_method(outcomes):
-        return win_rate_interval(outcomes)
-    rate = float(np.nanmean(prompt_means(outcomes)))
-    found = two_way_interval(outcomes[:, ~np.isnan(outcomes).any(axis=0)])
-    half = found.high - found.value
-    return Interval(rate, max(rate - half, lowest), min(rate + half, highest))
+    means = prompt_means(outcomes)
+    return None if np.isnan(means).all() else score_interval(float(np.nanmean(means)), row_scatter(outcomes, topics))
 
 
-def ratio_interval(
-    numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval | None:
-    """sum(numerators) / sum(denominators) with its percentile interval, both resampled together.
+def mean_interval(outcomes: np.ndarray) -> Interval | None:
+    """`row_interval` of outcomes without bounds: Student's, without ends where they are all the same."""
+    means = prompt_means(outcomes)
+    if np.isnan(means).all():
+        return None
+    mean, scatter = float(np.nanmean(means)), row_scatter(outcomes)
+    half = scatter.quantile(CONFIDENCE) * float(np.sqrt(scatter.variance)) if scatter.variance > 0 else np.nan
+    return Interval(mean, mean - half, mean + half)
+
+
+def row_scatter(outcomes: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
+    """`Scatter` of a row's outcomes, of which some may be missing."""
+    values = outcomes if is_of_method(outcomes) else prompt_means(outcomes)[None]
+    complete = ~np.isnan(values).any(axis=0)
+    return Scatter.of(values[:, complete], None if topics is None else topics[complete])
+
+
+def by_topic(values: np.ndarray, topics: np.ndarray | None) -> np.ndarray:
+    """(..., topics) values whose mean is that of the items, each topic as one unit; (..., items) without topics."""
+    if topics is None:
+        return values
+    names, places = np.unique(topics, return_inverse=True)
+    sums = values @ (places[:, None] == np.arange(len(names))).astype(float)
+    return np.asarray(sums * (len(names) / len(places)))
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """How far a mean of (seeds, items) values may be off.
+
+    variance: of the mean. freedom: its degrees of freedom, not a number for fewer items than FEWEST_UNITS. items: over
+    which it is.
+    """
+
+    variance: float
+    freedom: float
+    items: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
+        """Over seeds and items from FEWEST_SEEDS seeds on, with fewer over items alone.
+
+        values: (seeds, items), none missing. topics: (items,) where items come in topics: those are the units then.
+        """
+        seeds, items = values.shape
+        units = by_topic(values, topics)
+        count = units.shape[1]
+        if items < FEWEST_UNITS or count < 2:
+            return cls(np.nan, np.nan, items)
+        if seeds >= FEWEST_SEEDS:
+            error, freedom = TwoWay.of(units).error()
+            return cls(error**2, freedom, items)
+        variance = units.mean(axis=0).var(ddof=topics is not None) / count
+        return cls(float(variance), count - 1, items)
+
+    def quantile(self, confidence: float) -> float:
+        """Student's t at the upper end of the interval."""
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.freedom, (1 + confidence) / 2))
+
+
+def score_interval(rate: float, scatter: Scatter, *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of a mean of outcomes from 0 to 1: Wilson's score (1927) on the effective number of items.
+
+    So many wins and losses alone would scatter as much as the outcomes do. PRIOR items lost and as many won are added
+    to how these scatter, so that outcomes which all agree, even in ties, have an interval of some width.
+    """
+    binary, seen = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
+    effective = scatter.items * (binary + PRIOR / 2) / (seen + PRIOR / 2)
+    t = scatter.quantile(confidence)
+    center = (rate + t**2 / (2 * effective)) / (1 + t**2 / effective)
+    half = t * np.sqrt(rate * (1 - rate) / effective + (t / effective / 2) ** 2) / (1 + t**2 / effective)
+    # Where all outcomes are the same an end is that outcome, but for rounding.
+    return Interval(rate, float(np.minimum(center - half, rate)), float(np.maximum(center + half, rate)))
+
+
+def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = CONFIDENCE) -> Interval:
+    """The mean of (seeds, items) differences from -1 to 1, with Student's interval.
+
+    Over seeds and items: variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts -
+    v_rest; Satterthwaite's degrees of freedom (1946). The crossed bootstrap (Owen 2007) counts v_rest three times and
+    draws from as few seeds as there are: docs/benchmarks/statistics.md has what both cover.
+    """
+    scatter, mean = Scatter.of(d, topics), float(d.mean())
+    half = scatter.quantile(confidence) * difference_error(scatter.variance, scatter.items)
+    return Interval(mean, mean - half, mean + half)
+
+
+def difference_error(variance: float, items: float) -> float:
+    """Standard error of a mean difference, PRIOR items added that differ by 1, and as many that do by -1."""
+    return float(np.sqrt(variance + 2 * PRIOR / items**2))
+
+
+def independent_difference(one: Interval, other: Interval) -> Interval:
+    """The difference of two rates on independent prompts, its interval from those of both (Newcombe 1998)."""
+    value = one.value - other.value
+    low = value - np.hypot(one.value - one.low, other.high - other.value)
+    return Interval(value, float(low), float(value + np.hypot(one.high - one.value, other.value - other.low)))
+
+
+def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval | None:
+    """sum(numerators) / sum(denominators), from 0 to 1, with the interval of a rate; its variance by the delta method.
 
     Both (items,), denominators at least 0; items without one are left out, and None is returned where none has one.
     """
     known = denominators > 0
     if not known.any():
         return None
-    pairs = np.stack([numerators[known], denominators[known]])
-    sums = resample_sums(pairs, seed=seed, resamples=resamples)
-    return interval(pairs[0].sum() / pairs[1].sum(), sums[:, 0] / sums[:, 1], units=int(known.sum()))
+    won, cast = numerators[known], denominators[known]
+    rate = float(won.sum() / cast.sum())
+    scatter = Scatter.of(((won - rate * cast) / cast.mean())[None])
+    # Items of unequal weight say as much as fewer of equal weight (Kish 1965).
+    return score_interval(rate, replace(scatter, items=float(cast.sum() ** 2 / (cast**2).sum())))
 
 
 def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
@@ -227,12 +317,7 @@ def degrees_of_test(freedom: float, seeds: float) -> float:
 
 
 def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
-    """The mean of (seeds, prompts) values, at least two of each, with its interval over other seeds and prompts.
-
-    Variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts - v_rest; Student's t with
-    Satterthwaite's degrees of freedom (1946). The crossed bootstrap (Owen 2007) counts v_rest three times and draws
-    from as few seeds as there are: docs/evaluation.md has what both cover.
-    """
+    """The mean of (seeds, prompts) values, at least two of each, with Student's interval over both."""
     from scipy.special import stdtrit
 
     found = TwoWay.of(values)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from slime_ray.runs import results
@@ -26,6 +27,9 @@ from .rows import (
     name_of,
     outcomes_by_label,
     retention_by_label,
+    shared_items,
+    topic_notes,
+    topics_by_prompt,
     version_of,
 )
 from .stability import stability_cell
@@ -45,11 +49,11 @@ def win_rate_stability(run: results.Run) -> Table:
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
-    outcomes = outcomes_by_label(run)
+    outcomes, topics = outcomes_by_label(run), topics_by_prompt(run)
     votes, retention = votes_by_label(run), retention_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
     rows = [
-        _row(run, label, group, outcomes.get(label), votes.get(label), judged=judged)
+        _row(run, label, group, outcomes.get(label), topics, votes.get(label), judged=judged)
         | statistics.columns({"retention": _retention_interval(retention.get(label))})
         for label, group in groups.items()
     ]
@@ -59,7 +63,8 @@ def win_rate_stability(run: results.Run) -> Table:
         frame = frame.sort_values(
             [lead, "stability", "label"], ascending=[False, False, True], na_position="last"
         ).reset_index(drop=True)
-        frame["win_rate_mark"] = best_marks(dict(zip(frame["label"], frame["win_rate"], strict=True)), outcomes)
+        rates = dict(zip(frame["label"], frame["win_rate"], strict=True))
+        frame["win_rate_mark"] = best_marks(rates, outcomes, topics)
         frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
         frame["stability_mark"] = _marks(frame["stability"])
     return Table(
@@ -76,11 +81,12 @@ def _row(
     label: str,
     group: pd.DataFrame,
     outcomes: Outcomes | None,
+    topics: np.ndarray | None,
     votes: Votes | None,
     *,
     judged: bool,
 ) -> dict[str, Any]:
-    interval = None if outcomes is None else statistics.row_interval(outcomes[1])
+    interval = None if outcomes is None else statistics.row_interval(outcomes[1], topics)
     parts = stability.intervals(run, group)
     done = group[group["status"].isin(MEASURED)]
     # A trial that failed or diverged counts as 0, however far it got.
@@ -130,7 +136,7 @@ def _row(
 
 def _retention_interval(changes: Outcomes | None) -> statistics.Interval | None:
     """The mean change of a row's scores; a scorer's have no bounds that are known."""
-    return None if changes is None else statistics.row_interval(changes[1], lowest=-math.inf, highest=math.inf)
+    return None if changes is None else statistics.mean_interval(changes[1])
 
 
 def _planned_seeds(run: results.Run, phase: str) -> int:
@@ -141,7 +147,7 @@ def _planned_seeds(run: results.Run, phase: str) -> int:
     return int((budget.get("confirm") or {}).get("seeds") or 0)
 
 
-def separable(one: Outcomes | None, other: Outcomes | None) -> bool:
+def separable(one: Outcomes | None, other: Outcomes | None, topics: np.ndarray | None = None) -> bool:
     """Whether the interval of the paired difference of two rows' win rates, on their common seeds, leaves 0 out.
 
     Rows without anything in common are not told apart; one without outcomes has no win rate to be confused with.
@@ -149,15 +155,20 @@ def separable(one: Outcomes | None, other: Outcomes | None) -> bool:
     if one is None or other is None:
         return True
     d = difference(one, other)
-    return d is not None and effects.interval(d).excludes(0.0)
+    if d is None:
+        return False
+    shared = None if topics is None else topics[shared_items([one, other])]
+    return effects.interval(d, shared).excludes(0.0)
 
 
-def best_marks(rates: Mapping[str, float], outcomes: Mapping[str, Outcomes]) -> list[Mark]:
+def best_marks(
+    rates: Mapping[str, float], outcomes: Mapping[str, Outcomes], topics: np.ndarray | None = None
+) -> list[Mark]:
     """Best: the highest rate and all not separable from it. Second: the highest of the rest. In the rates' order."""
     known = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
     marks: dict[str, Mark] = {}
     for label in known:
-        if label == known[0] or not separable(outcomes[known[0]], outcomes[label]):
+        if label == known[0] or not separable(outcomes[known[0]], outcomes[label], topics):
             marks[label] = "best"
         elif "second" not in marks.values():
             marks[label] = "second"
@@ -231,11 +242,8 @@ def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, jud
 
 def _interval_words(frame: pd.DataFrame) -> str:
     """Say what the intervals of the rows' win rates are."""
-    over_prompts = (
-        f"95 % percentile bootstrap over prompts, {statistics.RESAMPLES:,} resamples, both orders and all seeds of a "
-        "prompt together"
-    )
-    over_both = "95 % interval over seeds and prompts (two-way analysis of variance, random effects)"
+    over_prompts = "95 % score interval over prompts, both orders and all seeds of a prompt together"
+    over_both = "95 % score interval over seeds and prompts (two-way analysis of variance, random effects)"
     kinds = set(frame["win_rate_over"][frame["win_rate"].notna()])
     if len(kinds) > 1:
         return f"{over_both} of rows with {statistics.FEWEST_SEEDS} seeds or more; of the others {over_prompts}"
@@ -281,7 +289,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
             f"difference covers 0 (over prompts; with {statistics.FEWEST_SEEDS} or more common seeds over seeds and "
             "prompts). Underlined: the highest of the rest. Marks of S go by the mean alone and claim nothing."
         )
-        notes += _left_out_notes(frame, outcomes)
+        notes += [*_left_out_notes(frame, outcomes), *topic_notes(run)]
     else:
         notes.append("Bold and underlined go by the mean alone and claim nothing.")
     parts = (
@@ -307,11 +315,6 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
         notes.append(
             "retention: mean score on the retention prompts minus the SFT checkpoint's, paired by prompt; its interval "
             "over what those of the win rate are. An interval that covers 0 does not show that nothing was lost."
-        )
-    if judged and (frame["win_rate_low"] == frame["win_rate_high"]).any():
-        notes.append(
-            "An interval without width: all prompts agree, which says nothing of those that were not asked. Of n "
-            "prompts that were all won, up to about 3/n of others may still be lost."
         )
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')

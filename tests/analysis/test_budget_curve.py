@@ -78,6 +78,8 @@ def test_the_table_has_a_row_for_each_doubling_and_says_where_the_hypervolume_st
     assert table.frame["tokens"].tolist() == [1000, 2000, 4000, 8000, 16000, 20000]
     assert "reference point win rate 0, stability 0" in table.notes[0]
     assert table.frame["expected_win_rate"].iloc[-1] == searched.goals[:, 0].max()
+    # Up to a fifth of the trials has an interval.
+    assert table.frame["expected_win_rate_low"].notna().tolist() == [True, True, True, False, False, False]
 
 
 def test_goals_without_a_natural_zero_have_no_hypervolume():

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
-from slime_ray.analysis import effects, statistics
+from slime_ray.analysis import effects
+
+from .ends import difference_ends
 
 
 def grid(mean, *, seeds=8, prompts=200, between_seeds=0.0, between_prompts=0.0, rest=0.2, random=0):
@@ -109,6 +111,36 @@ def test_it_matters_only_where_all_tests_agree():
     assert found["all"].verdict == "matters"
 
 
+def test_a_verdict_that_one_seed_decides_says_so():
+    # Seven seeds agree on an effect; the last one breaks, and without it they would be enough.
+    steady = grid(0.05, between_seeds=0.002)
+    hidden = steady.copy()
+    hidden[-1] -= 0.5
+    found = effects.claims({"steady": steady, "hidden": hidden})
+    assert found["steady"].verdict == "matters"
+    assert found["hidden"].verdict.startswith("not settled: ")
+    assert found["hidden"].verdict.endswith(effects.ONE_SEED)
+    for name, claim in found.items():
+        # By brute force: the whole table judged again without each of the seeds.
+        rest = [effects.claims({"steady": steady, "hidden": np.delete(hidden, seed, axis=0)}) for seed in range(8)]
+        if name == "hidden":
+            assert any(one["hidden"].matters for one in rest)
+        assert claim.one_seed_decides == (name == "hidden")
+    assert not effects.claims({"few": grid(0.5, seeds=4)})["few"].one_seed_decides
+
+
+def test_prompts_of_one_topic_are_no_evidence_of_others():
+    # Every prompt of one topic is better, those of the five others are as good: over prompts that is significant.
+    d = grid(0.0, between_seeds=0.005, prompts=60, rest=0.05)
+    d[:, :10] += 0.3
+    topics = np.repeat(np.arange(6), 10)
+    over_prompts, over_topics = effects.claims({"a": d})["a"], effects.claims({"a": d}, {"a": topics})["a"]
+    assert over_prompts.matters
+    assert not over_topics.matters
+    # Six topics have 64 flips, of which the topic's own sign is in the tail in half: nothing is seen.
+    assert over_topics.effect.p_values["prompts"] > 0.2
+
+
 def test_more_comparisons_ask_for_more():
     d = grid(0.02, between_seeds=0.02)
     alone = effects.claims({"a": d})["a"]
@@ -138,8 +170,9 @@ def test_few_seeds_speak_of_these_checkpoints_and_claim_nothing(seeds):
     assert not claim.matters
     # One seed has no spread of which to tell how many would settle it.
     assert (claim.settling is None) == (seeds == 1)
-    width = 2 * 1.96 * d.mean(axis=0).std() / np.sqrt(d.shape[1])
-    assert claim.effect.difference.high - claim.effect.difference.low == pytest.approx(width, rel=0.1)
+    # Half a prompt that differs by 1 is added, and half a one that does by -1.
+    width = 2 * stats.t.ppf(0.975, 199) * np.sqrt(d.mean(axis=0).var() / 200 + 1 / 200**2)
+    assert claim.effect.difference.high - claim.effect.difference.low == pytest.approx(width)
 
 
 def test_from_five_seeds_on_a_method_is_spoken_of():
@@ -147,7 +180,8 @@ def test_from_five_seeds_on_a_method_is_spoken_of():
     claim = effects.claims({"a": d})["a"]
     assert not claim.effect.of_checkpoints
     assert claim.verdict == "matters"
-    assert claim.effect.difference == effects.interval(d) == statistics.two_way_interval(d)
+    difference = claim.effect.difference
+    assert (difference.low, difference.high) == pytest.approx(difference_ends(d))
 
 
 def test_improvement_is_the_share_of_better_outcomes_with_half_the_ties():
@@ -167,7 +201,7 @@ def test_swapping_the_sides_mirrors_everything(d):
     one, other = effects.effect(d, flips=500), effects.effect(-d, flips=500)
     assert other.difference.value == pytest.approx(-one.difference.value)
     assert (other.difference.low, other.difference.high) == pytest.approx(
-        (-one.difference.high, -one.difference.low), abs=1e-6
+        (-one.difference.high, -one.difference.low), abs=1e-6, nan_ok=True
     )
     assert other.p_values == pytest.approx(one.p_values)
     assert effects.improvement(-d).value == pytest.approx(1 - effects.improvement(d).value)
@@ -184,4 +218,4 @@ def test_the_order_of_seeds_is_irrelevant(d, random):
     random.shuffle(order)
     one, other = effects.effect(d, flips=500), effects.effect(d[order], flips=500)
     assert other.p_values == pytest.approx(one.p_values, abs=0.01)
-    assert other.difference.low == pytest.approx(one.difference.low, abs=1e-9)
+    assert other.difference.low == pytest.approx(one.difference.low, abs=1e-9, nan_ok=True)

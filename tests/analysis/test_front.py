@@ -57,9 +57,10 @@ def test_many_fronts_at_once_are_what_each_is_alone(points):
 
 def test_a_large_search_is_worked_out_in_parts(monkeypatch):
     outcomes, points = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.6]])
-    whole = front.resample(points, 0, outcomes, resamples=100)
+    drawn = {0: front.draw_rates(outcomes, resamples=100)}
+    whole = front.resample(points, drawn)
     monkeypatch.setattr(front, "AT_ONCE", 7)
-    parts = front.resample(points, 0, outcomes, resamples=100)
+    parts = front.resample(points, drawn)
     assert parts.on_front.tolist() == whole.on_front.tolist()
     assert parts.is_knee.tolist() == whole.is_knee.tolist()
     assert parts.points.tolist() == whole.points.tolist()
@@ -70,22 +71,33 @@ def test_how_often_a_trial_is_the_knee_is_counted_over_resampled_prompts():
     # At 1/2 it is the knee. At 1 it beats the first end, and is an end itself; at 0 the second end beats it.
     outcomes = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
     points = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.6]])
-    drawn = front.resample(points, 0, outcomes, resamples=20_000)
+    drawn = front.resample(points, {0: front.draw_rates(outcomes, resamples=20_000)})
     assert drawn.is_knee == pytest.approx([0, 0, 0.5], abs=0.015)
     assert drawn.on_front == pytest.approx([0.75, 1, 0.75], abs=0.015)
     assert len(drawn.points) == round(20_000 * drawn.is_knee[2])
     assert (drawn.points == [0.5, 0.6]).all()
 
 
+def test_a_goal_that_is_not_sure_makes_the_knee_less_sure():
+    # Two middle trials, whose S differ by a third of their noise: which of them is the knee is nearly a coin's throw.
+    points = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.70], [0.5, 0.71]])
+    scores = points[:, 1] + np.random.default_rng(0).normal(0, 0.03, (4_000, 4))
+    drawn = front.resample(points, {1: scores})
+    # The difference of both is normal around 0.01 with a deviation of 0.03 * sqrt 2: P(below 0) = 0.407.
+    assert drawn.is_knee[2:] == pytest.approx([0.407, 0.593], abs=0.03)
+    held = front.resample(points, {0: np.repeat(points[None, :, 0], 10, axis=0)})
+    assert held.is_knee.tolist() == [0, 0, 0, 1]
+
+
 def test_a_trial_that_was_judged_on_fewer_prompts_is_averaged_over_those():
     outcomes = np.array([[1.0] * 8, [0.0] * 8, [0.5] * 6 + [np.nan] * 2])
     points = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.6]])
-    drawn = front.resample(points, 0, outcomes, resamples=500)
+    drawn = front.resample(points, {0: front.draw_rates(outcomes, resamples=500)})
     assert drawn.is_knee.tolist() == [0, 0, 1]
 
 
 def test_the_table_names_the_knee_and_how_sure_it_is():
-    table = front.front(Searched.of(run := search_run(40, prompts=64)), run.answers)
+    table = front.front(Searched.of(run := search_run(40, prompts=64)), run)
     frame = table.frame
     assert frame["win_rate"].is_monotonic_decreasing
     knee = frame[frame["knee"]].iloc[0]
@@ -110,14 +122,14 @@ def with_answers(run: Run, won: list[list[int]]) -> Run:
 def test_a_win_rate_to_be_minimized_is_resampled_as_one():
     run = with_answers(points_run([(0.0, 0.0), (1.0, 1.0)]), [[0] * 8, [1] * 8])
     run.manifest["goals"] = {"win_rate": "minimize", "stability": "maximize"}
-    assert front.front(Searched.of(run), run.answers).frame["front_share"].tolist() == [1, 1]
+    assert front.front(Searched.of(run), run).frame["front_share"].tolist() == [1, 1]
 
 
 def test_a_trial_off_the_front_is_shown_where_it_is_the_knee_in_one_of_twenty_resamples():
     run = points_run([(1.0, 0.0), (0.0, 1.0), (0.5, 0.8), (0.5, 0.7)])
     # The last two win every other prompt, and not the same ones: which of them is ahead is as the prompts are drawn.
     run = with_answers(run, [[1] * 8, [0] * 8, [1, 0] * 4, [0, 1] * 4])
-    frame = front.front(Searched.of(run), run.answers).frame.set_index("trial_id")
+    frame = front.front(Searched.of(run), run).frame.set_index("trial_id")
     assert frame["on_front"].to_dict() == {
         "search-0001": True, "search-0003": True, "search-0004": False, "search-0002": True
     }  # fmt: skip
@@ -126,7 +138,7 @@ def test_a_trial_off_the_front_is_shown_where_it_is_the_knee_in_one_of_twenty_re
 
 def test_without_answers_the_front_has_no_shares():
     run = points_run([(0.2, 0.9), (0.5, 0.8), (0.8, 0.1)])
-    table = front.front(Searched.of(run), run.answers)
+    table = front.front(Searched.of(run), run)
     assert table.frame["trial_id"].tolist() == ["search-0003", "search-0002", "search-0001"]
     assert table.frame["knee"].tolist() == [False, True, False]
     assert "knee %" not in table.text()
@@ -134,13 +146,13 @@ def test_without_answers_the_front_has_no_shares():
 
 def test_stopped_trials_are_never_on_the_front():
     run = points_run([(0.2, 0.9), (0.5, 0.8), (0.9, 0.9)], status=["completed", "completed", "stopped"])
-    assert front.front(Searched.of(run), run.answers).frame["trial_id"].tolist() == ["search-0002", "search-0001"]
+    assert front.front(Searched.of(run), run).frame["trial_id"].tolist() == ["search-0002", "search-0001"]
 
 
 def test_a_goal_that_is_minimized_is_shown_as_it_is():
     run = points_run([(0.2, 0.1), (0.5, 0.2), (0.8, 0.9)])
     run.manifest["goals"] = {"win_rate": "maximize", "stability": "minimize"}
-    frame = front.front(Searched.of(run), run.answers).frame
+    frame = front.front(Searched.of(run), run).frame
     assert frame["stability"].tolist() == [0.9, 0.2, 0.1]
     assert frame["knee"].tolist() == [False, True, False]
 
@@ -148,4 +160,4 @@ def test_a_goal_that_is_minimized_is_shown_as_it_is():
 def test_one_goal_has_no_front():
     run = points_run([(0.2, 0.1), (0.5, 0.2)])
     run.manifest["goals"] = {"win_rate": "maximize"}
-    assert front.front(Searched.of(run), run.answers).frame.empty
+    assert front.front(Searched.of(run), run).frame.empty

@@ -14,6 +14,7 @@ from slime_ray.evaluation.judges.base import FAILED_ANSWER
 from slime_ray.runs import results
 
 from .conftest import add_trial, finish
+from .ends import score_ends
 
 JUDGE = "llm:gpt-4.1:arena-hard#1a2b"
 
@@ -46,11 +47,12 @@ def test_an_invalid_verdict_has_no_vote():
     assert votes((None, None)).arena_hard() is None
 
 
-def test_a_prompt_and_all_its_votes_are_drawn_together():
-    # Three prompts with the same votes in all, however they stand in each, leave nothing to draw.
+def test_a_prompt_and_all_its_votes_are_one_unit():
+    # Three prompts with the same votes in all, however they stand in each, differ in nothing: as if all were tied.
     same = [("A>>B", "A>B"), ("A=B", "B>A"), ("B>A", "A>B")]
     found = votes(*same, *same[::-1], *same, prompts=["p"] * 3 + ["q"] * 3 + ["r"] * 3).arena_hard()
-    assert found.low == pytest.approx(found.value) == found.high
+    effective = 3 * (3 * found.value * (1 - found.value) + 0.25) / 0.25
+    assert (found.low, found.high) == pytest.approx(score_ends(found.value, effective, 2))
 
 
 def test_one_prompt_however_often_it_was_answered_has_no_interval():

@@ -49,7 +49,7 @@ def test_the_width_is_the_standard_error_of_the_mean():
     assert width == pytest.approx(2 * 1.96 * lost.std() / np.sqrt(len(lost)), rel=0.05)
 
 
-def test_nothing_that_changed_has_no_width():
+def test_of_what_did_not_change_a_share_may_still_be_more_than_was_seen():
     run, _ = drifted()
     unchanged = run.pairs.assign(chosen_logp=0.0, rejected_collapsed=0, entropy=run.pairs["entropy0"])
     same = run.answers.assign(
@@ -57,8 +57,22 @@ def test_nothing_that_changed_has_no_width():
     )
     calm = replace(run, answers=same, curves=run.curves[run.curves["step"] < 20], pairs=unchanged)
     found = stability.intervals(calm, calm.trials.assign(stability=1.0, **dict.fromkeys(PARTS, 0.0)))
-    assert {(one.value, one.low, one.high) for name, one in found.items() if name != "stability"} == {(0, 0, 0)}
-    assert (found["stability"].low, found["stability"].high) == (1, 1)
+    certain = ("unlearning", "entropy_shift", "length_shift", "training_spikes")
+    assert {(found[name].value, found[name].low, found[name].high) for name in certain} == {(0, 0, 0)}
+    # Up to two of so many that nobody saw: 97.5 % of Poisson's with mean 1/2 are 2 or less.
+    assert (found["rejected_collapse"].low, found["broken_outputs"].low) == (0, 0)
+    assert found["rejected_collapse"].high == pytest.approx(2 / 200, rel=0.1)
+    assert found["broken_outputs"].high == pytest.approx(2 / 150, rel=0.2)
+    assert found["stability"].low < found["stability"].high == 1
+
+
+def test_a_training_without_a_spike_leaves_room_for_some_in_t_and_none_in_s():
+    run, _ = drifted()
+    curves = run.curves.assign(value=np.tile(1 + 0.01 * (-1.0) ** np.arange(150), 2))
+    found = stability.intervals(replace(run, curves=curves), run.trials.assign(training_spikes=0.0))
+    assert (found["training_spikes"].low, found["training_spikes"].high) == pytest.approx((0, 2 / 130))
+    short = stability.intervals(replace(run, curves=curves[curves["step"] < 20]), run.trials)
+    assert found["stability"] == short["stability"]
 
 
 def test_spikes_in_a_row_tell_less_than_spikes_apart():
@@ -94,7 +108,7 @@ def test_pairs_prompts_and_steps_of_every_trial_are_drawn_apart():
     )
     losses = np.where(np.arange(150) % 15 == 14, 9.0, 1 + 0.01 * (-1.0) ** np.arange(150))
     curves = run.curves.assign(value=np.concatenate([losses, np.ones(150)]))
-    spikes = [stability._spikes(curves, place, 2000) for place in (0, 1)]
+    spikes = [stability._spikes(curves, place, 2000)[0] for place in (0, 1)]
     drawn = [of_pairs["unlearning"], of_prompts["broken_outputs"], *spikes]
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
 

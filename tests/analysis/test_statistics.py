@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 from slime_ray.analysis import effects, rows, statistics
+from slime_ray.analysis.statistics import TwoWay
+
+from .ends import difference_ends, score_ends
 
 
 def test_a_win_rate_is_the_mean_over_prompts_of_their_mean_votes():
@@ -70,8 +74,7 @@ def test_a_difference_is_of_the_seeds_and_prompts_that_both_rows_have(confidence
     found = effects.interval(rows.difference(one, two), confidence=confidence)
     assert found.value == pytest.approx(np.mean([d for place, d in enumerate(pairs) if place % 20 != 3]))
     whole = np.delete(np.reshape(pairs, (5, 20)), 3, axis=1)
-    expected = statistics.two_way_interval(whole, confidence=confidence)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert (found.low, found.high) == pytest.approx(difference_ends(whole, confidence))
     # Four common seeds are these checkpoints: prompts alone are drawn.
     found = effects.interval(rows.difference((list(range(4)), policy[:4]), two), confidence=confidence)
     assert found.high - found.low > 0
@@ -91,7 +94,7 @@ def test_a_rows_interval_covers_the_method_from_five_seeds_on_and_that_over_prom
         seeds, prompts = rng.normal(0.5, 0.1, 5), rng.normal(0.0, 0.1, 200)
         won = (rng.random((5, 200)) < np.clip(seeds[:, None] + prompts, 0, 1)).astype(float)
         covered += statistics.row_interval(won).covers(0.5)
-        over_prompts += statistics.win_rate_interval(won, resamples=300).covers(0.5)
+        over_prompts += statistics.win_rate_interval(won).covers(0.5)
     # Three standard deviations of 400 tries at 95 % are 3.3 points.
     assert 0.917 <= covered / tries <= 0.983
     assert over_prompts / tries < 0.75
@@ -105,27 +108,67 @@ def test_a_rows_interval_is_of_these_checkpoints_below_five_seeds_and_stays_betw
     won[0, :5] = np.nan
     found = statistics.row_interval(won)
     assert found.value == pytest.approx(np.nanmean(won, axis=0).mean())
-    complete = statistics.two_way_interval(won[:, 5:])
-    assert found.high - found.value == pytest.approx(complete.high - complete.value)
+    error, freedom = TwoWay.of(won[:, 5:]).error()
+    binary, seen = found.value * (1 - found.value) * 35, (error * 35) ** 2
+    effective = 35 * (binary + 0.25) / (seen + 0.25)
+    assert (found.low, found.high) == pytest.approx(score_ends(found.value, effective, freedom))
     rare = np.zeros((5, 40))
     rare[0, 0] = 1.0
-    assert statistics.row_interval(rare).low == 0.0
-    assert statistics.row_interval(1 - rare).high == 1.0
+    assert 0 < statistics.row_interval(rare).low < 0.005 < 0.03 < statistics.row_interval(rare).high < 0.1
+    assert statistics.row_interval(1 - rare).high == pytest.approx(1 - statistics.row_interval(rare).low)
     assert not statistics.is_of_method(np.full((5, 40), np.nan))
 
 
-def test_the_two_way_interval_is_that_of_the_analysis_of_variance():
-    # Two seeds 1.5 away from the mean on either side, nothing else: variance of the mean (2 * 1.5^2 / 1) / 2 = 2.25, one
-    # degree of freedom, for which every table of Student's t has 12.706 at 0.975.
-    by_seeds = statistics.two_way_interval(np.array([[1.0, 1.0], [4.0, 4.0]]))
-    assert (by_seeds.low, by_seeds.high) == pytest.approx((2.5 - 12.706 * 1.5, 2.5 + 12.706 * 1.5), rel=1e-4)
-    # The same between three prompts: (1 + 0 + 1) / 2 / 3, two degrees, 4.3027.
-    by_prompts = statistics.two_way_interval(np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
-    assert (by_prompts.low, by_prompts.high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-4)
-    # What is left over counts once: e = +-0.5 in all four cells, (4 * 0.25 / 1) / 4 = 0.25, as much as each of seeds and
-    # prompts would seem to vary by it alone.
-    left_over = statistics.two_way_interval(np.array([[1.0, 0.0], [0.0, 1.0]]))
-    assert left_over.high - left_over.value == pytest.approx(12.706 * 0.5, rel=1e-4)
+@pytest.mark.parametrize("items", [20, 50, 200])
+def test_outcomes_that_all_agree_have_wilsons_interval_for_as_many_prompts(items):
+    # As every table of Wilson's interval has it for k = 0: from 0 to t^2 / (n + t^2).
+    t = stats.t.ppf(0.975, items - 1)
+    lost, won = (statistics.win_rate_interval(np.full((1, items), outcome)) for outcome in (0.0, 1.0))
+    assert (lost.low, lost.high) == pytest.approx((0, t**2 / (items + t**2)))
+    assert (won.low, won.high) == pytest.approx((1 - t**2 / (items + t**2), 1))
+    tied = statistics.win_rate_interval(np.full((1, items), 0.5))
+    # Half a prompt won and half a one lost among so many ties: 1 / (n + 1) of the outcomes scatter as wins and losses do.
+    assert (tied.low, tied.high) == pytest.approx(score_ends(0.5, items * (items + 1), items - 1))
+    same = effects.interval(np.zeros((1, items)))
+    assert (same.low, same.high) == pytest.approx((-t / items, t / items))
+
+
+def test_the_interval_of_wins_and_losses_is_wilsons():
+    won = np.repeat([1.0, 0.0], [3, 27])[None]
+    found = statistics.win_rate_interval(won)
+    assert (found.low, found.high) == pytest.approx(score_ends(0.1, 30, 29))
+
+
+@pytest.mark.parametrize(
+    # AlpacaEval's leaderboard of GPT-4's verdicts: gpt4 and text_davinci_001, with its standard errors.
+    ("won", "lost", "tied", "percent", "error"),
+    [(761, 32, 12, 95.27950311, 0.71628144), (112, 672, 20, 15.17412935, 1.235107892)],
+)
+def test_win_rates_and_errors_of_public_models_are_those_of_alpaca_eval(won, lost, tied, percent, error):
+    outcomes = np.repeat([1.0, 0.0, 0.5], [won, lost, tied])[None]
+    found = statistics.win_rate_interval(outcomes)
+    assert 100 * found.value == pytest.approx(percent)
+    # Theirs divides by n - 1.
+    count = outcomes.size
+    assert 100 * statistics.Scatter.of(outcomes).variance ** 0.5 == pytest.approx(error * (1 - 1 / count) ** 0.5)
+    assert 100 * (found.high - found.low) == pytest.approx(2 * 1.96 * error, rel=0.02)
+
+
+def test_topics_are_the_units_where_prompts_come_in_topics():
+    # All prompts of a topic agree: six topics say as much as six prompts, however many prompts each has.
+    rng = np.random.default_rng(2)
+    by_topic = rng.normal(0, 0.3, (7, 6))
+    topics, d = np.repeat(np.arange(6), 10), np.repeat(by_topic, 10, axis=1)
+    found, alone = effects.interval(d, topics), effects.interval(by_topic)
+    unseen = 2 * 0.5 * np.array([1 / 60**2, 1 / 6**2])
+    half, expected = found.high - found.value, alone.high - alone.value
+    freedom = TwoWay.of(by_topic).error()[1]
+    t = stats.t.ppf(0.975, freedom)
+    assert (half / t) ** 2 - unseen[0] == pytest.approx((expected / t) ** 2 - unseen[1])
+    assert half > 1.2 * (effects.interval(d).high - found.value)
+    # Of topics of different sizes the mean stays that of the prompts.
+    uneven = np.array([0, 0, 0, 1, 2])
+    assert statistics.by_topic(np.arange(5.0), uneven) == pytest.approx([3 * 3 / 5, 3 * 3 / 5, 4 * 3 / 5])
 
 
 @pytest.mark.parametrize(
@@ -144,11 +187,18 @@ def test_arena_hard_counts_strong_verdicts_three_times():
     assert statistics.arena_hard_score([None]) is None
 
 
-def test_a_ratio_is_resampled_as_a_whole():
-    # Where numerator and denominator rise together the ratio is known; its parts, resampled apart, would scatter.
+def test_the_variance_of_a_ratio_is_that_of_both_together():
+    # Where numerator and denominator rise together the ratio is known but for what was not seen.
     counts = np.array([1.0, 5.0, 2.0, 0.0, 9.0])
-    estimate = statistics.ratio_interval(3 * counts, counts)
-    assert (estimate.value, estimate.low, estimate.high) == (3, 3, 3)
+    estimate = statistics.ratio_interval(counts / 2, counts)
+    # 17 votes of four items with these weights say as much as 17^2 / 111 items of one vote each (Kish 1965).
+    items = 17**2 / 111
+    effective = items * (items / 4 + 0.25) / 0.25
+    assert (estimate.low, estimate.high) == pytest.approx(score_ends(0.5, effective, 3))
+    # With equal denominators it is a mean.
+    won = np.array([0.0, 1.0, 1.0, 0.5, 1.0])
+    ratio, mean = statistics.ratio_interval(2 * won, np.full(5, 2.0)), statistics.win_rate_interval(won[None])
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((mean.value, mean.low, mean.high))
     assert statistics.ratio_interval(np.zeros(3), np.zeros(3)) is None
 
 
@@ -169,7 +219,8 @@ def test_swapping_the_sides_mirrors_estimate_and_interval(outcomes):
     assert other.value == pytest.approx(1 - one.value)
     assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
     difference = effects.interval(outcomes - outcomes)
-    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    assert difference.value == 0
+    assert difference.low == -difference.high < 0
 
 
 @pytest.mark.parametrize("prompts", [1, 2])
@@ -200,7 +251,7 @@ def test_only_prompts_with_a_verdict_count_for_an_interval():
 
 def test_resampled_means_scatter_as_the_standard_error_says():
     values = np.random.default_rng(5).random(1000)
-    means = statistics.resample_means(values)
+    means = statistics.resample_sums(values) / 1000
     assert means.shape == (10_000,)
     assert means.mean() == pytest.approx(values.mean(), abs=1e-3)
     assert means.std() == pytest.approx(values.std() / np.sqrt(1000), rel=0.05)

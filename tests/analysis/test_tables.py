@@ -11,6 +11,7 @@ from slime_ray.analysis import answer, figures, search_table, statistics, tables
 from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
+from .ends import score_ends
 from .latex import assert_compiles
 
 
@@ -110,11 +111,11 @@ def test_the_caption_says_what_the_interval_of_each_row_is_over(tmp_path):
         "b": "prompts",
     }
     assert (
-        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % percentile bootstrap"
+        "over seeds and prompts (two-way analysis of variance, random effects) of rows with 5 seeds or more; of the others 95 % score interval over prompts"
         in table.caption
     )
     wide = run.answers[run.answers["label"] == "a"].pivot(index="seed", columns="prompt_id", values="outcome")
-    expected = statistics.two_way_interval(wide.to_numpy(dtype=float))
+    expected = statistics.row_interval(wide.to_numpy(dtype=float))
     of_a = row(table, "a")
     assert (of_a["win_rate_low"], of_a["win_rate_high"]) == pytest.approx((expected.low, expected.high))
 
@@ -309,10 +310,11 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
         assert "nan" not in text
 
 
-def test_an_interval_without_width_is_explained(tmp_path):
-    add_trial(tmp_path, "a", label="a", won=[1.0] * 4)
-    table = tables.win_rate_stability(results.load(finish(tmp_path)))
-    assert any(note.startswith("An interval without width: all prompts agree") for note in table.notes)
+def test_no_interval_is_without_width(tmp_path):
+    add_trial(tmp_path, "a", label="a", won=[1.0] * 4, pairs=30)
+    frame = tables.win_rate_stability(results.load(finish(tmp_path))).frame
+    for name in ("win_rate", "stability", "rejected_collapse", "broken_outputs"):
+        assert frame[f"{name}_low"][0] < frame[f"{name}_high"][0]
 
 
 def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(tmp_path):
@@ -356,6 +358,29 @@ def test_labels_of_any_length_are_shown_whole_and_cost_no_more_columns_than_shor
     assert left_out[0] == left_out[1]
 
 
+def test_prompts_of_categories_are_taken_by_topic_and_a_note_says_so(tmp_path):
+    # Six topics of three prompts, each topic won or lost as a whole.
+    won = [float(topic % 2) for topic in range(6) for _ in range(3)]
+    for seed in range(5):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=won)
+    run = results.load(finish(tmp_path, {"seeds": list(range(5))}))
+    places = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 3
+    by_topic, of_few = (
+        replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in topics]))
+        for topics in (places, places // 3)
+    )
+    found, plain, few = (row(tables.win_rate_stability(one), "a") for one in (by_topic, run, of_few))
+    # The effective number is that of six topics, which have half a prompt of eighteen added on either side.
+    variance = 0.25 / 5
+    effective = 18 * (18 / 4 + 0.25) / (variance * 18**2 + 0.25)
+    assert (found["win_rate_low"], found["win_rate_high"]) == pytest.approx(score_ends(0.5, effective, 5))
+    assert plain["win_rate_low"] == few["win_rate_low"] > found["win_rate_low"]
+    notes = [" ".join(tables.win_rate_stability(one).notes) for one in (by_topic, run, of_few)]
+    assert "6 topics, which are the units" in notes[0]
+    assert "topics" not in notes[1]
+    assert "2 topics: intervals are of these topics only" in notes[2]
+
+
 def with_retention(tmp_path, changes):
     """The main table of one arm whose scores on the retention prompts changed like this, one list a seed."""
     for seed in range(len(changes)):
@@ -372,8 +397,10 @@ def with_retention(tmp_path, changes):
 def test_retention_is_the_mean_change_with_an_interval_that_may_leave_0_to_1(tmp_path):
     table = with_retention(tmp_path, [[-3.0, -1.0, -2.0, -2.0]])
     assert row(table, "a")["retention"] == pytest.approx(-2.0)
-    # Of the 4^4 resamples one in 256 is -3 throughout: the ends lie between the lowest and the highest change.
-    assert -3 < row(table, "a")["retention_low"] < -2 < row(table, "a")["retention_high"] < -1
+    # Student's with the deviation of these four: sqrt(2 / 4) / sqrt 4 * 3.1824.
+    half = 3.1824 * 0.5**0.5 / 2
+    ends = [row(table, "a")[f"retention_{end}"] for end in ("low", "high")]
+    assert ends == pytest.approx([-2 - half, -2 + half], rel=1e-4)
     assert "retention [95 %]" in [column.head for column in table.columns]
     assert any(note.startswith("retention: mean score") for note in table.notes)
 

@@ -228,7 +228,7 @@ def count_covered(
 
 def crossed_bootstrap(values: np.ndarray, *, resamples: int = 1_000) -> statistics.Interval:
     """Owen's (2007): seeds and prompts drawn independently of each other."""
-    by_seed = statistics.resample_means(values.astype(np.float32), resamples=resamples)
+    by_seed = statistics.resample_sums(values.astype(np.float32), resamples=resamples) / values.shape[1]
     drawn = np.random.default_rng(1).multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
     return statistics.interval(values.mean(), (by_seed * drawn).sum(axis=1) / len(values), units=values.shape[1])
 

@@ -18,7 +18,7 @@ def cases():
     every.append(coverage.length_case(100, resamples=RESAMPLES))
     for seeds, spread in ((1, 0.0), (3, 0.3), (5, 0.15), (6, 0.4)):
         every += coverage.paired_cases(100, seeds, spread, resamples=RESAMPLES)[:1]
-    every.append(coverage.stability_case("drifted", Trained(128, 128, 30, spikes=0.0), resamples=RESAMPLES))
+    every += coverage.stability_cases("drifted", Trained(128, 128, 30, spikes=0.0), resamples=RESAMPLES)
     return every
 
 
@@ -29,7 +29,7 @@ def tolerance(share: float, evaluations: int = EVALUATIONS) -> float:
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.name}, {case.size}")
 def test_intervals_cover_the_truth_as_often_as_they_say(case):
-    low, high = coverage.PROMISED
+    low, high = case.promised
     evaluations = EVALUATIONS // 2 if case.name.startswith("S,") else EVALUATIONS
     found = coverage.measure(case, evaluations=evaluations)
     assert low - tolerance(low, evaluations) <= found.covered <= high + tolerance(high, evaluations)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from . import ablation_cases, coverage, leagues
+from . import ablation_cases, coverage, edges, leagues
 from .ablations import count_claims
 
 EVALUATIONS = RESAMPLES = STUDIES = 2000
-LEAGUES = 400
+LEAGUES = 1000
 pytestmark = pytest.mark.slow
 
 
@@ -25,6 +25,38 @@ def test_every_interval_of_the_tables_covers_the_truth_as_promised(show):
     measured = [coverage.measure(case, evaluations=EVALUATIONS) for case in coverage.all_cases(resamples=RESAMPLES)]
     show(coverage.coverage_table(measured))
     assert [at for at in measured if not at.kept] == []
+
+
+def test_intervals_at_the_edges_cover_the_truth_as_promised(show):
+    counted = [
+        edges.cover(name, regime, draw, count=STUDIES, promised=promised)
+        for prompts in (20, 30, 50)
+        for seeds in (1, 5)
+        for name, regime, draw, promised in edges.rate_cases(prompts, seeds)
+    ]
+    counted += [
+        edges.cover(name, regime, draw, count=STUDIES, promised=promised)
+        for name, regime, draw, promised in edges.expected_best_cases()
+    ]
+    counted += [
+        edges.knee_among_the_likely(STUDIES // 4, noise=0.03, resampled=resampled) for resampled in (True, False)
+    ]
+    show(edges.edges_table(counted))
+    assert [one for one in counted if not one.kept] == []
+
+
+def test_claims_over_topics_are_true_and_those_that_one_seed_decides_are_marked(show):
+    counted = []
+    for seeds in (5, 8):
+        for name, draw in (
+            ("topics as units", edges.in_topics(seeds, 12, clustered=True)),
+            ("prompts of topics as units (not used)", edges.in_topics(seeds, 12, clustered=False)),
+            ("rare collapse", edges.rare_collapse(seeds)),
+            ("5 points in truth", edges.planted(seeds)),
+        ):
+            counted += edges.count_claims(name, f"{seeds} seeds", draw, count=STUDIES // 2)
+    show(edges.edges_table(counted))
+    assert [one for one in counted if not one.kept] == []
 
 
 def test_ablation_tables_claim_no_more_than_is_there(show):

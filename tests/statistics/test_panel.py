@@ -66,7 +66,7 @@ def kept(share):
 
 @pytest.mark.parametrize("world", [World(1, 0.5, repeats=5), World(2, 0.5), World(3, 1.0, repeats=3)], ids=str)
 def test_the_interval_of_these_judges_covers_their_own_win_rate(world):
-    assert kept(covered(world, lambda outcomes: win_rate_interval(outcomes, resamples=1000)))
+    assert kept(covered(world, win_rate_interval))
 
 
 @pytest.mark.parametrize("world", [World(5, 0.3), World(5, 1.0, repeats=3), World(8, 0.5)], ids=str)
@@ -86,5 +86,5 @@ def test_two_judges_cannot_speak_of_others_so_nothing_is_claimed():
 
 def test_the_interval_of_these_judges_is_not_one_of_all_judges():
     world = World(3, 1.0)
-    found = covered(world, lambda outcomes: win_rate_interval(outcomes, resamples=500), truth=world.of_all_judges)
+    found = covered(world, win_rate_interval, truth=world.of_all_judges)
     assert found < 0.7
