@@ -13,7 +13,7 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import effects, stability, statistics, tables
+from . import effects, league_checkpoints, stability, statistics, tables
 from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
 from .rows import (
     Outcomes,
@@ -116,7 +116,7 @@ def _hash(run: Run, name: str) -> str:
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """The rows of several runs in one table, by win rate.
+    """The rows of several runs in one table, by win rate; of leagues with the same entries these, over checkpoints.
 
     Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
     of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
@@ -131,6 +131,8 @@ def compare(runs: Sequence[Run]) -> Table:
             f"These runs were judged by {len(judges)} judges ({said}): their win rates cannot stand in one table. "
             "Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints and answers."
         )
+    if found := league_checkpoints.checkpoints(runs, _differing(runs)):
+        return found
     frames = [tables.win_rate_stability(run).frame.assign(run=run.path.name) for run in runs]
     frame = pd.concat([found for found in frames if len(found)], ignore_index=True) if any(map(len, frames)) else None
     if frame is None:
@@ -163,6 +165,15 @@ def compare(runs: Sequence[Run]) -> Table:
         ),
         remarks=tuple(frame["note"]),
     )
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Settings in which runs differ, and for what else their numbers would not compare; not for the SFT checkpoint."""
+    found = [item for run in runs[1:] for item in differences(runs[0].manifest, run.manifest)]
+    settings = dict.fromkeys(item.path for item in found if item.kind == "settings")
+    same = len({baseline_of(run) for run in runs}) == 1
+    reasons = (reason for reason in why_not_comparable(runs) if not (same and reason.startswith("baseline:")))
+    return [*settings, *reasons]
 
 
 def _unequal_seeds(runs: Sequence[Run]) -> list[str]:

@@ -39,8 +39,7 @@ def pooled_interval(outcomes: np.ndarray) -> statistics.Interval | None:
     whole = outcomes[:, ~np.isnan(outcomes).any(axis=0)]
     if len(whole) < FEWEST_JUDGES or whole.shape[1] < statistics.FEWEST_UNITS:
         return None
-    found = statistics.two_way_interval(whole)
-    return statistics.Interval(found.value, max(found.low, 0.0), min(found.high, 1.0))
+    return statistics.row_interval(whole)
 
 
 def noise(verdicts: pd.DataFrame) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
+from types import FrameType
 
 from slime_ray.bench.machine import Say
 from slime_ray.config.settings import Lora, Model
@@ -110,7 +111,7 @@ def _part(name: str, *, product: bool) -> str | None:
         return PARTS[name]
     if "attn" in name or "attention" in name:
         return "attention"
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code, owner = frame.f_code, type(frame.f_locals.get("self")).__name__
         ending = "/".join(code.co_filename.split("/")[-2:])

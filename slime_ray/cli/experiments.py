@@ -204,8 +204,6 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from slime_ray.data.places import missing_file
-
     experiment, source = checked(options)
     if lack := experiment.settings.evaluation.lacks():
         raise InputError(lack)
@@ -218,15 +216,29 @@ def _check(options: argparse.Namespace) -> None:
     league = experiment.league
     entries = league and f" {len(league.entries)} entries, {league.trials} trials and {league.seeds} seeds each."
     print(f"{source}: fine.{arms or ''}{trials or ''}{entries or ''}")
-    train = experiment.settings.data.train
-    if (missing := missing_file(train)) is not None:
-        print(f"warning: {train} is not on this machine{missing}. Trials read it where they run.")
+    for warning in _warnings(experiment):
+        print(f"warning: {warning}")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
         from slime_ray.on_ray.plan import earlier_runs
 
         for one in earlier_runs(experiment):
             print(one)
+
+
+def _warnings(experiment: "Experiment") -> list[str]:
+    """What is allowed and yet may not be meant."""
+    from slime_ray.config.tuning import tuning_warnings
+    from slime_ray.data.places import missing_file
+
+    train = experiment.settings.data.train
+    missing = missing_file(train)
+    found = [f"{train} is not on this machine{missing}. Trials read it where they run."] if missing is not None else []
+    early = experiment.early_stopping
+    if early and (unseen := experiment.unseen_goals):
+        seen = ", ".join(early.ranked_by)
+        found.append(f"early_stopping ranks by {seen}; {', '.join(unseen)} can be seen at a trial's end alone.")
+    return [*found, *(f"{sentence}." for sentence in tuning_warnings(experiment))]
 
 
 def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
@@ -241,6 +253,7 @@ def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
         "trials": experiment.budget.trials,
         "league": [entry.label for entry in experiment.league.entries] if experiment.league else [],
         "fingerprint": experiment.fingerprint,
+        "warnings": _warnings(experiment),
     }
 
 

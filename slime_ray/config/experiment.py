@@ -15,7 +15,6 @@ from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.config.strict import Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
 
-GOALS = ("win_rate", "stability", "preference_accuracy", "mean_margin")
 MOST_TRIALS = 100_000
 """Of a search, and of arms with all their seeds."""
 MOST_SEEDS = 10_000
@@ -200,6 +199,15 @@ class Experiment(Strict):
         content = self.model_dump(mode="json", exclude=left_out if self.constraints else left_out | {"constraints"})
         league = {"league": self.league.content} if self.league else {}
         return fingerprint({**content, **league, "base": lasting(content["base"])})
+
+    @property
+    def unseen_goals(self) -> list[str]:
+        """Goals that early stopping does not rank by, since they are known at a trial's end alone."""
+        early = self.early_stopping
+        if early is None or early.rule != "pareto":
+            return []
+        # preference_accuracy takes the place of a win rate that nobody judges on the way.
+        return [goal for goal in self.goals if goal != "win_rate" and goal not in early.ranked_by]
 
     @property
     def limits(self) -> list[Constraint]:

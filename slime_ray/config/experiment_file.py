@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -15,12 +15,12 @@ from slime_ray.config.complaints import explain
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
 from slime_ray.config.experiment import (
-    GOALS,
     MOST_SEEDS,
     MOST_TRIALS,
     Arm,
     Budget,
     EarlyStopping,
+    Estimate,
     Experiment,
     Faults,
     Resources,
@@ -39,8 +39,6 @@ from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName,
 from slime_ray.config.trackers import DEFAULT, Tracker
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError, near
-
-NO_RETENTION = "retention needs evaluation.retention, which is null. Name its prompts and its scorer there"
 
 
 class _File(SearchKeys):
@@ -266,7 +264,13 @@ class _Resolver:
         judged, evaluations = settings.judged_on_the_way, settings.training.evaluations
         if early.rule == "pareto" and early.goals is None:
             names = {"preference_accuracy" if goal == "win_rate" and not judged else goal: goal for goal in file.goals}
-            goals = {name: file.goals[goal] for name, goal in names.items() if goal in GOALS}
+            goals = {name: file.goals[goal] for name, goal in names.items() if name in get_args(Estimate)}
+            if not goals:
+                raise self.error(
+                    at,
+                    f"none of the goals {', '.join(file.goals)} is known during training. Set early_stopping.goals to "
+                    f"any of {', '.join(get_args(Estimate))}, or leave early_stopping out",
+                )
             early = early.model_copy(update={"goals": goals})
         if "win_rate" in early.ranked_by and not judged:
             raise self.error(
@@ -340,14 +344,11 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
     for goal in file.goals:
         if goal not in METRICS:
             yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, METRICS)}"
-        if goal == "win_rate" and settings.evaluation.judge.name == "none":
+        elif lack := _unmeasured(goal, settings):
             yield (
                 ("goals", goal),
-                "goals.win_rate needs a judge, and evaluation.judge is none. Set a judge, or use goals: "
-                "{preference_accuracy: maximize, stability: maximize}",
+                f"goals.{goal} {lack}, or use goals: {{preference_accuracy: maximize, stability: maximize}}",
             )
-        if goal == "retention" and settings.evaluation.retention is None:
-            yield ("goals", goal), f"goals.{NO_RETENTION}"
     if not file.goals:
         yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
     elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and (file.search or file.league):
@@ -355,6 +356,17 @@ def _goal_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, s
             ("goals",),
             ("accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them"),
         )
+
+
+def _unmeasured(column: str, settings: Settings) -> str | None:
+    """Why no trial of these settings has this number, and the way out; None where it has."""
+    if column in JUDGED and settings.evaluation.judge.name == "none":
+        return "needs a judge, and evaluation.judge is none. Set a judge"
+    if column == "retention" and settings.evaluation.retention is None:
+        return "needs evaluation.retention, which is null. Name its prompts and its scorer there"
+    if column == "format_valid" and settings.data.task is None:
+        return f"is measured on embedded tasks alone, and data.train is {settings.data.train}. Leave it out"
+    return None
 
 
 def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
@@ -370,10 +382,8 @@ def _constraint_refusals(file: _File, settings: Settings) -> Iterator[tuple[KeyP
         known.append(one)
         if one.column not in METRICS:
             yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
-        elif one.column in JUDGED and settings.evaluation.judge.name == "none":
-            yield ("constraints", index), f"{one.column} needs a judge, and evaluation.judge is none. Set a judge"
-        elif one.column == "retention" and settings.evaluation.retention is None:
-            yield ("constraints", index), NO_RETENTION
+        elif lack := _unmeasured(one.column, settings):
+            yield ("constraints", index), f"{one.column} {lack}"
     if clash := contradiction(known):
         yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
 

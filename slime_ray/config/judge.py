@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slime_ray.config.strict import Located, Positive, Strict, fingerprint
 from slime_ray.config.yaml_source import load_yaml
@@ -291,7 +291,7 @@ class Llm(JudgeSettings):
     """Null leaves it out, for models that refuse it."""
     max_tokens: Positive = 2048
     """Of a judgment."""
-    request: Annotated[dict[str, JsonValue], AfterValidator(request_fields)] = {}
+    request: Annotated[dict[str, Any], AfterValidator(request_fields)] = {}
     """Further fields of each request, such as {reasoning_effort: low}, sent as they are."""
     repeats: Annotated[Repeats, BeforeValidator(_repeats, json_schema_input_type=Repeats | int)] = Repeats()
     """A number of times, or {times, share}; each repeat is a request of its own."""
@@ -377,7 +377,7 @@ JUDGE_SETTINGS: dict[str, type[JudgeSettings]] = {
 }
 AnyJudge = Annotated[Judge, Field(discriminator="name")]
 NamedJudge = Annotated[
-    AnyJudge, BeforeValidator(judge_by_name, json_schema_input_type=AnyJudge | list[Any] | Literal["none", "exact"])
+    AnyJudge, BeforeValidator(judge_by_name, json_schema_input_type=AnyJudge | list[Member] | Literal["none", "exact"])
 ]
 
 

@@ -309,7 +309,7 @@ class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1."""
 
     judge: NamedJudge = NoJudge()
-    """Who compares answers. `none` and `exact` may stand by their name alone."""
+    """Who compares answers. `none` and `exact` may stand by their name alone; a list of judges is a panel."""
     questions: Located | None = None
     """A file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of `prompts` ones
     from the data."""

@@ -38,7 +38,7 @@ class DpoObjective(PairwiseObjective):
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE, "nll": WITHOUT_NLL}
 
-    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
+    beta: float = knob(0.1, above=0, tuned=(0.01, 1.0), scale="sum")
     label_smoothing: float = knob(0.0, at_least=0, at_most=0.5)
     nll_weight: float = knob(0.0, at_least=0, tuned=(0.1, 1.0))
     normalization: Literal["mean", "sum"] = "sum"

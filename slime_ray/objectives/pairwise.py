@@ -23,6 +23,7 @@ def knob(
     default: float,
     *,
     tuned: tuple[float, float] | None = None,
+    scale: Literal["mean", "sum"] | None = None,
     at_least: float = -math.inf,
     above: float = -math.inf,
     at_most: float = math.inf,
@@ -32,12 +33,13 @@ def knob(
     Args:
         default: The value where nothing is set.
         tuned: The range in which the literature tunes it. None where none is known.
+        scale: Whether that range is for "mean" or "sum" log-probs, where the objective can take both.
         at_least: Smallest value allowed.
         above: Value that must be exceeded.
         at_most: Largest value allowed.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
-    return dataclasses.field(default=default, metadata={"bounds": bounds, "tuned": tuned})
+    return dataclasses.field(default=default, metadata={"bounds": bounds, "tuned": tuned, "scale": scale})
 
 
 def tuned_ranges(objective: type) -> dict[str, tuple[float, float]]:

@@ -40,7 +40,7 @@ class SimpoObjective(PairwiseObjective):
         "nll": WITHOUT_NLL,
     }
 
-    beta: float = knob(2.0, above=0, tuned=(2.0, 10.0))
+    beta: float = knob(2.0, above=0, tuned=(2.0, 10.0), scale="mean")
     gamma: float = knob(0.5, at_least=0, tuned=(0.6, 16.0))
     nll_weight: float = knob(0.0, at_least=0)
     remove: tuple[str, ...] = ()

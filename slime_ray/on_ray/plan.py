@@ -310,13 +310,19 @@ class Earlier:
 
     def as_json(self) -> dict[str, Any]:
         """As the manifest of a run keeps it."""
-        trials = [{"source": one.source, "point": one.point, "values": list(one.values)} for one in self.trials]
+        trials = [
+            {"source": one.source, "point": one.point, "values": list(one.values), "excesses": list(one.excesses)}
+            for one in self.trials
+        ]
         return {"run": self.run, "hashes": self.hashes, "trials": trials, "outside": self.outside}
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> "Earlier":
         """What `as_json` wrote."""
-        trials = [Observation(one["source"], dict(one["point"]), tuple(one["values"])) for one in kept["trials"]]
+        trials = [
+            Observation(one["source"], dict(one["point"]), tuple(one["values"]), tuple(one.get("excesses", ())))
+            for one in kept["trials"]
+        ]
         return cls(kept["run"], dict(kept["hashes"]), trials, kept["outside"])
 
     def __str__(self) -> str:
@@ -367,6 +373,7 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
             f"{shown}/{row['trial_id']}",
             points[row["trial_id"]],
             tuple(float(row[goal]) for goal in experiment.goals),
+            tuple(one.excess(row) for one in experiment.limits),
         )
         for row in chosen
     ]

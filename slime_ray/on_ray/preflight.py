@@ -350,8 +350,8 @@ def _rows(looks: Sequence[Look], experiment: Experiment) -> Iterator[Finding]:
     """How many tokens a row will have, on every kind of GPU."""
     settings, resources = experiment.settings, experiment.resources
     if not resources.gpu_per_worker:
-        row = settings.data.row_budget(gpu=False)
-        yield Finding("fine", "rows", f"A row has {row} tokens, {settings.data.row_reason(row)}.")
+        usual = settings.data.row_budget(gpu=False)
+        yield Finding("fine", "rows", f"A row has {usual} tokens, {settings.data.row_reason(usual)}.")
         return
     # It imports torch, which a sweep on CPUs has no time for.
     from slime_ray.model.footprint import STEP, gpu_row

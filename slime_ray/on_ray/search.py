@@ -106,11 +106,12 @@ def _journal(path: Path) -> BaseStorage:
 
 @dataclass(frozen=True)
 class Observation:
-    """A point whose goals are known beforehand. source: where from."""
+    """A point whose goals are known beforehand. source: where from. excesses: by how much it breaks each constraint."""
 
     source: str
     point: Point
     values: tuple[float, ...]
+    excesses: tuple[float, ...] = ()
 
 
 class StudySearch:
@@ -297,7 +298,9 @@ class StudySearch:
         for one in observed:
             self.sampler.history.add(key(one.point))
             if one.source not in known:
-                self.study.tell(self._begin(one.point, source=one.source), list(one.values))
+                trial = self._begin(one.point, source=one.source)
+                self._constrain(trial, one.excesses)
+                self.study.tell(trial, list(one.values))
 
     def _begin(self, point: Point, **attrs: str) -> Trial:
         """Start a trial at a point that was not drawn."""
@@ -389,15 +392,18 @@ class StudySearch:
                 "tokens": result.get("tokens"),
             }.items():
                 trial.set_user_attr(name, value)
-        if state == TrialState.COMPLETE and self.search.sampler == "gp":
-            # By how much requirements hold is one more thing that it learns.
+        if state == TrialState.COMPLETE:
+            self._constrain(trial, [one.excess(result) for one in self.constraints])
+        self.study.tell(trial, self._values(result), state=state)
+
+    def _constrain(self, trial: Trial, excesses: Sequence[float]) -> None:
+        """Let the sampler know by how much each constraint is broken; GP learns the same of requirements."""
+        if self.search.sampler == "gp":
             point = {path_of(name): value for name, value in trial.params.items()}
             for requirement, excess in self.sampler.rules.excesses(point).items():
                 trial.set_constraint(requirement, excess)
-        if state == TrialState.COMPLETE:
-            for one in self.constraints:
-                trial.set_constraint(str(one), one.excess(result))
-        self.study.tell(trial, self._values(result), state=state)
+        for constraint, excess in zip(self.constraints, excesses, strict=True):
+            trial.set_constraint(str(constraint), excess)
 
     def _state(self, result: Mapping[str, Any]) -> TrialState:
         if result.get("status") == "stopped":

@@ -172,8 +172,8 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
     seeds = manifest.get("seeds") or []
-    before = _league_before(run, manifest, experiment)
-    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds, "league": before}).fingerprint:
+    league = _league_before(run, manifest, experiment)
+    if manifest.get("fingerprint") != experiment.model_copy(update={"seeds": seeds, "league": league}).fingerprint:
         raise InputError(
             f"{run} was started with other settings than this file and these --set give now. Resume it with the "
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
@@ -195,10 +195,10 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"{run} was started with the judge {manifest.get('judge')}, which is {experiment.settings.judge_identity} "
             "now. Give its template back the content it had, or give the run another name with --name."
         )
-    before, now_in_a_row = _rows_before(run, manifest), _row_tokens(experiment)
-    if before and now_in_a_row and before != now_in_a_row:
+    tokens_before, tokens_now = _rows_before(run, manifest), _row_tokens(experiment)
+    if tokens_before and tokens_now and tokens_before != tokens_now:
         raise InputError(
-            f"{run} was started with rows of {before} tokens, and this version takes {now_in_a_row} where "
+            f"{run} was started with rows of {tokens_before} tokens, and this version takes {tokens_now} where "
             f"data.row_tokens is null, which rounds otherwise. Resume it with slime_ray {manifest.get('slime_ray')}, "
             "or give the run another name with --name."
         )

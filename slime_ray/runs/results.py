@@ -358,7 +358,7 @@ def load(run: str | Path) -> Run:
     frames = {name: _frame(table) for name, table in tables.items()}
     answers = frames["answers"].fillna({"turn": 1})
     kept = answers["prompt_set"] == RETENTION
-    frames |= {"answers": answers[~kept], RETENTION: answers[kept]}
+    frames |= {"answers": answers[~kept].reset_index(drop=True), RETENTION: answers[kept]}
     if frames["trials"].empty:
         raise InputError(f"{run}: no trial has finished yet, so there is nothing to report.")
     return Run(path=run, manifest=manifest, **frames)

@@ -3,12 +3,13 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import league, league_answer, league_tuning, tables
+from slime_ray.analysis import comparing, league, league_answer, league_tuning, tables
 
 from slime_ray.config.league import League
 from slime_ray.runs import results
@@ -137,7 +138,11 @@ def test_ranks_follow_from_holm_over_an_entrys_own_comparisons():
     for name in won:
         others = [other for other in won if other != name]
         d = [won[name] - won[other] for other in others]
-        apart = corrected([crossed_t(one) for one in d]) < 0.05
+        over_seeds = [stats.ttest_1samp(one.mean(axis=1), 0).pvalue for one in d]
+        over_prompts = [stats.wilcoxon(one.mean(axis=0), method="asymptotic").pvalue for one in d]
+        # Signs are flipped there; here their ranks stand in for them, which none of these comparisons hangs on.
+        largest = np.max([over_seeds, over_prompts, [crossed_t(one) for one in d]], axis=0)
+        apart = corrected(largest) < 0.05
         better = sum(one.mean() < 0 for one, is_apart in zip(d, apart, strict=True) if is_apart)
         worse = sum(one.mean() > 0 for one, is_apart in zip(d, apart, strict=True) if is_apart)
         assert found.ranks[name] == (1 + better, len(won) - worse)
@@ -340,3 +345,46 @@ def test_the_manifest_of_a_run_without_a_league_has_no_standings():
     run = designs.run_of(designs.leave_one_out(), by_rate([0.5]))
     assert League.of(run.manifest) is None
     assert league.Standings.of(run, tables.win_rate_stability(run)) is None
+
+
+def from_checkpoint(number, won, **manifest):
+    run = league_run(won)
+    base = {"league": run.manifest["experiment"]["league"], "base": {"sft": {"seed": number}}}
+    hashes = {"hashes": {"sft_checkpoint": f"{number}"}, "experiment": base}
+    return replace(run, path=Path(f"from-{number}"), manifest=run.manifest | hashes | manifest)
+
+
+def test_leagues_from_several_checkpoints_are_compared_with_the_checkpoint_as_one_draw():
+    won = [by_rate([0.7, 0.5, 0.3], seed=1), by_rate([0.6, 0.7, 0.3], seed=2), by_rate([0.8, 0.5, 0.3], seed=3)]
+    table = comparing.compare([from_checkpoint(number, one) for number, one in enumerate(won)])
+    frame = table.frame.set_index("entry")
+    rates = {name: np.array([one[name].mean() for one in won]) for name in "abc"}
+    gap = rates["b"] - rates["a"]
+    low, high = stats.t.interval(0.95, 2, loc=gap.mean(), scale=stats.sem(gap))
+    assert frame.loc["b", ["difference", "difference_low", "difference_high"]].tolist() == pytest.approx(
+        [gap.mean(), low, high]
+    )
+    assert frame.loc["b", ["behind", "separable", "checkpoints"]].tolist() == [2, 2, 3]
+    assert frame.loc["c", ["behind", "separable"]].tolist() == [3, 3]
+    assert frame["ranks"].tolist() == ["1, 2, 1", "2, 1, 2", "3, 3, 3"]
+    assert "experiment.base.sft.seed" in table.caption
+    assert not any("same SFT checkpoint" in note for note in table.notes)
+
+
+def test_leagues_that_differ_in_more_say_so():
+    won = by_rate([0.7, 0.5])
+    runs = [from_checkpoint(0, won), from_checkpoint(0, won, decoding={"temperature": 0.5})]
+    table = comparing.compare([runs[0], replace(runs[1], path=Path("other"))])
+    assert "decoding" in table.caption
+    assert any("same SFT checkpoint" in note for note in table.notes)
+
+
+def test_an_entry_that_is_not_confirmed_from_one_checkpoint_does_not_lead():
+    strong, weak = by_rate([0.9, 0.5, 0.3]), by_rate([0.9, 0.5, 0.3], seed=5)
+    runs = [from_checkpoint(0, strong), from_checkpoint(1, weak)]
+    gone = runs[1].trials["label"] == "search-a-0002"
+    runs[1].trials.loc[gone, "status"] = "failed"
+    frame = comparing.compare(runs).frame.set_index("entry")
+    assert frame.loc["a", "ranks"] == "1, –"
+    assert np.isnan(frame.loc["b", "difference"])
+    assert frame.loc["c", "behind"] == 2

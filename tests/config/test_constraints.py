@@ -13,6 +13,8 @@ from slime_ray.runs.pareto import best_rows, winners
 from slime_ray.runs.results import TRIAL_SCHEMA
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
+OWN = {"model": {"source": "some/model"}, "data": {"train": "some/pairs"}, "evaluation": {"judge": "none"}}
+"""Data and a model that are not embedded."""
 
 
 def experiment(**changes) -> Experiment:
@@ -66,6 +68,8 @@ def test_constraints_are_part_of_what_is_searched_and_none_change_no_fingerprint
         ({"constraints": ["stability <= win_rate"]}, "is not understood"),
         ({"constraints": ["stability >= 0.5", "stability <= 0.4"]}, "no trial can keep stability >= 0.5 and stability <= 0.4"),
         ({"constraints": ["win_rate >= 0.5"], "base": {"evaluation": {"judge": "none"}}, "goals": {"stability": "maximize"}}, "win_rate needs a judge"),
+        ({"early_stopping": {}, "base": {"training": {"evaluations": 8}}, "goals": {"total_seconds": "minimize"}}, "none of the goals total_seconds is known during training"),
+        ({"constraints": ["format_valid >= 0.9"], "base": OWN, "goals": {"stability": "maximize"}}, "format_valid is measured on embedded tasks alone"),
         ({"goals": {"seed": "maximize"}}, "goals.seed: there is no such metric"),
         ({"constraints": ["stability >= 0.5"], "search": {}, "budget": {}, "arms": {"slime": {}}}, "no effect without a `search`"),
     ],
@@ -73,6 +77,17 @@ def test_constraints_are_part_of_what_is_searched_and_none_change_no_fingerprint
 def test_what_cannot_be_kept_is_refused(changes, sentence):
     with pytest.raises(InputError, match=sentence):
         experiment(**changes)
+
+
+def test_early_stopping_ranks_by_the_goals_that_it_can_see_and_names_the_others():
+    found = experiment(
+        goals={"win_rate": "maximize", "chosen_drift": "maximize", "total_seconds": "minimize"},
+        base={"training": {"evaluations": 8}},
+        early_stopping={},
+    )
+    assert found.early_stopping.goals == {"win_rate": "maximize", "chosen_drift": "maximize"}
+    assert found.unseen_goals == ["total_seconds"]
+    assert experiment(goals={"win_rate": "maximize", "total_seconds": "minimize"}).unseen_goals == []
 
 
 def test_a_missing_number_breaks_a_constraint():

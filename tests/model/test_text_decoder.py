@@ -40,7 +40,7 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-GEMMA = {"vision_config": VISION, "mm_tokens_per_image": 4}
+GEMMA: dict[str, Any] = {"vision_config": VISION, "mm_tokens_per_image": 4}
 CONFIGS = {
     # Of the soft cap the whole model takes no notice.
     "gemma3": Gemma3Config(text_config=TEXT | {"sliding_window": 4, "final_logit_softcapping": 2.0}, **GEMMA),

@@ -297,3 +297,12 @@ def test_samplers_that_learn_hear_of_constraints_and_optunas_own_front_keeps_the
     assert {trial.user_attrs["trial_id"] for trial in search.study.best_trials} == front
     assert front <= {row["trial_id"] for row in winners(rows, GOALS, limits)}
     assert search.ask(["next"]) is not None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
+def test_points_of_earlier_runs_bring_their_constraints_along(tmp_path, sampler):
+    limits = [Constraint.parse("broken_outputs <= 0.05")]
+    kept, broken = ({"objective.hard_margin": 2.0, "objective.soft_margin": soft} for soft in (0.3, 0.7))
+    observed = [Observation("kept", kept, (0.5, 0.5), (-0.05,)), Observation("broken", broken, (0.9, 0.9), (0.2,))]
+    search = opened(tmp_path, space(sampler), constraints=limits, observed=observed)
+    assert [trial.user_attrs["source"] for trial in search.study.best_trials] == ["kept"]

@@ -6,7 +6,7 @@ from . import ablation_cases, coverage, edges, leagues
 from .ablations import count_claims
 
 EVALUATIONS = RESAMPLES = STUDIES = 2000
-LEAGUES = 400
+LEAGUES = 1000
 pytestmark = pytest.mark.slow
 
 
