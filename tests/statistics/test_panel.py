@@ -75,7 +75,7 @@ def test_the_interval_of_any_judge_covers_the_win_rate_of_all_judges(world):
 
 
 def test_two_judges_cannot_speak_of_others_so_nothing_is_claimed():
-    world = World(2, 0.3)
+    world = World(2, 1.0, repeats=3)
     outcomes, _ = world.draw(np.random.default_rng(0))
     assert panel.pooled_interval(outcomes) is None
     # The formula alone would miss the truth too often: that both judges look alike is likely.
