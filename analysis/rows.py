@@ -206,7 +206,7 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
     """What a claim rests on, in one clause: seeds, prompts and judge, and of one row how many verdicts."""
     if not is_judged(run):
         return f"{seeds} seed{'s' * (seeds != 1)}, {items:,} held-out pairs"
-    words = f"{seeds} seed{'s' * (seeds != 1)}, {items:,} prompts, judge {judge_of(run)}"
+    words = f"{seeds} seed{'s' * int(seeds != 1)}, {items:,} prompts, judge {judge_of(run)}"
     if label is None:
         return words
     answers = judged_answers(run)
