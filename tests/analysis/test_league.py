@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import comparing, league, league_answer, league_tuning, tables
+from slime_ray.analysis import comparing, effects, league, league_answer, league_tuning, statistics, tables
 
 from slime_ray.config.league import League
 from slime_ray.runs import results
@@ -148,6 +148,19 @@ def test_ranks_follow_from_holm_over_an_entrys_own_comparisons():
         assert found.ranks[name] == (1 + better, len(won) - worse)
     assert found.ranks["a"] == (1, 1)
     assert found.ranks["d"] == (5, 5)
+
+
+def claim(p):
+    """Of a pair whose first is ahead."""
+    ahead = effects.Effect(statistics.Interval(0.1, 0.0, 0.2), 5, 100, {"seeds": p / 2, "both": p}, 1.0)
+    return effects.Claim(np.zeros((5, 1)), ahead, {}, 0.05)
+
+
+def test_ranks_are_corrected_over_the_entrys_own_pairs_and_need_all_tests():
+    near = {("a", "b"): claim(0.03), ("a", "c"): claim(0.04), ("b", "c"): None}
+    assert league.ranks(near) == {"a": (1, 3), "b": (1, 3), "c": (1, 3)}
+    clear = {("a", "b"): claim(0.02), ("a", "c"): claim(0.04), ("b", "c"): claim(0.9)}
+    assert league.ranks(clear) == {"a": (1, 1), "b": (2, 3), "c": (1, 3)}
 
 
 def test_pairs_are_separable_where_three_tests_agree_after_holm_over_all_pairs():
