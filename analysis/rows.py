@@ -206,13 +206,8 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
     """What a claim rests on, in one clause: seeds, prompts and judge, and of one row how many verdicts."""
     of_seeds = f"{seeds} seeds" if seeds != 1 else "1 seed"
     if not is_judged(run):
-<<<<<<< HEAD
         return f"{of_seeds}, {items:,} held-out pairs"
     words = f"{of_seeds}, {items:,} prompts, judge {judge_of(run)}"
-=======
-        return f"{seeds} seed{'' if seeds == 1 else 's'}, {items:,} held-out pairs"
-    words = f"{seeds} seed{'' if seeds == 1 else 's'}, {items:,} prompts, judge {judge_of(run)}"
->>>>>>> suite
     if label is None:
         return words
     answers = judged_answers(run)
