@@ -205,7 +205,7 @@ def baseline_of(run: results.Run) -> str:
 def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None) -> str:
     """What a claim rests on, in one clause: seeds, prompts and judge, and of one row how many verdicts."""
     if not is_judged(run):
-        return f"{seeds} seed{'s' * (seeds != 1)}, {items:,} held-out pairs"
+        return f"{seeds} seed{'s' * int(seeds != 1)}, {items:,} held-out pairs"
     words = f"{seeds} seed{'s' * int(seeds != 1)}, {items:,} prompts, judge {judge_of(run)}"
     if label is None:
         return words
