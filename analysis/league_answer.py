@@ -22,7 +22,7 @@ def sentences(found: Standings, table: Table) -> Sentences:
     shown = f"{number(first[found.rate], 1, scale=100)} %"
     settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}.")
     scored = frame.dropna(subset=["stability"])
-    steady = scored.loc[scored["stability"].idxmax()] if len(scored) else None
+    steady = scored.sort_values("stability", kind="stable").iloc[-1] if len(scored) else None
     if steady is not None:
         settled.append(
             f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "
@@ -35,8 +35,8 @@ def sentences(found: Standings, table: Table) -> Sentences:
         open_.append("Which entries differ: with so few seeds it is about these checkpoints only.")
         return open_, settled
     for name, label, claims in (
-        (unit, first["entry"], found.claims),
-        ("stability", None if steady is None else steady["entry"], found.stability_claims),
+        (unit, str(first["entry"]), found.claims),
+        ("stability", "" if steady is None else str(steady["entry"]), found.stability_claims),
     ):
         beside = [one for pair, claim in claims.items() if label in pair and not claim.matters for one in pair]
         if others := [one for one in frame["entry"] if one in beside and one != label]:

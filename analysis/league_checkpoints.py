@@ -50,10 +50,8 @@ def checkpoints(runs: Sequence[Run], differing: Sequence[str]) -> Table | None:
             Column(f"{rate} [95 %]", interval_cells(frame, "rate", 1, scale=100), keep=9),
             Column("ranks", tuple(frame["ranks"]), numeric=False, keep=9),
             Column("to the first [95 %]", interval_cells(frame, "difference", 1, scale=100, signed=True), keep=8),
-            *(
-                Column(name, cells(frame, lambda row, name=name: f"{row[name]} of {row['checkpoints']}"), keep=7)
-                for name in ("behind", "separable")
-            ),
+            Column("behind", cells(frame, lambda row: f"{row['behind']} of {row['checkpoints']}"), keep=7),
+            Column("separable", cells(frame, lambda row: f"{row['separable']} of {row['checkpoints']}"), keep=7),
         ),
     )
 

@@ -139,7 +139,9 @@ def mean_interval(outcomes: np.ndarray) -> Interval | None:
     if np.isnan(means).all():
         return None
     mean, scatter = float(np.nanmean(means)), row_scatter(outcomes)
-    half = scatter.quantile(CONFIDENCE) * float(np.sqrt(scatter.variance)) if scatter.variance > 0 else np.nan
+    # Over items alone the variance is that of the items at hand; Student's is of those that they were drawn from.
+    variance = scatter.variance * (1 if is_of_method(outcomes) else scatter.items / max(scatter.items - 1, 1))
+    half = scatter.quantile(CONFIDENCE) * float(np.sqrt(variance)) if variance > 0 else np.nan
     return Interval(mean, mean - half, mean + half)
 
 
