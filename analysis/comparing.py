@@ -324,7 +324,7 @@ def _row(
     shared = None if d is None or topics is None else topics[shared_items(pair)]
     gap = None if d is None else effects.interval(d, shared, confidence=confidence)
     remarks = []
-    if gap is not None and gap.excludes(0.0):
+    if d is not None and gap is not None and gap.excludes(0.0):
         remarks.append(f"the win rates differ{_one_seed_decides(d, shared, confidence)}")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")
