@@ -142,7 +142,7 @@ def test_the_answer_is_what_the_numbers_say(judged_run):
     run = results.load(judged_run)
     open_, said = answer(run)
     # search-0004 and nll win the same 18 of 24 prompts.
-    assert any(sentence.startswith("Which of nll and search-0004 wins most") for sentence in open_)
+    assert any(sentence.startswith("Which of nll, ") and "search-0004" in sentence for sentence in open_)
     assert any(sentence.startswith("2 of 24 trials failed or diverged") for sentence in open_)
     assert any("these checkpoints only" in sentence for sentence in open_)
     # The arm without updates is the SFT checkpoint: nothing is open there.
