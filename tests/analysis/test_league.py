@@ -121,6 +121,8 @@ def crossed_t(d):
         part = of_s + max(of_p - rest, 0)
         error = math.sqrt(part / (seeds * prompts))
         freedom = part**2 / (of_s**2 / (seeds - 1) + of_p**2 / (prompts - 1) + rest**2 / ((seeds - 1) * (prompts - 1)))
+    # Half a prompt that differs by 1 and half a one by -1: their squares over those of the number of prompts.
+    error = math.hypot(error, 1 / prompts)
     return 2 * stats.t.sf(abs(grand) / error, min(freedom, 3 * (seeds - 1)))
 
 
