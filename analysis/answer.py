@@ -52,7 +52,8 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     open_ += of_design[0]
     said += of_design[1]
-    _say_search(run, frame, judged, open_, said)
+    if not (run.manifest.get("experiment") or {}).get("league"):
+        _say_search(run, frame, judged, open_, said)
     return [unbroken(sentence) for sentence in open_], [unbroken(sentence) for sentence in said]
 
 

@@ -22,7 +22,7 @@ def sentences(found: Standings, table: Table) -> Sentences:
     shown = f"{number(first[found.rate], 1, scale=100)} %"
     settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}.")
     scored = frame.dropna(subset=["stability"])
-    steady = scored.sort_values("stability", kind="stable").iloc[-1] if len(scored) else None
+    steady = scored.sort_values("stability", ascending=False, kind="stable").iloc[0] if len(scored) else None
     if steady is not None:
         settled.append(
             f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "

@@ -43,7 +43,7 @@ def tuning(found: Standings) -> Table:
             f"few trials to say how far off it is; below {ESTIMATED} to each none is given. Trials that did not "
             "complete count as the worst that did.",
             "The best of all trials looks better than it is, by luck on one seed and few prompts. Where confirmed "
-            "values lie below even the best of 1, the report prompts are harder too. The winner is chosen by all goals "
+            "values lie below even the best of 1, the report prompts may be harder. The winner is chosen by all goals "
             "and may lie below the best of all.",
         ],
         columns=(
