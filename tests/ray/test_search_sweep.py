@@ -157,3 +157,35 @@ def test_a_spent_budget_ends_the_sweep_by_name_and_a_raised_one_goes_on(instance
     manifest = results.read_manifest(run)
     assert (manifest["ended_by"], len(results.finished_trials(run))) == ("budget.trials", 4)
     assert manifest["spent"]["gpu_hours"] > 1e-5
+
+
+LEAGUE = (
+    TEXT[: TEXT.index("search:")]
+    + """\
+league:
+  trials: 2
+  seeds: 2
+  learning_rate: {log_uniform: [1.0e-4, 1.0e-3]}
+  defaults: true
+  entries:
+    ipo: {}
+    sft: {}
+"""
+)
+
+
+def test_a_league_confirms_every_entrys_winner_and_trains_only_a_new_entry_when_resumed(folder, instance):
+    run = sweep(folder, "league", text=LEAGUE)
+    first = results.finished_trials(run)
+    assert sum(row["phase"] == "search" for row in first.values()) == 2 * 2
+    for label in ("ipo", "sft"):
+        confirmed = [name for name in first if name.startswith(f"confirm-search-{label}-") and "defaults" not in name]
+        assert len(confirmed) == 2
+        assert {first[name]["objective"] for name in confirmed} == {label}
+    sweep(folder, "league", "resume", text=LEAGUE + "    nca: {}\n")
+    again = results.finished_trials(run)
+    assert {name: again[name]["started"] for name in first} == {name: row["started"] for name, row in first.items()}
+    new = again.keys() - first.keys()
+    assert all("-nca-" in name for name in new)
+    assert {"search-nca-0001", "search-nca-0002"} < new
+    assert results.read_manifest(run)["finished"]
