@@ -126,7 +126,9 @@ def evaluate(
     named["the baseline"] = against.path if against else None
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
-    measured = experiment.model_copy(update={"arms": arms, "seeds": [0], "search": None, "design": None})
+    measured = experiment.model_copy(
+        update={"arms": arms, "seeds": [0], "search": None, "design": None, "league": None}
+    )
     if not offline and (lack := settings.evaluation.lacks()):
         raise InputError(lack)
     mirror = RunStore.of(storage, "trials")

@@ -27,7 +27,6 @@ from slime_ray.training.worker import reset_process, run_trial
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], object]
-logger = logging.getLogger(__name__)
 
 
 def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:

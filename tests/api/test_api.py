@@ -110,6 +110,14 @@ def test_one_trial_trains_in_this_process_and_keeps_the_mapping(tmp_path, monkey
     assert api.open_experiment(run.path / "experiment.yaml")[0].base == api.open_experiment(CONTENT)[0].base
     again = slime_ray.evaluate(CONTENT, [run.path / "trials" / "arm-slime-s0"], storage=tmp_path, quiet=True)
     assert again.table.frame["label"].tolist() == ["arm-slime-s0"]
+    # Of a league's file only `base` counts, as of any other's.
+    left_out = ("search", "require", "start_from", "budget")
+    league = {key: value for key, value in CONTENT.items() if key not in left_out}
+    league["league"] = {"trials": 2, "entries": {"ipo": {}, "sft": {}}}
+    policy = run.path / "trials" / "arm-slime-s0"
+    of_league = slime_ray.evaluate(league, [policy], name="league", storage=tmp_path, quiet=True)
+    assert of_league.manifest["experiment"]["league"] is None
+    assert of_league.table.frame["label"].tolist() == ["arm-slime-s0"]
     model = run.export("arm-slime-s0", tmp_path / "model")
     assert (Path(model) / "tokenizer.json").is_file()
 
