@@ -57,7 +57,7 @@ class Scripted(monitor.MonitorActor):
 
     def __init__(self, *given: Any):
         super().__init__(*given)
-        self.rule = TwoOfThree()
+        self.rules = {"": TwoOfThree()}
 
 
 @pytest.fixture(autouse=True)
