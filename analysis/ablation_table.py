@@ -83,9 +83,9 @@ class Cells:
 
     def topics_of(self, labels: Iterable[str], metric: str) -> np.ndarray | None:
         """The topics of the prompts that these cells share; None where the metric has none."""
-        if self.topics is None or metric == "stability" or not self.rates.keys() >= set(labels):
+        if metric == "stability" or not self.rates.keys() >= set(labels):
             return None
-        return self.topics[rows.shared_items([self.rates[label] for label in labels])]
+        return rows.shared_topics([self.rates[label] for label in labels], self.topics)
 
     def claims(self, cells: Sequence[Cell]) -> dict[str, Claim]:
         """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""

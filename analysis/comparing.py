@@ -24,7 +24,7 @@ from .rows import (
     judged_answers,
     left_out,
     outcomes_by_label,
-    shared_items,
+    shared_topics,
     topic_notes,
     topics_by_prompt,
     version_of,
@@ -321,7 +321,7 @@ def _row(
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
     pair = [found[label] for found in outcomes if label in found]
     d = difference(*pair) if len(pair) == 2 else None
-    shared = None if d is None or topics is None else topics[shared_items(pair)]
+    shared = None if d is None else shared_topics(pair, topics)
     gap = None if d is None else effects.interval(d, shared, confidence=confidence)
     remarks = []
     if d is not None and gap is not None and gap.excludes(0.0):

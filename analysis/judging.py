@@ -52,8 +52,8 @@ def length_controlled_rate(
     """LC with its percentile interval; the prompts are resampled, with all answers to each. sd stays as it was.
 
     All (answers,). outcomes: 0 to 1. more_tokens: the answer's length minus the baseline answer's. prompts: the place
-    of each answer's prompt, from 0. Answers that lack an outcome or a length are left out. Where all outcomes are 0, or
-    all 1, so is LC; None without answers, and where length alone tells wins from losses.
+    of each answer's prompt, from 0. Answers that lack an outcome or a length are left out. Where all outcomes are
+    the same so is LC, without ends; None without answers, and where length alone tells wins from losses.
     """
     known = ~(np.isnan(outcomes) | np.isnan(more_tokens))
     if not known.any():
@@ -61,8 +61,8 @@ def length_controlled_rate(
     order = np.argsort(prompts[known], kind="stable")
     y, d = outcomes[known][order], more_tokens[known][order]
     names, places = np.unique(prompts[known][order], return_inverse=True)
-    if (y == 0).all() or (y == 1).all():
-        return statistics.interval(float(y[0]), y, units=len(names))
+    if np.ptp(y) == 0:
+        return statistics.Interval(float(y[0]), np.nan, np.nan)
     spread = d.std()
     x = np.tanh(d / spread) if spread > 0 else np.zeros(len(d))
     if _told_apart(y, x):
@@ -202,7 +202,8 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
     found = []
     for judge, own in verdicts.groupby("judge"):
         wide = own.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
-        columns = statistics.columns({"win_rate": statistics.row_interval(wide.to_numpy(dtype=float))})
+        rate = statistics.row_interval(wide.to_numpy(dtype=float), rows.topics_by_prompt(run, wide.columns))
+        columns = statistics.columns({"win_rate": rate})
         found.append(({**row, **columns, "judge": str(judge)}, Votes.of(own)))
     return found
 
@@ -240,6 +241,7 @@ def judging(run: results.Run, main: Table) -> Table:
             ),
             "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts, with robust "
             f"errors; from {style.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once.",
+            *(["LC and SC have no ends where all outcomes are the same."] if _same_outcomes(frame) else []),
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
             "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
@@ -265,6 +267,12 @@ def judging(run: results.Run, main: Table) -> Table:
             Column("missing", cells(frame, _invalid_cell)),
         ),
     )
+
+
+def _same_outcomes(frame: pd.DataFrame) -> bool:
+    known = frame["win_rate_low"].notna()
+    rates = ("length_controlled", "style_controlled")
+    return any((known & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates)
 
 
 def _took(run: results.Run) -> list[str]:

@@ -59,13 +59,13 @@ class Standings:
         searched = self.run.trials[self.run.trials["phase"] == "search"]
         of = searched["trial_id"].map(entry_of)
         goals = self.run.manifest.get("goals") or {}
-        found = {}
+        members = {}
         for entry in self.league.entries:
-            own = searched[of == entry.label]
-            records = [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
+            trials = searched[of == entry.label]
+            records = [{str(key): value for key, value in row.items()} for row in trials.to_dict("records")]
             best = winners(records, goals, constraints_of(self.run.manifest))
-            found[entry.label] = Member(entry, own, str(best[0]["trial_id"]) if best else None)
-        return found
+            members[entry.label] = Member(entry, trials, str(best[0]["trial_id"]) if best else None)
+        return members
 
     @property
     def rate(self) -> str:
@@ -78,10 +78,24 @@ class Standings:
         judged = rows.is_judged(self.run)
         return rows.outcomes_by_label(self.run) if judged else rows.accuracies_by_label(self.run)
 
+    @cached_property
+    def topics(self) -> np.ndarray | None:
+        """(prompts,) of the outcomes, where these are of prompts that come in topics."""
+        return rows.topics_by_prompt(self.run) if rows.is_judged(self.run) else None
+
+    def interval(self, outcomes: Outcomes | None) -> statistics.Interval | None:
+        """A row's rate with its interval; None where it has no outcomes."""
+        return None if outcomes is None else statistics.row_interval(outcomes[1], self.topics)
+
     def of_entry(self, label: str, ending: str = "") -> Outcomes | None:
         """The confirmed outcomes of an entry's winner, or of its defaults."""
         winner = self.members[label].winner
         return None if winner is None else self.outcomes.get(winner + ending)
+
+    @cached_property
+    def confirmed(self) -> dict[str, Outcomes]:
+        """The outcomes of every winner that has some, by entry."""
+        return {label: outcomes for label in self.members if (outcomes := self.of_entry(label)) is not None}
 
     def searched(self, label: str) -> np.ndarray:
         """(trials,) rates that an entry's search measured; of those that did not complete the worst. None where all."""
@@ -93,17 +107,19 @@ class Standings:
     @cached_property
     def differences(self) -> dict[Pair, np.ndarray | None]:
         """Every pair's paired outcomes, one minus the other, on the seeds and prompts that both have."""
-        confirmed = {label: found for label in self.members if (found := self.of_entry(label)) is not None}
-        means = {label: float(np.nanmean(found[1])) for label, found in confirmed.items()}
-        order = sorted(confirmed, key=lambda label: -means[label])
-        return {
-            (one, other): rows.difference(confirmed[one], confirmed[other]) for one, other in combinations(order, 2)
-        }
+        means = {label: float(np.nanmean(outcomes)) for label, (_, outcomes) in self.confirmed.items()}
+        order = sorted(means, key=lambda label: -means[label])
+        return {pair: rows.difference(*(self.confirmed[label] for label in pair)) for pair in combinations(order, 2)}
 
     @cached_property
     def claims(self) -> dict[Pair, Claim]:
         """What may be claimed of the pairs, corrected over all of them."""
-        return _claims(self.differences)
+        topics = {
+            pair: rows.shared_topics([self.confirmed[label] for label in pair], self.topics)
+            for pair, d in self.differences.items()
+            if d is not None
+        }
+        return _claims(self.differences, topics)
 
     @cached_property
     def scores(self) -> dict[str, Outcomes]:
@@ -140,10 +156,16 @@ class Standings:
         return letters(order, [pair for pair, claim in self.claims.items() if claim.matters])
 
 
-def _claims(differences: Mapping[Pair, np.ndarray | None]) -> dict[Pair, Claim]:
+def _claims(
+    differences: Mapping[Pair, np.ndarray | None], topics: Mapping[Pair, np.ndarray | None] | None = None
+) -> dict[Pair, Claim]:
     """Those of `effects.claims`, by pair."""
-    found = effects.claims({" ".join(pair): d for pair, d in differences.items()})
-    return {pair: found[" ".join(pair)] for pair in differences if " ".join(pair) in found}
+    names = {" ".join(pair): pair for pair in differences}
+    claims = effects.claims(
+        {name: differences[pair] for name, pair in names.items()},
+        {name: topics.get(pair) for name, pair in names.items()} if topics else None,
+    )
+    return {names[name]: claim for name, claim in claims.items()}
 
 
 def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]:
@@ -155,21 +177,21 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
     Returns:
         By label. Two with too few common seeds may stand either way; NaN of what has too few with every other.
     """
-    found = {}
+    ranks_by_label = {}
     for label in dict.fromkeys(name for pair in claims for name in pair):
-        own = {pair: claim for pair, claim in claims.items() if label in pair}
+        beside = {pair: claim for pair, claim in claims.items() if label in pair}
         # The t over seeds and prompts alone would cover 93 % where seeds differ much: docs/benchmarks/statistics.md.
         p_values = [
             np.nan if claim is None or claim.effect.of_checkpoints else max(claim.effect.p_values.values())
-            for claim in own.values()
+            for claim in beside.values()
         ]
-        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(own))
-        for (pair, claim), p in zip(own.items(), effects.holm(np.array(p_values)), strict=True):
+        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(beside))
+        for (pair, claim), p in zip(beside.items(), effects.holm(np.array(p_values)), strict=True):
             if claim is not None and p < effects.LEVEL:
                 ahead = (claim.effect.difference.value > 0) == (pair[0] == label)
                 lowest, highest = lowest + (not ahead), highest - ahead
-        found[label] = lowest, highest
-    return found
+        ranks_by_label[label] = lowest, highest
+    return ranks_by_label
 
 
 def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
@@ -243,9 +265,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
     chosen = member.trials[member.trials["trial_id"] == winner]
     values = {name: row.get(name, np.nan) for name in [*ends, *others]}
     if found.rate == "preference_accuracy":
-        outcomes = found.of_entry(label)
-        interval = None if outcomes is None else statistics.row_interval(outcomes[1])
-        values |= statistics.columns({"preference_accuracy": interval})
+        values |= statistics.columns({"preference_accuracy": found.interval(found.of_entry(label))})
     return {
         "entry": label,
         "objective": member.entry.objective,
@@ -311,9 +331,10 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
                 f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
                 "not separable from any, and the ranks of the others leave open on which side of it they are."
             )
-    seeds = {label: outcomes[0] for label in found.members if (outcomes := found.of_entry(label)) is not None}
+    seeds = {label: seeds for label, (seeds, _) in found.confirmed.items()}
     if len(seeds) > 1 and (left := rows.left_out(seeds)):
         notes.append(f"Pairs are compared on the seeds that both have. Not common to all: {left}.")
+    notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
     notes.append(
         "One SFT checkpoint: how methods do from another one is not in these intervals. tuned: trials that completed. "
         "tokens, worker-min (GPU-minutes on GPUs), verdicts: of tuning and of the winner's confirmation, added up over "

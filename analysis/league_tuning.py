@@ -28,9 +28,8 @@ def tuning(found: Standings) -> Table:
     records = []
     for label in found.members:
         values = found.searched(label)
-        outcomes = found.of_entry(label)
         best = {f"best_of_{k}": best_of(values, k) for k in shown}
-        best["confirmed"] = None if outcomes is None else statistics.row_interval(outcomes[1])
+        best["confirmed"] = found.interval(found.of_entry(label))
         most = float(values.max()) if len(values) else np.nan
         records.append({"entry": label, **statistics.columns(best), "best_of_all": most})
     frame = pd.DataFrame(records).sort_values("confirmed", ascending=False, na_position="last").reset_index(drop=True)
@@ -102,6 +101,7 @@ def defaults(found: Standings) -> Table:
         ]
         one, other = found.of_entry(label), found.of_entry(label, DEFAULTS)
         d = None if one is None or other is None else rows.difference(one, other)
+        topics = None if one is None or other is None else rows.shared_topics([one, other], found.topics)
         score = found.steadier(label, label, DEFAULTS)
         records.append(
             {
@@ -109,9 +109,9 @@ def defaults(found: Standings) -> Table:
                 "knobs": "; ".join(knobs) or "no knobs",
                 **statistics.columns(
                     {
-                        "tuned": None if one is None else statistics.row_interval(one[1]),
-                        "defaults": None if other is None else statistics.row_interval(other[1]),
-                        "difference": None if d is None else effects.interval(d),
+                        "tuned": found.interval(one),
+                        "defaults": found.interval(other),
+                        "difference": None if d is None else effects.interval(d, topics),
                         "stability_difference": None if score is None else effects.interval(score),
                     }
                 ),

@@ -31,15 +31,16 @@ def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
     return float((np.trace(shares) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
-def pooled_interval(outcomes: np.ndarray) -> statistics.Interval | None:
+def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> statistics.Interval | None:
     """The win rate with its interval over other judges and prompts; None of fewer than FEWEST_JUDGES judges.
 
-    outcomes: (judges, prompts) means over seeds, turns and repeats. Prompts that a judge lacks are left out.
+    outcomes: (judges, prompts) means over seeds, turns and repeats. Prompts that a judge lacks are left out. topics:
+    (prompts,) where prompts come in topics.
     """
-    whole = outcomes[:, ~np.isnan(outcomes).any(axis=0)]
-    if len(whole) < FEWEST_JUDGES or whole.shape[1] < statistics.FEWEST_UNITS:
+    complete = ~np.isnan(outcomes).any(axis=0)
+    if len(outcomes) < FEWEST_JUDGES or complete.sum() < statistics.FEWEST_UNITS:
         return None
-    return statistics.row_interval(whole)
+    return statistics.row_interval(outcomes[:, complete], None if topics is None else topics[complete])
 
 
 def noise(verdicts: pd.DataFrame) -> tuple[float, float]:
@@ -78,12 +79,13 @@ def panel(run: results.Run, main: Table) -> Table:
     for row in shown:
         own = verdicts[verdicts["label"] == row["label"]]
         outcomes = outcomes_by_judge(own)
+        topics = rows.topics_by_prompt(run, outcomes.columns)
         complete = outcomes.notna().all()
         variance, share = noise(own)
         found.append(
             {
                 **{name: row[name] for name in ("label", "win_rate", "win_rate_low", "win_rate_high")},
-                **statistics.columns({"any_judge": pooled_interval(outcomes.to_numpy(dtype=float))}),
+                **statistics.columns({"any_judge": pooled_interval(outcomes.to_numpy(dtype=float), topics)}),
                 "judges": len(outcomes),
                 "lowest": outcomes.loc[:, complete].mean(axis=1).min(),
                 "highest": outcomes.loc[:, complete].mean(axis=1).max(),

@@ -120,16 +120,19 @@ FEWEST_TOPICS = 5
 """Topics that prompts are grouped by: fewer say too little of how topics differ."""
 
 
-def topics_by_prompt(run: results.Run) -> np.ndarray | None:
-    """(prompts,) number of the topic of each prompt, in the order of `outcomes_by_label`.
+def topics_by_prompt(run: results.Run, prompts: pd.Index | None = None) -> np.ndarray | None:
+    """(prompts,) number of the topic of each of these prompts; of all in the order of `outcomes_by_label`.
 
     None where some prompt has no category, or where there are fewer topics than FEWEST_TOPICS.
     """
     answers = judged_answers(run)
     if answers.empty or "category" not in answers or answers["category"].isna().any():
         return None
-    codes, names = pd.factorize(answers.groupby("prompt_id", sort=True)["category"].first(), sort=True)
-    return np.asarray(codes) if len(names) >= FEWEST_TOPICS else None
+    names = answers.groupby("prompt_id", sort=True)["category"].first()
+    codes = pd.Series(pd.factorize(names, sort=True)[0], index=names.index)
+    if codes.nunique() < FEWEST_TOPICS:
+        return None
+    return (codes if prompts is None else codes.loc[prompts]).to_numpy()
 
 
 def topic_notes(run: results.Run) -> list[str]:
@@ -139,7 +142,7 @@ def topic_notes(run: results.Run) -> list[str]:
     if topics_by_prompt(run) is not None:
         return [
             f"Prompts come in {topics} topics, which are the units of win rates, their differences and tests: a method "
-            "that is good at one topic is good at many prompts. Intervals of W_AH and LC take prompts as units."
+            "that is good at one topic is good at many prompts. Intervals of W_AH, LC and SC take prompts as units."
         ]
     few = f"Prompts come in {topics} topics: intervals are of these topics only (from {FEWEST_TOPICS} on over topics)."
     return [few] * (topics > 1)
@@ -150,6 +153,11 @@ def shared_items(outcomes: Sequence[Outcomes]) -> np.ndarray:
     seeds = set.intersection(*(set(seeds) for seeds, _ in outcomes))
     complete = [~np.isnan(values[[seed in seeds for seed in own]]).any(axis=0) for own, values in outcomes]
     return np.asarray(np.all(complete, axis=0))
+
+
+def shared_topics(outcomes: Sequence[Outcomes], topics: np.ndarray | None) -> np.ndarray | None:
+    """The topics of the `shared_items`; None without topics."""
+    return None if topics is None else topics[shared_items(outcomes)]
 
 
 def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:

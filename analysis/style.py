@@ -54,7 +54,7 @@ def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.nda
         prompts: (answers,) place of each answer's prompt.
 
     Returns:
-        None where there are too few prompts for the features that vary, or style alone tells wins from losses.
+        The rate, without ends where all outcomes are the same; None where there are too few prompts for the features that vary, or style alone tells wins from losses.
     """
     known = ~(np.isnan(outcomes) | np.isnan(style).any(axis=1))
     y, x = outcomes[known], style[known]
@@ -83,6 +83,6 @@ def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.nda
     np.add.at(scores, places, design * (y - fitted)[:, None])
     inverse = np.linalg.inv(curvature)
     robust = inverse @ (scores.T @ scores) @ inverse * units / (units - len(b))
-    half = 1.96 * float(np.sqrt(robust[0, 0]))
+    half = 1.96 * float(np.sqrt(robust[0, 0])) if np.ptp(y) > 0 else np.nan
     low, value, high = (float(1 / (1 + np.exp(-logit))) for logit in (b[0] - half, b[0], b[0] + half))
     return statistics.Interval(value, low, high)

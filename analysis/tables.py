@@ -27,7 +27,7 @@ from .rows import (
     name_of,
     outcomes_by_label,
     retention_by_label,
-    shared_items,
+    shared_topics,
     topic_notes,
     topics_by_prompt,
     version_of,
@@ -157,8 +157,7 @@ def separable(one: Outcomes | None, other: Outcomes | None, topics: np.ndarray |
     d = difference(one, other)
     if d is None:
         return False
-    shared = None if topics is None else topics[shared_items([one, other])]
-    return effects.interval(d, shared).excludes(0.0)
+    return effects.interval(d, shared_topics([one, other], topics)).excludes(0.0)
 
 
 def best_marks(

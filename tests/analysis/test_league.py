@@ -306,6 +306,27 @@ def test_the_defaults_are_paired_with_the_winner():
     assert np.isnan(frame.loc["b", "difference"])
 
 
+def test_pairs_and_defaults_take_topics_for_units_where_prompts_come_in_topics():
+    # Each topic of ten prompts is won or lost as a whole: eight topics say as much as eight prompts.
+    wins = {"a": [1, 1, 1, 1, 1, 1, 0, 1], "b": [0, 0, 1, 0, 1, 0, 0, 1]}
+    won = {name: np.tile(np.repeat(np.array(of, dtype=float), 10), (5, 1)) for name, of in wins.items()}
+    run = league_run(won, defaults={"a": won["b"]})
+    topics = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 10
+    run = replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in topics]))
+    found = league.Standings.of(run, tables.win_rate_stability(run))
+    by_topic = np.subtract(wins["a"], wins["b"])
+    error = math.hypot(by_topic.std(ddof=1) / math.sqrt(8), 1 / 80)
+    ends = stats.t.interval(0.95, 7, loc=by_topic.mean(), scale=error)
+    for frame in (league.pairs(found).frame, league_tuning.defaults(found).frame):
+        assert frame.loc[0, ["difference_low", "difference_high"]].tolist() == pytest.approx(ends)
+    # Four of eight topics differ, each in favour of the first: all signs agree in 2 of 16 flips.
+    assert league.pairs(found).frame.loc[0, "p_prompts"] == pytest.approx(2 / 16, abs=0.02)
+    rates = league_tuning.defaults(found).frame.loc[0, ["tuned_low", "defaults_low"]].tolist()
+    main = tables.win_rate_stability(run).frame.set_index("label")["win_rate_low"]
+    assert rates == pytest.approx([main["search-a-0002"], main["search-a-0002-defaults"]])
+    assert any("8 topics, which are the units" in note for note in league.standings(found).notes)
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_expected_best_is_that_of_all_subsets_with_its_jackknife(k):
     values = np.array([0.2, 0.5, 0.1, 0.9, 0.4, 0.45, 0.3, 0.35, 0.6, 0.7])

@@ -1,6 +1,9 @@
 """Tables of a panel of judges, on verdicts that can be counted by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +12,7 @@ from slime_ray.analysis import judging, panel, tables
 from slime_ray.runs import results
 
 from .conftest import VERDICTS, add_trial, finish
+from .ends import score_ends
 
 PANEL = "panel:llm:a + llm:b"
 
@@ -88,6 +92,22 @@ def test_noise_is_the_variance_between_repeats_and_its_share_what_it_adds(tmp_pa
     table = panel.panel(run, tables.win_rate_stability(run))
     assert table.frame["noise"].tolist() == pytest.approx([np.sqrt(1 / 8)])
     assert panel.agreement(run).frame.empty
+
+
+def test_intervals_of_a_judge_and_of_any_judge_are_over_topics_where_prompts_come_in_topics(tmp_path):
+    # Five judges that agree; each of six topics of three prompts is won or lost as a whole.
+    won = [float(topic % 2) for topic in range(6) for _ in range(3)]
+    run = panel_run(tmp_path, {f"llm:{name}": won for name in "abcde"})
+    places = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 3
+    run = replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in places]))
+    main = tables.win_rate_stability(run)
+
+    # Of these checkpoints the variance is that of the topics at hand, like any judge's where judges agree.
+    effective = 18 * (18 / 4 + 0.25) / (0.25 / 5 * 18**2 + 0.25)
+    ends = pytest.approx(score_ends(0.5, effective, 5))
+    by_judge = judging.judging(run, main).frame
+    assert [tuple(row) for row in by_judge[["win_rate_low", "win_rate_high"]].to_numpy()] == [ends] * 5
+    assert tuple(panel.panel(run, main).frame.loc[0, ["any_judge_low", "any_judge_high"]]) == ends
 
 
 def test_a_run_of_one_judge_has_neither_table(judged_run):

@@ -62,3 +62,9 @@ def test_there_is_none_where_style_tells_all_or_prompts_are_few():
 def test_answers_of_equal_style_have_the_plain_rate():
     y = np.array([1.0, 0.0, 1.0, 1.0] * 10)
     assert style.rate_at_equal_style(y, np.zeros((40, 4)), np.arange(40)).value == pytest.approx(0.75)
+
+
+def test_answers_that_all_tie_have_a_rate_without_ends():
+    found = style.rate_at_equal_style(np.full(60, 0.5), np.random.default_rng(0).normal(size=(60, 2)), np.arange(60))
+    assert found.value == pytest.approx(0.5)
+    assert np.isnan([found.low, found.high]).all()
