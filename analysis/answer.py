@@ -37,6 +37,8 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
             "are of the seeds that finished."
         )
     judged = is_judged(run)
+    # What a league says of its entries stands in its own sentences.
+    league = bool((run.manifest.get("experiment") or {}).get("league"))
     if not judged:
         open_.append("Which answers are better: nothing was judged, so there is no win rate.")
     lead = "win_rate" if judged else "preference_accuracy"
@@ -46,13 +48,13 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
             open_.append(
                 f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
             )
-        if not (run.manifest.get("experiment") or {}).get("league"):
+        if not league:
             (_say_win_rates if judged else _say_accuracy)(run, known, open_, said)
     elif len(frame):
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     open_ += of_design[0]
     said += of_design[1]
-    if not (run.manifest.get("experiment") or {}).get("league"):
+    if not league:
         _say_search(run, frame, judged, open_, said)
     return [unbroken(sentence) for sentence in open_], [unbroken(sentence) for sentence in said]
 

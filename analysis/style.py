@@ -54,7 +54,8 @@ def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.nda
         prompts: (answers,) place of each answer's prompt.
 
     Returns:
-        The rate, without ends where all outcomes are the same; None where there are too few prompts for the features that vary, or style alone tells wins from losses.
+        The rate, without ends where all outcomes are the same; None where there are too few prompts for the features
+        that vary, or style alone tells wins from losses.
     """
     known = ~(np.isnan(outcomes) | np.isnan(style).any(axis=1))
     y, x = outcomes[known], style[known]

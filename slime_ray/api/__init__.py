@@ -6,9 +6,9 @@ An experiment is the path of a YAML file, the name of one that ships, the file's
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.errors import InputError
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from slime_ray.planning.plan import Plan
+    from slime_ray.runs.folder import Start
 
-Given = str | Path | Mapping[str, Any] | Experiment
-Start = Literal["fresh", "resume", "either"]
-"""Whether a run of this name has to be new, has to be there, or may be either."""
+ExperimentLike = str | Path | Mapping[str, Any] | Experiment
 FROM_MODEL = "# This run was started from Python with an Experiment, which manifest.json holds.\n"
 
 __all__ = [
@@ -41,7 +40,7 @@ __all__ = [
 
 
 def open_experiment(
-    experiment: Given,
+    experiment: ExperimentLike,
     *,
     name: str | None = None,
     trials: int | None = None,
@@ -113,7 +112,7 @@ def start_sweep(
     *,
     storage: str | Path = "runs",
     seed: int = 0,
-    start: Start = "fresh",
+    start: "Start" = "fresh",
     study: str | None = None,
     console: "Console | None" = None,
 ) -> Run:
@@ -130,7 +129,7 @@ def start_sweep(
 
 
 def sweep(
-    experiment: Given,
+    experiment: ExperimentLike,
     *,
     name: str | None = None,
     trials: int | None = None,
@@ -138,7 +137,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     storage: str | Path = "runs",
     seed: int = 0,
-    start: Start = "fresh",
+    start: "Start" = "fresh",
     study: str | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -163,16 +162,34 @@ def sweep(
         InputError: Something given is wrong; nothing was started.
         RunError: It ended before all trials had. `start="resume"` goes on.
     """
+    return _sweep(
+        experiment, None, name=name, trials=trials, seeds=seeds, overrides=overrides, storage=storage, seed=seed,
+        start=start, study=study, quiet=quiet,
+    )  # fmt: skip
+
+
+def _sweep(
+    experiment: ExperimentLike,
+    require: Callable[[Experiment, Path | str], None] | None,
+    *,
+    name: str | None = None,
+    trials: int | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """`sweep` of an experiment that has what is required. options: of `start_sweep`."""
     from rich.console import Console
 
     opened, source = open_experiment(experiment, name=name, trials=trials, seeds=seeds, overrides=overrides)
+    if require is not None:
+        require(opened, source)
     read_inputs(opened)
-    return start_sweep(
-        opened, source, storage=storage, seed=seed, start=start, study=study, console=Console(quiet=quiet)
-    )
+    return start_sweep(opened, source, console=Console(quiet=quiet), **options)
 
 
-def ablate(experiment: Given, **options: Any) -> Run:
+def ablate(experiment: ExperimentLike, **options: Any) -> Run:
     """Run the design of an experiment, every cell with every seed.
 
     Args:
@@ -186,13 +203,10 @@ def ablate(experiment: Given, **options: Any) -> Run:
         InputError: It has no design, or something given is wrong.
         RunError: It ended before all trials had.
     """
-    keys = ("name", "trials", "seeds", "overrides")
-    opened, source = open_experiment(experiment, **{key: options[key] for key in keys if key in options})
-    require_design(opened, source)
-    return sweep(experiment, **options)
+    return _sweep(experiment, require_design, **options)
 
 
-def league(experiment: Given, **options: Any) -> Run:
+def league(experiment: ExperimentLike, **options: Any) -> Run:
     """Compare objectives at an equal tuning budget.
 
     Args:
@@ -206,9 +220,7 @@ def league(experiment: Given, **options: Any) -> Run:
         InputError: It has no league, or something given is wrong.
         RunError: It ended before all trials had.
     """
-    keys = ("name", "seeds", "overrides")
-    require_league(*open_experiment(experiment, **{key: options[key] for key in keys if key in options}))
-    return sweep(experiment, **options)
+    return _sweep(experiment, require_league, **options)
 
 
 def require_league(experiment: Experiment, source: Path | str) -> None:
@@ -233,14 +245,14 @@ def require_design(experiment: Experiment, source: Path | str) -> None:
 
 
 def train(
-    experiment: Given,
+    experiment: ExperimentLike,
     trial: str | None = None,
     *,
     name: str | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
     storage: str | Path = "runs",
-    start: Start = "fresh",
+    start: "Start" = "fresh",
     quiet: bool = False,
 ) -> Run:
     """Run one trial of an experiment in this process, without Ray.
@@ -273,14 +285,14 @@ def train(
 
 
 def evaluate(
-    experiment: Given,
+    experiment: ExperimentLike,
     policies: Sequence[str | Path],
     *,
     baseline: str | Path | None = None,
     name: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     storage: str | Path = "runs",
-    start: Start = "fresh",
+    start: "Start" = "fresh",
     offline: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -356,7 +368,7 @@ def report(run: str | Path | Run, out: str | Path | None = None) -> Path:
 
 
 def plan(
-    experiment: Given,
+    experiment: ExperimentLike,
     *,
     trials: int | None = None,
     seeds: Sequence[int] | None = None,

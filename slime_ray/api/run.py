@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_ray.errors import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -153,11 +155,16 @@ class Run:
         return facts
 
     def __repr__(self) -> str:
-        """A line: where it is, and how many of its trials ended how."""
-        ends = self.trials["status"].value_counts()
-        counts = ", ".join(f"{count} {status}" for status, count in ends.items())
-        return f"Run({str(self.path)!r}: {counts or 'no trial has finished'})"
+        """A line: where it is, and how many of its trials ended how, or why that cannot be said."""
+        try:
+            ends = self.trials["status"].value_counts()
+        except InputError as error:
+            return f"Run({error})"
+        return f"Run({str(self.path)!r}: {', '.join(f'{count} {status}' for status, count in ends.items())})"
 
-    def _repr_html_(self) -> str:
-        """As a notebook shows it: its main table."""
-        return self.table._repr_html_()
+    def _repr_html_(self) -> str | None:
+        """As a notebook shows it: its main table; None, for which it takes the line, where nothing can be read."""
+        try:
+            return self.table._repr_html_()
+        except InputError:
+            return None

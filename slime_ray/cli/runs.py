@@ -153,8 +153,8 @@ def _list_runs(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(runs, indent=1))
         return
-    for one in runs:
-        print(f"{one['name']}: {one['state']}, {one['done']} of {one['total']} trials, begun {one['begun']}")
+    for run in runs:
+        print(f"{run['name']}: {run['state']}, {run['done']} of {run['total']} trials, begun {run['begun']}")
     if not runs:
         print(f"There are no runs in {options.storage}.")
 

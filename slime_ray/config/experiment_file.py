@@ -131,7 +131,8 @@ class _Resolver:
             else:
                 arms, design = self._ablation(file, file.ablate, base, settings)
         with self.noting():
-            search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
+            if file.league is None:
+                search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
         with self.noting():
             league = self._league(file, base)
         with self.noting():

@@ -85,8 +85,6 @@ class SearchReader:
         keys = self.keys
         if not keys.search:
             for key in ("require", "start_from", "sampler"):
-                if key == "sampler" and getattr(keys, "league", None) is not None:
-                    continue
                 if key in keys.model_fields_set and (getattr(keys, key) or key == "sampler"):
                     raise self.error((key,), f"`{key}` has no effect without a `search`")
             return None

@@ -37,7 +37,7 @@ arms:                         # rows of the table, each with every seed
   dpo: {{objective: {{name: dpo, beta: 0.1}}}}
   slime: {{}}
 seeds: [0, 1]                 # five say something of the method, fewer of these checkpoints
-search:                       # null searches nothing
+search:                       # leave it out, and budget, to search nothing
   training.learning_rate: {{log_uniform: [1e-6, 1e-4]}}
   objective.anchor_weight: {{log_uniform: [0.01, 2.0]}}
   objective.stabilizer_strength: {{log_uniform: [1e-4, 0.3]}}

@@ -85,15 +85,14 @@ def read_status(run: Path) -> RunStatus:
 
 def runs_in(storage: Path) -> list[dict[str, Any]]:
     """Every run in a folder, the latest first: its name, when it was begun, its state, and its trials."""
-    found = []
+    runs = []
     for file in storage.glob("*/manifest.json"):
         try:
             standing = describe(file.parent)
         except InputError:
             continue
-        begun = str(results.read_manifest(file.parent).get("created") or "")
-        found.append({key: standing[key] for key in ("name", "state", "done", "total")} | {"begun": begun})
-    return sorted(found, key=lambda one: one["begun"], reverse=True)
+        runs.append({key: standing[key] for key in ("name", "state", "done", "total", "begun")})
+    return sorted(runs, key=lambda run: run["begun"], reverse=True)
 
 
 def describe(run: Path) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def describe(run: Path) -> dict[str, Any]:
     return {
         "name": str(manifest.get("name", run.name)),
         "state": state,
-        "begun": manifest.get("created"),
+        "begun": str(manifest.get("created") or ""),
         "finished": manifest.get("finished"),
         "said": round(time.time() - status.written, 1) if status.at_work else None,
         "done": len(rows),

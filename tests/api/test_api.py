@@ -72,6 +72,23 @@ def test_an_ablation_needs_a_design():
         slime_ray.ablate(CONTENT)
 
 
+def test_a_league_needs_entries_and_takes_no_trials_beside_its_own():
+    with pytest.raises(InputError, match=r"small has no `league`"):
+        slime_ray.league(CONTENT)
+    kept = {key: value for key, value in CONTENT.items() if key not in ("search", "require", "start_from", "budget")}
+    league = kept | {"league": {"trials": 2, "entries": {"ipo": {}, "sft": {}}}}
+    with pytest.raises(InputError, match=r"equal budget for each entry: league\.trials"):
+        slime_ray.league(league, trials=3)
+
+
+def test_a_run_of_which_nothing_has_finished_is_shown_with_that(judged_run, tmp_path):
+    (tmp_path / "manifest.json").write_text((judged_run / "manifest.json").read_text())
+    (tmp_path / "trials").mkdir()
+    run = slime_ray.load(tmp_path)
+    assert repr(run) == f"Run({tmp_path}: no trial has finished yet, so there is nothing to report.)"
+    assert run._repr_html_() is None
+
+
 def test_a_run_has_frames_tables_and_figures_that_show_themselves(judged_run):
     run = slime_ray.load(judged_run)
     assert repr(run) == f"Run({str(judged_run)!r}: 22 completed, 1 failed, 1 diverged)"

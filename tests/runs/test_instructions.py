@@ -238,3 +238,22 @@ def test_watching_a_run_that_is_not_at_work_prints_it_once(run, capsys):
     write_status(run, finished=1, total=4, trials={}, ended=True)
     assert cli.main(["status", str(run), "--watch"]) == 0
     assert capsys.readouterr().out.count("trials have ended") == 1
+
+
+def test_watching_a_run_at_work_prints_what_changed_until_it_ends(run, capsys, monkeypatch):
+    stages = iter(
+        [
+            {"finished": 1, "total": 4, "trials": {"search-0002": {"step": 3, "updates": 10}}},
+            # Nothing has changed but the time since it spoke.
+            {"finished": 1, "total": 4, "trials": {"search-0002": {"step": 3, "updates": 10}}},
+            {"finished": 1, "total": 4, "trials": {"search-0002": {"step": 7, "updates": 10}}},
+            {"finished": 1, "total": 4, "trials": {}, "ended": True},
+        ]
+    )
+    write_status(run, **next(stages))
+    monkeypatch.setattr("slime_ray.cli.runs.time.sleep", lambda seconds: write_status(run, **next(stages)))
+    assert cli.main(["status", str(run), "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("trials have ended") == 3
+    assert [out.count(step) for step in ("3/10", "7/10")] == [1, 1]
+    assert next(stages, None) is None
