@@ -27,6 +27,7 @@ resources: {{concurrent_trials: 1}}
 NOT_RUN = {
     "slime-ray plan mine.yaml --probe": "a minute of measuring; tests/planning runs it",
     "slime-ray ablate leave_one_out --seeds 8": "112 trials; tests/end_to_end/test_ablate.py runs a small one",
+    "slime-ray league league_arithmetic --name compared": "minutes; tests/ray/test_league.py runs a small one",
     "slime-ray reproduce --table 4 --scale demo": "minutes; tests/test_reproduction.py resolves it",
     "slime-ray launch mine.yaml --name first --storage /shared/runs": "a cluster; tests/ray/test_launch.py has one",
     "slime-ray bench step": "minutes; tests/bench runs it small",
