@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from slime_ray.config.experiment_file import file_keys
+from slime_ray.config.experiment_keys import ExperimentKeys
 from slime_ray.config.points import EarlierRun
 from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings
 from slime_ray.config.space import Dimension
@@ -61,7 +61,7 @@ def reference(part: str | None = None) -> str:
 
 def _sections() -> Iterator[tuple[str, Schema]]:
     """Titles and schemas of the file, then of every mapping below it, each once, where it first stands."""
-    file = file_keys()
+    file: type[BaseModel] = ExperimentKeys
     models = [file, *(model for _, model in BELOW.values())]
     refs, whole = models_json_schema([(model, "validation") for model in models])
     names = {model: _name(refs[(model, "validation")]) for model in models}

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from slime_ray.config.experiment_file import file_keys
+from slime_ray.config.experiment_keys import ExperimentKeys
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension
 
@@ -26,7 +26,7 @@ def experiment_schema() -> dict[str, Any]:
     Returns:
         A JSON Schema of draft 2020-12, as plain values.
     """
-    models: list[type[BaseModel]] = [file_keys(), Settings, Dimension]
+    models: list[type[BaseModel]] = [ExperimentKeys, Settings, Dimension]
     refs, whole = models_json_schema([(model, "validation") for model in models])
     file, settings, dimension = (refs[(model, "validation")] for model in models)
     definitions: dict[str, Any] = {name: _partial(schema) for name, schema in whole["$defs"].items()}

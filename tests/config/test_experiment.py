@@ -11,7 +11,8 @@ from slime_ray.search_spaces import find_space, shipped_spaces
 
 from slime_ray.config.complaints import FOREIGN
 from slime_ray.config.experiment import with_values
-from slime_ray.config.experiment_file import file_keys, load_experiment, parse_override, parse_seeds
+from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
+from slime_ray.config.experiment_keys import ExperimentKeys
 from slime_ray.config.presets import preset_base, preset_names
 from slime_ray.config.settings import Lora, Settings
 from slime_ray.config.space import Dimension, Requirement
@@ -377,11 +378,11 @@ def test_a_key_of_another_library_is_answered_with_ours(tmp_path, lines, ours):
 
 
 def test_the_answer_to_a_key_of_another_library_is_a_key_that_there_is():
-    tops = {**file_keys().model_fields, **Settings.model_fields, **Dimension.model_fields, "objective": None}
+    tops = {**ExperimentKeys.model_fields, **Settings.model_fields, **Dimension.model_fields, "objective": None}
     for ours in FOREIGN.values():
         path = re.match(r"[a-z_.]+", ours)[0].rstrip(".:").split(".")
         assert path[0] in tops, ours
-        field = Settings.model_fields.get(path[0]) or file_keys().model_fields.get(path[0])
+        field = Settings.model_fields.get(path[0]) or ExperimentKeys.model_fields.get(path[0])
         if len(path) > 1 and path[0] != "objective":
             assert path[1] in field.annotation.model_fields, ours
         if path[:2] == ["model", "lora"]:

@@ -1,0 +1,181 @@
+"""The keys of an experiment's YAML, and what is wrong between keys that are valid by themselves."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from slime_ray.config.ablation import AnyAblation
+from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS, Arm, Budget, EarlyStopping, Faults, Resources
+from slime_ray.config.league_file import LeagueKeys
+from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
+from slime_ray.config.parts import idle_knobs
+from slime_ray.config.search_file import SearchKeys
+from slime_ray.config.settings import Settings
+from slime_ray.config.space import Scalar
+from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName, Seed
+from slime_ray.config.trackers import DEFAULT, Tracker
+from slime_ray.config.yaml_source import KeyPath
+from slime_ray.errors import near
+
+
+class ExperimentKeys(SearchKeys):
+    """The keys of the YAML, before presets, arms and paths are resolved."""
+
+    name: RunName
+    """Of the run's folder: letters, digits, dots, dashes and underscores."""
+    summary: str | None = None
+    """What `slime-ray spaces` says of it."""
+    preset: str | None = None
+    """One of `slime-ray presets`, or several joined by slashes, later ones over earlier ones; `base` begins with it."""
+    base: dict[str, Any] = {}
+    """What all trials have in common, laid over the preset."""
+    arms: dict[Label, dict[str, Any]] = {}
+    """Rows of the table, by label, each as what it sets over `base`, by paths such as `objective.anchor_weight`."""
+    grid: dict[str, list[Scalar]] = {}
+    """Paths with lists of values: every arm is run with every combination."""
+    league: LeagueKeys | None = None
+    """Objectives compared at an equal tuning budget; in place of `search`."""
+    ablate: AnyAblation | None = None
+    """A design, which makes the arms itself; in place of `arms` and `grid`."""
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
+    """Every arm is run with each of them."""
+    goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
+    """What the search is after: any number that is measured of a trial, such as win_rate; one or several."""
+    constraints: list[str] = []
+    """What a winner keeps: `column <= number` or `column >= number`, such as `broken_outputs <= 0.05`."""
+    budget: Budget = Budget()
+    """What the sweep may spend."""
+    resources: Resources = Resources()
+    """What one trial holds."""
+    faults: Faults = Faults()
+    """What is done when something breaks."""
+    early_stopping: EarlyStopping | None = None
+    """Which trials of the search are stopped during training; null stops none."""
+    trackers: list[Tracker] = list(DEFAULT)
+    """Who shows a trial's curves while it trains; an empty list is nobody."""
+
+
+def refusals(file: ExperimentKeys, settings: Settings, arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong between parts of a file that are valid by themselves."""
+    # What a design takes away it compares at the values of its centers, and a search would move these.
+    compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
+    for path in file.search:
+        if path in compared:
+            yield (
+                ("search", path),
+                f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
+                "Search in a file of its own first, or leave the component out of `ablate.components`",
+            )
+    if file.search and file.budget.trials == 0:
+        yield ("budget",), "there is a search but `budget.trials` is 0. Give the number of trials"
+    if not file.search and file.budget.trials:
+        yield ("budget", "trials"), "there are trials to spend but no `search` says on what"
+    if len(set(file.seeds)) < len(file.seeds):
+        yield ("seeds",), f"{file.seeds} names a seed twice; the same trial would count double"
+    further = file.league.seeds if file.league else file.budget.confirm.seeds if file.budget.confirm else 0
+    if further and max(file.seeds) + further > LARGEST_SEED:
+        yield ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
+    if (count := len(arms) * len(file.seeds)) > MOST_TRIALS:
+        yield (
+            ("seeds",),
+            f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
+            "Give fewer seeds",
+        )
+    adapters = [one for one in (settings.model.lora, settings.sft_model.lora if settings.sft else None) if one]
+    if file.resources.strategy == "fsdp2" and any(one.dora for one in adapters):
+        yield (
+            ("resources", "strategy"),
+            "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
+        )
+    if len(set(file.trackers)) < len(file.trackers):
+        yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
+    yield from _arm_refusals(arms)
+    yield from _goal_refusals(file, settings)
+    yield from _constraint_refusals(file, settings)
+    yield from _budget_refusals(file, settings)
+
+
+def _arm_refusals(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
+    """Each has a name of its own, which a file system takes."""
+    for label, count in Counter(arm.label for arm in arms).items():
+        if len(label) > LONGEST_LABEL:
+            yield (
+                ("arms",),
+                f"the arm {label[:40]}... has a name of {len(label)} characters, and {LONGEST_LABEL} are the limit. "
+                "Give its arm, its center or its values shorter ones",
+            )
+        if count > 1:
+            yield ("arms",), f"two arms are called {label}. Give one of them another name"
+
+
+def _goal_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    for goal in file.goals:
+        if goal not in METRICS:
+            yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, METRICS)}"
+        elif lack := _unmeasured(goal, settings):
+            yield (
+                ("goals", goal),
+                f"goals.{goal} {lack}, or use goals: {{preference_accuracy: maximize, stability: maximize}}",
+            )
+    if not file.goals:
+        yield ("goals",), "there is no goal. Leave the key out for win_rate and stability"
+    elif set(file.goals) <= {"preference_accuracy", "mean_margin"} and (file.search or file.league):
+        yield (
+            ("goals",),
+            ("accuracy and margin rise while a model collapses; a search needs stability or win_rate beside them"),
+        )
+
+
+def _unmeasured(column: str, settings: Settings) -> str | None:
+    """Why no trial of these settings has this number, and the way out; None where it has."""
+    if column in JUDGED and settings.evaluation.judge.name == "none":
+        return "needs a judge, and evaluation.judge is none. Set a judge"
+    if column == "retention" and settings.evaluation.retention is None:
+        return "needs evaluation.retention, which is null. Name its prompts and its scorer there"
+    if column == "format_valid" and settings.data.task is None:
+        return f"is measured on embedded tasks alone, and data.train is {settings.data.train}. Leave it out"
+    return None
+
+
+def _constraint_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    if file.constraints and not (file.search or file.league):
+        yield ("constraints",), "`constraints` has no effect without a `search` or a `league`"
+    known: list[Constraint] = []
+    for index, text in enumerate(file.constraints):
+        try:
+            one = Constraint.parse(text)
+        except ValueError as error:
+            yield ("constraints", index), str(error)
+            continue
+        known.append(one)
+        if one.column not in METRICS:
+            yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
+        elif lack := _unmeasured(one.column, settings):
+            yield ("constraints", index), f"{one.column} {lack}"
+    if clash := contradiction(known):
+        yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
+
+
+def _budget_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Limits that this experiment can never reach: they would never end it."""
+    budget, judge = file.budget, settings.evaluation.judge
+    gpus = file.resources.gpu_per_worker > 0
+    if budget.gpu_hours is not None and not gpus:
+        yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
+    if budget.judge_calls is not None and not judge.endpoints:
+        yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
+    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    priced = bool(judge.endpoints) and not unpriced
+    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+        yield (
+            ("budget", "cost"),
+            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+        )
+    if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
+        yield (
+            ("budget", "cost"),
+            "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "
+            "evaluation.judge.prices for a judge that is paid",
+        )
