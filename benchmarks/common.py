@@ -4,10 +4,9 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from slime_ray.bench.tables import check_json, write_json
+from slime_ray.bench.tables import show
 from slime_ray.errors import InputError, SlimeRayError
 
 
@@ -18,7 +17,7 @@ def run(
     measure: Callable[..., Any],
     table: Callable[[Any], str],
 ) -> None:
-    """Parse the command line, measure, print the table, and write `--json`.
+    """Parse the command line, measure, and print the table, or with `--json` every measurement.
 
     Args:
         name: The benchmark, as its JSON names it.
@@ -30,18 +29,15 @@ def run(
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     for option, (default, least, text) in numbers.items():
         parser.add_argument(f"--{option}", type=int, default=default, help=f"{text} (default {default}, least {least})")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+    parser.add_argument("--json", action="store_true", help="print every measurement as JSON instead of the table")
     options = vars(parser.parse_args())
-    out = options.pop("json")
+    as_json = options.pop("json")
     try:
         for option, (_, least, _) in numbers.items():
             if options[option] < least:
                 raise InputError(f"--{option} {options[option]}: must be at least {least}.")
-        check_json(out)
         report = measure(**options, say=lambda line: print(line, file=sys.stderr, flush=True))
-        print(table(report))
-        if out:
-            write_json(name, report, out)
+        show(name, report, table(report), as_json=as_json)
     except SlimeRayError as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_ray.errors import InputError
@@ -57,7 +56,7 @@ def add_bench_parser(commands: Any) -> None:
     plan.set_defaults(command=_plan)
 
     for kind in kinds.choices.values():
-        kind.add_argument("--json", type=Path, metavar="OUT", help="also write every measurement to this file")
+        kind.add_argument("--json", action="store_true", help="print every measurement as JSON instead of the table")
 
 
 def _measurement_options(parser: argparse.ArgumentParser) -> None:
@@ -117,16 +116,11 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _show(
     name: str, options: argparse.Namespace, table: Callable[[Report], str], measure: Callable[[], Report]
-) -> Report:
-    """Measure, print the table and write --json, which is checked before anything runs."""
-    from .tables import check_json, write_json
+) -> None:
+    from .tables import show
 
-    check_json(options.json)
     report = measure()
-    print(table(report))
-    if options.json:
-        write_json(name, report, options.json)
-    return report
+    show(name, report, table(report), as_json=options.json)
 
 
 def _at_least(options: argparse.Namespace, **bounds: int) -> None:

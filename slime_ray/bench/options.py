@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from slime_ray.errors import InputError
@@ -47,7 +46,6 @@ class Options:
     gradient_checkpointing: bool = False
     best_batch: bool = False
     seed: int = 0
-    json: Path | None = None
 
     def __post_init__(self) -> None:
         for vocabulary in self.vocabularies:
@@ -78,11 +76,9 @@ class Options:
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON takes them."""
-        return {**vars(self), "json": None if self.json is None else str(self.json)}
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Options":
         """The options that `as_json` wrote."""
-        path = values["json"]
-        several = {name: tuple(values[name]) for name in ("vocabularies", "recipes")}
-        return cls(**{**values, **several, "json": None if path is None else Path(path)})
+        return cls(**{**values, **{name: tuple(values[name]) for name in ("vocabularies", "recipes")}})

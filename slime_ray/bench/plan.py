@@ -8,10 +8,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from slime_ray.errors import RunError
@@ -121,15 +123,14 @@ def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
 
 
 def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
-    space, out, storage = folder / "space.yaml", folder / "plan.json", folder / "runs"
+    space, storage = folder / "space.yaml", folder / "runs"
     space.write_text(f"name: planned\n{CASES[case]}", encoding="utf-8")
     load = os.getloadavg()[0]
     say(f"{case}, a plan with a probe")
-    _command(["plan", str(space), "--probe", "--json", str(out), "--storage", str(storage)])
-    plan = json.loads(out.read_text(encoding="utf-8"))
+    plan = json.loads(_command(["plan", str(space), "--probe", "--json", "--storage", str(storage)])[0])
     say(f"{case}, the sweep")
     clock = time.perf_counter()
-    watched = _command(["sweep", str(space), "--storage", str(storage)])
+    _, watched = _command(["sweep", str(space), "--storage", str(storage)])
     took = time.perf_counter() - clock
     trials = results.load(storage / "planned").trials
     written = sum(file.stat().st_size for file in storage.rglob("*") if file.is_file())
@@ -158,19 +159,22 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
     )
 
 
-def _command(arguments: list[str]) -> "ProcessWatch":
+def _command(arguments: list[str]) -> "tuple[str, ProcessWatch]":
+    """Run a command of slime-ray; return what it printed and what its processes took."""
     command = [sys.executable, "-m", "slime_ray", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     with (
+        tempfile.TemporaryFile("w+") as printed,
         tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment) as process,
+        subprocess.Popen(command, stdout=printed, stderr=said, env=environment) as process,
         ProcessWatch(process.pid) as watched,
     ):
         code = process.wait()
         said.seek(0)
         if code:
             raise RunError(f"`{' '.join(arguments)}` failed: {said.read().strip()[-500:]}")
-    return watched
+        printed.seek(0)
+        return printed.read(), watched
 
 
 class ProcessWatch:
@@ -202,36 +206,20 @@ class ProcessWatch:
 
     def _look(self) -> None:
         while not self._done.wait(EVERY):
-            for pid in _descendants(self.root):
-                try:
-                    folder = Path("/proc") / str(pid)
-                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if title.startswith(WORKERS):
-                        self._working.add(pid)
-                    if pid in self._working:
-                        self._note(pid, folder)
-                except OSError:
-                    continue
+            with suppress(psutil.Error):
+                for process in psutil.Process(self.root).children(recursive=True):
+                    with suppress(psutil.Error, OSError):
+                        self._note(process)
 
-    def _note(self, pid: int, folder: Path) -> None:
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        self.seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        status = (folder / "status").read_text().splitlines()
+    def _note(self, process: psutil.Process) -> None:
+        pid = process.pid
+        if " ".join(process.cmdline()).startswith(WORKERS):
+            self._working.add(pid)
+        if pid not in self._working:
+            return
+        took = process.cpu_times()
+        self.seconds[pid] = took.user + took.system
+        # psutil has no peak on Linux.
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
         peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), 0)
         self.peak_bytes = max(self.peak_bytes, 1024 * peak)
-
-
-def _descendants(root: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):
-            continue
-        parents.setdefault(parent, []).append(int(folder.name))
-    found, left = [], [root]
-    while left:
-        children = parents.get(left.pop(), [])
-        found += children
-        left += children
-    return found

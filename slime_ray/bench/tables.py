@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import statistics
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any
 
-from slime_ray.errors import InputError
 from slime_ray.planning.tables import table
 
 from .options import Options
@@ -137,29 +136,19 @@ def plan_table(report: "PlanReport") -> str:
     )
 
 
-def as_json(benchmark: str, report: Any) -> dict[str, Any]:
-    """A report as JSON takes it. `benchmark`: the name of its subcommand."""
+def measurements(benchmark: str, report: Any) -> dict[str, Any]:
+    """Return a report as JSON takes it. benchmark: the name of its subcommand."""
     values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
     if isinstance(getattr(report, "options", None), Options):
         values["options"] = report.options.as_json()
     return values
 
 
-def write_json(benchmark: str, report: Any, path: Path) -> None:
-    """Write a report. Raises InputError where that is not possible."""
-    text = json.dumps(as_json(benchmark, report), indent=1)
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--json {path}: cannot be written ({error.strerror}). Name a file in a folder that exists."
-        ) from None
-
-
-def check_json(path: Path | None) -> None:
-    """Raise InputError, before anything runs, for a file that could not be written."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise InputError(f"--json {path}: cannot be written. Name a file in a folder that exists.")
+def show(benchmark: str, report: Any, text: str, *, as_json: bool) -> None:
+    """Print the table; with `as_json`, every measurement instead, and the table with the progress on standard error."""
+    print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+    if as_json:
+        print(json.dumps(measurements(benchmark, report), indent=1))
 
 
 def _header(report: Any, title: str) -> str:

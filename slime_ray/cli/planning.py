@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
             "--lengths", metavar="P,C,R", help="mean tokens of prompt, chosen and rejected, where the data is not read"
         ),
         option("--prices", type=Path, metavar="FILE", help="GPUs and prices of yours, laid over the table that ships"),
-        option("--json", type=Path, metavar="OUT", help="also write the plan to this file"),
+        option("--json", action="store_true", help="print the plan as JSON instead"),
         more="Exit code 2 where something does not fit: memory, disk or a budget.",
     )  # fmt: skip
     add_command(
@@ -106,11 +106,7 @@ def _plan(options: argparse.Namespace) -> None:
     planner = Planner(experiment, given=DataAssumptions(options.pairs, lengths), prices=prices)
     cluster, measured = _look(options, experiment, planner)
     plan = planner.plan(cluster, measured)
-    print(plan.text())
-    if options.json:
-        from slime_ray.runs.results import write_text
-
-        write_text(options.json, json.dumps(plan.as_dict(), indent=1) + "\n")
+    print(json.dumps(plan.as_dict(), indent=1) if options.json else plan.text())
     plan.refuse()
 
 
@@ -127,8 +123,6 @@ def _check(options: argparse.Namespace, experiment: "Experiment", prices: "GpuPr
                 "--gpus: the experiment's trials use none. Add `resources: {gpu_per_worker: 1}` to the file, or "
                 "--set resources.gpu_per_worker=1."
             )
-    if options.json and not options.json.absolute().parent.is_dir():
-        raise InputError(f"--json {options.json}: cannot be written. Name a file in a folder that exists.")
 
 
 def _look(
@@ -158,7 +152,7 @@ def _look(
             measured = probe_on_cluster(
                 experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
             )
-            show(measured, Console())
+            show(measured, Console(stderr=options.json))
         present = (
             connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
         )

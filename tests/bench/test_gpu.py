@@ -21,7 +21,7 @@ def quiet(line: str) -> None:
     return None
 
 
-def test_every_part_is_a_row_in_one_table_and_one_file(tmp_path, capsys, monkeypatch):
+def test_every_part_is_a_row_in_one_table_and_one_file(capsys, monkeypatch):
     def ran(module, request, *, seconds, environment):
         assert module == "slime_ray.bench.gpu_child"
         assert request["sizes"] == asdict(CUT) | {"batches": CUT.batches}
@@ -30,11 +30,10 @@ def test_every_part_is_a_row_in_one_table_and_one_file(tmp_path, capsys, monkeyp
         return Answer([asdict(row)], None, log)
 
     monkeypatch.setattr(gpu, "in_a_process", ran)
-    out = tmp_path / "gpu.json"
-    bench("gpu", "--device", "cpu", "--json", str(out))
-    printed = capsys.readouterr().out
-    assert "NOT MEASURED ON A GPU" in printed
-    found = json.loads(out.read_text())
+    bench("gpu", "--device", "cpu", "--json")
+    printed = capsys.readouterr()
+    assert "NOT MEASURED ON A GPU" in printed.err
+    found = json.loads(printed.out)
     assert (found["benchmark"], found["on_gpu"]) == ("gpu", False)
     assert {row["part"] for row in found["rows"]} == set(gpu_child.PARTS)
     (packed,) = [row for row in found["rows"] if row["case"] == "packed"]

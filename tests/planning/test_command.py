@@ -28,24 +28,24 @@ def space(tmp_path):
     return str(path)
 
 
-def test_a_plan_is_printed_and_written(space, tmp_path, capsys):
-    out = tmp_path / "plan.json"
-    assert main(["plan", space, "--gpus", "8", "--gpu", "h100", "--json", str(out), "--storage", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "paper: nothing was started." in said
-    assert "one trial at a time" in said
-    plan = json.loads(out.read_text())
+def test_a_plan_is_printed_as_text_or_as_json(space, tmp_path, capsys):
+    command = ["plan", space, "--gpus", "8", "--gpu", "h100", "--storage", str(tmp_path)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "paper: nothing was started." in printed
+    assert "one trial at a time" in printed
+    assert main([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert plan["cluster"]["trials"] == 1
     assert plan["gpu"]["name"] == "h100"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "space.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
-def test_sixteen_gpus_run_two_trials_of_eight(space, tmp_path):
-    out = tmp_path / "plan.json"
+def test_sixteen_gpus_run_two_trials_of_eight(space, capsys):
     # Batches of 64: all eight workers have answers to draw.
     more = ["--set", "seeds=[0, 1, 2]", "--set", "evaluation.decoding.batch=64"]
-    assert main(["plan", space, "--gpus", "20", "--gpu", "H100", "--json", str(out), *more]) == 0
-    plan = json.loads(out.read_text())
+    assert main(["plan", space, "--gpus", "20", "--gpu", "H100", "--json", *more]) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert plan["cluster"]["trials"] == 2
     assert plan["time"]["expected"] < plan["trial_seconds"]["expected"]
     # Twenty GPUs are paid for, sixteen of them are held at most.
@@ -70,7 +70,6 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, tmp_path):
         (["--pairs", "0"], "--pairs 0: must be at least 1"),
         (["--lengths", "1,2"], "--lengths 1,2: give three numbers"),
         (["--prices", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
-        (["--json", "/nowhere/plan.json"], "--json /nowhere/plan.json: cannot be written"),
         (["--set", "model.source=somebody/something"], "its shape is not known here"),
         (["--set", "data.train=somebody/something"], "since it is not on this machine. Say how much it is with"),
         (["--set", "data.train=pears.jsonl"], "since it is not on this machine. Correct it, or say how much"),
@@ -116,11 +115,12 @@ def instance() -> Iterator[None]:
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, workers):
-    path, out = tmp_path / "tiny.yaml", tmp_path / "plan.json"
+    path = tmp_path / "tiny.yaml"
     path.write_text(TINY + ARMS + f"resources: {{workers: {workers}}}\n")
     storage = tmp_path / "runs"
-    assert main(["plan", str(path), "--probe", "--json", str(out), "--storage", str(storage)]) == 0
-    plan = json.loads(out.read_text())
+    assert main(["plan", str(path), "--probe", "--json", "--storage", str(storage)]) == 0
+    printed = capsys.readouterr()
+    plan = json.loads(printed.out)
     rates = plan["measured"]["wall"]
     assert all(rates[name] > 0 for name in ("read_token", "load", "save", "process"))
     # Lines through two measurements each: of the one or the other number nothing may be left on a busy machine.
@@ -130,7 +130,7 @@ def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, w
     assert plan["measured"]["side_by_side"] == max(1, len(os.sched_getaffinity(0)) // workers)
     assert plan["measured"]["peak_bytes"] > 2**27
     assert plan["time"]["expected"] > plan["trial_seconds"]["expected"] > 0
-    assert "Probe: " in capsys.readouterr().out
+    assert "Probe: " in printed.err
     # Nothing is left of it.
     assert [path for path in storage.rglob("*") if path.is_file()] == []
 
