@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from slime_ray import __version__
-from slime_ray.cli import catalogue, experiments, planning, runs
+from slime_ray.cli import bench, catalogue, completion, experiments, planning, runs
 from slime_ray.cli.options import Parser
 from slime_ray.errors import Interrupted, SlimeRayError
 from slime_ray.runs.redaction import redact, redact_sentence
@@ -18,26 +18,23 @@ from slime_ray.runs.redaction import redact, redact_sentence
 DESCRIPTION = """\
 Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and report win rate against stability.
 
-  slime-ray demo                                the whole path on an embedded task, about five minutes on a laptop
-  slime-ray spaces                              the experiments that ship with the package
-  slime-ray presets diff paper released-exact   how two recipes differ
-  slime-ray init --model ID --data FILE         a first experiment of your own, with comments
-  slime-ray check  my.yaml                      validate an experiment; nothing is started
-  slime-ray plan   my.yaml --probe              what it will take: time, memory, disk, cost
-  slime-ray doctor my.yaml                      look at the cluster and the storage that it would use
-  slime-ray sweep  my.yaml --name first         run it
-  slime-ray sweep  my.yaml --name first --resume   go on after any interruption
-  slime-ray ablate leave_one_out --seeds 8      run a design: cells by seeds, which --resume and more --seeds extend
-  slime-ray train  my.yaml --trial arm-slime-s0   one of its trials in this process, without Ray
-  slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
-  slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
-  slime-ray status runs/first                   how it stands; `extend` goes on, `stop` and `clone` act on its trials
-  slime-ray report runs/first                   tables, figures and report.html from the result files
-  slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
-  slime-ray bench step                          measure the training step here, beside other recipes
-
+  slime-ray demo                           the whole path on an embedded task, about five minutes on a laptop
+  slime-ray init --model ID --data FILE    a first experiment of your own, with comments
+  slime-ray plan  my.yaml --probe          what it will take: time, memory, disk, cost
+  slime-ray sweep my.yaml --name first     run it; with --resume it goes on after any interruption
+  slime-ray COMMAND --help                 options and examples
+"""
+EXIT_CODES = """\
 Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong and nothing was started, 130 interrupted.
 """
+GROUPS = {
+    "begin": ("demo", "init", "spaces", "presets", "reference"),
+    "before a run": ("check", "plan", "doctor"),
+    "run": ("sweep", "ablate", "league", "train", "evaluate", "launch", "reproduce", "serve-answers"),
+    "a run that is there": ("status", "extend", "stop", "clone"),
+    "results": ("report", "compare", "verify", "export"),
+    "this machine": ("bench", "completion"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
+    completion.answer_shell(parser)
     if not words:
         parser.print_help()
         return 0
@@ -128,13 +126,16 @@ def _again(options: argparse.Namespace, words: Sequence[str], flag: str) -> str 
 
 def make_parser() -> Parser:
     """The parser of all commands; each command is under `command` of what it parses."""
-    from slime_ray.bench.command import add_bench_parser
-
-    parser = Parser(prog="slime-ray", description=DESCRIPTION)
+    parser = Parser(prog="slime-ray", usage="slime-ray [--help] [--version] COMMAND ...")
     parser.add_argument("--version", action="version", version=f"slime-ray {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (experiments, planning, runs):
+    # Suppressed: argparse lists commands in one group alone.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="slime-ray")
+    for part in (experiments, planning, runs, bench, catalogue, completion):
         part.add_commands(commands)
-    add_bench_parser(commands)
-    catalogue.add_commands(commands, make_parser)
+    width = max(map(len, parser.commands)) + 2
+    parser.description = DESCRIPTION + "".join(
+        f"\n{title}:\n" + "".join(f"  {name:<{width}}{parser.commands[name].says}\n" for name in names)
+        for title, names in GROUPS.items()
+    )
+    parser.epilog = EXIT_CODES
     return parser

@@ -1,20 +1,17 @@
-"""Commands about what ships with the package and what a file may say: spaces, presets, reference, completion."""
+"""Commands about what ships with the package and what a file may say: spaces, presets, reference, init."""
 
 import argparse
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slime_ray.cli.options import Parser, add_command, option
+from slime_ray.cli.options import add_command, option
 from slime_ray.errors import InputError, near
 
-SHELLS = ("bash", "zsh", "tcsh")
 
-
-def add_commands(commands: Any, whole: Callable[[], Parser]) -> None:
-    """Register them. whole: makes the parser of all commands."""
+def add_commands(commands: Any) -> None:
+    """Register them."""
     json_option = option("--json", action="store_true", help="print names and summaries as JSON")
     spaces = add_command(
         commands, "spaces", _spaces, "list the experiments that ship with the package, or print one",
@@ -25,7 +22,7 @@ def add_commands(commands: Any, whole: Callable[[], Parser]) -> None:
         ],
         json_option,
     )  # fmt: skip
-    _add_show(spaces.add_subparsers(title="commands", metavar="COMMAND"), "an experiment", _spaces_show)
+    _add_show(spaces.add_subparsers(title="commands", metavar="COMMAND"), "space", "an experiment", _spaces_show)
     presets = add_command(
         commands, "presets", _presets, "list the presets, print one, or show how two differ",
         [
@@ -36,7 +33,7 @@ def add_commands(commands: Any, whole: Callable[[], Parser]) -> None:
         json_option,
     )  # fmt: skip
     actions = presets.add_subparsers(title="commands", metavar="COMMAND")
-    _add_show(actions, "a preset", _presets_show)
+    _add_show(actions, "preset", "a preset", _presets_show)
     diff = actions.add_parser("diff", help="show every setting whose value differs between two presets")
     for side in ("one", "other"):
         diff.add_argument(side, metavar="PRESET", help="a preset, or several joined: gemma3-4b/paper")
@@ -63,19 +60,11 @@ def add_commands(commands: Any, whole: Callable[[], Parser]) -> None:
         more="Reads the data if it is here. An editor with a YAML language server checks the file by\n"
         "experiment.schema.json, which is written beside it.",
     )  # fmt: skip
-    completion = commands.add_parser(
-        "completion", help="print a script that completes commands in your shell",
-        description="For bash:\n\n"
-        "  slime-ray completion bash > ~/.local/share/bash-completion/completions/slime-ray\n\n"
-        "For zsh, into a folder of $fpath:\n\n  slime-ray completion zsh > ~/.zfunc/_slime-ray",
-    )  # fmt: skip
-    completion.add_argument("shell", choices=SHELLS)
-    completion.set_defaults(command=partial(_completion, whole))
 
 
-def _add_show(actions: Any, what: str, run: Callable[[argparse.Namespace], None]) -> None:
+def _add_show(actions: Any, kind: str, what: str, run: Callable[[argparse.Namespace], None]) -> None:
     show = actions.add_parser("show", help=f"print the text of {what}")
-    show.add_argument("name", metavar="NAME", help="its name")
+    show.add_argument(kind, metavar="NAME", help="its name")
     show.set_defaults(command=run)
 
 
@@ -83,15 +72,15 @@ def _spaces_show(options: argparse.Namespace) -> None:
     from slime_ray.search_spaces import shipped_spaces
 
     spaces = shipped_spaces()
-    if options.name not in spaces:
-        raise InputError(f"There is no shipped experiment {options.name!r}{near(options.name, spaces)}.")
-    print(spaces[options.name].read_text(encoding="utf-8"), end="")
+    if options.space not in spaces:
+        raise InputError(f"There is no shipped experiment {options.space!r}{near(options.space, spaces)}.")
+    print(spaces[options.space].read_text(encoding="utf-8"), end="")
 
 
 def _presets_show(options: argparse.Namespace) -> None:
     from slime_ray.config.presets import load_preset
 
-    print(load_preset(options.name).path.read_text(encoding="utf-8"), end="")
+    print(load_preset(options.preset).path.read_text(encoding="utf-8"), end="")
 
 
 def _spaces(options: argparse.Namespace) -> None:
@@ -166,31 +155,3 @@ def _print_pairs(pairs: dict[str, str], options: argparse.Namespace) -> None:
     width = max(map(len, pairs))
     for name, summary in pairs.items():
         print(f"{name:<{width}}  {summary}")
-
-
-def _completion(whole: Callable[[], Parser], options: argparse.Namespace) -> None:
-    import shtab
-
-    parser = whole()
-    _complete(parser)
-    print(shtab.complete(parser, shell=options.shell))
-
-
-def _complete(parser: Parser) -> None:
-    """Say of every argument what kind of thing it takes: files, folders, or the names of experiments."""
-    import shtab
-
-    from slime_ray.search_spaces import shipped_spaces
-
-    kinds: dict[str, Any] = {
-        "run": shtab.DIRECTORY, "runs": shtab.DIRECTORY, "storage": shtab.DIRECTORY, "out": shtab.DIRECTORY,
-        "to": shtab.DIRECTORY, "policies": shtab.FILE, "baseline": shtab.FILE, "cluster": shtab.FILE,
-        "questions": shtab.FILE, "json": shtab.FILE, "csv": shtab.FILE, "write": shtab.FILE,
-    }  # fmt: skip
-    for command in parser.commands.values():
-        _complete(command)
-    for action in parser.arguments:
-        if action.dest == "space":
-            action.choices = list(shipped_spaces())
-        elif action.dest in kinds and action.nargs != 0:
-            action.complete = kinds[action.dest]  # type: ignore[attr-defined]

@@ -29,7 +29,10 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         arguments: Its options and arguments, in the order of their declaration.
         commands: The parsers of its commands by name.
+        says: What it does, in a line.
     """
+
+    says = ""
 
     def __init__(self, **settings: Any):
         self.arguments: list[argparse.Action] = []
@@ -83,19 +86,19 @@ def exclusive(*options: Option) -> Option:
 def add_command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], None] | None,
     says: str,
     examples: Sequence[str],
     *options: Option,
     more: str = "",
     **defaults: Any,
-) -> argparse.ArgumentParser:
+) -> Parser:
     """Declare a command.
 
     Args:
         commands: What argparse's `add_subparsers` returned.
         name: The word that calls it.
-        run: Executes it.
+        run: Executes it; None where its own commands do.
         says: What it does, as the list of all commands has it.
         examples: Command lines.
         options: Its options.
@@ -104,12 +107,11 @@ def add_command(
     """
     description = f"{says[0].upper()}{says[1:]}." + (f"\n\n{more}" if more else "")
     shown = "".join(f"\n  {line}" for line in examples)
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=says, description=description, epilog=f"examples:\n{shown}"
-    )
+    parser: Parser = commands.add_parser(name, description=description, epilog=f"examples:\n{shown}")
+    parser.says = says
     for declare in options:
         declare(parser)
-    parser.set_defaults(command=run, **defaults)
+    parser.set_defaults(**({"command": run} if run else {}), **defaults)
     return parser
 
 

@@ -1,6 +1,5 @@
 """The commands, run small, and what they refuse."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from slime_ray import cli
 from slime_ray.bench import machine, memory, memory_child, step
-from slime_ray.bench.command import add_bench_parser
 from slime_ray.bench.options import RECIPES, Options
 from slime_ray.errors import InputError
 
@@ -20,9 +19,7 @@ TINY = ["--shrink", "40", "--pairs", "2", "--rounds", "2", "--device", "cpu"]
 
 
 def bench(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_bench_parser(parser.add_subparsers(required=True))
-    options = parser.parse_args(["bench", *arguments])
+    options = cli.make_parser().parse_args(["bench", *arguments])
     options.command(options)
 
 
@@ -174,7 +171,7 @@ def loaded(module: str, packages: list[str]) -> set[str]:
 
 
 def test_the_command_loads_torch_only_when_it_runs():
-    assert loaded("slime_ray.bench.command", ["torch", "transformers", "peft", "numpy"]) == set()
+    assert loaded("slime_ray.cli.bench", ["torch", "transformers", "peft", "numpy"]) == set()
 
 
 def test_a_benchmark_needs_torch_transformers_and_peft_and_no_more():

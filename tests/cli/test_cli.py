@@ -36,14 +36,11 @@ def test_every_command_says_what_it_is_for_and_every_option_what_it_does():
     # argparse's own list, which has those of groups too.
     for name, each in every(parser):
         assert [action for action in each._actions if action.dest != "==SUPPRESS=="] == each.arguments, name
-    [listed] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    helped = {action.dest for action in listed._choices_actions if action.help}
-    assert set(listed.choices) == helped
+    assert [name for name, command in parser.commands.items() if not command.says] == []
+    listed = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(parser.commands)
     silent = [
-        f"{name} {action.dest}"
-        for name, command in every(parser)
-        for action in command.arguments
-        if not action.help and action.dest != "shell"
+        f"{name} {action.dest}" for name, command in every(parser) for action in command.arguments if not action.help
     ]
     assert silent == []
 
@@ -52,7 +49,8 @@ def test_the_help_shows_examples_and_the_exit_codes(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert "slime-ray sweep  my.yaml --name first" in shown
+    assert "slime-ray sweep my.yaml --name first" in shown
+    assert "results:\n  report   " in shown
     assert "Exit codes: 0 done, 1 a run ended early or failed, 2 something given was wrong" in shown
 
 
@@ -238,25 +236,53 @@ def test_only_a_terminal_gets_colour_and_not_where_no_color_is_set():
     assert b"\x1b" not in shown(terminal=False)
 
 
+@pytest.fixture
+def completed(tmp_path):
+    """What a shell is offered for a line, by the script's own protocol."""
+
+    def complete(line: str) -> set[str]:
+        (tmp_path / "offered").write_text("")
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "|"}
+        subprocess.run(
+            [sys.executable, "-m", "slime_ray"], cwd=tmp_path, timeout=60, check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **asked, "_ARGCOMPLETE_STDOUT_FILENAME": "offered"},
+        )  # fmt: skip
+        return {word.rstrip(" /") for word in (tmp_path / "offered").read_text().split("|")}
+
+    return complete
+
+
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("line", "wanted"),
     [
-        (["slime-ray", "swe"], {"sweep"}),
-        (["slime-ray", "sweep", "dem"], {"demo"}),
-        (["slime-ray", "sweep", "demo", "--res"], {"--resume"}),
-        (["slime-ray", "bench", "mem"], {"memory"}),
+        ("slime-ray swe", {"sweep"}),
+        ("slime-ray sweep dem", {"demo"}),
+        ("slime-ray sweep min", {"mine.yaml"}),
+        ("slime-ray sweep demo --res", {"--resume"}),
+        ("slime-ray bench mem", {"memory"}),
+        ("slime-ray presets show simpo-rel", {"simpo-released"}),
+        ("slime-ray spaces show leave", {"leave_one_out"}),
+        ("slime-ray report ru", {"runs"}),
+        ("slime-ray stop runs/first search-", {"search-0000", "search-0001"}),
+        ("slime-ray export runs/first arm", {"arm-a-s0"}),
+        ("slime-ray stop elsewhere sea", {""}),
+        ("slime-ray sweep demo --seeds ", {""}),
     ],
 )
-def test_bash_completes_commands_options_and_experiments(tmp_path, capsys, words, wanted):
-    assert cli.main(["completion", "bash"]) == 0
-    script = tmp_path / "completion.bash"
-    script.write_text(capsys.readouterr().out)
-    asked = " ".join(words)
-    ask = (
-        f"source {script}; COMP_WORDS=({asked}); COMP_CWORD={len(words) - 1}; _shtab_slime_ray; echo ${{COMPREPLY[@]}}"
-    )
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=30, check=True)
-    assert set(done.stdout.split()) == wanted, done.stderr
+def test_a_shell_completes_commands_options_files_names_and_trials(tmp_path, completed, line, wanted):
+    for trial in ("search-0000", "search-0001", "arm-a-s0"):
+        (tmp_path / "runs" / "first" / "trials" / trial).mkdir(parents=True)
+    (tmp_path / "mine.yaml").touch()
+    assert completed(line) == wanted
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
+def test_the_script_of_every_shell_asks_this_command(capsys, shell):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "slime-ray" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_a_wrong_command_line_is_exit_code_2(capsys):

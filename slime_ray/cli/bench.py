@@ -5,29 +5,27 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slime_ray.cli.options import add_command
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from .options import Options
+    from slime_ray.bench.options import Options
 
 Report = TypeVar("Report")
 Name = TypeVar("Name", bound=str)
 
-DESCRIPTION = """\
-Benchmarks for your own machine: the training step with random weights and tokens, and plans against sweeps.
 
-  slime-ray bench step                      speed, next to the authors' recipe and padded batches; minutes on a laptop
-  slime-ray bench memory --vocab 32768      memory of a step
-  slime-ray bench gpu --minutes 20          all of it that only a GPU can say, in one table
-  slime-ray bench plan                      what `slime-ray plan --probe` says of sweeps, and what they then take
-"""
-
-
-def add_bench_parser(commands: Any) -> None:
-    """Register `bench` with its subcommands. commands: what argparse's `add_subparsers` returned."""
-    bench = commands.add_parser(
-        "bench", help="measure the training step and the plan on this machine",
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_commands(commands: Any) -> None:
+    """Register it."""
+    bench = add_command(
+        commands, "bench", None, "measure the training step and the plan on this machine",
+        [
+            "slime-ray bench step  # speed, next to the authors' recipe and padded batches; minutes on a laptop",
+            "slime-ray bench memory --vocab 32768",
+            "slime-ray bench gpu --minutes 20 --json > gpu.json  # all that only a GPU can say, in one table",
+            "slime-ray bench plan  # what `slime-ray plan --probe` says of sweeps, and what they then take",
+        ],
+        more="Weights and tokens of the training step are random.",
     )  # fmt: skip
     kinds = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
 
@@ -81,23 +79,23 @@ def _measurement_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _step(options: argparse.Namespace) -> None:
-    from .step import measure_speed
-    from .tables import speed_table
+    from slime_ray.bench.step import measure_speed
+    from slime_ray.bench.tables import speed_table
 
     wanted = _options(options)
     _show("step", options, speed_table, lambda: measure_speed(wanted, _say))
 
 
 def _memory(options: argparse.Namespace) -> None:
-    from .memory import measure_memory
-    from .tables import memory_table
+    from slime_ray.bench.memory import measure_memory
+    from slime_ray.bench.tables import memory_table
 
     wanted = _options(options)
     _show("memory", options, memory_table, lambda: measure_memory(wanted, _say))
 
 
 def _gpu(options: argparse.Namespace) -> None:
-    from .gpu import GpuReport, measure_gpu
+    from slime_ray.bench.gpu import GpuReport, measure_gpu
 
     if options.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {options.device}: must be auto, cpu or cuda.")
@@ -106,8 +104,8 @@ def _gpu(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from .plan import CASES, measure_plans
-    from .tables import plan_table
+    from slime_ray.bench.plan import CASES, measure_plans
+    from slime_ray.bench.tables import plan_table
 
     _at_least(options, rounds=1)
     cases = _among(options.cases, CASES, option="--cases") if options.cases else list(CASES)
@@ -117,7 +115,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _show(
     name: str, options: argparse.Namespace, table: Callable[[Report], str], measure: Callable[[], Report]
 ) -> None:
-    from .tables import show
+    from slime_ray.bench.tables import show
 
     report = measure()
     show(name, report, table(report), as_json=options.json)
@@ -140,7 +138,7 @@ def _among(given: str, known: Iterable[Name], *, option: str) -> list[Name]:
 
 
 def _options(given: argparse.Namespace) -> "Options":
-    from .options import RECIPES, Options
+    from slime_ray.bench.options import RECIPES, Options
 
     values = vars(given)
     return Options(
