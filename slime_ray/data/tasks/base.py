@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
-
-from datasets import Dataset, Features, List, Value
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slime_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Facts = tuple[Any, ...]
 
@@ -26,8 +27,6 @@ DRAWS = 4
 
 PIECE = r" ?[A-Za-z]+| ?[0-9]| ?[^A-Za-z0-9\s]|\s"
 """What one token of a task's text is: a word, a digit or a mark, with the space before it. Pieces join to the text."""
-
-_MESSAGES = List({"role": Value("string"), "content": Value("string")})
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Task(ABC):
         broken = frozenset(criterion for criterion in self.points if rng.random() < BREAK_RATE)
         return self.answer(prompt, broken, rng)
 
-    def sft_examples(self, n: int, *, seed: int) -> Dataset:
+    def sft_examples(self, n: int, *, seed: int) -> "Dataset":
         """`n` noisy demonstrations: columns prompt and chosen, message lists.
 
         Facts repeat, with new answers, once each of the split has been used. Raises InputError for a negative `n`.
@@ -117,7 +116,7 @@ class Task(ABC):
             rows.append((prompt, self.noisy_answer(prompt, rng)))
         return _dataset(("prompt", "chosen"), rows)
 
-    def pairs(self, n: int, *, split: Literal["train", "held_out"] = "train", seed: int) -> Dataset:
+    def pairs(self, n: int, *, split: Literal["train", "held_out"] = "train", seed: int) -> "Dataset":
         """`n` preference pairs, each about facts of its own: columns prompt, chosen, rejected, message lists.
 
         Of four noisy answers the best is chosen, and a random one of those strictly worse is rejected. Raises
@@ -132,7 +131,7 @@ class Task(ABC):
             rows.append((prompt, *self._pair(prompt, rng)))
         return _dataset(("prompt", "chosen", "rejected"), rows)
 
-    def prompts(self, n: int, *, purpose: Literal["selection", "report"], seed: int) -> Dataset:
+    def prompts(self, n: int, *, purpose: Literal["selection", "report"], seed: int) -> "Dataset":
         """`n` prompts to answer, each about facts of its own: one column, prompt, a message list.
 
         Raises InputError for more prompts than the split has facts.
@@ -197,13 +196,17 @@ def any_of(texts: Sequence[str]) -> str:
     return f"(?:{'|'.join(map(re.escape, texts))})"
 
 
-def _dataset(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Dataset:
+def _dataset(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> "Dataset":
     """Each text as a message list of its own: the prompt the user's, all others the assistant's."""
+    # Half a second, which `check` does without.
+    from datasets import Dataset, Features, List, Value
+
+    messages = List({"role": Value("string"), "content": Value("string")})
     roles = {column: "user" if column == "prompt" else "assistant" for column in columns}
     return Dataset.from_dict(
         {
             column: [[{"role": roles[column], "content": row[place]}] for row in rows]
             for place, column in enumerate(columns)
         },
-        features=Features(dict.fromkeys(columns, _MESSAGES)),
+        features=Features(dict.fromkeys(columns, messages)),
     )
