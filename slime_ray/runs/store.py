@@ -36,7 +36,7 @@ PASSING = ("scratch",)
 HOLDER = ".held"
 HELD_SECONDS = 180.0
 """For so long a process that has said that it holds a folder is believed to do so."""
-SCHEMES = ("s3", "gs", "gcs", "hdfs", "file")
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 AT_ONCE = 8
 BLOCK = 1 << 22
 """Bytes that are copied at a time."""
@@ -79,9 +79,12 @@ class RunStore:
         """
         if not is_url(storage):
             return cls(Path(storage).resolve())
-        if urlsplit(storage).scheme not in SCHEMES:
+        if (scheme := urlsplit(storage).scheme) not in SCHEMES:
+            # Each file would be a commit there, and commits are limited.
+            hub = " The Hub takes models (`slime-ray export --push-to-hub`), not runs." if scheme == "hf" else ""
             raise InputError(
-                f"--storage {shown_address(storage)}: give a path, or an address that begins with s3:// or gs://."
+                f"--storage {shown_address(storage)}: give a path, or an address that begins with s3://, gs:// or "
+                f"abfs://.{hub}"
             )
         remember(storage)
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]

@@ -205,10 +205,23 @@ def test_ray_is_given_the_address_with_its_query(tmp_path):
     assert mirror.address(tmp_path / "first" / "ray") == "s3://bucket/runs/first/ray?endpoint_override=host"
 
 
-@pytest.mark.parametrize("url", ["ftp://host/runs", "nonsense://x"])
-def test_an_address_that_nothing_reads_is_refused(url):
-    with pytest.raises(InputError, match="begins with s3:// or gs://"):
-        RunStore.of(url, "driver")
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("ftp://host/runs", "begins with s3://, gs:// or abfs://"),
+        ("nonsense://x", "begins with s3://, gs:// or abfs://"),
+        ("hf://datasets/me/runs", "The Hub takes models"),
+        ("abfs://no-account/runs", "a valid account name"),
+    ],
+)
+def test_an_address_that_nothing_reads_is_refused(url, sentence):
+    with pytest.raises(InputError, match=sentence):
+        RunStore.of(url, "driver").check()
+
+
+def test_an_address_of_azure_is_read_by_pyarrow():
+    store, base = mirror._store("abfs://runs@account.dfs.core.windows.net/first")
+    assert (store.type_name, base) == ("abfs", "runs/first")
 
 
 def test_a_storage_that_cannot_be_used_is_a_sentence_without_its_secrets(tmp_path):
