@@ -65,7 +65,8 @@ def pages(entry: Any) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation_once():
     named = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
-    assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+    there = [path for kind in ("*.md", "*.ipynb") for path in (ROOT / "docs").rglob(kind)]
+    assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in there)
 
 
 def test_every_decision_is_in_the_list_of_decisions():
@@ -80,7 +81,12 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Every key of the YAML" in (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
+    for page, text in {
+        "reference": "Every key of the YAML",
+        "api": 'id="slime_ray.api.sweep"',
+        "sweep": "A sweep from Python",
+    }.items():
+        assert text in (tmp_path / page / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_experiments_that_pages_show_are_valid(tmp_path, monkeypatch):
