@@ -4,7 +4,6 @@
                   optimizer.safetensors   the optimizer's tensors
                   random.safetensors      random states of every rank
                   state.json              step, optimizer and scheduler numbers, counters, what the caller adds
-                  trainer_state.json      Trainer's own counters
 
 A folder gets its name when everything in it is written, so that a half-written one is never read; the one before is
 deleted after that. The sizes of its files are recorded in it, and one that is not whole is passed over. Nothing is
@@ -17,7 +16,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import TrainerState
 
 from slime_ray.errors import RunError, is_memory_error
 from slime_ray.runs import files
@@ -53,7 +51,7 @@ class Saved:
 
 
 def save_checkpoint(
-    folder: Path, *, state: TrainerState, model: Any, optimizer: Any, scheduler: Any, counters: Mapping[str, Any]
+    folder: Path, *, step: int, model: Any, optimizer: Any, scheduler: Any, counters: Mapping[str, Any]
 ) -> bool:
     """Write a checkpoint into `folder` and delete older ones; every rank has to call it, rank 0 writes.
 
@@ -66,7 +64,7 @@ def save_checkpoint(
     states = world.gather(random_states())
     if not world.main:
         return True
-    name = f"step-{state.global_step:08d}"
+    name = f"step-{step:08d}"
 
     def fill(partial: Path) -> None:
         save_file(_once(weights), partial / "model.safetensors")
@@ -84,14 +82,13 @@ def save_checkpoint(
         )
         content = {
             "format": FORMAT,
-            "step": state.global_step,
+            "step": step,
             "ranks": world.size,
             "param_groups": moments["param_groups"],
             "scheduler": scheduler.state_dict(),
             "counters": dict(counters),
         }
         (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
-        replace(state, log_history=[]).save_to_json(str(partial / "trainer_state.json"))
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +101,7 @@ def save_checkpoint(
         refusal = error if isinstance(error, OSError) else files.storage_error(error)
         if refusal is None:
             raise
-        logger.warning("No checkpoint at update %d: %s. Training goes on.", state.global_step, refusal)
+        logger.warning("No checkpoint at update %d: %s. Training goes on.", step, refusal)
         return False
     for other in folder.iterdir():
         if other.name != name:

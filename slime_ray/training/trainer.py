@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Schedule
@@ -280,7 +280,9 @@ class PreferenceTrainer(Trainer):
             load_weights(saved.path, self.model)
             self.state.global_step = saved.step
             return
-        self.train(resume_from_checkpoint=str(saved.path))
+        load_weights(saved.path, self.model)
+        self.add_callback(_Resumption(self, saved))
+        self.train()
         self._release()
 
     def _release(self) -> None:
@@ -374,9 +376,13 @@ class PreferenceTrainer(Trainer):
             self.pairs_seen += round(metrics.pop("pairs"))
             self.tokens_seen += round(metrics.pop("tokens"))
             follows = self.after_update(self.state.global_step, metrics)
-            self.control.should_save |= follows.save
             self.control.should_training_stop |= follows.stop
-            logs = {name: value for name, value in metrics.items() if name != "urgent"} | logs
+            # Ours come last: Trainer's loss is a mean over ranks, and over updates that a resumed run did not make.
+            logs |= {name: value for name, value in metrics.items() if name != "urgent"}
+            super().log(logs, start_time)
+            if follows.save:
+                self._checkpoint()
+            return
         super().log(logs, start_time)
 
     def _collect(self) -> dict[str, float]:
@@ -387,38 +393,43 @@ class PreferenceTrainer(Trainer):
         self._sums = {}
         return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 
-    # Trainer's own checkpoints are pickled in part, and know nothing of our counters.
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _checkpoint(self) -> None:
+        """Write one of ours: Trainer's own are pickled in part, and know nothing of our counters."""
         if self.checkpoints is not None and save_checkpoint(
             self.checkpoints,
-            state=self.state,
+            step=self.state.global_step,
             model=self.model_wrapped,
-            optimizer=self._bare_optimizer,
+            optimizer=self.bare_optimizer,
             scheduler=self.lr_scheduler,
             counters={"pairs_seen": self.pairs_seen, "tokens_seen": self.tokens_seen, **self.counters()},
         ):
             self.after_save()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(Path(resume_from_checkpoint), model or self.model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_progress(
-                Path(checkpoint),
-                model=self.model_wrapped,
-                optimizer=self._bare_optimizer,
-                scheduler=self.lr_scheduler,
-            )
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_random_states(Path(checkpoint))
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     @property
-    def _bare_optimizer(self) -> torch.optim.Optimizer:
+    def bare_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer inside accelerate's wrapper."""
         optimizer: Any = self.optimizer
         bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return bare
+
+
+class _Resumption(TrainerCallback):
+    """Puts a training back where a checkpoint was written, once Trainer has made its optimizer and schedule."""
+
+    def __init__(self, trainer: PreferenceTrainer, saved: Saved):
+        self.trainer, self.saved = trainer, saved
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Set the number of updates that were made, the moments and the schedule."""
+        state.global_step = self.saved.step
+        load_progress(
+            self.saved.path,
+            model=self.trainer.model_wrapped,
+            optimizer=self.trainer.bare_optimizer,
+            scheduler=self.trainer.lr_scheduler,
+        )
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Set the random states, last of all."""
+        load_random_states(self.saved.path)

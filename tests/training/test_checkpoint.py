@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerState
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from slime_ray.training import checkpoint
 
@@ -35,7 +35,7 @@ def test_a_whole_model_goes_on_from_its_checkpoint_whether_its_embeddings_are_ti
     first.step()
     assert checkpoint.save_checkpoint(
         tmp_path,
-        state=TrainerState(global_step=1),
+        step=1,
         model=first.model,
         optimizer=first.optimizer,
         scheduler=first.scheduler,

@@ -188,7 +188,7 @@ def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_pat
         "counters": lambda: {"curve": [1.5]},
     }
     torch.manual_seed(5)
-    whole, weights, _ = train(adapted, tmp_path, SlimeObjective(), **run)
+    whole, weights, uninterrupted = train(adapted, tmp_path, SlimeObjective(), **run)
     torch.manual_seed(5)
     before, _, first = train(adapted, tmp_path, SlimeObjective(), stop_at=stop_at, **run)
     saved = latest(tmp_path / "checkpoints")
@@ -199,6 +199,9 @@ def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_pat
     assert [row["step"] for row in after] == list(range(stop_at + 1, 8))
     assert before + after == whole
     assert torch.equal(resumed_weights, weights)
+    # What trackers hear.
+    losses = [[row["loss"] for row in each.state.log_history if "loss" in row] for each in (uninterrupted, resumed)]
+    assert losses[1] == losses[0][stop_at:]
     assert resumed.pairs_seen == 20 + 20 + 8
     assert first.tokens_seen < resumed.tokens_seen
 
