@@ -17,6 +17,7 @@ from transformers import (
     OPTConfig,
     PhiConfig,
     PreTrainedConfig,
+    TrainerCallback,
 )
 
 from slime_ray.config.settings import Lora, Schedule
@@ -166,6 +167,26 @@ def test_learning_rate_warms_up_and_falls_to_zero(model, tmp_path):
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] < 2e-4
     assert rates[0] < rates[1]
+
+
+class Asking(TrainerCallback):
+    """Asks for a checkpoint after the second update, and counts what was saved."""
+
+    saved = 0
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save = state.global_step == 2
+
+    def on_save(self, args, state, control, **_):
+        self.saved += 1
+
+
+def test_a_checkpoint_that_a_callback_asks_for_is_one_of_ours(model, tmp_path):
+    asking = Asking()
+    train(model, tmp_path, SlimeObjective(), checkpoints=tmp_path / "checkpoints", callbacks=[asking])
+    assert latest(tmp_path / "checkpoints").step == 2
+    assert asking.saved == 1
+    assert [path.name for path in (tmp_path / "scratch").glob("checkpoint-*")] == []
 
 
 def test_training_stops_when_told(model, tmp_path):
