@@ -380,7 +380,7 @@ class PreferenceTrainer(Trainer):
             # Ours come last: Trainer's loss is a mean over ranks, and over updates that a resumed run did not make.
             logs |= {name: value for name, value in metrics.items() if name != "urgent"}
             super().log(logs, start_time)
-            # A callback of the user may ask for one, too; what is left of the request would be a checkpoint of Trainer's.
+            # A user's callback may ask for one, too. A request that is left would be for a checkpoint of Trainer's.
             if follows.save or self.control.should_save:
                 self._checkpoint()
             return
