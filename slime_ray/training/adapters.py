@@ -109,9 +109,9 @@ def write_adapter(settings: Settings, checkpoint: Path, stage: Path, folder: Pat
         both = PeftModel.from_pretrained(lm, str(stage / SFT_ADAPTER), adapter_name="sft")
         both.load_adapter(str(checkpoint), "preference", torch_device="cpu")
         # The layers have their scales by now, and the sum has its own, 1.
-        for config in both.peft_config.values():
-            config.use_rslora = False
         tuner: Any = both.base_model
+        for config in tuner.peft_config.values():
+            config.use_rslora = False
         try:
             tuner.add_weighted_adapter(["sft", "preference"], [1.0, 1.0], "default", combination_type="cat")
         except ValueError as error:
