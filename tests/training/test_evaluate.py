@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from slime_ray.evaluation.field_files import answers_to, read_answers, read_ques
 from slime_ray.model.loading import load_checkpoint
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
+from slime_ray.training.adapters import check_stage
 from slime_ray.training.export import export_model
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
@@ -431,6 +433,20 @@ def test_a_trials_checkpoint_holds_its_tokenizer(trained):
     checkpoint = storage / "first" / "trials" / row["trial_id"] / "checkpoint"
     assert AutoTokenizer.from_pretrained(checkpoint).chat_template
     assert (checkpoint / "generation_config.json").is_file()
+
+
+@pytest.mark.parametrize(("recipe", "refused"), [("the stage's", True), ("another", False)])
+def test_hashes_of_a_run_count_for_trials_on_its_own_sft_checkpoint(trained, tmp_path, recipe, refused):
+    """A search over `sft` has stages of its own, and of earlier versions the manifest alone has a hash."""
+    _, storage, row = trained
+    shutil.copytree(storage / "first", tmp_path / "first")
+    [stage] = (path for path in (storage / ".stages").glob("sft-*") if path.is_dir())
+    as_of_an_earlier_version(tmp_path / "first")
+    key = stage.name.removeprefix("sft-") if refused else recipe
+    change_json(tmp_path / "first" / "manifest.json", hashes={"sft_weights": "0", "sft_checkpoint": key})
+    adapter = tmp_path / "first" / "trials" / row["trial_id"] / "checkpoint"
+    with pytest.raises(InputError, match="other weights") if refused else nullcontext():
+        check_stage(adapter, stage)
 
 
 def as_of_an_earlier_version(run):
