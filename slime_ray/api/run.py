@@ -111,23 +111,40 @@ class Run:
 
         return write_report(self.path, out).html
 
-    def export(self, trial: str, to: str | Path, *, dtype: str = "float32") -> Path:
-        """Write a trial's model as a whole model that transformers loads.
+    def export(
+        self,
+        trial: str,
+        to: str | Path,
+        *,
+        merge: bool = False,
+        dtype: str | None = None,
+        push_to_hub: str | None = None,
+        private: bool = False,
+    ) -> Path:
+        """Write a trial's model as transformers and peft load it.
 
         Args:
             trial: Its id, such as arm-slime-s0.
             to: Folder to write to, which is not there yet.
-            dtype: Of its weights, float32 or bfloat16.
+            merge: Whether adapters of LoRA are merged into a whole model. Else SFT and preference training are one
+                adapter on the model that the experiment names.
+            dtype: Of a whole model's weights, float32 (default) or bfloat16.
+            push_to_hub: Repository to push it to, as ORG/NAME, with the token of HF_TOKEN or `hf auth login`.
+            private: Whether that one is private, where it is new.
 
         Returns:
             The folder.
 
         Raises:
-            InputError: There is no such trial, or its model is gone.
+            InputError: There is no such trial, its model is gone, or it cannot be exported so.
+            RunError: The Hub failed; the folder is there.
         """
         from slime_ray.training.export import export_model
 
-        return export_model(self.path, trial, Path(to), dtype=dtype, facts=self.row_of(trial))
+        return export_model(
+            self.path, trial, Path(to), merge=merge, dtype=dtype, push_to=push_to_hub, private=private,
+            facts=self.row_of(trial),
+        )  # fmt: skip
 
     def row_of(self, trial: str) -> dict[str, str]:
         """Tell a trial's row of the main table in words, for its model card.

@@ -85,16 +85,27 @@ def add_commands(commands: Any) -> None:
     add_command(
         commands, "export", _export, "write a trained model, or a run's answers and verdicts as files of the field",
         [
-            "slime-ray export runs/first arm-slime-s0 --to model  # a whole model that transformers loads",
+            "slime-ray export runs/first arm-slime-s0 --to model  # an adapter on the model that the file names",
+            "slime-ray export runs/first arm-slime-s0 --to model --merge  # a whole model",
+            "slime-ray export runs/first arm-slime-s0 --to model --merge --push-to-hub me/model",
             "slime-ray export runs/first --to arena  # answers and verdicts as Arena-Hard has them",
             "slime-ray export runs/first --to bench --form mt-bench",
         ],
         option("run", type=Path, help="folder of the run"),
         option("trial", nargs="?", help="write this trial's model instead of answers"),
         option(
-            "--dtype", choices=("float32", "bfloat16"), default="float32",
-            help="of the model's weights; bfloat16 rounds small updates away (default float32)",
+            "--merge", action="store_true",
+            help="merge a trial's adapters into a whole model; else SFT and preference training are one adapter",
         ),
+        option(
+            "--dtype", choices=("float32", "bfloat16"),
+            help="of a whole model's weights; bfloat16 rounds small updates away (default float32)",
+        ),
+        option(
+            "--push-to-hub", metavar="ORG/NAME",
+            help="push the model, too; the token is that of HF_TOKEN or of `hf auth login`",
+        ),
+        option("--private", action="store_true", help="whether a new repository is private"),
         option("--to", type=Path, required=True, metavar="DIR", help="where to write; nothing is overwritten"),
         option(
             "--form", choices=("arena-hard", "mt-bench"), default="arena-hard",
@@ -289,7 +300,15 @@ def _export(options: argparse.Namespace) -> None:
     if options.trial:
         from slime_ray import api
 
-        print(api.Run(options.run).export(options.trial, options.to, dtype=options.dtype))
+        if options.private and not options.push_to_hub:
+            raise InputError("--private is of a repository. Give --push-to-hub ORG/NAME as well.")
+        where = api.Run(options.run).export(
+            options.trial, options.to, merge=options.merge, dtype=options.dtype,
+            push_to_hub=options.push_to_hub, private=options.private,
+        )  # fmt: skip
+        print(where)
         return
+    if options.merge or options.dtype or options.push_to_hub or options.private:
+        raise InputError("--merge, --dtype, --push-to-hub and --private are of a trial's model. Name the trial.")
     export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
     print(export(results.load(options.run), options.to))

@@ -30,11 +30,12 @@ from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.parts import check_model
+from slime_ray.model.parts import check_model, parts_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.runs.notes import data_notes
 from slime_ray.runs.store import RunStore
+from slime_ray.training.adapters import check_stage
 from slime_ray.training.measuring import (
     Measurement,
     answer_prompts,
@@ -321,7 +322,14 @@ class _Models(_AnswerFiles):
                 "else. Draw its answers here: --set evaluation.engine=null."
             )
         try:
-            check_adapter(one.path) if _is_on(one.path, self.stages.checkpoint) else check_model(one.path)
+            if _is_on(one.path, self.stages.checkpoint):
+                check_adapter(one.path)
+                check_stage(one.path, self.stages.checkpoint)
+            else:
+                check_model(one.path)
+                base = Path(parts_of(str(one.path), None, local_only=True).source)
+                if base.is_dir():
+                    check_stage(one.path, base)
         except FileFault as error:
             raise InputError(f"{one.path} cannot be loaded: {error}. {AGAIN}") from None
 

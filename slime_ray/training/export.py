@@ -1,105 +1,165 @@
-"""Export a trained policy as a model folder that transformers loads without this package."""
+"""Export a trained policy as a folder that transformers and peft load without this package."""
 
-import json
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.errors import InputError
-from slime_ray.model.files import ADAPTER
+from slime_ray.model.files import ADAPTER, read_object
 from slime_ray.model.loading import base_of, load_adapter, load_checkpoint, load_tokenizer
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
+from slime_ray.training.adapters import base_named, check_stage, load_adapted, why_merge, write_adapter
 from slime_ray.training.cache import STAGES
-from slime_ray.training.stages import MADE
+from slime_ray.training.card import model_card
+from slime_ray.training.hub import check_push, push
 
 COMPARED = 16
 """Tokens on which the exported model is compared with the one that was exported."""
 
-CARD = """\
----
-{metadata}
----
 
-# {title}
+def export_model(
+    run: Path,
+    trial_id: str,
+    to: Path,
+    *,
+    merge: bool = False,
+    dtype: str | None = None,
+    push_to: str | None = None,
+    private: bool = False,
+    facts: Mapping[str, str],
+) -> Path:
+    """Write a trial's policy with tokenizer, chat template, generation config and model card.
 
-Trained by slime_ray {version}: trial `{trial}` of the run `{run}`.
-
-| | |
-| --- | --- |
-{rows}
-
-## Settings
-
-```json
-{settings}
-```
-
-## Use
-
-```python
-from transformers import pipeline
-
-pipeline("text-generation", "{name}")([{{"role": "user", "content": "..."}}])
-```
-"""
-
-
-def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", facts: Mapping[str, str]) -> Path:
-    """Write a trial's policy as one whole model with tokenizer, chat template, generation config and model card.
-
-    The SFT checkpoint and the trial's adapter are merged in float32. The folder is written under another name and
-    renamed once it was loaded again and computes the same.
+    Of a trial that was trained with LoRA it is an adapter on the model that the user named, which holds SFT and
+    preference training; any other policy is a whole model. The folder is written under another name and renamed once
+    it was loaded again and computes the same.
 
     Args:
         run: The run's folder.
         trial_id: One of its trials that kept its model.
         to: The folder to make. It must not exist, or be empty.
-        dtype: Of the weights, "float32" or "bfloat16". In bfloat16 small updates are rounded away.
+        merge: Whether adapters are merged, in float32, so that a whole model is written.
+        dtype: Of a whole model's weights, "float32" (default) or "bfloat16", which rounds small updates away.
+        push_to: Repository of the Hub to push the folder to, as ORG/NAME.
+        private: Whether that one is private, where it is new.
         facts: Rows of the model card's table, such as the trial's row of the report.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: The trial or its model is not there, its SFT checkpoint is lost or another one, or `to` is taken.
+        InputError: The trial or its model is not there, its SFT checkpoint is lost or another one, it is no adapter on
+            the named model, `to` is taken, or the Hub would not take it. Nothing was written.
+        RunError: The Hub failed; the folder is whole.
     """
+    row, checkpoint = _kept(run, trial_id)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"--to {to}: is there already. Name a folder that is not.")
+    settings = _settings(row, run)
+    stage = _stage(checkpoint, run) if (checkpoint / ADAPTER).is_file() else None
+    adapter = stage is not None and not merge
+    if stage is not None:
+        _refuse(settings, checkpoint, stage, trial_id, merge=merge, dtype=dtype, pushed=push_to is not None)
+    if push_to:
+        check_push(push_to)
+    with _without_bars():
+        lm = load_checkpoint(stage or checkpoint, dtype="float32")
+        if stage is not None:
+            lm = load_adapter(lm, checkpoint, merge=True)
+        tokenizer = _tokenizer(checkpoint, settings)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.is_dir():
+            to.rmdir()
+        with files.replacing(to) as partial:
+            partial.mkdir()
+            generation = stopping(tokenizer, stop_token_ids(tokenizer))
+            if stage is not None and adapter:
+                write_adapter(settings, checkpoint, stage, partial)
+                generation.save_pretrained(partial)
+                again = load_adapted(settings, partial)
+            else:
+                for parameter in lm.parameters():
+                    # Not the whole module: frequencies of rotary embeddings stay in float32, as when it is loaded.
+                    parameter.data = parameter.data.to(getattr(torch, dtype or "float32"))
+                lm.generation_config = generation
+                lm.save_pretrained(partial)
+                again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype, local_files_only=True)
+            tokenizer.save_pretrained(partial)
+            name = push_to or to.name
+            model_card(settings, row, run=run.name, name=name, adapter=adapter, facts=facts).save(partial / "README.md")
+            _compare(lm, again, adapter=adapter)
+    if push_to:
+        push(to, push_to, private=private)
+    return to
+
+
+def _kept(run: Path, trial_id: str) -> tuple[Mapping[str, Any], Path]:
+    """A trial's row and the folder of its model."""
     folder = run / "trials" / trial_id
     row = results.finished_trial(folder) if folder.is_dir() else None
     if row is None:
         raise InputError(f"{run} has no finished trial {trial_id}. `slime-ray status {run}` lists its trials.")
+    if row["status"] in ("failed", "diverged"):
+        raise InputError(f"{trial_id} of {run} {row['status']} ({row['reason']}), so it has no model to export.")
     checkpoint = folder / results.MODEL
     if not checkpoint.is_dir():
         raise InputError(
             f"{trial_id} of {run} kept no model: budget.checkpoints keeps the best of a search. Run it again as an "
             "arm, with its knobs."
         )
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"--to {to}: is there already. Name a folder that is not.")
-    settings = _settings(row, run)
-    lm = _whole(checkpoint, run)
-    tokenizer = _tokenizer(checkpoint, settings)
-    for parameter in lm.parameters():
-        # Not the whole module: frequencies of rotary embeddings stay in float32, as they do when it is loaded.
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-    lm.generation_config = stopping(tokenizer, stop_token_ids(tokenizer))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if to.is_dir():
-        to.rmdir()
-    with files.replacing(to) as partial:
-        lm.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _card(settings, run, trial_id, to.name, facts).save(partial / "README.md")
-        _compare(lm, partial, dtype)
-    return to
+    return row, checkpoint
+
+
+def _stage(checkpoint: Path, run: Path) -> Path:
+    """The SFT checkpoint of an adapter, with the weights that it was trained on."""
+    stage = run.parent / STAGES / Path(base_of(checkpoint)).name
+    if not stage.is_dir():
+        raise InputError(
+            f"{checkpoint} is an adapter on the SFT checkpoint {stage.name}, which {run.parent / STAGES} lacks. "
+            "Put the folder `.stages` back beside the run."
+        )
+    check_stage(checkpoint, stage)
+    return stage
+
+
+def _refuse(
+    settings: Settings, checkpoint: Path, stage: Path, trial_id: str, *, merge: bool, dtype: str | None, pushed: bool
+) -> None:
+    """Raise InputError for what cannot be exported of a trial that was trained with LoRA."""
+    if merge:
+        if "quantization_config" in read_object(stage / "config.json"):
+            raise InputError(f"{trial_id} was trained on quantized weights, into which nothing is merged exactly.")
+        return
+    if reason := why_merge(settings, checkpoint, stage):
+        raise InputError(f"{trial_id} is no adapter on the model that it came from: {reason}. Give --merge.")
+    if dtype is not None:
+        raise InputError("--dtype is of a whole model, and this is an adapter. Leave it out, or give --merge.")
+    if pushed and Path(base_named(settings)[0]).is_dir():
+        raise InputError(
+            f"--push-to-hub: the adapter's base {settings.model.source} is a folder of this machine, which nobody else "
+            "has. Give --merge."
+        )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing progress bars for a while."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _settings(row: Mapping[str, Any], run: Path) -> Settings:
@@ -119,27 +179,6 @@ def stopping(tokenizer: Any, stops: Sequence[int]) -> GenerationConfig:
     return GenerationConfig(eos_token_id=list(stops), pad_token_id=stops[0] if padding is None else padding)
 
 
-def _whole(checkpoint: Path, run: Path) -> Any:
-    """Load the trial's policy as one model in float32."""
-    if not (checkpoint / ADAPTER).is_file():
-        return load_checkpoint(checkpoint, dtype="float32")
-    stage = run.parent / STAGES / Path(base_of(checkpoint)).name
-    if not stage.is_dir():
-        raise InputError(
-            f"{checkpoint} is an adapter on the SFT checkpoint {stage.name}, which {run.parent / STAGES} lacks. "
-            "Put the folder `.stages` back beside the run."
-        )
-    manifest = results.read_manifest(run) if (run / "manifest.json").is_file() else {}
-    expected = manifest.get("hashes", {}).get("sft_weights")
-    made = json.loads((stage / MADE).read_text(encoding="utf-8")) if (stage / MADE).is_file() else {}
-    if expected and made.get("sft_weights") != expected:
-        raise InputError(
-            f"{stage} holds other weights than those that {run.name} was trained on, which were made elsewhere or "
-            "again. Put the `.stages` of that machine beside the run."
-        )
-    return load_adapter(load_checkpoint(stage, dtype="float32"), checkpoint, merge=True)
-
-
 def _tokenizer(checkpoint: Path, settings: Settings) -> Any:
     """The tokenizer, with its chat template, that the trial was trained with."""
     if (checkpoint / "tokenizer_config.json").is_file():
@@ -147,42 +186,15 @@ def _tokenizer(checkpoint: Path, settings: Settings) -> Any:
     return load_tokenizer(settings.model)
 
 
-def _card(settings: Settings, run: Path, trial_id: str, name: str, facts: Mapping[str, str]) -> ModelCard:
-    model, data = settings.model, settings.data
-    source = None if model.task else model.source
-    metadata = ModelCardData(
-        base_model=source, library_name="transformers", pipeline_tag="text-generation",
-        tags=["slime-ray", "preference-optimization", settings.objective.name],
-    )  # fmt: skip
-    rows = {
-        "base model": model.source,
-        "preference data": data.train,
-        "objective": settings.objective.name,
-        **facts,
-        "versions": ", ".join(f"{package} {version(package)}" for package in ("slime-ray", "torch", "transformers")),
-    }
-    text = CARD.format(
-        metadata=metadata.to_yaml(),
-        title=name,
-        version=version("slime-ray"),
-        trial=trial_id,
-        run=run.name,
-        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
-        settings=settings.model_dump_json(include={"objective", "training", "sft"}, indent=2),
-        name=name,
-    )
-    return ModelCard(text)
-
-
 @torch.no_grad()
-def _compare(lm: Any, folder: Path, dtype: str) -> None:
-    """Raise InputError unless the written model computes what the one in memory does."""
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
+def _compare(lm: Any, again: Any, *, adapter: bool) -> None:
+    """Raise InputError unless the model that was loaded again computes what the one in memory does.
+
+    In an adapter the same sums are rounded elsewhere than in weights that it was merged into.
+    """
     ids = torch.arange(min(COMPARED, again.get_input_embeddings().weight.shape[0]))[None]
     one, two = (model.eval()(input_ids=ids.to(model.device)).logits.float().cpu() for model in (lm, again))
-    if not torch.equal(one, two):
-        share = float((one - two).norm() / one.norm())
-        if not share <= 1e-5:
-            raise InputError(
-                f"The exported model computes something else (its logits change by {share:.2g}). Report this."
-            )
+    share = float((one - two).norm() / one.norm())
+    if not share <= (1e-4 if adapter else 1e-5):
+        way = "Give --merge for a whole model." if adapter else "Report this."
+        raise InputError(f"The exported model computes something else (its logits change by {share:.2g}). {way}")

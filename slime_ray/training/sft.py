@@ -23,6 +23,8 @@ from slime_ray.training.policies import chosen_logps, row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.world import World
 
+SFT_ADAPTER = "adapter"
+"""Folder, next to the weights that it was merged into, of what was trained: `export` adds a trial's adapter to it."""
 COMPARED_PAIRS = 4
 """Pairs on which the saved model is compared with the trained one."""
 
@@ -39,7 +41,8 @@ def make_sft(
 ) -> None:
     """Train on the chosen completions of `pairs`, merge any adapters, and save the whole model.
 
-    What was trained is merged and saved in float32. Without `sft` the model is saved as it is.
+    What was trained is merged and saved in float32. Adapters are saved next to it as well. Without `sft` the model is
+    saved as it is.
 
     Args:
         settings: Of the experiment.
@@ -61,6 +64,8 @@ def make_sft(
     def save() -> None:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         check_trained(trained, settings)
+        if hasattr(lm, "peft_config"):
+            lm.save_pretrained(folder / SFT_ADAPTER, save_embedding_layers=False)
         _merged(lm).save_pretrained(folder)
         # Trainer's circles hold the optimizer, and there may be no to_device for a second model beside it.
         gc.collect()

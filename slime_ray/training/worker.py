@@ -76,7 +76,7 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.policies import gpu_row_budget, to_device
-from slime_ray.training.stages import Stages, prepare, train_pairs
+from slime_ray.training.stages import MADE, Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
 
@@ -333,7 +333,11 @@ def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report
 
 
 def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting: Runtime) -> None:
-    """Save the adapter, or the whole model, with its tokenizer, so that a half-written one is never seen."""
+    """Save the adapter, or the whole model, with its tokenizer, so that a half-written one is never seen.
+
+    Beside an adapter is the hash of the SFT weights that it goes on.
+    """
+    made = stages.checkpoint / MADE
     weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
 
     def write() -> None:
@@ -341,6 +345,8 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting:
             policy.lm.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
             stages.tokenizer.save_pretrained(partial)
             stopping(stages.tokenizer, stages.stop_tokens).save_pretrained(partial)
+            if hasattr(policy.lm, "peft_config") and made.is_file():
+                shutil.copy(made, partial)
 
     if World.current().main:
         patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))

@@ -135,7 +135,7 @@ def test_one_trial_trains_in_this_process_and_keeps_the_mapping(tmp_path, monkey
     of_league = slime_ray.evaluate(league, [policy], name="league", storage=tmp_path, quiet=True)
     assert of_league.manifest["experiment"]["league"] is None
     assert of_league.table.frame["label"].tolist() == ["arm-slime-s0"]
-    model = run.export("arm-slime-s0", tmp_path / "model")
+    model = run.export("arm-slime-s0", tmp_path / "model", merge=True)
     assert (Path(model) / "tokenizer.json").is_file()
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from slime_ray.evaluation.field_files import answers_to, read_answers, read_ques
 from slime_ray.model.loading import load_checkpoint
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
+from slime_ray.training.adapters import check_stage
 from slime_ray.training.export import export_model
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
@@ -105,7 +107,7 @@ def elsewhere(trained, tmp_path_factory):
     folder, trial = tmp_path_factory.mktemp("elsewhere"), storage / "first" / "trials" / row["trial_id"]
     own = evaluated(space, trial, *GREEDY, storage=storage, name="own")
     assert cli.main(["export", str(storage / "own"), "--to", str(folder)]) == 0
-    assert cli.main(["export", str(storage / "first"), row["trial_id"], "--to", str(folder / "merged")]) == 0
+    assert cli.main(["export", str(storage / "first"), row["trial_id"], "--to", str(folder / "merged"), "--merge"]) == 0
     return folder, own
 
 
@@ -355,6 +357,21 @@ def test_a_policy_that_lacks_weights_is_refused_by_their_names(trained, tmp_path
     assert "layers.0.self_attn.v_proj" in said
 
 
+@pytest.mark.parametrize("base", ["the stage of the experiment", "a stage elsewhere"])
+def test_an_adapter_of_other_sft_weights_is_not_measured(trained, tmp_path, capsys, base):
+    """Of the same recipe, so of the same name: only the weights differ."""
+    space, storage, row = trained
+    policy = tmp_path / "policy"
+    shutil.copytree(storage / "first" / "trials" / row["trial_id"] / "checkpoint", policy)
+    if base == "a stage elsewhere":
+        sft = next(path for path in (storage / ".stages").glob("sft-*") if path.is_dir())
+        shutil.copytree(sft, tmp_path / "elsewhere")
+        change_json(policy / "adapter_config.json", base_model_name_or_path=str(tmp_path / "elsewhere"))
+    change_json(policy / "made.json", sft_weights="0123")
+    said = refused(capsys, space, policy, storage)
+    assert f"holds other weights than those that {policy} was trained on" in said
+
+
 def test_an_adapter_is_measured_on_what_it_was_trained_on(trained, tmp_path, capsys):
     """On the SFT checkpoint of this experiment wherever its storage is, else on its own base, which is said."""
     space, storage, row = trained
@@ -394,6 +411,7 @@ def test_an_exported_model_needs_nothing_of_this_package(trained, tmp_path, dtyp
         row["trial_id"],
         "--to",
         str(tmp_path / "out"),
+        "--merge",
         "--dtype",
         dtype,
     ]
@@ -417,6 +435,27 @@ def test_a_trials_checkpoint_holds_its_tokenizer(trained):
     assert (checkpoint / "generation_config.json").is_file()
 
 
+@pytest.mark.parametrize(("recipe", "refused"), [("the stage's", True), ("another", False)])
+def test_hashes_of_a_run_count_for_trials_on_its_own_sft_checkpoint(trained, tmp_path, recipe, refused):
+    """A search over `sft` has stages of its own, and of earlier versions the manifest alone has a hash."""
+    _, storage, row = trained
+    shutil.copytree(storage / "first", tmp_path / "first")
+    [stage] = (path for path in (storage / ".stages").glob("sft-*") if path.is_dir())
+    as_of_an_earlier_version(tmp_path / "first")
+    key = stage.name.removeprefix("sft-") if refused else recipe
+    change_json(tmp_path / "first" / "manifest.json", hashes={"sft_weights": "0", "sft_checkpoint": key})
+    adapter = tmp_path / "first" / "trials" / row["trial_id"] / "checkpoint"
+    with pytest.raises(InputError, match="other weights") if refused else nullcontext():
+        check_stage(adapter, stage)
+
+
+def as_of_an_earlier_version(run):
+    """The hash of the SFT weights is in the manifest alone, and is another one."""
+    (run / "trials" / "arm-slime-s0" / "checkpoint" / "made.json").unlink()
+    manifest = {"schema": results.RUN_SCHEMA, "hashes": {"sft_weights": "0"}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -424,10 +463,19 @@ def test_a_trials_checkpoint_holds_its_tokenizer(trained):
         (lambda run: shutil.rmtree(run / "trials" / "arm-slime-s0"), "has no finished trial arm-slime-s0"),
         (lambda run: shutil.rmtree(run.parent / ".stages"), "is an adapter on the SFT checkpoint sft-"),
         (
-            lambda run: (run / "manifest.json").write_text(
-                json.dumps({"schema": results.RUN_SCHEMA, "hashes": {"sft_weights": "0"}})
-            ),
+            lambda run: change_json(run / "trials" / "arm-slime-s0" / "checkpoint" / "made.json", sft_weights="0"),
             "holds other weights",
+        ),
+        (as_of_an_earlier_version, "holds other weights"),
+        (
+            lambda run: change_json(run / "trials" / "arm-slime-s0" / "trial.json", status="diverged", reason="NaN"),
+            "diverged (NaN), so it has no model",
+        ),
+        (
+            lambda run: change_json(
+                next((run.parent / ".stages").glob("sft-*/config.json")), quantization_config={"quant_method": "fp8"}
+            ),
+            "quantized weights",
         ),
         (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_config.json"), "is not valid JSON"),
         (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_model.safetensors"), "cut short"),
@@ -448,6 +496,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(trained, tmp_
     change(tmp_path / "first")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as raised:
-        export_model(tmp_path / "first", "arm-slime-s0", tmp_path / "out", facts={})
+        export_model(tmp_path / "first", "arm-slime-s0", tmp_path / "out", merge=True, facts={})
     assert sentence in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,119 @@
+"""The model card of an exported policy: what it is, what it measured, and an experiment that repeats it."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from slime_ray.config.settings import Settings
+from slime_ray.runs.redaction import redact
+
+CARD = """\
+---
+{metadata}
+---
+
+# {title}
+
+{kind} Trained by slime_ray {version}: trial `{trial}` of the run `{run}`.
+
+| | |
+| --- | --- |
+{rows}
+
+## Use
+
+```python
+from transformers import pipeline
+
+pipeline("text-generation", "{name}")([{{"role": "user", "content": "..."}}])
+```
+
+## Repeat
+
+With `pip install slime-ray=={version}` and this as `experiment.yaml`, `slime-ray train experiment.yaml` trains it
+again. It looks for files by their names, in the folder where it is started.
+
+```yaml
+{experiment}```
+
+## Cite
+
+SLIME: Stabilized Likelihood Implicit Margin Enforcement for Preference Optimization, arXiv 2602.02383, is the paper of
+the objective that slime_ray studies. Cite the software by its version, and the base model and the data by their own
+cards.
+"""
+
+
+def model_card(
+    settings: Settings, row: Mapping[str, Any], *, run: str, name: str, adapter: bool, facts: Mapping[str, str]
+) -> ModelCard:
+    """Write the card of a trial's policy, without secrets and without folders of this machine.
+
+    Args:
+        settings: Of the trial.
+        row: The trial's row of the results.
+        run: The run's name.
+        name: What the model is called.
+        adapter: Whether an adapter is exported, instead of a whole model.
+        facts: Rows of the card's table, such as the trial's row of the report.
+    """
+    model, data, objective = settings.model, settings.data, settings.objective.name
+    here = Path(model.source).exists()
+    source, train = _shown(model.source), _shown(data.train)
+    metadata = ModelCardData(
+        # On the Hub these link to repositories, which local files and embedded tasks have none of.
+        base_model=None if model.task or here else source,
+        datasets=None if data.task or Path(data.train).exists() or "://" in data.train else train,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["slime-ray", "preference-optimization", objective, *(["lora"] if adapter else [])],
+    )
+    knobs = json.loads(row.get("overrides") or "{}")
+    packages = ("slime-ray", "torch", "transformers", "peft")
+    rows = {
+        "base model": source,
+        "preference data": train,
+        "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
+        **{f"`{knob}`": f"`{json.dumps(_shown(value))}`" for knob, value in knobs.items()},
+        **facts,
+        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
+    }
+    kind = f"A LoRA adapter on {source} (peft)." if adapter else "A whole model."
+    if adapter and settings.sft:
+        kind = f"A LoRA adapter on {source} (peft): SFT and preference training in one."
+    return ModelCard(
+        CARD.format(
+            metadata=metadata.to_yaml(),
+            title=name,
+            kind=kind,
+            version=version("slime-ray"),
+            trial=row["trial_id"],
+            run=run,
+            rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+            name=name,
+            experiment=_experiment(settings, row, name),
+        )
+    )
+
+
+def _experiment(settings: Settings, row: Mapping[str, Any], name: str) -> str:
+    base = _shown(settings.model_dump(mode="json", exclude_unset=True), here="./")
+    content = {"name": name, "base": base, "arms": {str(row["label"]): {}}, "seeds": [row["seed"]]}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _shown(value: Any, *, here: str = "") -> Any:
+    """A setting without secrets, and files of this machine by their names alone, after `here`."""
+    if isinstance(value, Mapping):
+        return redact({key: _shown(item, here=here) for key, item in value.items()})
+    if isinstance(value, list):
+        return [_shown(item, here=here) for item in value]
+    if isinstance(value, str):
+        shown = redact(value)
+        return f"{here}{Path(shown).name}" if Path(shown).is_absolute() else shown
+    return value
