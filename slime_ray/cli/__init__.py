@@ -32,6 +32,7 @@ Search and ablate SLIME preference fine-tuning (arXiv 2602.02383) on Ray, and re
   slime-ray evaluate my.yaml CHECKPOINT         measure a checkpoint, a trial or a file of answers, without a sweep
   slime-ray launch my.yaml --storage /shared/runs  the same on a cluster, from here; again to follow it again
   slime-ray status runs/first                   how it stands; `extend` goes on, `stop` and `clone` act on its trials
+  slime-ray watch runs/first                    the same in a browser while it runs, with the report and buttons
   slime-ray report runs/first                   tables, figures and report.html from the result files
   slime-ray export runs/first --to DIR          its answers and verdicts as files of Arena-Hard
   slime-ray bench step                          measure the training step here, beside other recipes
