@@ -79,8 +79,8 @@ def style() -> Any:
     return mpl.rc_context({**defaults, **STYLE})
 
 
-def render(figure: "Figure") -> dict[str, bytes]:
-    """Return the figure as svg, pdf and png, by kind: the same bytes every time, without dates."""
+def render(figure: "Figure", *kinds: str) -> dict[str, bytes]:
+    """Return the figure as svg, pdf and png, or as these kinds alone: the same bytes every time, without dates."""
     without_dates = {
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -91,9 +91,9 @@ def render(figure: "Figure") -> dict[str, bytes]:
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Once, not again for each kind of file.
         lay_out(figure)
-        for kind, metadata in without_dates.items():
+        for kind in kinds or without_dates:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=without_dates[kind])
             files[kind] = buffer.getvalue()
     return files
 

@@ -23,7 +23,7 @@ from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
 from .printing import Table, one_line
 from .rows import name_of
-from .sections import Entry, Findings, made
+from .sections import SECTIONS, Entry, Findings, made
 
 HERE = Path(__file__).parent
 COLOURS = {
@@ -160,6 +160,20 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     written = {entry.name: table for entry, table in tables if len(table.frame) or table is found.main}
     names = tuple(folder / name for name in files)
     return ReportFiles(folder / "report.html", folder, names, _text(found, tables), written)
+
+
+def build_live_page(run_path: str | Path) -> str:
+    """The page of a run that goes on: of the drawings only the front, since the others take seconds.
+
+    Raises InputError where nothing has finished, or a file cannot be read.
+    """
+    found = Findings(results.load(run_path))
+    quick = [entry for entry in SECTIONS if not entry.caption or entry.name == "pareto"]
+    things = [
+        (entry, thing if isinstance(thing, Table) else render(thing, "svg")["svg"])
+        for entry, thing in made(found, quick)
+    ]
+    return build_page(found, things)
 
 
 def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]], Findings]:

@@ -1,6 +1,6 @@
 """Every table and figure of a report: one list, in the order of the page. To add one is to add an entry."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Union
@@ -216,9 +216,9 @@ SECTIONS: tuple[Entry, ...] = (
 )
 
 
-def made(found: Findings) -> Iterator[tuple[Entry, "Table | Figure"]]:
-    """The tables and figures that this run has, in the order of the page."""
-    for entry in SECTIONS:
+def made(found: Findings, entries: Sequence[Entry] = SECTIONS) -> Iterator[tuple[Entry, "Table | Figure"]]:
+    """The tables and figures that this run has, in the order of the page. entries: those that are made."""
+    for entry in entries:
         thing = entry.make(found)
         if isinstance(thing, Table) and thing.frame.empty and not entry.without_rows:
             continue

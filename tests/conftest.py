@@ -34,4 +34,4 @@ def sketch() -> dict[str, bytes]:
 @pytest.fixture
 def sketched(sketch: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look at no drawing: a report takes most of its time to draw, and here has a sketch instead."""
-    monkeypatch.setattr("slime_ray.analysis.report.render", lambda figure: sketch)
+    monkeypatch.setattr("slime_ray.analysis.report.render", lambda figure, *kinds: sketch)

@@ -11,21 +11,22 @@ from tests.imports import cycles, imports_of, part_of, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ORDER = "errors < world < objectives < config < runs < data < model < evaluation < training < planning < bench < on_ray < api < cli"
+ORDER = "errors < world < objectives < config < runs < data < model < evaluation < training < planning < bench < on_ray < api < live < cli"
 """A part imports those before it alone."""
 BESIDE = {"search_spaces": "errors config", "analysis": "errors config runs", "presets": "", "__main__": "runs cli"}
-"""Parts next to the order, and what they import. `api` and `cli` alone import the first two."""
+"""Parts next to the order, and what they import. `api`, `live` and `cli` alone import the first two."""
 PARTS = ORDER.split(" < ")
 MAY_IMPORT = {part: set(PARTS[:place]) for place, part in enumerate(PARTS)} | {
     part: set(names.split()) for part, names in BESIDE.items()
 }
-for part in ("api", "cli"):
+for part in ("api", "live", "cli"):
     MAY_IMPORT[part] |= {"analysis", "search_spaces"}
 MAY_IMPORT[""] = {"api"}
 
 # Third-party package -> the parts that may import it, be it inside a function.
 ONLY_IN: dict[str, set[str]] = {
     "ray": {"on_ray"},
+    "aiohttp": {"live", "on_ray"},
     "optuna": {"on_ray"},
     "sqlalchemy": {"on_ray"},
     "torch": {"objectives", "world", "data", "model", "evaluation", "training", "planning", "on_ray", "bench"},
@@ -45,7 +46,7 @@ ONLY_IN: dict[str, set[str]] = {
 NOTHING_BUT: dict[str, set[str]] = {"objectives": {"torch"}, "errors": set(), "search_spaces": set()}
 
 # Parts that a command needs only when it runs.
-LAZY_IN_CLI = {"on_ray", "planning", "analysis", "api"}
+LAZY_IN_CLI = {"on_ray", "planning", "analysis", "api", "live"}
 
 # Names that exist only in a checkout, or mean another project.
 FOREIGN = {"slime", "analysis", "search_spaces"}

@@ -163,6 +163,11 @@
     };
     value(spec.data, "points").values = data.points;
     value(spec.data, "front").values = data.front;
+    // Vega's labels fail on marks without items, as those of rows are where a run has none yet.
+    const rows = points.filter((point) => point.kind !== "search trial");
+    const drawn = { bars: rows.some((point) => point.low !== null), spans: rows.length > 0 };
+    const labels = value(spec.marks, "labels").transform[0];
+    labels.avoidMarks = labels.avoidMarks.filter((name) => drawn[name]);
     // Shown before it is drawn, so that it has a width.
     document.documentElement.classList.add("live");
     const chart = part("chart");

@@ -31,7 +31,7 @@ GROUPS = {
     "begin": ("demo", "init", "spaces", "presets", "reference"),
     "before a run": ("check", "plan", "doctor"),
     "run": ("sweep", "ablate", "league", "train", "evaluate", "launch", "reproduce", "serve-answers"),
-    "a run that is there": ("status", "extend", "stop", "clone"),
+    "a run that is there": ("status", "watch", "extend", "stop", "clone"),
     "results": ("report", "compare", "verify", "export"),
     "this machine": ("bench", "completion"),
 }

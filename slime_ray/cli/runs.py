@@ -1,4 +1,4 @@
-"""Commands for a run that is there: report, compare, verify, export, status, extend, stop, clone.
+"""Commands for a run that is there: report, compare, verify, export, status, watch, extend, stop, clone.
 
 The first four need neither torch nor Ray.
 """
@@ -6,17 +6,14 @@ The first four need neither torch nor Ray.
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slime_ray.cli.options import QUIET, RUN, STORAGE, add_command, exclusive, option, run_and_report, show_report
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs.redaction import redact
 
-if TYPE_CHECKING:
-    from slime_ray.runs.store import RunStore
+PORT = 8765
 
 
 def add_commands(commands: Any) -> None:
@@ -28,8 +25,20 @@ def add_commands(commands: Any) -> None:
         STORAGE,
         exclusive(
             option("--json", action="store_true", help="print it as JSON"),
-            option("--watch", action="store_true", help="print it again when it changes, until the run ends"),
+            option(
+                "--watch", action="store_true",
+                help="print it again when it changes, until the run ends; `slime-ray watch` shows it in a browser",
+            ),
         ),
+    )  # fmt: skip
+    add_command(
+        commands, "watch", _watch, "serve a running sweep's report in a browser, live, with buttons",
+        ["slime-ray watch runs/first", "slime-ray watch s3://bucket/runs/first --port 8766"],
+        RUN,
+        option("--port", type=int, default=PORT, metavar="N", help=f"of 127.0.0.1 (default {PORT}; 0: a free one)"),
+        more="Serves the report on this machine alone while the sweep runs, with what runs now, the alarms and the\n"
+        "budget. The printed address holds a token; without it the page is read-only. When the sweep ends, the\n"
+        "command writes the report and ends too. `status --watch` prints lines in the terminal instead.",
     )  # fmt: skip
     add_command(
         commands, "extend", _extend, "go on with a run, with more trials of its search",
@@ -114,24 +123,8 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
 
 
-@contextmanager
-def _opened(address: str) -> "Iterator[tuple[Path, RunStore]]":
-    """A run's folder on this machine, up to date but for models, with its storage."""
-    from slime_ray.runs.results import CHECKPOINTS, MODEL
-    from slime_ray.runs.store import RunStore, copied, is_url, one_at_a_time
-
-    if not is_url(address):
-        run = Path(address).resolve()
-        yield run, RunStore(run.parent)
-        return
-    # Bringing the copy up to date deletes what another command has yet to send.
-    with one_at_a_time(address):
-        run, mirror = copied(address, skip=(CHECKPOINTS, MODEL))
-        with mirror.answering():
-            yield run, mirror
-
-
 def _status(options: argparse.Namespace) -> None:
+    from slime_ray.runs.control import opened
     from slime_ray.runs.status import describe
 
     if options.run is None:
@@ -139,7 +132,7 @@ def _status(options: argparse.Namespace) -> None:
         return
     last = None
     while True:
-        with _opened(options.run) as (run, _):
+        with opened(options.run) as (run, _):
             standing = describe(run)
         now = json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run))
         # How long ago it spoke changes all the time.
@@ -190,71 +183,44 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
-    from slime_ray.config.experiment import MOST_TRIALS
-    from slime_ray.config.points import count_points, with_values
+    from slime_ray.runs.control import extended, opened
     from slime_ray.runs.folder import reopened
     from slime_ray.runs.results import read_manifest
 
-    with _opened(options.run) as (run, mirror):
+    with opened(options.run) as (run, mirror):
         experiment, manifest = reopened(run), read_manifest(run)
-    if max((part.trials for part in experiment.searches), default=0) + options.trials > MOST_TRIALS:
-        raise InputError(f"--trials {options.trials}: {MOST_TRIALS:,} trials of a run are the limit.")
-    if options.trials < 0:
-        raise InputError(f"--trials {options.trials}: give the number of further trials.")
-    if options.trials and not experiment.searches:
-        raise InputError(f"{options.run} has no search that could have more trials.")
-    for part in experiment.searches if options.trials else ():
-        points = count_points(part.search, with_values(experiment.base, part.set))
-        if points is not None and part.trials + options.trials > points:
-            raise InputError(
-                f"{options.run} has {part.trials} trials{f' of {part.label}' if part.label else ''}, and its space "
-                f"only {points} points, each of which is tried once. Give --trials {points - part.trials} at most."
-            )
-    # The folder may have been renamed, or be a copy.
-    experiment = experiment.model_copy(update={"name": run.name})
-    if league := experiment.league:
-        more: dict[str, Any] = {"league": league.model_copy(update={"trials": league.trials + options.trials})}
-    else:
-        budget = experiment.budget
-        more = {"budget": budget.model_copy(update={"trials": budget.trials + options.trials})}
+    experiment = extended(experiment, options.trials, options.run)
     run_and_report(
-        experiment.model_copy(update=more), run / "experiment.yaml", options, start="resume",
+        # The folder may have been renamed, or be a copy.
+        experiment.model_copy(update={"name": run.name}), run / "experiment.yaml", options, start="resume",
         storage=mirror.url or str(mirror.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
     )  # fmt: skip
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from slime_ray.runs.instructions import FOLDER, ask_to_stop
-    from slime_ray.runs.results import read_manifest
-    from slime_ray.runs.status import read_status
+    from slime_ray.runs.control import opened, stop_trial
 
-    with _opened(options.run) as (run, mirror):
-        read_manifest(run)
-        status = read_status(run)
-        if not status.at_work:
-            raise InputError(f"No sweep is at work on {options.run}: there is nothing to stop.")
-        ask_to_stop(run, options.trial, known=set(status.trials))
-        mirror.push(run / FOLDER)
+    with opened(options.run) as (run, mirror):
+        stop_trial(run, mirror, options.trial)
     print(f"{options.trial} will end at its next report and be recorded as stopped.")
 
 
 def _clone(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment_file import parse_override
-    from slime_ray.runs.folder import refuse_other_inputs, reopened
-    from slime_ray.runs.inputs import code_of, hashes_of
-    from slime_ray.runs.instructions import FOLDER, ask_for_clone
-    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.control import clone_trial, opened
     from slime_ray.runs.status import read_status
 
-    with _opened(options.run) as (run, mirror):
-        changes = dict(parse_override(text) for text in options.overrides)
-        experiment = reopened(run)
-        refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), code_of(experiment))
-        clone = ask_for_clone(run, experiment, options.trial, changes)
-        mirror.push(run / FOLDER)
+    with opened(options.run) as (run, mirror):
+        clone = clone_trial(run, mirror, options.trial, dict(map(parse_override, options.overrides)))
         at_work = read_status(run).at_work
     when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"
     print(f"{clone.trial_id} {when}.")
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from slime_ray.live.server import watch
+
+    print(watch(options.run, port=options.port, say=lambda line: print(line, flush=True)))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ What earlier runs know of a search comes first: their finished trials, where thi
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ class Part:
         """A trial of the search, which runs from here on. values: what it sets over base."""
         self.running.add(name)
         return search_trial(self.experiment, name, values, SEARCH_SEED + self.seed)
+
+    def extend(self, trials: int) -> None:
+        """Search on, for so many trials more."""
+        before = self.part.trials
+        self.part = replace(self.part, trials=before + trials)
+        self.ids += [self.part.trial_id(number) for number in range(before + 1, before + trials + 1)]
 
     def next(self) -> Trial | None:
         """The next trial of the search; None where all have begun."""
@@ -150,6 +156,15 @@ class TrialPlan(Searcher):
         part = self.part_of(clone.trial_id)
         begin = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
         self.waiting.insert(0, begin(clone.trial_id, clone.values))
+        return True
+
+    def extend(self, trials: int) -> bool:
+        """Search on, for so many trials more; False where there is no search or its winners run again already."""
+        parts = list(self.parts.values())
+        if not parts or self.experiment.league is not None or any(part.confirmed for part in parts):
+            return False
+        for part in parts:
+            part.extend(trials)
         return True
 
     def missing(self) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_s
 from slime_ray.runs.inputs import digests
 from slime_ray.runs.instructions import Instructions
 from slime_ray.runs.pareto import best_rows
-from slime_ray.runs.status import read_status, write_status
+from slime_ray.runs.status import announce, announced, read_status, write_status
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
@@ -113,6 +114,7 @@ def run_sweep(
         taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=mirror.remove) as manifest,
         mirror.answering(),
         log_file(run / "log.txt"),
+        announced(run),
     ):
         memory = study_storage(run, study) if experiment.searches else None
         sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
@@ -132,6 +134,8 @@ def run_sweep(
                 _run(sweep, place)
             finally:
                 monitor.stop()
+                # Before it is brought to the storage.
+                announce(run, ended=True)
                 if results.finished_trials(run):
                     sweep.save()
         with mirror.answering():
@@ -165,7 +169,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
         with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
             watch = Watch(
                 experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress,
-                meter=meter,
+                meter=meter, extended=manifest.get("extended") or (), searches_on=partial(_keep_extension, sweep),
             )  # fmt: skip
             try:
                 with watch.interrupts_as_orders():
@@ -182,8 +186,10 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
-                with sweep.forgiving("cannot say that it ended"):
-                    write_status(run, finished=progress.finished, total=progress.total, trials={}, ended=True)
+                with sweep.forgiving("cannot say how it stands"):
+                    write_status(
+                        run, finished=progress.finished, total=progress.total, trials={}, spent=meter.spent.as_json()
+                    )
             early, spent = early or watch.leaving, watch.spent
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)
@@ -211,6 +217,16 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
         )
     if by:
         print_line(sweep.console, f"Ended by budget.{by}; {meter.spent}.")
+
+
+def _keep_extension(sweep: Sweep, trials: int) -> None:
+    """Have the manifest say that the search has more trials, as if the run had been extended after its end."""
+    budget = sweep.manifest["experiment"]["budget"]
+    sweep.manifest["extended"] = [*(sweep.manifest.get("extended") or ()), budget["trials"]]
+    budget["trials"] += trials
+    with sweep.forgiving("has a manifest that is not up to date"):
+        results.write_manifest(sweep.run, sweep.manifest)
+        sweep.save()
 
 
 def _close_attempts(sweep: Sweep) -> None:

@@ -7,7 +7,7 @@ behind, a spent budget and interrupts.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,15 +158,19 @@ class Progress(Callback):
         return [state for state in self.states.values() if not state.get("finished")]
 
     def time_left(self) -> str:
-        """What is left if each trial takes as long as those that are done, as minutes and seconds."""
+        """The same as minutes and seconds."""
+        seconds = self.seconds_left()
+        return "unknown time" if seconds is None else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+    def seconds_left(self) -> float | None:
+        """What is left if each trial takes as long as those that are done; None before one is."""
         if not self.took:
-            return "unknown time"
+            return None
         mean, now = sum(self.took) / len(self.took), time.monotonic()
         begun = [max(0.0, mean - (now - state["began"])) for state in self.running()]
         waiting = self.total - self.finished - len(begun)
         # As many at once as there were; but the last ones take what they take.
-        seconds = max([(sum(begun) + waiting * mean) / self.at_once, *begun])
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+        return max([(sum(begun) + waiting * mean) / self.at_once, *begun])
 
     def refresh(self) -> None:
         """Draw the table again."""
@@ -268,6 +272,8 @@ class Watch(Callback):
         plan: TrialPlan,
         progress: Progress,
         meter: Meter,
+        extended: Iterable[int] = (),
+        searches_on: Callable[[int], None] = lambda trials: None,
     ):
         self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor
         self.plan, self.progress, self.meter = plan, progress, meter
@@ -275,6 +281,7 @@ class Watch(Callback):
         self.spent: str | None = None
         self.left_at = self.looked = self.said = self.asked = 0.0
         self.stopping: set[str] = set()
+        self.extended, self.searches_on = set(extended), searches_on
         self.wait = PlacementTimer(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
@@ -315,7 +322,10 @@ class Watch(Callback):
         values = {trial.trial_id: trial.values for trial in self.plan.by_tune_id.values()}
         running = {name: {**voice.told, "values": values.get(name, {})} for name, voice in heard.items()}
         try:
-            write_status(self.run, finished=self.progress.finished, total=self.progress.total, trials=running)
+            write_status(
+                self.run, finished=self.progress.finished, total=self.progress.total, trials=running,
+                spent=self.meter.spent.as_json(), seconds_left=self.progress.seconds_left(),
+            )  # fmt: skip
             self.refusing_since = None
         except OSError as error:
             if self.refusing_since is None:
@@ -340,10 +350,23 @@ class Watch(Callback):
             self.stopping.add(name)
             self.progress.say(f"{name} is {asked.stops[name]}.")
             self.monitor.stop_trial(name, asked.stops[name])
+        for budget in sorted(asked.extensions.keys() - self.extended):
+            self.extended.add(budget)
+            self._extend(asked.extensions[budget])
         for clone in asked.clones:
             if self.leaving is None and self.plan.add(clone):
                 self.progress.total += 1
                 self.progress.say(f"{clone.trial_id} runs next: {clone.of} with other knobs.")
+
+    def _extend(self, trials: int) -> None:
+        if self.leaving is not None or not self.plan.extend(trials):
+            self.progress.say(
+                "The search is over, so it gets no further trials. `slime-ray extend` goes on with the run."
+            )
+            return
+        self.progress.total += trials * len(self.plan.parts)
+        self.searches_on(trials)
+        self.progress.say(f"The search goes on for {trials} trials more.")
 
     def _leave_in_time(self, now: float) -> None:
         if self.leaving is None and self.interrupts:

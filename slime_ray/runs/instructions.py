@@ -1,7 +1,8 @@
-"""What a sweep is asked from another terminal, as files in its run: stop a trial, or run one again with other knobs.
+"""What a sweep is asked from elsewhere, as files in its run: stop a trial, run one with other knobs, search on.
 
     instructions/stop-<trial_id>.json       {"reason": ...}
     instructions/<trial_id>.json            a clone: {"of": ..., "values": ...}
+    instructions/extend-<trials>.json       {"trials": how many more than the search's budget that the name has}
 
 The sweep's driver reads the folder again and again. A clone's file stays: a sweep that is gone on with runs it, too.
 """
@@ -9,7 +10,7 @@ The sweep's driver reads the folder again and again. A clone's file stays: a swe
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _TRIAL_ID = re.compile(r"\w[\w.=+,:-]*")
 LONGEST_ID = 230
 """Bytes; files of instructions have longer names."""
 _STOP, _CLONE = re.compile(r"stop-(.+)"), re.compile(r"(.+)-clone-(\d+)")
+_EXTEND = re.compile(r"extend-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,34 @@ class Clone:
 
 @dataclass(frozen=True)
 class Instructions:
-    """All that has been asked of a run. stops: reasons by trial id. clones: in the order in which they were asked."""
+    """All that has been asked of a run.
+
+    stops: reasons by trial id. clones: in the order in which they were asked. extensions: further trials of the search,
+    by the budget that they were asked over.
+    """
 
     stops: dict[str, str]
     clones: list[Clone]
+    extensions: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: Path) -> "Instructions":
         """What stands in the folder; a file that cannot be read counts as absent."""
         stops: dict[str, str] = {}
         clones: list[Clone] = []
+        extensions: dict[int, int] = {}
         for file in sorted((run / FOLDER).glob("*.json"), key=lambda file: (len(file.stem), file.stem)):
             try:
                 content = json.loads(file.read_text(encoding="utf-8"))
                 if match := _STOP.fullmatch(file.stem):
                     stops[match[1]] = str(content["reason"])
+                elif match := _EXTEND.fullmatch(file.stem):
+                    extensions[int(match[1])] = int(content["trials"])
                 elif _CLONE.fullmatch(file.stem):
                     clones.append(Clone(file.stem, str(content["of"]), dict(content["values"])))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-        return cls(stops, clones)
+        return cls(stops, clones, extensions)
 
 
 def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
@@ -77,12 +87,20 @@ def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
     return path
 
 
+def ask_for_more(run: Path, budget: int, trials: int) -> None:
+    """Have the search go on after its budget. Raises InputError where that was asked over this budget already."""
+    if not results.write_new(_folder(run) / f"extend-{budget}.json", json.dumps({"trials": trials})):
+        raise InputError(
+            f"{run} was asked to search on after {budget} trials already: its sweep has yet to take it up."
+        )
+
+
 def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Mapping[str, Any]) -> Clone:
     """Have a trial run again with some knobs changed, as a further trial of the search; returns that one.
 
     changes: values by path. Raises InputError for a trial without settings, and for values that are not valid.
     """
-    values = _values_of(run, trial_id) | dict(changes)
+    values = values_of(run, trial_id) | dict(changes)
     if not changes:
         raise InputError("A clone has to differ from its trial: give --set knob=value.")
     try:
@@ -103,8 +121,8 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
         number += 1
 
 
-def _values_of(run: Path, trial_id: str) -> dict[str, Any]:
-    """What a trial sets over base, whether it has finished, runs, or was asked for."""
+def values_of(run: Path, trial_id: str) -> dict[str, Any]:
+    """What a trial sets over base, whether it has finished, runs, or was asked for. Raises InputError for no trial."""
     row = _finished(run, trial_id)
     if row is not None:
         return dict(json.loads(row["overrides"] or "{}"))

@@ -5,7 +5,8 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,8 @@ class RunStatus:
     """What a sweep last said of itself.
 
     written: seconds since 1970. started: the same of the process, which tells it from a later one of its number; 0
-    where that was not written. trials: those that run, as they reported.
+    where that was not written. trials: those that run, as they reported. spent: by part of the budget, such as `hours`.
+    seconds_left: as its driver expects, None where it cannot tell.
     """
 
     written: float = 0.0
@@ -39,6 +41,8 @@ class RunStatus:
     finished: int = 0
     total: int = 0
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spent: dict[str, float | None] = field(default_factory=dict)
+    seconds_left: float | None = None
 
     @property
     def at_work(self) -> bool:
@@ -57,16 +61,40 @@ class RunStatus:
 
 
 def write_status(
-    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False
-) -> None:
-    """Say how the sweep of this process stands."""
+    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False,
+    spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
+) -> None:  # fmt: skip
+    """Say how the sweep of this process stands. Arguments are those of `RunStatus`."""
     import psutil
 
     status = RunStatus(
         written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
         finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
+        spent=dict(spent), seconds_left=seconds_left,
     )  # fmt: skip
     results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
+
+
+def announce(run: Path, *, ended: bool = False) -> None:
+    """Say that the sweep of this process begins or ends; of earlier trials the values alone are still known."""
+    status = read_status(run)
+    waiting = {name: {"doing": "waiting", "values": state.get("values") or {}} for name, state in status.trials.items()}
+    # A disk that takes nothing is told by those who have more to write.
+    with suppress(OSError):
+        write_status(
+            run, finished=status.finished, total=status.total, trials={} if ended else waiting, ended=ended,
+            spent=status.spent,
+        )  # fmt: skip
+
+
+@contextmanager
+def announced(run: Path) -> Iterator[None]:
+    """Say that a sweep of this process is at work on a run, and in the end that none is."""
+    announce(run)
+    try:
+        yield
+    finally:
+        announce(run, ended=True)
 
 
 def read_status(run: Path) -> RunStatus:
@@ -80,6 +108,7 @@ def read_status(run: Path) -> RunStatus:
         for one in (status.written, status.pid, status.started, status.finished, status.total)
     )
     trials = isinstance(status.trials, dict) and all(isinstance(one, dict) for one in status.trials.values())
+    trials = trials and isinstance(status.spent, dict) and isinstance(status.seconds_left, int | float | None)
     return status if numbers and trials else RunStatus()
 
 
@@ -95,13 +124,22 @@ def runs_in(storage: Path) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: run["begun"], reverse=True)
 
 
-def describe(run: Path) -> dict[str, Any]:
+def describe(run: Path, rows: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """All that `slime-ray status` shows. Raises InputError where `run` is no run.
 
     state: `at work`, `finished` or `interrupted`. ends: trials that have ended, counted by how. front: ids of the
-    search's best so far. running: trials at work, as they last reported.
+    search's best so far. running: trials at work, as they last reported. spent: of each part of the budget, with its
+    limit or None. budget: trials of a search that may have more. left: seconds, or None where that is unknown.
+
+    Args:
+        run: Its folder.
+        rows: Of the trials that have finished, where they are at hand.
     """
-    manifest, rows, status = results.read_manifest(run), results.finished_trials(run), read_status(run)
+    manifest, status = results.read_manifest(run), read_status(run)
+    rows = results.finished_trials(run) if rows is None else rows
+    experiment = manifest.get("experiment") or {}
+    budget = experiment.get("budget") or {}
+    spent = status.spent if status.at_work else manifest.get("spent") or status.spent
     state: Literal["at work", "finished", "interrupted"] = (
         "at work" if status.at_work else "finished" if manifest.get("finished") else "interrupted"
     )
@@ -117,8 +155,11 @@ def describe(run: Path) -> dict[str, Any]:
         "running": {name: report for name, report in status.trials.items() if name not in rows}
         if status.at_work
         else {},
-        "front": _front(rows, manifest.get("goals") or {}, (manifest.get("experiment") or {}).get("constraints") or ()),
+        "front": _front(rows, manifest.get("goals") or {}, experiment.get("constraints") or ()),
         "alarms": {name: row["alarm"] for name, row in rows.items() if row.get("alarm")},
+        "spent": {name: [value, budget.get(name)] for name, value in spent.items() if value or budget.get(name)},
+        "budget": budget.get("trials") if experiment.get("search") and not experiment.get("league") else None,
+        "left": status.seconds_left if status.at_work else None,
     }
 
 

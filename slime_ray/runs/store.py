@@ -295,13 +295,14 @@ def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
             list(pool.map(work, group))
 
 
-def copied(address: str, *, skip: Container[str] = ()) -> tuple[Path, RunStore]:
+def copied(address: str, *, skip: Container[str] = (), mirror: RunStore | None = None) -> tuple[Path, RunStore]:
     """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
 
-    Raises InputError for an address that is none or cannot be read, and RunError where the store fails on the way.
+    mirror: the store of an earlier call, which knows what it has fetched. Raises InputError for an address that is none
+    or cannot be read, and RunError where the store fails on the way.
     """
     storage, name = parted(address)
-    mirror = RunStore.of(storage, "reports")
+    mirror = mirror or RunStore.of(storage, "reports")
     mirror.check(write=False)
     with mirror.answering():
         mirror.pull(mirror.root / name, skip=skip)

@@ -119,6 +119,23 @@ def test_a_finished_sweep_is_extended_and_a_new_winner_is_confirmed_beside_the_o
     assert run(plan_for(longer, tmp_path, rows=first.rows)) == ["search-0004", *confirmed]
 
 
+def test_a_search_that_runs_is_extended_and_one_that_is_over_is_not(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    before = run(plan, stop_after=6)
+    assert before == EXPECTED[:6]
+    assert plan.extend(2)
+    assert plan.missing()[:3] == ["search-0003", "search-0004", "search-0005"]
+    # The best of all five is confirmed.
+    names = []
+    for number in range(6, 12):
+        given = plan.suggest(f"tune-{number}")
+        names.append(given["trial"]["trial_id"])
+        plan.on_trial_complete(f"tune-{number}", result(len(names)))
+    assert names[:4] == ["search-0003", "search-0004", "search-0005", "confirm-search-0005-s0"]
+    assert not plan.extend(1)
+    assert "search-0006" not in plan.missing()
+
+
 def test_a_study_that_cannot_be_told_keeps_no_trial_from_ending(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     names = run(plan, stop_after=4)

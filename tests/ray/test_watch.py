@@ -17,7 +17,7 @@ from slime_ray.on_ray import watch as progress_module
 from slime_ray.on_ray.monitor import TrialStatus
 from slime_ray.on_ray.resources import Meter, Node
 from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, Progress, ShutdownTimeout, Watch
-from slime_ray.runs.instructions import ask_for_clone, ask_to_stop
+from slime_ray.runs.instructions import ask_for_clone, ask_for_more, ask_to_stop
 from slime_ray.runs.results import finished_trial
 from slime_ray.runs.status import STATUS, read_status
 from slime_ray.runs.store import RunStore
@@ -98,7 +98,9 @@ def said() -> list[str]:
 def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
     plan: Any = SimpleNamespace(ending=False, by_tune_id={}, added=[])
     plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
-    progress: Any = SimpleNamespace(say=said.append, hear=lambda told: None, finished=0, total=1)
+    progress: Any = SimpleNamespace(
+        say=said.append, hear=lambda told: None, finished=0, total=1, seconds_left=lambda: None
+    )
     teller: Any = monitor
     meter = Meter(experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now)
     return Watch(
@@ -175,6 +177,24 @@ def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monit
         "arm-slime-s0 is stopped by hand.",
         "arm-slime-s0-clone-1 runs next: arm-slime-s0 with other knobs.",
     ]
+
+
+def test_a_search_is_extended_once_and_its_budget_is_kept(watching, clock, monitor, said, tmp_path):
+    monitor.trials = AT_WORK
+    more: list[int] = []
+    watching.searches_on = more.append
+    watching.plan.extend, watching.plan.parts = lambda trials: True, {"": None}
+    ask_for_more(tmp_path, 3, 2)
+    step(watching, clock, 1)
+    step(watching, clock, 1)
+    assert (more, watching.progress.total) == ([2], 3)
+    assert said == ["The search goes on for 2 trials more."]
+    # One whose search is over says so, and nothing is kept.
+    watching.plan.extend = lambda trials: False
+    ask_for_more(tmp_path, 5, 4)
+    step(watching, clock, 1)
+    assert (more, watching.progress.total) == ([2], 3)
+    assert said[1].startswith("The search is over")
 
 
 def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
