@@ -127,7 +127,8 @@ class Data(Strict):
     """Where pairs come from, how they are split and how long they may be. A limit of null means all there are."""
 
     train: Located
-    """A .jsonl, .json or .parquet file, a folder of them, a Hub id, or `embedded/arithmetic` or `embedded/notes`."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, a Hub id, or `embedded/arithmetic` or
+    `embedded/notes`."""
     split: str = "train"
     """Of a Hub data set."""
     subset: str | None = None
