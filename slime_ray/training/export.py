@@ -156,7 +156,7 @@ def _card(settings: Settings, run: Path, trial_id: str, name: str, facts: Mappin
     )  # fmt: skip
     rows = {
         "base model": model.source,
-        "preference data": data.train,
+        "preference data": data.label,
         "objective": settings.objective.name,
         **facts,
         "versions": ", ".join(f"{package} {version(package)}" for package in ("slime-ray", "torch", "transformers")),
