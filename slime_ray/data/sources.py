@@ -6,8 +6,9 @@ import json
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,7 +131,7 @@ def _kind(path: Path) -> str:
     return (Path(path.stem) if _is_gzip(path) else path).suffix.lower()
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BufferedIOBase:
     return gzip.open(path) if _is_gzip(path) else path.open("rb")
 
 
@@ -173,7 +174,7 @@ def _csv_rows(path: Path, label: str) -> Rows:
             raise InputError(f"{path}:{end + 1}: no row that can be read: {error}. Mend its quotes.") from error
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[str]:
+def _lines(path: Path, file: BufferedIOBase) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
