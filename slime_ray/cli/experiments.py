@@ -231,9 +231,12 @@ def _warnings(experiment: "Experiment") -> list[str]:
     from slime_ray.config.tuning import tuning_warnings
     from slime_ray.data.places import missing_file
 
-    train = experiment.settings.data.train
-    missing = missing_file(train)
-    found = [f"{train} is not on this machine{missing}. Trials read it where they run."] if missing is not None else []
+    missing = {one.source: missing_file(one.source) for one in experiment.settings.data.sources}
+    found = [
+        f"{source} is not on this machine{hint}. Trials read it where they run."
+        for source, hint in missing.items()
+        if hint is not None
+    ]
     early = experiment.early_stopping
     if early and (unseen := experiment.unseen_goals):
         seen = ", ".join(early.ranked_by)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_ray.config.ablation import DESIGNS
+from slime_ray.config.data_source import DataSource
 from slime_ray.config.judge import JUDGE_SETTINGS
 from slime_ray.config.settings import OBJECTIVE_SETTINGS
 from slime_ray.config.space import Dimension
@@ -115,6 +116,7 @@ _TAGGED: Mapping[str, Mapping[str, Any]] = {
     "judge": JUDGE_SETTINGS,
     "judges": {name: kind for name, kind in JUDGE_SETTINGS.items() if name not in ("none", "panel")},
     "ablate": DESIGNS,
+    "train": {"list": DataSource},
 }
 """Keys whose value is one of several models, by a word in it, which pydantic puts behind the key."""
 

@@ -135,7 +135,7 @@ def _unmeasured(column: str, settings: Settings) -> str | None:
     if column == "retention" and settings.evaluation.retention is None:
         return "needs evaluation.retention, which is null. Name its prompts and its scorer there"
     if column == "format_valid" and settings.data.task is None:
-        return f"is measured on embedded tasks alone, and data.train is {settings.data.train}. Leave it out"
+        return f"is measured on embedded tasks alone, and data.train is {settings.data.label}. Leave it out"
     return None
 
 

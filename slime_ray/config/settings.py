@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from slime_ray.config.arguments import TrainerArguments
+from slime_ray.config.data_source import DataSource, Train
 from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
@@ -126,8 +127,9 @@ ROW_MARGIN = 0.9
 class Data(Strict):
     """Where pairs come from, how they are split and how long they may be. A limit of null means all there are."""
 
-    train: Located
-    """A .jsonl, .json or .parquet file, a folder of them, a Hub id, or `embedded/arithmetic` or `embedded/notes`."""
+    train: Train
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, a Hub id, or `embedded/arithmetic` or
+    `embedded/notes`; or a list of data sets, each with its `source`."""
     split: str = "train"
     """Of a Hub data set."""
     subset: str | None = None
@@ -162,7 +164,27 @@ class Data(Strict):
     @property
     def task(self) -> str | None:
         """Name of the embedded task, or None for preference data of the user's."""
-        return self.train.removeprefix(EMBEDDED) if self.train.startswith(EMBEDDED) else None
+        name = self.label
+        return name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else None
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """The data sets of `train`, one or more, each with its split."""
+        if isinstance(self.train, str):
+            return [DataSource(source=self.train, split=self.split, subset=self.subset, revision=self.revision)]
+        return [one.model_copy(update={"split": one.split or self.split}) for one in self.train]
+
+    @property
+    def label(self) -> str:
+        """The name of the data set, or the names of all."""
+        return self.train if isinstance(self.train, str) else ", ".join(one.source for one in self.train)
+
+    @model_validator(mode="after")
+    def _parts_have_their_own(self) -> "Data":
+        for name in ("subset", "revision"):
+            if not isinstance(self.train, str) and getattr(self, name) is not None:
+                raise ValueError(f"{name} is of a single data set. Write it into the entries of train")
+        return self
 
     def row_budget(self, *, gpu: bool) -> int:
         """Tokens of one packed row, at most that of a GPU. Losses and gradients do not depend on it."""
@@ -424,7 +446,7 @@ class Settings(Strict):
         if self.model.task and self.model.task != self.data.task:
             raise ValueError(
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
-                f"data.train is {self.data.train!r}. Give both the same embedded task, or a real model"
+                f"data.train is {self.data.label!r}. Give both the same embedded task, or a real model"
             )
         if self.evaluation.engine is not None:
             self._check_served()

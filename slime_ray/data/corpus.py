@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from slime_ray.config.settings import Data, Evaluation
 from slime_ray.data.forms import Messages
-from slime_ray.data.preferences import read_preferences
+from slime_ray.data.mixture import read_mixture
 from slime_ray.data.splits import split_pairs, split_prompts
 from slime_ray.data.tasks import load_task
 
@@ -51,13 +51,8 @@ def _embedded(data: Data, evaluation: Evaluation) -> Corpus:
 
 
 def _preferences(data: Data, evaluation: Evaluation) -> Corpus:
-    loaded = read_preferences(
-        data.train, split=data.split, subset=data.subset, strict=data.strict, revision=data.revision,
-        metadata=data.metadata,
-    )  # fmt: skip
-    splits = split_pairs(
-        loaded.dataset, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed
-    )
+    pairs, read = read_mixture(data)
+    splits = split_pairs(pairs, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed)
     prompts = split_prompts(
         splits.held_out, selection=evaluation.selection_prompts, report=evaluation.prompts, seed=data.seed
     )
@@ -66,7 +61,7 @@ def _preferences(data: Data, evaluation: Evaluation) -> Corpus:
         train=_at_most(splits.train, data.pairs),
         held_out=splits.held_out,
         prompts={"selection": prompts.selection, "report": prompts.report},
-        read=loaded.report.as_dict(),
+        read=read,
     )
 
 

@@ -15,6 +15,7 @@ Messages = list[Message]
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
+TEXT_PARTS = "contents of several text parts, joined with nothing between them"
 JSON_TEXT = "messages kept as JSON text, read as messages"
 
 _SPELLED = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
@@ -49,8 +50,8 @@ def is_empty(value: Any) -> bool:
 def read_messages(value: Any, column: str, remarks: Remarks) -> Messages:
     """Check a message list and keep role and content of each.
 
-    Tool calls are refused: no form here can express them. So are several parts of one content, since templates
-    differ in how they join them. Raises BadRow.
+    Text parts of one content are joined. Tool calls are refused, since no form here can express them, and so are parts
+    that are no text. Raises BadRow.
     """
     if isinstance(value, Mapping):
         value = [value]
@@ -69,7 +70,7 @@ def _message(message: Any, column: str, remarks: Remarks) -> Message:
     if role is None and isinstance(message.get("from"), str) and "value" in message:
         raise BadRow(f"messages in {column} have from and value (ShareGPT) instead of role and content")
     if isinstance(content, Sequence) and not isinstance(content, str):
-        content = _only_text(content, column)
+        content = _joined_text(content, column, remarks)
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadRow(f"a message in {column} has no role or no text content")
     if role not in ROLES:
@@ -80,13 +81,24 @@ def _message(message: Any, column: str, remarks: Remarks) -> Message:
     return {"role": role, "content": content}
 
 
-def _only_text(parts: Sequence[Any], column: str) -> str:
-    """The text of a content that is a list of one text part."""
-    if len(parts) == 1 and isinstance(parts[0], Mapping):
-        part = {name: value for name, value in parts[0].items() if not is_empty(value)}
-        if set(part) <= {"type", "text"} and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-            return str(part["text"])
-    raise BadRow(f"the content of a message in {column} is a list of parts that is not a single text")
+def _joined_text(parts: Sequence[Any], column: str, remarks: Remarks) -> str:
+    """The text of a content that is a list of text parts."""
+    texts = [_part_text(part, column) for part in parts]
+    if len(texts) > 1 and TEXT_PARTS not in remarks.notes:
+        remarks.notes.append(TEXT_PARTS)
+    return "".join(texts)
+
+
+def _part_text(part: Any, column: str) -> str:
+    if not isinstance(part, Mapping):
+        raise BadRow(f"the content of a message in {column} is a list of something other than parts")
+    # Arrow gives every part the fields of all.
+    fields = {name for name, value in part.items() if not is_empty(value)} - {"type", "text"}
+    kind, text = part.get("type", "text"), part.get("text")
+    if kind != "text" or fields or not isinstance(text, str):
+        what = kind if kind != "text" and isinstance(kind, str) else ", ".join(sorted(map(str, fields))) or "no text"
+        raise BadRow(f"the content of a message in {column} has a part that is no text alone ({what[:40]})")
+    return text
 
 
 def without_json_text(prompt: Any, chosen: Any, rejected: Any, remarks: Remarks) -> tuple[Any, Any, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slime_ray.config.strict import EMBEDDED
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 """Of the files that are read."""
 
 

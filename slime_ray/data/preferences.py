@@ -130,8 +130,8 @@ def read_preferences(
     last user turn that both conversations share; chosen and rejected hold the assistant's message after it.
 
     Args:
-        source: a .jsonl, .json or .parquet file; a folder of such files or one that `save_to_disk` wrote; or
-            a data set on the Hugging Face Hub, `owner/name`. The forms are those of `forms.KNOWN_FORMS`.
+        source: a .jsonl, .json, .csv, .tsv or .parquet file; a folder of such files or one that `save_to_disk`
+            wrote; or a data set on the Hugging Face Hub, `owner/name`. The forms are those of `forms.KNOWN_FORMS`.
         split: which split. A single file is the split `train`.
         subset: the data set's configuration on the Hub, where it has several.
         revision: branch, tag or commit on the Hub.

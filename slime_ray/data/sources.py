@@ -1,8 +1,12 @@
 """Where preference data may lie: files, folders and the Hub. Each source names the place of every row."""
 
+import csv
+import gzip
 import json
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +106,38 @@ def _rows_of_files(folder: Path, files: list[Path]) -> Rows:
 
 
 def _file_rows(path: Path, label: str) -> Rows:
-    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}.get(path.suffix.lower())
-    if read is None:
+    kinds = {
+        ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows,
+    }  # fmt: skip
+    read = kinds.get(_kind(path))
+    if read is None or (read is _parquet_rows and _is_gzip(path)):
         raise InputError(f"{path}: files of this kind are not read. Give one of {', '.join(SUFFIXES)}.")
     try:
         if read is not _parquet_rows:
             _check_encoding(path)
         yield from read(path, label)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be unpacked: {_reason(error)}. Write the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or _reason(error)}. Check the file.") from error
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how a file is read, without that of its compression."""
+    return (Path(path.stem) if _is_gzip(path) else path).suffix.lower()
+
+
+def _open(path: Path) -> BufferedIOBase:
+    return gzip.open(path) if _is_gzip(path) else path.open("rb")
+
+
 def _check_encoding(path: Path) -> None:
     """Raise InputError for what would otherwise be an error in every line."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         start = file.read(4)
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
         raise InputError(f"{path}: is compressed. Unpack it and give the file that was in it.")
@@ -123,9 +145,57 @@ def _check_encoding(path: Path) -> None:
         raise InputError(f"{path}: looks like UTF-16 or UTF-32. Save the file as UTF-8.")
 
 
+def _csv_rows(path: Path, label: str) -> Rows:
+    """Rows of a file whose first line names the columns. A row is named by the line on which it begins.
+
+    What is wrong with one row shifts the cells of others, so it ends the reading.
+    """
+    csv.field_size_limit(2**31 - 1)  # the module's own is 128 KiB, less than a long conversation
+    with _open(path) as file:
+        reader = csv.reader(_lines(path, file), delimiter="\t" if _kind(path) == ".tsv" else ",", strict=True)
+        names: list[str] = []
+        end = 0
+        try:
+            for cells in reader:
+                start, end = end + 1, reader.line_num
+                if not cells:
+                    continue
+                if not names:
+                    names = cells
+                    _needs_columns(path, names)
+                    continue
+                if len(cells) != len(names):
+                    raise InputError(
+                        f"{path}:{start}: the row has {len(cells)} cells, and the header names {len(names)} columns. "
+                        "Put quotes around cells with separators or line breaks in them, and double quotes in those."
+                    )
+                yield f"{label}line {start}", {name: _cell(name, text) for name, text in zip(names, cells, strict=True)}
+        except csv.Error as error:
+            raise InputError(f"{path}:{end + 1}: no row that can be read: {error}. Mend its quotes.") from error
+
+
+def _lines(path: Path, file: BufferedIOBase) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: not UTF-8. Save the file as UTF-8.") from error
+
+
+def _cell(name: str, text: str) -> str | None:
+    """A cell's text; None for a number in a further column, which a file of text cannot tell from text."""
+    if name in COLUMNS:
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return None
+
+
 def _jsonl_rows(path: Path, label: str) -> Rows:
     """Blank lines are no rows. Lines end with a line feed only: text may hold any other separator."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
@@ -149,13 +219,14 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 
 def _json_rows(path: Path, label: str) -> Rows:
     """One array of rows; or JSON lines, which many tools write under this suffix too."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start != b"[":
         yield from _jsonl_rows(path, label)
         return
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
+        with _open(path) as file:
+            rows = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:

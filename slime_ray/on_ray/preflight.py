@@ -182,7 +182,8 @@ def _token(looks: Sequence[Look]) -> Iterator[Finding]:
 def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
-    named = [model.tokenizer, settings.data.train, model.chat_template, evaluation.questions]
+    data = [one.source for one in settings.data.sources]
+    named = [model.tokenizer, *data, model.chat_template, evaluation.questions]
     named += [evaluation.retention.prompts] if evaluation.retention else []
     return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
 
@@ -222,8 +223,8 @@ def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Findi
             )  # fmt: skip
         for fault in look.faults:
             yield Finding("error", "model and data", f"{_of(look, looks)}{fault}. {AGAIN}")
-    train = settings.data.train
-    named = [("dataset", f"data.train {train}", train), *(("model", *model) for model in _models(settings))]
+    named = [("dataset", f"data.train {one.source}", one.source) for one in settings.data.sources]
+    named += [("model", *model) for model in _models(settings)]
     hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
     for kind, name, source in hub:
         yield _on_hub(kind, name, source, looks)

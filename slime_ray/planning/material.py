@@ -140,26 +140,26 @@ def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material,
     The sample is None where nothing was read.
     """
     data = settings.data
-    local = data.task is not None or Path(data.train).is_absolute()
+    local = data.task is not None or all(Path(one.source).is_absolute() for one in data.sources)
     if local and given == DataAssumptions():
         try:
             return read_material(settings)
         except InputError as error:
             raise InputError(f"{error} A plan can do without the data: --pairs N --lengths P,C,R.") from None
-    lengths = given.lengths or KNOWN_LENGTHS.get(data.train.lower())
-    pairs = given.pairs or KNOWN_PAIRS.get((data.train.lower(), data.split))
+    lengths = given.lengths or KNOWN_LENGTHS.get(data.label.lower())
+    pairs = given.pairs or KNOWN_PAIRS.get((data.label.lower(), data.split))
     if lengths is None or (pairs is None and data.pairs is None):
-        missing = missing_file(data.train)
+        missing = next((told for one in data.sources if (told := missing_file(one.source)) is not None), None)
         lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
         raise InputError(
-            f"data.train {data.train} is not read for a plan{'' if local else ', since it is not on this machine'}"
+            f"data.train {data.label} is not read for a plan{'' if local else ', since it is not on this machine'}"
             f"{missing or ''}. {'Say' if missing is None else 'Correct it, or say'} how much it is with {lacking}."
         )
     told = "lengths of {:g}, {:g} and {:g} tokens".format(*lengths)
     told += " as given" if given.lengths else ", about those of this data"
     told += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
     told += "" if pairs else f"; data.pairs {data.pairs} of them"
-    return assumed_material(settings, pairs, lengths, f"{data.train} was not read: {told}"), None
+    return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {told}"), None
 
 
 def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float, float, float], told: str) -> Material:
@@ -256,7 +256,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     every = all(part.counted for part in (sft, train, held_out))
     how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
     whose = settings.model.tokenizer or settings.model.source
-    told = f"{data.train} was read with the tokenizer of {whose}: tokens are {how}"
+    told = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
     material = Material(
         sft=sft,
         train=train,

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import Exact, RewardModel
-from slime_ray.config.settings import Settings
+from slime_ray.config.settings import Data, Settings
 from slime_ray.errors import InputError
 
 WHOLE_BYTES = 64 << 20
@@ -36,7 +36,7 @@ def files_of(settings: Settings) -> dict[str, Path]:
     model, data, evaluation = settings.model, settings.data, settings.evaluation
     rewards = [judge.model for judge in evaluation.judge.members if isinstance(judge, RewardModel)]
     places = {
-        "data.train": None if data.task else data.train,
+        **_data_places(data),
         "evaluation.questions": evaluation.questions,
         "evaluation.retention.prompts": evaluation.retention.prompts if evaluation.retention else None,
         "model.source": None if model.task else model.source,
@@ -46,6 +46,13 @@ def files_of(settings: Settings) -> dict[str, Path]:
     }
     paths = {setting: Path(path).expanduser() for setting, path in places.items() if path}
     return {setting: path for setting, path in paths.items() if path.exists()}
+
+
+def _data_places(data: Data) -> dict[str, str]:
+    """The data sets by the setting that names each; none of an embedded task."""
+    if isinstance(data.train, str):
+        return {} if data.task else {"data.train": data.train}
+    return {f"data.train.{number}.source": one.source for number, one in enumerate(data.train)}
 
 
 def judge_models(settings: Settings) -> list[str]:

@@ -64,11 +64,12 @@ def model_card(
     """
     model, data, objective = settings.model, settings.data, settings.objective.name
     here = Path(model.source).exists()
-    source, train = _shown(model.source), _shown(data.train)
+    source, given = _shown(model.source), [each.source for each in data.sources]
+    on_hub = [name for name in given if not (data.task or "://" in name or Path(name).expanduser().exists())]
     metadata = ModelCardData(
         # On the Hub these link to repositories, which local files and embedded tasks have none of.
         base_model=None if model.task or here else source,
-        datasets=None if data.task or Path(data.train).exists() or "://" in data.train else train,
+        datasets=on_hub or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["slime-ray", "preference-optimization", objective, *(["lora"] if adapter else [])],
@@ -77,7 +78,7 @@ def model_card(
     packages = ("slime-ray", "torch", "transformers", "peft")
     rows = {
         "base model": source,
-        "preference data": train,
+        "preference data": ", ".join(_shown(given)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
         **{f"`{knob}`": f"`{json.dumps(_shown(value))}`" for knob, value in knobs.items()},
         **facts,

@@ -155,7 +155,7 @@ def _tokens_key(settings: Settings) -> str:
 
 def _source_content(data: Data) -> list[str | None]:
     """Changes with the local files behind the data, and with the code that makes an embedded task's."""
-    files = sorted(Path(tasks.__path__[0]).glob("*.py")) if data.task else [data.train]
+    files = sorted(Path(tasks.__path__[0]).glob("*.py")) if data.task else [one.source for one in data.sources]
     return [content_of(str(file)) for file in files]
 
 

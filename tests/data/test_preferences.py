@@ -149,8 +149,20 @@ BAD_LINES = {
         "chosen": [{"from": "human", "value": "u"}],
         "rejected": [assistant("b")],
     },
-    "the content of a message in chosen is a list of parts that is not a single text": {
-        "chosen": [user("u"), {"role": "assistant", "content": [{"type": "text", "text": t} for t in "ab"]}],
+    "the content of a message in chosen has a part that is no text alone (image_url)": {
+        "chosen": [user([{"type": "text", "text": "u"}, {"type": "image_url", "image_url": {"url": "x"}}])],
+        "rejected": [assistant("b")],
+    },
+    "the content of a message in chosen has a part that is no text alone (cache_control)": {
+        "chosen": [user([{"type": "text", "text": "u", "cache_control": {"type": "ephemeral"}}])],
+        "rejected": [assistant("b")],
+    },
+    "the content of a message in chosen has a part that is no text alone (no text)": {
+        "chosen": [user([{"type": "text", "text": None}])],
+        "rejected": [assistant("b")],
+    },
+    "the content of a message in chosen is a list of something other than parts": {
+        "chosen": [user(["u"])],
         "rejected": [assistant("b")],
     },
     "completions are messages kept as text that is not JSON": {

@@ -1,5 +1,7 @@
 """Where preference data comes from: every kind of source gives the same pairs, or says why it cannot be read."""
 
+import csv
+import gzip
 import json
 
 import datasets
@@ -41,6 +43,40 @@ def parquet_file(folder):
     return folder / "pairs.parquet"
 
 
+def csv_file(folder, name="pairs.csv", open_=open):
+    """As pandas writes it: a line break, quotes and the separator in cells, a number in a further column."""
+    with open_(folder / name, "wt", encoding="utf-8-sig", newline="") as file:
+        write = csv.writer(file, delimiter="\t" if ".tsv" in name else ",")
+        write.writerows([["prompt", "rating of it", "chosen", "rejected"]])
+        write.writerows([each["prompt"], 0.5, each["chosen"], each["rejected"]] for each in map(plain, range(3)))
+    return folder / name
+
+
+def tsv_file(folder):
+    return csv_file(folder, "pairs.tsv")
+
+
+def packed_csv(folder):
+    return csv_file(folder, "pairs.csv.gz", gzip.open)
+
+
+def packed_jsonl(folder):
+    (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(jsonl_file(folder).read_bytes()))
+    return folder / "pairs.jsonl.gz"
+
+
+def packed_json(folder):
+    (folder / "pairs.json.gz").write_bytes(gzip.compress(json_array(folder).read_bytes()))
+    return folder / "pairs.json.gz"
+
+
+def csv_of_json_text(folder):
+    """As `Dataset.to_csv` of message lists through json.dumps."""
+    rows = [{name: json.dumps(value) for name, value in as_pair(number).items()} for number in range(3)]
+    Dataset.from_list(rows).to_csv(folder / "pairs.csv")
+    return folder / "pairs.csv"
+
+
 def saved_dataset(folder):
     Dataset.from_list([ultrafeedback(number) for number in range(3)]).save_to_disk(folder / "saved")
     return folder / "saved"
@@ -62,7 +98,7 @@ def folder_of_jsonl(folder):
     "make",
     [
         jsonl_file, json_array, json_lines_named_json, jsonl_of_windows, parquet_file, saved_dataset, saved_splits,
-        folder_of_jsonl,
+        folder_of_jsonl, csv_file, tsv_file, packed_csv, packed_jsonl, packed_json, csv_of_json_text,
     ],
 )  # fmt: skip
 def test_every_kind_of_source_gives_the_same_pairs(tmp_path, make):
@@ -70,6 +106,21 @@ def test_every_kind_of_source_gives_the_same_pairs(tmp_path, make):
     expected = [as_pair(number) for number in range(3)]
     assert read_preferences(source).dataset.to_list() == expected
     assert read_preferences(str(source), limit=2).dataset.to_list() == expected[:2]
+
+
+def test_a_csv_file_is_read_as_datasets_reads_it(tmp_path):
+    texts = ['a "quoted" cell, with a comma', "two\nlines\r\nor three", "nan", "\u2028 and \x85", "x" * 200_000]
+    rows = [{"prompt": text, "chosen": f"{text} 1", "rejected": f"{text} 2", "note": "n"} for text in texts]
+    with (tmp_path / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        write = csv.DictWriter(file, list(rows[0]))
+        write.writeheader()
+        write.writerows(rows)
+    options = {"keep_default_na": False, "cache_dir": tmp_path / "cache"}
+    read = Dataset.from_csv(str(tmp_path / "pairs.csv"), **options)
+    assert read.to_list() == rows
+    loaded = read_preferences(tmp_path / "pairs.csv")
+    assert loaded.dataset.to_list() == read_preferences(write_lines(tmp_path / "p.jsonl", rows)).dataset.to_list()
+    assert [group.rows[:3] for group in loaded.report.text_ignored] == [("line 2", "line 3", "line 10")]
 
 
 def ultrafeedback_folder(folder):
@@ -161,7 +212,18 @@ def test_a_source_without_one_usable_row_is_refused_with_the_reasons(tmp_path):
         ("data.json", b"[" * 100_000, "not JSON that can be read"),
         ("data.jsonl", b"[" * 100_000, "none of its 1 rows"),
         ("data.parquet", b"not parquet at all", "cannot be read as parquet"),
-        ("data.csv", b"prompt,chosen,rejected\n", "files of this kind are not read"),
+        ("data.xlsx", b"PK", "files of this kind are not read"),
+        ("data.parquet.gz", b"", "files of this kind are not read"),
+        ("data.jsonl.gz", b"{}", "data.jsonl.gz: cannot be unpacked: Not a gzipped file"),
+        ("data.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "data.jsonl.gz: cannot be unpacked"),
+        ("data.csv", b"", "data.csv: there are no rows"),
+        ("data.csv", b"prompt,chosen,rejected\n", "data.csv: there are no rows"),
+        ("data.csv", b"question,chosen\nu,a\n", "the columns are chosen, question, .*question to prompt"),
+        ("data.csv", b"prompt,chosen,rejected,chosen\n", "the column chosen is there twice"),
+        ("data.csv", b'prompt,chosen,rejected\n"u\nv",a,b\nu,a,b,c\n', r"data.csv:4: the row has 4 cells.* 3 columns"),
+        ("data.tsv", b"prompt\tchosen\trejected\nu\ta\n", "data.tsv:2: the row has 2 cells"),
+        ("data.csv", b'prompt,chosen,rejected\nu,a,b\nu,"a,b\n', "data.csv:3: no row that can be read"),
+        ("data.csv", b"prompt,chosen,rejected\nu,a,b\nu,caf\xe9,b\n", "data.csv:3: not UTF-8"),
     ],
 )
 def test_an_unreadable_file_is_an_input_error(tmp_path, name, content, message):
@@ -192,7 +254,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path, option):
 
 
 @settings(max_examples=150, deadline=None)
-@given(content=st.binary(max_size=60), suffix=st.sampled_from(["json", "jsonl", "parquet"]))
+@given(content=st.binary(max_size=60), suffix=st.sampled_from(["json", "jsonl", "parquet", "csv", "tsv", "csv.gz"]))
 def test_no_content_of_a_file_gives_anything_but_an_input_error(tmp_path_factory, content, suffix):
     source = tmp_path_factory.mktemp("any") / f"data.{suffix}"
     source.write_bytes(content)

@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from slime_ray.data.messages import JSON_TEXT
+from slime_ray.data.messages import JSON_TEXT, TEXT_PARTS
 from slime_ray.data.preferences import read_preferences
 from slime_ray.errors import InputError
 
@@ -175,3 +175,39 @@ def test_a_file_in_another_encoding_is_named_as_such(tmp_path, content, message)
     (tmp_path / "data.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_preferences(tmp_path / "data.jsonl")
+
+
+def in_parts(message, count):
+    """The same message with its text in so many parts."""
+    text, size = message["content"], -(-len(message["content"]) // count)
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    return message | {"content": [{"type": "text", "text": part} for part in parts]}
+
+
+@pytest.mark.parametrize(("count", "noted"), [(1, []), (2, [(TEXT_PARTS, 3)]), (4, [(TEXT_PARTS, 3)])])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_text_parts_of_a_content_are_read_as_one_text(tmp_path, suffix, count, noted):
+    pairs = [as_pair(number) for number in range(3)]
+    rows = [{name: [in_parts(one, count) for one in side] for name, side in pair.items()} for pair in pairs]
+    source = tmp_path / f"data.{suffix}"
+    write_lines(source, rows) if suffix == "jsonl" else Dataset.from_list(rows).to_parquet(source)
+    loaded = read_preferences(source)
+    assert loaded.dataset.to_list() == pairs
+    assert [(group.reason, group.count) for group in loaded.report.noted] == noted
+
+
+def test_text_parts_are_joined_as_templates_that_take_parts_join_them(tmp_path, tokenizers):
+    """The loop over parts is that of Qwen2.5-VL's and Llama 4's templates."""
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+        "{% endfor %}"
+    )
+    talk = {name: [in_parts(one, 3) for one in side] for name, side in as_pair(0).items()}
+    (pair,) = read_preferences(write_lines(tmp_path / "a.jsonl", [talk])).dataset
+    tokenizer = next(iter(tokenizers.values()))
+    for name, side in talk.items():
+        rendered = [
+            tokenizer.apply_chat_template(one, chat_template=template, tokenize=False) for one in (side, pair[name])
+        ]
+        assert rendered[0] == rendered[1]

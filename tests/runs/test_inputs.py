@@ -31,7 +31,10 @@ base:
   objective: {name: slime}
   training: {learning_rate: 1e-4, updates: 2}
   evaluation: {questions: questions.jsonl, judge: {name: reward_model, model: reward}}
-arms: {slime: {}, other: {data.train: more}}
+arms:
+  slime: {}
+  other: {data.train: more}
+  mixed: {data.train: [{source: one.csv, weight: 2}, {source: two.tsv, weight: 1}]}
 search: {objective.hard_margin: {uniform: [0.5, 3.0]}}
 budget: {trials: 3}
 """
@@ -43,6 +46,8 @@ FILES = {
     "model.chat_template": "own.jinja",
     "evaluation.judge.model": "reward/model-00001-of-00002.safetensors",
     "other: data.train": "more/part-1.jsonl",
+    "mixed: data.train.0.source": "one.csv",
+    "mixed: data.train.1.source": "two.tsv",
 }
 FOLDERS = ("m/config.json", "t/tokenizer_config.json", "reward/config.json", "more/part-2.jsonl")
 

@@ -1,0 +1,55 @@
+"""One of several data sets that a run is trained on, as an entry of `data.train`."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+
+from slime_ray.config.strict import EMBEDDED, Located, Strict
+
+
+class DataSource(Strict):
+    """A data set and how much of it is taken."""
+
+    source: Located
+    """A file, a folder or a Hub id, as `train` takes it."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Relative probability that the next pair is drawn from it, as in `datasets.interleave_datasets`: no pair is
+    repeated, and drawing ends with the first data set that is used up. Of all data sets or of none; without it all
+    pairs are taken."""
+    split: str | None = None
+    """Of a Hub data set; null is `data.split`."""
+    subset: str | None = None
+    """Configuration of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null is its main branch."""
+
+
+def _entries(value: Any) -> Any:
+    """Raise ValueError for a list of names, which could have no weights."""
+    if named := next((one for one in value if isinstance(one, str)), None):
+        raise ValueError(f"{named} is no entry of a list of data sets. Write {{source: {named}}}")
+    return value
+
+
+def _check_mixture(sources: list[DataSource]) -> list[DataSource]:
+    """Raise ValueError for data sets that cannot be mixed."""
+    if not sources:
+        raise ValueError("an empty list. Name one data set or more")
+    if any(one.source.startswith(EMBEDDED) for one in sources):
+        raise ValueError("an embedded task is no part of a mixture. Give it alone, as text")
+    weighted = [one.weight is not None for one in sources]
+    if any(weighted) and not all(weighted):
+        raise ValueError(f"{sources[weighted.index(False)].source} has no weight. Give every data set one, or none")
+    places = [(one.source, one.split, one.subset, one.revision) for one in sources]
+    if twice := [place[0] for place in places if places.count(place) > 1]:
+        raise ValueError(f"{twice[0]} is there twice. Remove one, and give the other more weight")
+    return sources
+
+
+def _kind(value: Any) -> str:
+    return "list" if isinstance(value, list) else "str"
+
+
+Sources = Annotated[list[DataSource], BeforeValidator(_entries), AfterValidator(_check_mixture)]
+Train = Annotated[Annotated[Located, Tag("str")] | Annotated[Sources, Tag("list")], Discriminator(_kind)]
+"""One data set by its name, or a list of several."""

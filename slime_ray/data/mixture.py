@@ -1,0 +1,71 @@
+"""Several data sets as one: all their pairs, or pairs drawn by weight."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, interleave_datasets
+
+from slime_ray.config.settings import Data
+from slime_ray.data.preferences import LoadedPreferences, read_preferences
+
+
+def read_mixture(data: Data) -> tuple[Dataset, dict[str, Any]]:
+    """Read the data sets that the settings name, as one.
+
+    Returns:
+        The pairs, and what became of the rows as JSON values.
+
+    Raises:
+        InputError: one of them cannot be used, as `read_preferences` has it.
+    """
+    loaded = [
+        read_preferences(
+            one.source, split=one.split or data.split, subset=one.subset, strict=data.strict, revision=one.revision,
+            metadata=data.metadata,
+        )
+        for one in data.sources
+    ]  # fmt: skip
+    if isinstance(data.train, str):
+        return loaded[0].dataset, loaded[0].report.as_dict()
+    weights = [one.weight for one in data.sources]
+    sets = [each.dataset for each in loaded]
+    mixed = mix_pairs(sets, [weight for weight in weights if weight is not None], seed=data.seed)
+    return mixed, _joint_report(data, loaded) | {"pairs_mixed": len(mixed)}
+
+
+def mix_pairs(sets: list[Dataset], weights: list[float], *, seed: int) -> Dataset:
+    """All pairs of all data sets, or with weights those drawn before the first data set is used up.
+
+    Each data set is shuffled before, so that its order does not decide which pairs are left out.
+    """
+    if not weights:
+        return concatenate_datasets(sets)
+    return interleave_datasets(
+        [each.shuffle(seed=seed) for each in sets],
+        probabilities=[weight / sum(weights) for weight in weights],
+        seed=seed,
+        stopping_strategy="first_exhausted",
+    )
+
+
+def _joint_report(data: Data, loaded: list[LoadedPreferences]) -> dict[str, Any]:
+    """What became of the rows of all data sets, as `LoadReport.as_dict` has it of one. Rows have their file's name."""
+    reports = [each.report.as_dict() for each in loaded]
+    for one, report in zip(data.sources, reports, strict=True):
+        name = Path(one.source).name if Path(one.source).is_absolute() else one.source
+        for groups in (report[kind] for kind in ("rows_skipped", "rows_noted", "text_ignored")):
+            for group in groups:
+                group["rows"] = [f"{name} {row}" for row in group["rows"]]
+    joint: dict[str, Any] = {
+        "source": data.label,
+        "sources": [
+            {"source": one.source, "split": report["split"], "weight": one.weight, "rows_kept": report["rows_kept"]}
+            for one, report in zip(data.sources, reports, strict=True)
+        ],
+    }
+    for kind in ("rows_read", "rows_kept"):
+        joint[kind] = sum(report[kind] for report in reports)
+    for kind in ("rows_skipped", "rows_noted", "text_ignored"):
+        joint[kind] = [group for report in reports for group in report[kind]]
+    joint["columns_ignored"] = sorted({name for report in reports for name in report["columns_ignored"]})
+    return joint
