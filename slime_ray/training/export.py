@@ -18,6 +18,7 @@ from slime_ray.model.files import ADAPTER
 from slime_ray.model.loading import base_of, load_adapter, load_checkpoint, load_tokenizer
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
+from slime_ray.runs.folder import weights_at
 from slime_ray.training.cache import STAGES
 from slime_ray.training.stages import MADE
 
@@ -85,7 +86,7 @@ def export_model(run: Path, trial_id: str, to: Path, *, dtype: str = "float32", 
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: is there already. Name a folder that is not.")
     settings = _settings(row, run)
-    lm = _whole(checkpoint, run)
+    lm = _whole(checkpoint, run, settings)
     tokenizer = _tokenizer(checkpoint, settings)
     for parameter in lm.parameters():
         # Not the whole module: frequencies of rotary embeddings stay in float32, as they do when it is loaded.
@@ -119,7 +120,7 @@ def stopping(tokenizer: Any, stops: Sequence[int]) -> GenerationConfig:
     return GenerationConfig(eos_token_id=list(stops), pad_token_id=stops[0] if padding is None else padding)
 
 
-def _whole(checkpoint: Path, run: Path) -> Any:
+def _whole(checkpoint: Path, run: Path, settings: Settings) -> Any:
     """Load the trial's policy as one model in float32."""
     if not (checkpoint / ADAPTER).is_file():
         return load_checkpoint(checkpoint, dtype="float32")
@@ -130,7 +131,9 @@ def _whole(checkpoint: Path, run: Path) -> Any:
             "Put the folder `.stages` back beside the run."
         )
     manifest = results.read_manifest(run) if (run / "manifest.json").is_file() else {}
-    expected = manifest.get("hashes", {}).get("sft_weights")
+    base = (manifest.get("experiment") or {}).get("base") or {}
+    own = settings.sft is None or settings.sft.seed == (base.get("sft") or {}).get("seed", 0)
+    expected = manifest.get("hashes", {}).get("sft_weights" if own else weights_at(settings.sft.seed))
     made = json.loads((stage / MADE).read_text(encoding="utf-8")) if (stage / MADE).is_file() else {}
     if expected and made.get("sft_weights") != expected:
         raise InputError(
