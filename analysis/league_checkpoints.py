@@ -64,6 +64,7 @@ def over(leagues: Sequence[Standings], remark: str = "") -> Table:
         columns=(
             Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
             Column(f"{rate} [95 %]", interval_cells(frame, "rate", 1, scale=100), keep=9),
+            Column("stability S [95 %]", interval_cells(frame, "stability", 2), keep=8),
             Column("ranks", tuple(frame["ranks"]), numeric=False, keep=9),
             Column("to the first [95 %]", interval_cells(frame, "difference", 1, scale=100, signed=True), keep=8),
             Column("behind", cells(frame, lambda row: f"{row['behind']} of {row['checkpoints']}"), keep=7),
@@ -94,13 +95,21 @@ def _row(
     means = [float(np.nanmean(gap)) for gap in gaps if np.isfinite(gap).any()]
     labels = [{member.entry.method: label for label, member in one.members.items()} for one in leagues]
     claims = [one.claims.get((of.get(str(leader), ""), of[method])) for one, of in zip(leagues, labels, strict=True)]
+    winners = [one.members[of[method]].winner for one, of in zip(leagues, labels, strict=True)]
+    scores = [one.scores.get(winner or "") for one, winner in zip(leagues, winners, strict=True)]
     same = _same_items(leagues)
     topics = same[0] if same else None
     if same is None:
         own, gaps = ([np.asarray(np.nanmean(one)) for one in draws] for draws in (own, gaps))
     return {
         "entry": method,
-        **columns({"rate": checkpoints.over(own, topics), "difference": checkpoints.over(gaps, topics)}),
+        **columns(
+            {
+                "rate": checkpoints.over(own, topics),
+                "difference": checkpoints.over(gaps, topics),
+                "stability": checkpoints.over([checkpoints.draw(one) for one in scores if one is not None]),
+            }
+        ),
         "behind": sum(mean < 0 for mean in means),
         "separable": sum(claim is not None and claim.matters for claim in claims),
         "checkpoints": len(own),
