@@ -106,7 +106,7 @@ def designs(found: Cells) -> Table | None:
     scale, digits = (100, 1) if rate else (1, 2)
     rows = []
     for center, name, draws, signs in _effects(found) if found.design.kind == "factorial" else _cells(found):
-        means = [np.nanmean(one) if np.isfinite(one).any() else np.nan for one in draws]
+        means = [float(np.nanmean(one)) if np.isfinite(one).any() else np.nan for one in draws]
         rows.append(
             {
                 "center": center,

@@ -151,7 +151,7 @@ def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None
     ]
     return replace(
         first,
-        frame=pd.concat([table.frame for _, table in parts], ignore_index=True).assign(sft_seed=seeds),
+        frame=pd.concat([table.frame for _, table in parts], ignore_index=True).assign(sft_seed=pd.Series(seeds)),
         notes=list(dict.fromkeys(note for _, table in parts for note in table.notes)),
         columns=(together[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *together[1:]),
         remarks=tuple(remark for _, table in parts for remark in table.remarks),
