@@ -131,7 +131,7 @@ def compare(runs: Sequence[Run]) -> Table:
             f"These runs were judged by {len(judges)} judges ({said}): their win rates cannot stand in one table. "
             "Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints and answers."
         )
-    if found := league_checkpoints.checkpoints(runs, _differing(runs)):
+    if found := league_checkpoints.of_runs(runs, _differing(runs)):
         return found
     frames = [tables.win_rate_stability(run).frame.assign(run=run.path.name) for run in runs]
     frame = pd.concat([found for found in frames if len(found)], ignore_index=True) if any(map(len, frames)) else None

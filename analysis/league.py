@@ -48,10 +48,17 @@ class Standings:
     main: Table
 
     @classmethod
-    def of(cls, run: results.Run, main: Table) -> "Standings | None":
-        """None where the run is no league."""
+    def each(cls, run: results.Run, main: Table) -> "list[Standings]":
+        """Those of every SFT checkpoint, whose entries are compared among themselves; none where it is no league."""
         league = League.of(run.manifest)
-        return None if league is None else cls(run, league, main)
+        if league is None:
+            return []
+        return [cls(run, league.at(seed), main) for seed in league.sft_seeds] or [cls(run, league, main)]
+
+    @property
+    def sft_seed(self) -> int | None:
+        """Of the SFT checkpoint, where the league is run across several."""
+        return self.league.entries[0].sft_seed
 
     @cached_property
     def members(self) -> dict[str, Member]:
@@ -336,7 +343,8 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
         notes.append(f"Pairs are compared on the seeds that both have. Not common to all: {left}.")
     notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
     notes.append(
-        "One SFT checkpoint: how methods do from another one is not in these intervals. tuned: trials that completed. "
+        f"{'One' if found.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from another "
+        "one is not in these intervals. tuned: trials that completed. "
         "tokens, worker-min (GPU-minutes on GPUs), verdicts: of tuning and of the winner's confirmation, added up over "
         "trials and workers that ran side by side."
     )

@@ -57,11 +57,11 @@ def sentences(found: Standings, table: Table) -> Sentences:
             f"With three times the seeds ({three}) {which} settled in four of five tries{named}, were the differences "
             "those seen here."
         )
-    open_.append(f"What three times the tuning would change: {_more_tuning(found)}")
+    open_.append(f"What three times the tuning would change: {more_tuning(found)}")
     return open_, settled
 
 
-def _more_tuning(found: Standings) -> str:
+def more_tuning(found: Standings) -> str:
     """By how much the expected best still rises from a third of the trials to all of them."""
     rises = []
     for label in found.members:

@@ -10,12 +10,14 @@ from slime_ray.runs.results import Run
 
 from . import (
     ablation_table,
+    checkpoints,
     factorial_table,
     figures,
     judging,
     knob_figures,
     league,
     league_answer,
+    league_checkpoints,
     league_tuning,
     panel,
     paper_tables,
@@ -73,14 +75,21 @@ class Findings:
         return None if self.cells is None else factorial_table.factorial_effects(self.cells)
 
     @cached_property
-    def league(self) -> Standings | None:
-        """What a league's tables are made of."""
-        return Standings.of(self.run, self.main)
+    def leagues(self) -> list[Standings]:
+        """What a league's tables are made of, for each SFT checkpoint that it is run across."""
+        return Standings.each(self.run, self.main)
 
     @cached_property
-    def standings(self) -> Table | None:
-        """A league's entries."""
-        return None if self.league is None else league.standings(self.league)
+    def standings(self) -> list[Table]:
+        """A league's entries, for each SFT checkpoint."""
+        return [league.standings(one) for one in self.leagues]
+
+    @cached_property
+    def over_checkpoints(self) -> Table | None:
+        """What holds from several SFT checkpoints, of a league's entries or a design's cells."""
+        if self.cells is not None:
+            return checkpoints.designs(self.cells)
+        return league_checkpoints.over(self.leagues) if len(self.leagues) > 1 else None
 
     @cached_property
     def search_trials(self) -> Table:
@@ -96,12 +105,15 @@ class Findings:
     def search(self) -> Understanding:
         """What the search says of its knobs, its front and its budget; of a league's searches the winners alone."""
         found = Understanding.of(self.run, self.main)
-        return found if self.league is None else found.of_league()
+        return found.of_league() if self.leagues else found
 
     def of_design(self) -> Sentences:
         """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
-        if self.league is not None and self.standings is not None:
-            return league_answer.sentences(self.league, self.standings)
+        if self.over_checkpoints is not None:
+            over = self.over_checkpoints
+            return league_checkpoints.sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
+        if self.leagues:
+            return league_answer.sentences(self.leagues[0], self.standings[0])
         if self.cells is None or self.ablation is None or self.factorial is None:
             return [], []
         if self.cells.design.kind == "factorial":
@@ -129,7 +141,8 @@ class Entry:
 
 
 SECTIONS: tuple[Entry, ...] = (
-    Entry("league", LEAGUE, lambda found: found.standings),
+    Entry("league_checkpoints", LEAGUE, lambda found: found.over_checkpoints if found.leagues else None),
+    Entry("league", LEAGUE, lambda found: league_checkpoints.stacked(found.leagues, found.standings)),
     Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league.pairs), terminal=False),
     Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league_tuning.tuning)),
     Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league_tuning.defaults)),
@@ -141,6 +154,7 @@ SECTIONS: tuple[Entry, ...] = (
         "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
+    Entry("ablation_checkpoints", ABLATION, lambda found: None if found.leagues else found.over_checkpoints),
     Entry("ablation", ABLATION, lambda found: found.ablation),
     Entry(
         "sensitivity",
@@ -227,7 +241,7 @@ def made(found: Findings, entries: Sequence[Entry] = SECTIONS) -> Iterator[tuple
 
 
 def _of_league(found: Findings, make: Callable[[Standings], Table]) -> Table | None:
-    return None if found.league is None else make(found.league)
+    return league_checkpoints.stacked(found.leagues, [make(one) for one in found.leagues])
 
 
 def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: str) -> Made:

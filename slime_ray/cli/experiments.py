@@ -215,7 +215,8 @@ def _check(options: argparse.Namespace) -> None:
     trials = search and f" {len(search.dimensions)} searched knobs, {experiment.budget.trials} trials."
     league = experiment.league
     entries = league and f" {len(league.entries)} entries, {league.trials} trials and {league.seeds} seeds each."
-    print(f"{source}: fine.{arms or ''}{trials or ''}{entries or ''}")
+    checkpoints = f" From {count} SFT checkpoints." if (count := len(experiment.bases)) > 1 else ""
+    print(f"{source}: fine.{arms or ''}{trials or ''}{entries or ''}{checkpoints}")
     for warning in _warnings(experiment):
         print(f"warning: {warning}")
     _describe_design(experiment)

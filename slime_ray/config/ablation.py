@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from slime_ray.config.design import COMPONENTS, Kind, Level, Metric
 from slime_ray.config.parts import (
     KNOBS,
-    MARGIN_WEIGHT,
     MARGINS,
     REMOVE,
     Unfit,
@@ -29,10 +28,10 @@ from slime_ray.config.points import value_at
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Scalar
-from slime_ray.config.strict import Label, Strict
+from slime_ray.config.strict import Label, Positive, Strict
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import InputError, near
-from slime_ray.objectives import SlimeObjective, matched_margin_weight, matched_strength
+from slime_ray.objectives import SlimeObjective, matched_knobs, matched_strength
 
 Values = dict[str, Any]
 EXPONENT, STRENGTH = "objective.stabilizer_exponent", "objective.stabilizer_strength"
@@ -97,8 +96,19 @@ class LeaveOneOut(Ablation):
     """Parts of the objective that are left out in turn; null is each part that it has and whose removal changes it. Of
     SLIME: anchor, stabilizer, soft_margin, hard_margin, and hard_margin_clip, another reading of the former."""
     controls: Literal["gradient_matched"] | None = None
-    """Beside each variant whose margin term pushes less or more than the full one at D = 0, the same with the
-    `margin_weight` that makes it push alike."""
+    """Next to each variant whose pair term pushes less or more than the full one at step 0, the same with the weight
+    that makes it push alike beside the other terms. SLIME's are matched at D = 0."""
+    at_logp: Annotated[float, Field(lt=0)] | None = None
+    """Mean log-prob at which pushes of other objectives than SLIME are the same, in nats; null is -1."""
+    at_tokens: Positive | None = None
+    """Tokens of a completion there; null is 64. It matters where sums take the place of means."""
+
+    @model_validator(mode="after")
+    def _at_has_an_effect(self) -> "LeaveOneOut":
+        for name in ("at_logp", "at_tokens"):
+            if getattr(self, name) is not None and self.controls is None:
+                raise ValueError(f"{name} has no effect without `controls: gradient_matched`")
+        return self
 
     @property
     def takes_away(self) -> tuple[str, ...]:
@@ -106,27 +116,32 @@ class LeaveOneOut(Ablation):
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         objective, components = full_objective(center, settings, self.components, default=tuple(KNOBS))
-        if self.controls and not isinstance(objective, SlimeObjective):
-            raise Unfit(
-                f"gradient_matched is about SLIME's margin term, and center {center} has another objective", "controls"
-            )
+        slime = isinstance(objective, SlimeObjective)
+        if self.controls and not slime and not hasattr(objective, "push_term"):
+            raise Unfit(f"{settings.objective.name} does not say which term pushes: it has no push_term", "controls")
         planned = [Planned("full", levels=dict.fromkeys(components, True), reference=True)]
         for index, gone in enumerate(components):
             plain = without((gone,), components, ("components", index) if self.components else ())
             planned.append(plain)
-            if self.controls and isinstance(objective, SlimeObjective) and gone.endswith(("margin", "margin_clip")):
+            if self.controls and (not slime or gone.endswith(("margin", "margin_clip"))):
                 planned += self._matched(objective, plain)
+        if self.controls and not slime and not any(one.control for one in planned):
+            raise Unfit(
+                f"around center {center} no removal changes how hard {settings.objective.name} pushes beside its other "
+                "terms, and of a single term Adam takes no notice. Leave controls out",
+                "controls",
+            )
         return planned
 
-    def _matched(self, objective: SlimeObjective, plain: Planned) -> list[Planned]:
+    def _matched(self, objective: Any, plain: Planned) -> list[Planned]:
+        at: dict[str, Any] = {"logp": self.at_logp or -1.0, "tokens": self.at_tokens or 64}
         try:
-            weight = matched_margin_weight(objective, tuple(plain.values[REMOVE]))
+            knobs = matched_knobs(objective, tuple(plain.values[REMOVE]), **at)
+            values = {**plain.values, **{f"objective.{knob}": value for knob, value in knobs.items()}}
         except ValueError as error:
             raise Unfit(f"{plain.variant} can have no gradient-matched control: {error}", "controls") from None
-        if weight == objective.margin_weight:
-            return []
-        values = {**plain.values, MARGIN_WEIGHT: weight}
-        return [Planned(f"{plain.variant}-matched", values, plain.levels, control=True, keys=("controls",))]
+        matched = Planned(f"{plain.variant}-matched", values, plain.levels, control=True, keys=("controls",))
+        return [matched] if knobs else []
 
 
 class Factorial(Ablation):

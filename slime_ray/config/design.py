@@ -25,6 +25,7 @@ class Cell(Strict):
     leave_one_out), or the value at a path (exponent; sensitivity, where a cell has the one knob that it sets, and the
     reference has all of them). control: beside the cells of the design, such as a
     gradient-matched variant; it is compared like them, but is no part of effects that are summed over the design.
+    sft_seed: of the SFT checkpoint, where the design is run across several; then label, center and reference end by it.
     """
 
     label: str
@@ -33,6 +34,12 @@ class Cell(Strict):
     reference: str
     levels: dict[str, Level] = {}
     control: bool = False
+    sft_seed: int | None = None
+
+    @property
+    def home(self) -> str:
+        """The center without the checkpoint."""
+        return self.center if self.sft_seed is None else self.center.removesuffix(f"-sft{self.sft_seed}")
 
 
 class Design(Strict):
@@ -61,6 +68,11 @@ class Design(Strict):
     def centers(self) -> list[str]:
         """The centers, in the order of the cells."""
         return list(dict.fromkeys(cell.center for cell in self.cells))
+
+    @property
+    def sft_seeds(self) -> list[int]:
+        """Seeds of the SFT checkpoints that it is run across; none where it is run from one."""
+        return list(dict.fromkeys(cell.sft_seed for cell in self.cells if cell.sft_seed is not None))
 
     def around(self, center: str) -> list[Cell]:
         """The cells of one center, its reference among them."""

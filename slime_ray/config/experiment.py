@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from slime_ray.config.across import SFT_SEED
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
@@ -178,6 +179,13 @@ class Experiment(Strict):
     def settings(self) -> Settings:
         """The settings of `base` itself."""
         return Settings.model_validate(self.base)
+
+    @property
+    def bases(self) -> list[dict[str, Any]]:
+        """`base` at every SFT checkpoint that trials start from; its own is the first."""
+        compared = self.league or self.design
+        seeds = compared.sft_seeds if compared else []
+        return [with_values(self.base, {SFT_SEED: seed}) for seed in seeds] or [self.base]
 
     def settings_with(self, values: Mapping[str, Any]) -> Settings:
         """The settings with `values`, path by path, laid over `base`.

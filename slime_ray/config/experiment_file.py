@@ -2,14 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from slime_ray.config import across
 from slime_ray.config.ablation import Ablation, Values
+from slime_ray.config.across import SFT_SEED
 from slime_ray.config.complaints import explain
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
@@ -91,6 +93,16 @@ class _Resolver:
             league = self._league(file, base)
         with self.noting():
             early = self._early_stopping(file, settings)
+        seeds = self._across(file, base, settings, arms)
+        if seeds:
+            base = with_values(base, {SFT_SEED: seeds[0]})
+            arms = [
+                Arm(label=across.label_at(arm.label, seed), set={**arm.set, SFT_SEED: seed})
+                for seed in seeds
+                for arm in arms
+            ]
+            league = league and across.league_across(league, seeds)
+            design = design and across.design_across(design, seeds)
         for keys, sentence in refusals(file, settings, arms):
             self.sentences += self.error(keys, sentence).sentences
         if not self.sentences and not arms and search is None and league is None:
@@ -104,6 +116,19 @@ class _Resolver:
             budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=early,
             design=design, league=league, trackers=file.trackers,
         )  # fmt: skip
+
+    def _across(self, file: ExperimentKeys, base: dict[str, Any], settings: Settings, arms: Sequence[Arm]) -> list[int]:
+        """Seeds of the SFT checkpoints, none where there is one; what is wrong with them is kept for later."""
+        if not file.across or self.sentences:
+            return []
+        compared = file.league is not None or file.ablate is not None
+        for keys, sentence in across.complaints(file.across, settings, compared=compared):
+            self.sentences += self.error(keys, sentence).sentences
+        for arm in arms:
+            if Settings.model_validate(with_values(base, arm.set)).sft != settings.sft:
+                sentence = f"arm {arm.label} has an sft of its own, and across runs it from every checkpoint"
+                self.sentences += self.error(("across",), f"{sentence}. Leave sft out of the arm").sentences
+        return [] if self.sentences else file.across[SFT_SEED]
 
     def _league(self, file: ExperimentKeys, base: dict[str, Any]) -> League | None:
         if file.league is None:

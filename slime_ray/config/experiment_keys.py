@@ -39,6 +39,9 @@ class ExperimentKeys(SearchKeys):
     """Objectives compared at an equal tuning budget; in place of `search`."""
     ablate: AnyAblation | None = None
     """A design, which makes the arms itself; in place of `arms` and `grid`."""
+    across: dict[str, list[Seed]] = {}
+    """`sft.seed: [0, 1, 2]` runs every entry of a league, or cell of a design, and every arm from each of these SFT
+    checkpoints."""
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
     """Every arm is run with each of them."""
     goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}

@@ -19,7 +19,8 @@ class Entry(Strict):
 
     label: names it in tables. objective: by its name. set: what it sets over base. search: a Search as plain values,
     the learning rate among its dimensions. defaults: values of the knobs that are searched, as `set`
-    gives them, or else as the objective has them.
+    gives them, or else as the objective has them. sft_seed: of the SFT checkpoint that it starts from, where the league
+    is run across several; then its label ends by it.
     """
 
     label: str
@@ -27,6 +28,12 @@ class Entry(Strict):
     set: dict[str, Any]
     search: dict[str, Any]
     defaults: dict[str, Any]
+    sft_seed: int | None = None
+
+    @property
+    def method(self) -> str:
+        """The label without the checkpoint."""
+        return self.label if self.sft_seed is None else self.label.removesuffix(f"-sft{self.sft_seed}")
 
 
 class League(Strict):
@@ -49,7 +56,16 @@ class League(Strict):
     @property
     def content(self) -> list[dict[str, Any]]:
         """What trials follow from: the entries. More of them, or more trials and seeds, change none of the others."""
-        return [entry.model_dump(mode="json") for entry in self.entries]
+        return [entry.model_dump(mode="json", exclude={"sft_seed"}) for entry in self.entries]
+
+    @property
+    def sft_seeds(self) -> list[int]:
+        """Seeds of the SFT checkpoints that it is run across; none where it is run from one."""
+        return list(dict.fromkeys(entry.sft_seed for entry in self.entries if entry.sft_seed is not None))
+
+    def at(self, sft_seed: int) -> "League":
+        """The entries of one checkpoint."""
+        return self.model_copy(update={"entries": [one for one in self.entries if one.sft_seed == sft_seed]})
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "League | None":

@@ -28,7 +28,7 @@ from slime_ray.objectives.dpo import (
     RobustObjective,
     SppoObjective,
 )
-from slime_ray.objectives.matching import margin_push, matched_margin_weight, matched_strength
+from slime_ray.objectives.matching import margin_push, matched_knobs, matched_margin_weight, matched_strength
 from slime_ray.objectives.pairwise import tuned_ranges
 from slime_ray.objectives.sft import SftObjective
 from slime_ray.objectives.simpo import (
@@ -127,6 +127,7 @@ __all__ = [
     "component_activity",
     "find_objective",
     "margin_push",
+    "matched_knobs",
     "matched_margin_weight",
     "matched_strength",
     "pair_means",

@@ -7,8 +7,11 @@ A variant with the weight or strength given here starts where the full objective
 
 import dataclasses
 import math
+from typing import Any
 
-from slime_ray.objectives.base import check_number
+import torch
+
+from slime_ray.objectives.base import ReferenceLogps, check_number
 from slime_ray.objectives.slime import SlimeObjective
 
 
@@ -49,6 +52,48 @@ def matched_margin_weight(objective: SlimeObjective, remove: tuple[str, ...]) ->
             "matches the full objective's"
         )
     return weight
+
+
+def push_of(objective: Any, *, logp: float, tokens: int) -> float:
+    """Norm of the gradient of an objective's `push_term` by the log-probs of one pair's tokens, at step 0.
+
+    logp: of every token of both completions, in nats. tokens: of each. The reference is the policy itself.
+    """
+    lengths = torch.tensor([tokens])
+    sides = [torch.full((tokens,), logp, dtype=torch.float64, requires_grad=True) for _ in "ab"]
+    reference = ReferenceLogps(*(side.detach().sum()[None] for side in sides))
+    term = objective(sides[0], lengths, sides[1], lengths, reference=reference).terms[objective.push_term]
+    found = torch.autograd.grad(term.total, sides, allow_unused=True, materialize_grads=True)
+    return float(torch.cat(found).norm())
+
+
+def matched_knobs(objective: Any, remove: tuple[str, ...], *, logp: float, tokens: int) -> dict[str, float]:
+    """The knob with which `objective` without `remove` pushes as hard beside its other terms as the whole does.
+
+    SLIME's is `margin_weight`, that of others their `push_knob`, or else `nll_weight` by the inverse. Empty where the
+    push is the same, where it is gone, and where it is the only term: Adam divides by the size of that.
+
+    Args:
+        objective: The full one, which has `push_term` or is SLIME.
+        remove: The variant's `remove`.
+        logp: Mean log-prob at which pushes are compared, in nats. SLIME's follow from D = 0 alone.
+        tokens: Of a completion there.
+
+    Raises:
+        ValueError: SLIME's margin term pushes nothing whatever its weight.
+    """
+    if isinstance(objective, SlimeObjective):
+        weight = matched_margin_weight(objective, remove)
+        return {} if weight == objective.margin_weight else {"margin_weight": weight}
+    variant = dataclasses.replace(objective, remove=remove)
+    whole, reduced = (push_of(one, logp=logp, tokens=tokens) for one in (objective, variant))
+    if not (whole and reduced) or math.isclose(whole, reduced, rel_tol=1e-9):
+        return {}
+    if (knob := getattr(objective, "push_knob", None)) is not None:
+        return {knob: getattr(objective, knob) * whole / reduced}
+    if getattr(objective, "nll_weight", 0) and "nll" not in remove:
+        return {"nll_weight": objective.nll_weight * reduced / whole}
+    return {}
 
 
 def matched_strength(objective: SlimeObjective, exponent: float, at_logp: float = -5.0) -> float:

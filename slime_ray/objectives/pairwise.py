@@ -59,6 +59,13 @@ class PairwiseObjective:
     uses_reference: ClassVar[bool] = False
     pairs_together: ClassVar[int | None] = None
     parts: ClassVar[Mapping[str, str]] = {}
+    push_knob: ClassVar[str | None] = None
+    """The knob that multiplies the loss of pairs, where there is one."""
+
+    @property
+    def push_term(self) -> str:
+        """The term that pulls chosen and rejected completions apart."""
+        return self.name
 
     def __post_init__(self) -> None:
         check_fields(self, self.parts)

@@ -121,6 +121,7 @@ class OrpoObjective(PairwiseObjective):
     """
 
     name: ClassVar[str] = "orpo"
+    push_knob: ClassVar[str | None] = "beta"
     parts: ClassVar = {"odds_ratio": "NLL alone", "nll": WITHOUT_NLL}
 
     beta: float = knob(0.1, at_least=0, tuned=(0.05, 1.0))

@@ -24,6 +24,7 @@ from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, print_line,
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
+from slime_ray.runs.folder import weights_at
 from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
@@ -64,11 +65,11 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
         # A process of its own: it keeps neither a GPU that failed nor memory that trials need.
         task: Any = ray.remote(max_calls=1)(make_stages)
         task = task.options(**held, max_retries=RESTARTS, retry_exceptions=[DeviceFailure])
-        making = task.remote(experiment.base, place)
+        making = task.remote(experiment.bases, place)
     else:
         maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         maker = maker.remote()
-        making = maker.make.remote(experiment.base, place)
+        making = maker.make.remote(experiment.bases, place)
     try:
         with errors_as_sentences("The shared stages could not be made"):
             with ending():
@@ -146,20 +147,29 @@ def _line(told: dict[str, Any]) -> str:
     return " ".join(part for part in (told.get("doing"), steps(told), loss and f"loss {loss:.3f}") if part)
 
 
-def make_stages(base: dict[str, Any], place: WorkerContext) -> dict[str, Any]:
-    """Ray task: make what is missing of the stages; returns hashes and counts."""
+def make_stages(bases: list[dict[str, Any]], place: WorkerContext) -> dict[str, Any]:
+    """Ray task: make what is missing of the stages, once for each base; returns hashes and counts, the first's.
+
+    Of the SFT checkpoints of further bases the hashes are added, by their seed.
+    """
     alone = place.resources.workers == 1
-    stages = _make(Settings.model_validate(base), place, gpu=place.resources.gpu_per_worker if alone else 0.0)
-    return {"hashes": stages.hashes, "data": stages.data}
+    every = [Settings.model_validate(base) for base in bases]
+    first, *others = [_make(one, place, gpu=place.resources.gpu_per_worker if alone else 0.0) for one in every]
+    hashes = dict(first.hashes)
+    for settings, stages in zip(every[1:], others, strict=True):
+        if settings.sft is not None:
+            hashes[weights_at(settings.sft.seed)] = stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"])
+    return {"hashes": hashes, "data": first.data}
 
 
 class GroupStageMaker:
     """Runs as a Ray actor: makes the stages on a group of workers, where trials are run on such."""
 
-    def make(self, base: dict[str, Any], place: WorkerContext) -> dict[str, Any]:
+    def make(self, bases: list[dict[str, Any]], place: WorkerContext) -> dict[str, Any]:
         """Make what is missing; returns hashes and counts."""
-        _make_on_group(base, place)
-        return make_stages(base, place)
+        for base in bases:
+            _make_on_group(base, place)
+        return make_stages(bases, place)
 
 
 def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:

@@ -125,7 +125,7 @@ class _Estimate:
         plan = Plan(
             name=self.experiment.name,
             rows=tuple(self._row(group, rates) for group in self.groups),
-            sft_tokens=sft.tokens if sft else 0.0,
+            sft_tokens=sft.tokens * len(self.experiment.bases) if sft else 0.0,
             cluster=self.cluster,
             gpu=self.gpu,
             prices=self.known.prices,
@@ -199,10 +199,13 @@ class _Estimate:
         if self._references():
             for each in works.values():
                 each["reference"] = amounts.reference()
-        return {
+        # Each SFT checkpoint has all stages of its own but the tokens.
+        checkpoints = len(self.experiment.bases)
+        taken = {
             name: Range.of(lambda end, name=name: rates[end].seconds(works[end][name]))  # type: ignore[misc]
             for name in works["expected"]
         }
+        return {name: each.times(1 if name == "tokens" else checkpoints) for name, each in taken.items()}
 
     def _references(self) -> bool:
         every = [settings for group in self.groups for settings in group.settings]
@@ -280,13 +283,15 @@ class _Estimate:
         held_out = material.held_out.count * material.held_out.tokens
         tokens = sum(part.count * part.tokens for part in (material.sft, material.train)) + held_out
         tokens += sum(each.count * each.tokens for each in asked)
-        answers = sum(each.turns for each in asked) * material.answer
+        answers = len(self.experiment.bases) * sum(each.turns for each in asked) * material.answer
         answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in asked)
-        step0 = 4 * 8 * held_out + 16.0 * material.train.count * self._references()
+        checkpoints = len(self.experiment.bases)
+        step0 = checkpoints * (4 * 8 * held_out + 16.0 * material.train.count * self._references())
+        weights = footprint(self.base.sft_model).merged if self.base.sft else model.plain
         return Disk(
             {
                 "tokens and step 0": ID_BYTES * tokens + step0,
-                "the SFT checkpoint": footprint(self.base.sft_model).merged if self.base.sft else model.plain,
+                "the SFT checkpoint": checkpoints * weights,
                 "answers": ANSWER_BYTES * answers,
                 "trained models": kept * model.saved,
                 "checkpoints": min(self.cluster.trials, trials) * 6 * model.trained,

@@ -86,7 +86,7 @@ def league_run(
 
 def standings_of(*args, **named):
     run = league_run(*args, **named)
-    found = league.Standings.of(run, tables.win_rate_stability(run))
+    found = next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None)
     assert found is not None
     return found
 
@@ -313,7 +313,7 @@ def test_pairs_and_defaults_take_topics_for_units_where_prompts_come_in_topics()
     run = league_run(won, defaults={"a": won["b"]})
     topics = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 10
     run = replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in topics]))
-    found = league.Standings.of(run, tables.win_rate_stability(run))
+    found = next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None)
     by_topic = np.subtract(wins["a"], wins["b"])
     error = math.hypot(by_topic.std(ddof=1) / math.sqrt(8), 1 / 80)
     ends = stats.t.interval(0.95, 7, loc=by_topic.mean(), scale=error)
@@ -380,7 +380,7 @@ def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
 def test_the_manifest_of_a_run_without_a_league_has_no_standings():
     run = designs.run_of(designs.leave_one_out(), by_rate([0.5]))
     assert League.of(run.manifest) is None
-    assert league.Standings.of(run, tables.win_rate_stability(run)) is None
+    assert next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None) is None
 
 
 def from_checkpoint(number, won, **manifest):

@@ -409,7 +409,7 @@ def test_an_objective_of_ones_own_is_ablated_by_the_parts_that_it_declares(tmp_p
         ("{name: dpo}", "{design: leave_one_out, components: [nll]}", "dpo trains alike with and without nll there"),
         ("{name: dpo}", "{design: factorial}", "a factorial needs two parts or more, and center base has reference"),
         ("{name: dpo, remove: [reference]}", "{design: leave_one_out}", "no full objective to compare with"),
-        ("{name: simpo}", "{design: leave_one_out, controls: gradient_matched}", "about SLIME's margin term"),
+        ("{name: simpo}", "{design: leave_one_out, controls: gradient_matched}", "of a single term Adam takes no notice"),
     ],
 )  # fmt: skip
 def test_what_an_objective_cannot_be_ablated_by_is_refused(tmp_path, objective, ablate, sentence):

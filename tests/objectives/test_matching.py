@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_ray.objectives import SlimeObjective, margin_push, matched_margin_weight, matched_strength
+from slime_ray.objectives import OBJECTIVES, SlimeObjective, margin_push, matched_margin_weight, matched_strength
+from slime_ray.objectives.matching import matched_knobs, push_of
 
 PAPER = SlimeObjective()
 REMOVALS = [(), ("anchor",), ("soft_margin",), ("hard_margin",), ("hard_margin_clip",), ("hard_margin_clip", "anchor")]
@@ -98,3 +99,49 @@ def test_strengths_that_cannot_be_are_refused() -> None:
         matched_strength(PAPER, 2.0, at_logp=1.0)
     with pytest.raises(ValueError, match=r"^at_logp is 0: there the stabilizer's terms"):
         matched_strength(SlimeObjective(stabilizer_threshold=1000.0), 3.0, at_logp=0.0)
+
+
+def sigmoid(number: float) -> float:
+    return 1 / (1 + math.exp(-number))
+
+
+@pytest.mark.parametrize(
+    ("objective", "remove", "knobs"),
+    [
+        # beta * sigmoid(gamma) without the target is beta / 2, and sums push 64 times as hard as means of 64 tokens.
+        (OBJECTIVES["simpo"](nll_weight=0.5), "target_margin", {"nll_weight": 0.5 * 0.5 / sigmoid(0.5)}),
+        (OBJECTIVES["simpo"](nll_weight=0.5), "length_normalization", {"nll_weight": 32.0}),
+        # AlphaPO's reward has the slope exp(-alpha * m).
+        (OBJECTIVES["alphapo"](nll_weight=1.0), "shape", {"nll_weight": math.exp(-0.25)}),
+        # Hinge 1, logistic 1 / 2 at beta * (D - target) = 0.
+        (OBJECTIVES["composed"](link="hinge", anchor="tokens"), "link", {"link_weight": 2.0}),
+        (
+            OBJECTIVES["composed"](link="gated", target=1.5, anchor="tokens"),
+            "link",
+            {"link_weight": margin_push(PAPER) / sigmoid(1.5)},
+        ),
+        # Nothing is rescaled, or there is nothing else that it could be matched with.
+        (OBJECTIVES["simpo"](), "length_normalization", {}),
+        (OBJECTIVES["dpo"](nll_weight=1.0), "reference", {}),
+        (OBJECTIVES["dpo"](nll_weight=1.0), "nll", {}),
+        (OBJECTIVES["orpo"](), "odds_ratio", {}),
+        (PAPER, "hard_margin", {"margin_weight": matched_margin_weight(PAPER, ("hard_margin",))}),
+    ],
+)
+def test_controls_of_other_objectives_by_hand(objective, remove: str, knobs: dict[str, float]) -> None:
+    assert matched_knobs(objective, (remove,), logp=-1.0, tokens=64) == pytest.approx(knobs)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_control_of_any_objective_pushes_as_the_whole_beside_its_other_terms(name: str) -> None:
+    kind = OBJECTIVES[name]
+    fields = {field.name for field in dataclasses.fields(kind)}
+    objective = kind(**{knob: value for knob, value in (("nll_weight", 0.7), ("anchor", "tokens")) if knob in fields})
+    for part in getattr(objective, "parts", ()) if hasattr(objective, "push_term") else ():
+        knobs = matched_knobs(objective, (part,), logp=-0.5, tokens=7)
+        if not knobs:
+            continue
+        variant = dataclasses.replace(objective, remove=(part,), **knobs)
+        weights = [getattr(one, "nll_weight", 1) for one in (objective, variant)]
+        pushes = [push_of(one, logp=-0.5, tokens=7) for one in (objective, variant)]
+        assert pushes[1] / weights[1] == pytest.approx(pushes[0] / weights[0], rel=1e-9), part

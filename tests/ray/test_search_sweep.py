@@ -189,3 +189,24 @@ def test_a_league_confirms_every_entrys_winner_and_trains_only_a_new_entry_when_
     assert all("-nca-" in name for name in new)
     assert {"search-nca-0001", "search-nca-0002"} < new
     assert results.read_manifest(run)["finished"]
+
+
+def test_a_league_across_checkpoints_has_stages_for_each_and_takes_one_more_when_resumed(folder, instance):
+    text = LEAGUE.replace("  defaults: true\n", "")
+    run = sweep(folder, "across", text=text + "across: {sft.seed: [0, 1]}\n")
+    first = results.finished_trials(run)
+    for seed in (0, 1):
+        own = [name for name in first if f"-sft{seed}-" in name]
+        assert len(own) == 2 * (2 + 2)
+        assert {json.loads(first[name]["overrides"])["sft.seed"] for name in own} == {seed}
+    hashes = results.read_manifest(run)["hashes"]
+    assert hashes["sft_weights"] != hashes["sft_weights.1"]
+    made = {file.parent.name: file.read_text() for file in (run.parent / ".stages").glob("sft-*/made.json")}
+    assert {hashes["sft_weights"], hashes["sft_weights.1"]} <= {
+        json.loads(text)["sft_weights"] for text in made.values()
+    }
+    sweep(folder, "across", "resume", text=text + "across: {sft.seed: [0, 1, 2]}\n")
+    again = results.finished_trials(run)
+    assert {name: again[name]["started"] for name in first} == {name: row["started"] for name, row in first.items()}
+    assert all("-sft2-" in name for name in again.keys() - first.keys())
+    assert len(again) == len(first) * 3 // 2

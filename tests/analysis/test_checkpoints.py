@@ -1,0 +1,167 @@
+"""Leagues and designs across SFT checkpoints on made-up outcomes, beside separate runs, brute force and statsmodels."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from slime_ray.analysis import ablation_table, checkpoints, comparing, league, league_checkpoints, sections, tables
+
+from slime_ray.config.across import design_across, label_at, league_across
+from slime_ray.config.league import League
+
+from . import designs
+from .test_league import by_rate, league_run
+
+SEEDS = (0, 3, 5)
+WON = [by_rate(rates, seed=place) for place, rates in enumerate(([0.7, 0.5, 0.3], [0.6, 0.7, 0.3], [0.8, 0.5, 0.3]))]
+
+
+def across_run(won=WON, seeds=SEEDS):
+    """One run of a league whose entries start from these checkpoints."""
+    together = {label_at(name, seed): rows for seed, one in zip(seeds, won, strict=True) for name, rows in one.items()}
+    run = league_run(together)
+    plain = League.of(league_run(won[0]).manifest)
+    assert plain is not None
+    data = league_across(plain, seeds).model_dump(mode="json")
+    return replace(run, manifest=run.manifest | {"experiment": {"league": data}})
+
+
+def leagues_of(run):
+    return league.Standings.each(run, tables.win_rate_stability(run))
+
+
+def mean_squares(values):
+    """Of (rows, columns) values between rows, between columns and of the rest, by a linear model's sums of squares."""
+    count, items = values.shape
+    rows, columns = np.meshgrid(np.arange(count), np.arange(items), indexing="ij")
+    y = values.ravel()
+
+    def unexplained(*factors):
+        design = pd.get_dummies(pd.DataFrame({str(n): one.ravel().astype(str) for n, one in enumerate(factors)}))
+        design = np.column_stack([np.ones(len(y)), design.to_numpy(dtype=float)])
+        return float(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum())
+
+    rest = unexplained(rows, columns)
+    of_rows, of_columns = unexplained(columns) - rest, unexplained(rows) - rest
+    return of_rows / (count - 1), of_columns / (items - 1), rest / ((count - 1) * (items - 1))
+
+
+def test_the_interval_is_the_two_way_one_with_the_checkpoints_degrees_of_freedom():
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.1, 0.2, (3, 1)) + rng.normal(0, 0.2, (1, 20)) + rng.normal(0, 0.1, (3, 20))
+    of_rows, of_columns, rest = mean_squares(values)
+    assert of_rows > rest
+    variance = (of_rows + max(of_columns - rest, 0)) / values.size + 2 * checkpoints.statistics.PRIOR / 20**2
+    half = stats.t.ppf(0.975, 2) * np.sqrt(variance)
+    found = checkpoints.over(list(values))
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (values.mean(), values.mean() - half, values.mean() + half)
+    )
+
+
+def test_the_interval_covers_with_few_checkpoints_and_any_scatter_of_them():
+    rng, count = np.random.default_rng(2), 400
+    for checkpoint, item in product((0.0, 0.1), (0.1, 0.3)):
+        covered = 0
+        for _ in range(count):
+            draws = rng.normal(0.02, checkpoint, (3, 1)) + rng.normal(0, item, 60) + rng.normal(0, 0.2, (3, 60))
+            found = checkpoints.over(list(draws))
+            assert found is not None
+            covered += found.low <= 0.02 <= found.high
+        assert stats.binom.cdf(covered, count, 0.95) > 0.001
+
+
+def test_seeds_of_different_checkpoints_are_no_pairs():
+    one, other = (
+        leagues_of(across_run()),
+        leagues_of(across_run([WON[0], {k: v[::-1] for k, v in WON[1].items()}, WON[2]])),
+    )
+    first, second = (league_checkpoints.over(each).frame for each in (one, other))
+    pd.testing.assert_frame_equal(first, second)
+    assert all(pair[0][-5:] == pair[1][-5:] for each in one for pair in each.claims)
+
+
+def test_one_run_across_checkpoints_says_what_separate_runs_do():
+    run = across_run()
+    separate = []
+    for place, won in enumerate(WON):
+        alone = league_run(won)
+        manifest = alone.manifest | {"hashes": {"sft_checkpoint": str(place), "prompts_report": "p"}}
+        separate.append(replace(alone, path=Path(f"from-{place}"), manifest=manifest))
+    mine, theirs = league_checkpoints.over(leagues_of(run)).frame, comparing.compare(separate).frame
+    pd.testing.assert_frame_equal(mine, theirs)
+    frame = mine.set_index("entry")
+    assert frame["ranks"].to_dict() == {"a": "1, 2, 1", "b": "2, 1, 2", "c": "3, 3, 3"}
+    assert frame["behind"].to_dict() == {"a": 0, "b": 2, "c": 3}
+
+
+def test_the_page_begins_with_what_holds_from_all_checkpoints():
+    found = sections.Findings(across_run())
+    made = {entry.name: entry.make(found) for entry in sections.SECTIONS if entry.name.startswith("league")}
+    assert list(made)[:2] == ["league_checkpoints", "league"]
+    assert made["league"].frame["sft_seed"].tolist() == [seed for seed in SEEDS for _ in range(3)]
+    assert len(made["league_pairs"].frame) == 3 * 3
+    open_, settled = found.of_design()
+    assert settled[0].startswith("Highest win rate over 3 SFT checkpoints: a with")
+    assert any(sentence.startswith("c is behind a") for sentence in settled)
+    assert any("b is behind a" in sentence and "behind from 2 of 3" in sentence for sentence in open_)
+    assert open_[-1].startswith("What three times the tuning would change: sft.seed 0: ")
+
+
+def design_run(effects, kind=designs.leave_one_out):
+    """A design from three checkpoints: the cells without the anchor lose `effects` of their wins there."""
+    design = design_across(kind(), SEEDS)
+    rng, won = np.random.default_rng(4), {}
+    for cell in design.cells:
+        effect = effects[SEEDS.index(cell.sft_seed)]
+        won[cell.label] = designs.outcomes(rng, 0.6 - (0 if cell.levels["anchor"] else effect), prompts=300)
+    return designs.run_of(design, won), design, won
+
+
+def test_an_effect_that_changes_between_checkpoints_is_shown_as_such():
+    run, design, won = design_run((0.3, 0.25, -0.1))
+    found = ablation_table.Cells.of(run, design)
+    table = checkpoints.designs(found)
+    assert table is not None
+    row = table.frame.set_index("effect_of").loc["without-anchor"]
+    each = [won[f"without-anchor-sft{seed}"].mean() - won[f"full-sft{seed}"].mean() for seed in SEEDS]
+    assert row["difference"] == pytest.approx(np.mean(each))
+    assert row[["same_sign", "significant", "checkpoints"]].tolist() == [2, 2, 3]
+    assert row["each"] == ", ".join(f"{100 * one:+.1f}" for one in each)
+    open_, _ = checkpoints.sentences(table)
+    assert any("without-anchor differs" in one and "same sign from 2" in one for one in open_)
+
+
+def test_an_effect_that_holds_from_all_checkpoints_is_settled():
+    run, design, _ = design_run((0.3, 0.3, 0.3))
+    table = checkpoints.designs(ablation_table.Cells.of(run, design))
+    assert table is not None
+    _, settled = checkpoints.sentences(table)
+    assert len(settled) == 1
+    assert settled[0].startswith("without-anchor differs over 3 SFT checkpoints")
+
+
+def test_main_effects_of_a_factorial_are_those_of_its_cells():
+    run, design, won = design_run((0.3, 0.2, 0.1), designs.factorial)
+    table = checkpoints.designs(ablation_table.Cells.of(run, design))
+    assert table is not None
+    frame = table.frame.set_index("effect_of")
+    assert list(frame.index) == list(designs.COMPONENTS)
+    for component in frame.index:
+        sides = [
+            [won[cell.label].mean() for cell in design.cells if cell.levels[component] is there]
+            for there in (True, False)
+        ]
+        assert frame.loc[component, "difference"] == pytest.approx(np.mean(sides[0]) - np.mean(sides[1]))
+    assert frame.loc["anchor", ["same_sign", "significant"]].tolist() == [3, 3]
+
+
+def test_a_design_from_one_checkpoint_has_no_such_table():
+    design = designs.leave_one_out()
+    run = designs.run_of(design, {cell.label: designs.outcomes(np.random.default_rng(0), 0.5) for cell in design.cells})
+    assert checkpoints.designs(ablation_table.Cells.of(run, design)) is None
