@@ -1,6 +1,5 @@
 """Adapters of trials: the SFT weights that they were trained on, and both stages' as one on the named model."""
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
-from slime_ray.model.files import ADAPTER, ADAPTER_WEIGHTS, read_object
+from slime_ray.model.files import ADAPTER, ADAPTER_WEIGHTS, AGAIN, FileFault, read_object
 from slime_ray.model.loading import find_parts, load_model
 from slime_ray.runs import results
 from slime_ray.training.sft import SFT_ADAPTER
@@ -48,8 +47,14 @@ def _trained_on(adapter: Path, stage: Path) -> str | None:
 
 
 def _hash_in(folder: Path) -> str | None:
-    file = folder / MADE
-    return json.loads(file.read_text(encoding="utf-8")).get("sft_weights") if file.is_file() else None
+    return _read(folder / MADE).get("sft_weights") if (folder / MADE).is_file() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return read_object(file)
+    except FileFault as error:
+        raise InputError(f"{error}. {AGAIN}") from None
 
 
 def why_merge(settings: Settings, checkpoint: Path, stage: Path) -> str | None:
@@ -67,7 +72,7 @@ def why_merge(settings: Settings, checkpoint: Path, stage: Path) -> str | None:
     if not (stage / SFT_ADAPTER / ADAPTER).is_file():
         return "its SFT stage was made by an earlier version, which kept no adapter of it"
     for adapter in (stage / SFT_ADAPTER, checkpoint):
-        config = read_object(adapter / ADAPTER)
+        config = _read(adapter / ADAPTER)
         for key, words in (
             ("use_dora", "DoRA, whose updates do not add up"),
             ("modules_to_save", "a trained head"),

@@ -97,14 +97,14 @@ def model_card(
             run=run,
             rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
             name=name,
-            experiment=_experiment(settings, row, name),
+            experiment=_experiment(settings, row["seed"]),
         )
     )
 
 
-def _experiment(settings: Settings, row: Mapping[str, Any], name: str) -> str:
+def _experiment(settings: Settings, seed: int) -> str:
     base = _shown(settings.model_dump(mode="json", exclude_unset=True), here="./")
-    content = {"name": name, "base": base, "arms": {str(row["label"]): {}}, "seeds": [row["seed"]]}
+    content = {"name": "repeated", "base": base, "arms": {"policy": {}}, "seeds": [seed]}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 

@@ -467,6 +467,7 @@ def as_of_an_earlier_version(run):
             "holds other weights",
         ),
         (as_of_an_earlier_version, "holds other weights"),
+        (lambda run: cut(run / "trials" / "arm-slime-s0" / "checkpoint" / "made.json"), "is not valid JSON"),
         (
             lambda run: change_json(run / "trials" / "arm-slime-s0" / "trial.json", status="diverged", reason="NaN"),
             "diverged (NaN), so it has no model",

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen3Config,
 )
+from transformers.utils import logging as transformers_logging
 
 from slime_ray import cli
 from slime_ray.config.experiment import arm_trials
@@ -130,6 +131,9 @@ def test_it_computes_the_same_where_this_package_and_the_stages_are_not(run, tmp
     logits, questions, answers = as_trained(run)
     merge = ["--merge"] if kind == "whole" else []
     out = tmp_path / "out"
+    # As in a new process: training turned them off.
+    transformers_logging.enable_progress_bar()
+    capfd.readouterr()
     assert cli.main(["export", str(tmp_path / "runs" / "first"), "arm-slime-s0", "--to", str(out), *merge]) == 0
     printed = capfd.readouterr()
     assert printed.out.split() == [str(out)]
@@ -185,7 +189,7 @@ def test_the_card_repeats_the_trial_and_names_no_folder(run, tmp_path, monkeypat
     found, wanted = (json.loads(text) for text in (trial.settings.model_dump_json(), row["settings"]))
     assert found["model"].pop("source") == str(tmp_path / "mine")
     wanted["model"].pop("source")
-    assert (found, trial.seed, trial.trial_id) == (wanted, row["seed"], "arm-slime-s0")
+    assert (found, trial.seed) == (wanted, row["seed"])
 
 
 def test_without_an_sft_stage_the_trials_own_adapter_is_it(tmp_path):
@@ -203,6 +207,20 @@ def test_without_an_sft_stage_the_trials_own_adapter_is_it(tmp_path):
     with torch.no_grad():
         found = lm(input_ids=torch.arange(1, 30)[None]).logits.flatten()
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_trained_without_lora_is_a_whole_model(tmp_path):
+    model = save_model(tmp_path / "mine", **MODELS["qwen3"])
+    run, _ = trained(tmp_path, model, lambda base: base["model"].update(lora=None))
+    out = export_model(run, "arm-slime-s0", tmp_path / "out", facts={})
+    assert ModelCard.load(out / "README.md").data.library_name == "transformers"
+    ids = torch.arange(1, 30)[None]
+    found, kept, before = (
+        AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=ids).logits
+        for folder in (out, run / "trials" / "arm-slime-s0" / "checkpoint", model)
+    )
+    torch.testing.assert_close(found, kept)
+    assert not torch.allclose(found, before)
 
 
 def _forget(run, _):

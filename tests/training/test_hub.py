@@ -78,7 +78,10 @@ def test_what_was_exported_is_on_the_hub_byte_by_byte(run, tmp_path):
     local = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {name: hub.files[name] for name in local} == local
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= set(local)
-    assert "# lab/model" in ModelCard(local["README.md"].decode()).text
+    card = ModelCard(local["README.md"].decode()).text
+    assert "# lab/model" in card
+    (tmp_path / "again.yaml").write_text(card.partition("```yaml\n")[2].partition("```")[0])
+    assert load_experiment(tmp_path / "again.yaml").settings.objective.name == "slime"
     assert not any(TOKEN.encode() in content for content in local.values())
 
 
