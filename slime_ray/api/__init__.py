@@ -300,7 +300,7 @@ def evaluate(
 
     Args:
         experiment: As for `sweep`; its `base` says how prompts, model and judge are.
-        policies: Folders with a checkpoint, folders of trials, or .jsonl files of answers; each makes a row.
+        policies: Folders with a checkpoint, folders of trials, Hub ids, or .jsonl files of answers; each makes a row.
         baseline: What they are compared with; None is the SFT checkpoint.
         name: Of the run; None is the experiment's, with `-evaluation` behind it.
         overrides: Dotted paths with their values.

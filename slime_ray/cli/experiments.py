@@ -80,7 +80,7 @@ def add_commands(commands: Any) -> None:
         SPACE, NAME, STORAGE, SET,
         option(
             "policies", type=Path, nargs="+", metavar="POLICY",
-            help="a folder with a checkpoint, a trial's folder in a run, or a .jsonl file of answers; each makes a row",
+            help="a checkpoint's folder, a trial's folder, a Hub id, or a .jsonl file of answers; each makes a row",
         ),
         option(
             "--baseline", type=Path, help="the same for what they are compared with (default: the SFT checkpoint)"

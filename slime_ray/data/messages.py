@@ -15,6 +15,9 @@ Messages = list[Message]
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""What a message of ShareGPT's may be from, and the role that it has."""
+
 TEXT_PARTS = "contents of several text parts, joined with nothing between them"
 JSON_TEXT = "messages kept as JSON text, read as messages"
 
@@ -64,11 +67,11 @@ def read_messages(value: Any, column: str, remarks: Remarks) -> Messages:
 def _message(message: Any, column: str, remarks: Remarks) -> Message:
     if not isinstance(message, Mapping):
         raise BadRow(f"{column} is a list of something other than messages")
+    if message.get("role") is None and isinstance(message.get("from"), str) and "value" in message:
+        message = _from_sharegpt(message, column)
     role, content = message.get("role"), message.get("content")
     if not is_empty(message.get("tool_calls")):
         raise BadRow("a message calls tools")
-    if role is None and isinstance(message.get("from"), str) and "value" in message:
-        raise BadRow(f"messages in {column} have from and value (ShareGPT) instead of role and content")
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = _joined_text(content, column, remarks)
     if not isinstance(role, str) or not isinstance(content, str):
@@ -79,6 +82,15 @@ def _message(message: Any, column: str, remarks: Remarks) -> Message:
         str(name) for name, other in message.items() if name not in ("role", "content") and not is_empty(other)
     }
     return {"role": role, "content": content}
+
+
+def _from_sharegpt(message: Mapping[Any, Any], column: str) -> dict[Any, Any]:
+    """A message of ShareGPT's with the usual names. Its tool calls, and what tools say, have no place here."""
+    speaker = message["from"]
+    if speaker not in SHAREGPT_ROLES:
+        raise BadRow(f"a message in {column} is from something other than {', '.join(sorted(SHAREGPT_ROLES))}")
+    others = {name: value for name, value in message.items() if name not in ("from", "value")}
+    return others | {"role": SHAREGPT_ROLES[speaker], "content": message["value"]}
 
 
 def _joined_text(parts: Sequence[Any], column: str, remarks: Remarks) -> str:

@@ -64,6 +64,23 @@ def _adapter_on_hub(source: str, revision: str | None, local_only: bool) -> Path
     return Path(folder)
 
 
+def downloaded(source: str) -> Path:
+    """The folder in this machine's cache of a model on the Hub, without its tokenizer and without pickled weights.
+
+    Raises FileFault for one that cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"]))
+    except Exception as error:  # the Hub and the network fail in many ways
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise FileFault(f"it cannot be had from the Hub: {reason.rstrip('.')}") from error
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
+        raise FileFault(f"on the Hub it has neither config.json nor {ADAPTER}")
+    return folder
+
+
 def _on_base(folder: Path) -> Parts:
     """An adapter with the model that its adapter_config.json names.
 

@@ -25,6 +25,9 @@ def data_notes(data: Mapping[str, Any]) -> list[str]:
     if skipped := _groups(data.get("rows_skipped")):
         count = sum(group["count"] for group in skipped)
         notes.append(f"{count} of {data.get('rows_read')} rows are left out: {_words(skipped)}.")
+    mixed, kept = data.get("pairs_mixed"), data.get("rows_kept")
+    if isinstance(mixed, int) and isinstance(kept, int) and mixed < kept:
+        notes.append(f"{mixed} of {kept} pairs are drawn by the weights of data.train, the others are left out.")
     if odd := _groups(data.get("rows_noted")):
         notes.append(f"rows that are odd but kept: {_words(odd)}.")
     ignored = _groups(data.get("text_ignored"))

@@ -17,6 +17,7 @@ from typing import Any
 from slime_ray.config.experiment import Arm, Experiment, Trial, arm_trials
 from slime_ray.config.settings import Settings
 from slime_ray.config.strict import LONGEST_LABEL
+from slime_ray.data.places import may_be_hub_id, whereabouts
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -30,7 +31,7 @@ from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.parts import check_model, parts_of
+from slime_ray.model.parts import check_model, downloaded, parts_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
 from slime_ray.runs.notes import data_notes
@@ -77,10 +78,19 @@ class EvaluationRequest:
 
 
 def find_policy(path: Path) -> EvaluationRequest:
-    """What `path` holds. Raises InputError where that is no policy.
+    """What `path`, or the model on the Hub of that name, holds. Raises InputError where that is no policy.
 
     A trial's folder stands for its checkpoint, and a trial is called by its id; other folders and files by their names.
     """
+    if not path.exists() and may_be_hub_id(name := path.as_posix()):
+        try:
+            return EvaluationRequest(_label(name), downloaded(name))
+        except FileFault as error:
+            raise InputError(
+                f"{name} is no policy: there is no such file or folder here{whereabouts(path)}, and {error}. Correct "
+                "the name, log in if the model is gated, or download it and give its folder (HF_HUB_OFFLINE=1 allows "
+                "only what was downloaded before)."
+            ) from None
     path = path.absolute()
     if path.is_file():
         return EvaluationRequest(_label(path.stem), path)
@@ -89,7 +99,7 @@ def find_policy(path: Path) -> EvaluationRequest:
     if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(
             f"{path} is no policy: neither a file of answers nor a folder with config.json or adapter_config.json. "
-            "Give a checkpoint, a trial's folder in a run, or a .jsonl file."
+            "Give a checkpoint, a trial's folder in a run, a Hub id, or a .jsonl file."
         )
     return EvaluationRequest(_label(named.name), checkpoint)
 

@@ -11,6 +11,7 @@ from slime_ray.data.corpus import load_corpus
 from slime_ray.data.mixture import mix_pairs, read_mixture
 from slime_ray.data.preferences import read_preferences
 from slime_ray.data.splits import content_hash
+from slime_ray.runs.notes import data_notes
 
 from .rows import plain, write_lines
 
@@ -43,6 +44,7 @@ def test_without_weights_all_pairs_of_all_data_sets_are_taken(files):
     pairs, read = read_mixture(mixture(files))
     assert pairs.to_list() == [row for file in files for row in read_preferences(file).dataset.to_list()]
     assert (read["rows_read"], read["rows_kept"], read["pairs_mixed"]) == (350, 350, 350)
+    assert data_notes(read) == []
 
 
 def test_weights_are_probabilities_of_interleave_datasets(files):
@@ -51,6 +53,9 @@ def test_weights_are_probabilities_of_interleave_datasets(files):
     options = {"seed": 5, "stopping_strategy": "first_exhausted"}
     assert pairs.to_list() == interleave_datasets(sets, [3 / 8, 1 / 8, 4 / 8], **options).to_list()
     assert max(Counter(row["chosen"][0]["content"] for row in pairs).values()) == 1
+    assert data_notes(read) == [
+        f"Data: {len(pairs)} of 350 pairs are drawn by the weights of data.train, the others are left out."
+    ]
     assert [each["weight"] for each in read["sources"]] == [3, 1, 4]
     assert [each["rows_kept"] for each in read["sources"]] == [90, 60, 200]
 

@@ -77,6 +77,14 @@ from .rows import as_pair, assistant, plain, skipped, system, ultrafeedback, use
             [user("u\n\nmore"), assistant("v"), user("w")], "a: b\n\nc", "b", id="HH-RLHF, several turns",
         ),
         pytest.param(
+            {
+                "prompt": [{"from": "system", "value": "s"}, {"from": "human", "value": "u"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            [system("s"), user("u")], "a", "b", id="ShareGPT, as LLaMA-Factory has preferences",
+        ),
+        pytest.param(
             {"prompt": "\n\nHuman: u\n\nAssistant:", "chosen": " a", "rejected": " b"},
             [user("u")], "a", "b", id="HH-RLHF with its prompt cut off",
         ),
@@ -145,8 +153,8 @@ BAD_LINES = {
         "chosen": [{"role": "user", "content": 7}],
         "rejected": [assistant("b")],
     },
-    "messages in chosen have from and value (ShareGPT) instead of role and content": {
-        "chosen": [{"from": "human", "value": "u"}],
+    "a message in chosen is from something other than assistant, gpt, human, system, user": {
+        "chosen": [{"from": "human", "value": "u"}, {"from": "function_call", "value": "{}"}],
         "rejected": [assistant("b")],
     },
     "the content of a message in chosen has a part that is no text alone (image_url)": {

@@ -399,6 +399,48 @@ def test_an_adapter_is_measured_on_what_it_was_trained_on(trained, tmp_path, cap
     assert "its base /elsewhere/runs/.stages/sft-0123 is not here" in refused(capsys, space, foreign, storage)
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the Hub, which is not asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def downloaded(cache, name, folder):
+    """Put a folder where `snapshot_download` keeps a model of that name."""
+    model = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, model / "snapshots" / ("0" * 40))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0" * 40)
+
+
+def test_a_model_of_the_hub_measures_as_its_folder_does(trained, tmp_path, hub_cache):
+    space, storage, row = trained
+    checkpoint = storage / "first" / "trials" / row["trial_id"] / "checkpoint"
+    downloaded(hub_cache, "org/tuned", checkpoint)
+    sft = Path(json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"])
+    downloaded(hub_cache, "org/base", sft)
+    run = evaluated(space, "org/tuned", "org/base", "--baseline", "org/base", storage=storage, name="hub")
+    assert run.manifest["baseline"] == "org-base"
+    tuned, base = run.trials.set_index("label").loc[["org-tuned", "org-base"]].to_dict("records")
+    assert tuned["mean_margin"] == pytest.approx(row["mean_margin"], rel=1e-4)
+    assert tuned["kl_to_sft"] == pytest.approx(row["kl_to_sft"], rel=1e-4)
+    assert (base["unlearning"], base["kl_to_sft"]) == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_a_name_that_is_neither_here_nor_in_the_cache_of_the_hub_is_refused(trained, tmp_path, capsys, hub_cache):
+    space, storage, _ = trained
+    said = refused(capsys, space, "org/nowhere", storage)
+    assert "org/nowhere is no policy: there is no such file or folder here, and it cannot be had from the Hub" in said
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("a data set")
+    downloaded(hub_cache, "org/data", tmp_path / "empty")
+    assert "on the Hub it has neither config.json nor adapter_config.json" in refused(
+        capsys, space, "org/data", storage
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_exported_model_needs_nothing_of_this_package(trained, tmp_path, dtype):
     """It loads where the stages are gone, and its card and generation config say what it is and where answers end."""
