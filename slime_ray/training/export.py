@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from slime_ray.config.league import weights_at
 from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.errors import InputError
@@ -18,7 +19,6 @@ from slime_ray.model.files import ADAPTER
 from slime_ray.model.loading import base_of, load_adapter, load_checkpoint, load_tokenizer
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
-from slime_ray.runs.folder import weights_at
 from slime_ray.training.cache import STAGES
 from slime_ray.training.stages import MADE
 
