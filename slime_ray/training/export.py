@@ -132,8 +132,9 @@ def _whole(checkpoint: Path, run: Path, settings: Settings) -> Any:
         )
     manifest = results.read_manifest(run) if (run / "manifest.json").is_file() else {}
     base = (manifest.get("experiment") or {}).get("base") or {}
-    seed, first = settings.sft and settings.sft.seed, (base.get("sft") or {}).get("seed", 0)
-    expected = manifest.get("hashes", {}).get("sft_weights" if seed in (None, first) else weights_at(seed))
+    seed = settings.sft.seed if settings.sft else None
+    own = seed is None or seed == (base.get("sft") or {}).get("seed", 0)
+    expected = manifest.get("hashes", {}).get("sft_weights" if own or seed is None else weights_at(seed))
     made = json.loads((stage / MADE).read_text(encoding="utf-8")) if (stage / MADE).is_file() else {}
     if expected and made.get("sft_weights") != expected:
         raise InputError(
