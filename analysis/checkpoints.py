@@ -91,7 +91,7 @@ def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
     means = [float(np.nanmean(one)) for one in draws if np.isfinite(one).any()]
     sign = np.sign(np.mean(means)) if means else 0.0
     return {
-        "same_sign": sum(np.sign(mean) == sign for mean in means),
+        "same_sign": sum(bool(np.sign(mean) == sign != 0) for mean in means),
         "significant": sum(one == sign != 0 for one in signs),
         "checkpoints": len(means),
     }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs.folder import weights_at
+from slime_ray.config.league import weights_at
 from slime_ray.runs.results import Run
 
 from . import checkpoints, league_answer, tables
@@ -178,5 +178,7 @@ def sentences(found: Sequence[Standings], table: Table) -> Sentences:
         )
         holds = row["difference_high"] < 0 and row["behind"] == len(found)
         (settled if holds else open_).append(f"{words}." if holds else f"Whether {words}{row['settling']}.")
-    more = "; ".join(f"sft.seed {one.sft_seed}: {league_answer.more_tuning(one).removesuffix('.')}" for one in found)
-    return [*open_, f"What three times the tuning would change: {more}."], settled
+    more = {one.sft_seed: league_answer.more_tuning(one).removesuffix(".") for one in found}
+    alike = len(set(more.values())) == 1
+    words = "; ".join(dict.fromkeys(text if alike else f"sft.seed {seed}: {text}" for seed, text in more.items()))
+    return [*open_, f"What three times the tuning would change: {words}."], settled

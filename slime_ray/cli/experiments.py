@@ -217,6 +217,8 @@ def _check(options: argparse.Namespace) -> None:
     entries = league and f" {len(league.entries)} entries, {league.trials} trials and {league.seeds} seeds each."
     checkpoints = f" From {count} SFT checkpoints." if (count := len(experiment.bases)) > 1 else ""
     print(f"{source}: fine.{arms or ''}{trials or ''}{entries or ''}{checkpoints}")
+    if about := reference_of(experiment):
+        print(about)
     for warning in _warnings(experiment):
         print(f"warning: {warning}")
     _describe_design(experiment)
@@ -225,6 +227,15 @@ def _check(options: argparse.Namespace) -> None:
 
         for one in earlier_runs(experiment):
             print(one)
+
+
+def reference_of(experiment: "Experiment") -> str | None:
+    """What the reference model is where no SFT stage makes it; None where that does, or no objective needs one."""
+    from slime_ray.runs.inputs import all_settings
+
+    plain = [one for one in all_settings(experiment) if one.sft is None and one.objective.build().needs_reference]
+    names = ", ".join(dict.fromkeys(one.objective.name for one in plain))
+    return f"The reference of {names} is {plain[0].model.source} as it is, since sft is null." if plain else None
 
 
 def _warnings(experiment: "Experiment") -> list[str]:

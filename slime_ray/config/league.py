@@ -74,6 +74,11 @@ class League(Strict):
         return None if league is None else cls.model_validate(league)
 
 
+def weights_at(sft_seed: int) -> str:
+    """Under which of a manifest's hashes the weights of a further SFT checkpoint stand."""
+    return f"sft_weights.{sft_seed}"
+
+
 def entry_of(trial_id: str) -> str | None:
     """Label of the entry whose budget a search trial is of, "" where there are none.
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS
 from slime_ray.config.league import LEARNING_RATE, Entry, League
@@ -43,6 +43,13 @@ class EntryKeys(Strict):
     """As in a search."""
     start_from: list[str | dict[str, Scalar]] = []
     """As in a search, but for earlier runs; its defaults are tried first, where they lie in its space."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_budget(cls, keys: Any) -> Any:
+        if own := sorted({"trials", "seeds", "budget", "learning_rate"} & set(keys if isinstance(keys, dict) else ())):
+            raise ValueError(f"{own[0]} is the same for all entries, and stands in `league`. Remove it here")
+        return keys
 
 
 class LeagueKeys(Strict):

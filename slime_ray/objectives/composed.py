@@ -53,7 +53,7 @@ class ComposedObjective(PairwiseObjective):
 
     name: ClassVar[str] = "composed"
     push_knob: ClassVar[str | None] = "link_weight"
-    push_term: ClassVar[str] = "link"  # type: ignore[misc]
+    push_term: ClassVar[str] = "link"
     parts: ClassVar = {
         "reference": "log-probs take the place of log ratios",
         "length_normalization": "sums over tokens take the place of means",

@@ -15,6 +15,7 @@ import ray
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Resources
+from slime_ray.config.league import weights_at
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.cluster_state import alive_nodes
@@ -24,7 +25,6 @@ from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, print_line,
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
-from slime_ray.runs.folder import weights_at
 from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished

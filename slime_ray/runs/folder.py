@@ -272,11 +272,6 @@ def refuse_other_inputs(
     refuse_changed(run, *({f"the code of {name}": digest for name, digest in each.items()} for each in (before, code)))
 
 
-def weights_at(sft_seed: int) -> str:
-    """Under which of a manifest's hashes the weights of a further SFT checkpoint stand."""
-    return f"sft_weights.{sft_seed}"
-
-
 def refuse_other_stages(run: Path, manifest: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
     """Raise InputError where the shared stages, made again, are not those that the run has rows of.
 

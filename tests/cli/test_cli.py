@@ -308,6 +308,15 @@ def test_a_first_experiment_is_one_that_check_accepts_and_an_editor_knows(tmp_pa
     assert load_yaml("experiment.yaml").data["base"]["data"]["held_out_pairs"] == 12
 
 
+def test_check_says_what_the_reference_is_where_no_sft_stage_makes_it(tmp_path, capsys):
+    file = tmp_path / "cup.yaml"
+    for sft, said in (("null", True), ("{updates: 3}", False)):
+        file.write_text(f"name: a\npreset: arithmetic\nbase: {{sft: {sft}}}\narms: {{dpo: {{objective.name: dpo}}}}\n")
+        assert cli.main(["check", str(file)]) == 0
+        told = "The reference of dpo is embedded/arithmetic as it is, since sft is null." in capsys.readouterr().out
+        assert told == said
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -173,7 +173,7 @@ def test_a_trials_id_names_its_entry(trial_id, label):
         ({"dpo": {"set": {"training": {"pairs_per_update": 4}}}}, "training.pairs_per_update would be dpo's alone"),
         ({"dpo": {"set": {"training.learning_rate": 1e-3}}}, "training.learning_rate is searched for every entry"),
         ({"dpo": {"set": {"data.pairs": 20}}}, "data.pairs would be dpo's alone"),
-        ({"dpo": {"trials": 9}}, "trials"),
+        ({"dpo": {"trials": 9}}, "trials is the same for all entries, and stands in `league`. Remove it here"),
         ({"dpo": {"start_from": [{"run": "runs/first"}]}}, "an entry starts from points alone"),
         ({"dpo": {"set": {"objective": {"name": "dpo", "beta": -1}}}}, "entry dpo: .*beta"),
         (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,9 @@ def test_strengths_that_cannot_be_are_refused() -> None:
         matched_strength(SlimeObjective(stabilizer_threshold=1000.0), 3.0, at_logp=0.0)
 
 
+KINDS: dict[str, Any] = {**OBJECTIVES}
+
+
 def sigmoid(number: float) -> float:
     return 1 / (1 + math.exp(-number))
 
@@ -109,22 +113,22 @@ def sigmoid(number: float) -> float:
     ("objective", "remove", "knobs"),
     [
         # beta * sigmoid(gamma) without the target is beta / 2, and sums push 64 times as hard as means of 64 tokens.
-        (OBJECTIVES["simpo"](nll_weight=0.5), "target_margin", {"nll_weight": 0.5 * 0.5 / sigmoid(0.5)}),
-        (OBJECTIVES["simpo"](nll_weight=0.5), "length_normalization", {"nll_weight": 32.0}),
+        (KINDS["simpo"](nll_weight=0.5), "target_margin", {"nll_weight": 0.5 * 0.5 / sigmoid(0.5)}),
+        (KINDS["simpo"](nll_weight=0.5), "length_normalization", {"nll_weight": 32.0}),
         # AlphaPO's reward has the slope exp(-alpha * m).
-        (OBJECTIVES["alphapo"](nll_weight=1.0), "shape", {"nll_weight": math.exp(-0.25)}),
+        (KINDS["alphapo"](nll_weight=1.0), "shape", {"nll_weight": math.exp(-0.25)}),
         # Hinge 1, logistic 1 / 2 at beta * (D - target) = 0.
-        (OBJECTIVES["composed"](link="hinge", anchor="tokens"), "link", {"link_weight": 2.0}),
+        (KINDS["composed"](link="hinge", anchor="tokens"), "link", {"link_weight": 2.0}),
         (
-            OBJECTIVES["composed"](link="gated", target=1.5, anchor="tokens"),
+            KINDS["composed"](link="gated", target=1.5, anchor="tokens"),
             "link",
             {"link_weight": margin_push(PAPER) / sigmoid(1.5)},
         ),
         # Nothing is rescaled, or there is nothing else that it could be matched with.
-        (OBJECTIVES["simpo"](), "length_normalization", {}),
-        (OBJECTIVES["dpo"](nll_weight=1.0), "reference", {}),
-        (OBJECTIVES["dpo"](nll_weight=1.0), "nll", {}),
-        (OBJECTIVES["orpo"](), "odds_ratio", {}),
+        (KINDS["simpo"](), "length_normalization", {}),
+        (KINDS["dpo"](nll_weight=1.0), "reference", {}),
+        (KINDS["dpo"](nll_weight=1.0), "nll", {}),
+        (KINDS["orpo"](), "odds_ratio", {}),
         (PAPER, "hard_margin", {"margin_weight": matched_margin_weight(PAPER, ("hard_margin",))}),
     ],
 )
@@ -134,7 +138,7 @@ def test_controls_of_other_objectives_by_hand(objective, remove: str, knobs: dic
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_control_of_any_objective_pushes_as_the_whole_beside_its_other_terms(name: str) -> None:
-    kind = OBJECTIVES[name]
+    kind = KINDS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
     objective = kind(**{knob: value for knob, value in (("nll_weight", 0.7), ("anchor", "tokens")) if knob in fields})
     for part in getattr(objective, "parts", ()) if hasattr(objective, "push_term") else ():
