@@ -24,6 +24,7 @@ from pydantic import (
 
 from slime_ray.config.arguments import TrainerArguments
 from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
+from slime_ray.config.metrics import Estimate, Way
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
@@ -212,6 +213,17 @@ class Sft(Schedule):
     """Its adapters, which are merged at its end: `same` as model.lora, others, or null to train every weight."""
 
 
+def _kept(value: Any) -> Any:
+    """`last`, `best`, or one column that is told during training."""
+    known = typing.get_args(Estimate)
+    if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in known):
+        raise ValueError(
+            f"{dict(value)} does not say by which number weights are kept: name one that is measured during training, "
+            f"of {', '.join(known)}, such as {{win_rate: maximize}}"
+        )
+    return value
+
+
 class Training(Schedule):
     """Stage 2: preference training from the SFT checkpoint."""
 
@@ -221,8 +233,21 @@ class Training(Schedule):
     """Whether each layer is computed again in the backward pass, which saves memory and costs time."""
     evaluations: Annotated[int, Field(ge=1)] = 5
     """Held-out measurements besides that of step 0, evenly spread."""
+    keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_kept)] = "last"
+    """Which weights are measured and saved: the `last`, or those of the evaluation with the best number, the first of
+    equals. It is named with its direction, `{win_rate: maximize}`; `best` is the highest win rate where the sentinel's
+    answers are judged, else the highest preference_accuracy."""
     callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
     """TrainerCallbacks of yours, as `package.module:Class`, each made without arguments."""
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> "Training":
+        if self.keep != "last" and self.evaluations == 1:
+            raise ValueError(
+                "keep chooses among training.evaluations, and there is 1, after the last update. Set more of them, or "
+                "keep: last"
+            )
+        return self
 
 
 class Decoding(Strict):
@@ -426,6 +451,11 @@ class Settings(Strict):
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
                 f"data.train is {self.data.train!r}. Give both the same embedded task, or a real model"
             )
+        if self.kept_by and self.kept_by[0] == "win_rate" and not self.judged_on_the_way:
+            raise ValueError(
+                "training.keep chooses by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "
+                "(sentinel.action warn or stop, and a judge), or choose by preference_accuracy"
+            )
         if self.evaluation.engine is not None:
             self._check_served()
         unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
@@ -456,6 +486,15 @@ class Settings(Strict):
         judge = self.evaluation.judge
         wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
         return wanted and self.sentinel.action != "none" and judge.name != "none"
+
+    @property
+    def kept_by(self) -> tuple[Estimate, Way] | None:
+        """The number by which weights are kept, and its direction; None keeps the last."""
+        keep = self.training.keep
+        if isinstance(keep, str):
+            best: Estimate = "win_rate" if self.judged_on_the_way else "preference_accuracy"
+            return None if keep == "last" else (best, "maximize")
+        return next(iter(keep.items()))
 
     @property
     def sft_model(self) -> Model:

@@ -271,7 +271,7 @@ class _Estimate:
 
     def _disk(self) -> Disk:
         """What the run may take. A trial in training holds its last checkpoint and writes the next one, each its
-        trained weights with two moments."""
+        trained weights with two moments; where the best are kept, these, too, each time."""
         amounts, budget = self.amounts(self.base), self.experiment.budget
         material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
         searched = sum(group.trials for group in self.groups if group.phase == "search")
@@ -282,6 +282,7 @@ class _Estimate:
         tokens += sum(each.count * each.tokens for each in asked)
         answers = sum(each.turns for each in asked) * material.answer
         answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in asked)
+        held = 6 + 3 * any(each.kept_by for group in self.groups for each in group.settings)
         step0 = 4 * 8 * held_out + 16.0 * material.train.count * self._references()
         return Disk(
             {
@@ -289,7 +290,7 @@ class _Estimate:
                 "the SFT checkpoint": footprint(self.base.sft_model).merged if self.base.sft else model.plain,
                 "answers": ANSWER_BYTES * answers,
                 "trained models": kept * model.saved,
-                "checkpoints": min(self.cluster.trials, trials) * 6 * model.trained,
+                "checkpoints": min(self.cluster.trials, trials) * held * model.trained,
                 "other results": trials * TRIAL_BYTES,
             },
             self.cluster.disk_free,

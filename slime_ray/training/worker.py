@@ -241,6 +241,7 @@ def _train_and_measure(
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
+        "kept_update": outcome.kept,
         "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
         "row_tokens": outcome.row_tokens,
