@@ -6,6 +6,7 @@ Fixed and searched values share this schema: a searched knob is a path into it, 
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from slime_ray.config.adapters import kept_adapter
 from slime_ray.config.arguments import TrainerArguments
 from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
 from slime_ray.config.metrics import Estimate, Way
@@ -37,6 +39,7 @@ def _located_template(value: str) -> str:
 
 
 Temperature = Annotated[float, Field(ge=0)]
+KEEP = "keep"
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"
 
@@ -66,6 +69,25 @@ class Lora(Strict):
     attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
     train_head: bool = False
     """Whether the output head is trained in full, beside the adapters."""
+    kept: bool = False
+    """Whether these are the settings of the adapter that `model.source` is, which goes on being trained instead of
+    being merged. Written as `lora: keep`."""
+
+
+def _lora_by_name(value: Any) -> Any:
+    """`keep` has been replaced by what it stands for, where the adapter is known."""
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is neither settings of adapters nor keep")
+    return value
+
+
+def _dtype(value: Any) -> Any:
+    if value == "float16":
+        raise ValueError(
+            "float16 holds no gradient below 6e-8 and nothing above 65504, and losses are not scaled here. Give "
+            "bfloat16, which has the range of float32, or float32"
+        )
+    return value
 
 
 class Model(Strict):
@@ -83,12 +105,15 @@ class Model(Strict):
     """Name of the .gguf file, where `source` is a folder or repository that has one; needs the extra `gguf`."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run. Only for repositories that you trust."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)] = "float32"
     """Of the forward pass and of frozen weights. What is trained is held in float32."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
-    lora: Lora | None = None
-    """Adapters that are trained; null trains every weight."""
+    lora: Annotated[
+        Lora | None, BeforeValidator(_lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
+    ] = None
+    """Adapters that are trained; null trains every weight. `keep` goes on training the adapter that `source` is, with
+    its own rank, scale and targets."""
     dropout: bool = False
     """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
     attention: Literal["auto", "segments", "varlen"] = "auto"
@@ -99,6 +124,28 @@ class Model(Strict):
     Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("lora") == KEEP:
+            return {**values, "lora": kept_adapter(located(str(values.get("source"))))}
+        return values
+
+    @model_validator(mode="after")
+    def _as_its_adapter(self) -> "Model":
+        # Where results are read the adapter may be gone.
+        if self.kept and Path(self.source).exists() and (own := Lora(**kept_adapter(self.source))) != self.lora:
+            raise ValueError(
+                f"lora.kept is true, and other settings were given than those of the adapter {self.source}, which has "
+                f"{own.model_dump()}. Leave them out, or set kept: false for new adapters on the merged model"
+            )
+        return self
+
+    @property
+    def kept(self) -> bool:
+        """Whether an adapter goes on being trained."""
+        return self.lora is not None and self.lora.kept
 
     def float32_cost(self, gpu: str) -> str | None:
         """Say what float32 costs on a GPU that could compute in bfloat16; None in bfloat16 and for embedded models."""
@@ -456,6 +503,11 @@ class Settings(Strict):
                 "training.keep chooses by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "
                 "(sentinel.action warn or stop, and a judge), or choose by preference_accuracy"
             )
+        if self.model.kept and self.sft is not None and self.sft_model.lora != self.model.lora:
+            raise ValueError(
+                "model.lora keeps an adapter, and sft.lora trains others, which it was not trained on. Set sft.lora: "
+                "same, or sft: null"
+            )
         if self.evaluation.engine is not None:
             self._check_served()
         unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
@@ -473,6 +525,11 @@ class Settings(Strict):
             raise ValueError(
                 "evaluation.engine: the server loads adapters, and model.lora is null, which trains every weight. Set "
                 f"model.lora, {way_out}"
+            )
+        if lora.kept:
+            raise ValueError(
+                "evaluation.engine: the server loads adapters on the SFT checkpoint, and model.lora keeps one that "
+                f"belongs on its own base. Give settings of new adapters, {way_out}"
             )
         if lora.train_head:
             raise ValueError(

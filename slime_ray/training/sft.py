@@ -12,7 +12,7 @@ import torch
 from slime_ray.config.settings import Model, Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
-from slime_ray.model.loading import load_checkpoint, load_model, make_policy
+from slime_ray.model.loading import KEPT, load_checkpoint, load_kept, load_model, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
@@ -61,6 +61,8 @@ def make_sft(
     def save() -> None:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         check_trained(trained, settings)
+        if settings.sft and settings.sft_model.kept:
+            lm.save_pretrained(folder / KEPT)
         _merged(lm).save_pretrained(folder)
         # Trainer's circles hold the optimizer, and there may be no to_device for a second model beside it.
         gc.collect()
@@ -84,8 +86,12 @@ def _trained(
     sft, model = settings.sft, settings.sft_model if settings.sft else settings.model
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
-    lm = load_model(model, seed=seed, note=note)
-    if settings.model.lora:
+    lm = (
+        load_kept(model, Path(model.source), note=note)
+        if model.kept and sft
+        else load_model(model, seed=seed, note=note)
+    )
+    if settings.model.lora and not hasattr(lm, "peft_config"):
         # What trials cannot adapt is refused before a long training.
         find_adapted(lm, settings.model.lora)
     if sft is None:
