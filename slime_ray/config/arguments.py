@@ -38,7 +38,8 @@ INSTEAD = {
     "report_to": "trackers", "fsdp": "resources.strategy", "fsdp_config": "resources.strategy",
     "use_cpu": "resources.gpu_per_worker", "output_dir": "--storage", "save_steps": "faults.checkpoint_minutes",
     "save_strategy": "faults.checkpoint_minutes", "hub_model_id": "slime-ray export", "push_to_hub": "slime-ray export",
-    "use_liger_kernel": "model.fused",
+    "use_liger_kernel": "model.fused", "load_best_model_at_end": "training.keep",
+    "metric_for_best_model": "training.keep", "greater_is_better": "training.keep",
 }  # fmt: skip
 """Our own setting for one of Trainer's."""
 REASONS = {
@@ -48,7 +49,6 @@ REASONS = {
     "label_smoothing_factor": "the loss is the objective's. Objectives that smooth labels have a knob for it",
     "deepspeed": "large models are divided by resources.strategy: fsdp2",
     "auto_find_batch_size": "where memory runs out, rows are halved and the update is made again",
-    "load_best_model_at_end": "the last update is what is measured",
     "optim_args": "the optimizers that may be chosen take none",
 }
 ENGINE = "the engine packs rows, counts over whole updates and writes checkpoints itself"

@@ -10,7 +10,7 @@ from slime_ray.config.across import SFT_SEED
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
-from slime_ray.config.metrics import Constraint
+from slime_ray.config.metrics import Constraint, Estimate, Way
 from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.config.strict import Seed
@@ -21,9 +21,6 @@ MOST_TRIALS = 100_000
 MOST_SEEDS = 10_000
 Phase = Literal["arm", "search", "confirm"]
 PromptSet = Literal["selection", "report"]
-Way = Literal["maximize", "minimize"]
-Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"]
-"""What a trial tells of itself at every evaluation, the first two as the sentinel sees them."""
 
 
 class Confirm(Strict):

@@ -76,6 +76,9 @@ class _Resolver:
         with self.noting():
             base, settings = self._base(self.source.data)
         self.refuse()
+        if settings.model.kept:
+            # What it stands for, where the adapter is: results are read elsewhere, and knobs would replace the word.
+            base = merge(base, {"model": {"lora": settings.model.model_dump()["lora"]}})
         arms: list[Arm] = []
         design: Design | None = None
         search: Search | None = None

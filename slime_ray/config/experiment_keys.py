@@ -92,6 +92,11 @@ def refusals(file: ExperimentKeys, settings: Settings, arms: Sequence[Arm]) -> I
             ("resources", "strategy"),
             "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
         )
+    if file.resources.strategy == "fsdp2" and settings.model.kept:
+        yield (
+            ("resources", "strategy"),
+            "model.lora keeps an adapter, and fsdp2 divides only models that adapters are new to. Set strategy: ddp",
+        )
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
     yield from _arm_refusals(arms)

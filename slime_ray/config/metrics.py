@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 JUDGED = ("win_rate",)
 """Columns that need a judge."""
@@ -13,6 +13,9 @@ METRICS = (
     "retention", "tokens", "train_seconds", "evaluation_seconds", "total_seconds",
 )  # fmt: skip
 """Numeric columns of a trial's row that follow from what it does."""
+Way = Literal["maximize", "minimize"]
+Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"]
+"""What a trial tells of itself at every evaluation, the first two as the sentinel sees them."""
 UNKNOWN = 1.0
 """By how much a constraint is broken where the trial has no such number."""
 _CONSTRAINT = re.compile(r"^\s*(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*$")

@@ -6,6 +6,7 @@ Fixed and searched values share this schema: a searched knob is a path into it, 
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,9 +23,11 @@ from pydantic import (
     model_validator,
 )
 
+from slime_ray.config.adapters import kept_adapter
 from slime_ray.config.arguments import TrainerArguments
 from slime_ray.config.data_source import DataSource, Train
 from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
+from slime_ray.config.metrics import Estimate, Way
 from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
@@ -37,6 +40,7 @@ def _located_template(value: str) -> str:
 
 
 Temperature = Annotated[float, Field(ge=0)]
+KEEP = "keep"
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"
 
@@ -66,6 +70,25 @@ class Lora(Strict):
     attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
     train_head: bool = False
     """Whether the output head is trained in full, beside the adapters."""
+    kept: bool = False
+    """Whether these are the settings of the adapter that `model.source` is, which goes on being trained instead of
+    being merged. Written as `lora: keep`."""
+
+
+def _lora_by_name(value: Any) -> Any:
+    """`keep` has been replaced by what it stands for, where the adapter is known."""
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is neither settings of adapters nor keep")
+    return value
+
+
+def _dtype(value: Any) -> Any:
+    if value == "float16":
+        raise ValueError(
+            "float16 holds no gradient below 6e-8 and nothing above 65504, and losses are not scaled here. Give "
+            "bfloat16, which has the range of float32, or float32"
+        )
+    return value
 
 
 class Model(Strict):
@@ -83,12 +106,15 @@ class Model(Strict):
     """Name of the .gguf file, where `source` is a folder or repository that has one; needs the extra `gguf`."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run. Only for repositories that you trust."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)] = "float32"
     """Of the forward pass and of frozen weights. What is trained is held in float32."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
-    lora: Lora | None = None
-    """Adapters that are trained; null trains every weight."""
+    lora: Annotated[
+        Lora | None, BeforeValidator(_lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
+    ] = None
+    """Adapters that are trained; null trains every weight. `keep` goes on training the adapter that `source` is, with
+    its own rank, scale and targets."""
     dropout: bool = False
     """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
     attention: Literal["auto", "segments", "varlen"] = "auto"
@@ -99,6 +125,28 @@ class Model(Strict):
     Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("lora") == KEEP:
+            return {**values, "lora": kept_adapter(located(str(values.get("source"))))}
+        return values
+
+    @model_validator(mode="after")
+    def _as_its_adapter(self) -> "Model":
+        # Where results are read the adapter may be gone.
+        if self.kept and Path(self.source).exists() and (own := Lora(**kept_adapter(self.source))) != self.lora:
+            raise ValueError(
+                f"lora.kept is true, and other settings were given than those of the adapter {self.source}, which has "
+                f"{own.model_dump()}. Leave them out, or set kept: false for new adapters on the merged model"
+            )
+        return self
+
+    @property
+    def kept(self) -> bool:
+        """Whether an adapter goes on being trained."""
+        return self.lora is not None and self.lora.kept
 
     def float32_cost(self, gpu: str) -> str | None:
         """Say what float32 costs on a GPU that could compute in bfloat16; None in bfloat16 and for embedded models."""
@@ -234,6 +282,17 @@ class Sft(Schedule):
     """Its adapters, which are merged at its end: `same` as model.lora, others, or null to train every weight."""
 
 
+def _kept(value: Any) -> Any:
+    """`last`, `best`, or one column that is told during training."""
+    known = typing.get_args(Estimate)
+    if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in known):
+        raise ValueError(
+            f"{dict(value)} does not say by which number weights are kept: name one that is measured during training, "
+            f"of {', '.join(known)}, such as {{win_rate: maximize}}"
+        )
+    return value
+
+
 class Training(Schedule):
     """Stage 2: preference training from the SFT checkpoint."""
 
@@ -243,8 +302,21 @@ class Training(Schedule):
     """Whether each layer is computed again in the backward pass, which saves memory and costs time."""
     evaluations: Annotated[int, Field(ge=1)] = 5
     """Held-out measurements besides that of step 0, evenly spread."""
+    keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_kept)] = "last"
+    """Which weights are measured and saved: the `last`, or those of the evaluation with the best number, the first of
+    equals. It is named with its direction, `{win_rate: maximize}`; `best` is the highest win rate where the sentinel's
+    answers are judged, else the highest preference_accuracy."""
     callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
     """TrainerCallbacks of yours, as `package.module:Class`, each made without arguments."""
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> "Training":
+        if self.keep != "last" and self.evaluations == 1:
+            raise ValueError(
+                "keep chooses among training.evaluations, and there is 1, after the last update. Set more of them, or "
+                "keep: last"
+            )
+        return self
 
 
 class Decoding(Strict):
@@ -448,6 +520,16 @@ class Settings(Strict):
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
                 f"data.train is {self.data.label!r}. Give both the same embedded task, or a real model"
             )
+        if self.kept_by and self.kept_by[0] == "win_rate" and not self.judged_on_the_way:
+            raise ValueError(
+                "training.keep chooses by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "
+                "(sentinel.action warn or stop, and a judge), or choose by preference_accuracy"
+            )
+        if self.model.kept and self.sft is not None and self.sft_model.lora != self.model.lora:
+            raise ValueError(
+                "model.lora keeps an adapter, and sft.lora trains others, which it was not trained on. Set sft.lora: "
+                "same, or sft: null"
+            )
         if self.evaluation.engine is not None:
             self._check_served()
         unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
@@ -466,6 +548,11 @@ class Settings(Strict):
                 "evaluation.engine: the server loads adapters, and model.lora is null, which trains every weight. Set "
                 f"model.lora, {way_out}"
             )
+        if lora.kept:
+            raise ValueError(
+                "evaluation.engine: the server loads adapters on the SFT checkpoint, and model.lora keeps one that "
+                f"belongs on its own base. Give settings of new adapters, {way_out}"
+            )
         if lora.train_head:
             raise ValueError(
                 "evaluation.engine: the server loads adapters of low rank alone, and model.lora.train_head trains the "
@@ -478,6 +565,15 @@ class Settings(Strict):
         judge = self.evaluation.judge
         wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
         return wanted and self.sentinel.action != "none" and judge.name != "none"
+
+    @property
+    def kept_by(self) -> tuple[Estimate, Way] | None:
+        """The number by which weights are kept, and its direction; None keeps the last."""
+        keep = self.training.keep
+        if isinstance(keep, str):
+            best: Estimate = "win_rate" if self.judged_on_the_way else "preference_accuracy"
+            return None if keep == "last" else (best, "maximize")
+        return next(iter(keep.items()))
 
     @property
     def sft_model(self) -> Model:

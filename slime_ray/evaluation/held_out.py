@@ -59,16 +59,21 @@ class HeldOut:
         """Whether every number is finite."""
         return bool(np.isfinite(self.chosen).all() and np.isfinite(self.rejected).all())
 
-    def first(self, pairs: int) -> "HeldOut":
-        """The same measurement on the first so many pairs only."""
-        chosen, rejected = int(self.chosen_lengths[:pairs].sum()), int(self.rejected_lengths[:pairs].sum())
+    def of(self, pairs: Sequence[int]) -> "HeldOut":
+        """The same measurement on these pairs only, by their numbers."""
+
+        def part(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+            ends = np.cumsum(lengths)
+            return np.concatenate([values[:0], *(values[ends[pair] - lengths[pair] : ends[pair]] for pair in pairs)])
+
+        chosen, rejected = self.chosen_lengths, self.rejected_lengths
         return HeldOut(
-            self.chosen[:chosen],
-            self.rejected[:rejected],
-            self.chosen_lengths[:pairs],
-            self.rejected_lengths[:pairs],
-            self.entropy[:chosen],
-            self.top_probability[:chosen],
+            part(self.chosen, chosen),
+            part(self.rejected, rejected),
+            chosen[list(pairs)],
+            rejected[list(pairs)],
+            part(self.entropy, chosen),
+            part(self.top_probability, chosen),
         )
 
     def save(self, path: Path) -> None:

@@ -19,11 +19,14 @@ from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
 from slime_ray.model.decoder import DECODER_NAMES, text_decoder
 from slime_ray.model.files import ADAPTER, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.lora import untie_head
+from slime_ray.model.lora import find_adapted, untie_head
 from slime_ray.model.merging import attach_adapter, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
-from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.pretrained import LoadError, Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+
+SFT_ADAPTER = "adapter"
+"""Folder, in an SFT checkpoint, of the adapter that is merged into it: `lora: keep` and `export` go on from it."""
 
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:
@@ -85,6 +88,42 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
     """
     with refusing(partial(_damaged, folder)):
         return _load(Model(source=str(folder)), dtype, note)
+
+
+def load_start(stage: Path, model: Model) -> Any:
+    """What trials start from and are compared with: an SFT checkpoint, or a base with the adapter that is kept on it.
+
+    Raises InputError as `load_checkpoint` and `load_kept` do.
+    """
+    if not model.kept:
+        return load_checkpoint(stage, dtype=model.weights_dtype)
+    trained = stage / SFT_ADAPTER
+    return load_kept(model, trained if trained.is_dir() else Path(model.source))
+
+
+def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
+    """The base of the adapter that is `model.source`, with that one laid on it, or what became of it in `folder`.
+
+    Raises InputError where base or adapter cannot be loaded, or where it adapts other layers than can be trained here.
+    """
+    with _reading("model", model.source):
+        base = parts_of(model.source, model.revision)
+        options = {"dtype": getattr(torch, model.weights_dtype), "trust_remote_code": model.trust_remote_code}
+        lm = load_parts(AutoModelForCausalLM, Parts(base.source, base.revision), note=note, **options)
+        lora: Any = model.lora
+        expected = {*find_adapted(lm, lora).modules}
+        ends = (lm.get_output_embeddings(), lm.get_input_embeddings())
+        if whole := [name for name, module in lm.named_modules() if name in expected and module in ends]:
+            raise LoadError(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
+        check_adapter(folder)
+        adapted = attach_adapter(lm, folder, trainable=True)
+    if different := expected ^ {*adapted.base_model.targeted_module_names}:
+        raise InputError(
+            f"model.source {model.source}: the adapter is on {min(different)}, outside the text decoder. Have it "
+            "merged instead: give the settings of new adapters."
+        )
+    note(f"The adapter {model.source} goes on being trained on its base {base.source}.")
+    return adapted
 
 
 def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:

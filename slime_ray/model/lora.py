@@ -148,9 +148,14 @@ def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
 def make_trainable(lm: Any, lora: Lora | None) -> Any:
     """Give a model what is trained of it: fresh adapters, or without `lora` every weight that text passes.
 
+    One whose adapter is kept has it already.
+
     Returns the model, wrapped where it has adapters. Trained weights are held in float32 at least; the others are
     frozen. Raises InputError as `add_lora` does.
     """
+    if lora is not None and lora.kept and hasattr(lm, "peft_config"):
+        _hold_in_float32(lm)
+        return lm
     if lora is not None:
         return add_lora(lm, lora)
     parts = (decoder_of(lm), lm.get_output_embeddings())

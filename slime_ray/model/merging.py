@@ -93,13 +93,14 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
     return None
 
 
-def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
+def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False) -> Any:
     """Lay an adapter on its base, not merged. Raises LoadError unless every weight of it finds its place.
 
     Args:
         lm: The base model.
         folder: The adapter's folder, with adapter_config.json and adapter_model.safetensors.
         task: peft's name of what the model is for.
+        trainable: Whether it goes on being trained.
     """
     from peft import PeftConfig, get_peft_model
 
@@ -113,10 +114,10 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
         if config.is_prompt_learning:
             kind = config.peft_type.value
             raise LoadError(f"the adapter {folder} is of type {kind}, which adds to prompts, not to weights")
-        config.task_type, config.inference_mode = task, True
+        config.task_type, config.inference_mode = task, not trainable
         adapted = get_peft_model(lm, config)
         try:
-            result = adapted.load_adapter(str(folder), "default", torch_device="cpu")
+            result = adapted.load_adapter(str(folder), "default", torch_device="cpu", is_trainable=trainable)
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
             raise LoadError(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None

@@ -274,7 +274,7 @@ class _Estimate:
 
     def _disk(self) -> Disk:
         """What the run may take. A trial in training holds its last checkpoint and writes the next one, each its
-        trained weights with two moments."""
+        trained weights with two moments; where the best are kept, these, too, each time."""
         amounts, budget = self.amounts(self.base), self.experiment.budget
         material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
         searched = sum(group.trials for group in self.groups if group.phase == "search")
@@ -286,6 +286,7 @@ class _Estimate:
         answers = len(self.experiment.bases) * sum(each.turns for each in asked) * material.answer
         answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in asked)
         checkpoints = len(self.experiment.bases)
+        held = 6 + 3 * any(each.kept_by for group in self.groups for each in group.settings)
         step0 = checkpoints * (4 * 8 * held_out + 16.0 * material.train.count * self._references())
         weights = footprint(self.base.sft_model).merged if self.base.sft else model.plain
         return Disk(
@@ -294,7 +295,7 @@ class _Estimate:
                 "the SFT checkpoint": checkpoints * weights,
                 "answers": ANSWER_BYTES * answers,
                 "trained models": kept * model.saved,
-                "checkpoints": min(self.cluster.trials, trials) * 6 * model.trained,
+                "checkpoints": min(self.cluster.trials, trials) * held * model.trained,
                 "other results": trials * TRIAL_BYTES,
             },
             self.cluster.disk_free,

@@ -67,6 +67,7 @@ TRIAL_SCHEMA = pa.schema(
         "format_valid": _NUMBER,  # share of answers; null without a check
         "pairs": _COUNT,  # held-out pairs
         "updates": _COUNT,
+        "kept_update": _COUNT,  # whose weights were measured and saved: the last one, or as training.keep chose
         "planned_updates": _COUNT,  # what it would have made had nothing stopped it
         "tokens": _COUNT,  # training tokens that were not padding
         "row_tokens": _COUNT,  # budget of a row at the end of training; below data.row_tokens where memory ran out
@@ -164,7 +165,17 @@ _OPTIONAL_FILES = {"verdicts"}
 """Files that are written only where there is something to write."""
 _LATER_FILES = {"pairs", *_OPTIONAL_FILES}
 """Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {"attempts", "lost_seconds", "alarm", "turn", "category", "planned_updates", "row_tokens", "retention"}
+_LATER = {
+    "attempts",
+    "lost_seconds",
+    "alarm",
+    "turn",
+    "category",
+    "planned_updates",
+    "kept_update",
+    "row_tokens",
+    "retention",
+}
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""

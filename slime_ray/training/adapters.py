@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.model.files import ADAPTER, ADAPTER_WEIGHTS, AGAIN, FileFault, read_object
-from slime_ray.model.loading import find_parts, load_model
+from slime_ray.model.loading import SFT_ADAPTER, find_parts, load_model
 from slime_ray.runs import results
-from slime_ray.training.sft import SFT_ADAPTER
 from slime_ray.training.stages import MADE
 
 
@@ -57,15 +56,18 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{error}. {AGAIN}") from None
 
 
-def why_merge(settings: Settings, checkpoint: Path, stage: Path) -> str | None:
+def why_merge(settings: Settings, checkpoint: Path, stage: Path | None) -> str | None:
     """Say why SFT and preference training are no adapter on the model that the user named; None where they are."""
     model, sft = settings.model, settings.sft
+    if model.kept:
+        # One adapter from the beginning, on its own base.
+        return None
     if model.task:
         return f"its model {model.source} is made by this package, and no folder holds it"
     parts = find_parts(model)
     if parts.adapter or model.gguf_file or model.source.endswith(".gguf"):
         return f"its model {model.source} is an adapter or a GGUF file, which no adapter can name as its base"
-    if sft is None:
+    if sft is None or stage is None:
         return None
     if settings.sft_model.lora is None:
         return "its SFT stage trained every weight"
@@ -83,16 +85,16 @@ def why_merge(settings: Settings, checkpoint: Path, stage: Path) -> str | None:
     return None
 
 
-def write_adapter(settings: Settings, checkpoint: Path, stage: Path, folder: Path) -> None:
+def write_adapter(settings: Settings, checkpoint: Path, stage: Path | None, folder: Path) -> None:
     """Write an adapter on the model that the user named which does what both stages' adapters did.
 
     They are laid side by side: the ranks add up and scales are folded in, so nothing is approximated. Without an SFT
-    stage it is the trial's own.
+    stage, and with `lora: keep`, it is the trial's own.
 
     Args:
         settings: Of the trial; `why_merge` had nothing against them.
         checkpoint: The trial's adapter.
-        stage: The SFT checkpoint that it was trained on.
+        stage: The SFT checkpoint that it was trained on; None with `lora: keep`.
         folder: A folder that is there, to write to.
 
     Raises:
@@ -101,7 +103,7 @@ def write_adapter(settings: Settings, checkpoint: Path, stage: Path, folder: Pat
     from peft import PeftConfig, PeftModel
 
     source, revision = base_named(settings)
-    if settings.sft is None:
+    if settings.sft is None or stage is None:
         config = PeftConfig.from_pretrained(str(checkpoint))
         config.base_model_name_or_path, config.revision = source, revision
         config.save_pretrained(str(folder))
@@ -131,7 +133,10 @@ def write_adapter(settings: Settings, checkpoint: Path, stage: Path, folder: Pat
 
 
 def base_named(settings: Settings) -> tuple[str, str | None]:
-    """Folder or Hub id, and revision, of the model that the user named."""
+    """Folder or Hub id, and revision, of the model that the user named; of an adapter that is kept, its base's."""
+    if settings.model.kept:
+        parts = find_parts(settings.model)
+        return parts.source, parts.revision
     source = Path(settings.model.source)
     return (str(source.absolute()), None) if source.is_dir() else (settings.model.source, settings.model.revision)
 

@@ -4,6 +4,7 @@
                   optimizer.safetensors   the optimizer's tensors
                   random.safetensors      random states of every rank
                   state.json              step, optimizer and scheduler numbers, counters, what the caller adds
+                  best/model.safetensors  with training.keep, the trainable parameters that were best so far
 
 A folder gets its name when everything in it is written, so that a half-written one is never read; the one before is
 deleted after that. The sizes of its files are recorded in it, and one that is not whole is passed over. Nothing is
@@ -14,7 +15,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 from slime_ray.errors import RunError, is_memory_error
 from slime_ray.runs import files
@@ -37,6 +39,8 @@ from slime_ray.training.outcome import one_sentence
 from slime_ray.world import World
 
 FORMAT = "trial-state-v1"
+BEST = "best"
+"""Folder of the best weights so far, beside the checkpoints, each of which has a copy of it."""
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,8 @@ def save_checkpoint(
             "counters": dict(counters),
         }
         (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
+        if (folder / BEST).exists():
+            shutil.copytree(folder / BEST, partial / BEST)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +110,34 @@ def save_checkpoint(
         logger.warning("No checkpoint at update %d: %s. Training goes on.", step, refusal)
         return False
     for other in folder.iterdir():
-        if other.name != name:
+        if other.name not in (name, BEST):
             shutil.rmtree(other, ignore_errors=True)
     return True
+
+
+def save_best(folder: Path, model: Any, write: Callable[[Callable[[], None]], None]) -> None:
+    """Put the trainable parameters into `folder`, over those that were best before.
+
+    Every rank has to call it. `write` is given the writing on rank 0, to have it repeated where a storage refuses it.
+    """
+    weights: Any = get_model_state_dict(model, options=OPTIONS)
+
+    def fill() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.replacing(folder / BEST) as partial:
+            partial.mkdir()
+            save_file(_once(weights), partial / "model.safetensors")
+
+    if World.current().main:
+        write(fill)
+
+
+def take_up_best(folder: Path, saved: Saved | None) -> None:
+    """Have the best weights be those that a checkpoint knows of, or none. Rank 0 calls it."""
+    shutil.rmtree(folder / BEST, ignore_errors=True)
+    if saved is not None and (saved.path / BEST).exists():
+        with files.replacing(folder / BEST) as partial:
+            shutil.copytree(saved.path / BEST, partial)
 
 
 def _once(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,6 +179,9 @@ def load_weights(path: Path, model: Any) -> None:
     """Put a checkpoint's trainable parameters into `model`, in place."""
     with _reading(path):
         weights: Any = load_file(path / "model.safetensors")
+        if isinstance(model, FSDPModule):
+            # After a pass without gradients the outermost parameters are whole, and cannot be copied into.
+            model.reshard()
         set_model_state_dict(model, weights, options=OPTIONS)
 
 

@@ -65,9 +65,10 @@ def export_model(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: is there already. Name a folder that is not.")
     settings = _settings(row, run)
-    stage = _stage(checkpoint, run) if (checkpoint / ADAPTER).is_file() else None
-    adapter = stage is not None and not merge
-    if stage is not None:
+    adapted = (checkpoint / ADAPTER).is_file()
+    stage = _stage(checkpoint, run) if adapted and not settings.model.kept else None
+    adapter = adapted and not merge
+    if adapted:
         _refuse(settings, checkpoint, stage, trial_id, merge=merge, dtype=dtype, pushed=push_to is not None)
     if push_to:
         check_push(push_to)
@@ -82,7 +83,7 @@ def export_model(
         with files.replacing(to) as partial:
             partial.mkdir()
             generation = stopping(tokenizer, stop_token_ids(tokenizer))
-            if stage is not None and adapter:
+            if adapter:
                 write_adapter(settings, checkpoint, stage, partial)
                 generation.save_pretrained(partial)
                 again = load_adapted(settings, partial)
@@ -132,11 +133,18 @@ def _stage(checkpoint: Path, run: Path) -> Path:
 
 
 def _refuse(
-    settings: Settings, checkpoint: Path, stage: Path, trial_id: str, *, merge: bool, dtype: str | None, pushed: bool
+    settings: Settings,
+    checkpoint: Path,
+    stage: Path | None,
+    trial_id: str,
+    *,
+    merge: bool,
+    dtype: str | None,
+    pushed: bool,
 ) -> None:
     """Raise InputError for what cannot be exported of a trial that was trained with LoRA."""
     if merge:
-        if "quantization_config" in read_object(stage / "config.json"):
+        if stage is not None and "quantization_config" in read_object(stage / "config.json"):
             raise InputError(f"{trial_id} was trained on quantized weights, into which nothing is merged exactly.")
         return
     if reason := why_merge(settings, checkpoint, stage):

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from slime_ray.evaluation.judges import AnyJudge
 from slime_ray.model.logprobs import Policy
 from slime_ray.training import attempts
 from slime_ray.training.callbacks import load_callbacks
-from slime_ray.training.checkpoint import Saved, latest
+from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
 from slime_ray.training.measuring import measure_activity
 from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
-from slime_ray.training.outcome import CHECKPOINTS
+from slime_ray.training.outcome import CHECKPOINTS, patiently, waiting_for_storage
 from slime_ray.training.policies import row_budget
 from slime_ray.training.sentinel import SentinelWatch
 from slime_ray.training.stages import Stages
@@ -78,10 +78,12 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Outcome:
-    """planned: updates that would have been made without a stop. row_tokens: of a row at the end, fewer than the
-    settings' where memory ran out. seconds: of training alone, over all attempts."""
+    """kept: the update whose weights the policy has now. planned: updates that would have been made without a stop.
+    row_tokens: of a row at the end, fewer than the settings' where memory ran out. seconds: of training alone, over all
+    attempts."""
 
     updates: int
+    kept: int
     planned: int
     tokens: int
     row_tokens: int
@@ -90,14 +92,14 @@ class Outcome:
     stopped: Command | None
 
 
+CURVE_PAIRS = 128
+"""Held-out pairs that are measured during training, at most."""
 LOCAL = Runtime()
 """One process, with what holds if nothing else is said."""
 
 
 class Measurements:
     """The held-out measurements during training; they run inside the training clock and keep their own."""
-
-    CURVE_PAIRS = 128
 
     def __init__(
         self,
@@ -113,21 +115,26 @@ class Measurements:
         self.curves, self.report = curves, report
         self.seconds = 0.0
         self.last: dict[str, Any] = {}
+        self.estimates: dict[str, float] = {}
+        self.finite = True
+        self.pairs = curve_pairs(trial, stages)
         self.sentinel = SentinelWatch(trial, stages, policy, curves.series, judge)
 
-    def held_out(self, pairs: int | None = None) -> HeldOut:
-        """The policy's log-probabilities on the held-out pairs, or on the first few of them."""
+    def held_out(self, pairs: Sequence[int] | None = None) -> HeldOut:
+        """The policy's log-probabilities on the held-out pairs, or on some of them by their numbers."""
+        held_out = self.stages.held_out
         return measure_held_out(
             self.policy,
-            self.stages.held_out[:pairs],
+            held_out[:] if pairs is None else [held_out[pair] for pair in pairs],
             row_tokens=row_budget(self.trial.settings, self.policy),
         )
 
     def at(self, step: int, updates: int) -> Command | None:
         """Measure, record and report; returns the order that this was answered with, or the sentinel's, to rank 0."""
         clock = time.perf_counter()
-        before = self.stages.step0.first(self.CURVE_PAIRS)
-        now = before if step == 0 else self.held_out(self.CURVE_PAIRS)
+        before = self.stages.step0.of(self.pairs)
+        now = before if step == 0 else self.held_out(self.pairs)
+        self.finite = now.finite
         if not now.finite:
             # The next loss would be the same. Answers of such a policy cannot be drawn.
             return Command("stop", f"log-probabilities were not finite at update {step}")
@@ -149,10 +156,24 @@ class Measurements:
         self.seconds += time.perf_counter() - clock
         told = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
         estimates = {name: seen[name] for name in ESTIMATED if name in seen}
-        order = self.report({**told, **metrics, **estimates, **self.last})
+        self.estimates = metrics | estimates
+        order = self.report({**told, **self.estimates, **self.last})
         if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
             return Command("stop", self.sentinel.alarm, measure=True)
         return order
+
+
+def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
+    """Numbers of the held-out pairs that are measured during training: the first ones.
+
+    Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
+    """
+    every = range(len(stages.held_out))
+    if trial.settings.kept_by is None:
+        return list(every[:CURVE_PAIRS])
+    reported = {tuple(ids) for ids in stages.prompts["report"].token_ids}
+    unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
+    return list(islice(unseen, CURVE_PAIRS))
 
 
 class TrainingLoop:
@@ -175,6 +196,7 @@ class TrainingLoop:
         self.schedule = trial.settings.training
         self.diverged: str | None = None
         self.stopped: Command | None = None
+        self.best: tuple[int, float] | None = None
         self.clock = self.told = self.tried = time.monotonic()
         self.seconds_before = self.measured_before = 0.0
         self.trainer = PreferenceTrainer(
@@ -203,6 +225,8 @@ class TrainingLoop:
     def run(self) -> Outcome:
         """Train from the last checkpoint, or from the start, to the end or to an order."""
         saved = self.world.broadcast(self.find())
+        if self.world.main:
+            take_up_best(self.folder / CHECKPOINTS, saved)
         self.track()
         if saved is None:
             self.obey(self.world.broadcast(self.measure.at(0, self.updates)))
@@ -220,6 +244,7 @@ class TrainingLoop:
             self.stopped = Command("stop", "a callback of training.callbacks ended the training", measure=True)
         return Outcome(
             updates=self.trainer.state.global_step,
+            kept=self.keep(),
             planned=self.updates,
             tokens=self.trainer.tokens_seen,
             row_tokens=self.trainer.loader.row_tokens,
@@ -227,6 +252,31 @@ class TrainingLoop:
             diverged=self.diverged,
             stopped=None if self.diverged else self.stopped,
         )
+
+    def keep(self) -> int:
+        """Give the policy the best weights, where any are kept and training has not diverged; returns their update."""
+        step = self.trainer.state.global_step
+        if self.best is None or self.best[0] == step or self.diverged or not self.measure.finite:
+            return step
+        load_weights(self.folder / CHECKPOINTS / BEST, self.trainer.policy)
+        return self.best[0]
+
+    def offer(self, step: int) -> None:
+        """Keep the weights as they are if they are the best so far by the number that the settings name."""
+        if self.trial.settings.kept_by is None or not self.measure.finite:
+            return
+        column, way = self.trial.settings.kept_by
+        value = self.world.broadcast(self.measure.estimates.get(column, math.nan))
+        worth = value if way == "maximize" else -value
+        if math.isfinite(value) and (self.best is None or worth > self.best[1]):
+            seconds = 60 * self.hosting.faults.storage_minutes
+            say = waiting_for_storage(self.measure.report)
+            save_best(
+                self.folder / CHECKPOINTS,
+                self.trainer.model_wrapped,
+                write=lambda fill: patiently(fill, seconds=seconds, say=say),
+            )
+            self.best = step, worth
 
     @property
     def seconds(self) -> float:
@@ -266,6 +316,7 @@ class TrainingLoop:
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
         self.measure.sentinel.alarm = counters["alarm"]
+        self.best = tuple(counters["best"]) if counters.get("best") else None
         self.row_tokens = self.trainer.loader.row_tokens = counters.get("row_tokens", self.row_tokens)
         self.show_again()
         # Who listens may know nothing of this trial yet. What it was told then has been obeyed.
@@ -284,6 +335,7 @@ class TrainingLoop:
             "measure_seconds": self.measure.seconds,
             "alarm": self.measure.sentinel.alarm,
             "row_tokens": self.trainer.loader.row_tokens,
+            "best": self.best,
             "total_seconds": curves.seconds_before + time.monotonic() - self.clock,
         }
 
@@ -316,6 +368,7 @@ class TrainingLoop:
             return Next(stop=True)
         if step in self.marks:
             order = self.measure.at(step, self.updates)
+            self.offer(step)
         elif metrics["urgent"]:
             order = self.measure.report(
                 {"doing": "training", "step": step, "updates": self.updates, **self.measure.last}

@@ -17,7 +17,7 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import AnyJudge, ExactJudge, Summary, load_scorer
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.served import answering
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.runs.results import RETENTION
@@ -191,7 +191,8 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     if not samples:
         return None
     reference = None
-    if not hasattr(policy.lm, "peft_config"):
-        lm = load_checkpoint(stages.checkpoint, dtype=settings.model.weights_dtype).to(policy.device)
+    # Without an adapter that is kept the model would be its base, not what it was before this training.
+    if settings.model.kept or not hasattr(policy.lm, "peft_config"):
+        lm = load_start(stages.checkpoint, settings.model).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
     return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))

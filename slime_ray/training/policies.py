@@ -13,7 +13,7 @@ from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.footprint import gpu_row
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
 from slime_ray.model.memory import free_memory
@@ -72,7 +72,7 @@ def gpu_row_budget(settings: Settings, *, sharded: bool, longest: int = 0) -> in
 
 def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
     """The policy of a saved checkpoint, to be evaluated."""
-    return to_device(make_policy(load_checkpoint(checkpoint, dtype=model.weights_dtype), model), sharded=sharded).eval()
+    return to_device(make_policy(load_start(checkpoint, model), model), sharded=sharded).eval()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from slime_ray.config.settings import Model, Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
-from slime_ray.model.loading import load_checkpoint, load_model, make_policy
+from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_kept, load_model, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
@@ -23,8 +23,6 @@ from slime_ray.training.policies import chosen_logps, row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.world import World
 
-SFT_ADAPTER = "adapter"
-"""Folder, next to the weights that it was merged into, of what was trained: `export` adds a trial's adapter to it."""
 COMPARED_PAIRS = 4
 """Pairs on which the saved model is compared with the trained one."""
 
@@ -64,7 +62,7 @@ def make_sft(
     def save() -> None:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         check_trained(trained, settings)
-        if hasattr(lm, "peft_config"):
+        if settings.sft and hasattr(lm, "peft_config"):
             lm.save_pretrained(folder / SFT_ADAPTER, save_embedding_layers=False)
         _merged(lm).save_pretrained(folder)
         # Trainer's circles hold the optimizer, and there may be no to_device for a second model beside it.
@@ -89,8 +87,12 @@ def _trained(
     sft, model = settings.sft, settings.sft_model if settings.sft else settings.model
     seed = sft.seed if sft else 0
     torch.manual_seed(seed)
-    lm = load_model(model, seed=seed, note=note)
-    if settings.model.lora:
+    lm = (
+        load_kept(model, Path(model.source), note=note)
+        if model.kept and sft
+        else load_model(model, seed=seed, note=note)
+    )
+    if settings.model.lora and not hasattr(lm, "peft_config"):
         # What trials cannot adapt is refused before a long training.
         find_adapted(lm, settings.model.lora)
     if sft is None:

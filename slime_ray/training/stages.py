@@ -88,7 +88,9 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
     )
     # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
     weights = _weights_made(checkpoint)
-    step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"]])
+    # An adapter that is kept is not merged, which rounds otherwise.
+    kept = ["kept"] if settings.model.kept else []
+    step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"], *kept])
     step0 = cached(
         storage,
         "step0",
@@ -100,7 +102,7 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
 
     def answers_to(kind: str, names: Sequence[str]) -> Path:
         asked = [content[f"prompts-{name}"] for name in names]
-        key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, *drawn])
+        key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, *drawn, *kept])
         return cached(
             storage,
             kind,
@@ -129,7 +131,7 @@ def train_pairs(
     if not settings.objective.build().needs_reference:
         return pairs
     of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
-    key = fingerprint([FORMAT, *of])
+    key = fingerprint([FORMAT, *of, *(["kept"] if settings.model.kept else [])])
     folder = cached(
         storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
     )

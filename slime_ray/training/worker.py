@@ -33,7 +33,7 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.model.loading import load_checkpoint, make_policy
+from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
@@ -241,6 +241,7 @@ def _train_and_measure(
     outcome = training.run()
     row: dict[str, Any] = {
         "updates": outcome.updates,
+        "kept_update": outcome.kept,
         "planned_updates": outcome.planned,
         "tokens": outcome.tokens,
         "row_tokens": outcome.row_tokens,
@@ -284,7 +285,7 @@ def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) ->
             pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
             # Whether this trial had to make a stage first must not change what it draws.
             set_seed(trial.seed)
-            return stages, pairs, load_checkpoint(stages.checkpoint, dtype=settings.model.weights_dtype)
+            return stages, pairs, load_start(stages.checkpoint, settings.model)
     except InputError as error:
         if any(_changes_stages(path) for path in trial.values):
             raise

@@ -36,6 +36,7 @@ def test_every_metric_is_a_number_of_the_row_and_the_rest_of_the_row_is_none():
         "pairs",
         "updates",
         "planned_updates",
+        "kept_update",
         "row_tokens",
         "workers",
         "attempts",

@@ -111,4 +111,4 @@ def test_held_out_measurements_survive_saving_and_cutting(tmp_path):
     BEFORE.save(tmp_path / "held_out.npz")
     read = HeldOut.load(tmp_path / "held_out.npz")
     assert read.chosen_means.tolist() == [-2.0, -1.0]
-    assert read.first(1).rejected.tolist() == [-1.0, -1.0, -1.0]
+    assert read.of([0]).rejected.tolist() == [-1.0, -1.0, -1.0]

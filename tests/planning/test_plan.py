@@ -141,6 +141,9 @@ def test_disk_above_the_free_is_refused(load):
     # The SFT checkpoint, three models, and one trial's two checkpoints with moments.
     assert plan.disk.parts["trained models"] == 3 * saved
     assert plan.disk.parts["checkpoints"] == 6 * saved
+    best = plan_experiment(load(PAPER, training__keep={"stability": "maximize"}), cluster=ONE)
+    # With its best weights, which each of the checkpoints has a copy of.
+    assert best.disk.parts["checkpoints"] == 9 * saved
     assert plan.disk.wanted > 20 * GIB
     with pytest.raises(InputError, match=r"and 20.0 GiB are free at the storage.*budget.checkpoints"):
         plan.refuse()

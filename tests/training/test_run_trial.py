@@ -167,6 +167,8 @@ def alone(experiment, tmp_path_factory):
     trial = arm_trials(experiment)[1]
     settings = trial.settings.model_dump()
     settings["model"]["lora"]["dropout"] = 0.0
+    # The first of the evaluations is kept, which every rank has to take up.
+    settings["training"]["keep"] = {"mean_margin": "minimize"}
     plain = Trial.model_validate(trial.model_dump() | {"settings": settings})
     folder = tmp_path_factory.mktemp("alone")
     run_trial(plain, run=folder, storage=RunStore(folder), report=nothing)
@@ -182,6 +184,7 @@ def test_neither_ranks_nor_sharding_change_a_trial(alone, on_ranks, tmp_path, ra
     row, curves, answers, pairs = computed(tmp_path / "run", plain)
     expected, expected_curves, expected_answers, expected_pairs = computed(folder, plain)
     assert row.pop("workers") == ranks
+    assert row["kept_update"] == 2
     assert expected.pop("workers") == 1
     numbers = {name for name, value in expected.items() if isinstance(value, float)}
     assert {n: row[n] for n in row.keys() - numbers} == {n: expected[n] for n in expected.keys() - numbers}
