@@ -16,6 +16,8 @@ from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
 """Seeds of the resampling of pairs, of steps and of what was not seen, apart from that of prompts, which is 0."""
+SIZES = ("entropy_shift", "broken_outputs", "length_shift")
+"""The parts that are sizes of a shift with a sign."""
 SPIKING = ("loss", "grad_norm")
 """The curves that part T is of."""
 DIGITS = {"training_spikes": 3}
@@ -28,11 +30,13 @@ class ResampledStability:
     """Stability and its parts in every resample of one trial's pairs, prompts and steps. Each (resamples,).
 
     quiet: whether its training had no spike. S then has none either, whatever may not have been seen: of a few hundred
-    updates that alone could be all of T's tolerance.
+    updates that alone could be all of T's tolerance. sizes: of the parts that are sizes of a shift, with what chance
+    adds to them.
     """
 
     parts: dict[str, np.ndarray]
     quiet: bool
+    sizes: dict[str, np.ndarray]
 
     @property
     def stability(self) -> np.ndarray:
@@ -58,10 +62,12 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
     if any(name not in by_pairs or name not in by_prompts for name in names):
         return {}
     spikes = [_spikes(curves[curves["trial_id"] == name], place, resamples) for place, name in enumerate(names)]
-    return {
-        name: ResampledStability(by_pairs[name] | by_prompts[name] | {"training_spikes": steps}, quiet)
-        for name, (steps, quiet) in zip(names, spikes, strict=True)
-    }
+    found = {}
+    for name, (steps, quiet) in zip(names, spikes, strict=True):
+        (of_pairs, of_tokens), (of_prompts, of_answers) = by_pairs[name], by_prompts[name]
+        parts = of_pairs | of_prompts | {"training_spikes": steps}
+        found[name] = ResampledStability(parts, quiet, of_tokens | of_answers)
+    return found
 
 
 def intervals(
@@ -77,8 +83,11 @@ def intervals(
     by_trial = resampled(run, scored, resamples)
     if not by_trial:
         return {}
-    means = {name: np.mean([trial.parts[name] for trial in by_trial.values()], axis=0) for name in rows.PARTS}
-    means["stability"] = sum(trial.stability for trial in by_trial.values()) / (len(by_trial) + int(lost.sum()))
+    scored_trials = by_trial.values()
+    means = {name: np.mean([trial.parts[name] for trial in scored_trials], axis=0) for name in rows.PARTS}
+    means["stability"] = sum(trial.stability for trial in scored_trials) / (len(by_trial) + int(lost.sum()))
+    # Without what chance adds a size seems less than it may be: its upper end is that of the sizes as drawn.
+    above = means | {name: np.mean([trial.sizes[name] for trial in scored_trials], axis=0) for name in SIZES}
     values = {name: scored[name].mean() for name in rows.PARTS}
     values["stability"] = trials["stability"].where(~lost, 0.0).mean()
     pairs, prompts = (
@@ -89,13 +98,13 @@ def intervals(
     units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
     # The steps that spikes are counted over stand beside these.
     few = min(pairs, prompts)
-    return {name: _around(value, means[name], units=units.get(name, few)) for name, value in values.items()}
+    return {name: _around(value, means[name], above[name], units.get(name, few)) for name, value in values.items()}
 
 
-def _around(value: float, drawn: np.ndarray, *, units: int) -> statistics.Interval:
-    """The percentile interval, drawn out to the value: what chance adds to a part was taken out of its resamples."""
-    found = statistics.interval(value, drawn, units=units)
-    return statistics.Interval(found.value, float(np.minimum(found.low, value)), float(np.maximum(found.high, value)))
+def _around(value: float, below: np.ndarray, above: np.ndarray, units: int) -> statistics.Interval:
+    """The percentile interval, each end from resamples of its own, drawn out to the value."""
+    low, high = statistics.interval(value, below, units=units).low, statistics.interval(value, above, units=units).high
+    return statistics.Interval(float(value), float(np.minimum(low, value)), float(np.maximum(high, value)))
 
 
 def _shift(signed: np.ndarray) -> np.ndarray:
@@ -108,8 +117,12 @@ def _unseen(part: int, resamples: int) -> np.ndarray:
     return np.random.default_rng([UNSEEN_DRAWS, part]).poisson(statistics.PRIOR, resamples)
 
 
-def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
-    """Parts U, C and H by trial, each (resamples,)."""
+ByTrial = dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+"""By trial, each (resamples,): its parts, and those of them that are sizes with what chance adds to them."""
+
+
+def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
+    """Parts U, C and H."""
     columns: dict[str, np.ndarray | pd.Series] = {
         "pairs": np.ones(len(pairs)),
         "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
@@ -124,18 +137,19 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.nda
     for trial_id, sums in drawn.items():
         with np.errstate(divide="ignore", invalid="ignore"):
             # log(entropy / entropy0), and 0 to the last digit where nothing changed.
-            shift = np.log1p(sums["entropy_change"] / sums["entropy0"])
-        found[trial_id] = {
+            # No entropy before and after is no shift.
+            shift = np.nan_to_num(np.log1p(sums["entropy_change"] / sums["entropy0"]), nan=0.0)
+        parts = {
             "unlearning": sums["lost"] / sums["pairs"],
             "rejected_collapse": np.minimum((sums["collapsed"] + unseen) / sums["rejected"], 1.0),
-            # No entropy before and after is no shift.
-            "entropy_shift": _shift(np.nan_to_num(shift, nan=0.0)),
+            "entropy_shift": _shift(shift),
         }
+        found[trial_id] = parts, {"entropy_shift": np.abs(shift)}
     return found
 
 
-def _of_prompts(answers: pd.DataFrame, resamples: int) -> dict[str, dict[str, np.ndarray]]:
-    """Parts B and L by trial, each (resamples,)."""
+def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
+    """Parts B and L."""
     new, old = (answers[name].clip(lower=1) for name in ("answer_tokens", "baseline_tokens"))
     columns: dict[str, np.ndarray | pd.Series] = {
         "answers": np.ones(len(answers)),
@@ -146,11 +160,12 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> dict[str, dict[str, np
     unseen = _unseen(1, resamples) - _unseen(2, resamples)
     found = {}
     for trial_id, sums in drawn.items():
-        broken = (sums["broken"] + unseen) / sums["answers"]
-        found[trial_id] = {
+        broken, longer = (sums["broken"] + unseen) / sums["answers"], sums["longer"] / sums["answers"]
+        parts = {
             "broken_outputs": np.minimum(np.where(broken > 0, _shift(broken), 0.0), 1.0),
-            "length_shift": _shift(sums["longer"] / sums["answers"]),
+            "length_shift": _shift(longer),
         }
+        found[trial_id] = parts, {"broken_outputs": broken.clip(0.0, 1.0), "length_shift": np.abs(longer)}
     return found
 
 
@@ -251,8 +266,8 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             f"{statistics.RESAMPLES:,} resamples, over held-out pairs (U, C, H), prompts (B, L) and blocks of updates "
             "(T); S: all three together. Intervals are of these checkpoints, parts are means over measured seeds.",
             "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen. What "
-            "chance adds to H, B and L is taken out of their resamples; C, B and T allow for what was not seen. S "
-            "takes a training without any spike as such.",
+            "chance adds to H, B and L is taken out of S and of their lower ends; C, B and T allow for what was not "
+            "seen. The interval of S is of these trainings: one without any spike counts as such.",
             "U % to T %: the part's share of the damage, the sum of (x/h)². seeds: the lowest and the highest S.",
         ],
         columns=(
