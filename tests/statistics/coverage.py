@@ -169,8 +169,8 @@ def stability_cases(
     if world.spikes:
         cases.append(Case(f"S of other trainings, {name}", size, drawer("stability"), None))
     for letter in parts:
-        # A share of which hardly anything is seen has an interval that covers more. U has tails, as S has.
-        covers = (0.9 if letter == "U" else PROMISED[0], 1.0)
+        # A share of which hardly anything is seen has an interval that covers more. U is no share, and has tails.
+        covers = None if letter == "U" else (PROMISED[0], 1.0)
         cases.append(Case(f"{letter} {truths[letters[letter]]:.2g}, {name}", size, drawer(letters[letter]), covers))
     return cases
 
