@@ -128,6 +128,12 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
     return ResampledFront(on_front / resamples, is_knee / resamples, np.concatenate(found))
 
 
+def knee_ends(drawn: ResampledFront) -> np.ndarray:
+    """(2, 2) the lower and the upper end of where the knee lies, by goal: 95 % of the resamples that have one."""
+    tail = (1 - statistics.CONFIDENCE) / 2
+    return np.asarray(np.quantile(drawn.points, [tail, 1 - tail], axis=0))
+
+
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
     """(trials, prompts) mean outcome of each search trial's answers to each prompt; None where there are none."""
     own = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
@@ -211,8 +217,7 @@ def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str])
     ]
     if not len(drawn.points):
         return notes
-    tail = (1 - statistics.CONFIDENCE) / 2
-    low, high = np.quantile(drawn.points, [tail, 1 - tail], axis=0)
+    low, high = knee_ends(drawn)
     said = []
     for place, goal in enumerate(searched.names):
         head, scale, digits = unit_of(goal)
@@ -220,7 +225,11 @@ def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str])
         said.append(f"{head.removesuffix(' %')} {' to '.join(number(end, digits, scale=scale) for end in ends)}")
     without = 1 - len(drawn.points) / RESAMPLES
     lacks = f"; {100 * without:.0f} % of them have no knee" if without >= 0.005 else ""
-    return [*notes, f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}."]
+    return [
+        *notes,
+        f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}. A trial's knee % is not the chance "
+        "that it is the true one: where trials lie close, it is too sure.",
+    ]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from slime_ray.analysis import stability, tables
 from slime_ray.analysis.stability import stability_parts
 
@@ -62,7 +63,8 @@ def test_of_what_did_not_change_a_share_may_still_be_more_than_was_seen():
     # Up to two of so many that nobody saw: 97.5 % of Poisson's with mean 1/2 are 2 or less.
     assert (found["rejected_collapse"].low, found["broken_outputs"].low) == (0, 0)
     assert found["rejected_collapse"].high == pytest.approx(2 / 200, rel=0.1)
-    assert 1 / 150 < found["broken_outputs"].high < 2 / 150
+    # Of the difference of two such numbers, broken before and after, 97.5 % are 2 or less, too.
+    assert found["broken_outputs"].high == pytest.approx(2 / 150)
     assert found["stability"].low < found["stability"].high == 1
 
 
@@ -96,13 +98,27 @@ def test_shorter_answers_are_a_shift_as_longer_ones_are():
     assert shorter["length_shift"].high == pytest.approx(found["length_shift"].high)
 
 
+def test_the_upper_end_of_a_size_is_that_of_scipys_bootstrap_of_it():
+    # A shift of half its standard error. Its size less what chance adds to it would end a third lower.
+    run, _ = drifted()
+    longer = np.random.default_rng(1).normal(0, 0.5, 150)
+    longer += 0.5 * 0.5 / np.sqrt(150) - longer.mean()
+    answers = run.answers.assign(prompt_id=range(150), answer_tokens=run.answers["baseline_tokens"] * np.exp(longer))
+    found = stability.intervals(replace(run, answers=answers), run.trials.assign(length_shift=abs(longer.mean())))
+    theirs = bootstrap(
+        (longer,), lambda x, axis: np.abs(np.mean(x, axis=axis)), method="percentile", n_resamples=10_000, rng=0
+    ).confidence_interval
+    assert found["length_shift"].high == pytest.approx(theirs.high, rel=0.05)
+    assert found["length_shift"].low == 0
+
+
 def test_pairs_prompts_and_steps_of_every_trial_are_drawn_apart():
     run = Trained(pairs=150, prompts=150, updates=150).draw(np.random.default_rng(0))
     # The same in every pair and answer: resampled alike, they would rise and fall together.
     hit = np.arange(150) < 15
     pairs = run.pairs.assign(chosen_logp=np.where(hit, run.pairs["chosen_logp0"] - 1.0, run.pairs["chosen_logp0"]))
     answers = run.answers.assign(prompt_id=np.arange(150), broken=hit, baseline_broken=False)
-    [of_pairs], [of_prompts] = (
+    [(of_pairs, _)], [(of_prompts, _)] = (
         stability._of_pairs(pairs, 2000).values(),
         stability._of_prompts(answers, 2000).values(),
     )

@@ -128,12 +128,13 @@ def covering_table(coverings: Sequence[Covering]) -> str:
             one.size,
             f"{one.intervals:,}",
             f"{one.covered:.1%}",
+            f"{one.error:.1%}",
             f"{one.width:.3f}",
             "" if not one.promised else "pass" if one.kept else "FAIL",
         )
         for one in coverings
     ]
-    return table(("interval", "size", "intervals", "covered", "mean width", ""), rows)
+    return table(("interval", "size", "intervals", "covered", "MC error", "mean width", ""), rows)
 
 
 def settled_table(settled: Sequence[Settled]) -> str:

@@ -48,10 +48,16 @@ class Covering:
 
     name: str
     size: str
+    studies: int
     intervals: int
     covered: float
     width: float
     promised: bool
+
+    @property
+    def error(self) -> float:
+        """Monte-Carlo standard error of `covered`, at most: as if all intervals of a study covered together."""
+        return float(np.sqrt(self.covered * (1 - self.covered) / self.studies))
 
     @property
     def kept(self) -> bool:
@@ -219,7 +225,7 @@ def count_covered(
             found.setdefault(name, []).append((one.covers(truth), one.high - one.low))
     return [
         Covering(
-            name + note, size, len(own), float(np.mean([hit for hit, _ in own])),
+            name + note, size, studies, len(own), float(np.mean([hit for hit, _ in own])),
             float(np.mean([width for _, width in own])), promised,
         )
         for name, own in found.items()

@@ -164,35 +164,52 @@ def rare_collapse(seeds: int) -> Callable[[np.random.Generator], tuple]:
     return draw
 
 
-def planted(seeds: int) -> Callable[[np.random.Generator], tuple]:
-    """A variant that is 5 points better on every seed."""
+def planted(seeds: int, better: float) -> Callable[[np.random.Generator], tuple]:
+    """A variant that is better by so much on every seed."""
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, None]:
-        of_seeds = 0.05 + rng.normal(0, 0.015, seeds)
+        of_seeds = better + rng.normal(0, 0.015, seeds)
         return of_seeds[:, None] + rng.normal(0, 0.4, (seeds, 200)), None
 
     return draw
 
 
-def knee_among_the_likely(count: int, *, noise: float, resampled: bool) -> Edge:
-    """How often the true knee is among the trials that are the knee in 95 % of the resamples, the likeliest first."""
-    goal = np.linspace(0.3, 0.7, 9)
+def knee_cases(count: int, *, trials: int, noise: float) -> list[Edge]:
+    """How often the interval of where the knee lies holds the true one, by goal and in both at once.
+
+    Beside it, not used: whether the true knee is among the trials that are the knee in 95 % of the resamples, the
+    likeliest first, and the same with S held as measured.
+    """
+    goal = np.linspace(0.3, 0.7, trials)
     truth = np.stack([goal, 1 - ((goal - 0.3) / 0.4) ** 2 * 0.6], axis=1)
-    right, held = front.knee(truth).trial, 0
+    knee = front.knee(truth).trial
+    held, likely, widths = np.zeros(3), np.zeros(2), []
     for seed in range(count):
         rng = np.random.default_rng(seed)
-        won = (rng.random((9, 256)) < goal[:, None]).astype(float)
-        seen = np.stack([won.mean(axis=1), truth[:, 1] + rng.normal(0, noise, 9)], axis=1)
-        drawn = {0: front.draw_rates(won, resamples=400)}
-        if resampled:
-            drawn[1] = seen[:, 1] + rng.normal(0, noise, (400, 9))
-        shares = front.resample(seen, drawn).is_knee
-        order = np.argsort(-shares)
-        likely = order[: 1 + int((np.cumsum(shares[order]) < 0.95 * shares.sum()).sum())]
-        held += right in likely
-    words = "resampled" if resampled else "held fixed (not used)"
-    name = f"true knee among the likely, S {words}"
-    return Edge(name, f"9 trials, S noise {noise}", count, held / count, np.nan, None)
+        won = (rng.random((trials, 256)) < goal[:, None]).astype(float)
+        seen = np.stack([won.mean(axis=1), truth[:, 1] + rng.normal(0, noise, trials)], axis=1)
+        rates = front.draw_rates(won, resamples=400)
+        drawn = front.resample(seen, {0: rates, 1: seen[:, 1] + rng.normal(0, noise, (400, trials))})
+        low, high = front.knee_ends(drawn)
+        inside = (low <= truth[knee]) & (truth[knee] <= high)
+        held += [*inside, inside.all()]
+        widths.append(high - low)
+        likely += [knee in _likely(at.is_knee) for at in (drawn, front.resample(seen, {0: rates}))]
+    regime = f"{trials} trials, S noise {noise}"
+    wide = [*np.mean(widths, axis=0), np.nan]
+    over = ("win rate", "S", "both goals")
+    return [
+        Edge(f"where the true knee lies, {name}", regime, count, share, width, (COVERED[0], 1.0))
+        for name, share, width in zip(over, held / count, wide, strict=True)
+    ] + [
+        Edge(f"true knee among the likely, S {name} (not used)", regime, count, share, np.nan, None)
+        for name, share in zip(("resampled", "held fixed"), likely / count, strict=True)
+    ]
+
+
+def _likely(shares: np.ndarray) -> np.ndarray:
+    order = np.argsort(-shares)
+    return order[: 1 + int((np.cumsum(shares[order]) < 0.95 * shares.sum()).sum())]
 
 
 def expected_best_cases() -> Iterator[tuple[str, str, Draw, tuple[float, float] | None]]:

@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from slime_ray.analysis.judging import Votes
 
 from slime_ray.runs.results import PAIR_SCHEMA, Run
@@ -143,7 +144,7 @@ class Trained:
 
     drift: mean and deviation of the change of a pair's mean log-probability. rejected: mean share of collapsed tokens.
     entropy: ratio. broken: shares, of its answers and of the baseline's. longer: mean log ratio of lengths. spikes: of
-    updates; they come in runs of two on average.
+    updates; they come in runs of two on average. freedom: of Student's t, by which drifts scatter; None is the normal.
     """
 
     pairs: int
@@ -155,6 +156,7 @@ class Trained:
     broken: tuple[float, float] = (0.06, 0.02)
     longer: float = 0.15
     spikes: float = 0.01
+    freedom: float | None = None
 
     def parts(self) -> StabilityParts:
         """The parts in the long run."""
@@ -164,6 +166,9 @@ class Trained:
             normal = NormalDist(-mean, deviation)
             # Of a normal number, the mean of what is above 0.
             fall = -mean * (1 - normal.cdf(0)) + deviation**2 * normal.pdf(0)
+        if self.freedom:
+            t, at = student(self.freedom), -mean / deviation
+            fall = deviation * (at * t.cdf(at) + (self.freedom + at**2) / (self.freedom - 1) * t.pdf(at))
         return StabilityParts(
             unlearning=fall,
             rejected_collapse=self.rejected,
@@ -191,7 +196,7 @@ class Trained:
                 "pair": np.arange(self.pairs),
                 "chosen_tokens": chosen,
                 "rejected_tokens": rejected,
-                "chosen_logp": rng.normal(*self.drift, self.pairs),
+                "chosen_logp": self._drifts(rng),
                 "rejected_collapsed": rng.binomial(rejected, share),
                 "entropy0": before,
                 "entropy": before * scatter * self.entropy,
@@ -216,6 +221,12 @@ class Trained:
         )
         trials = pd.DataFrame({**about, "status": "completed", "stability": 0.0, **vars(self.parts())}, index=[0])
         return Run(Path("simulated"), trials, answers, curves, pairs, {})
+
+    def _drifts(self, rng: np.random.Generator) -> np.ndarray:
+        mean, deviation = self.drift
+        if self.freedom:
+            return mean + deviation * rng.standard_t(self.freedom, self.pairs)
+        return rng.normal(mean, deviation, self.pairs)
 
     def _spiking(self, rng: np.random.Generator) -> np.ndarray:
         """(updates,) 1 where a spike is on: it goes on with probability 1/2."""

@@ -56,6 +56,11 @@ def test_the_truths_are_what_many_prompts_come_to():
     shifts = np.array([[0.5, 0.1], [-0.2, 0.3]])
     better, other = paired.draw(rng, shifts)
     assert np.nanmean(better - other) == pytest.approx(paired.of_checkpoints(shifts), abs=0.003)
+    # The mean fall of a normal number and of Student's, by a formula, against many pairs.
+    for freedom in (None, 3.0):
+        trained = Trained(400_000, 20, 30, freedom=freedom)
+        fall = coverage.estimated_parts(trained.draw(rng)).unlearning
+        assert fall == pytest.approx(trained.parts().unlearning, rel=0.01)
     # Nine nodes against many seeds.
     drawn = Paired(1, 4000, 0.3)
     assert drawn.of_checkpoints(drawn.shifts(rng)) == pytest.approx(drawn.of_method(), abs=0.005)
