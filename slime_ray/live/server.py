@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from slime_ray.config.experiment_file import parse_override
 from slime_ray.errors import InputError, SlimeRayError
@@ -42,7 +43,6 @@ POLICY = (
 REPORT_POLICY = "connect-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 """The same of the report, whose own policy allows its own scripts alone."""
 FILES = {"live.js": "text/javascript", "live.css": "text/css", "report.css": "text/css"}
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def watch(address: str, *, port: int, say: Callable[[str], None]) -> str:
@@ -187,7 +187,7 @@ def _answer(text: str, kind: str, policy: str) -> web.Response:
     return web.Response(text=text, content_type=kind, headers={"Content-Security-Policy": policy})
 
 
-def _guarded(token: str) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _guarded(token: str) -> Middleware:
     """Answer those alone who came by this machine's name, and buttons alone from this very page with the token."""
 
     @web.middleware

@@ -16,7 +16,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.runs import results
 from slime_ray.runs.folder import reopened, taken
 from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
-from slime_ray.runs.status import STATUS, describe, read_status, write_status
+from slime_ray.runs.status import STATUS, announced, describe, read_status, write_status
 from tests.analysis.conftest import add_trial
 
 TEXT = """\
@@ -125,6 +125,31 @@ def test_a_sweep_whose_process_is_gone_is_interrupted(run):
     assert describe(run)["state"] == "at work"
     (run / STATUS).write_text(json.dumps(said | {"node": "elsewhere", "written": said["written"] - 120}))
     assert describe(run)["state"] == "interrupted"
+
+
+def test_a_sweep_is_at_work_from_its_first_second_to_its_last(run):
+    said = json.loads((run / STATUS).read_text())
+    (run / STATUS).write_text(json.dumps(said | {"pid": 2**22 + 1, "seconds_left": 5.0}))
+    with announced(run):
+        found = describe(run)
+        # Of the sweep before, what its trials set is needed to run them again; the rest is over.
+        values = {"objective.hard_margin": 1.0}
+        assert (found["state"], found["left"]) == ("at work", None)
+        assert found["running"] == {"search-0002": {"doing": "waiting", "values": values}}
+    assert describe(run)["state"] == "interrupted"
+    assert read_status(run).trials == {}
+    # A disk that takes nothing ends no sweep here.
+    shutil.rmtree(run)
+    with announced(run):
+        pass
+
+
+def test_status_knows_what_was_spent_and_what_is_left(run):
+    write_status(run, finished=1, total=5, trials={}, spent={"hours": 0.5, "cost": None}, seconds_left=90.0)
+    found = describe(run)
+    assert (found["spent"], found["left"], found["budget"]) == ({"hours": [0.5, None]}, 90.0, 3)
+    write_status(run, finished=5, total=5, trials={}, ended=True, spent={"hours": 0.5}, seconds_left=90.0)
+    assert (describe(run)["spent"], describe(run)["left"]) == ({"hours": [0.5, None]}, None)
 
 
 def test_a_sweep_that_ended_says_so_and_a_damaged_file_says_nothing(run):
