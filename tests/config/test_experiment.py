@@ -78,7 +78,7 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path):
     [
         ("seeds: [0, 0]\n", r"mine.yaml:8: \[0, 0\] names a seed twice"),
         ("seeds: zero\n", r"mine.yaml:8: seeds is 'zero'"),
-        ("trails: 3\n", r"mine.yaml:8: trails: unknown key\. .*Allowed: ablate, arms, base, budget"),
+        ("trails: 3\n", r"mine.yaml:8: trails: unknown key\. .*Allowed: ablate, across, arms, base, budget"),
         ("budget: {trails: 3}\n", r"mine.yaml:8: budget.trails: unknown key\. Did you mean 'trials'\?"),
         ("arms: {}\n", r"mine.yaml:8: the key 'arms' stands here twice"),
         ("goals: {win_rat: maximize}\n", r"mine.yaml:8: goals.win_rat: .*Did you mean 'win_rate'\?"),
