@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from slime_ray.evaluation.judges.asking import Asker, JudgeQuestion, Missing, ask_all
@@ -25,7 +26,6 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 150 * 2**20
 ENDED = ("completed", "failed", "expired", "cancelled")
 TOKEN = "slime_ray"
 """Key of a batch's metadata under which it is found again where its id was lost."""
-LISTED = 100
 logger = logging.getLogger(__name__)
 
 
@@ -156,7 +156,7 @@ class Batches:
             if not state.get(name):
                 continue
             file = _text_of(state, name)
-            for line in self._patiently(lambda file=file: self.endpoint.content(file)).splitlines():
+            for line in self._patiently(partial(self.endpoint.content, file)).splitlines():
                 key, reply = _line(line)
                 if key not in batch.requests or key in found or key in anew:
                     unread += bool(line.strip())
@@ -270,14 +270,14 @@ def _ended(state: Mapping[str, Any]) -> str:
         return words
 
 
-def _line(line: bytes) -> tuple[str | None, Reply | Failure]:
+def _line(line: bytes) -> tuple[str, Reply | Failure]:
     """A result's key and judgment, or why there is none. Without a key the line says nothing."""
     garbled = Failure("a garbled line", "request", paid=True)
     try:
         given = json.loads(line.decode("utf-8", "replace"))
         key, response, error = given["custom_id"], given.get("response"), given.get("error")
         if not isinstance(key, str):
-            return None, garbled
+            return "", garbled
         status = response["status_code"] if isinstance(response, dict) else None
         if status == 200:
             return key, read_reply(json.dumps(response["body"]).encode())
@@ -288,4 +288,4 @@ def _line(line: bytes) -> tuple[str | None, Reply | Failure]:
     except Failure as failure:
         return key, failure
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
-        return None, garbled
+        return "", garbled
