@@ -6,7 +6,7 @@ how it runs: those may change while a run is gone on with.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from slime_ray.config.request_fields import request_fields
 from slime_ray.config.strict import Located, Positive, Strict, fingerprint
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError, near
@@ -30,10 +31,13 @@ RUNNING = {
     "budget",
     "concurrency",
     "deadline_seconds",
+    "mode",
     "on_failure",
+    "poll_seconds",
     "prices",
     "retries",
     "timeout_seconds",
+    "wait_seconds",
 }
 """Settings of a judge or an answer server that its verdicts or answers do not follow from."""
 PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
@@ -236,45 +240,6 @@ def client_lack(setting: str, name: str, api_key_env: str | None) -> str | None:
     return None
 
 
-OURS = {
-    "max_completion_tokens": "max_tokens",
-    "max_tokens": "max_tokens",
-    "model": "model",
-    "temperature": "temperature",
-    **dict.fromkeys(("messages", "n", "stream", "stream_options"), None),
-}
-"""Fields of a request that are not the user's to set, with the judge's key that does so, if there is one."""
-_WRAPPERS = ("extra_body", "extra_headers", "extra_query")
-"""Arguments of OpenAI's client, which are no fields of a request."""
-_SECRET = re.compile(r"(?i)(api|access|private|auth)[_-]?key|authorization|bearer|secret|passw|credential|^token$|^sk-")
-
-
-def request_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Refuse fields of a request that are ours, and secrets."""
-    for name in fields:
-        if name in OURS:
-            raise ValueError(
-                f"holds {name}, which is " + (f"evaluation.judge.{OURS[name]}" if OURS[name] else "fixed by the judge")
-            )
-        if name in _WRAPPERS:
-            raise ValueError(f"holds {name}, an argument of a client. Write the fields of the body themselves")
-    # What was given may be the key itself, so it is not repeated.
-    if any(_SECRET.search(text) for text in _texts(fields)):
-        raise ValueError("holds what looks like a secret. The key has api_key_env, and nothing else is sent as one")
-    return fields
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from (name, *_texts(item))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-
-
 class Llm(JudgeSettings):
     """Asks a language model at an OpenAI-compatible endpoint."""
 
@@ -303,6 +268,13 @@ class Llm(JudgeSettings):
     """How often a judgment without a valid verdict is asked for, before it is missing."""
     concurrency: Positive = 16
     """Requests at a time."""
+    mode: Literal["live", "batch"] = "live"
+    """`batch` sends all of an evaluation's requests as one batch of OpenAI's batch interface. Search trials, and trials
+    whose sentinel judges, ask live."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Between looks at a batch."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 90_000.0
+    """For a batch, before the trial pauses; the next time the same batch is looked for."""
     budget: JudgeBudget = JudgeBudget()
     """What it may spend."""
     prices: Prices | None = None
@@ -315,6 +287,8 @@ class Llm(JudgeSettings):
     def _cost_needs_prices(self) -> "Llm":
         if self.budget.cost is not None and self.prices is None:
             raise ValueError("budget.cost needs prices: {input, output}, per million tokens")
+        if self.mode == "batch" and (self.budget.tokens or self.budget.cost):
+            raise ValueError("mode: batch tells what tokens it took only in the end. Use budget.requests")
         return self
 
     @property

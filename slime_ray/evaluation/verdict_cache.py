@@ -5,6 +5,8 @@ written when it arrives, whether it holds a valid verdict or not; only valid one
 
     verdicts    key -> value: a label, or a number as text; request: the judgment that said so, if there was one
     requests    every request that was or may have been paid for, with the judgment's text, for one run and judge
+    batched     which key, of which request, each batch holds, under a token that names the batch before it has an id
+    batches     the batches' ids, once they are known, and which are done with
 """
 
 import hashlib
@@ -36,8 +38,14 @@ CREATE TABLE IF NOT EXISTS requests (
     id INTEGER PRIMARY KEY, judge TEXT, run TEXT, key TEXT, time REAL, judgment TEXT, value TEXT, model TEXT,
     input_tokens INTEGER, output_tokens INTEGER
 );
+CREATE TABLE IF NOT EXISTS batched (
+    token TEXT, judge TEXT, key TEXT, request INTEGER, round INTEGER, time REAL, PRIMARY KEY (token, key)
+);
+CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, name TEXT, ended INTEGER);
 CREATE INDEX IF NOT EXISTS spending ON requests (judge, run, input_tokens, output_tokens);
 """
+_Held = tuple[str, str, str, int, int, float]
+"""A row of `batched`."""
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +61,20 @@ class Reply:
     input_tokens: int | None
     output_tokens: int | None
     lack: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch that was submitted and not done with. name: its id at the endpoint, None where that did not arrive.
+
+    requests: by key, all that it holds. round: how often they had been judged before. submitted: a time.
+    """
+
+    token: str
+    name: str | None
+    round: int
+    submitted: float
+    requests: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -166,6 +188,82 @@ class Verdicts:
         with self._writing() as connection:
             connection.execute("DELETE FROM requests WHERE id = ?", (request,))
 
+    def begin_batch(
+        self, token: str, judge: str, keys: Sequence[str], rounds: int, *, budget: JudgeBudget
+    ) -> tuple[list[str], str | None]:
+        """Note the requests of a batch before it is created: not those that an open batch holds, nor beyond the budget.
+
+        Returns:
+            The keys that it is to hold, and which budget is spent, if one is.
+        """
+        elsewhere, now = self._spent_elsewhere(judge), time.time()
+        held: list[str] = []
+        with self._writing() as connection:
+            spent = self._spending(connection, judge) + elsewhere
+            taken = {key for (key,) in connection.execute("SELECT key FROM batched")}
+            for key in keys:
+                if key in taken:
+                    continue
+                if reason := spent.spends(budget, None):
+                    return held, reason
+                self._hold(connection, token, judge, key, rounds, now)
+                spent += Spending(1)
+                held.append(key)
+        return held, None
+
+    def _hold(
+        self, connection: sqlite3.Connection, token: str, judge: str, key: str, rounds: int, submitted: float
+    ) -> int:
+        made = connection.execute(
+            "INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", (judge, self.run, key, time.time())
+        )
+        row = (token, judge, key, int(made.lastrowid or 0), rounds, submitted)
+        connection.execute("INSERT INTO batched VALUES (?, ?, ?, ?, ?, ?)", row)
+        return row[3]
+
+    def name_batch(self, token: str, name: str) -> None:
+        """Keep a batch's id."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, 0)", (token, name))
+
+    def end_batch(self, token: str, *, forget: bool = False) -> None:
+        """Be done with a batch. forget: its requests, too, since it was not created."""
+        with self._writing() as connection:
+            if forget:
+                connection.execute(
+                    "DELETE FROM requests WHERE id IN (SELECT request FROM batched WHERE token = ?)", (token,)
+                )
+            connection.execute("DELETE FROM batched WHERE token = ?", (token,))
+            # It stays, since another host may have written the batch down.
+            connection.execute("INSERT OR REPLACE INTO batches VALUES (?, NULL, 1)", (token,))
+
+    def open_batches(self, keys: Sequence[str]) -> list[OpenBatch]:
+        """The open batches, of all hosts, that hold any of these keys, the oldest first.
+
+        Those of other hosts are written down here as well, so their requests count once more in a budget.
+        """
+        names: dict[str, str | None] = {}
+        held: dict[str, tuple[Path, list[_Held]]] = {}
+        # This host's own come last, and count.
+        for path in sorted(self._files(), key=lambda path: path == self.own):
+            nothing: tuple[list[_Held], list[tuple[str, str | None]]] = ([], [])
+            rows, named = self._read(path, _batches, nothing)
+            names |= {token: name for token, name in named if names.get(token, "") is not None}
+            for row in rows:
+                place, others = held.get(row[0], (path, []))
+                held[row[0]] = (path, [*(others if place == path else []), row])
+        batches: list[OpenBatch] = []
+        wanted = set(keys)
+        for token, (path, rows) in held.items():
+            if wanted.isdisjoint(row[2] for row in rows) or names.get(token, "") is None:
+                continue
+            requests = {row[2]: row[3] for row in rows}
+            if path != self.own:
+                with self._writing() as connection:
+                    requests = {row[2]: self._hold(connection, token, row[1], row[2], *row[4:]) for row in rows}
+            batches.append(OpenBatch(token, names.get(token), rows[0][4], rows[0][5], requests))
+        return sorted(batches, key=lambda batch: batch.submitted)
+
     def spent(self, judge: str) -> Spending:
         """What the judge has taken in this run, on all hosts."""
         own = Spending()
@@ -244,6 +342,15 @@ class Verdicts:
             f"{self.own}, which keeps verdicts, cannot be used: {error}. Make room or correct the rights; if it is "
             "damaged, move it away: the other files there are still used."
         )
+
+
+def _batches(connection: sqlite3.Connection) -> tuple[list[_Held], list[tuple[str, str | None]]]:
+    """The requests in open batches, and the batches' names: None for those that are done with."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'batched'").fetchone():
+        # Written by an older version.
+        return [], []
+    rows = connection.execute("SELECT token, judge, key, request, round, time FROM batched").fetchall()
+    return rows, connection.execute("SELECT token, CASE WHEN ended THEN NULL ELSE name END FROM batches").fetchall()
 
 
 def _host() -> str:

@@ -367,6 +367,8 @@ class _Estimate:
             told.append(
                 "Early stopping: from every rung halved to its share, over random order, to none stopped at all."
             )
+        if any(judge.mode == "batch" for judge in self.base.evaluation.judge.endpoints):
+            told.append("Waiting for batches of the judge, up to a day each, is not counted.")
         return (*told, *self.cluster.told)
 
 

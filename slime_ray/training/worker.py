@@ -226,6 +226,7 @@ def _train_and_measure(
     judge = build_judge(
         settings,
         verdicts=Verdicts(storage.root / VERDICTS, run=folder.parents[1].name),
+        live=trial.phase == "search" or settings.judged_on_the_way,
         progress=judging(report),
     )
     stages, pairs, lm = _start(trial, storage, report, hosting)

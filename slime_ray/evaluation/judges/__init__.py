@@ -13,6 +13,7 @@ from slime_ray.evaluation.judges.base import (
     Summary,
     Verdict,
 )
+from slime_ray.evaluation.judges.batches import BatchAsker
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.exact import ExactJudge, load_scorer, question
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge, RatingLlmJudge
@@ -41,11 +42,13 @@ def build_judge(
     *,
     verdicts: Verdicts,
     offline: bool = False,
+    live: bool = False,
     progress: Progress = lambda done, of: None,
 ) -> AnyJudge | None:
     """The judge that the settings name; None where answers are not judged.
 
-    verdicts: where those that cost something are kept. offline: they alone answer. progress: told while it judges.
+    verdicts: where those that cost something are kept. offline: they alone answer. live: nothing waits for a
+    batch. progress: told while it judges.
     Raises InputError for a scorer, model, package or key that is missing or cannot be used.
     """
     raters: list[Rater] = []
@@ -58,7 +61,9 @@ def build_judge(
 
             raters.append(Rater(RewardModelJudge(judge, verdicts=verdicts, offline=offline, progress=progress)))
         elif isinstance(judge, Llm):
-            asker = Asker(judge, verdicts=verdicts, endpoint=None if offline else Endpoint(judge), progress=progress)
+            asking = BatchAsker if judge.mode == "batch" and not live else Asker
+            endpoint = None if offline else Endpoint(judge)
+            asker = asking(judge, verdicts=verdicts, endpoint=endpoint, progress=progress)
             build = PairwiseLlmJudge if judge.template.pairwise else RatingLlmJudge
             for repeat in range(1, judge.repeats.times + 1):
                 share = judge.repeats.share if repeat > 1 else 1.0

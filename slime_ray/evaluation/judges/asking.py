@@ -158,7 +158,7 @@ class Asker:
                 f"{len(left)} of {len(left) + len(known)} verdicts of {self.judge.identity} are not in "
                 f"{self.verdicts.folder}, and offline nothing is asked for. Judge online first."
             )
-        found, models = self._all(list(left.values())) if left else ({}, set())
+        found, models = self.ask_for(list(left.values())) if left else ({}, set())
         reasons = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one != INVALID)
         values = known | {key: one for key, one in found.items() if isinstance(one, str)}
         spent = self.verdicts.spent(self.judge.identity)
@@ -184,7 +184,8 @@ class Asker:
                 raise self.verdicts.unreadable(value)
         return known
 
-    def _all(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, "str | Missing"], set[str]]:
+    def ask_for(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, "str | Missing"], set[str]]:
+        """A verdict, or why there is none, by key, and the models that answered. Raises RunError by the policy."""
         assert self.endpoint is not None
         models: set[str] = set()
         found, failure = ask_all(
@@ -195,7 +196,7 @@ class Asker:
             progress=self.progress,
         )
         if failure is not None:
-            raise self._stopped(failure.reason)
+            raise self.stopped(failure.reason)
         return found, models
 
     def _one(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
@@ -224,7 +225,7 @@ class Asker:
                         self.verdicts.abandon(request)
                     if failure.kind == "endpoint":
                         raise
-                    pause = self._pause(retry, failure.wait)
+                    pause = self.pause(retry, failure.wait)
                     if pause > LONGEST_WAIT:
                         return Missing(f"{failure.reason} that asks to wait longer than {LONGEST_WAIT:g} s")
                     if failure.kind == "request" or retry == self.judge.retries:
@@ -236,17 +237,19 @@ class Asker:
                 self._check_usage(reply)
                 if value is not None:
                     return value
-                missing = self._without_verdict(reply)
+                missing = self.without_verdict(reply)
                 break
         return missing
 
-    def _without_verdict(self, reply: Reply) -> Missing:
+    def without_verdict(self, reply: Reply) -> Missing:
+        """Why a judgment holds no verdict."""
         if reply.lack == CUT_OFF:
             limit = f"{CUT_OFF} by max_tokens {self.judge.max_tokens}; raise evaluation.judge.max_tokens"
             return Missing(limit, judged=True)
         return Missing(reply.lack, judged=True) if reply.lack else INVALID
 
-    def _pause(self, retry: int, wanted: float | None) -> float:
+    def pause(self, retry: int, wanted: float | None) -> float:
+        """Seconds until the next of several tries; `wanted` by the endpoint."""
         own = min(LONGEST_WAIT, self.first_wait * 2.0**retry) * self.chance.uniform(0.5, 1.0)
         return own if wanted is None else wanted
 
@@ -259,7 +262,8 @@ class Asker:
                 "endpoint",
             )
 
-    def _stopped(self, reason: str) -> RunError:
+    def stopped(self, reason: str) -> RunError:
+        """The error that ends the asking."""
         spent = self.verdicts.spent(self.judge.identity)
         return RunError(
             f"The judge {self.judge.identity} stopped: {reason.rstrip('.')}. What it said in {spent.requests} requests "

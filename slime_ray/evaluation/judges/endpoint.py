@@ -7,13 +7,15 @@ wherever it stands, be that a name that is looked up, a handshake, or an answer 
 import asyncio
 import email.utils
 import importlib
+import json
 import math
 import os
 import threading
 import time
 import zlib
+from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from slime_ray.config.judge import Llm
@@ -22,8 +24,11 @@ from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.replies import PASSING, Failure, printable, read_reply
 from slime_ray.evaluation.verdict_cache import Reply
 
+T = TypeVar("T")
 LARGEST = 16 * 2**20
 """Bytes of an answer, as sent and decompressed: some hundred times what judgments take."""
+LARGEST_FILE = 2**30
+"""Bytes of a batch's results."""
 LONGEST_CONNECT = 30.0
 """Seconds that a connection may take."""
 
@@ -107,9 +112,18 @@ class Connection:
         Raises:
             Failure: There is no answer, or it is a refusal.
         """
+        if body is None:
+            answer = self.call(lambda client: client.get(path, cast_to=self.http.Response), seconds=seconds)
+        else:
+            answer = self.call(lambda client: client.post(path, cast_to=self.http.Response, body=body), seconds=seconds)
+        content: bytes = answer.content
+        return content
+
+    def call(self, ask: Callable[[Any], Awaitable[T]], *, seconds: float | None = None) -> T:
+        """What the official client, which `ask` is given, returns. Arguments and errors are those of `send`."""
         limit = min(self.server.timeout_seconds, seconds or math.inf)
         try:
-            return asyncio.run_coroutine_threadsafe(self._send(path, body, limit), self.loop).result()
+            return asyncio.run_coroutine_threadsafe(self._call(ask, limit), self.loop).result()
         except CancelledError:
             raise Failure("the asking was stopped", "passing", paid=True) from None
 
@@ -140,23 +154,18 @@ class Connection:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSING)
 
-    async def _send(self, path: str, body: Any, seconds: float) -> bytes:
+    async def _call(self, ask: Callable[[Any], Awaitable[T]], seconds: float) -> T:
         if self.cancelled:
             raise asyncio.CancelledError
         try:
             async with asyncio.timeout(seconds):
-                if body is None:
-                    response = await self.client.get(path, cast_to=self.http.Response)
-                else:
-                    response = await self.client.post(path, cast_to=self.http.Response, body=body)
+                return await ask(self.client)
         except TimeoutError:
             raise self._late(seconds) from None
         except self.openai.APIStatusError as error:
             raise self._refusal(error) from None
         except Exception as error:  # whatever the libraries below raise
             raise self._lost(error, seconds) from None
-        content: bytes = response.content
-        return content
 
     async def _read(self, response: Any) -> None:
         """Read an answer before the client does, which would take whatever comes, and decompress it however large."""
@@ -167,9 +176,10 @@ class Connection:
         # Of either form.
         unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if encodings else None
         body = bytearray()
+        largest = LARGEST_FILE if response.request.url.path.endswith("/content") else LARGEST
         async for part in response.stream:
-            body += unpack.decompress(part, LARGEST + 1 - len(body)) if unpack else part
-            if len(body) > LARGEST:
+            body += unpack.decompress(part, largest + 1 - len(body)) if unpack else part
+            if len(body) > largest:
                 raise TooLarge
         await response.stream.aclose()
         if encodings:
@@ -239,21 +249,72 @@ class Endpoint(Connection):
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
         """The judgment. Raises Failure."""
-        clean = [{name: printable(text) for name, text in message.items()} for message in messages]
-        sent_as = self.limit_name
-        asked: dict[str, Any] = {**self.server.request, "model": self.server.model, "messages": clean}
-        asked[sent_as] = self.server.max_tokens
-        if self.server.temperature is not None:
-            asked["temperature"] = self.server.temperature
+        asked = self.body(messages)
         try:
             return read_reply(self.send("/chat/completions", asked))
         except Failure as failure:
-            if failure.status == 400 and sent_as == "max_tokens" and "max_completion_tokens" in failure.reason:
-                # What OpenAI's reasoning models call it.
+            if "max_tokens" in asked and _renames(failure):
                 self.limit_name = "max_completion_tokens"
                 return self.ask(messages)
             failure.reason = self.masked(failure.reason)
             raise
+
+    def body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        """The request for one judgment."""
+        clean = [{name: printable(text) for name, text in message.items()} for message in messages]
+        asked: dict[str, Any] = {**self.server.request, "model": self.server.model, "messages": clean}
+        asked[self.limit_name] = self.server.max_tokens
+        if self.server.temperature is not None:
+            asked["temperature"] = self.server.temperature
+        return asked
+
+    def renames(self, failure: Failure) -> bool:
+        """Whether the endpoint wants the limit of tokens under the other name."""
+        return self.limit_name == "max_tokens" and _renames(failure)
+
+    def upload(self, content: bytes) -> dict[str, Any]:
+        """The file that a batch's requests were sent in. This and what follows raise Failure."""
+        file = ("requests.jsonl", content, "application/jsonl")
+        return self._json(lambda client: client.files.with_raw_response.create(file=file, purpose="batch"))
+
+    def create_batch(self, file: str, metadata: dict[str, str]) -> dict[str, Any]:
+        """A new batch, as the endpoint describes it."""
+        return self._json(
+            lambda client: client.batches.with_raw_response.create(
+                input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
+            )
+        )
+
+    def batch(self, name: str) -> dict[str, Any]:
+        """The state of a batch."""
+        state = self._json(lambda client: client.batches.with_raw_response.retrieve(name))
+        if not isinstance(state.get("status"), str):
+            raise Failure("an answer of the batch interface without status", "passing", paid=True)
+        return state
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The endpoint's latest batches."""
+        listed = self._json(lambda client: client.batches.with_raw_response.list(limit=100)).get("data")
+        return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+    def content(self, file: str) -> bytes:
+        """A file of a batch's results."""
+        content: bytes = self.call(lambda client: client.files.with_raw_response.content(file)).content
+        return content
+
+    def _json(self, ask: Callable[[Any], Awaitable[Any]]) -> dict[str, Any]:
+        try:
+            given = json.loads(self.call(ask).content)
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise Failure("an answer of the batch interface that is no JSON object", "passing", paid=True)
+        return given
+
+
+def _renames(failure: Failure) -> bool:
+    # OpenAI's reasoning models have another name for it.
+    return failure.status == 400 and "max_completion_tokens" in failure.reason
 
 
 def _shown(location: str) -> str:

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.judges.asking import Asker
 from slime_ray.evaluation.judges.base import Judge
+from slime_ray.evaluation.judges.batches import BatchAsker
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge, RatingLlmJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
@@ -41,7 +42,8 @@ def verdicts(tmp_path: Path) -> Verdicts:
 def llm(verdicts: Verdicts) -> LlmJudge:
     def build(server: JudgeServer | str, *, offline: bool = False, kept: Verdicts = verdicts, **changes: Any) -> Judge:
         chosen = settings(server, **changes)
-        asker = Asker(chosen, verdicts=kept, endpoint=None if offline else Endpoint(chosen), first_wait=1e-3)
+        asking = BatchAsker if chosen.mode == "batch" else Asker
+        asker = asking(chosen, verdicts=kept, endpoint=None if offline else Endpoint(chosen), first_wait=1e-3)
         return PairwiseLlmJudge(chosen, asker) if chosen.template.pairwise else RatingLlmJudge(chosen, asker)
 
     return build

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 from slime_ray.config.judge import Llm
 
@@ -46,6 +46,10 @@ class JudgeServer(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.running = self.at_once = 0
 
+    def other(self, method: str, path: str, headers: Any, body: bytes) -> Response:
+        """Answer what is no chat completion."""
+        return Response(404, {"error": {"message": "no such path"}})
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -55,8 +59,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: JudgeServer
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self._send(self.server.other("GET", self.path, self.headers, b""))
+
     def do_POST(self) -> None:
-        said = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path != "/v1/chat/completions":
+            self._send(self.server.other("POST", self.path, self.headers, body))
+            return
+        said = json.loads(body)
         with self.server.lock:
             number = len(self.server.requests)
             self.server.requests.append(said)
@@ -71,8 +82,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.running -= 1
 
     def _answer(self, number: int, said: dict[str, Any]) -> Response:
-        if self.path != "/v1/chat/completions":
-            return Response(404, {"error": {"message": "no such path"}})
         if self.headers["authorization"] != f"Bearer {KEY}":
             return Response(401, {"error": {"message": f"Incorrect API key: {self.headers['authorization']}"}})
         judgment = judge(said["messages"][-1]["content"])
@@ -125,10 +134,19 @@ def completion(judgment: Any, *, finish: Any = "stop", message: Any = None, **ch
     }
 
 
+Server = TypeVar("Server", bound=JudgeServer)
+
+
 @contextmanager
 def serving(behave: Behaviour = lambda number, judgment: None) -> Iterator[JudgeServer]:
     """A server for as long as it is needed."""
-    server = JudgeServer(behave)
+    with running(JudgeServer(behave)) as server:
+        yield server
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server, answering."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
