@@ -19,6 +19,7 @@ from slime_ray.runs import results
 from slime_ray.runs.files import write
 
 from .answer import answer, asked, facts, methods, unbroken
+from .corrected import read_labels
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
 from .printing import Table, one_line
@@ -141,16 +142,19 @@ class ReportFiles:
         return json.dumps({"report": str(self.html), "tables": numbers}, indent=1)
 
 
-def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportFiles:
+def write_report(
+    run_path: str | Path, out: str | Path | None = None, *, labels: str | Path | None = None
+) -> ReportFiles:
     """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
-    differ, or where `out` cannot be written.
+    differ, or where `out` cannot be written. labels: a file of strong verdicts (`corrected.read_labels`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
     with _memory_frozen():
-        files, tables, found = _made(results.load(run_path))
+        found = Findings(results.load(run_path), None if labels is None else read_labels(Path(labels)))
+        files, tables = _made(found)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -176,9 +180,8 @@ def build_live_page(run_path: str | Path) -> str:
     return build_page(found, things)
 
 
-def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]], Findings]:
-    """The content of every file by its name, the tables, and what both were made from."""
-    found = Findings(run)
+def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]]:
+    """The content of every file by its name, and the tables."""
     files: dict[str, bytes] = {}
     placed: list[tuple[Entry, Table | bytes]] = []
     for entry, thing in made(found):
@@ -192,7 +195,7 @@ def _made(run: results.Run) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]
             placed.append((entry, kinds["svg"]))
         files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
     files["report.html"] = build_page(found, placed).encode()
-    return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)], found
+    return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)]
 
 
 @contextmanager

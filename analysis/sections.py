@@ -11,6 +11,7 @@ from slime_ray.runs.results import Run
 from . import (
     ablation_table,
     checkpoints,
+    corrected,
     factorial_table,
     figures,
     judging,
@@ -32,6 +33,7 @@ from .printing import Sentences, Table
 from .search_table import Understanding
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 Made = Union[Table, "Figure", None]
@@ -49,9 +51,15 @@ LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
 
 @dataclass(frozen=True)
 class Findings:
-    """A run and what was found in it. What the run has nothing of is None."""
+    """A run and what was found in it. What the run has nothing of is None.
+
+    Attributes:
+        run: The run.
+        labels: Strong verdicts on some of its answers, as `corrected.read_labels` gives them.
+    """
 
     run: Run
+    labels: "pd.DataFrame | None" = None
 
     @cached_property
     def main(self) -> Table:
@@ -182,6 +190,12 @@ SECTIONS: tuple[Entry, ...] = (
     ),
     Entry("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
     Entry("judging", "The judging", lambda found: found.judging),
+    Entry(
+        "corrected",
+        "The judging",
+        lambda found: None if found.labels is None else corrected.corrected(found.run, found.main, found.labels),
+        without_rows=True,
+    ),
     Entry("panel", "The judging", lambda found: panel.panel(found.run, found.main)),
     Entry("agreement", "The judging", lambda found: panel.agreement(found.run)),
     Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),

@@ -349,12 +349,13 @@ def load(run: str | Path) -> Run:
     return Run(folder)
 
 
-def report(run: str | Path | Run, out: str | Path | None = None) -> Path:
+def report(run: str | Path | Run, out: str | Path | None = None, *, labels: str | Path | None = None) -> Path:
     """Write tables, figures and report.html of a run.
 
     Args:
         run: The run, its folder, or its address.
         out: Folder to write to; None is the run's own folder `report`.
+        labels: File with verdicts of people, or of a stronger judge, on some of the answers.
 
     Returns:
         Where report.html is.
@@ -364,7 +365,7 @@ def report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     """
     from slime_ray.analysis.report import write_report
 
-    return write_report((run if isinstance(run, Run) else load(run)).path, out).html
+    return write_report((run if isinstance(run, Run) else load(run)).path, out, labels=labels).html
 
 
 def plan(

@@ -201,7 +201,13 @@ def run_and_report(
 
 
 def show_report(
-    run: Path, out: Path | None, storage: "RunStore | None" = None, *, quiet: bool = False, as_json: bool = False
+    run: Path,
+    out: Path | None,
+    storage: "RunStore | None" = None,
+    *,
+    labels: Path | None = None,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Write the report and print its tables, or where it is alone (`quiet`), or the numbers of its tables.
 
@@ -209,7 +215,7 @@ def show_report(
     """
     from slime_ray.analysis.report import write_report
 
-    files = write_report(run, out)
+    files = write_report(run, out, labels=labels)
     stored = storage if storage is not None and storage.url is not None else None
     if stored:
         with stored.answering():

@@ -1,0 +1,155 @@
+"""Win rates that a few strong verdicts correct: prediction-powered inference over the judge's many cheap ones.
+
+The judge says something of every prompt, people (or a stronger judge) of a few. With y their outcomes, f the judge's
+on the same answers, n labelled prompts and N others, the corrected rate is
+
+    mean(y) + l (mean_N(f) - mean_n(f)),    l = cov(y, f) / ((1 + n / N) var(f)),
+
+whatever the judge's bias is (Angelopoulos et al. 2023, PPI++, arXiv 2311.01453, with its power tuning). Labelled
+prompts have to be drawn at random from all.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from slime_ray.errors import InputError
+from slime_ray.runs import results
+
+from . import rows, statistics
+from .printing import Column, Table, cells, interval_cells, numbers
+
+FEWEST_LABELLED = 20
+"""Labelled prompts that a corrected rate takes: the spread of fewer says too little of its error."""
+UNSEEN = 0.25
+"""Labels that are added at either extreme of what judge and label may differ by: rare errors may not have been seen."""
+KEYS = ("trial_id", "prompt_id")
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected rate. weight: l, how much the judge's verdicts count. labelled: n."""
+
+    rate: statistics.Interval
+    weight: float
+    labelled: int
+
+
+def corrected_rate(labels: np.ndarray, judged: np.ndarray, others: np.ndarray) -> Corrected | None:
+    """Correct a judge's rate; None of fewer than FEWEST_LABELLED labels.
+
+    Args:
+        labels: (n,) outcomes of labelled prompts, 0 to 1.
+        judged: (n,) the judge's outcomes of the same answers.
+        others: (N,) the judge's outcomes of the other prompts, maybe none.
+
+    Returns:
+        The rate with Wilson's score interval on the effective number of labels.
+    """
+    n = len(labels)
+    if n < FEWEST_LABELLED:
+        return None
+    weight = gain = spread_of_gain = 0.0
+    if len(others) > 1 and (spread := float(np.concatenate([judged, others]).var(ddof=1))) > 0:
+        weight = float(np.clip(np.cov(labels, judged)[0, 1] / ((1 + n / len(others)) * spread), 0.0, 1.0))
+        gain, spread_of_gain = weight * others.mean(), weight**2 * others.var(ddof=1) / len(others)
+    rectified = labels - weight * judged
+    mean = rectified.mean()
+    squares = ((rectified - mean) ** 2).sum() + UNSEEN * ((1 - mean) ** 2 + (-weight - mean) ** 2)
+    variance = squares / (n - 1 + 2 * UNSEEN) / n + spread_of_gain
+    rate = float(np.clip(mean + gain, 0.0, 1.0))
+    return Corrected(statistics.score_interval(rate, statistics.Scatter(variance, n - 1, n)), weight, n)
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read labels: a CSV or JSONL file with `trial_id`, `prompt_id` and `outcome` (1 win, 0.5 tie, 0 loss), and `turn`.
+
+    Raises:
+        InputError: The file cannot be read, or a label is none.
+    """
+    try:
+        if path.suffix == ".csv":
+            found = pd.read_csv(path, dtype=dict.fromkeys(KEYS, str))
+        else:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+    except (OSError, ValueError) as error:
+        raise InputError(f"--labels {path}: cannot be read ({str(error).splitlines()[0]}).") from None
+    missing = [name for name in (*KEYS, "outcome") if name not in found]
+    if missing:
+        raise InputError(f"--labels {path}: lacks {', '.join(missing)}. Give trial_id, prompt_id and outcome.")
+    outcomes = pd.to_numeric(found["outcome"], errors="coerce")
+    if len(bad := np.flatnonzero(~outcomes.between(0, 1))):
+        raise InputError(
+            f"--labels {path}: label {bad[0] + 1} has the outcome {found['outcome'].iloc[bad[0]]!r}. "
+            "Give 1 for a win of the trial's answer over the baseline's, 0.5 for a tie, 0 for a loss."
+        )
+    return found.assign(outcome=outcomes, **{key: found[key].astype(str) for key in KEYS})
+
+
+def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
+    """A row for each row of the main table that has labels.
+
+    Raises:
+        InputError: Labels are of trials or prompts that the run has no judged answer of.
+    """
+    answers = rows.judged_answers(run)
+    keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
+    # Of a prompt with several turns, or labelled by several people, the mean.
+    judged = answers.groupby([*keys, "label"], as_index=False)["outcome"].mean()
+    given = labels.groupby(keys, as_index=False)["outcome"].mean().rename(columns={"outcome": "given"})
+    both = judged.merge(given, on=keys, how="outer", indicator=True)
+    if count := int((both["_merge"] == "right_only").sum()):
+        first = both[both["_merge"] == "right_only"].iloc[0]
+        raise InputError(
+            f"{count} of {len(given)} labels are of no answer of {rows.name_of(run)} to a report prompt, the first of "
+            f"trial {first['trial_id']}, prompt {first['prompt_id']}. Take both from its answers.parquet."
+        )
+    found, few = [], []
+    for row in main.frame.to_dict("records"):
+        own = both[(both["label"] == row["label"]) & both["outcome"].notna()]
+        by_prompt = own.groupby("prompt_id")["outcome"].mean()
+        on_labelled = own.dropna(subset="given").groupby("prompt_id")[["given", "outcome"]].mean()
+        if on_labelled.empty:
+            continue
+        others = by_prompt.drop(on_labelled.index).to_numpy(dtype=float)
+        result = corrected_rate(*on_labelled.to_numpy(dtype=float).T, others)
+        if result is None:
+            few.append(f"{row['label']} ({len(on_labelled)})")
+            continue
+        found.append(
+            {
+                "label": row["label"],
+                "win_rate": row["win_rate"],
+                **statistics.columns({"corrected": result.rate}),
+                "labels_alone": on_labelled["given"].mean(),
+                "bias": (on_labelled["outcome"] - on_labelled["given"]).mean(),
+                "weight": result.weight,
+                "labelled": result.labelled,
+                "prompts": len(by_prompt),
+            }
+        )
+    columns = ["label", "win_rate", "corrected", "corrected_low", "corrected_high", "labels_alone", "bias", "weight"]
+    frame = pd.DataFrame(found, columns=[*columns, "labelled", "prompts"])
+    return Table(
+        frame=frame,
+        caption=f"{rows.name_of(run)}: the win rate of {rows.judge_of(run)}, corrected by labels "
+        "(prediction-powered inference).",
+        notes=[
+            "Intervals are over prompts, of these checkpoints; labelled prompts are taken to be drawn at random. bias: "
+            "what the judge gives more than the labels. weight: how much its verdicts on the other prompts count.",
+            *([f"Fewer than {FEWEST_LABELLED} labelled prompts: {', '.join(few)}."] if few else []),
+        ],
+        columns=(
+            Column("label", tuple(frame["label"]), numeric=False, keep=10),
+            Column("judge %", numbers(frame, "win_rate", 1, scale=100)),
+            Column("corrected % [95 %]", interval_cells(frame, "corrected", 1, scale=100), keep=9),
+            Column("labels alone %", numbers(frame, "labels_alone", 1, scale=100)),
+            Column("bias", numbers(frame, "bias", 1, scale=100)),
+            Column("weight", numbers(frame, "weight", 2)),
+            Column("labelled", cells(frame, lambda row: f"{row['labelled']} of {row['prompts']}")),
+        ),
+    )
