@@ -100,7 +100,7 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
     keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
     # Of a prompt with several turns, or labelled by several people, the mean.
     judged = answers.groupby([*keys, "label"], as_index=False)["outcome"].mean()
-    given = labels.groupby(keys, as_index=False)["outcome"].mean().rename(columns={"outcome": "given"})
+    given = labels.rename(columns={"outcome": "given"}).groupby(keys, as_index=False)["given"].mean()
     both = judged.merge(given, on=keys, how="outer", indicator=True)
     if count := int((both["_merge"] == "right_only").sum()):
         first = both[both["_merge"] == "right_only"].iloc[0]
@@ -116,7 +116,8 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
         if on_labelled.empty:
             continue
         others = by_prompt.drop(on_labelled.index).to_numpy(dtype=float)
-        result = corrected_rate(*on_labelled.to_numpy(dtype=float).T, others)
+        given_here, judged_here = on_labelled.to_numpy(dtype=float).T
+        result = corrected_rate(given_here, judged_here, others)
         if result is None:
             few.append(f"{row['label']} ({len(on_labelled)})")
             continue
