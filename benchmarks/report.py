@@ -34,7 +34,7 @@ SPACE: dict[str, tuple[float, float]] = {
 }
 HELD_OUT = ("chosen_logp", "rejected_logp", "chosen_drift", "mean_margin", "preference_accuracy", "entropy")
 TRAIN = ("loss", "grad_norm", "learning_rate", "chosen_logp", "rejected_logp", "anchor", "stabilizer", "margin")
-BOUNDS = {"page_bytes": 5e6, "seconds": 10.0}
+BOUNDS = {"page_bytes": 3e6, "seconds": 10.0}
 """What is promised of a run of 100 trials."""
 
 
@@ -170,7 +170,7 @@ def _add(run: Path, rng: np.random.Generator, about: dict[str, Any], knobs: dict
     parts = ("unlearning", "rejected_collapse", "entropy_shift", "broken_outputs", "length_shift", "training_spikes")
     damage = rng.uniform(0, (0.2, 0.1, 0.7, 0.1, 0.8, 0.02))
     row = results.trial_row(
-        **about, status="completed", objective="slime", settings=knobs, config={}, judge="exact",
+        **about, status="completed", objective="slime", overrides=knobs, settings={}, judge="exact",
         win_rate=float(outcomes.mean()), prompts=prompts, stability=float(rng.uniform(0.05, 0.95)), healthy=True,
         **dict(zip(parts, map(float, damage), strict=True)), kl_to_sft=0.05, chosen_drift=-0.02, rejected_drift=-0.1,
         preference_accuracy=float(rng.uniform(0.6, 0.95)), mean_margin=0.3, format_valid=0.95, pairs=PAIRS,
