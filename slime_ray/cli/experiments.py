@@ -223,7 +223,7 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {warning}")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
-        from slime_ray.on_ray.plan import earlier_runs
+        from slime_ray.runs.warm_start import earlier_runs
 
         for one in earlier_runs(experiment):
             print(one)

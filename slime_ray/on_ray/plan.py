@@ -1,35 +1,21 @@
-"""The order of an experiment's trials: the arms, then the search, then the winners again.
+"""The order of an experiment's trials: the arms, then the search, then the winners again."""
 
-What earlier runs know of a search comes first: their finished trials, where this experiment would have run the same.
-"""
-
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import Experiment, Trial, arm_trials
-from slime_ray.config.judge import lasting
 from slime_ray.config.league import DEFAULTS, entry_of
-from slime_ray.config.points import Point, Search, SearchPart, path_of, value_at
-from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.config.space import Dimension, Scalar
+from slime_ray.config.points import SearchPart
+from slime_ray.config.settings import fingerprint
 from slime_ray.errors import InputError
-from slime_ray.on_ray.search import Observation, StudyFailed, StudySearch
-from slime_ray.runs import results
+from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.runs.instructions import Clone
-from slime_ray.runs.pareto import best_rows, winners
-from slime_ray.runs.redaction import shown_address
-from slime_ray.runs.stability_v1 import STABILITY_VERSION
-from slime_ray.runs.store import copied, is_url
+from slime_ray.runs.pareto import winners
 
-SAME = ("sft_checkpoint", "train_ids", "held_out", "prompts_selection")
-"""Hashes of what trials are trained on and measured by."""
 SEARCH_SEED = 1000
 """Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""
 
@@ -312,146 +298,3 @@ def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Ma
                 f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
                 "Delete its folder to have the trial's own confirmed."
             )
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What is taken over from one run. hashes: of its data, by which it is compared once this run's are known."""
-
-    run: str
-    hashes: dict[str, str]
-    trials: list[Observation]
-    outside: int
-
-    def as_json(self) -> dict[str, Any]:
-        """As the manifest of a run keeps it."""
-        trials = [
-            {"source": one.source, "point": one.point, "values": list(one.values), "excesses": list(one.excesses)}
-            for one in self.trials
-        ]
-        return {"run": self.run, "hashes": self.hashes, "trials": trials, "outside": self.outside}
-
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> "Earlier":
-        """What `as_json` wrote."""
-        trials = [
-            Observation(one["source"], dict(one["point"]), tuple(one["values"]), tuple(one.get("excesses", ())))
-            for one in kept["trials"]
-        ]
-        return cls(kept["run"], dict(kept["hashes"]), trials, kept["outside"])
-
-    def __str__(self) -> str:
-        passed = f"; {self.outside} more lie outside this space" if self.outside else ""
-        return f"{len(self.trials)} trials of {self.run} are known to the search{passed}."
-
-
-def earlier_runs(experiment: Experiment) -> list[Earlier]:
-    """What the runs that `start_from` names have. Raises InputError where one cannot be used, with the reason."""
-    if experiment.search is None:
-        return []
-    return [_read(experiment, experiment.search, one.run, one.best) for one in experiment.search.earlier_runs]
-
-
-def refuse_other_data(earlier: list[Earlier], hashes: Mapping[str, str]) -> None:
-    """Raise InputError where an earlier run had other data, or another SFT checkpoint, than this one."""
-    for one in earlier:
-        for name in SAME:
-            if one.hashes.get(name) != hashes.get(name):
-                raise InputError(
-                    f"start_from: {one.run} had another {name.replace('_', ' ')} than this run has, so its trials say "
-                    "nothing about this one's. Leave it out."
-                )
-
-
-def _read(experiment: Experiment, search: Search, where: str, best: int | None) -> Earlier:
-    shown = shown_address(where) if is_url(where) else where
-    run = _folder(where)
-    manifest = results.read_manifest(run)
-    rows = [row for row in results.finished_trials(run).values() if row.get("phase") == "search"]
-    usable = [row for row in rows if row.get("status") == "completed"]
-    found: list[tuple[Mapping[str, Any], Point]] = []
-    outside = 0
-    for row in usable:
-        _check_measures(experiment, shown, row)
-        point = _point(experiment, search, shown, row)
-        if point is None:
-            outside += 1
-        else:
-            found.append((row, point))
-    if not found:
-        why = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
-        raise InputError(f"start_from: nothing of {shown} can be used: {why}. Widen the space, or leave it out.")
-    chosen = best_rows([row for row, _ in found], experiment.goals, experiment.limits)[:best]
-    points = {row["trial_id"]: point for row, point in found}
-    trials = [
-        Observation(
-            f"{shown}/{row['trial_id']}",
-            points[row["trial_id"]],
-            tuple(float(row[goal]) for goal in experiment.goals),
-            tuple(one.excess(row) for one in experiment.limits),
-        )
-        for row in chosen
-    ]
-    return Earlier(shown, dict(manifest.get("hashes") or {}), trials, outside)
-
-
-def _folder(where: str) -> Path:
-    """The run's folder, or a copy of it."""
-    if not is_url(where):
-        return Path(where).expanduser()
-    return copied(where, skip=(results.CHECKPOINTS, results.MODEL))[0]
-
-
-def _check_measures(experiment: Experiment, shown: str, row: Mapping[str, Any]) -> None:
-    for goal in experiment.goals:
-        if not isinstance(row.get(goal), (int, float)):
-            raise InputError(f"start_from: {shown} has no {goal}, which is a goal here. Leave it out.")
-    measures = {"judge": experiment.settings.judge_identity, "stability_version": STABILITY_VERSION}
-    for name, here in measures.items():
-        if row.get(name) != here and (name != "judge" or "win_rate" in experiment.goals):
-            raise InputError(
-                f"start_from: {shown} was measured with {name} {row.get(name)}, which is {here} here. Leave it out."
-            )
-
-
-def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str, Any]) -> Point | None:
-    """Where in the space a trial of another run lies, None outside; this experiment would compute the same there.
-
-    Raises InputError where it would not.
-    """
-    try:
-        settings = Settings.model_validate_json(row["settings"])
-    except ValidationError:
-        raise InputError(f"start_from: {shown} was written by another version of slime_ray. Leave it out.") from None
-    outside = False
-
-    def pick(name: str, dimension: Dimension) -> Scalar:
-        nonlocal outside
-        try:
-            value = value_at(settings, path_of(name))
-        except KeyError:
-            value = None
-        if not dimension.contains(value):
-            outside = True
-            return dimension.ends[0]
-        return dimension.snap(value)
-
-    point = search.walk(pick)
-    if outside:
-        return None
-    here = lasting(experiment.settings_with(point).model_dump(mode="json"))
-    there = lasting(json.loads(row["settings"]))
-    for path, one, other in _differences(there, here):
-        raise InputError(
-            f"start_from: {row['trial_id']} of {shown} had {path} = {one}, which is {other} here and is not searched: "
-            "its result says nothing about this experiment. Set the same, or leave the run out."
-        )
-    return point
-
-
-def _differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted({*one, *other}):
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
-    elif one != other:
-        yield path, one, other

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +26,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
 from slime_ray.runs.folder import STUDY
 from slime_ray.runs.redaction import redact, redact_sentence, remember
+from slime_ray.runs.warm_start import Observation
 from slime_ray.training.outcome import one_sentence
 
 PAUSED = "paused"
@@ -102,16 +102,6 @@ def _journal(path: Path) -> BaseStorage:
             f"{path} is damaged: {one_sentence(error).rstrip('.')}. Move it away, and give the command with --resume: "
             f"{MADE_AGAIN}."
         ) from None
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A point whose goals are known beforehand. source: where from. excesses: by how much it breaks each constraint."""
-
-    source: str
-    point: Point
-    values: tuple[float, ...]
-    excesses: tuple[float, ...] = ()
 
 
 class StudySearch:

@@ -27,7 +27,7 @@ from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.monitor import Monitor
-from slime_ray.on_ray.plan import Earlier, TrialPlan, earlier_runs, refuse_other_data
+from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.resources import Meter, concurrent_trials
@@ -42,6 +42,7 @@ from slime_ray.runs.instructions import Instructions
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import announce, announced, read_status, write_status
 from slime_ray.runs.store import RunStore
+from slime_ray.runs.warm_start import EarlierRun, earlier_runs, refuse_other_data
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -150,7 +151,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
     made = prepare_on_cluster(experiment, place, sweep.console)
     refuse_other_stages(run, manifest, made["hashes"])
     manifest |= made
-    earlier = [Earlier.from_json(one) for one in manifest["earlier"]]
+    earlier = [EarlierRun.from_json(one) for one in manifest["earlier"]]
     refuse_other_data(earlier, manifest["hashes"])
     for one in earlier:
         print_line(sweep.console, str(one))
@@ -262,7 +263,7 @@ def _plan(sweep: Sweep) -> TrialPlan:
     }
     studies: dict[str, StudySearch] = {}
     lost, study = lost_values(run, rows), sweep.manifest["study"]["name"]
-    observed = [trial for one in sweep.manifest["earlier"] for trial in Earlier.from_json(one).trials]
+    observed = [trial for one in sweep.manifest["earlier"] for trial in EarlierRun.from_json(one).trials]
     for part in experiment.searches:
         if memory is None:
             break
