@@ -35,11 +35,6 @@ class RenderedPair:
     lost: tuple[tuple[str, LostText], ...] = ()
 
 
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> list[int]:
-    """Token ids of a conversation up to the answer. Raises InputError where it cannot be rendered."""
-    return render_prompts(tokenizer, [messages])[0]
-
-
 def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Messages]) -> list[list[int]]:
     """Token ids of conversations up to the answer. Raises InputError where one cannot be rendered."""
     renderer = ChatRenderer(tokenizer)
@@ -51,16 +46,6 @@ def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Messa
                 "it or the chat template."
             )
     return renderer.encode([text for text in texts if isinstance(text, str)])
-
-
-def render_pair(
-    tokenizer: "PreTrainedTokenizerBase", *, prompt: Messages, chosen: Messages, rejected: Messages
-) -> RenderedPair:
-    """Token ids of one pair at full length. Raises InputError where the template refuses it."""
-    pair = render_pairs(ChatRenderer(tokenizer), [prompt], [chosen], [rejected])[0]
-    if isinstance(pair, Refusal):
-        raise InputError(f"This pair cannot be rendered: {pair.reason}. Change it or the chat template.")
-    return pair
 
 
 def render_pairs(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from slime_ray.data.chat_template import resolve_chat_template, stop_token_ids, template_hash
-from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.tokenizing import tokenize_pairs
 from slime_ray.errors import InputError
+from tests.rendered import render_pair, render_prompt
 
 from .chat import END, FAMILIES, SHORT, TALK, TEMPLATES, pair, say, sentencepiece_like, simple
 

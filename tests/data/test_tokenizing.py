@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_ray.data.pairs import ID_COLUMNS
-from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.splits import prompt_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenize_sft, tokenized_hash
 from slime_ray.errors import InputError
+from tests.rendered import render_pair, render_prompt
 
 from .chat import FAMILIES, SHORT, TALK, pair, say
 

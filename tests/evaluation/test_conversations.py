@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from slime_ray.config.settings import Decoding
-from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, as_asked, ask
@@ -14,6 +13,7 @@ from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.judges import Judge
 from slime_ray.evaluation.win_rate import Comparison, win_rate
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from tests.rendered import render_prompt
 
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from slime_ray.config.settings import Decoding, Lora
-from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import Answer, generate_answers
@@ -16,6 +15,7 @@ from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.world import World
 from tests.model.conftest import CONFIGS, double_model
 from tests.model.families import tiny_family
+from tests.rendered import render_prompt
 
 TASK = load_task("arithmetic")
 TOKENIZER = tiny_tokenizer(TASK)

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from slime_ray.config.judge import lasting
 from slime_ray.config.settings import Decoding, Lora, Settings
-from slime_ray.data.rendering import render_prompt
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import RunError
 from slime_ray.evaluation import served
@@ -20,6 +19,7 @@ from slime_ray.evaluation.served import Served, answering
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
+from tests.rendered import render_prompt
 
 from .answer_server import BASE, KEY, VARIABLE, Call, completion, model_server, settings
 

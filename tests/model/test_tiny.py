@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slime_ray.data.chat_template import stop_token_ids
-from slime_ray.data.rendering import render_pair, render_prompt
 from slime_ray.data.tasks import TASKS, Task
 from slime_ray.model.tiny import CONTEXT, SPECIAL_TOKENS, tiny_model, tiny_tokenizer
+from tests.rendered import render_pair, render_prompt
 
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
