@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now, threads
+from slime_ray.config.evaluation import Decoding
 from slime_ray.config.presets import preset_base
-from slime_ray.config.settings import Decoding
 from slime_ray.data.tasks import load_task
 from slime_ray.data.tokenizing import tokenize_prompts
 from slime_ray.evaluation.generate import generate_answers

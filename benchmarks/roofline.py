@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from slime_ray.bench.machine import Say
-from slime_ray.config.settings import Lora, Model
+from slime_ray.config.model import Lora, Model
 from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
 from slime_ray.model.footprint import SHALLOW, Footprint, footprint
 from slime_ray.planning.tables import table

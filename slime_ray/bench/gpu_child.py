@@ -147,7 +147,7 @@ def _case(sizes: Sizes, dtype: str | None = None) -> Case:
 
 def memory(case: str, sizes: Sizes) -> list[Row]:
     """The highest point of a row's step, and what a plan says of it."""
-    from slime_ray.config.settings import Lora, Model
+    from slime_ray.config.model import Lora, Model
     from slime_ray.model.footprint import Footprint, fill_row
 
     shape, rows = SHAPES[sizes.shape], []

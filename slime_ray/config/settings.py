@@ -6,11 +6,9 @@ Fixed and searched values share this schema: a searched knob is a path into it, 
 import dataclasses
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,149 +21,16 @@ from pydantic import (
     model_validator,
 )
 
-from slime_ray.config.adapters import kept_adapter
 from slime_ray.config.arguments import TrainerArguments
 from slime_ray.config.data_source import DataSource, Train
-from slime_ray.config.judge import Exact, JudgeSettings, NamedJudge, NoJudge, address, client_lack, variable
+from slime_ray.config.evaluation import Evaluation, Sentinel
+from slime_ray.config.judge import Exact, JudgeSettings
 from slime_ray.config.metrics import Estimate, Way
-from slime_ray.config.strict import EMBEDDED, Fraction, Located, Positive, Seed, Strict, fingerprint, located
+from slime_ray.config.model import Lora, Model
+from slime_ray.config.strict import EMBEDDED, Fraction, Positive, Seed, Strict, fingerprint
 from slime_ray.objectives import OBJECTIVES, Objective, find_objective
 
 __all__ = ["EMBEDDED", "Positive", "Settings", "Strict", "fingerprint"]
-
-
-def _located_template(value: str) -> str:
-    """A chat template's file by its absolute path; it may also be the name of a shipped one."""
-    return located(value) if value.endswith(".jinja") else value
-
-
-Temperature = Annotated[float, Field(ge=0)]
-KEEP = "keep"
-ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ALL_LINEAR = "all-linear"
-
-
-def _layers(value: Any) -> Any:
-    """Names of layers, which a single word is not."""
-    if isinstance(value, str) and value != ALL_LINEAR:
-        raise ValueError(f"{value!r} is no list of layers. Give [{value}], or {ALL_LINEAR}")
-    return value
-
-
-class Lora(Strict):
-    """Low-rank adapters on the linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
-
-    rank: Positive = 64
-    """Rank of the two factors that are added to each weight."""
-    alpha: Annotated[float, Field(gt=0)] = 128.0
-    """The update is scaled by `alpha / rank`."""
-    rslora: bool = False
-    """Whether it is scaled by `alpha / sqrt(rank)` instead (Kalajdzievski 2023), which keeps high ranks learning."""
-    dora: bool = False
-    """Whether magnitude and direction of each weight are trained apart (DoRA, Liu et al. 2024). Slower than LoRA."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a layer's input that the adapters do not see in training."""
-    targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
-    """Names of the linear layers that have them, or `all-linear` for every one of the text decoder. The default is
-    attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
-    train_head: bool = False
-    """Whether the output head is trained in full, beside the adapters."""
-    kept: bool = False
-    """Whether these are the settings of the adapter that `model.source` is, which goes on being trained instead of
-    being merged. Written as `lora: keep`."""
-
-
-def _lora_by_name(value: Any) -> Any:
-    """`keep` has been replaced by what it stands for, where the adapter is known."""
-    if isinstance(value, str):
-        raise ValueError(f"{value!r} is neither settings of adapters nor keep")
-    return value
-
-
-def _dtype(value: Any) -> Any:
-    if value == "float16":
-        raise ValueError(
-            "float16 holds no gradient below 6e-8 and nothing above 65504, and losses are not scaled here. Give "
-            "bfloat16, which has the range of float32, or float32"
-        )
-    return value
-
-
-class Model(Strict):
-    """The pretrained model."""
-
-    source: Located
-    """A folder with `config.json` and safetensors, or of an adapter of peft's, which is merged into its base; a .gguf
-    file, a Hub id, or `embedded/arithmetic` or `embedded/notes` for a tiny one."""
-    tokenizer: Located | None = None
-    """Folder or Hub id of the tokenizer and its chat template, such as an instruction-tuned sibling; null is
-    `source`'s own."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub; null is its main branch."""
-    gguf_file: str | None = None
-    """Name of the .gguf file, where `source` is a folder or repository that has one; needs the extra `gguf`."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may run. Only for repositories that you trust."""
-    dtype: Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)] = "float32"
-    """Of the forward pass and of frozen weights. What is trained is held in float32."""
-    chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
-    """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
-    lora: Annotated[
-        Lora | None, BeforeValidator(_lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
-    ] = None
-    """Adapters that are trained; null trains every weight. `keep` goes on training the adapter that `source` is, with
-    its own rank, scale and targets."""
-    dropout: bool = False
-    """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
-    attention: Literal["auto", "segments", "varlen"] = "auto"
-    """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
-    varlen where it can."""
-    fused: bool = True
-    """Whether norms, gated activations, rotary embedding and the head's softmax are compiled on a GPU; for the Llama,
-    Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
-    chunk_logits: Positive | None = None
-    """Logits alive at a time, positions times vocabulary; null is right for the device."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("lora") == KEEP:
-            return {**values, "lora": kept_adapter(located(str(values.get("source"))))}
-        return values
-
-    @model_validator(mode="after")
-    def _as_its_adapter(self) -> "Model":
-        # Where results are read the adapter may be gone.
-        if self.kept and Path(self.source).exists() and (own := Lora(**kept_adapter(self.source))) != self.lora:
-            raise ValueError(
-                f"lora.kept is true, and other settings were given than those of the adapter {self.source}, which has "
-                f"{own.model_dump()}. Leave them out, or set kept: false for new adapters on the merged model"
-            )
-        return self
-
-    @property
-    def kept(self) -> bool:
-        """Whether an adapter goes on being trained."""
-        return self.lora is not None and self.lora.kept
-
-    def float32_cost(self, gpu: str) -> str | None:
-        """Say what float32 costs on a GPU that could compute in bfloat16; None in bfloat16 and for embedded models."""
-        if self.dtype != "float32" or self.task:
-            return None
-        return (
-            f"On {gpu}, model.dtype float32 takes twice the memory and computes several times slower than bfloat16. "
-            "Set model.dtype: bfloat16; what is trained stays in float32."
-        )
-
-    @property
-    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
-        """Of the weights in memory. What is trained is held in float32: an update is far below a bfloat16 step."""
-        return self.dtype if self.lora else "float32"
-
-    @property
-    def task(self) -> str | None:
-        """Name of the embedded task whose tiny model this is, or None for a real model."""
-        return self.source.removeprefix(EMBEDDED) if self.source.startswith(EMBEDDED) else None
 
 
 ROW_MARGIN = 0.9
@@ -317,116 +182,6 @@ class Training(Schedule):
                 "keep: last"
             )
         return self
-
-
-class Decoding(Strict):
-    """How answers are drawn. One decoding configuration serves every cell of a table."""
-
-    temperature: Temperature = 1.0
-    """0 takes the likeliest token."""
-    temperatures: dict[str, Temperature] = {}
-    """Instead of it, for the categories of `evaluation.questions` that are named."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Answers are drawn from the likeliest tokens that make up this share."""
-    max_new_tokens: Positive = 512
-    """Of an answer. One that gets there without an end counts as broken."""
-    batch: Positive | None = None
-    """Answers at a time; null is 256 on a GPU and 64 elsewhere. With a temperature above 0 another batch draws other
-    answers. A batch that does not fit the memory is answered in halves, which is logged."""
-    engine: Literal["generate", "continuous"] = "generate"
-    """How they are drawn here: batch by batch, or by transformers' continuous batching, where a finished answer makes
-    room for the next. `batch` does not matter to the latter, and its random draws are others."""
-
-    def batch_on(self, *, gpu: bool) -> int:
-        """Answers at a time on a device."""
-        return self.batch or (256 if gpu else 64)
-
-    def temperature_of(self, category: str | None) -> float:
-        """The temperature of answers to questions of one category; None is that of questions without any."""
-        return self.temperature if category is None else self.temperatures.get(category, self.temperature)
-
-
-class Sentinel(Strict):
-    """Watches for collapse at every evaluation during training, by the parts of stability-v1 as they stand then."""
-
-    action: Literal["warn", "stop", "none"] = "warn"
-    """What an alarm does: `stop` ends the training there and measures the policy as it is, `none` watches nothing."""
-    tolerances: Annotated[float, Field(gt=0)] = 3.0
-    """How many of its tolerances a part has to be beyond."""
-    prompts: Positive = 32
-    """Selection prompts that are answered each time."""
-    judge: bool | None = None
-    """Whether these answers are judged as well, which early stopping by the win rate needs; null is where that costs
-    nothing, which is the exact judge."""
-
-
-class AnswerServer(Strict):
-    """An OpenAI-compatible server of the SFT checkpoint. It loads each trial's adapter and gives the answers."""
-
-    name: Literal["openai"] = "openai"
-    model: str
-    """What the server calls the SFT checkpoint."""
-    base_url: Annotated[str, AfterValidator(address)] = "http://localhost:8000/v1"
-    """Of the server."""
-    server: Literal["vllm", "sglang"] = "vllm"
-    """Whose calls load and unload adapters."""
-    api_key_env: Annotated[str, AfterValidator(variable)] | None = None
-    """Name of the environment variable that holds the key; null where none is asked for."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Of one request."""
-    deadline_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    """Of one set of answers, with everything that is tried again."""
-    concurrency: Positive = 256
-    """Requests at a time, of each trial."""
-
-    @property
-    def identity(self) -> list[str]:
-        """What answers follow from, besides the policy and the decoding."""
-        return [self.name, self.server, self.model]
-
-    def lacks(self) -> str | None:
-        """What this machine lacks to ask it, as a sentence with the way out."""
-        return client_lack("evaluation.engine", self.name, self.api_key_env)
-
-
-class Retention(Strict):
-    """What the SFT checkpoint could do besides, and whether the policy still can."""
-
-    prompts: Located
-    """A file of questions that test it, in any form that `evaluation.questions` takes."""
-    scorer: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    """`package.module:function` of the last user message and an answer, importable where trials run; it returns a
-    number, higher is better."""
-
-
-class Evaluation(Strict):
-    """Win rate against the SFT checkpoint's answers, and stability-v1."""
-
-    judge: NamedJudge = NoJudge()
-    """Who compares answers. `none` and `exact` may stand by their name alone; a list of judges is a panel."""
-    questions: Located | None = None
-    """A file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of `prompts` ones
-    from the data."""
-    prompts: Positive = 512
-    """Report prompts, which arms and confirmed winners answer."""
-    selection_prompts: Positive = 256
-    """Prompts that guide the search, none of them a report prompt."""
-    judge_first: Positive | None = None
-    """Selection prompts on which a trial of the search is judged first; on the others only where it can still be on
-    the front. Null judges all of them."""
-    kl_prompts: Positive = 64
-    """Prompts on whose answers the KL divergence to the SFT checkpoint is measured."""
-    decoding: Decoding = Decoding()
-    """How answers are drawn."""
-    engine: AnswerServer | None = None
-    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
-    sentinel's few answers are always drawn there, for the server has no adapter during training."""
-    retention: Retention | None = None
-    """Prompts of their own on which the column `retention` is measured; null measures none."""
-
-    def lacks(self) -> str | None:
-        """What this machine lacks to judge and to ask the server, as a sentence with the way out."""
-        return self.judge.lacks() or (self.engine.lacks() if self.engine else None)
 
 
 def _objective_schema(name: str, objective: type) -> type[BaseModel]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from slime_ray.config.settings import Data, Evaluation
+from slime_ray.config.evaluation import Evaluation
+from slime_ray.config.settings import Data
 from slime_ray.data.forms import Messages
 from slime_ray.data.mixture import read_mixture
 from slime_ray.data.splits import split_pairs, split_prompts

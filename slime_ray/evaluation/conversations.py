@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from slime_ray.config.settings import Decoding
+from slime_ray.config.evaluation import Decoding
 from slime_ray.data.forms import Messages
 from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tokenizing import TruncationReport

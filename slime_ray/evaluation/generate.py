@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from slime_ray.config.settings import Decoding
+from slime_ray.config.evaluation import Decoding
 from slime_ray.errors import is_memory_error
 from slime_ray.evaluation.continuous import continuous_batching
 from slime_ray.model.logprobs import Policy

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import torch
 
-from slime_ray.config.settings import AnswerServer, Decoding
+from slime_ray.config.evaluation import AnswerServer, Decoding
 from slime_ray.errors import RunError
 from slime_ray.evaluation.generate import Answer, answer_of, seed_of
 from slime_ray.evaluation.judges.asking import ask_all

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from slime_ray.config.settings import ROW_MARGIN, Model, Settings
+from slime_ray.config.model import Model
+from slime_ray.config.settings import ROW_MARGIN, Settings
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, Lengths, Sizes, linear_flops, sizes_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slime_ray.config.settings import Model
+from slime_ray.config.model import Model
 from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from slime_ray.config.settings import ALL_LINEAR, ATTENTION_AND_MLP, Lora
+from slime_ray.config.model import ALL_LINEAR, ATTENTION_AND_MLP, Lora
 from slime_ray.errors import InputError
 from slime_ray.model.decoder import decoder_of
 

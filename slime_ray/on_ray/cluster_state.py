@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import ray
 
+from slime_ray.config.evaluation import Evaluation
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import JudgeSettings, NoJudge
-from slime_ray.config.settings import Evaluation
 from slime_ray.config.trackers import Tracker, lacks
 from slime_ray.errors import InputError
 from slime_ray.model.parts import fault_of

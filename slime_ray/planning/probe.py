@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 
+from slime_ray.config.evaluation import Decoding
 from slime_ray.config.judge import JudgeSettings, Llm, RewardModel
-from slime_ray.config.settings import Decoding, Schedule, Settings
+from slime_ray.config.settings import Schedule, Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out

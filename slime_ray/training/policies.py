@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slime_ray.config.settings import Model, Settings
+from slime_ray.config.model import Model
+from slime_ray.config.settings import Settings
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from slime_ray.config.settings import Model, Settings
+from slime_ray.config.model import Model
+from slime_ray.config.settings import Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_kept, load_model, make_policy

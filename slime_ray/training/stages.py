@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
-from slime_ray.config.settings import Data, Model, Settings, fingerprint
+from slime_ray.config.model import Model
+from slime_ray.config.settings import Data, Settings, fingerprint
 from slime_ray.data import tasks
 from slime_ray.data.chat_template import stop_token_ids, template_hash
 from slime_ray.data.corpus import load_corpus

@@ -13,8 +13,9 @@ from slime_ray.config.complaints import FOREIGN
 from slime_ray.config.experiment import with_values
 from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
 from slime_ray.config.experiment_keys import ExperimentKeys
+from slime_ray.config.model import Lora
 from slime_ray.config.presets import preset_base, preset_names
-from slime_ray.config.settings import Lora, Settings
+from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension, Requirement
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError

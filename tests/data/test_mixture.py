@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset, interleave_datasets
 from pydantic import ValidationError
 
-from slime_ray.config.settings import Data, Evaluation
+from slime_ray.config.evaluation import Evaluation
+from slime_ray.config.settings import Data
 from slime_ray.data.corpus import load_corpus
 from slime_ray.data.mixture import mix_pairs, read_mixture
 from slime_ray.data.preferences import read_preferences

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_ray.config.settings import AnswerServer
+from slime_ray.config.evaluation import AnswerServer
 
 BASE = "base"
 VARIABLE, KEY = "ANSWER_SERVER_KEY", "sk-answers-0123456789"

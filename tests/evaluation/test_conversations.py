@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.config.settings import Decoding
+from slime_ray.config.evaluation import Decoding
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, as_asked, ask

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from slime_ray.config.settings import Decoding, Lora
+from slime_ray.config.evaluation import Decoding
+from slime_ray.config.model import Lora
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import Answer, generate_answers

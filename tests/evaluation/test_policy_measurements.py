@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from slime_ray.config.settings import Decoding, Lora
+from slime_ray.config.evaluation import Decoding
+from slime_ray.config.model import Lora
 from slime_ray.data.pairs import TokenPair
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.generate import generate_answers

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from slime_ray.cli import main
+from slime_ray.config.evaluation import Decoding
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
-from slime_ray.config.settings import Decoding
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.evaluation.questions import check_questions, load_questions

@@ -9,8 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from slime_ray.config.evaluation import Decoding
 from slime_ray.config.judge import lasting
-from slime_ray.config.settings import Decoding, Lora, Settings
+from slime_ray.config.model import Lora
+from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import RunError
 from slime_ray.evaluation import served

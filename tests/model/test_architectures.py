@@ -14,7 +14,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from slime_ray.config.settings import Decoding, Model, Schedule
+from slime_ray.config.evaluation import Decoding
+from slime_ray.config.model import Model
+from slime_ray.config.settings import Schedule
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError

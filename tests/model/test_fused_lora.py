@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
 from torch import nn
 
-from slime_ray.config.settings import Lora
+from slime_ray.config.model import Lora
 from slime_ray.model.fused_lora import FusedLinear, fuse_lora
 from slime_ray.model.lora import add_lora
 

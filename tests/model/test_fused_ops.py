@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, MistralConfig, Phi3Config, Qwen2Config
 
-from slime_ray.config.settings import Lora
+from slime_ray.config.model import Lora
 from slime_ray.data.packing import pack
 from slime_ray.model import fused_ops
 from slime_ray.model.fused_ops import GRAPHS, fuse

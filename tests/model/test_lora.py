@@ -26,7 +26,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from slime_ray.config.settings import Lora
+from slime_ray.config.model import Lora
 from slime_ray.errors import InputError
 from slime_ray.model.fused_lora import fuse_lora
 from slime_ray.model.lora import add_lora, find_adapted

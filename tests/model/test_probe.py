@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GptOssPreTrainedModel, LlamaForCausalLM
 
-from slime_ray.config.settings import Lora
+from slime_ray.config.model import Lora
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
 from slime_ray.model import attention

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2_5_VLConfig,
 )
 
-from slime_ray.config.settings import Lora, Model
+from slime_ray.config.model import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.footprint import footprint

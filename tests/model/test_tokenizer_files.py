@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slime_ray.config.settings import Model
+from slime_ray.config.model import Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model import loading

@@ -17,7 +17,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from slime_ray.config.settings import Lora
+from slime_ray.config.model import Lora
 from slime_ray.errors import InputError
 from slime_ray.model.lora import add_lora
 from slime_ray.model.train_mode import checkpoint_layers, configured_dropout, set_train_mode

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slime_ray.config.settings import Model
+from slime_ray.config.model import Model
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model
 

@@ -9,7 +9,7 @@ from slime_ray.bench.lengths import draw_workload, find_source
 from slime_ray.bench.options import RECIPES
 from slime_ray.bench.recipes import layout_of
 from slime_ray.bench.stepper import Stepper
-from slime_ray.config.settings import Lora, Model
+from slime_ray.config.model import Lora, Model
 from slime_ray.model.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
 from slime_ray.model.footprint import footprint
 

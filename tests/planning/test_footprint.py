@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from slime_ray.bench.cases import SHAPES
-from slime_ray.config.settings import Lora, Model
+from slime_ray.config.model import Lora, Model
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError

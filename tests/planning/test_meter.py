@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from slime_ray.config.settings import Lora, Model
+from slime_ray.config.model import Lora, Model
 from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
 from slime_ray.model.footprint import footprint
 from slime_ray.model.meter import Meter, strip, without_data

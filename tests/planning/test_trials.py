@@ -13,7 +13,7 @@ from slime_ray.on_ray import plan
 from slime_ray.planning.estimate import schedule
 from slime_ray.planning.trials import SEARCH_SEED, WHOLE, groups_of, shortened
 from slime_ray.planning.work import CURVE_PAIRS
-from slime_ray.training.loop import Measurements
+from slime_ray.training import loop
 
 from .conftest import TINY
 
@@ -111,7 +111,7 @@ def test_a_schedule_takes_between_its_share_and_all_of_it(jobs, slots):
 
 def test_what_is_repeated_to_load_neither_torch_nor_ray_is_what_it_is_there():
     assert SEARCH_SEED == plan.SEARCH_SEED
-    assert Measurements.CURVE_PAIRS == CURVE_PAIRS
+    assert loop.CURVE_PAIRS == CURVE_PAIRS
 
 
 def test_a_schedule_by_hand():

@@ -149,7 +149,7 @@ def test_an_error_of_the_model_library_names_no_trial_either(experiment, storage
     def fails(*arguments: Any, **options: Any) -> None:
         raise SafetensorError("Error while deserializing header: incomplete metadata, file not fully covered")
 
-    monkeypatch.setattr(worker, "load_checkpoint", fails)
+    monkeypatch.setattr(worker, "load_start", fails)
     with pytest.raises(Paused, match="could not be used: SafetensorError: Error while deserializing"):
         run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing)
     assert results.finished_trials(tmp_path) == {}

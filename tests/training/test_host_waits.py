@@ -12,7 +12,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, TrainingArguments
 
-from slime_ray.config.settings import Lora, Schedule
+from slime_ray.config.model import Lora
+from slime_ray.config.settings import Schedule
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import DpoObjective, SlimeObjective

@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.settings import Model, Settings
+from slime_ray.config.model import Model
+from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_model

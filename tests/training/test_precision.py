@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Trainin
 
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.model import ATTENTION_AND_MLP, Lora, Model
 from slime_ray.config.presets import preset_base
-from slime_ray.config.settings import ATTENTION_AND_MLP, Lora, Model, Schedule
+from slime_ray.config.settings import Schedule
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.held_out import measure_held_out

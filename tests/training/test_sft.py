@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from slime_ray.config.settings import Decoding, Lora, Settings
+from slime_ray.config.evaluation import Decoding
+from slime_ray.config.model import Lora
+from slime_ray.config.settings import Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.evaluation.generate import generate_answers

@@ -20,7 +20,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from slime_ray.config.settings import Lora, Schedule
+from slime_ray.config.model import Lora
+from slime_ray.config.settings import Schedule
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy

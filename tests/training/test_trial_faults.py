@@ -229,7 +229,7 @@ def test_a_trial_whose_gpu_failed_once_comes_to_what_it_would_have(experiment, s
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(worker, "prepare"), (worker, "load_checkpoint"), (loop, "measure_held_out"), (worker, "judge_prompts")],
+    [(worker, "prepare"), (worker, "load_start"), (loop, "measure_held_out"), (worker, "judge_prompts")],
 )
 def test_it_does_so_wherever_it_fails_and_whatever_the_error_became(
     experiment, storage, tmp_path, monkeypatch, module, name

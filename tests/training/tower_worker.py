@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Gemma3Config
 
-from slime_ray.config.settings import Lora, Model, Schedule
+from slime_ray.config.model import Lora, Model
+from slime_ray.config.settings import Schedule
 from slime_ray.model.loading import make_policy
 from slime_ray.model.lora import make_trainable
 from slime_ray.objectives import SlimeObjective

@@ -18,8 +18,8 @@ from concurrent.futures import CancelledError
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+from slime_ray.config.evaluation import AnswerServer
 from slime_ray.config.judge import Llm
-from slime_ray.config.settings import AnswerServer
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.replies import PASSING, Failure, printable, read_reply
 from slime_ray.evaluation.verdict_cache import Reply
