@@ -55,7 +55,7 @@ class Lora(Strict):
     being merged. Written as `lora: keep`."""
 
 
-def _lora_by_name(value: Any) -> Any:
+def lora_by_name(value: Any) -> Any:
     """`keep` has been replaced by what it stands for, where the adapter is known."""
     if isinstance(value, str):
         raise ValueError(f"{value!r} is neither settings of adapters nor keep")
@@ -91,7 +91,7 @@ class Model(Strict):
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
     lora: Annotated[
-        Lora | None, BeforeValidator(_lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
+        Lora | None, BeforeValidator(lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
     ] = None
     """Adapters that are trained; null trains every weight. `keep` goes on training the adapter that `source` is, with
     its own rank, scale and targets."""
