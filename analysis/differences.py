@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 LEAST_COMMON = 0.25
 """Of answers that share less than this of their words nothing is marked: it would be nearly everything."""
 MOST_PAIRS = 20_000
-"""Equal words, counted in pairs, up to which two answers are compared: beyond it one repeats itself, and it takes seconds."""
+"""Equal words, in pairs, up to which answers are compared: beyond it they repeat themselves, which takes long."""
 Spans = list[list[int]]
 """Where each stretch that the other text lacks begins and ends, in characters."""
 

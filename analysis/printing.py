@@ -16,6 +16,8 @@ ABSENT = "–"
 """What a cell says where there is no number."""
 
 NAMES = 10
+SHORT = 12
+"""Letters up to which the page never breaks a column's texts."""
 Mark = Literal["", "best", "second"]
 Sentences = tuple[list[str], list[str]]
 """What is open, and what can be said."""
@@ -48,7 +50,7 @@ class Column:
 
     keep: where the page is too narrow the terminal leaves out the columns with the lowest value first. From NAMES on a
     column says which row it is, and is never cut. words: the head on the page, where the short one needs a legend.
-    group: on the page all columns of a group are one with this head, at the place of the first, and each cell a small
+    group: on the page all columns of a group are one with this head, at the place of the last, and each cell a small
     bar of its share in `bars`, from 0 to 1.
     """
 
@@ -134,8 +136,8 @@ class Table:
     def html(self) -> str:
         """A <table> whose heads and first cells say what they head; every text escaped. The notes are the page's."""
         columns = self._printed()
-        shown = [column for column in columns if not column.group or column is _group(columns, column)[0]]
-        kinds = ["" if column.numeric and not column.group else ' class="text"' for column in shown]
+        shown = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
+        kinds = [_kind(column) for column in shown]
 
         def line(scope: str, cells: list[str]) -> str:
             tags = [f'th scope="{scope}"' if scope == "col" or place == 0 else "td" for place in range(len(cells))]
@@ -274,6 +276,13 @@ def _text_row(cells: list[str], columns: list[Column]) -> str:
         fill = " " * (_column_width(column) - cell_len(cell))
         padded.append(fill + cell if column.numeric else cell + fill)
     return "  ".join(padded).rstrip()
+
+
+def _kind(column: Column) -> str:
+    if column.group or not column.numeric:
+        short = not column.group and max(map(len, column.cells), default=0) <= SHORT
+        return ' class="text short"' if short else ' class="text"'
+    return ""
 
 
 def _breakable(head: str) -> str:
