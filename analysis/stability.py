@@ -282,7 +282,8 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen. What "
             "chance adds to H, B and L is taken out of S and of their lower ends; C, B and T allow for what was not "
             "seen. The interval of S is of these trainings: one without any spike counts as such.",
-            "U % to T %: the part's share of the damage, the sum of (x/h)². seeds: the lowest and the highest S.",
+            "U % to T %, small bars on the page: the part's share of the damage, the sum of (x/h)². "
+            "seeds: the lowest and the highest S.",
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
