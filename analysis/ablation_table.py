@@ -171,6 +171,7 @@ def _row(
         **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
+        **{f"{name}_share": known.get(f"{name}_share", np.nan) for name in PARTS},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
@@ -224,7 +225,7 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
     terms.sort(key=lambda term: (TERMS.index(term) if term in TERMS else len(TERMS), term))
     tested = (
         Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
-        Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5),
+        Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5, words="effect size d_z"),
     )
     by_score = found.metric == "stability"
     return (
@@ -235,12 +236,22 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
-        Column("S", cells(frame, stability.stability_cell), keep=7),
+        Column("S", cells(frame, stability.stability_cell), keep=7, words="stability S"),
         Column("S difference", interval_cells(frame, "stability_difference"), keep=7),
         *(tested if by_score else ()),
         *stability.part_columns(frame, keep=3),
-        Column("past m_h %", numbers(frame, PAST, 0, scale=100), keep=2),
-        *(Column(f"{term} grad. %", numbers(frame, SHARE + term, 0, scale=100), keep=1) for term in terms),
+        Column("past m_h %", numbers(frame, PAST, 0, scale=100), keep=2, words="past the hard margin %"),
+        *(
+            Column(
+                f"{term} grad. %",
+                numbers(frame, SHARE + term, 0, scale=100),
+                keep=1,
+                words=f"{term} %",
+                group="gradient by term",
+                bars=tuple(frame.get(SHARE + term, pd.Series(np.nan, frame.index))),
+            )
+            for term in terms
+        ),
         Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
     )
 

@@ -159,9 +159,9 @@ def compare(runs: Sequence[Run]) -> Table:
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
             Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100), keep=9),
             Column("stability S [95 %]", cells(frame, stability.stability_cell), keep=9),
-            Column("K", numbers(frame, "kl_to_sft", 3), keep=5),
+            Column("K", numbers(frame, "kl_to_sft", 3), keep=5, words="KL to SFT K"),
             Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
-            Column("acc. %", numbers(frame, "preference_accuracy", 1, scale=100), keep=6),
+            Column("acc. %", numbers(frame, "preference_accuracy", 1, scale=100), keep=6, words="accuracy %"),
         ),
         remarks=tuple(frame["note"]),
     )

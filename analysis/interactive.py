@@ -14,6 +14,7 @@ import pandas as pd
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
+from .differences import differing
 from .figures import front_corners, limits
 from .front import outcomes_of
 from .knobs import keeping
@@ -52,22 +53,26 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
     return None
 
 
-def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, str]]]:
+def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, Any]]]:
     """By trial its first answers in the order of their prompts' ids, each at most so many characters long."""
     first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
-    pairs: dict[str, list[dict[str, str]]] = {}
+    pairs: dict[str, list[dict[str, Any]]] = {}
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
         pairs.setdefault(row["trial_id"], []).append(_pair(row, longest))
     return pairs
 
 
-def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, str]:
+def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, Any]:
     words = {1.0: "wins", 0.5: "ties", 0.0: "loses", 0.25: "ties and loses", 0.75: "wins and ties"}
     outcome = row["outcome"]
+    answer, baseline = (_cut(row[name], longest) for name in ("answer", "baseline_answer"))
+    added, gone = differing(answer, baseline)
     return {
         "prompt": _prompt(row["prompt"]),
-        "answer": _cut(row["answer"], longest),
-        "baseline": _cut(row["baseline_answer"], longest),
+        "answer": answer,
+        "baseline": baseline,
+        "added": added,
+        "gone": gone,
         "verdict": "no verdict" if pd.isna(outcome) else words.get(outcome, str(outcome)),
         "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
         "baseline_broken": "broken" if row["baseline_broken"] is True else "",

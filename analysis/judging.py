@@ -255,12 +255,18 @@ def judging(run: results.Run, main: Table) -> Table:
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             *((Column("judge", tuple(frame["judge"]), numeric=False, keep=10),) if "judge" in frame else ()),
-            *(
-                Column(f"{head} % [95 %]", interval_cells(frame, name, 1, scale=100))
-                for head, name in (("win rate", "win_rate"), ("W_AH", "arena_hard"))
+            Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100)),
+            Column(
+                "W_AH % [95 %]",
+                interval_cells(frame, "arena_hard", 1, scale=100),
+                words="as Arena-Hard counts, W_AH % [95 %]",
             ),
-            Column("LC % [95 %]", _length_controlled_cells(frame)),
-            Column("SC % [95 %]", interval_cells(frame, "style_controlled", 1, scale=100)),
+            Column("LC % [95 %]", _length_controlled_cells(frame), words="length-controlled, LC % [95 %]"),
+            Column(
+                "SC % [95 %]",
+                interval_cells(frame, "style_controlled", 1, scale=100),
+                words="style-controlled, SC % [95 %]",
+            ),
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),

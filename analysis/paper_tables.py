@@ -163,9 +163,14 @@ def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: s
         short = f"{model} " if len(models) > 1 else "theirs: "
         less = numbers(frame, f"{model} difference", 1, signed=True)
         columns += [
-            Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4),
-            Column(f"{short}AH {AS_PRINTED}", interval_cells(frame, f"{model} arena_hard", 1), keep=6),
-            Column(f"{short}AH difference", less, keep=5),
+            Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4, words=f"{short}MT-Bench"),
+            Column(
+                f"{short}AH {AS_PRINTED}",
+                interval_cells(frame, f"{model} arena_hard", 1),
+                keep=6,
+                words=f"{short}Arena-Hard {AS_PRINTED}",
+            ),
+            Column(f"{short}AH difference", less, keep=5, words=f"{short}Arena-Hard difference"),
         ]
     for center in centers:
         short = f"ours, {center}: " if len(centers) > 1 else "ours: "

@@ -5,7 +5,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,8 @@ ABSENT = "–"
 """What a cell says where there is no number."""
 
 NAMES = 10
+SHORT = 12
+"""Letters up to which the page never breaks a column's texts."""
 Mark = Literal["", "best", "second"]
 Sentences = tuple[list[str], list[str]]
 """What is open, and what can be said."""
@@ -47,7 +49,9 @@ class Column:
     """One printed column: its head, one text and one mark per row.
 
     keep: where the page is too narrow the terminal leaves out the columns with the lowest value first. From NAMES on a
-    column says which row it is, and is never cut.
+    column says which row it is, and is never cut. words: the head on the page, where the short one needs a legend.
+    group: on the page all columns of a group are one with this head, at the place of the last, and each cell a small
+    bar of its share in `bars`, from 0 to 1.
     """
 
     head: str
@@ -55,6 +59,9 @@ class Column:
     marks: tuple[Mark, ...] = ()
     numeric: bool = True
     keep: int = 5
+    words: str = ""
+    group: str = ""
+    bars: tuple[float, ...] = ()
 
     def mark(self, row: int) -> Mark:
         """The mark of one cell."""
@@ -129,15 +136,19 @@ class Table:
     def html(self) -> str:
         """A <table> whose heads and first cells say what they head; every text escaped. The notes are the page's."""
         columns = self._printed()
+        shown = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
+        kinds = [_kind(column) for column in shown]
 
         def line(scope: str, cells: list[str]) -> str:
             tags = [f'th scope="{scope}"' if scope == "col" or place == 0 else "td" for place in range(len(cells))]
-            kinds = ["" if column.numeric else ' class="text"' for column in columns]
             parts = zip(tags, kinds, cells, strict=True)
             return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag[:2]}>' for tag, kind, cell in parts)}</tr>"
 
-        head = line("col", [html.escape(column.head) for column in columns])
-        body = (line("row", cells) for cells in self._marked(html.escape, "<b>{}</b>", "<u>{}</u>"))
+        def cell(column: Column, row: int) -> str:
+            return _bars(_group(columns, column), row) if column.group else _html_cell(column, row)
+
+        head = line("col", [_breakable(html.escape(column.group or column.words or column.head)) for column in shown])
+        body = (line("row", [cell(column, row) for column in shown]) for row in range(len(self.frame)))
         caption = f"<table><caption><span>{html.escape(self.caption)}</span></caption>"
         return "\n".join([caption, f"<thead>{head}</thead>", "<tbody>", *body, "</tbody></table>"])
 
@@ -265,6 +276,43 @@ def _text_row(cells: list[str], columns: list[Column]) -> str:
         fill = " " * (_column_width(column) - cell_len(cell))
         padded.append(fill + cell if column.numeric else cell + fill)
     return "  ".join(padded).rstrip()
+
+
+def _kind(column: Column) -> str:
+    if column.group or not column.numeric:
+        short = not column.group and max(map(len, column.cells), default=0) <= SHORT
+        return ' class="text short"' if short else ' class="text"'
+    return ""
+
+
+def _breakable(head: str) -> str:
+    """An escaped head that may go on in a new line within a setting's path, and not before a percent sign."""
+    return re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", head.replace(" %", "&nbsp;%"))
+
+
+def _html_cell(column: Column, row: int) -> str:
+    text = html.escape(column.cells[row])
+    if column.numeric:
+        # An interval stands below its value.
+        text = re.sub(r"^(\S+) ([\[(].+)$", r"\1 <span>\2</span>", text)
+    return {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}[column.mark(row)].format(text)
+
+
+def _group(columns: Sequence[Column], one: Column) -> list[Column]:
+    return [column for column in columns if column.group == one.group]
+
+
+def _bars(group: list[Column], row: int) -> str:
+    """Small bars side by side, each over its column's letter; the numbers for a pointer and a screen reader."""
+    heights = [column.bars[row] for column in group]
+    if all(map(math.isnan, heights)):
+        return ABSENT
+    said = html.escape("; ".join(f"{column.words or column.head} {column.cells[row]}" for column in group))
+    bars = "".join(
+        f'<i style="--h:{0 if math.isnan(height) else height:.3g}">{html.escape(column.head[:1])}</i>'
+        for column, height in zip(group, heights, strict=True)
+    )
+    return f'<span class="bars" role="img" aria-label="{said}" title="{said}">{bars}</span>'
 
 
 def _markdown(text: str) -> str:

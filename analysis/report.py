@@ -20,6 +20,7 @@ from slime_ray.runs.files import write
 
 from .answer import answer, asked, facts, methods, unbroken
 from .corrected import read_labels
+from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
 from .printing import Table, one_line
@@ -76,6 +77,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["pieces"] = pieces
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     return environment
 

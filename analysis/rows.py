@@ -18,6 +18,8 @@ PARTS = {
     "training_spikes": "T",
 }
 """The scored parts of stability: column in trials.parquet -> letter."""
+PART_WORDS = {name: f"{name.replace('_', ' ')} {letter}" for name, letter in PARTS.items()}
+"""Their heads on the page."""
 FINISHED = "completed"
 MEASURED = (FINISHED, "stopped")
 """How trials end that have a policy whose answers were judged. To leave out what was stopped would flatter its row."""

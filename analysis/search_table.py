@@ -36,7 +36,8 @@ def search_trials(run: results.Run) -> Table:
     order = ["on_front", lead, "trial_id"]
     frame = frame.sort_values(order, ascending=[False, False, True], na_position="last").reset_index(drop=True)
     heads = short_names([name.removeprefix(results.KNOB) for name in knobs])
-    rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9)
+    words = "win rate %" if judged else "held-out accuracy %"
+    rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9, words=words)
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
     where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"

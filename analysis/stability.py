@@ -236,9 +236,23 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
     return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
 
 
+DAMAGE = "parts of the damage"
+"""Head on the page of the parts' shares."""
+
+
 def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
-    """A column of each part, called by its letter."""
-    return [Column(letter, numbers(frame, name, DIGITS.get(name, 2)), keep=keep) for name, letter in rows.PARTS.items()]
+    """A column of each part, called by its letter; on the page small bars of their shares of the damage."""
+    return [
+        Column(
+            letter,
+            numbers(frame, name, DIGITS.get(name, 2)),
+            keep=keep,
+            words=rows.PART_WORDS[name],
+            group=DAMAGE,
+            bars=tuple(frame[f"{name}_share"]),
+        )
+        for name, letter in rows.PARTS.items()
+    ]
 
 
 def stability_cell(row: pd.Series) -> str:
@@ -268,11 +282,12 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen. What "
             "chance adds to H, B and L is taken out of S and of their lower ends; C, B and T allow for what was not "
             "seen. The interval of S is of these trainings: one without any spike counts as such.",
-            "U % to T %: the part's share of the damage, the sum of (x/h)². seeds: the lowest and the highest S.",
+            "U % to T %, small bars on the page: the part's share of the damage, the sum of (x/h)². "
+            "seeds: the lowest and the highest S.",
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
-            Column("S", cells(frame, stability_cell), keep=3),
+            Column("S", cells(frame, stability_cell), keep=3, words="stability S"),
             Column(
                 "seeds",
                 cells(frame, lambda row: f"{number(row['stability_min'])}–{number(row['stability_max'])}"),
@@ -282,8 +297,20 @@ def stability_parts(run: results.Run, main: Table) -> Table:
                 column
                 for name, letter in PARTS.items()
                 for column in (
-                    Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8),
-                    Column(f"{letter} %", numbers(frame, f"{name}_share", 0, scale=100), keep=1),
+                    Column(
+                        letter,
+                        interval_cells(frame, name, DIGITS.get(name, 2)),
+                        keep=8,
+                        words=rows.PART_WORDS[name],
+                    ),
+                    Column(
+                        f"{letter} %",
+                        numbers(frame, f"{name}_share", 0, scale=100),
+                        keep=1,
+                        words=f"{rows.PART_WORDS[name]}, % of the damage",
+                        group=DAMAGE,
+                        bars=tuple(frame[f"{name}_share"]),
+                    ),
                 )
             ),
         ),

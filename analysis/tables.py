@@ -187,6 +187,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         numbers(frame, "preference_accuracy", 1, scale=100),
         () if judged else tuple(frame["preference_accuracy_mark"]),
         keep=4 if judged else 9,
+        words="held-out accuracy %",
     )
     margin = Column("margin", numbers(frame, "mean_margin"), keep=8)
     win_rate = (
@@ -200,7 +201,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         else Column("win rate", ("not judged",) * len(frame))
     )
     stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
-    sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6)
+    sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6, words="deviation σ")
     return (
         Column("label", tuple(frame["label"]), numeric=False, keep=10),
         Column("objective", tuple(frame["objective"]), numeric=False, keep=1),
@@ -208,8 +209,8 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
         Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
         *stability.part_columns(frame, keep=7),
-        Column("K", numbers(frame, "kl_to_sft", 3), keep=7),
-        Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+        Column("K", numbers(frame, "kl_to_sft", 3), keep=7, words="KL to SFT K"),
+        Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6, words="drift of chosen"),
         *(
             [measure("retention", frame, "retention", 3, signed=True, keep=8)]
             if frame["retention"].notna().any()

@@ -3,9 +3,19 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from slime_ray.analysis.figures import render
+from slime_ray.analysis.printing import Table
+from slime_ray.analysis.report import build_page
+from slime_ray.analysis.rows import PARTS
+from slime_ray.analysis.sections import SECTIONS, Findings, made
 
+from slime_ray.runs import results
+
+from . import designs
 from .conftest import HOSTILE
+from .test_league import by_rate, league_run
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'"
@@ -31,7 +41,7 @@ def visit(browser, written):
     """Opens the page; at the end nothing may have been said to the console, asked of a network, or popped up."""
     contexts, wrong = [], []
 
-    def open_(**options):
+    def open_(html=written.html, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -40,7 +50,7 @@ def visit(browser, written):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: request.url.startswith("file:") or wrong.append(request.url))
-        page.goto(Path(written.html).as_uri())
+        page.goto(Path(html).as_uri())
         if options.get("java_script_enabled", True):
             page.wait_for_selector("#front-detail[data-ready]", state="attached")
         return page
@@ -78,6 +88,46 @@ def test_the_page_fits_and_follows_the_readers_colours(visit, size):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def made_up(kind, judged_run):
+    """A run with the widest tables of its kind."""
+    if kind == "search":
+        return results.load(judged_run)
+    if kind == "ablation":
+        design = designs.leave_one_out(["base", "another"])
+        rates = [(cell.label, 0.4 + 0.05 * place) for place, cell in enumerate(design.cells)]
+        won = {label: designs.outcomes(np.random.default_rng(0), rate) for label, rate in rates}
+        shares = {f"gradient_share.{term}": 0.25 for term in ("margin", "anchor", "stabilizer")}
+        scores = {label: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6] for label in won}
+        run = designs.run_of(design, won, stability=scores, activity=shares | {"past_hard_margin": 0.25})
+    else:
+        run = league_run(by_rate([0.4, 0.5, 0.6, 0.7]), defaults=by_rate([0.5, 0.5, 0.5, 0.5], seed=1))
+        run.trials["overrides"] = "{}"
+    run.trials[list(PARTS)] = 0.1
+    return run
+
+
+@pytest.mark.parametrize("kind", ["search", "ablation", "league"])
+def test_no_table_of_a_desktops_page_scrolls_sideways(visit, judged_run, tmp_path, kind):
+    found = Findings(made_up(kind, judged_run))
+    entries = [entry for entry in SECTIONS if not entry.caption or entry.name == "pareto"]
+    things = [
+        (entry, thing if isinstance(thing, Table) else render(thing, "svg")["svg"])
+        for entry, thing in made(found, entries)
+    ]
+    (tmp_path / "page.html").write_text(build_page(found, things), encoding="utf-8")
+    page = visit(tmp_path / "page.html", viewport=DESKTOP)
+    widths = page.locator(".wide").evaluate_all("all => all.map(one => [one.scrollWidth, one.clientWidth])")
+    assert len(widths) >= 5
+    assert [pair for pair in widths if pair[0] > pair[1]] == []
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    # The short heads of the files are words here, and six letters are one cell of small bars.
+    heads = page.locator("thead th").all_text_contents()
+    assert not {"U", "C", "H", "B", "L", "T", "K", "S", "σ", "acc. %"} & set(heads)
+    said = page.locator(".bars").first.get_attribute("aria-label")
+    assert said.startswith("unlearning U 0.")
+    assert page.locator(".bars").first.locator("i").count() == 6
+
+
 def test_pointing_at_a_trial_shows_its_knobs_and_intervals(visit):
     page = visit(viewport=DESKTOP)
     assert page.locator("#front-tip").is_hidden()
@@ -85,7 +135,7 @@ def test_pointing_at_a_trial_shows_its_knobs_and_intervals(visit):
     assert page.locator("#front-tip").is_visible()
     said = page.locator("#front-tip").inner_text()
     assert "objective.hard_margin" in said
-    assert "75.0 [58.3, 91.7]" in said
+    assert "75.0 [54.0, 88.5]" in said
     page.mouse.move(0, 0)
     assert page.locator("#front-tip").is_hidden()
 
@@ -109,6 +159,9 @@ def test_a_click_shows_curves_and_answers_which_do_nothing(visit):
     page.locator("#front-choice").select_option("search trial search-0002")
     page.locator("#front-detail[data-shown='search trial search-0002']").wait_for()
     assert page.locator("#front-detail h3").count() == 1
+    # "answer 0" beside "baseline 0": the words that differ are marked.
+    assert page.locator("#front-detail article ins").all_text_contents() == ["answer"] * 5
+    assert page.locator("#front-detail article del").all_text_contents() == ["baseline"] * 5
 
 
 def test_the_keyboard_does_the_same(visit):
@@ -149,5 +202,5 @@ def test_a_screen_reader_hears_tables_with_heads_and_points_with_names(visit):
     assert 'columnheader "win rate % [95 %]"' in tree
     assert 'rowheader "nll"' in tree
     assert 'table "made-up: win rate and stability.' in tree
-    assert 'button "confirmed winner search-0004: win rate % 75.0 [58.3, 91.7]' in tree
+    assert 'button "confirmed winner search-0004: win rate % 75.0 [54.0, 88.5]' in tree
     assert 'heading "Win rate and stability" [level=2]' in tree

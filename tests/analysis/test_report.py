@@ -28,7 +28,7 @@ def page(written):
 class Elements(HTMLParser):
     """Collects tags with their attributes, ids, and what was left open."""
 
-    VOID = {"meta", "link", "br", "img", "use", "path", "rect"}
+    VOID = {"meta", "link", "br", "wbr", "img", "use", "path", "rect"}
 
     def __init__(self):
         super().__init__()

@@ -204,7 +204,7 @@ def test_latex_is_escaped(main):
 def test_html_is_escaped_and_marked(main):
     page = main.html()
     assert '<th scope="row" class="text">100% &amp; &lt;b&gt;$x$&lt;/b&gt;</th>' in page
-    assert "<b>75.0 [" in page
+    assert "<b>75.0 <span>[54.0, 88.5]</span></b>" in page
 
 
 def test_markdown_keeps_its_columns(main):
