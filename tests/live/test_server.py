@@ -66,6 +66,8 @@ def pressed(run: Path | str, button: str, *asked: dict[str, Any]) -> list[tuple[
         ({"Origin": "null"}, "Only the page itself"),
         ({"Content-Type": "text/plain"}, "Only the page itself"),
         ({"Host": "evil.example"}, "Open it as"),
+        ({"Host": "[::1"}, "Open it as"),
+        ({"Authorization": "Bearer \udcff"}, "read-only"),
         ({"Host": "127.0.0.1.evil.example:80"}, "Open it as"),
     ],
 )
@@ -173,7 +175,17 @@ def test_a_page_that_cannot_be_built_ends_nothing(run, monkeypatch):
     assert live.snapshot["problem"] == "The report cannot be built yet (ZeroDivisionError: of half a run)."
 
 
-@pytest.mark.parametrize("asked", [{}, [], "x", {"trials": "many", "budget": 3}, {"trials": None, "budget": 3}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        [],
+        "x",
+        {"trials": "many", "budget": 3},
+        {"trials": None, "budget": 3},
+        {"trials": float("inf"), "budget": 3},
+    ],
+)
 @pytest.mark.parametrize("button", ["stop", "clone", "extend"])
 def test_what_no_page_asks_is_refused(run, button, asked):
     assert pressed(run, button, asked)[0][0] == 400

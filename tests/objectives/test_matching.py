@@ -142,7 +142,7 @@ def test_controls_of_other_objectives_by_hand(objective, remove: str, knobs: dic
 
 def test_no_weight_matches_other_terms_that_change_by_different_factors() -> None:
     objective = KINDS["composed"](anchor="pairs", stabilizer_strength=0.1)
-    with pytest.raises(ValueError, match="^without length_normalization its other terms push harder or less"):
+    with pytest.raises(ValueError, match=r"^without length_normalization its other terms push harder or less"):
         matched_knobs(objective, ("length_normalization",), logp=-1.0, tokens=64)
 
 
