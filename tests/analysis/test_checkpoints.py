@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import ablation_table, checkpoints, comparing, league, league_checkpoints, sections, tables
+from slime_ray.analysis import (
+    ablation_table,
+    checkpoints,
+    comparing,
+    league,
+    league_checkpoints,
+    sections,
+    statistics,
+    tables,
+)
 from slime_ray.analysis.answer import answer
 
 from slime_ray.config.across import design_across, label_at, league_across
@@ -100,6 +109,15 @@ def test_one_run_across_checkpoints_says_what_separate_runs_do():
     frame = mine.set_index("entry")
     assert frame["ranks"].to_dict() == {"a": "1, 2, 1", "b": "2, 1, 2", "c": "3, 3, 3"}
     assert frame["behind"].to_dict() == {"a": 0, "b": 2, "c": 3}
+
+
+def test_the_interval_of_a_rate_does_not_leave_its_range():
+    found = checkpoints.within(statistics.Interval(0.95, -0.2, 1.4))
+    assert found is not None
+    assert (found.value, found.low, found.high) == (0.95, 0.0, 1.0)
+    frame = league_checkpoints.over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
+    assert frame[["rate_low", "stability_low"]].min().min() >= 0.0
+    assert frame[["rate_high", "stability_high"]].max().max() <= 1.0
 
 
 def test_the_page_begins_with_what_holds_from_all_checkpoints():
