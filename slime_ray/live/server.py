@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import hmac
-import json
 import os
 import secrets
 import socket
