@@ -211,7 +211,7 @@ def _at_checkpoint(experiment: Experiment, policies: Sequence[Path]) -> Experime
     if len(starts) > 1:
         seeds = ", ".join(sorted(map(str, starts)))
         raise InputError(
-            f"These trials start from several SFT checkpoints (sft.seed {seeds}). Give those of one checkpoint at a time."
+            f"These trials start from several SFT checkpoints (sft.seed {seeds}). Give those of one at a time."
         )
     return experiment.model_copy(update={"base": found[0]}) if found else experiment
 

@@ -560,5 +560,5 @@ def test_a_trial_from_one_of_several_checkpoints_is_measured_against_that(tmp_pa
         start = _at_checkpoint(experiment, [folder]).settings.sft
         assert start is not None
         assert folder.name == f"{folder.name.split('-sft')[0]}-sft{start.seed}-s0"
-    with pytest.raises(InputError, match=r"sft.seed 0, 3.*one checkpoint at a time"):
+    with pytest.raises(InputError, match=r"sft.seed 0, 3.*one at a time"):
         _at_checkpoint(experiment, folders)
