@@ -49,14 +49,18 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
                 f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
             )
         if not league:
-            (_say_win_rates if judged else _say_accuracy)(run, known, open_, said)
+            for own in tables.by_start(known):
+                (_say_win_rates if judged else _say_accuracy)(run, own, open_, said)
+            if judged and not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
+                said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
     elif len(frame):
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     open_ += of_design[0]
     said += of_design[1]
     if not league:
         _say_search(run, frame, judged, open_, said)
-    return [unbroken(sentence) for sentence in open_], [unbroken(sentence) for sentence in said]
+    # What is said of the rows from each SFT checkpoint may be the same.
+    return [unbroken(sentence) for sentence in dict.fromkeys(open_)], [unbroken(text) for text in dict.fromkeys(said)]
 
 
 def unbroken(sentence: str) -> str:
@@ -78,7 +82,7 @@ def _ends(row: pd.Series) -> str:
 
 
 def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
-    best = known.iloc[0]
+    best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
     tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
     if len(tied) > 1:
         open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
@@ -97,9 +101,9 @@ def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[s
         )
     # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
     shared = len(tied) > 1 or len(known) == 1 or few or best["label"] in unclear
-    alone = "" if shared else ", separable from every other row"
+    alone = "" if shared else f", separable from every other row{from_}"
     said.append(
-        f"{best['label']} has the highest win rate: {_percent(best)} {_ends(best)}{alone}{_at_stability(best)} "
+        f"{best['label']} has the highest win rate{from_}: {_percent(best)} {_ends(best)}{alone}{_at_stability(best)} "
         f"({basis(run, best['seeds_finished'], best['prompts'], label=best['label'])})."
     )
     if len(tied) > 1:
@@ -111,15 +115,13 @@ def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[s
     if len(worse):
         rests = basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
         said.append(f"Worse than the baseline on these prompts: {_list(worse['label'].tolist())} (at least {rests}).")
-    if not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
-        said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
 
 
 def _say_accuracy(run: Run, known: pd.DataFrame, _open: list[str], said: list[str]) -> None:
-    best = known.iloc[0]
+    best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
     pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
     said.append(
-        f"{best['label']} has the highest held-out preference accuracy: {_percent(best, 'preference_accuracy')}"
+        f"{best['label']} has the highest held-out preference accuracy{from_}: {_percent(best, 'preference_accuracy')}"
         f"{_at_stability(best)} ({basis(run, best['seeds_finished'], pairs)}). Accuracy can rise while answers get "
         "worse."
     )

@@ -55,6 +55,11 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None) -> Interval | 
     return Interval(mean, mean - half, mean + half)
 
 
+def within(found: Interval | None) -> Interval | None:
+    """The interval of a rate or of S, which lie between 0 and 1: Student's ends know of no bounds."""
+    return found and Interval(found.value, *np.clip([found.low, found.high], 0.0, 1.0).tolist())
+
+
 def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """(checkpoints, items) values of the items that all have, and the same with each topic as one unit."""
     shared = np.isfinite(values).all(axis=0)

@@ -97,6 +97,7 @@ def _row(
     claims = [one.claims.get((of.get(str(leader), ""), of[method])) for one, of in zip(leagues, labels, strict=True)]
     winners = [one.members[of[method]].winner for one, of in zip(leagues, labels, strict=True)]
     scores = [one.scores.get(winner or "") for one, winner in zip(leagues, winners, strict=True)]
+    steady = [checkpoints.draw(one) for one in scores if one is not None]
     same = _same_items(leagues)
     topics = same[0] if same else None
     if same is None:
@@ -105,9 +106,9 @@ def _row(
         "entry": method,
         **columns(
             {
-                "rate": checkpoints.over(own, topics),
+                "rate": checkpoints.within(checkpoints.over(own, topics)),
                 "difference": checkpoints.over(gaps, topics),
-                "stability": checkpoints.over([checkpoints.draw(one) for one in scores if one is not None]),
+                "stability": checkpoints.within(checkpoints.over(steady)),
             }
         ),
         "behind": sum(mean < 0 for mean in means),

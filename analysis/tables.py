@@ -1,5 +1,6 @@
 """The main table of a run: result frames in, a table out. What a cell says is decided here; printing.py prints it."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,8 @@ from .stability import stability_cell
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
 
+START = "sft"
+"""Of the table's frame: the SFT stage of a row's trials, where rows start from several checkpoints."""
 OVER = ("prompts", "seeds and prompts")
 """What the interval of a row's win rate is over: with few seeds, and with enough of them."""
 
@@ -63,8 +66,12 @@ def win_rate_stability(run: results.Run) -> Table:
         frame = frame.sort_values(
             [lead, "stability", "label"], ascending=[False, False, True], na_position="last"
         ).reset_index(drop=True)
-        rates = dict(zip(frame["label"], frame["win_rate"], strict=True))
-        frame["win_rate_mark"] = best_marks(rates, outcomes, topics)
+        starts = frame["label"].map({label: _start(group) for label, group in groups.items()})
+        if starts.nunique() > 1:
+            frame[START] = starts
+        for _, own in frame.groupby(starts, sort=False):
+            rates = dict(zip(own["label"], own["win_rate"], strict=True))
+            frame.loc[own.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
         frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
         frame["stability_mark"] = _marks(frame["stability"])
     return Table(
@@ -74,6 +81,17 @@ def win_rate_stability(run: results.Run) -> Table:
         columns=_main_columns(frame, judged=judged) if len(frame) else (),
         remarks=tuple(frame["note"]) if len(frame) else (),
     )
+
+
+def _start(trials: pd.DataFrame) -> str:
+    """The settings of the SFT stage that a row's trials start from: another one has other weights and answers."""
+    settings = trials["settings"].iloc[0]
+    return json.dumps(json.loads(settings).get("sft"), sort_keys=True) if isinstance(settings, str) else ""
+
+
+def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of the table from each SFT checkpoint, which alone can be compared: all where there is one."""
+    return [own for _, own in frame.groupby(START, sort=False)] if START in frame else [frame]
 
 
 def _row(
@@ -289,7 +307,13 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
             f"difference covers 0 (over prompts; with {statistics.FEWEST_SEEDS} or more common seeds over seeds and "
             "prompts). Underlined: the highest of the rest. Marks of S go by the mean alone and claim nothing."
         )
-        notes += [*_left_out_notes(frame, outcomes), *topic_notes(run)]
+        starts = by_start(frame)
+        if len(starts) > 1:
+            notes.append(
+                f"Rows start from {len(starts)} SFT checkpoints, and each has its win rate against the answers of its "
+                "own: rows are compared, and bold or underlined, among those from the same checkpoint."
+            )
+        notes += [note for own in starts for note in _left_out_notes(own, outcomes)] + topic_notes(run)
     else:
         notes.append("Bold and underlined go by the mean alone and claim nothing.")
     parts = (

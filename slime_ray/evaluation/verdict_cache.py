@@ -255,7 +255,12 @@ class Verdicts:
         batches: list[OpenBatch] = []
         wanted = set(keys)
         for token, (path, rows) in held.items():
-            if wanted.isdisjoint(row[2] for row in rows) or names.get(token, "") is None:
+            if names.get(token, "") is None:
+                if path == self.own:
+                    # Another host was done with it: what it left without a verdict may be asked for again.
+                    self.end_batch(token)
+                continue
+            if wanted.isdisjoint(row[2] for row in rows):
                 continue
             requests = {row[2]: row[3] for row in rows}
             if path != self.own:

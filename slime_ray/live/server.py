@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import hmac
-import json
 import os
 import secrets
 import socket
@@ -193,11 +192,11 @@ def _guarded(token: str) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         # A foreign name that leads to this machine would make its page one of the same origin.
-        if urlsplit(f"//{request.host}").hostname not in HOSTS:
+        if _name_of(request.host) not in HOSTS:
             raise web.HTTPForbidden(text=f"Open it as http://{LOCAL}, with the port that the command printed.")
         if request.method == "POST":
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.encode()):
+            if not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
                 raise web.HTTPForbidden(text="This page is read-only: open the address that the command printed.")
             if request.headers.get("Origin") != f"http://{request.host}" or request.content_type != "application/json":
                 raise web.HTTPForbidden(text="Only the page itself may ask for that.")
@@ -206,6 +205,14 @@ def _guarded(token: str) -> Middleware:
         return response
 
     return guard
+
+
+def _name_of(host: str) -> str | None:
+    """The name in a Host header without its port; None where it is no host."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 HEADERS = {
@@ -221,7 +228,7 @@ def _button(run: LiveRun, app: web.Application, action: Callable[[Path, RunStore
         try:
             asked = await request.json()
             said = await asyncio.to_thread(run.act, lambda folder, mirror: action(folder, mirror, asked))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return web.json_response({"done": False, "said": "That is no request of this page."}, status=400)
         except SlimeRayError as error:
             # Not a status of 4xx, which a browser takes for an error of the page.

@@ -54,17 +54,22 @@ def matched_margin_weight(objective: SlimeObjective, remove: tuple[str, ...]) ->
     return weight
 
 
-def push_of(objective: Any, *, logp: float, tokens: int) -> float:
-    """Norm of the gradient of an objective's `push_term` by the log-probs of one pair's tokens, at step 0.
+def pushes_of(objective: Any, *, logp: float, tokens: int) -> dict[str, float]:
+    """Norm of the gradient of each of an objective's terms by the log-probs of one pair's tokens, at step 0.
 
     logp: of every token of both completions, in nats. tokens: of each. The reference is the policy itself.
     """
     lengths = torch.tensor([tokens])
     sides = [torch.full((tokens,), logp, dtype=torch.float64, requires_grad=True) for _ in "ab"]
     reference = ReferenceLogps(*(side.detach().sum()[None] for side in sides))
-    term = objective(sides[0], lengths, sides[1], lengths, reference=reference).terms[objective.push_term]
-    found = torch.autograd.grad(term.total, sides, allow_unused=True, materialize_grads=True)
-    return float(torch.cat(found).norm())
+    found = {}
+    for name, term in objective(sides[0], lengths, sides[1], lengths, reference=reference).terms.items():
+        if term.total.requires_grad:
+            slopes = torch.autograd.grad(
+                term.total, sides, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            found[name] = float(torch.cat(slopes).norm())
+    return found
 
 
 def matched_knobs(objective: Any, remove: tuple[str, ...], *, logp: float, tokens: int) -> dict[str, float]:
@@ -80,16 +85,27 @@ def matched_knobs(objective: Any, remove: tuple[str, ...], *, logp: float, token
         tokens: Of a completion there.
 
     Raises:
-        ValueError: SLIME's margin term pushes nothing whatever its weight.
+        ValueError: SLIME's margin term pushes nothing whatever its weight, or the other terms change as well, each by
+            another factor.
     """
     if isinstance(objective, SlimeObjective):
         weight = matched_margin_weight(objective, remove)
         return {} if weight == objective.margin_weight else {"margin_weight": weight}
     variant = dataclasses.replace(objective, remove=remove)
-    whole, reduced = (push_of(one, logp=logp, tokens=tokens) for one in (objective, variant))
+    pushes, left = (pushes_of(one, logp=logp, tokens=tokens) for one in (objective, variant))
+    whole, reduced = (each.pop(objective.push_term, 0.0) for each in (pushes, left))
+    # An anchor on scores is rescaled with them.
+    changes = [left[name] / pushes[name] for name in pushes if pushes[name] and left.get(name)]
+    if changes and not math.isclose(min(changes), max(changes), rel_tol=1e-9):
+        raise ValueError(f"without {', '.join(remove)} its other terms push harder or less, each by another factor")
+    whole *= changes[0] if changes else 1.0
     if not (whole and reduced) or math.isclose(whole, reduced, rel_tol=1e-9):
         return {}
     if (knob := getattr(objective, "push_knob", None)) is not None:
+        try:
+            dataclasses.replace(variant, **{knob: 0.0})
+        except ValueError:  # nothing else is trained
+            return {}
         return {knob: getattr(objective, knob) * whole / reduced}
     if getattr(objective, "nll_weight", 0) and "nll" not in remove:
         return {"nll_weight": objective.nll_weight * reduced / whole}

@@ -135,6 +135,7 @@ def evaluate(
             raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
     named: dict[str, Path | None] = {f"the policy {one.label}": one.path for one in given}
     named["the baseline"] = against.path if against else None
+    experiment = _at_checkpoint(experiment, policies)
     settings = experiment.settings
     arms = [Arm(label=one.label, set={}) for one in given]
     measured = experiment.model_copy(
@@ -195,6 +196,24 @@ def evaluate(
         conclude(run, manifest)
         mirror.push(run)
     return run
+
+
+def _at_checkpoint(experiment: Experiment, policies: Sequence[Path]) -> Experiment:
+    """The experiment at the one of its SFT checkpoints that the trials among the policies started from.
+
+    Raises InputError where they started from several, and so were not measured against the same answers.
+    """
+    if len(experiment.bases) < 2:
+        return experiment
+    rows = [row for path in policies if path.is_dir() and (row := results.finished_trial(path)) is not None]
+    starts = {(json.loads(row["settings"]).get("sft") or {}).get("seed") for row in rows}
+    found = [base for base in experiment.bases if base["sft"]["seed"] in starts]
+    if len(starts) > 1:
+        seeds = ", ".join(sorted(map(str, starts)))
+        raise InputError(
+            f"These trials start from several SFT checkpoints (sft.seed {seeds}). Give those of one at a time."
+        )
+    return experiment.model_copy(update={"base": found[0]}) if found else experiment
 
 
 def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:

@@ -1,5 +1,6 @@
 """Leagues and designs across SFT checkpoints on made-up outcomes, beside separate runs, brute force and statsmodels."""
 
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -8,7 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import ablation_table, checkpoints, comparing, league, league_checkpoints, sections, tables
+from slime_ray.analysis import (
+    ablation_table,
+    checkpoints,
+    comparing,
+    league,
+    league_checkpoints,
+    sections,
+    statistics,
+    tables,
+)
+from slime_ray.analysis.answer import answer
 
 from slime_ray.config.across import design_across, label_at, league_across
 from slime_ray.config.league import League
@@ -100,6 +111,15 @@ def test_one_run_across_checkpoints_says_what_separate_runs_do():
     assert frame["behind"].to_dict() == {"a": 0, "b": 2, "c": 3}
 
 
+def test_the_interval_of_a_rate_does_not_leave_its_range():
+    found = checkpoints.within(statistics.Interval(0.95, -0.2, 1.4))
+    assert found is not None
+    assert (found.value, found.low, found.high) == (0.95, 0.0, 1.0)
+    frame = league_checkpoints.over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
+    assert frame[["rate_low", "stability_low"]].min().min() >= 0.0
+    assert frame[["rate_high", "stability_high"]].max().max() <= 1.0
+
+
 def test_the_page_begins_with_what_holds_from_all_checkpoints():
     found = sections.Findings(across_run())
     made = {entry.name: entry.make(found) for entry in sections.SECTIONS if entry.name.startswith("league")}
@@ -121,6 +141,23 @@ def design_run(effects, kind=designs.leave_one_out):
         effect = effects[SEEDS.index(cell.sft_seed)]
         won[cell.label] = designs.outcomes(rng, 0.6 - (0 if cell.levels["anchor"] else effect), prompts=300)
     return designs.run_of(design, won), design, won
+
+
+def test_rows_from_different_checkpoints_are_not_compared():
+    _, design, won = design_run((0.3, 0.3, 0.3))
+    # As different as rows of one checkpoint may be, against the answers of another opponent.
+    won = {label: np.clip(rows - 0.2 * label.endswith("sft0"), 0, 1) for label, rows in won.items()}
+    run = designs.run_of(design, won)
+    sft = {cell.label: json.dumps({"sft": {"seed": cell.sft_seed}}) for cell in design.cells}
+    run = replace(run, trials=run.trials.assign(settings=run.trials["label"].map(sft)))
+    main = tables.win_rate_stability(run)
+    marks = main.frame.set_index("label")["win_rate_mark"]
+    assert all(marks[f"full-sft{seed}"] == "best" for seed in SEEDS)
+    assert any(note.startswith("Rows start from 3 SFT checkpoints") for note in main.notes)
+    _, said = answer(run, main)
+    for seed in SEEDS:
+        assert any(f"-sft{seed} has the highest win rate from its SFT checkpoint" in one for one in said)
+    assert not any("every other row (" in one for one in said)
 
 
 def test_an_effect_that_changes_between_checkpoints_is_shown_as_such():

@@ -66,6 +66,7 @@ def pressed(run: Path | str, button: str, *asked: dict[str, Any]) -> list[tuple[
         ({"Origin": "null"}, "Only the page itself"),
         ({"Content-Type": "text/plain"}, "Only the page itself"),
         ({"Host": "evil.example"}, "Open it as"),
+        ({"Host": "[::1"}, "Open it as"),
         ({"Host": "127.0.0.1.evil.example:80"}, "Open it as"),
     ],
 )
@@ -77,6 +78,18 @@ def test_nothing_is_done_for_a_stranger(run, headers, why):
     assert status == 403
     assert why in answer
     assert Instructions.read(run) == NOTHING
+
+
+def test_a_header_that_is_no_text_is_no_token(run):
+    async def conversation(client: TestClient) -> bytes:
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        writer.write(b"POST /stop HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer \xff\r\n")
+        writer.write(b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+        said = await reader.read()
+        writer.close()
+        return said
+
+    assert b"This page is read-only" in talk(run, conversation)
 
 
 def test_everybody_here_may_read_and_a_page_of_another_name_may_not(run):
@@ -173,7 +186,17 @@ def test_a_page_that_cannot_be_built_ends_nothing(run, monkeypatch):
     assert live.snapshot["problem"] == "The report cannot be built yet (ZeroDivisionError: of half a run)."
 
 
-@pytest.mark.parametrize("asked", [{}, [], "x", {"trials": "many", "budget": 3}, {"trials": None, "budget": 3}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        [],
+        "x",
+        {"trials": "many", "budget": 3},
+        {"trials": None, "budget": 3},
+        {"trials": float("inf"), "budget": 3},
+    ],
+)
 @pytest.mark.parametrize("button", ["stop", "clone", "extend"])
 def test_what_no_page_asks_is_refused(run, button, asked):
     assert pressed(run, button, asked)[0][0] == 400

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_ray.objectives import OBJECTIVES, SlimeObjective, margin_push, matched_margin_weight, matched_strength
-from slime_ray.objectives.matching import matched_knobs, push_of
+from slime_ray.objectives.matching import matched_knobs, pushes_of
 
 PAPER = SlimeObjective()
 REMOVALS = [(), ("anchor",), ("soft_margin",), ("hard_margin",), ("hard_margin_clip",), ("hard_margin_clip", "anchor")]
@@ -124,8 +124,12 @@ def sigmoid(number: float) -> float:
             "link",
             {"link_weight": margin_push(PAPER) / sigmoid(1.5)},
         ),
+        # An anchor on scores becomes a sum as the link does.
+        (KINDS["composed"](anchor="pairs"), "length_normalization", {}),
+        (KINDS["composed"](anchor="tokens"), "length_normalization", {"link_weight": 1 / 64}),
         # Nothing is rescaled, or there is nothing else that it could be matched with.
         (KINDS["simpo"](), "length_normalization", {}),
+        (KINDS["composed"](), "length_normalization", {}),
         (KINDS["dpo"](nll_weight=1.0), "reference", {}),
         (KINDS["dpo"](nll_weight=1.0), "nll", {}),
         (KINDS["orpo"](), "odds_ratio", {}),
@@ -134,6 +138,12 @@ def sigmoid(number: float) -> float:
 )
 def test_controls_of_other_objectives_by_hand(objective, remove: str, knobs: dict[str, float]) -> None:
     assert matched_knobs(objective, (remove,), logp=-1.0, tokens=64) == pytest.approx(knobs)
+
+
+def test_no_weight_matches_other_terms_that_change_by_different_factors() -> None:
+    objective = KINDS["composed"](anchor="pairs", stabilizer_strength=0.1)
+    with pytest.raises(ValueError, match=r"^without length_normalization its other terms push harder or less"):
+        matched_knobs(objective, ("length_normalization",), logp=-1.0, tokens=64)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -147,5 +157,5 @@ def test_a_control_of_any_objective_pushes_as_the_whole_beside_its_other_terms(n
             continue
         variant = dataclasses.replace(objective, remove=(part,), **knobs)
         weights = [getattr(one, "nll_weight", 1) for one in (objective, variant)]
-        pushes = [push_of(one, logp=-0.5, tokens=7) for one in (objective, variant)]
+        pushes = [pushes_of(one, logp=-0.5, tokens=7)[one.push_term] for one in (objective, variant)]
         assert pushes[1] / weights[1] == pytest.approx(pushes[0] / weights[0], rel=1e-9), part

@@ -22,6 +22,7 @@ from slime_ray.model.loading import load_checkpoint
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training.adapters import check_stage
+from slime_ray.training.evaluate import _at_checkpoint
 from slime_ray.training.export import export_model
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
@@ -542,3 +543,22 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(trained, tmp_
         export_model(tmp_path / "first", "arm-slime-s0", tmp_path / "out", merge=True, facts={})
     assert sentence in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_trial_from_one_of_several_checkpoints_is_measured_against_that(tmp_path):
+    design = {"design": "leave_one_out", "components": ["anchor"]}
+    across = {"name": "a", "preset": "arithmetic", "ablate": design, "across": {"sft.seed": [3, 0]}}
+    experiment = load_experiment(across)
+    folders = []
+    for trial in arm_trials(experiment):
+        folders.append(tmp_path / trial.trial_id)
+        folders[-1].mkdir()
+        row = dict.fromkeys(("phase", "label", "status", "overrides")) | {"trial_id": trial.trial_id}
+        row["settings"] = trial.settings.model_dump_json()
+        (folders[-1] / "trial.json").write_text(json.dumps(row))
+    for folder in folders:
+        start = _at_checkpoint(experiment, [folder]).settings.sft
+        assert start is not None
+        assert folder.name == f"{folder.name.split('-sft')[0]}-sft{start.seed}-s0"
+    with pytest.raises(InputError, match=r"sft.seed 0, 3.*one at a time"):
+        _at_checkpoint(experiment, folders)

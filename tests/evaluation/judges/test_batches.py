@@ -126,6 +126,24 @@ def test_an_interrupt_while_waiting_leaves_the_batch_to_be_found_again(llm, batc
         assert len(server.batches) == 1
 
 
+def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, verdicts):
+    def asked(kept, **changes):
+        judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, on_failure="go_on", retries=0, **changes)
+        return compare(judge, PROMPTS, OURS, THEIRS)
+
+    other = Verdicts(verdicts.folder, run=verdicts.run)
+    other.own = verdicts.folder / "other.sqlite"
+    with batching(lambda lines: Ended(lines[6:], failed(lines[:6], EXPIRED), "expired"), looks=10**9) as server:
+        for kept in (verdicts, other):
+            with pytest.raises(RunError, match="has not ended"):
+                asked(kept, wait_seconds=0)
+        server.looks = 0
+        assert sum(asked(verdicts).summary.missing.values()) == 6
+        server.shape = Ended
+        assert labels(asked(other)) == (AB, BA)
+        assert [len(lines) for lines in server.asked] == [ALL, 6]
+
+
 def test_another_machine_finds_the_batch_too(llm, verdicts):
     def asked(kept, **changes):
         judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, **changes)
