@@ -1,6 +1,5 @@
 """The page in a real browser: nothing fails, nothing is loaded, and what a reader can do works. Skipped without one."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +11,20 @@ from slime_ray.analysis.rows import PARTS
 from slime_ray.analysis.sections import SECTIONS, Findings, made
 
 from slime_ray.runs import results
+from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser  # noqa: F401
 
 from . import designs
 from .conftest import HOSTILE
 from .test_league import by_rate, league_run
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'"
-)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
-def visit(browser, written):
+def visit(browser, written):  # noqa: F811
     """Opens the page; at the end nothing may have been said to the console, asked of a network, or popped up."""
     contexts, wrong = [], []
 

@@ -10,7 +10,7 @@ import pytest
 
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Instructions
-from tests.analysis.test_in_browser import CHROMIUM, DESKTOP, PHONE, browser, playwright  # noqa: F401
+from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser, playwright  # noqa: F401
 from tests.end_to_end.conftest import environment
 from tests.live.conftest import MARKUP, add, at_work, end
 from tests.processes import left_behind
