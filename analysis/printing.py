@@ -179,7 +179,7 @@ class Table:
         if left_out:
             lines += _wrapped(f"Left out here for width: {', '.join(left_out)}.", width)
         if any(column.marks for column in self.columns):
-            lines.append("* is called bold below, and + underlined, as they are in the other forms of this table.")
+            lines.append("Bold in the notes below is * here, and underlined is +.")
         for note in self.notes:
             lines += _wrapped(note, width)
         return "\n".join(lines).strip("\n")

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,10 @@ def _demo(options: argparse.Namespace) -> None:
     _sweep(options)
 
 
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
 def _check(options: argparse.Namespace) -> None:
     experiment, source = checked(options)
     if lack := experiment.settings.evaluation.lacks():
@@ -211,12 +216,13 @@ def _check(options: argparse.Namespace) -> None:
         print(json.dumps(_held(experiment, source), indent=1))
         return
     seeds, search = experiment.seeds, experiment.search
-    arms = experiment.design is None and f" {len(experiment.arms)} arms x {len(seeds)} seeds."
+    arms = f" {_count(experiment.arms, 'arm')} x {_count(seeds, 'seed')}."
+    arms = arms if experiment.arms and experiment.design is None else ""
     trials = search and f" {len(search.dimensions)} searched knobs, {experiment.budget.trials} trials."
     league = experiment.league
     entries = league and f" {len(league.entries)} entries, {league.trials} trials and {league.seeds} seeds each."
     checkpoints = f" From {count} SFT checkpoints." if (count := len(experiment.bases)) > 1 else ""
-    print(f"{source}: fine.{arms or ''}{trials or ''}{entries or ''}{checkpoints}")
+    print(f"{source}: fine.{arms}{trials or ''}{entries or ''}{checkpoints}")
     if about := reference_of(experiment):
         print(about)
     for warning in _warnings(experiment):

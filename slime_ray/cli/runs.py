@@ -171,6 +171,8 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
     ends = ", ".join(f"{count} {how}" for how, count in sorted(standing["ends"].items())) or "none"
     age = "" if standing["said"] is None else f", as it said {standing['said']:.0f} s ago"
     done = f"{standing['done']} of {standing['total']} trials have ended{age}: {ends}."
+    if standing["said"] is not None and not standing["total"]:
+        done = f"No trial has begun{age}: Ray starts, or the stages that all trials share are made."
     lines = [f"{standing['name']}: {standing['state']}. {done}"]
     for name, trial in standing["running"].items():
         step = f" {trial['step']}/{trial['updates']}" if trial.get("updates") else ""

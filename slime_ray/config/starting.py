@@ -13,6 +13,9 @@ MODEL = """\
     dtype: {dtype}              # bfloat16 on a GPU, float32 on a CPU
     lora: {{rank: 64, alpha: 128}}   # leave it out to train every weight
 """
+TEMPLATE = """\
+    chat_template: chatml      # its tokenizer has none; or `tokenizer: ID` of the instruction-tuned version
+"""
 SFT = """\
   sft: {learning_rate: 2e-4, epochs: 1}   # stage 1 on part of the chosen answers; null starts from the model as it is
 """
@@ -63,7 +66,9 @@ def first_experiment(model: str, data: str, *, name: str, pairs: int | None, gpu
         YAML that `slime-ray check` accepts.
     """
     family = next((each for each in preset_names() if _source(each) == model), None)
-    base = "" if family else MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + SFT
+    template = TEMPLATE if _lacks_template(Path(model).expanduser()) else ""
+    own = MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + template + SFT
+    base = "" if family else own
     held_out = min(1000, (pairs or 5000) // 5)
     return FILE.format(
         line=LINE, model=_quoted(model), data=_quoted(data), name=name, base=base,
@@ -76,6 +81,14 @@ def run_name(data: str) -> str:
     """A name of the run that says which data it is about."""
     letters = (letter if letter.isalnum() and letter.isascii() else "-" for letter in Path(data).stem)
     return "".join(letters).strip("-") or "first"
+
+
+def _lacks_template(model: Path) -> bool:
+    """Whether a folder has a tokenizer without a chat template, which the run would refuse."""
+    settings = model / "tokenizer_config.json"
+    if not settings.is_file() or any(model.glob("chat_template*")):
+        return False
+    return '"chat_template"' not in settings.read_text(encoding="utf-8", errors="replace")
 
 
 def _quoted(text: str) -> str:

@@ -136,8 +136,11 @@ class Progress(Callback):
         self.refresh()
 
     def _done(self, name: str, state: Mapping[str, Any]) -> None:
+        # Without a judge the table is led by the accuracy.
+        unjudged = state.get("win_rate") is None and state.get("preference_accuracy") is not None
+        lead, key = ("accuracy", "preference_accuracy") if unjudged else ("win rate", "win_rate")
         ended = (
-            f"{name} {state.get('status')}: win rate {percent(state.get('win_rate'))}, "
+            f"{name} {state.get('status')}: {lead} {percent(state.get(key))}, "
             f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}"
         )
         if state.get("reason"):

@@ -308,6 +308,42 @@ def test_a_first_experiment_is_one_that_check_accepts_and_an_editor_knows(tmp_pa
     assert load_yaml("experiment.yaml").data["base"]["data"]["held_out_pairs"] == 12
 
 
+@pytest.mark.parametrize(
+    ("files", "lacks"),
+    [
+        ({"tokenizer_config.json": "{}"}, True),
+        ({"tokenizer_config.json": '{"chat_template": "x"}'}, False),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "x"}, False),
+        ({}, False),
+    ],
+)
+def test_a_first_experiment_names_a_chat_template_where_the_tokenizer_has_none(tmp_path, monkeypatch, files, lacks):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    for name, text in files.items():
+        (Path("tiny") / name).write_text(text)
+    assert cli.main(["init", "--model", "tiny", "--data", "org/pairs"]) == 0
+    assert load_yaml("experiment.yaml").data["base"]["model"].get("chat_template") == ("chatml" if lacks else None)
+    assert cli.main(["check", "experiment.yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rest", "counted"),
+    [
+        ("arms: {slime: {}}\n", "fine. 1 arm x 1 seed.\n"),
+        (
+            "league: {entries: {dpo: {}, ipo: {}}, trials: 2, seeds: 2}\n",
+            "fine. 2 entries, 2 trials and 2 seeds each.\n",
+        ),
+    ],
+)
+def test_check_counts_what_there_is(tmp_path, capsys, rest, counted):
+    file = tmp_path / "few.yaml"
+    file.write_text(f"name: few\npreset: arithmetic\n{rest}")
+    assert cli.main(["check", str(file)]) == 0
+    assert counted in capsys.readouterr().out
+
+
 def test_check_says_what_the_reference_is_where_no_sft_stage_makes_it(tmp_path, capsys):
     file = tmp_path / "cup.yaml"
     for sft, said in (("null", True), ("{updates: 3}", False)):

@@ -321,6 +321,23 @@ def test_a_tracker_that_is_left_out_is_said_once_for_the_whole_sweep():
     assert lines == ["search-0001 goes on without wandb: OSError: 7f01 (said for the first trial only)"]
 
 
+@pytest.mark.parametrize(
+    ("measured", "lead"),
+    [
+        ({"win_rate": None, "preference_accuracy": 0.75}, "accuracy 75.0,"),
+        ({"win_rate": 0.5, "preference_accuracy": 0.75}, "win rate 50.0,"),
+        ({}, "win rate -,"),
+    ],
+)
+def test_a_trial_that_ends_says_its_accuracy_where_nothing_was_judged(measured, lead):
+    lines: list[str] = []
+    console: Any = SimpleNamespace(is_terminal=False, print=lambda line, **options: lines.append(line))
+    trial = SimpleNamespace(config={"trial": {"trial_id": "a"}})
+    result = {"finished": True, "status": "completed", **measured}
+    Progress(console=console, total=1, finished=0).on_trial_result(0, [], trial, result)
+    assert f"a completed: {lead}" in lines[0]
+
+
 def lost(watching: Watch, trial: Any, error: str = "ActorDiedError: the actor died") -> None:
     watching.on_trial_recover(0, [], SimpleNamespace(config={"trial": trial}, get_error=lambda: error))
 

@@ -265,6 +265,13 @@ def test_watching_a_run_that_is_not_at_work_prints_it_once(run, capsys):
     assert capsys.readouterr().out.count("trials have ended") == 1
 
 
+def test_status_before_the_first_trial_says_what_is_made(run, capsys):
+    shutil.rmtree(run / "trials")
+    write_status(run, finished=0, total=0, trials={})
+    assert cli.main(["status", str(run)]) == 0
+    assert "No trial has begun" in capsys.readouterr().out
+
+
 def test_watching_a_run_at_work_prints_what_changed_until_it_ends(run, capsys, monkeypatch):
     stages = iter(
         [
