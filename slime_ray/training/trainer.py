@@ -211,6 +211,7 @@ class PreferenceTrainer(Trainer):
     ):
         self.objective: Objective = objective
         self.policy, self.dropout = policy, dropout
+        self.saved: Saved | None = None
         self.after_update, self.urgent = after_update, urgent
         self.checkpoints, self.counters, self.after_save = checkpoints, counters, after_save
         self.pairs_seen = 0
@@ -251,7 +252,7 @@ class PreferenceTrainer(Trainer):
                 # Looking for parameters without a gradient costs time, and what is trained gets one.
                 ddp_find_unused_parameters=False,
             ),
-            callbacks=list(callbacks),
+            callbacks=[_Resumption(self), *callbacks, _Last(self)],
         )
         self.remove_callback(PrinterCallback)
         self.loader = Updates(
@@ -281,7 +282,7 @@ class PreferenceTrainer(Trainer):
             self.state.global_step = saved.step
             return
         load_weights(saved.path, self.model)
-        self.add_callback(_Resumption(self, saved))
+        self.saved = saved
         self.train()
         self._release()
 
@@ -382,7 +383,7 @@ class PreferenceTrainer(Trainer):
             super().log(logs, start_time)
             # A user's callback may ask for one, too. A request that is left would be for a checkpoint of Trainer's.
             if follows.save or self.control.should_save:
-                self._checkpoint()
+                self.write_checkpoint()
             return
         super().log(logs, start_time)
 
@@ -394,7 +395,7 @@ class PreferenceTrainer(Trainer):
         self._sums = {}
         return dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 
-    def _checkpoint(self) -> None:
+    def write_checkpoint(self) -> None:
         """Write one of ours: Trainer's own are pickled in part, and know nothing of our counters."""
         if self.checkpoints is not None and save_checkpoint(
             self.checkpoints,
@@ -416,21 +417,38 @@ class PreferenceTrainer(Trainer):
 
 
 class _Resumption(TrainerCallback):
-    """Puts a training back where a checkpoint was written, once Trainer has made its optimizer and schedule."""
+    """Puts a training back where a checkpoint was written, once Trainer has made its optimizer and schedule.
 
-    def __init__(self, trainer: PreferenceTrainer, saved: Saved):
-        self.trainer, self.saved = trainer, saved
+    It is called before the user's callbacks, which see the number of updates that were made.
+    """
+
+    def __init__(self, trainer: PreferenceTrainer):
+        self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Set the number of updates that were made, the moments and the schedule."""
-        state.global_step = self.saved.step
-        load_progress(
-            self.saved.path,
-            model=self.trainer.model_wrapped,
-            optimizer=self.trainer.bare_optimizer,
-            scheduler=self.trainer.lr_scheduler,
-        )
+        if saved := self.trainer.saved:
+            state.global_step = saved.step
+            load_progress(
+                saved.path,
+                model=self.trainer.model_wrapped,
+                optimizer=self.trainer.bare_optimizer,
+                scheduler=self.trainer.lr_scheduler,
+            )
+
+
+class _Last(TrainerCallback):
+    """What is done after the user's callbacks."""
+
+    def __init__(self, trainer: PreferenceTrainer):
+        self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Set the random states, last of all."""
-        load_random_states(self.saved.path)
+        """Set the random states of a checkpoint, from which a callback may have drawn."""
+        if saved := self.trainer.saved:
+            load_random_states(saved.path)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Write the checkpoint that a callback asks for at the end, where nothing is logged any more."""
+        if control.should_save:
+            self.trainer.write_checkpoint()

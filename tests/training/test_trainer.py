@@ -190,6 +190,33 @@ def test_a_checkpoint_that_a_callback_asks_for_is_one_of_ours(model, tmp_path):
     assert [path.name for path in (tmp_path / "scratch").glob("checkpoint-*")] == []
 
 
+class AtTheEnd(TrainerCallback):
+    """Asks for a checkpoint when the data is through, and notes where training began."""
+
+    began = None
+
+    def on_train_begin(self, args, state, control, **_):
+        self.began = state.global_step
+
+    def on_epoch_end(self, args, state, control, **_):
+        control.should_save = True
+
+
+def test_a_checkpoint_that_a_callback_asks_for_at_the_end_is_one_of_ours_too(model, tmp_path):
+    folder = tmp_path / "checkpoints"
+    *_, trainer = train(model, tmp_path, SlimeObjective(), checkpoints=folder, callbacks=[AtTheEnd()])
+    assert latest(folder).step == trainer.state.global_step
+    assert [path.name for path in (tmp_path / "scratch").glob("checkpoint-*")] == []
+
+
+def test_a_callback_of_a_resumed_run_hears_of_the_updates_that_were_made(model, tmp_path):
+    folder = tmp_path / "checkpoints"
+    train(model, tmp_path, SlimeObjective(), stop_at=2, checkpoints=folder)
+    callback = AtTheEnd()
+    train(model, tmp_path, SlimeObjective(), saved=latest(folder), checkpoints=folder, callbacks=[callback])
+    assert callback.began == 2
+
+
 def test_training_stops_when_told(model, tmp_path):
     curves, _, _ = train(model, tmp_path, SlimeObjective(), stop_at=2)
     assert [row["step"] for row in curves] == [1, 2]
