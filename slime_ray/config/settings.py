@@ -150,6 +150,8 @@ class Sft(Schedule):
 def _kept(value: Any) -> Any:
     """`last`, `best`, or one column that is told during training."""
     known = typing.get_args(Estimate)
+    if not isinstance(value, Mapping) and value not in ("last", "best"):
+        raise ValueError(f"{value!r} is neither last, best nor a number with its direction, as {{win_rate: maximize}}")
     if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in known):
         raise ValueError(
             f"{dict(value)} does not say by which number weights are kept: name one that is measured during training, "

@@ -10,7 +10,9 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from slime_ray.config.settings import Settings
+from slime_ray.data.places import may_be_hub_id
 from slime_ray.runs.redaction import redact
+from slime_ray.training.adapters import base_named
 
 CARD = """\
 ---
@@ -63,24 +65,28 @@ def model_card(
         facts: Rows of the card's table, such as the trial's row of the report.
     """
     model, data, objective = settings.model, settings.data, settings.objective.name
-    here = Path(model.source).exists()
-    source, given = _shown(model.source), [each.source for each in data.sources]
-    on_hub = [name for name in given if not (data.task or "://" in name or Path(name).expanduser().exists())]
+    base = base_named(settings)[0]
+    source, given = _shown(base), [each.source for each in data.sources]
+    on_hub = [name for name in given if not data.task and _of_hub(name)]
     metadata = ModelCardData(
         # On the Hub these link to repositories, which local files and embedded tasks have none of.
-        base_model=None if model.task or here else source,
+        base_model=source if not model.task and _of_hub(base) else None,
         datasets=on_hub or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["slime-ray", "preference-optimization", objective, *(["lora"] if adapter else [])],
     )
     knobs = json.loads(row.get("overrides") or "{}")
+    kept, updates = row.get("kept_update"), row.get("updates")
+    chosen = f" of {updates}, with the best {settings.kept_by[0]} on held-out data" if settings.kept_by else ""
     packages = ("slime-ray", "torch", "transformers", "peft")
     rows = {
         "base model": source,
+        **({"went on from": _shown(model.source)} if model.kept else {}),
         "preference data": ", ".join(_shown(given)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
         **{f"`{knob}`": f"`{json.dumps(_shown(value))}`" for knob, value in knobs.items()},
+        **({"weights": f"of update {kept}{chosen}"} if chosen and kept is not None else {}),
         **facts,
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }
@@ -105,7 +111,14 @@ def model_card(
 def _experiment(settings: Settings, seed: int) -> str:
     base = _shown(settings.model_dump(mode="json", exclude_unset=True), here="./")
     content = {"name": "repeated", "base": base, "arms": {"policy": {}}, "seeds": [seed]}
+    if settings.evaluation.judge.name == "none":
+        # The goals that are set by default need one.
+        content["goals"] = {"preference_accuracy": "maximize", "stability": "maximize"}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _of_hub(source: str) -> bool:
+    return may_be_hub_id(source) and not Path(source).exists()
 
 
 def _shown(value: Any, *, here: str = "") -> Any:

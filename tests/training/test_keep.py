@@ -141,6 +141,7 @@ def test_the_choice_is_made_on_pairs_of_no_report_prompt(tmp_path):
         ({"training": {"keep": {"kl_to_sft": "minimize"}}}, "name one that is measured during training, of win_rate"),
         ({"training": {"keep": {"stability": "maximize", "win_rate": "maximize"}}}, "name one that is measured"),
         ({"training": {"keep": {}}}, "name one that is measured"),
+        ({"training": {"keep": "first"}}, "'first' is neither last, best nor a number with its direction"),
         ({"training": {"keep": "best", "evaluations": 1}}, "keep chooses among training.evaluations, and there is 1"),
         (
             {"training": {"keep": {"win_rate": "maximize"}}, "sentinel": {"action": "none"}},

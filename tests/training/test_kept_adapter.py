@@ -121,6 +121,9 @@ def test_an_update_is_that_of_a_plain_loop_over_peft_own_model(base, kind):
     # peft loads what was saved, on the base that the user named.
     config = json.loads((base / "trials" / trial.trial_id / MODEL / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base / "base")
+    card = (base / "adapted" / "README.md").read_text()
+    assert "| base model | base |" in card
+    assert "| went on from | adapter |" in card
     assert row["kl_to_sft"] > 0
 
 
