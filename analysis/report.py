@@ -21,6 +21,7 @@ from slime_ray.runs.files import write
 from .answer import answer, asked, facts, methods, unbroken
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
+from .paper import paper as paper_text
 from .printing import Table, one_line
 from .rows import name_of
 from .sections import SECTIONS, Entry, Findings, made
@@ -141,8 +142,10 @@ class ReportFiles:
         return json.dumps({"report": str(self.html), "tables": numbers}, indent=1)
 
 
-def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportFiles:
+def write_report(run_path: str | Path, out: str | Path | None = None, *, paper: bool = False) -> ReportFiles:
     """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
+
+    paper: `paper.tex` as well, a methods paragraph and an appendix.
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
@@ -151,6 +154,8 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> ReportF
     folder = Path(run_path) / "report" if out is None else Path(out)
     with _memory_frozen():
         files, tables, found = _made(results.load(run_path))
+    if paper:
+        files["paper.tex"] = paper_text(found, tables).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

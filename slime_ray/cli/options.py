@@ -201,15 +201,21 @@ def run_and_report(
 
 
 def show_report(
-    run: Path, out: Path | None, storage: "RunStore | None" = None, *, quiet: bool = False, as_json: bool = False
+    run: Path,
+    out: Path | None,
+    storage: "RunStore | None" = None,
+    *,
+    quiet: bool = False,
+    as_json: bool = False,
+    paper: bool = False,
 ) -> None:
     """Write the report and print its tables, or where it is alone (`quiet`), or the numbers of its tables.
 
-    storage: of which `run` is a working copy, if it is one; the report then goes there too.
+    storage: of which `run` is a working copy, if it is one; the report then goes there too. paper: `paper.tex` as well.
     """
     from slime_ray.analysis.report import write_report
 
-    files = write_report(run, out)
+    files = write_report(run, out, paper=paper)
     stored = storage if storage is not None and storage.url is not None else None
     if stored:
         with stored.answering():
@@ -221,5 +227,7 @@ def show_report(
     else:
         print(files.text)
         print(f"\nReport: {files.html}")
+        if paper:
+            print(f"For a paper: {files.folder / 'paper.tex'}")
         if stored:
             print(f"It is in {stored.shown}/{run.name}, too.")

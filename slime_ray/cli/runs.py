@@ -68,6 +68,7 @@ def add_commands(commands: Any) -> None:
         commands, "report", _report, "tables, figures and report.html of a run; needs neither torch nor ray",
         ["slime-ray report runs/first", "slime-ray report runs/first --out elsewhere --json"],
         RUN, option("--out", type=Path, help="where to write (default RUN/report)"),
+        option("--paper", action="store_true", help="write paper.tex too: methods and tables for LaTeX"),
         exclusive(
             option("--quiet", action="store_true", help="print nothing but where the report is"),
             option("--json", action="store_true", help="print the numbers of all tables as JSON instead"),
@@ -224,14 +225,15 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    shown = {"quiet": options.quiet, "as_json": options.json, "paper": options.paper}
     if "://" not in options.run:
-        show_report(Path(options.run), options.out, quiet=options.quiet, as_json=options.json)
+        show_report(Path(options.run), options.out, **shown)
         return
     from slime_ray.runs.results import CHECKPOINTS, MODEL
     from slime_ray.runs.store import copied
 
     run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
-    show_report(run, options.out or Path(f"{run.name}-report"), quiet=options.quiet, as_json=options.json)
+    show_report(run, options.out or Path(f"{run.name}-report"), **shown)
 
 
 def _compare(options: argparse.Namespace) -> None:
