@@ -43,6 +43,9 @@ _LATEX = {
     **{letter: "\\" + letter for letter in "&%$#_{}"},
 }
 
+_LIGATURES = ("--", "!`", "?`", ",,")
+"""Letters that LaTeX would print as another one."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -110,16 +113,17 @@ class Table:
             [_markdown(self.caption), "", *lines, "", *(f"- {_markdown(note)}" for note in self.notes), ""]
         )
 
-    def latex(self) -> str:
-        """A table environment for the packages booktabs and graphicx."""
-        heads = [_latex(column.head) for column in self._printed()]
+    def latex(self, label: str = "") -> str:
+        """A table environment for the packages booktabs and graphicx. label: by which a text refers to it."""
+        heads = [latex_text(column.head) for column in self._printed()]
         shape = "".join("r" if column.numeric else "l" for column in self._printed()) or "l"
-        rows = self._marked(_latex, r"\textbf{{{}}}", r"\underline{{{}}}")
+        rows = self._marked(latex_text, r"\textbf{{{}}}", r"\underline{{{}}}")
         lines = [
             "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_latex(' '.join([self.caption, *self.notes]))}}}",
+            rf"\caption{{{latex_text(' '.join([self.caption, *self.notes]))}}}",
+            *([rf"\label{{{label}}}"] if label else []),
             r"\vspace{0.5em}",  # article's captions leave no room below them
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{shape}}}",
@@ -320,7 +324,8 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_|<>\[\]~$])", r"\\\1", one_line(text)).replace("&", "&amp;")
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
     """Text that LaTeX prints as it is, in any font encoding."""
     quoted = re.sub(r'"([^"]*)"', r"``\1''", one_line(text))
-    return "".join(_LATEX.get(letter, letter) for letter in quoted)
+    pairs = zip(" " + quoted, quoted, strict=False)
+    return "".join("{}" * (pair in _LIGATURES) + _LATEX.get(pair[1], pair[1]) for pair in map("".join, pairs))

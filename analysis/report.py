@@ -23,6 +23,7 @@ from .corrected import read_labels
 from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
+from .paper import paper as paper_text
 from .printing import Table, one_line
 from .rows import name_of
 from .sections import SECTIONS, Entry, Findings, made
@@ -145,9 +146,15 @@ class ReportFiles:
 
 
 def write_report(
-    run_path: str | Path, out: str | Path | None = None, *, labels: str | Path | None = None
+    run_path: str | Path,
+    out: str | Path | None = None,
+    *,
+    labels: str | Path | None = None,
+    paper: bool = False,
 ) -> ReportFiles:
     """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
+
+    paper: `paper.tex` as well, a methods paragraph and an appendix.
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
@@ -157,6 +164,8 @@ def write_report(
     with _memory_frozen():
         found = Findings(results.load(run_path), None if labels is None else read_labels(Path(labels)))
         files, tables = _made(found)
+    if paper:
+        files["paper.tex"] = paper_text(found, tables).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -208,14 +208,15 @@ def show_report(
     labels: Path | None = None,
     quiet: bool = False,
     as_json: bool = False,
+    paper: bool = False,
 ) -> None:
     """Write the report and print its tables, or where it is alone (`quiet`), or the numbers of its tables.
 
-    storage: of which `run` is a working copy, if it is one; the report then goes there too.
+    storage: of which `run` is a working copy, if it is one; the report then goes there too. paper: `paper.tex` as well.
     """
     from slime_ray.analysis.report import write_report
 
-    files = write_report(run, out, labels=labels)
+    files = write_report(run, out, labels=labels, paper=paper)
     stored = storage if storage is not None and storage.url is not None else None
     if stored:
         with stored.answering():
@@ -227,5 +228,7 @@ def show_report(
     else:
         print(files.text)
         print(f"\nReport: {files.html}")
+        if paper:
+            print(f"For a paper: {files.folder / 'paper.tex'}")
         if stored:
             print(f"It is in {stored.shown}/{run.name}, too.")

@@ -72,6 +72,7 @@ def add_commands(commands: Any) -> None:
             "--labels", type=Path, metavar="FILE",
             help="verdicts of people, or of a stronger judge, on some of the answers, which correct the win rates",
         ),
+        option("--paper", action="store_true", help="write paper.tex too: methods and tables for LaTeX"),
         exclusive(
             option("--quiet", action="store_true", help="print nothing but where the report is"),
             option("--json", action="store_true", help="print the numbers of all tables as JSON instead"),
@@ -230,15 +231,15 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    shown = {"labels": options.labels, "paper": options.paper, "quiet": options.quiet, "as_json": options.json}
     if "://" not in options.run:
-        show_report(Path(options.run), options.out, labels=options.labels, quiet=options.quiet, as_json=options.json)
+        show_report(Path(options.run), options.out, **shown)
         return
     from slime_ray.runs.results import CHECKPOINTS, MODEL
     from slime_ray.runs.store import copied
 
     run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
-    out = options.out or Path(f"{run.name}-report")
-    show_report(run, out, labels=options.labels, quiet=options.quiet, as_json=options.json)
+    show_report(run, options.out or Path(f"{run.name}-report"), **shown)
 
 
 def _compare(options: argparse.Namespace) -> None:

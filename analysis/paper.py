@@ -1,0 +1,248 @@
+"""A methods paragraph and an appendix in LaTeX, from a run's manifest, its settings and the report's own tables."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from slime_ray.config.league import League
+from slime_ray.runs.notes import PARTS
+from slime_ray.runs.redaction import redact
+from slime_ray.runs.results import Run
+
+from .answer import asked, facts, methods
+from .printing import Column, Table, latex_text, one_line
+from .rows import baseline_of, is_judged, name_of, of_label
+from .sections import Entry, Findings
+
+TABLES = (
+    *("league_checkpoints", "league", "league_pairs", "league_tuning", "win_rate_stability", "ablation_checkpoints"),
+    *("ablation", "factorial", "judging", "panel", "agreement", "search_winners"),
+)
+"""Names of the report's tables that a paper has, of those that the run has."""
+OBJECTIVE = "objective."
+MODEL = ("source", "revision", "dtype", "lora.rank", "lora.alpha", "lora.targets")
+STAGES = {"SFT": "sft", "Preference training": "training"}
+KNOBS = (
+    *("learning_rate", "schedule", "warmup_fraction", "updates", "epochs", "examples_per_update", "pairs_per_update"),
+    *("weight_decay", "max_grad_norm", "arguments.optim", "keep", "seed"),
+)
+"""Of a stage, in its sentence."""
+RUN_FACTS = ("started", "finished", "trials", "cost", "data", "rows skipped", "fingerprint", "hashes")
+"""Of the report's facts; not the command and the files, which are of one's own machine."""
+UNKNOWN = "not recorded"
+MOST, LONGEST = 4, 12
+"""Values of a setting that are listed, and characters of a number that was written and not drawn."""
+Flat = dict[str, Any]
+"""Settings by path."""
+
+
+def paper(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
+    """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
+    run, space, told = found.run, _space(found.run), dict(facts(found.run))
+    # Without arms and confirmed winners the search trials are all there is.
+    names = TABLES if len(found.main.frame) else (*TABLES, "search_trials")
+    placed = [(entry.name, table) for entry, table in tables if entry.name in names and len(table.frame)]
+    # Not the name of the machine, which may say who wrote the paper.
+    host = {key: value for key, value in (run.manifest.get("host") or {}).items() if key != "node"}
+    about = [*((key, told[key]) for key in RUN_FACTS if key in told), ("machine", _words(host) or UNKNOWN)]
+    lines = [
+        "% Written by slime-ray report --paper, which writes it anew: change a copy.",
+        f"% Run: {one_line(name_of(run))}, hash of the experiment: {told.get('fingerprint', UNKNOWN)}",
+        "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
+        r"\section{Methods}",
+        *map(latex_text, methods_paragraph(found)),
+        r"\section{Details of the experiment}",
+        *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(found))),
+        *([_placed("search_space", space, "manifest.json")] if space is not None else []),
+        *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(found)), "itemize"),
+        *_listed("The run", _terms(about)),
+        *_listed("All settings", _terms(_all_settings(run))),
+        r"\section{Results}",
+        *(_placed(name, table, f"{name}.csv") for name, table in placed),
+        *_listed("Sources, unrounded, beside this file", _sources(placed)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def methods_paragraph(found: Findings) -> list[str]:
+    """Say in a sentence each what was trained, on what, how it was searched, and how it was judged."""
+    run, settings = found.run, _settings(found.run)
+    experiment = run.manifest.get("experiment") or {}
+    told, plan = dict(facts(run)), dict(asked(run))
+    objectives = sorted({str(name) for name in run.trials["objective"].dropna()})
+    stopping = _words(experiment["early_stopping"]) or "none" if "early_stopping" in experiment else UNKNOWN
+    limits = experiment.get("constraints") or []
+    # The adapters are null where every weight is trained, and else have settings of their own.
+    how = "every weight trained" if settings and all("model.lora" in each for each in settings) else None
+    data = run.manifest.get("data") or {}
+    sizes = [f"{data[part]} {words}" for part, words in PARTS.items() if isinstance(data.get(part), int)]
+    return [
+        _of("Model", settings, *(f"model.{name}" for name in MODEL), more=[how]),
+        _of("Data", settings, "data.train", "data.revision", "data.max_tokens", more=sizes or [f"sizes {UNKNOWN}"]),
+        *(_stage(title, settings, stage) for title, stage in STAGES.items()),
+        f"Objectives: {', '.join(objectives) or UNKNOWN}, with the knobs listed below.",
+        f"Seeds: {plan['seeds']}.",
+        _search(run, experiment, plan["search"]),
+        f"Goals: {plan['goals']}{'; constraints: ' if limits else ''}{'; '.join(map(_words, limits))}.",
+        f"Early stopping: {stopping}.",
+        _judging(run, plan["judge"]),
+        f"Decoding: {plan['decoding']}.",
+        f"Software: slime_ray {told.get('slime_ray', UNKNOWN)}; {told.get('versions') or f'versions {UNKNOWN}'}.",
+        f"The experiment's hash is {told.get('fingerprint', UNKNOWN)}.",
+    ]
+
+
+def _stage(title: str, settings: list[Flat], stage: str) -> str:
+    """One optimisation run. Where every trial has a number of updates, the epochs count for nothing."""
+    if settings and all(stage in each for each in settings):
+        return f"{title}: none."  # It is null, and has no settings of its own.
+    counted = all(each.get(f"{stage}.updates") is not None for each in settings)
+    paths = [f"{stage}.{name}" for name in KNOBS if not (counted and name == "epochs")]
+    optimizer = "AdamW" if settings and _value(settings, f"{stage}.arguments.optim") is None else None
+    return _of(title, settings, *paths, more=[optimizer])
+
+
+def _of(title: str, settings: list[Flat], *paths: str, more: Sequence[str | None] = ()) -> str:
+    """What these settings are, by their names; those that are null are left out."""
+    known = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
+    said = [f"{name} {value}" for name, value in known.items() if value is not None]
+    return f"{title}: {', '.join([*(said or [UNKNOWN]), *filter(None, more)])}."
+
+
+def _search(run: Run, experiment: Mapping[str, Any], words: str) -> str:
+    """The budget and the sampler; of a league those that every entry has."""
+    if (league := League.of(run.manifest)) is not None:
+        samplers = sorted({_words(entry.search.get("sampler")) for entry in league.entries} - {""})
+        return (
+            f"Search: {league.trials} trials for each of {len(league.entries)} entries, sampler "
+            f"{', '.join(samplers) or UNKNOWN}; each winner confirmed with {league.seeds} seeds. Rule: {league.rule}."
+        )
+    search = experiment.get("search") or {}
+    if not search.get("dimensions"):
+        return f"Search: {words if experiment else UNKNOWN}."
+    points = f", {len(known)} known points first" if (known := search.get("known_points")) else ""
+    return f"Search: {words}; sampler {_words(search.get('sampler')) or UNKNOWN}{points}."
+
+
+def _judging(run: Run, judge: str) -> str:
+    if not is_judged(run):
+        return "Judge: none, so there are no win rates."
+    counts = run.trials.dropna(subset=["win_rate"]).groupby("prompt_set")["prompts"].max().dropna()
+    prompts = "".join(f", {int(count)} {name} prompts with a valid verdict" for name, count in counts.items())
+    return f"Judge: {judge}, of answers beside those of {baseline_of(run)}{prompts}."
+
+
+def _objectives(found: Findings) -> Iterator[tuple[str, str]]:
+    """Each row of the main table with its objective, the knobs of that, and what else it sets."""
+    for row in found.main.frame.to_dict("records"):
+        trial = of_label(found.run, found.run.trials, str(row["label"])).iloc[0]
+        settings, set_ = (_flat(_read(trial[column])) for column in ("settings", "overrides"))
+        own = [
+            f"{path.removeprefix(OBJECTIVE)} {_words(value)}"
+            for path, value in settings.items()
+            if path.startswith(OBJECTIVE) and path != f"{OBJECTIVE}name" and value != []
+        ]
+        words = (", ".join(own) or "no knobs") if settings else f"knobs {UNKNOWN}"
+        words = "no updates" if row["objective"] == "none" else words
+        rest = "".join(f"; {path} {_words(value)}" for path, value in set_.items() if not path.startswith(OBJECTIVE))
+        yield str(row["label"]), f"{row['objective']}: {words}{rest}"
+
+
+def _space(run: Run) -> Table | None:
+    """What was searched: a row for each knob, of a league by entry. None where nothing was."""
+    league = League.of(run.manifest)
+    search = (run.manifest.get("experiment") or {}).get("search") or {}
+    spaces = {entry.label: entry.search for entry in league.entries} if league else {"": search}
+    rows = [
+        {"entry": label, "knob": path, "range": _words(spec) or UNKNOWN}
+        for label, space in spaces.items()
+        for path, spec in (space.get("dimensions") or {}).items()
+    ]
+    if not rows:
+        return None
+    frame, shown = pd.DataFrame(rows), ("entry", "knob", "range")[not league :]
+    needed = dict.fromkeys(str(each) for space in spaces.values() for each in space.get("require") or [])
+    notes = [f"Required: {'; '.join(needed)}."] if needed else []
+    columns = tuple(Column(name, tuple(frame[name]), numeric=False) for name in shown)
+    return Table(frame, f"{name_of(run)}: the search space, bounds inclusive.", notes, columns)
+
+
+def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
+    """Every setting by its section, each as the trials have it."""
+    settings = _settings(run)
+    paths = dict.fromkeys(path for each in settings for path in each if not path.startswith(OBJECTIVE))
+    for section in dict.fromkeys(path.partition(".")[0] for path in paths):
+        own = [path for path in paths if path.partition(".")[0] == section]
+        yield section, ", ".join(f"{path.partition('.')[2]} {_value(settings, path) or 'null'}".strip() for path in own)
+
+
+def _placed(name: str, table: Table, source: str) -> str:
+    """The table's environment, without its line on packages: they stand at the top."""
+    return f"% numbers: {source}\n{table.latex(_label(name)).partition(chr(10))[2]}"
+
+
+def _sources(placed: Sequence[tuple[str, Table]]) -> Iterator[str]:
+    """Which columns of which file hold each table's numbers unrounded."""
+    for name, table in placed:
+        columns = ", ".join(map(str, table.frame.columns))
+        yield rf"\item[Table~\ref{{{_label(name)}}}] {latex_text(f'{name}.csv: {columns}')}"
+
+
+def _label(name: str) -> str:
+    return f"tab:{name.replace('_', '-')}"
+
+
+def _listed(title: str, items: Iterable[str], environment: str = "description") -> list[str]:
+    """A paragraph with a list, which breaks over pages; nothing where it would be empty."""
+    begin, end = rf"\begin{{{environment}}}\footnotesize\raggedright", rf"\end{{{environment}}}"
+    lines = list(items)
+    return [rf"\paragraph{{{title}.}}", begin, *lines, end] if lines else []
+
+
+def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
+    return (rf"\item[{{{latex_text(term)}}}] {latex_text(words)}" for term, words in items)
+
+
+def _settings(run: Run) -> list[Flat]:
+    """The different settings that the trials had, by path; those of a trial that has none are left out."""
+    return [flat for text in dict.fromkeys(run.trials["settings"].dropna()) if (flat := _flat(_read(text)))]
+
+
+def _read(text: Any) -> Any:
+    return redact(json.loads(text)) if isinstance(text, str) else {}
+
+
+def _flat(value: Any, path: str = "") -> Flat:
+    """Values by path; a list, and a mapping without anything in it, is a value."""
+    if not isinstance(value, Mapping) or (path and not value):
+        return {path: value}
+    inner = [_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
+    return {place: leaf for each in inner for place, leaf in each.items()}
+
+
+def _value(settings: list[Flat], path: str) -> str | None:
+    """A setting as the trials have it; None where it is null, or not there, in all of them."""
+    values = [each.get(path) for each in settings]
+    said = list(dict.fromkeys("null" if value is None else _words(value) for value in values))
+    if len(said) < 2:
+        return None if all(value is None for value in values) else said[0]
+    return f"varied ({', '.join(said)})" if len(said) <= MOST else f"varied ({len(said)} values)"
+
+
+def _words(value: Any) -> str:
+    """A value as a sentence has it, a drawn number with six digits, a file of one's own machine by its name alone."""
+    if value in ({}, []):
+        return "none"
+    if isinstance(value, float):
+        return repr(value) if len(repr(value)) <= LONGEST else f"{value:.6g}"
+    if isinstance(value, Mapping):
+        said = {key: _words(item) for key, item in value.items() if item not in (None, {}, [])}
+        return ", ".join(f"{key} {words}" for key, words in said.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_words, value))}]"
+    if isinstance(value, str):
+        return PurePath(value).name if PurePath(value).is_absolute() else value
+    return "" if value is None else json.dumps(value)
