@@ -19,7 +19,7 @@ from .sections import Entry, Findings
 
 TABLES = (
     *("league_checkpoints", "league", "league_pairs", "league_tuning", "win_rate_stability", "ablation_checkpoints"),
-    *("ablation", "factorial", "judging", "panel", "agreement", "search_winners"),
+    *("ablation", "factorial", "judging", "corrected", "panel", "agreement", "search_winners"),
 )
 """Names of the report's tables that a paper has, of those that the run has."""
 OBJECTIVE = "objective."
