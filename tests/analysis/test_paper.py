@@ -65,9 +65,9 @@ def printed(tex):
     """The letters that LaTeX prints for escaped text: a reading of its commands from their manual."""
     names = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<"}
     names |= {"textgreater": ">", "textbar": "|", "ldots": "…", "surd": "√", "sigma": "σ", "times": "×", "pm": "±"}
-    tex = tex.replace(r"\textsuperscript{2}", "²").replace("$-$", "−")
-    tex = re.sub(r"\$(\\\w+)\$", r"\1{}", tex)
-    tex = re.sub(r"--", "–", tex)
+    math = re.compile(r"(?<!\\)\$(-|\\\w+)\$")
+    tex = math.sub(lambda found: "−" if found[1] == "-" else f"{found[1]}{{}}", tex)
+    tex = tex.replace(r"\textsuperscript{2}", "²").replace("--", "–")
     tokens = re.findall(r"\\([A-Za-z]+)\{\}|\\([^A-Za-z])|(\{\})|\{(\[)\}|(.)", tex, flags=re.DOTALL)
     return "".join(names[word] if word else escaped or bracket or plain for word, escaped, _, bracket, plain in tokens)
 
