@@ -43,7 +43,7 @@ _LATEX = {
     **{letter: "\\" + letter for letter in "&%$#_{}"},
 }
 
-_LIGATURES = ("--", "!`", "?`", ",,")
+_LIGATURES = ("--", "–-", "-–", "––", "!`", "?`", ",,")
 """Letters that LaTeX would print as another one."""
 
 
