@@ -19,7 +19,7 @@ from slime_ray.analysis.statistics import draws
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
 from slime_ray.errors import InputError
 from slime_ray.planning.tables import table
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 
 from .common import run
 
@@ -146,7 +146,7 @@ def make_run(run: Path, *, trials: int, answer: int) -> None:
             _add(run, rng, about, knobs, text)
     results.consolidate(run)
     manifest = {
-        "schema": results.RUN_SCHEMA,
+        "schema": schema.RUN_SCHEMA,
         "name": "made-up",
         "created": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T01:00:00+00:00",
@@ -178,7 +178,7 @@ def _add(run: Path, rng: np.random.Generator, about: dict[str, Any], knobs: dict
         total_seconds=18.0,
     )  # fmt: skip
     answers = [
-        dict.fromkeys(results.ANSWER_SCHEMA.names)
+        dict.fromkeys(schema.ANSWER_SCHEMA.names)
         | {name: row[name] for name in ("trial_id", "label", "phase", "seed", "prompt_set")}
         | {
             "prompt_id": f"p{place:04}", "turn": 1, "prompt": [{"role": "user", "content": f"What is {place} + 1?"}],

@@ -22,7 +22,7 @@ from slime_ray.config.design import Design
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.league import League
 from slime_ray.errors import InputError
-from slime_ray.runs import files, results
+from slime_ray.runs import files, results, schema
 from slime_ray.runs.inputs import code_of, hashes_of, refuse_changed
 from slime_ray.runs.redaction import redact, redact_sentence, remember
 
@@ -112,7 +112,7 @@ def _fresh(
     if run.exists():
         raise _there_already(run)
     manifest = {
-        "schema": results.RUN_SCHEMA,
+        "schema": schema.RUN_SCHEMA,
         "name": experiment.name,
         "created": now(),
         "finished": None,
@@ -217,7 +217,7 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
     return (
         manifest
         | changes
-        | {"schema": results.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+        | {"schema": schema.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": kept}
     )
 
 

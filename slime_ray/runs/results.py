@@ -1,4 +1,4 @@
-"""A run's files: their schema, atomic writing, and reading. Imports neither torch nor ray.
+"""A run's files: atomic writing, and reading. Imports neither torch nor ray.
 
     trials/<trial_id>/trial.json, answers.parquet, curves.parquet, pairs.parquet    by the trial; trial.json last
     trials/<trial_id>/verdicts.parquet, verdicts.parquet    the single verdicts, where a panel of judges gave them
@@ -23,160 +23,22 @@ import pyarrow.parquet as pq
 from slime_ray.errors import InputError
 from slime_ray.runs import files
 from slime_ray.runs.redaction import redact, redact_sentence
+from slime_ray.runs.schema import (
+    ANSWER_SCHEMA,
+    CURVE_SCHEMA,
+    LATER,
+    LATER_FILES,
+    OPTIONAL_FILES,
+    PAIR_SCHEMA,
+    READABLE,
+    RENAMED,
+    RUN_SCHEMA,
+    SCHEMAS,
+    TRIAL_SCHEMA,
+    VERDICT_SCHEMA,
+)
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
 
-RUN_SCHEMA = "run-v2"
-READABLE = ("run-v1", RUN_SCHEMA)
-_RENAMED = {"settings": "overrides", "config": "settings"}
-"""Columns of run-v1, and what they are called now."""
-
-_TEXT, _NUMBER, _COUNT, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
-
-TRIAL_SCHEMA = pa.schema(
-    {
-        "trial_id": _TEXT,
-        "phase": _TEXT,  # arm, search or confirm
-        "label": _TEXT,  # the row of the table that it belongs to
-        "seed": _COUNT,
-        "status": _TEXT,  # completed, stopped, diverged or failed
-        "reason": _TEXT,  # one sentence for anything but completed
-        "alarm": _TEXT,  # the sentinel's first, with its step; null where there was none
-        "objective": _TEXT,
-        "overrides": _TEXT,  # JSON: what this trial set over base, by path
-        "settings": _TEXT,  # JSON: its complete settings
-        "config_hash": _TEXT,
-        "prompt_set": _TEXT,  # selection or report
-        "judge": _TEXT,
-        "stability_version": _TEXT,
-        "win_rate": _NUMBER,  # share, against the baseline's answers; null where nothing was judged
-        "prompts": _COUNT,  # prompts with a valid verdict
-        "stability": _NUMBER,  # S; 0 for failed and diverged trials
-        "unlearning": _NUMBER,  # U, nat/token
-        "rejected_collapse": _NUMBER,  # C, share of rejected tokens
-        "entropy_shift": _NUMBER,  # H, absolute log ratio
-        "broken_outputs": _NUMBER,  # B, share of answers
-        "length_shift": _NUMBER,  # L, absolute log ratio
-        "training_spikes": _NUMBER,  # T, share of updates
-        "kl_to_sft": _NUMBER,  # K, nat/token, not scored
-        "retention": _NUMBER,  # mean score on the retention prompts minus the SFT checkpoint's; null without any
-        "healthy": _FLAG,  # g
-        "chosen_drift": _NUMBER,  # nat/token, signed
-        "rejected_drift": _NUMBER,  # nat/token, signed
-        "preference_accuracy": _NUMBER,  # share of held-out pairs
-        "mean_margin": _NUMBER,  # nat/token
-        "format_valid": _NUMBER,  # share of answers; null without a check
-        "pairs": _COUNT,  # held-out pairs
-        "updates": _COUNT,
-        "kept_update": _COUNT,  # whose weights were measured and saved: the last one, or as training.keep chose
-        "planned_updates": _COUNT,  # what it would have made had nothing stopped it
-        "tokens": _COUNT,  # training tokens that were not padding
-        "row_tokens": _COUNT,  # budget of a row at the end of training; below data.row_tokens where memory ran out
-        "train_seconds": _NUMBER,
-        "evaluation_seconds": _NUMBER,
-        "total_seconds": _NUMBER,
-        "started": _TEXT,  # ISO 8601, UTC
-        "host": _TEXT,
-        "workers": _COUNT,
-        "attempts": _COUNT,  # starts, the one that finished included
-        "lost_seconds": _NUMBER,  # worker-seconds that were computed twice, since a process was lost
-    }
-)
-ANSWER_SCHEMA = pa.schema(
-    {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
-        "prompt_set": _TEXT,  # selection, report or retention; of the last, score and baseline_score are the scorer's
-        "prompt_id": _TEXT,
-        "turn": _COUNT,  # of the conversation, from 1; the turns of a prompt share its prompt_id
-        "category": _TEXT,  # of the question, where it came from a file that has any
-        "prompt": _TEXT,  # JSON: the messages, with the policy's own answers to earlier turns
-        "answer": _TEXT,
-        "answer_tokens": _COUNT,
-        "baseline_answer": _TEXT,
-        "baseline_tokens": _COUNT,
-        "verdict_ab": _TEXT,  # Arena-Hard's label with the policy's answer shown as A; null is invalid
-        "verdict_ba": _TEXT,  # the same with it shown as B
-        "outcome": _NUMBER,  # mean over both orders of 1 win, 0.5 tie, 0 loss for the policy
-        "score": _NUMBER,  # the judge's own score, where it has one
-        "baseline_score": _NUMBER,
-        "broken": _FLAG,
-        "broken_reason": _TEXT,
-        "baseline_broken": _FLAG,
-    }
-)
-CURVE_SCHEMA = pa.schema(
-    {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
-        "step": _COUNT,
-        "source": _TEXT,  # train, held_out or sentinel
-        "metric": _TEXT,
-        "value": _NUMBER,
-    }
-)
-PAIR_SCHEMA = pa.schema(
-    {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
-        "pair": _COUNT,  # place among the held-out pairs, from 0, the same in every trial of a run
-        "chosen_tokens": _COUNT,
-        "rejected_tokens": _COUNT,
-        "chosen_logp0": _NUMBER,  # mean over the completion, nat/token, under the SFT checkpoint
-        "chosen_logp": _NUMBER,  # the same under the trained policy
-        "rejected_logp0": _NUMBER,
-        "rejected_logp": _NUMBER,
-        "rejected_collapsed": _COUNT,  # rejected tokens whose probability fell more than tenfold
-        "entropy0": _NUMBER,  # mean next-token entropy at the chosen positions, nat, under the SFT checkpoint
-        "entropy": _NUMBER,
-    }
-)
-VERDICT_SCHEMA = pa.schema(
-    {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
-        "prompt_set": _TEXT,
-        "prompt_id": _TEXT,
-        "turn": _COUNT,
-        "judge": _TEXT,  # one of the panel
-        "repeat": _COUNT,  # from 1
-        "verdict_ab": _TEXT,  # these as in answers.parquet, which has the panel's outcome
-        "verdict_ba": _TEXT,
-        "outcome": _NUMBER,
-        "score": _NUMBER,
-        "baseline_score": _NUMBER,
-    }
-)
-SCHEMAS = {
-    "trials": TRIAL_SCHEMA,
-    "answers": ANSWER_SCHEMA,
-    "curves": CURVE_SCHEMA,
-    "pairs": PAIR_SCHEMA,
-    "verdicts": VERDICT_SCHEMA,
-}
-_OPTIONAL_FILES = {"verdicts"}
-"""Files that are written only where there is something to write."""
-_LATER_FILES = {"pairs", *_OPTIONAL_FILES}
-"""Files that runs of an earlier version lack; they are read as empty."""
-_LATER = {
-    "attempts",
-    "lost_seconds",
-    "alarm",
-    "turn",
-    "category",
-    "planned_updates",
-    "kept_update",
-    "row_tokens",
-    "retention",
-}
-"""Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""
 CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
 MODEL = "checkpoint"
@@ -248,7 +110,7 @@ def finished_trial(folder: Path) -> dict[str, Any] | None:
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
         if "config" in row:
-            row = {_RENAMED.get(name, name): value for name, value in row.items()}
+            row = {RENAMED.get(name, name): value for name, value in row.items()}
         whole = row["trial_id"] == folder.name and isinstance(json.loads(row["overrides"] or "{}"), dict)
         texts = all(isinstance(row[name], str | None) for name in ("phase", "label", "status"))
         return row if whole and texts else None
@@ -263,7 +125,7 @@ def consolidate(run: Path) -> None:
     tables = _together(run, finished_trials(run))
     # The trials' own come last: who is cut off in between leaves a trial out, and none without its answers.
     for name in (*tables.keys() - {"trials"}, "trials"):
-        if len(tables[name]) or name not in _OPTIONAL_FILES:
+        if len(tables[name]) or name not in OPTIONAL_FILES:
             _replace_table(run / f"{name}.parquet", tables[name])
 
 
@@ -276,16 +138,16 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
     for path, values in knobs.items():
         numbers = all(value is None or type(value) in (int, float) for value in values)
         columns[KNOB + path] = values if numbers else [None if value is None else _json(value) for value in values]
-        schema = schema.append(pa.field(KNOB + path, _NUMBER if numbers else _TEXT))
+        schema = schema.append(pa.field(KNOB + path, pa.float64() if numbers else pa.string()))
     try:
         together = {"trials": pa.table(columns, schema=schema)}
     except (pa.ArrowException, OverflowError) as error:
         raise InputError(f"{run / 'trials'}: a trial.json holds {str(error).splitlines()[0]}. {_WAY_OUT}") from None
     for name in SCHEMAS.keys() - {"trials"}:
         files = [run / "trials" / trial_id / f"{name}.parquet" for trial_id in rows]
-        if name in _OPTIONAL_FILES:
+        if name in OPTIONAL_FILES:
             files = [file for file in files if file.exists()]
-        if name in _LATER_FILES and not any(file.exists() for file in files):
+        if name in LATER_FILES and not any(file.exists() for file in files):
             files = []
         tables = [_read_trial(file, SCHEMAS[name]) for file in files]
         together[name] = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
@@ -359,7 +221,7 @@ def load(run: str | Path) -> Run:
     manifest = read_manifest(run)
     rows = finished_trials(run)
     begun = bool(rows) or ((run / "trials").is_dir() and not (run / "trials.parquet").exists())
-    if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS.keys() - _OPTIONAL_FILES):
+    if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS.keys() - OPTIONAL_FILES):
         tables = _together(run, rows)
     else:
         tables = {name: read_table(run, name) for name in SCHEMAS}
@@ -378,7 +240,7 @@ def load(run: str | Path) -> Run:
 def read_table(run: Path, name: str) -> pa.Table:
     """Read one of a run's tables, in this version's columns. Raises InputError where it is missing or damaged."""
     file, schema = run / f"{name}.parquet", SCHEMAS[name]
-    if name in _LATER_FILES and not file.exists():
+    if name in LATER_FILES and not file.exists():
         return schema.empty_table()
     try:
         table = _read_parquet(file)
@@ -389,8 +251,8 @@ def read_table(run: Path, name: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}. Copy the run again.") from None
     if name == "trials" and "config" in table.column_names:
-        table = table.rename_columns([_RENAMED.get(column, column) for column in table.column_names])
-    for later in _LATER & set(schema.names) - set(table.column_names):
+        table = table.rename_columns([RENAMED.get(column, column) for column in table.column_names])
+    for later in LATER & set(schema.names) - set(table.column_names):
         table = table.append_column(later, pa.nulls(len(table), schema.field(later).type))
     missing = set(schema.names) - set(table.column_names)
     if missing:
@@ -405,7 +267,7 @@ def read_table(run: Path, name: str) -> pa.Table:
 def _frame(table: pa.Table) -> pd.DataFrame:
     """Numbers, and counts with unknown ones, as float64; flags as `boolean`, which None does not turn into objects."""
     frame = table.to_pandas(ignore_metadata=True)
-    return frame.astype({field.name: "boolean" for field in table.schema if field.type == _FLAG})
+    return frame.astype({field.name: "boolean" for field in table.schema if field.type == pa.bool_()})
 
 
 def _json(value: Any) -> str:

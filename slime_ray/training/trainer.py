@@ -1,8 +1,8 @@
 """PreferenceTrainer: transformers.Trainer with packed rows, an objective, and counts taken over the whole update."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.settings import Schedule
-from slime_ray.data.order import examples_by_update, updates_of
-from slime_ray.data.packing import Rows, copy_to, fill_rows, pack, row_length
+from slime_ray.data.order import updates_of
+from slime_ray.data.packing import row_length
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
-from slime_ray.objectives import Objective, ObjectiveOutput, ReferenceLogps
+from slime_ray.objectives import Objective, ObjectiveOutput
 from slime_ray.training.checkpoint import (
     Saved,
     load_progress,
@@ -28,118 +28,9 @@ from slime_ray.training.checkpoint import (
     save_checkpoint,
     set_random_states,
 )
+from slime_ray.training.updates import MicroBatch, Update, Updates
 
 Metrics = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One micro-batch. `counted` false: it only keeps a rank busy that an update has no pair for."""
-
-    rows: Rows
-    reference: ReferenceLogps | None
-    counted: bool = True
-
-    def to(self, device: torch.device | str) -> "MicroBatch":
-        """The same batch on another device."""
-        reference = self.reference and ReferenceLogps(
-            copy_to(self.reference.chosen, device), copy_to(self.reference.rejected, device)
-        )
-        return replace(self, rows=self.rows.to(device), reference=reference)
-
-
-@dataclass(frozen=True)
-class Update:
-    """One optimizer step: its pairs, this rank's micro-batches, and what the pairs of all ranks together count."""
-
-    pairs: Sequence[TokenPair]
-    batches: tuple[MicroBatch, ...]
-    counts: Mapping[str, int]
-
-
-@dataclass
-class Updates:
-    """All updates of a training run, epoch after epoch, each in an order that follows from `seed` and the epoch alone.
-
-    Which pairs make an update depends neither on the number of ranks nor on `row_tokens`: every rank draws the same
-    order, takes its share of each update and packs that into rows. Iterating gives `Update`s; the last one of an epoch
-    holds what is left of the pairs. together: how many pairs, in that order, make one row, whatever its tokens, for an
-    objective that is another one over other micro-batches; None fills rows up to `row_tokens`. done: updates to leave
-    out, because they were made before an interruption. even: give all ranks equally many micro-batches, some of which
-    do not count: a pass through a sharded model is an exchange between all ranks.
-    """
-
-    dataset: Sequence[TokenPair]
-    pairs_per_update: int
-    row_tokens: int
-    shared_prompt: bool
-    reference: bool
-    seed: int
-    rank: int
-    ranks: int
-    total: int
-    together: int | None = None
-    done: int = 0
-    even: bool = False
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[Update]:
-        for members in examples_by_update(
-            len(self.dataset), self.pairs_per_update, seed=self.seed, updates=self.total, done=self.done
-        ):
-            yield self.update([self.dataset[index] for index in members])
-
-    def update(self, pairs: Sequence[TokenPair]) -> Update:
-        """The update of these pairs, cut as `row_tokens` says."""
-        size = self.together or 1
-        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        given = shares([sum(map(row_length, group)) for group in groups], self.ranks)
-        own = [self._batch(row) for row in self._rows(groups, given[self.rank])]
-        wanted = max(len(self._rows(groups, mine)) for mine in given) if self.even else 1
-        idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
-        return Update(
-            pairs=pairs,
-            batches=(*own, *idle),
-            counts={
-                "pairs": len(pairs),
-                "chosen_tokens": sum(len(pair.chosen_ids) for pair in pairs),
-                "rejected_tokens": sum(len(pair.rejected_ids) for pair in pairs),
-            },
-        )
-
-    def _rows(self, groups: Sequence[Sequence[TokenPair]], mine: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
-        """One rank's pairs as rows: its groups where they stay together, else as many pairs to a row as it takes."""
-        if self.together:
-            return [groups[index] for index in mine]
-        share = [pair for index in mine for pair in groups[index]]
-        rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt) if share else []
-        return [[share[index] for index in members] for members in rows]
-
-    def _batch(self, pairs: Sequence[TokenPair], *, counted: bool = True) -> MicroBatch:
-        reference = None
-        if self.reference:
-            reference = ReferenceLogps(
-                torch.tensor([pair.reference_chosen for pair in pairs], dtype=torch.float64),
-                torch.tensor([pair.reference_rejected for pair in pairs], dtype=torch.float64),
-            )
-        return MicroBatch(pack(pairs, shared_prompt=self.shared_prompt), reference, counted)
-
-
-def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide the pairs of an update, or groups of them, among ranks so that all have about as many tokens.
-
-    lengths: tokens of each. Returns the indices of what each rank gets: the longest first, each to the rank that has
-    the fewest tokens so far. With fewer than there are ranks some get none.
-    """
-    given: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        rank = load.index(min(load))
-        given[rank].append(index)
-        load[rank] += lengths[index]
-    return given
 
 
 @dataclass(frozen=True)
@@ -277,11 +168,10 @@ class PreferenceTrainer(Trainer):
             return
         self.loader.done = saved.step
         self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
+        load_weights(saved.path, self.model)
         if saved.step >= self.updates:
-            load_weights(saved.path, self.model)
             self.state.global_step = saved.step
             return
-        load_weights(saved.path, self.model)
         self.saved = saved
         self.train()
         self._release()

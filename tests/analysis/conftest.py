@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from slime_ray.analysis import report
 
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 
 PROMPTS = 24
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028"
@@ -103,7 +103,7 @@ def add_trial(
     row = results.trial_row(trial_id=trial_id, **(defaults | columns))
     about: dict[str, Any] = {name: row[name] for name in ("trial_id", "label", "phase", "seed", "prompt_set")}
     answers = [
-        dict.fromkeys(results.ANSWER_SCHEMA.names)
+        dict.fromkeys(schema.ANSWER_SCHEMA.names)
         | about
         | {
             "prompt_id": prompt_id(index),
@@ -134,7 +134,7 @@ def finish(run: Path, manifest: Mapping[str, Any] | None = None) -> Path:
     results.write_manifest(
         run,
         {
-            "schema": results.RUN_SCHEMA,
+            "schema": schema.RUN_SCHEMA,
             "name": "made-up",
             "created": "2026-01-01T00:00:00+00:00",
             "finished": "2026-01-01T00:01:00+00:00",

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from slime_ray.config.design import COMPONENTS, Cell, Design
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 
 from .conftest import VERDICTS
 
@@ -76,7 +76,7 @@ def run_of(
             ended = lost.get((label, seed))
             about: dict[str, Any] = {"trial_id": f"arm-{label}-s{seed}", "label": label, "phase": "arm", "seed": seed}
             score = 0.0 if ended else float(stability[label][seed]) if label in stability else 0.5
-            row = dict.fromkeys(results.TRIAL_SCHEMA.names) | about
+            row = dict.fromkeys(schema.TRIAL_SCHEMA.names) | about
             row |= {"status": ended or "completed", "judge": "exact" if judged else "none", "stability": score}
             row |= {"reason": "loss became nan" if ended else None, "updates": 10, "objective": "slime"}
             row |= {"win_rate": float(of_seed.mean()) if judged and not ended else None, "prompts": len(of_seed)}
@@ -102,10 +102,10 @@ def run_of(
     }
     return results.Run(
         path=Path("made-up"),
-        trials=_frame(trials, results.TRIAL_SCHEMA),
-        answers=_frame(pd.concat(answers) if answers else [], results.ANSWER_SCHEMA),
-        curves=_frame(curves, results.CURVE_SCHEMA),
-        pairs=_frame(pd.concat(pairs) if pairs else [], results.PAIR_SCHEMA),
+        trials=_frame(trials, schema.TRIAL_SCHEMA),
+        answers=_frame(pd.concat(answers) if answers else [], schema.ANSWER_SCHEMA),
+        curves=_frame(curves, schema.CURVE_SCHEMA),
+        pairs=_frame(pd.concat(pairs) if pairs else [], schema.PAIR_SCHEMA),
         manifest=manifest,
     )
 

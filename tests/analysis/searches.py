@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 from slime_ray.runs.results import Run
 
 SPACE: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def search_run(
         if prompts:
             outcomes = (rng.random(prompts) < win).astype(float)
             win = float(outcomes.mean())
-            about = dict.fromkeys(results.ANSWER_SCHEMA.names) | {"trial_id": name, "phase": "search", "turn": 1}
+            about = dict.fromkeys(schema.ANSWER_SCHEMA.names) | {"trial_id": name, "phase": "search", "turn": 1}
             answers += [{**about, "prompt_id": f"p{i:03}", "outcome": value} for i, value in enumerate(outcomes)]
         stability = float(np.clip(0.55 + 0.08 * np.log(anchor) - 0.08 * margin + 0.02 * rng.normal(), 0, 1))
         row = results.trial_row(
@@ -55,7 +55,7 @@ def search_run(
         )  # fmt: skip
         trials.append(row | {results.KNOB + path: value for path, value in knobs.items()})
     manifest = {
-        "schema": results.RUN_SCHEMA,
+        "schema": schema.RUN_SCHEMA,
         "name": "made-up",
         "judge": "exact",
         "goals": goals,
@@ -63,9 +63,9 @@ def search_run(
         "experiment": {"search": {"dimensions": SPACE}, "budget": {"trials": count}},
         "stability_version": "stability-v1",
     }
-    empty = {name: pd.DataFrame(columns=schema.names) for name, schema in results.SCHEMAS.items()}
+    empty = {name: pd.DataFrame(columns=schema.names) for name, schema in schema.SCHEMAS.items()}
     frame = pd.DataFrame(trials).astype({"reason": object, "win_rate": float})
-    told = pd.DataFrame(answers, columns=results.ANSWER_SCHEMA.names)
+    told = pd.DataFrame(answers, columns=schema.ANSWER_SCHEMA.names)
     return Run(path=path, trials=frame, answers=told, curves=empty["curves"], pairs=empty["pairs"], manifest=manifest)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from slime_ray.analysis import judging, panel, tables
 
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 
 from .conftest import VERDICTS, add_trial, finish
 from .ends import score_ends
@@ -37,7 +37,7 @@ def panel_run(path, outcomes, repeats=None):
     by_prompt = zip(*outcomes.values(), strict=True)
     pooled = [float("nan") if None in every else sum(every) / len(every) for every in by_prompt]
     add_trial(path, "t", label="t", won=pooled, judge=PANEL, win_rate=float(np.nanmean(pooled)))
-    table = pa.Table.from_pylist(verdict_rows("t", outcomes, repeats), schema=results.VERDICT_SCHEMA)
+    table = pa.Table.from_pylist(verdict_rows("t", outcomes, repeats), schema=schema.VERDICT_SCHEMA)
     pq.write_table(table, path / "trials" / "t" / "verdicts.parquet")
     return results.load(finish(path, {"judge": PANEL}))
 

@@ -10,7 +10,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.metrics import METRICS, UNKNOWN, Constraint, contradiction, violation
 from slime_ray.errors import InputError
 from slime_ray.runs.pareto import best_rows, winners
-from slime_ray.runs.results import TRIAL_SCHEMA
+from slime_ray.runs.schema import TRIAL_SCHEMA
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 OWN = {"model": {"source": "some/model"}, "data": {"train": "some/pairs"}, "evaluation": {"judge": "none"}}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.evaluation.win_rate import Comparison
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 
 Verdicts = Sequence[tuple[str | None, str | None]]
 
@@ -23,7 +23,7 @@ def add_trial(
     judge = changes.pop("judge", "exact")
     about = {"trial_id": trial_id, "label": trial_id, "phase": "arm", "seed": 0}
     answers = [
-        dict.fromkeys(results.ANSWER_SCHEMA.names)
+        dict.fromkeys(schema.ANSWER_SCHEMA.names)
         | about
         | {
             "prompt_set": "report",
@@ -46,5 +46,5 @@ def add_trial(
 
 
 def load(run: Path) -> results.Run:
-    results.write_manifest(run, {"schema": results.RUN_SCHEMA})
+    results.write_manifest(run, {"schema": schema.RUN_SCHEMA})
     return results.load(run)

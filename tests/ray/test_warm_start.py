@@ -11,7 +11,7 @@ from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import search_trial
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 from slime_ray.runs.warm_start import EarlierRun, earlier_runs, refuse_other_data
 from slime_ray.training.outcome import blank_row
 
@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     ):
         point = {"objective.hard_margin": hard, "objective.soft_margin": 0.5}
         write(folder, made_by, name, point, win_rate=win, stability=stability, status=status)
-    results.write_manifest(folder, {"schema": results.RUN_SCHEMA, "hashes": HASHES, "goals": made_by.goals})
+    results.write_manifest(folder, {"schema": schema.RUN_SCHEMA, "hashes": HASHES, "goals": made_by.goals})
     return folder
 
 

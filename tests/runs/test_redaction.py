@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from slime_ray import cli
 from slime_ray.cli.options import Parser
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.runs import redaction, results
+from slime_ray.runs import redaction, results, schema
 from slime_ray.runs.folder import log_file, taken
 from slime_ray.runs.redaction import has_secret, redact, redact_sentence, remember, shown_address
 from slime_ray.runs.status import read_status, write_status
@@ -193,7 +193,7 @@ def test_no_file_of_a_run_holds_a_password_and_what_names_a_user_is_its_owners_a
 def test_a_file_without_an_address_is_readable_as_others_are(tmp_path):
     mask = os.umask(0o022)
     try:
-        results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA, "base_url": "https://api.openai.com/v1"})
+        results.write_manifest(tmp_path, {"schema": schema.RUN_SCHEMA, "base_url": "https://api.openai.com/v1"})
         assert (tmp_path / "manifest.json").stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(mask)

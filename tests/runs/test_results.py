@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 
 
 def row(trial_id: str, **columns):
@@ -23,19 +23,19 @@ def curve(trial_id: str) -> dict:
 
 
 def answer(trial_id: str) -> dict:
-    columns = dict.fromkeys(results.ANSWER_SCHEMA.names)
+    columns = dict.fromkeys(schema.ANSWER_SCHEMA.names)
     prompt = [{"role": "user", "content": 'say "hé"'}]
     return columns | {"trial_id": trial_id, "prompt_id": "p", "prompt": prompt, "answer": "hé\n\x00", "outcome": 0.5}
 
 
 def pair(trial_id: str) -> dict:
     about = {"trial_id": trial_id, "label": "full", "phase": "arm", "seed": 0}
-    return dict.fromkeys(results.PAIR_SCHEMA.names, 1) | about | {"entropy": 0.25}
+    return dict.fromkeys(schema.PAIR_SCHEMA.names, 1) | about | {"entropy": 0.25}
 
 
 @pytest.fixture
 def run(tmp_path):
-    results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA, "name": "r"})
+    results.write_manifest(tmp_path, {"schema": schema.RUN_SCHEMA, "name": "r"})
     results.write_trial(
         tmp_path,
         row=row("a", overrides={"objective.anchor_weight": 0.3}),
@@ -70,7 +70,7 @@ def test_a_run_of_an_earlier_version_has_no_pairs_and_is_read(run, kept):
         (run / "trials.parquet").unlink()
     loaded = results.load(run)
     assert loaded.pairs.empty
-    assert loaded.pairs.columns.tolist() == results.PAIR_SCHEMA.names
+    assert loaded.pairs.columns.tolist() == schema.PAIR_SCHEMA.names
     assert loaded.trials["trial_id"].tolist() == ["a", "b"]
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_column_is_refused_where_it_is_written():
 
 def test_secrets_are_masked_and_tokens_counted_are_not(tmp_path):
     manifest = {
-        "schema": results.RUN_SCHEMA,
+        "schema": schema.RUN_SCHEMA,
         "env": {"HF_TOKEN": "hf_abc", "OPENAI_API_KEY": "sk-1", "db_password": "x", "max_tokens": 128},
         "list": [{"secret": "y"}],
         "stop_tokens": [1],
@@ -158,7 +158,7 @@ def test_a_damaged_run_is_a_sentence(run, damage, message):
 def test_a_missing_run_and_a_run_without_trials_are_sentences(tmp_path):
     with pytest.raises(InputError, match="there is no such run"):
         results.load(tmp_path / "absent")
-    results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA})
+    results.write_manifest(tmp_path, {"schema": schema.RUN_SCHEMA})
     (tmp_path / "trials").mkdir()
     with pytest.raises(InputError, match="no trial has finished yet"):
         results.load(tmp_path)
@@ -207,7 +207,7 @@ def test_numbers_and_flags_keep_their_types_whatever_is_unknown(run):
     # Trial a knows hardly anything and b has no answers: columns of nulls.
     results.consolidate(run)
     loaded = results.load(run)
-    texts = [field.name for schema in results.SCHEMAS.values() for field in schema if field.type == "string"]
+    texts = [field.name for schema in schema.SCHEMAS.values() for field in schema if field.type == "string"]
     for frame in (loaded.trials, loaded.answers, loaded.curves):
         assert [name for name in frame if frame[name].dtype == object and name not in texts] == []
     assert loaded.trials["healthy"].isna().all()
@@ -238,7 +238,7 @@ def test_columns_of_another_type_are_a_sentence(run):
     "entry", [{"decoding": "greedy"}, {"seeds": 3}, {"experiment": []}, {"data": {"truncated": [1]}}, {"goals": "win"}]
 )
 def test_a_foreign_manifest_is_a_sentence_that_names_the_entry(run, entry):
-    results.write_manifest(run, {"schema": results.RUN_SCHEMA, **entry})
+    results.write_manifest(run, {"schema": schema.RUN_SCHEMA, **entry})
     with pytest.raises(InputError, match=rf"manifest\.json: {next(iter(entry))}.* should be"):
         results.read_manifest(run)
 
@@ -246,7 +246,7 @@ def test_a_foreign_manifest_is_a_sentence_that_names_the_entry(run, entry):
 def test_a_file_that_cannot_be_replaced_leaves_no_partial_one(tmp_path):
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(OSError):
-        results.write_manifest(tmp_path, {"schema": results.RUN_SCHEMA})
+        results.write_manifest(tmp_path, {"schema": schema.RUN_SCHEMA})
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 

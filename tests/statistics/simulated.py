@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.stats import t as student
 from slime_ray.analysis.judging import Votes
 
-from slime_ray.runs.results import PAIR_SCHEMA, Run
+from slime_ray.runs.results import Run
+from slime_ray.runs.schema import PAIR_SCHEMA
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 
 EASE = (2.0, 1.5)

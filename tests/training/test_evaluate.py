@@ -19,7 +19,7 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
 from slime_ray.model.loading import load_checkpoint
-from slime_ray.runs import results
+from slime_ray.runs import results, schema
 from slime_ray.runs.store import RunStore
 from slime_ray.training.adapters import check_stage
 from slime_ray.training.evaluate import _at_checkpoint
@@ -495,7 +495,7 @@ def test_hashes_of_a_run_count_for_trials_on_its_own_sft_checkpoint(trained, tmp
 def as_of_an_earlier_version(run):
     """The hash of the SFT weights is in the manifest alone, and is another one."""
     (run / "trials" / "arm-slime-s0" / "checkpoint" / "made.json").unlink()
-    manifest = {"schema": results.RUN_SCHEMA, "hashes": {"sft_weights": "0"}}
+    manifest = {"schema": schema.RUN_SCHEMA, "hashes": {"sft_weights": "0"}}
     (run / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -16,7 +16,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.evaluation.questions import check_questions
 from slime_ray.planning.material import assumed_material, read_material
-from slime_ray.runs import inputs, results
+from slime_ray.runs import inputs, results, schema
 from slime_ray.runs.store import RunStore
 from slime_ray.training.orders import Paused
 from slime_ray.training.worker import run_trial
@@ -74,7 +74,7 @@ def test_a_trial_keeps_the_paired_change_of_the_scores_and_only_makes_answers_fo
     assert {name: kept[name] for name in ("win_rate", "prompts", "stability")} == {
         name: row[name] for name in ("win_rate", "prompts", "stability")
     }
-    (run / "manifest.json").write_text(json.dumps({"schema": results.RUN_SCHEMA}))
+    (run / "manifest.json").write_text(json.dumps({"schema": schema.RUN_SCHEMA}))
     loaded = results.load(run)
     assert set(loaded.answers["prompt_set"]) == {"report"}
     assert len(loaded.retention) == len(PROMPTS)

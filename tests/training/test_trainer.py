@@ -36,7 +36,8 @@ from slime_ray.objectives import (
 )
 from slime_ray.runs import files
 from slime_ray.training.checkpoint import latest
-from slime_ray.training.trainer import Next, PreferenceTrainer, Updates, shares
+from slime_ray.training.trainer import Next, PreferenceTrainer
+from slime_ray.training.updates import Updates, shares
 
 CONFIG = LlamaConfig(
     vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
