@@ -147,7 +147,8 @@ class TrialPlan(Searcher):
     def extend(self, trials: int) -> bool:
         """Search on, for so many trials more; False where there is no search or its winners run again already."""
         parts = list(self.parts.values())
-        if not parts or self.experiment.league is not None or any(part.confirmed for part in parts):
+        over = any(part.confirmed for part in parts) or any(row["phase"] == "confirm" for row in self.rows.values())
+        if not parts or self.experiment.league is not None or over:
             return False
         for part in parts:
             part.extend(trials)

@@ -170,7 +170,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
         with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
             watch = Watch(
                 experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress,
-                meter=meter, extended=manifest.get("extended") or (), searches_on=partial(_keep_extension, sweep),
+                meter=meter, searches_on=partial(_keep_extension, sweep),
             )  # fmt: skip
             try:
                 with watch.interrupts_as_orders():
@@ -223,7 +223,6 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
 def _keep_extension(sweep: Sweep, trials: int) -> None:
     """Have the manifest say that the search has more trials, as if the run had been extended after its end."""
     budget = sweep.manifest["experiment"]["budget"]
-    sweep.manifest["extended"] = [*(sweep.manifest.get("extended") or ()), budget["trials"]]
     budget["trials"] += trials
     with sweep.forgiving("has a manifest that is not up to date"):
         results.write_manifest(sweep.run, sweep.manifest)

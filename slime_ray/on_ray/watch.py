@@ -7,7 +7,7 @@ behind, a spent budget and interrupts.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -275,7 +275,6 @@ class Watch(Callback):
         plan: TrialPlan,
         progress: Progress,
         meter: Meter,
-        extended: Iterable[int] = (),
         searches_on: Callable[[int], None] = lambda trials: None,
     ):
         self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor
@@ -284,7 +283,8 @@ class Watch(Callback):
         self.spent: str | None = None
         self.left_at = self.looked = self.said = self.asked = 0.0
         self.stopping: set[str] = set()
-        self.extended, self.searches_on = set(extended), searches_on
+        self.budget, self.searches_on = experiment.budget.trials, searches_on
+        self.refused: int | None = None
         self.wait = PlacementTimer(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
@@ -353,9 +353,9 @@ class Watch(Callback):
             self.stopping.add(name)
             self.progress.say(f"{name} is {asked.stops[name]}.")
             self.monitor.stop_trial(name, asked.stops[name])
-        for budget in sorted(asked.extensions.keys() - self.extended):
-            self.extended.add(budget)
-            self._extend(asked.extensions[budget])
+        # One that was taken up has raised the budget, and is of no budget any more.
+        if self.budget != self.refused and (trials := asked.extensions.get(self.budget)):
+            self._extend(trials)
         for clone in asked.clones:
             if self.leaving is None and self.plan.add(clone):
                 self.progress.total += 1
@@ -363,10 +363,12 @@ class Watch(Callback):
 
     def _extend(self, trials: int) -> None:
         if self.leaving is not None or not self.plan.extend(trials):
+            self.refused = self.budget
             self.progress.say(
                 "The search is over, so it gets no further trials. `slime-ray extend` goes on with the run."
             )
             return
+        self.budget += trials
         self.progress.total += trials * len(self.plan.parts)
         self.searches_on(trials)
         self.progress.say(f"The search goes on for {trials} trials more.")

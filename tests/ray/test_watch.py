@@ -184,17 +184,21 @@ def test_a_search_is_extended_once_and_its_budget_is_kept(watching, clock, monit
     more: list[int] = []
     watching.searches_on = more.append
     watching.plan.extend, watching.plan.parts = lambda trials: True, {"": None}
+    # Of a budget that the search had once, or has not: taken up by an earlier sweep, or a mistake.
+    ask_for_more(tmp_path, 2, 9)
     ask_for_more(tmp_path, 3, 2)
+    watching.budget = 3
     step(watching, clock, 1)
     step(watching, clock, 1)
-    assert (more, watching.progress.total) == ([2], 3)
+    assert (more, watching.progress.total, watching.budget) == ([2], 3, 5)
     assert said == ["The search goes on for 2 trials more."]
     # One whose search is over says so, and nothing is kept.
     watching.plan.extend = lambda trials: False
     ask_for_more(tmp_path, 5, 4)
     step(watching, clock, 1)
+    step(watching, clock, 1)
     assert (more, watching.progress.total) == ([2], 3)
-    assert said[1].startswith("The search is over")
+    assert [sentence[:18] for sentence in said[1:]] == ["The search is over"]
 
 
 def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
