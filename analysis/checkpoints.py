@@ -23,7 +23,7 @@ def draw(one: Outcomes, other: Outcomes | None = None) -> Draw:
     return np.asarray((first - second).mean(axis=0)) if len(first) else np.full(first.shape[1:], np.nan)
 
 
-def over(draws: Sequence[Draw], topics: np.ndarray | None = None) -> Interval | None:
+def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: float = -1.0) -> Interval | None:
     """Return the mean over checkpoints with Student's interval, over checkpoints and, of the same items, over these.
 
     Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends.
@@ -31,6 +31,8 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None) -> Interval | 
     Args:
         draws: Of each checkpoint, those of (items,) with the same items in the same order.
         topics: (items,) where these come in topics.
+        least: What a value is at least, and 1 at most: 0 of rates and of S, -1 of their differences. Student's ends
+            know of no bounds.
 
     Returns:
         The interval; None where no checkpoint has a value.
@@ -42,7 +44,9 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None) -> Interval | 
         return None
     values = np.stack(known)
     if values.ndim == 1:
-        return effects.interval(values) if len(values) > 1 else Interval(float(values[0]), np.nan, np.nan)
+        if len(values) == 1:
+            return Interval(float(values[0]), np.nan, np.nan)
+        return _within(effects.interval(values), least)
     values, units = _units(values, topics)
     if not values.size:
         return None
@@ -52,12 +56,11 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None) -> Interval | 
     error = statistics.difference_error(TwoWay.of(units).error()[0] ** 2, values.shape[1])
     # Not Satterthwaite's degrees: where two or three checkpoints happen to look alike, these are too many.
     half = float(stdtrit(len(values) - 1, (1 + statistics.CONFIDENCE) / 2) * error)
-    return Interval(mean, mean - half, mean + half)
+    return _within(Interval(mean, mean - half, mean + half), least)
 
 
-def within(found: Interval | None) -> Interval | None:
-    """The interval of a rate or of S, which lie between 0 and 1: Student's ends know of no bounds."""
-    return found and Interval(found.value, *np.clip([found.low, found.high], 0.0, 1.0).tolist())
+def _within(interval: Interval, least: float) -> Interval:
+    return Interval(interval.value, *np.clip([interval.low, interval.high], least, 1.0).tolist())
 
 
 def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

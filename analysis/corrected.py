@@ -27,6 +27,10 @@ FEWEST_LABELLED = 20
 UNSEEN = 0.25
 """Labels that are added at either extreme of what judge and label may differ by: rare errors may not have been seen."""
 KEYS = ("trial_id", "prompt_id")
+COLUMNS = (
+    *("label", "win_rate", "corrected", "corrected_low", "corrected_high", "labels_alone", "bias", "weight"),
+    *("labelled", "prompts"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,22 +76,22 @@ def read_labels(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".csv":
-            found = pd.read_csv(path, dtype=dict.fromkeys(KEYS, str))
+            labels = pd.read_csv(path, dtype=dict.fromkeys(KEYS, str))
         else:
             lines = path.read_text(encoding="utf-8").splitlines()
-            found = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+            labels = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
     except (OSError, ValueError) as error:
         raise InputError(f"--labels {path}: cannot be read ({str(error).splitlines()[0]}).") from None
-    missing = [name for name in (*KEYS, "outcome") if name not in found]
+    missing = [name for name in (*KEYS, "outcome") if name not in labels]
     if missing:
         raise InputError(f"--labels {path}: lacks {', '.join(missing)}. Give trial_id, prompt_id and outcome.")
-    outcomes = pd.to_numeric(found["outcome"], errors="coerce")
+    outcomes = pd.to_numeric(labels["outcome"], errors="coerce")
     if len(bad := np.flatnonzero(~outcomes.between(0, 1))):
         raise InputError(
-            f"--labels {path}: label {bad[0] + 1} has the outcome {found['outcome'].iloc[bad[0]]!r}. "
+            f"--labels {path}: label {bad[0] + 1} has the outcome {labels['outcome'].iloc[bad[0]]!r}. "
             "Give 1 for a win of the trial's answer over the baseline's, 0.5 for a tie, 0 for a loss."
         )
-    return found.assign(outcome=outcomes, **{key: found[key].astype(str) for key in KEYS})
+    return labels.assign(outcome=outcomes, **{key: labels[key].astype(str) for key in KEYS})
 
 
 def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
@@ -96,45 +100,56 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
     Raises:
         InputError: Labels are of trials or prompts that the run has no judged answer of.
     """
-    answers = rows.judged_answers(run)
-    keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
-    # Of a prompt with several turns, or labelled by several people, the mean.
-    judged = answers.groupby([*keys, "label"], as_index=False)["outcome"].mean()
-    given = labels.rename(columns={"outcome": "given"}).groupby(keys, as_index=False)["given"].mean()
-    both = judged.merge(given, on=keys, how="outer", indicator=True)
-    if count := int((both["_merge"] == "right_only").sum()):
-        first = both[both["_merge"] == "right_only"].iloc[0]
-        raise InputError(
-            f"{count} of {len(given)} labels are of no answer of {rows.name_of(run)} to a report prompt, the first of "
-            f"trial {first['trial_id']}, prompt {first['prompt_id']}. Take both from its answers.parquet."
-        )
-    found, few = [], []
+    answers = _answers_with_labels(run, labels)
+    shown, few, unjudged = [], [], 0
     for row in main.frame.to_dict("records"):
-        own = both[(both["label"] == row["label"]) & both["outcome"].notna()]
-        by_prompt = own.groupby("prompt_id")["outcome"].mean()
-        on_labelled = own.dropna(subset="given").groupby("prompt_id")[["given", "outcome"]].mean()
-        if on_labelled.empty:
+        answered = answers[answers["label"] == row["label"]]
+        unjudged += int(answered[answered["outcome"].isna()]["given"].count())
+        answered = answered.dropna(subset="outcome")
+        by_prompt = answered.groupby("prompt_id")["outcome"].mean()
+        labelled = answered.dropna(subset="given").groupby("prompt_id")[["given", "outcome"]].mean()
+        if labelled.empty:
             continue
-        others = by_prompt.drop(on_labelled.index).to_numpy(dtype=float)
-        given_here, judged_here = on_labelled.to_numpy(dtype=float).T
-        result = corrected_rate(given_here, judged_here, others)
-        if result is None:
-            few.append(f"{row['label']} ({len(on_labelled)})")
+        given, judged = labelled.to_numpy(dtype=float).T
+        rate = corrected_rate(given, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
+        if rate is None:
+            few.append(f"{row['label']} ({len(labelled)})")
             continue
-        found.append(
+        shown.append(
             {
                 "label": row["label"],
                 "win_rate": row["win_rate"],
-                **statistics.columns({"corrected": result.rate}),
-                "labels_alone": on_labelled["given"].mean(),
-                "bias": (on_labelled["outcome"] - on_labelled["given"]).mean(),
-                "weight": result.weight,
-                "labelled": result.labelled,
+                **statistics.columns({"corrected": rate.rate}),
+                "labels_alone": given.mean(),
+                "bias": (judged - given).mean(),
+                "weight": rate.weight,
+                "labelled": rate.labelled,
                 "prompts": len(by_prompt),
             }
         )
-    columns = ["label", "win_rate", "corrected", "corrected_low", "corrected_high", "labels_alone", "bias", "weight"]
-    frame = pd.DataFrame(found, columns=[*columns, "labelled", "prompts"])
+    return _table(run, pd.DataFrame(shown, columns=COLUMNS), few, unjudged)
+
+
+def _answers_with_labels(run: results.Run, labels: pd.DataFrame) -> pd.DataFrame:
+    """Answers to report prompts with the judge's `outcome`, and the labels' as `given`."""
+    keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
+    # Of a prompt with several turns, or labelled by several people, the mean.
+    judged = rows.judged_answers(run).groupby([*keys, "label"], as_index=False)["outcome"].mean()
+    given = labels.rename(columns={"outcome": "given"}).groupby(keys, as_index=False)["given"].mean()
+    both = judged.merge(given, on=keys, how="outer", indicator=True)
+    if len(strange := both[both["_merge"] == "right_only"]):
+        first = strange.iloc[0]
+        raise InputError(
+            f"{len(strange)} of {len(given)} labels are of no answer of {rows.name_of(run)} to a report prompt, the "
+            f"first of trial {first['trial_id']}, prompt {first['prompt_id']}. Take both from its answers.parquet."
+        )
+    return both
+
+
+def _table(run: results.Run, frame: pd.DataFrame, few: list[str], unjudged: int) -> Table:
+    lacking = [f"Fewer than {FEWEST_LABELLED} labelled prompts: {', '.join(few)}."] if few else []
+    if unjudged:
+        lacking.append(f"{unjudged} labels count for nothing: the judge has no valid verdict on their answers.")
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: the win rate of {rows.judge_of(run)}, corrected by labels "
@@ -142,14 +157,14 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
         notes=[
             "Intervals are over prompts, of these checkpoints; labelled prompts are taken to be drawn at random. bias: "
             "what the judge gives more than the labels. weight: how much its verdicts on the other prompts count.",
-            *([f"Fewer than {FEWEST_LABELLED} labelled prompts: {', '.join(few)}."] if few else []),
+            *lacking,
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("judge %", numbers(frame, "win_rate", 1, scale=100)),
             Column("corrected % [95 %]", interval_cells(frame, "corrected", 1, scale=100), keep=9),
             Column("labels alone %", numbers(frame, "labels_alone", 1, scale=100)),
-            Column("bias", numbers(frame, "bias", 1, scale=100)),
+            Column("bias", numbers(frame, "bias", 1, scale=100, signed=True)),
             Column("weight", numbers(frame, "weight", 2)),
             Column("labelled", cells(frame, lambda row: f"{row['labelled']} of {row['prompts']}")),
         ),

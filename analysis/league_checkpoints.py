@@ -106,9 +106,9 @@ def _row(
         "entry": method,
         **columns(
             {
-                "rate": checkpoints.within(checkpoints.over(own, topics)),
+                "rate": checkpoints.over(own, topics, least=0.0),
                 "difference": checkpoints.over(gaps, topics),
-                "stability": checkpoints.within(checkpoints.over(steady)),
+                "stability": checkpoints.over(steady, least=0.0),
             }
         ),
         "behind": sum(mean < 0 for mean in means),

@@ -349,13 +349,20 @@ def load(run: str | Path) -> Run:
     return Run(folder)
 
 
-def report(run: str | Path | Run, out: str | Path | None = None, *, labels: str | Path | None = None) -> Path:
+def report(
+    run: str | Path | Run,
+    out: str | Path | None = None,
+    *,
+    labels: str | Path | None = None,
+    paper: bool = False,
+) -> Path:
     """Write tables, figures and report.html of a run.
 
     Args:
         run: The run, its folder, or its address.
         out: Folder to write to; None is the run's own folder `report`.
         labels: File with verdicts of people, or of a stronger judge, on some of the answers.
+        paper: Whether paper.tex is written too, with methods and tables for LaTeX.
 
     Returns:
         Where report.html is.
@@ -365,7 +372,7 @@ def report(run: str | Path | Run, out: str | Path | None = None, *, labels: str 
     """
     from slime_ray.analysis.report import write_report
 
-    return write_report((run if isinstance(run, Run) else load(run)).path, out, labels=labels).html
+    return write_report((run if isinstance(run, Run) else load(run)).path, out, labels=labels, paper=paper).html
 
 
 def plan(

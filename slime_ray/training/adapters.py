@@ -46,10 +46,11 @@ def _trained_on(adapter: Path, stage: Path) -> str | None:
 
 
 def _hash_in(folder: Path) -> str | None:
-    return _read(folder / MADE).get("sft_weights") if (folder / MADE).is_file() else None
+    return read_whole(folder / MADE).get("sft_weights") if (folder / MADE).is_file() else None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_whole(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint. Raises InputError where it is damaged."""
     try:
         return read_object(file)
     except FileFault as error:
@@ -74,7 +75,7 @@ def why_merge(settings: Settings, checkpoint: Path, stage: Path | None) -> str |
     if not (stage / SFT_ADAPTER / ADAPTER).is_file():
         return "its SFT stage was made by an earlier version, which kept no adapter of it"
     for adapter in (stage / SFT_ADAPTER, checkpoint):
-        config = _read(adapter / ADAPTER)
+        config = read_whole(adapter / ADAPTER)
         for key, words in (
             ("use_dora", "DoRA, whose updates do not add up"),
             ("modules_to_save", "a trained head"),

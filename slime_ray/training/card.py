@@ -77,8 +77,7 @@ def model_card(
         tags=["slime-ray", "preference-optimization", objective, *(["lora"] if adapter else [])],
     )
     knobs = json.loads(row.get("overrides") or "{}")
-    kept, updates = row.get("kept_update"), row.get("updates")
-    chosen = f" of {updates}, with the best {settings.kept_by[0]} on held-out data" if settings.kept_by else ""
+    kept = f"of update {row.get('kept_update')} of {row.get('updates')}" if settings.kept_by else ""
     packages = ("slime-ray", "torch", "transformers", "peft")
     rows = {
         "base model": source,
@@ -86,7 +85,7 @@ def model_card(
         "preference data": ", ".join(_shown(given)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
         **{f"`{knob}`": f"`{json.dumps(_shown(value))}`" for knob, value in knobs.items()},
-        **({"weights": f"of update {kept}{chosen}"} if chosen and kept is not None else {}),
+        **({"weights": f"{kept}, whose {settings.kept_by[0]} was best"} if settings.kept_by else {}),
         **facts,
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }

@@ -13,11 +13,11 @@ from transformers.utils import logging as transformers_logging
 from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.errors import InputError
-from slime_ray.model.files import ADAPTER, read_object
+from slime_ray.model.files import ADAPTER
 from slime_ray.model.loading import base_of, load_adapter, load_checkpoint, load_tokenizer
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
-from slime_ray.training.adapters import base_named, check_stage, load_adapted, why_merge, write_adapter
+from slime_ray.training.adapters import base_named, check_stage, load_adapted, read_whole, why_merge, write_adapter
 from slime_ray.training.cache import STAGES
 from slime_ray.training.card import model_card
 from slime_ray.training.hub import check_push, push
@@ -144,7 +144,7 @@ def _refuse(
 ) -> None:
     """Raise InputError for what cannot be exported of a trial that was trained with LoRA."""
     if merge:
-        if stage is not None and "quantization_config" in read_object(stage / "config.json"):
+        if stage is not None and "quantization_config" in read_whole(stage / "config.json"):
             raise InputError(f"{trial_id} was trained on quantized weights, into which nothing is merged exactly.")
         return
     if reason := why_merge(settings, checkpoint, stage):

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from slime_ray.config.experiment import Faults, Trial
 from slime_ray.config.trackers import Tracker
 from slime_ray.data.pairs import TokenPair
-from slime_ray.errors import SlimeRayError
+from slime_ray.errors import InputError, SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import AnyJudge
 from slime_ray.model.logprobs import Policy
@@ -94,6 +94,8 @@ class Outcome:
 
 CURVE_PAIRS = 128
 """Held-out pairs that are measured during training, at most."""
+FEWEST_PAIRS = 30
+"""With fewer pairs it is said that they say little."""
 LOCAL = Runtime()
 """One process, with what holds if nothing else is said."""
 
@@ -118,6 +120,12 @@ class Measurements:
         self.estimates: dict[str, float] = {}
         self.finite = True
         self.pairs = curve_pairs(trial, stages)
+        if trial.settings.kept_by and len(self.pairs) < FEWEST_PAIRS:
+            sentence = (
+                f"training.keep chooses weights by {len(self.pairs)} held-out pairs, which say little: the others are "
+                "of report prompts. Raise data.held_out_pairs, or lower evaluation.prompts."
+            )
+            self.report({"notice": sentence})
         self.sentinel = SentinelWatch(trial, stages, policy, curves.series, judge)
 
     def held_out(self, pairs: Sequence[int] | None = None) -> HeldOut:
@@ -167,13 +175,19 @@ def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
     """Numbers of the held-out pairs that are measured during training: the first ones.
 
     Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
+    Raises InputError where none is left then.
     """
     every = range(len(stages.held_out))
     if trial.settings.kept_by is None:
         return list(every[:CURVE_PAIRS])
     reported = {tuple(ids) for ids in stages.prompts["report"].token_ids}
     unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
-    return list(islice(unseen, CURVE_PAIRS))
+    if not (pairs := list(islice(unseen, CURVE_PAIRS))):
+        raise InputError(
+            "training.keep: every held-out pair is of a report prompt, so none is left to choose weights by. Raise "
+            "data.held_out_pairs, or lower evaluation.prompts."
+        )
+    return pairs
 
 
 class TrainingLoop:

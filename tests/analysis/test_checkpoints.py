@@ -16,7 +16,6 @@ from slime_ray.analysis import (
     league,
     league_checkpoints,
     sections,
-    statistics,
     tables,
 )
 from slime_ray.analysis.answer import answer
@@ -112,12 +111,16 @@ def test_one_run_across_checkpoints_says_what_separate_runs_do():
 
 
 def test_the_interval_of_a_rate_does_not_leave_its_range():
-    found = checkpoints.within(statistics.Interval(0.95, -0.2, 1.4))
-    assert found is not None
-    assert (found.value, found.low, found.high) == (0.95, 0.0, 1.0)
+    # Two values so far apart have Student's ends far outside.
+    rates = [np.array([0.1]), np.array([0.9])]
+    ends = {least: checkpoints.over([each[0] for each in rates], least=least) for least in (0.0, -1.0)}
+    assert [(found.value, found.low, found.high) for found in ends.values()] == [(0.5, 0.0, 1.0), (0.5, -1.0, 1.0)]
+    items = checkpoints.over([np.full(20, 0.1), np.full(20, 0.9)], least=0.0)
+    assert (items.low, items.high) == (0.0, 1.0)
     frame = league_checkpoints.over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
     assert frame[["rate_low", "stability_low"]].min().min() >= 0.0
     assert frame[["rate_high", "stability_high"]].max().max() <= 1.0
+    assert frame["difference_low"].min() >= -1.0
 
 
 def test_the_page_begins_with_what_holds_from_all_checkpoints():

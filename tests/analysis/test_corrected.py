@@ -122,3 +122,15 @@ def test_too_few_labels_are_said(run):
     table = corrected.corrected(loaded, tables.win_rate_stability(loaded), few)
     assert table.frame.empty
     assert table.notes[-1] == "Fewer than 20 labelled prompts: a (7)."
+
+
+def test_labels_of_answers_without_a_verdict_are_counted(tmp_path):
+    outcomes = [float(index % 2) for index in range(60)]
+    add_trial(tmp_path, "a", label="a", won=[float("nan")] * 3 + outcomes[3:], judge="llm:m", win_rate=0.5)
+    loaded = results.load(finish(tmp_path, {"judge": "llm:m"}))
+    labels = [{"trial_id": "a", "prompt_id": f"p{index:02}", "outcome": outcomes[index]} for index in range(30)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
+    read = corrected.read_labels(tmp_path / "labels.jsonl")
+    table = corrected.corrected(loaded, tables.win_rate_stability(loaded), read)
+    assert table.frame.loc[0, ["labelled", "prompts"]].tolist() == [27, 57]
+    assert table.notes[-1].startswith("3 labels count for nothing")

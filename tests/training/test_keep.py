@@ -1,6 +1,7 @@
 """training.keep: which weights of a trial are measured and saved, and on what they are chosen."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,10 +130,16 @@ def test_the_choice_is_made_on_pairs_of_no_report_prompt(tmp_path):
     assert len(asked & set(prompts)) == 9
     assert curve_pairs(last, stages) == list(range(24))
     assert curve_pairs(best, stages) == [number for number, ids in enumerate(prompts) if ids not in asked]
-    row = run_trial(best, run=tmp_path, storage=RunStore(tmp_path / "runs"), report=nothing)
+    reports: list[dict] = []
+    row = run_trial(best, run=tmp_path, storage=RunStore(tmp_path / "runs"), report=reports.append)
+    few = f"training.keep chooses weights by {len(curve_pairs(best, stages))} held-out pairs"
+    assert [told["notice"][: len(few)] for told in reports if "training.keep" in told.get("notice", "")] == [few]
     curves = computed(tmp_path, best)[1].query("metric == 'chosen_logp' and source == 'held_out' and step == 0")
     assert curves["value"].item() == stages.step0.chosen_means[curve_pairs(best, stages)].mean()
     assert row["pairs"] == 24
+    every = replace(stages, prompts={"report": replace(stages.prompts["report"], token_ids=prompts)})
+    with pytest.raises(InputError, match="every held-out pair is of a report prompt"):
+        curve_pairs(best, every)
 
 
 @pytest.mark.parametrize(

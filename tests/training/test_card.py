@@ -1,0 +1,40 @@
+"""What a model card says beyond the table's row, and that its experiment is one."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.settings import Settings
+from slime_ray.training.card import model_card
+
+BASE: dict[str, Any] = {
+    "model": {"source": "some/model", "lora": {"rank": 4}},
+    "data": {"train": "some/pairs"},
+    "objective": {"name": "slime"},
+    "training": {"updates": 6, "learning_rate": 1e-4},
+    "evaluation": {"judge": "none"},
+}
+LLM = {"name": "llm", "template": "arena-hard"}
+ROW = {"trial_id": "arm-slime-s0", "seed": 3, "overrides": "{}", "updates": 6, "kept_update": 4}
+
+
+def card(**changes: Any) -> str:
+    settings = Settings.model_validate({**BASE, **changes})
+    return str(model_card(settings, ROW, run="first", name="model", adapter=True, facts={"win rate": "60.0"}).text)
+
+
+def test_a_model_that_kept_its_best_weights_says_of_which_update_they_are():
+    assert "| weights |" not in card()
+    kept = card(training={**BASE["training"], "evaluations": 3, "keep": {"mean_margin": "maximize"}})
+    assert "| weights | of update 4 of 6, whose mean_margin was best |" in kept
+
+
+@pytest.mark.parametrize("evaluation", [{"judge": "none"}, {"judge": [LLM | {"model": "m"}, LLM | {"model": "n"}]}])
+def test_the_experiment_of_a_card_is_one_that_is_accepted(evaluation):
+    [text] = re.findall(r"```yaml\n(.*?)```", card(evaluation=evaluation), re.DOTALL)
+    experiment = load_experiment(yaml.safe_load(text))
+    assert experiment.seeds == [3]
+    assert experiment.settings.data.train == "some/pairs"
