@@ -167,8 +167,8 @@ def build_app(run: LiveRun, token: str) -> web.Application:
         app.router.add_get(f"/{name}", _static(name, kind))
     for path, handler in {"/state": state, "/report": report, "/knobs": knobs, "/favicon.ico": empty}.items():
         app.router.add_get(path, handler)
-    for name, action in ACTIONS.items():
-        app.router.add_post(f"/{name}", _button(run, app, action))
+    for name, parse in ACTIONS.items():
+        app.router.add_post(f"/{name}", _button(run, app, parse))
     return app
 
 
@@ -195,8 +195,8 @@ def _guarded(token: str) -> Middleware:
         if _name_of(request.host) not in HOSTS:
             raise web.HTTPForbidden(text=f"Open it as http://{LOCAL}, with the port that the command printed.")
         if request.method == "POST":
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
+            credentials = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(credentials.encode(errors="surrogateescape"), token.encode()):
                 raise web.HTTPForbidden(text="This page is read-only: open the address that the command printed.")
             if request.headers.get("Origin") != f"http://{request.host}" or request.content_type != "application/json":
                 raise web.HTTPForbidden(text="Only the page itself may ask for that.")
@@ -223,44 +223,67 @@ HEADERS = {
 }
 
 
-def _button(run: LiveRun, app: web.Application, action: Callable[[Path, RunStore, dict[str, Any]], str]) -> Handler:
+Action = Callable[[Path, RunStore], str]
+"""Does something to a run and gives the sentence that says so, or raises InputError."""
+
+
+def _button(run: LiveRun, app: web.Application, parse: Callable[[dict[str, Any]], Action]) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         try:
-            asked = await request.json()
-            said = await asyncio.to_thread(run.act, lambda folder, mirror: action(folder, mirror, asked))
+            action = parse(await request.json())
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return web.json_response({"done": False, "said": "That is no request of this page."}, status=400)
+        except InputError as error:
+            return _refusal(error)
+        try:
+            sentence = await asyncio.to_thread(run.act, action)
         except SlimeRayError as error:
-            # Not a status of 4xx, which a browser takes for an error of the page.
-            return web.json_response({"done": False, "said": redact_sentence(str(error))})
+            return _refusal(error)
         app[HURRY].set()
-        return web.json_response({"done": True, "said": said})
+        return web.json_response({"done": True, "said": sentence})
 
     return handler
 
 
-def _stop(run: Path, mirror: RunStore, asked: dict[str, Any]) -> str:
-    trial = str(asked["trial"])
-    if trial in Instructions.read(run).stops:
-        raise InputError(f"{trial} was asked to stop already: it ends at its next report.")
-    control.stop_trial(run, mirror, trial)
-    return f"{trial} will end at its next report and be recorded as stopped."
+def _refusal(error: SlimeRayError) -> web.Response:
+    # Not a status of 4xx, which a browser takes for an error of the page.
+    return web.json_response({"done": False, "said": redact_sentence(str(error))})
 
 
-def _clone(run: Path, mirror: RunStore, asked: dict[str, Any]) -> str:
-    trial, changes = str(asked["trial"]), dict(parse_override(str(text)) for text in asked["changes"])
-    values = values_of(run, trial) | changes
-    for clone in Instructions.read(run).clones:
-        if clone.of == trial and clone.values == values:
-            raise InputError(f"{clone.trial_id} has these knobs already.")
-    return f"{control.clone_trial(run, mirror, trial, changes).trial_id} runs next."
+def _stop(body: dict[str, Any]) -> Action:
+    trial = str(body["trial"])
+
+    def act(run: Path, mirror: RunStore) -> str:
+        if trial in Instructions.read(run).stops:
+            raise InputError(f"{trial} was asked to stop already: it ends at its next report.")
+        control.stop_trial(run, mirror, trial)
+        return f"{trial} will end at its next report and be recorded as stopped."
+
+    return act
 
 
-def _extend(run: Path, mirror: RunStore, asked: dict[str, Any]) -> str:
-    trials = int(asked["trials"])
-    control.extend_search(run, mirror, int(asked["budget"]), trials)
-    return f"The search will go on for {trials} trials more."
+def _clone(body: dict[str, Any]) -> Action:
+    trial, changes = str(body["trial"]), dict(parse_override(str(text)) for text in body["changes"])
+
+    def act(run: Path, mirror: RunStore) -> str:
+        values = values_of(run, trial) | changes
+        for clone in Instructions.read(run).clones:
+            if clone.of == trial and clone.values == values:
+                raise InputError(f"{clone.trial_id} has these knobs already.")
+        return f"{control.clone_trial(run, mirror, trial, changes).trial_id} runs next."
+
+    return act
+
+
+def _extend(body: dict[str, Any]) -> Action:
+    trials, budget = int(body["trials"]), int(body["budget"])
+
+    def act(run: Path, mirror: RunStore) -> str:
+        control.extend_search(run, mirror, budget, trials)
+        return f"The search will go on for {trials} trials more."
+
+    return act
 
 
 ACTIONS = {"stop": _stop, "clone": _clone, "extend": _extend}
-"""What the buttons do: each gives the sentence that says so, or raises InputError."""
+"""What the buttons do, from the body of their request."""

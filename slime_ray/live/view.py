@@ -68,7 +68,7 @@ class LiveRun:
             last = self.ended and self.report is None
             if rows and (last or (build and affordable and stamps != self._built)):
                 self._build(run, stamps)
-            self.snapshot = self._told(run, standing, len(rows.keys() - self._built.keys()))
+            self.snapshot = self._snapshot(run, standing, len(rows.keys() - self._built.keys()))
 
     def knobs(self) -> dict[str, Any]:
         """By trial of the search what it sets over the base, for whoever clones one."""
@@ -82,7 +82,7 @@ class LiveRun:
 
     def _finished(self, run: Path) -> dict[str, dict[str, Any]]:
         """Rows of the trials that have finished. Files that have not changed are not read again."""
-        found: dict[str, tuple[Stamp, dict[str, Any] | None]] = {}
+        rows: dict[str, tuple[Stamp, dict[str, Any] | None]] = {}
         folder = run / "trials"
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
             try:
@@ -90,9 +90,9 @@ class LiveRun:
             except OSError:
                 continue
             stamp, known = (stat.st_size, stat.st_mtime_ns), self._rows.get(entry.name)
-            found[entry.name] = known if known and known[0] == stamp else (stamp, finished_trial(Path(entry.path)))
-        self._rows = found
-        return {name: row for name, (_, row) in found.items() if row is not None}
+            rows[entry.name] = known if known and known[0] == stamp else (stamp, finished_trial(Path(entry.path)))
+        self._rows = rows
+        return {name: row for name, (_, row) in rows.items() if row is not None}
 
     def _build(self, run: Path, stamps: dict[str, Stamp]) -> None:
         """Build the page; at the end, write the whole report and take its page."""
@@ -121,19 +121,19 @@ class LiveRun:
         self._built = stamps
         self._spent += time.thread_time() - began
 
-    def _told(self, run: Path, standing: Mapping[str, Any], behind: int) -> dict[str, Any]:
-        asked = Instructions.read(run)
-        heard = time.time() - (standing["said"] or 0)
+    def _snapshot(self, run: Path, standing: Mapping[str, Any], behind: int) -> dict[str, Any]:
+        instructions = Instructions.read(run)
+        last_seen = time.time() - (standing["said"] or 0)
         running = {
             name: {
                 **{key: trial.get(key) for key in ("doing", "step", "updates", "loss", "chosen_drift", "alarm")},
                 "values": trial.get("values") or {},
-                "left": self._seconds_left(name, trial, heard),
-                "stopping": name in asked.stops,
+                "left": self._seconds_left(name, trial, last_seen),
+                "stopping": name in instructions.stops,
             }
             for name, trial in standing["running"].items()
         }
-        waiting = [clone.trial_id for clone in asked.clones if clone.trial_id not in {*running, *self._rows}]
+        waiting = [clone.trial_id for clone in instructions.clones if clone.trial_id not in {*running, *self._rows}]
         return {
             **{key: standing[key] for key in ("name", "state", "said", "done", "total", "ends", "front", "alarms")},
             **{key: standing[key] for key in ("spent", "left", "budget", "begun")},
@@ -147,13 +147,13 @@ class LiveRun:
             "run": self.shown,
         }
 
-    def _seconds_left(self, name: str, trial: Mapping[str, Any], heard: float) -> float | None:
+    def _seconds_left(self, name: str, trial: Mapping[str, Any], last_seen: float) -> float | None:
         """What is left of a trial's training, at the pace since it was first seen; None before there is one."""
         step, updates = trial.get("step"), trial.get("updates")
         if not isinstance(step, int) or not isinstance(updates, int):
             return None
-        since, first = self._paces.setdefault(name, (heard, step))
+        since, first = self._paces.setdefault(name, (last_seen, step))
         if step < first:
             # It was begun again.
-            self._paces[name] = (heard, step)
-        return (heard - since) / (step - first) * (updates - step) if step > first else None
+            self._paces[name] = (last_seen, step)
+        return (last_seen - since) / (step - first) * (updates - step) if step > first else None
