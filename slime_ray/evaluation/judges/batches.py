@@ -35,34 +35,34 @@ class BatchAsker(Asker):
     def ask_for(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, str | Missing], set[str]]:
         """A verdict, or why there is none, by key, and the models that answered. Raises RunError by the policy."""
         endpoint = cast(Endpoint, self.endpoint)
-        told, models = [0, len(questions)], set[str]()
+        answered, models = [0, len(questions)], set[str]()
         by_key = {question.key: question for question in questions}
         results, failure = ask_all(
             endpoint,
             {"": by_key},
-            lambda asked, stop: Batches(self, endpoint, stop, models, told).ask(asked),
+            lambda asked, stop: Batches(self, endpoint, stop, models, answered).ask(asked),
             concurrency=1,
-            progress=lambda done, of: self.progress(*told),
+            progress=lambda done, of: self.progress(*answered),
         )
         if failure is not None:
             raise self.stopped(failure.reason)
-        found = {key: one for key, one in results[""].items() if key in by_key}
-        failed = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one.fails)
+        verdicts = {key: result for key, result in results[""].items() if key in by_key}
+        failed = Counter(each.reason for each in verdicts.values() if isinstance(each, Missing) and each.fails)
         if failed and self.judge.on_failure == "stop":
             words = ", ".join(f"{count} of {len(by_key)} have {reason}" for reason, count in failed.most_common(3))
             raise self.stopped(words)
-        return found, models
+        return verdicts, models
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What an asking in batches needs. told: how many requests the batch that is waited for has answered, of all."""
+    """What an asking in batches needs. answered: requests of the batch that is waited for, and all of it."""
 
     asker: Asker
     endpoint: Endpoint
     stop: threading.Event
     models: set[str]
-    told: list[int]
+    answered: list[int]
 
     def ask(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, str | Missing]:
         """A verdict, or why there is none, for each question by key.
@@ -70,7 +70,7 @@ class Batches:
         Raises:
             Failure: The endpoint cannot be asked, or does not end a batch in time. Open batches stay written down.
         """
-        found: dict[str, str | Missing] = {}
+        results: dict[str, str | Missing] = {}
         left, rounds = dict(questions), 0
         while left:
             batches = self.asker.verdicts.open_batches(list(left))
@@ -80,14 +80,14 @@ class Batches:
                 spent = self._submit(left, rounds)
                 batches = self.asker.verdicts.open_batches(list(left))
                 held = {key for batch in batches for key in batch.requests}
-                found |= {key: Missing(str(spent)) for key in left if key not in held}
+                results |= {key: Missing(str(spent)) for key in left if key not in held}
             limit, read = self.endpoint.limit_name, next(iter(left.values())).read
             for batch in batches:
-                found |= self._collect(batch, read)
+                results |= self._collect(batch, read)
                 # Where only the limit's name was refused, nothing has been judged.
                 rounds = max(rounds, batch.round + (self.endpoint.limit_name == limit))
-            left = {key: one for key, one in left.items() if _again(found.get(key))}
-        return found
+            left = {key: question for key, question in left.items() if _again(results.get(key))}
+        return results
 
     def _submit(self, questions: Mapping[str, JudgeQuestion], rounds: int) -> str | None:
         """Create batches of these questions. Returns which budget is spent, if one is."""
@@ -108,8 +108,8 @@ class Batches:
         size = 0
         for key, question in questions.items():
             body = self.endpoint.body(question.chat(rounds))
-            asked = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-            line = json.dumps(asked).encode() + b"\n"
+            request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            line = json.dumps(request).encode() + b"\n"
             if lines and (len(lines) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
                 yield lines
                 lines, size = {}, 0
@@ -149,7 +149,7 @@ class Batches:
             verdicts.end_batch(batch.token, forget=True)
             return {}
         status = state["status"]
-        found: dict[str, str | Missing] = {}
+        results: dict[str, str | Missing] = {}
         unread = 0
         anew: set[str] = set()
         for name in ("output_file_id", "error_file_id"):
@@ -158,7 +158,7 @@ class Batches:
             file = _text_of(state, name)
             for line in self._patiently(partial(self.endpoint.content, file)).splitlines():
                 key, reply = _line(line)
-                if key not in batch.requests or key in found or key in anew:
+                if key not in batch.requests or key in results or key in anew:
                     unread += bool(line.strip())
                 elif isinstance(reply, Failure):
                     reply.reason = self.endpoint.masked(reply.reason)
@@ -167,22 +167,22 @@ class Batches:
                     if self.endpoint.renames(reply):
                         anew.add(key)
                     else:
-                        found[key] = Missing(reply.reason)
+                        results[key] = Missing(reply.reason)
                 else:
                     value = verdicts.finish(batch.requests[key], reply, read(reply.text))
                     self.models.update([reply.model] if reply.model else [])
-                    found[key] = self.asker.without_verdict(reply) if value is None else value
+                    results[key] = self.asker.without_verdict(reply) if value is None else value
         if anew:
             self.endpoint.limit_name = "max_completion_tokens"
         if unread:
             logger.warning("batch %s: %d lines are garbled, repeated or of no request", batch.name, unread)
-        absent = batch.requests.keys() - found.keys() - anew
+        absent = batch.requests.keys() - results.keys() - anew
         for key in sorted(absent):
-            found[key] = Missing(f"no result in a batch that {_ended(state)}")
+            results[key] = Missing(f"no result in a batch that {_ended(state)}")
             if status != "completed" and not unread:
                 verdicts.abandon(batch.requests[key])
         verdicts.end_batch(batch.token)
-        return found
+        return results
 
     def _wait(self, batch: OpenBatch) -> dict[str, Any] | None:
         """The state of a batch that has ended; None if it was never created."""
@@ -224,13 +224,14 @@ class Batches:
     def _lost(self, batch: OpenBatch) -> dict[str, Any] | None:
         """A batch whose id did not arrive, among all of the endpoint's."""
         return next(
-            (one for one in self._patiently(self.endpoint.batches) if _metadata(one).get(TOKEN) == batch.token), None
+            (state for state in self._patiently(self.endpoint.batches) if _metadata(state).get(TOKEN) == batch.token),
+            None,
         )
 
     def _tell(self, batch: OpenBatch, state: Mapping[str, Any]) -> None:
         counts = state.get("request_counts")
         done = counts.get("completed") if isinstance(counts, dict) else None
-        self.told[:] = [done if isinstance(done, int) else 0, len(batch.requests)]
+        self.answered[:] = [done if isinstance(done, int) else 0, len(batch.requests)]
 
     def _patiently(self, call: Callable[[], T], *, free: bool = False) -> T:
         """Make a request again while its failure may pass. free: only while it cannot have had an effect."""
@@ -250,15 +251,15 @@ def _again(result: str | Missing | None) -> bool:
 
 
 def _text_of(value: Mapping[str, Any], name: str) -> str:
-    found = value.get(name)
-    if not isinstance(found, str) or not found:
+    text = value.get(name)
+    if not isinstance(text, str) or not text:
         raise Failure(f"an answer of the batch interface without {name}", "passing", paid=True)
-    return found
+    return text
 
 
 def _metadata(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    given = batch.get("metadata")
-    return given if isinstance(given, dict) else {}
+    metadata = batch.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _ended(state: Mapping[str, Any]) -> str:
@@ -274,8 +275,8 @@ def _line(line: bytes) -> tuple[str, Reply | Failure]:
     """A result's key and judgment, or why there is none. Without a key the line says nothing."""
     garbled = Failure("a garbled line", "request", paid=True)
     try:
-        given = json.loads(line.decode("utf-8", "replace"))
-        key, response, error = given["custom_id"], given.get("response"), given.get("error")
+        result = json.loads(line.decode("utf-8", "replace"))
+        key, response, error = result["custom_id"], result.get("response"), result.get("error")
         if not isinstance(key, str):
             return "", garbled
         status = response["status_code"] if isinstance(response, dict) else None

@@ -295,7 +295,7 @@ class Endpoint(Connection):
     def batches(self) -> list[dict[str, Any]]:
         """The endpoint's latest batches."""
         listed = self._json(lambda client: client.batches.with_raw_response.list(limit=100)).get("data")
-        return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        return [state for state in listed if isinstance(state, dict)] if isinstance(listed, list) else []
 
     def content(self, file: str) -> bytes:
         """A file of a batch's results."""
@@ -304,12 +304,12 @@ class Endpoint(Connection):
 
     def _json(self, ask: Callable[[Any], Awaitable[Any]]) -> dict[str, Any]:
         try:
-            given = json.loads(self.call(ask).content)
+            answer = json.loads(self.call(ask).content)
         except (ValueError, RecursionError):
-            given = None
-        if not isinstance(given, dict):
+            answer = None
+        if not isinstance(answer, dict):
             raise Failure("an answer of the batch interface that is no JSON object", "passing", paid=True)
-        return given
+        return answer
 
 
 def _renames(failure: Failure) -> bool:
