@@ -15,11 +15,11 @@ Draw = np.ndarray
 """(items,) of one checkpoint, means over its seeds, or 0-d of what a seed has one number of; NaN where it has none."""
 
 
-def draw(one: Outcomes, other: Outcomes | None = None) -> Draw:
+def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
     """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
-    if other is None:
-        return np.asarray(one[1].mean(axis=0))
-    first, second = _together([one, other])
+    if reference is None:
+        return np.asarray(row[1].mean(axis=0))
+    first, second = _together([row, reference])
     return np.asarray((first - second).mean(axis=0)) if len(first) else np.full(first.shape[1:], np.nan)
 
 
@@ -39,7 +39,7 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
     """
     from scipy.special import stdtrit
 
-    known = [one for one in draws if np.isfinite(one).any()]
+    known = [sample for sample in draws if np.isfinite(sample).any()]
     if not known:
         return None
     values = np.stack(known)
@@ -72,7 +72,7 @@ def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, n
 
 def to_settle(draws: Sequence[Draw], topics: np.ndarray | None = None) -> effects.Settling | None:
     """How many checkpoints would settle such a difference in four of five tries; None where too little is known."""
-    known = [one for one in draws if np.isfinite(one).any()]
+    known = [sample for sample in draws if np.isfinite(sample).any()]
     if len(known) < 2:
         return None
     values = np.stack(known)
@@ -80,12 +80,12 @@ def to_settle(draws: Sequence[Draw], topics: np.ndarray | None = None) -> effect
     return effects.to_settle(units, effects.LEVEL) if min(units.shape) > 1 else None
 
 
-def settling_words(found: effects.Settling | None) -> str:
+def settling_words(settling: effects.Settling | None) -> str:
     """The same as the end of a sentence; empty where it is not known."""
-    if found is None:
+    if settling is None:
         return ""
-    count = f"about {found.seeds}" if found.seeds else f"more than {effects.MOST_SEEDS:,}"
-    items = f" and {found.prompts:,} items" if found.prompts else ""
+    count = f"about {settling.seeds}" if settling.seeds else f"more than {effects.MOST_SEEDS:,}"
+    items = f" and {settling.prompts:,} items" if settling.prompts else ""
     return f"; {count} checkpoints{items} would settle it, were the difference the one seen here"
 
 
@@ -96,40 +96,40 @@ def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
         draws: Of each checkpoint that has one.
         signs: Of each checkpoint's significant difference, 0 where it has none.
     """
-    means = [float(np.nanmean(one)) for one in draws if np.isfinite(one).any()]
+    means = [float(np.nanmean(sample)) for sample in draws if np.isfinite(sample).any()]
     sign = np.sign(np.mean(means)) if means else 0.0
     return {
         "same_sign": sum(bool(np.sign(mean) == sign != 0) for mean in means),
-        "significant": sum(one == sign != 0 for one in signs),
+        "significant": sum(sample == sign != 0 for sample in signs),
         "checkpoints": len(means),
     }
 
 
-def designs(found: Cells) -> Table | None:
+def designs(results: Cells) -> Table | None:
     """A row per cell, or per component of a factorial, over the checkpoints; None of a design from one alone."""
-    seeds, metric = found.design.sft_seeds, found.metric or found.rate
+    seeds, metric = results.design.sft_seeds, results.metric or results.rate
     if not seeds:
         return None
     rate = metric != "stability"
     scale, digits = (100, 1) if rate else (1, 2)
     rows = []
-    for center, name, draws, signs in _effects(found) if found.design.kind == "factorial" else _cells(found):
-        means = [float(np.nanmean(one)) if np.isfinite(one).any() else np.nan for one in draws]
+    for center, name, draws, signs in _effects(results) if results.design.kind == "factorial" else _cells(results):
+        means = [float(np.nanmean(sample)) if np.isfinite(sample).any() else np.nan for sample in draws]
         rows.append(
             {
                 "center": center,
                 "effect_of": name,
-                **columns({"difference": over(draws, found.topics if rate else None)}),
+                **columns({"difference": over(draws, results.topics if rate else None)}),
                 "each": ", ".join(number(mean, digits, scale=scale, signed=True) for mean in means),
                 **agreement(draws, signs),
-                "settling": settling_words(to_settle(draws, found.topics if rate else None)),
+                "settling": settling_words(to_settle(draws, results.topics if rate else None)),
             }
         )
     frame = pd.DataFrame(rows)
     several = frame["center"].nunique() > 1
     return Table(
         frame=frame,
-        caption=f"{name_of(found.run)}: what holds from {len(seeds)} SFT checkpoints (sft.seed "
+        caption=f"{name_of(results.run)}: what holds from {len(seeds)} SFT checkpoints (sft.seed "
         f"{', '.join(map(str, seeds))}), by {METRICS[metric]}{' in points' if rate else ''}.",
         notes=[
             "over checkpoints: the mean, each checkpoint one draw with the mean of its seeds; 95 % over checkpoints "
@@ -154,10 +154,10 @@ Effects = Iterator[tuple[str, str, list[Draw], list[float]]]
 """Of each effect its center, its name, and of every checkpoint its values and the sign of what is significant."""
 
 
-def _cells(found: Cells) -> Effects:
+def _cells(results: Cells) -> Effects:
     """The cells but the references, each minus its reference."""
-    compared = [cell for cell in found.design.cells if cell.label != cell.reference]
-    outcomes, claims = found.outcomes(found.metric or found.rate), found.claims(compared)
+    compared = [cell for cell in results.design.cells if cell.label != cell.reference]
+    outcomes, claims = results.outcomes(results.metric or results.rate), results.claims(compared)
     for center, variant in dict.fromkeys((cell.home, cell.variant) for cell in compared):
         draws, signs = [], []
         for cell in compared:
@@ -168,25 +168,25 @@ def _cells(found: Cells) -> Effects:
         yield center, variant, draws, signs
 
 
-def _effects(found: Cells) -> Effects:
+def _effects(results: Cells) -> Effects:
     """The main effects of a factorial's components."""
-    metric = found.metric or found.rate
-    outcomes, table = found.outcomes(metric), factorial_table.factorial_effects(found).frame
+    metric = results.metric or results.rate
+    outcomes, table = results.outcomes(metric), factorial_table.factorial_effects(results).frame
     column = "stability_effect" if metric == "stability" else "effect"
-    told = table[table["verdict"].str.startswith("matters")]
-    signs = {(row["center"], row["effect_of"]): float(np.sign(row[column])) for row in told.to_dict("records")}
-    for home in dict.fromkeys(cell.home for cell in found.design.cells):
-        centers = dict.fromkeys(cell.center for cell in found.design.cells if cell.home == home)
-        components = tuple(found.design.reference(next(iter(centers))).levels)
+    significant = table[table["verdict"].str.startswith("matters")]
+    signs = {(row["center"], row["effect_of"]): float(np.sign(row[column])) for row in significant.to_dict("records")}
+    for home in dict.fromkeys(cell.home for cell in results.design.cells):
+        centers = dict.fromkeys(cell.center for cell in results.design.cells if cell.home == home)
+        components = tuple(results.design.reference(next(iter(centers))).levels)
         weights, places = factorial_table.effect_weights(components), factorial_table.cells_of(components)
         grids = {}
         for center in centers:
-            own = {
+            label_at = {
                 frozenset(name for name in components if cell.levels.get(name)): cell.label
-                for cell in found.design.around(center)
+                for cell in results.design.around(center)
                 if not cell.control
             }
-            labels = [own.get(place, "") for place in places]
+            labels = [label_at.get(place, "") for place in places]
             if outcomes.keys() >= set(labels):
                 grids[center] = _together([outcomes[label] for label in labels])
         for name in components:
@@ -196,8 +196,8 @@ def _effects(found: Cells) -> Effects:
 
 def _together(outcomes: Sequence[Outcomes]) -> np.ndarray:
     """(rows, seeds, ...) outcomes on the seeds that all have; items that a row lacks stay, as NaN."""
-    seeds = sorted(set.intersection(*(set(own) for own, _ in outcomes)))
-    return np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
+    seeds = sorted(set.intersection(*(set(row_seeds) for row_seeds, _ in outcomes)))
+    return np.stack([values[[row_seeds.index(seed) for seed in seeds]] for row_seeds, values in outcomes])
 
 
 def sentences(table: Table) -> Sentences:

@@ -42,13 +42,13 @@ class Corrected:
     labelled: int
 
 
-def corrected_rate(labels: np.ndarray, judged: np.ndarray, others: np.ndarray) -> Corrected | None:
+def corrected_rate(labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray) -> Corrected | None:
     """Correct a judge's rate; None of fewer than FEWEST_LABELLED labels.
 
     Args:
         labels: (n,) outcomes of labelled prompts, 0 to 1.
         judged: (n,) the judge's outcomes of the same answers.
-        others: (N,) the judge's outcomes of the other prompts, maybe none.
+        unlabelled: (N,) the judge's outcomes of the other prompts, maybe none.
 
     Returns:
         The rate with Wilson's score interval on the effective number of labels.
@@ -57,9 +57,9 @@ def corrected_rate(labels: np.ndarray, judged: np.ndarray, others: np.ndarray) -
     if n < FEWEST_LABELLED:
         return None
     weight = gain = spread_of_gain = 0.0
-    if len(others) > 1 and (spread := float(np.concatenate([judged, others]).var(ddof=1))) > 0:
-        weight = float(np.clip(np.cov(labels, judged)[0, 1] / ((1 + n / len(others)) * spread), 0.0, 1.0))
-        gain, spread_of_gain = weight * others.mean(), weight**2 * others.var(ddof=1) / len(others)
+    if len(unlabelled) > 1 and (spread := float(np.concatenate([judged, unlabelled]).var(ddof=1))) > 0:
+        weight = float(np.clip(np.cov(labels, judged)[0, 1] / ((1 + n / len(unlabelled)) * spread), 0.0, 1.0))
+        gain, spread_of_gain = weight * unlabelled.mean(), weight**2 * unlabelled.var(ddof=1) / len(unlabelled)
     rectified = labels - weight * judged
     mean = rectified.mean()
     squares = ((rectified - mean) ** 2).sum() + UNSEEN * ((1 - mean) ** 2 + (-weight - mean) ** 2)
@@ -104,14 +104,14 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
     shown, few, unjudged = [], [], 0
     for row in main.frame.to_dict("records"):
         answered = answers[answers["label"] == row["label"]]
-        unjudged += int(answered[answered["outcome"].isna()]["given"].count())
+        unjudged += int(answered[answered["outcome"].isna()]["strong"].count())
         answered = answered.dropna(subset="outcome")
         by_prompt = answered.groupby("prompt_id")["outcome"].mean()
-        labelled = answered.dropna(subset="given").groupby("prompt_id")[["given", "outcome"]].mean()
+        labelled = answered.dropna(subset="strong").groupby("prompt_id")[["strong", "outcome"]].mean()
         if labelled.empty:
             continue
-        given, judged = labelled.to_numpy(dtype=float).T
-        rate = corrected_rate(given, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
+        strong, judged = labelled.to_numpy(dtype=float).T
+        rate = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
         if rate is None:
             few.append(f"{row['label']} ({len(labelled)})")
             continue
@@ -120,8 +120,8 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
                 "label": row["label"],
                 "win_rate": row["win_rate"],
                 **statistics.columns({"corrected": rate.rate}),
-                "labels_alone": given.mean(),
-                "bias": (judged - given).mean(),
+                "labels_alone": strong.mean(),
+                "bias": (judged - strong).mean(),
                 "weight": rate.weight,
                 "labelled": rate.labelled,
                 "prompts": len(by_prompt),
@@ -131,16 +131,16 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
 
 
 def _answers_with_labels(run: results.Run, labels: pd.DataFrame) -> pd.DataFrame:
-    """Answers to report prompts with the judge's `outcome`, and the labels' as `given`."""
+    """Answers to report prompts with the judge's `outcome`, and the labels' as `strong`."""
     keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
     # Of a prompt with several turns, or labelled by several people, the mean.
     judged = rows.judged_answers(run).groupby([*keys, "label"], as_index=False)["outcome"].mean()
-    given = labels.rename(columns={"outcome": "given"}).groupby(keys, as_index=False)["given"].mean()
-    both = judged.merge(given, on=keys, how="outer", indicator=True)
+    strong = labels.rename(columns={"outcome": "strong"}).groupby(keys, as_index=False)["strong"].mean()
+    both = judged.merge(strong, on=keys, how="outer", indicator=True)
     if len(strange := both[both["_merge"] == "right_only"]):
         first = strange.iloc[0]
         raise InputError(
-            f"{len(strange)} of {len(given)} labels are of no answer of {rows.name_of(run)} to a report prompt, the "
+            f"{len(strange)} of {len(strong)} labels are of no answer of {rows.name_of(run)} to a report prompt, the "
             f"first of trial {first['trial_id']}, prompt {first['prompt_id']}. Take both from its answers.parquet."
         )
     return both

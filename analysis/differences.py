@@ -12,14 +12,14 @@ Spans = list[list[int]]
 """Where each stretch that the other text lacks begins and ends, in characters."""
 
 
-def differing(one: str, other: str) -> tuple[Spans, Spans]:
+def differing(first: str, second: str) -> tuple[Spans, Spans]:
     """The stretches of words in each text that the other has not in that place."""
-    words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (one, other)]
-    mine, others = ([word[0] for word in text] for text in words)
-    counts = Counter(mine), Counter(others)
+    words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (first, second)]
+    first_words, second_words = ([word[0] for word in text] for text in words)
+    counts = Counter(first_words), Counter(second_words)
     if sum(count * counts[1][word] for word, count in counts[0].items()) > MOST_PAIRS:
         return [], []
-    matcher = SequenceMatcher(None, mine, others, autojunk=False)
+    matcher = SequenceMatcher(None, first_words, second_words, autojunk=False)
     if matcher.quick_ratio() < LEAST_COMMON or matcher.ratio() < LEAST_COMMON:
         return [], []
     ours: Spans = []

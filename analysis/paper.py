@@ -39,25 +39,25 @@ Flat = dict[str, Any]
 """Settings by path."""
 
 
-def paper(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
+def paper(findings: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
     """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
-    run, space, told = found.run, _space(found.run), dict(facts(found.run))
+    run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
     # Without arms and confirmed winners the search trials are all there is.
-    names = TABLES if len(found.main.frame) else (*TABLES, "search_trials")
+    names = TABLES if len(findings.main.frame) else (*TABLES, "search_trials")
     placed = [(entry.name, table) for entry, table in tables if entry.name in names and len(table.frame)]
     # Not the name of the machine, which may say who wrote the paper.
     host = {key: value for key, value in (run.manifest.get("host") or {}).items() if key != "node"}
-    about = [*((key, told[key]) for key in RUN_FACTS if key in told), ("machine", _words(host) or UNKNOWN)]
+    about = [*((key, run_facts[key]) for key in RUN_FACTS if key in run_facts), ("machine", _words(host) or UNKNOWN)]
     lines = [
         "% Written by slime-ray report --paper, which writes it anew: change a copy.",
-        f"% Run: {one_line(name_of(run))}, hash of the experiment: {told.get('fingerprint', UNKNOWN)}",
+        f"% Run: {one_line(name_of(run))}, hash of the experiment: {run_facts.get('fingerprint', UNKNOWN)}",
         "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
         r"\section{Methods}",
-        *map(latex_text, methods_paragraph(found)),
+        *map(latex_text, methods_paragraph(findings)),
         r"\section{Details of the experiment}",
-        *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(found))),
+        *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(findings))),
         *([_placed("search_space", space, "manifest.json")] if space is not None else []),
-        *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(found)), "itemize"),
+        *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(findings)), "itemize"),
         *_listed("The run", _terms(about)),
         *_listed("All settings", _terms(_all_settings(run))),
         r"\section{Results}",
@@ -67,11 +67,11 @@ def paper(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def methods_paragraph(found: Findings) -> list[str]:
+def methods_paragraph(findings: Findings) -> list[str]:
     """Say in a sentence each what was trained, on what, how it was searched, and how it was judged."""
-    run, settings = found.run, _settings(found.run)
+    run, settings = findings.run, _settings(findings.run)
     experiment = run.manifest.get("experiment") or {}
-    told, plan = dict(facts(run)), dict(asked(run))
+    known, plan = dict(facts(run)), dict(asked(run))
     objectives = sorted({str(name) for name in run.trials["objective"].dropna()})
     stopping = _words(experiment["early_stopping"]) or "none" if "early_stopping" in experiment else UNKNOWN
     limits = experiment.get("constraints") or []
@@ -90,8 +90,8 @@ def methods_paragraph(found: Findings) -> list[str]:
         f"Early stopping: {stopping}.",
         _judging(run, plan["judge"]),
         f"Decoding: {plan['decoding']}.",
-        f"Software: slime_ray {told.get('slime_ray', UNKNOWN)}; {told.get('versions') or f'versions {UNKNOWN}'}.",
-        f"The experiment's hash is {told.get('fingerprint', UNKNOWN)}.",
+        f"Software: slime_ray {known.get('slime_ray', UNKNOWN)}; {known.get('versions') or f'versions {UNKNOWN}'}.",
+        f"The experiment's hash is {known.get('fingerprint', UNKNOWN)}.",
     ]
 
 
@@ -108,8 +108,8 @@ def _stage(title: str, settings: list[Flat], stage: str) -> str:
 def _of(title: str, settings: list[Flat], *paths: str, more: Sequence[str | None] = ()) -> str:
     """What these settings are, by their names; those that are null are left out."""
     known = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
-    said = [f"{name} {value}" for name, value in known.items() if value is not None]
-    return f"{title}: {', '.join([*(said or [UNKNOWN]), *filter(None, more)])}."
+    terms = [f"{name} {value}" for name, value in known.items() if value is not None]
+    return f"{title}: {', '.join([*(terms or [UNKNOWN]), *filter(None, more)])}."
 
 
 def _search(run: Run, experiment: Mapping[str, Any], words: str) -> str:
@@ -135,17 +135,17 @@ def _judging(run: Run, judge: str) -> str:
     return f"Judge: {judge}, of answers beside those of {baseline_of(run)}{prompts}."
 
 
-def _objectives(found: Findings) -> Iterator[tuple[str, str]]:
+def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
     """Each row of the main table with its objective, the knobs of that, and what else it sets."""
-    for row in found.main.frame.to_dict("records"):
-        trial = of_label(found.run, found.run.trials, str(row["label"])).iloc[0]
+    for row in findings.main.frame.to_dict("records"):
+        trial = of_label(findings.run, findings.run.trials, str(row["label"])).iloc[0]
         settings, set_ = (_flat(_read(trial[column])) for column in ("settings", "overrides"))
-        own = [
+        knobs = [
             f"{path.removeprefix(OBJECTIVE)} {_words(value)}"
             for path, value in settings.items()
             if path.startswith(OBJECTIVE) and path != f"{OBJECTIVE}name" and value != []
         ]
-        words = (", ".join(own) or "no knobs") if settings else f"knobs {UNKNOWN}"
+        words = (", ".join(knobs) or "no knobs") if settings else f"knobs {UNKNOWN}"
         words = "no updates" if row["objective"] == "none" else words
         rest = "".join(f"; {path} {_words(value)}" for path, value in set_.items() if not path.startswith(OBJECTIVE))
         yield str(row["label"]), f"{row['objective']}: {words}{rest}"
@@ -175,8 +175,11 @@ def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
     settings = _settings(run)
     paths = dict.fromkeys(path for each in settings for path in each if not path.startswith(OBJECTIVE))
     for section in dict.fromkeys(path.partition(".")[0] for path in paths):
-        own = [path for path in paths if path.partition(".")[0] == section]
-        yield section, ", ".join(f"{path.partition('.')[2]} {_value(settings, path) or 'null'}".strip() for path in own)
+        inside = [path for path in paths if path.partition(".")[0] == section]
+        yield (
+            section,
+            ", ".join(f"{path.partition('.')[2]} {_value(settings, path) or 'null'}".strip() for path in inside),
+        )
 
 
 def _placed(name: str, table: Table, source: str) -> str:
@@ -226,10 +229,10 @@ def _flat(value: Any, path: str = "") -> Flat:
 def _value(settings: list[Flat], path: str) -> str | None:
     """A setting as the trials have it; None where it is null, or not there, in all of them."""
     values = [each.get(path) for each in settings]
-    said = list(dict.fromkeys("null" if value is None else _words(value) for value in values))
-    if len(said) < 2:
-        return None if all(value is None for value in values) else said[0]
-    return f"varied ({', '.join(said)})" if len(said) <= MOST else f"varied ({len(said)} values)"
+    words = list(dict.fromkeys("null" if value is None else _words(value) for value in values))
+    if len(words) < 2:
+        return None if all(value is None for value in values) else words[0]
+    return f"varied ({', '.join(words)})" if len(words) <= MOST else f"varied ({len(words)} values)"
 
 
 def _words(value: Any) -> str:
@@ -239,8 +242,8 @@ def _words(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if len(repr(value)) <= LONGEST else f"{value:.6g}"
     if isinstance(value, Mapping):
-        said = {key: _words(item) for key, item in value.items() if item not in (None, {}, [])}
-        return ", ".join(f"{key} {words}" for key, words in said.items())
+        words = {key: _words(item) for key, item in value.items() if item not in (None, {}, [])}
+        return ", ".join(f"{key} {text}" for key, text in words.items())
     if isinstance(value, list):
         return f"[{', '.join(map(_words, value))}]"
     if isinstance(value, str):

@@ -1,6 +1,9 @@
 """Debian's Chromium through Playwright. Whoever imports this without Playwright is skipped."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,3 +20,28 @@ def browser():
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@contextmanager
+def pages(browser: Any, prepare: Callable[[Any, list[str]], None] = lambda page, wrong: None) -> Iterator[Callable]:
+    """Makes pages of contexts of their own; in the end nothing may have been said to a console, or popped up.
+
+    prepare: is given each page, and where it can write what else was wrong.
+    """
+    contexts, wrong = [], []
+
+    def new_page(**options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        prepare(page, wrong)
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+    assert wrong == []

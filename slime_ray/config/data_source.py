@@ -26,7 +26,7 @@ class DataSource(Strict):
 
 def _entries(value: Any) -> Any:
     """Raise ValueError for a list of names, which could have no weights."""
-    if named := next((one for one in value if isinstance(one, str)), None):
+    if named := next((entry for entry in value if isinstance(entry, str)), None):
         raise ValueError(f"{named} is no entry of a list of data sets. Write {{source: {named}}}")
     return value
 
@@ -35,12 +35,12 @@ def _check_mixture(sources: list[DataSource]) -> list[DataSource]:
     """Raise ValueError for data sets that cannot be mixed."""
     if not sources:
         raise ValueError("an empty list. Name one data set or more")
-    if any(one.source.startswith(EMBEDDED) for one in sources):
+    if any(entry.source.startswith(EMBEDDED) for entry in sources):
         raise ValueError("an embedded task is no part of a mixture. Give it alone, as text")
-    weighted = [one.weight is not None for one in sources]
+    weighted = [entry.weight is not None for entry in sources]
     if any(weighted) and not all(weighted):
         raise ValueError(f"{sources[weighted.index(False)].source} has no weight. Give every data set one, or none")
-    places = [(one.source, one.split, one.subset, one.revision) for one in sources]
+    places = [(entry.source, entry.split, entry.subset, entry.revision) for entry in sources]
     if twice := [place[0] for place in places if places.count(place) > 1]:
         raise ValueError(f"{twice[0]} is there twice. Remove one, and give the other more weight")
     return sources

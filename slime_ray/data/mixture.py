@@ -20,14 +20,14 @@ def read_mixture(data: Data) -> tuple[Dataset, dict[str, Any]]:
     """
     loaded = [
         read_preferences(
-            one.source, split=one.split or data.split, subset=one.subset, strict=data.strict, revision=one.revision,
-            metadata=data.metadata,
+            entry.source, split=entry.split or data.split, subset=entry.subset, revision=entry.revision,
+            strict=data.strict, metadata=data.metadata,
         )
-        for one in data.sources
+        for entry in data.sources
     ]  # fmt: skip
     if isinstance(data.train, str):
         return loaded[0].dataset, loaded[0].report.as_dict()
-    weights = [one.weight for one in data.sources]
+    weights = [entry.weight for entry in data.sources]
     sets = [each.dataset for each in loaded]
     mixed = mix_pairs(sets, [weight for weight in weights if weight is not None], seed=data.seed)
     return mixed, _joint_report(data, loaded) | {"pairs_mixed": len(mixed)}
@@ -51,16 +51,16 @@ def mix_pairs(sets: list[Dataset], weights: list[float], *, seed: int) -> Datase
 def _joint_report(data: Data, loaded: list[LoadedPreferences]) -> dict[str, Any]:
     """What became of the rows of all data sets, as `LoadReport.as_dict` has it of one. Rows have their file's name."""
     reports = [each.report.as_dict() for each in loaded]
-    for one, report in zip(data.sources, reports, strict=True):
-        name = Path(one.source).name if Path(one.source).is_absolute() else one.source
+    for entry, report in zip(data.sources, reports, strict=True):
+        name = Path(entry.source).name if Path(entry.source).is_absolute() else entry.source
         for groups in (report[kind] for kind in ("rows_skipped", "rows_noted", "text_ignored")):
             for group in groups:
                 group["rows"] = [f"{name} {row}" for row in group["rows"]]
     joint: dict[str, Any] = {
         "source": data.label,
         "sources": [
-            {"source": one.source, "split": report["split"], "weight": one.weight, "rows_kept": report["rows_kept"]}
-            for one, report in zip(data.sources, reports, strict=True)
+            {"source": entry.source, "split": report["split"], "weight": entry.weight, "rows_kept": report["rows_kept"]}
+            for entry, report in zip(data.sources, reports, strict=True)
         ],
     }
     for kind in ("rows_read", "rows_kept"):

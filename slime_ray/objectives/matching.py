@@ -62,14 +62,14 @@ def pushes_of(objective: Any, *, logp: float, tokens: int) -> dict[str, float]:
     lengths = torch.tensor([tokens])
     sides = [torch.full((tokens,), logp, dtype=torch.float64, requires_grad=True) for _ in "ab"]
     reference = ReferenceLogps(*(side.detach().sum()[None] for side in sides))
-    found = {}
+    pushes = {}
     for name, term in objective(sides[0], lengths, sides[1], lengths, reference=reference).terms.items():
         if term.total.requires_grad:
             slopes = torch.autograd.grad(
                 term.total, sides, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            found[name] = float(torch.cat(slopes).norm())
-    return found
+            pushes[name] = float(torch.cat(slopes).norm())
+    return pushes
 
 
 def matched_knobs(objective: Any, remove: tuple[str, ...], *, logp: float, tokens: int) -> dict[str, float]:
@@ -92,7 +92,7 @@ def matched_knobs(objective: Any, remove: tuple[str, ...], *, logp: float, token
         weight = matched_margin_weight(objective, remove)
         return {} if weight == objective.margin_weight else {"margin_weight": weight}
     variant = dataclasses.replace(objective, remove=remove)
-    pushes, left = (pushes_of(one, logp=logp, tokens=tokens) for one in (objective, variant))
+    pushes, left = (pushes_of(each, logp=logp, tokens=tokens) for each in (objective, variant))
     whole, reduced = (each.pop(objective.push_term, 0.0) for each in (pushes, left))
     # An anchor on scores is rescaled with them.
     changes = [left[name] / pushes[name] for name in pushes if pushes[name] and left.get(name)]

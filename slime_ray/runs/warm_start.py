@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,14 @@ class EarlierRun:
 
     def as_json(self) -> dict[str, Any]:
         """As the manifest of a run keeps it."""
-        trials = [
-            {"source": one.source, "point": one.point, "values": list(one.values), "excesses": list(one.excesses)}
-            for one in self.trials
-        ]
-        return {"run": self.run, "hashes": self.hashes, "trials": trials, "outside": self.outside}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> "EarlierRun":
         """What `as_json` wrote."""
         trials = [
-            Observation(one["source"], dict(one["point"]), tuple(one["values"]), tuple(one.get("excesses", ())))
-            for one in kept["trials"]
+            Observation(trial["source"], dict(trial["point"]), tuple(trial["values"]), tuple(trial.get("excesses", ())))
+            for trial in kept["trials"]
         ]
         return cls(kept["run"], dict(kept["hashes"]), trials, kept["outside"])
 
@@ -69,16 +65,16 @@ def earlier_runs(experiment: Experiment) -> list[EarlierRun]:
     """What the runs that `start_from` names have. Raises InputError where one cannot be used, with the reason."""
     if experiment.search is None:
         return []
-    return [_read(experiment, experiment.search, one.run, one.best) for one in experiment.search.earlier_runs]
+    return [_read(experiment, experiment.search, start.run, start.best) for start in experiment.search.earlier_runs]
 
 
 def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> None:
     """Raise InputError where an earlier run had other data, or another SFT checkpoint, than this one."""
-    for one in earlier:
+    for run in earlier:
         for name in SAME:
-            if one.hashes.get(name) != hashes.get(name):
+            if run.hashes.get(name) != hashes.get(name):
                 raise InputError(
-                    f"start_from: {one.run} had another {name.replace('_', ' ')} than this run has, so its trials say "
+                    f"start_from: {run.run} had another {name.replace('_', ' ')} than this run has, so its trials say "
                     "nothing about this one's. Leave it out."
                 )
 
@@ -89,7 +85,7 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
     manifest = results.read_manifest(run)
     rows = [row for row in results.finished_trials(run).values() if row.get("phase") == "search"]
     usable = [row for row in rows if row.get("status") == "completed"]
-    found: list[tuple[Mapping[str, Any], Point]] = []
+    comparable: list[tuple[Mapping[str, Any], Point]] = []
     outside = 0
     for row in usable:
         _check_measures(experiment, shown, row)
@@ -97,18 +93,18 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
         if point is None:
             outside += 1
         else:
-            found.append((row, point))
-    if not found:
+            comparable.append((row, point))
+    if not comparable:
         why = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
         raise InputError(f"start_from: nothing of {shown} can be used: {why}. Widen the space, or leave it out.")
-    chosen = best_rows([row for row, _ in found], experiment.goals, experiment.limits)[:best]
-    points = {row["trial_id"]: point for row, point in found}
+    chosen = best_rows([row for row, _ in comparable], experiment.goals, experiment.limits)[:best]
+    points = {row["trial_id"]: point for row, point in comparable}
     trials = [
         Observation(
             f"{shown}/{row['trial_id']}",
             points[row["trial_id"]],
             tuple(float(row[goal]) for goal in experiment.goals),
-            tuple(one.excess(row) for one in experiment.limits),
+            tuple(limit.excess(row) for limit in experiment.limits),
         )
         for row in chosen
     ]
@@ -161,17 +157,17 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
         return None
     here = lasting(experiment.settings_with(point).model_dump(mode="json"))
     there = lasting(json.loads(row["settings"]))
-    for path, one, other in _differences(there, here):
+    for path, then, now in _differences(there, here):
         raise InputError(
-            f"start_from: {row['trial_id']} of {shown} had {path} = {one}, which is {other} here and is not searched: "
+            f"start_from: {row['trial_id']} of {shown} had {path} = {then}, which is {now} here and is not searched: "
             "its result says nothing about this experiment. Set the same, or leave the run out."
         )
     return point
 
 
-def _differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted({*one, *other}):
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
-    elif one != other:
-        yield path, one, other
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            yield from _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+    elif there != here:
+        yield path, there, here

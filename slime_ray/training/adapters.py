@@ -127,8 +127,8 @@ def write_adapter(settings: Settings, checkpoint: Path, stage: Path | None, fold
             raise InputError(
                 f"{checkpoint} and the adapter of its SFT stage cannot be one adapter: {reason}. Give --merge."
             ) from None
-        found = both.peft_config["default"]
-        found.base_model_name_or_path, found.revision = source, revision
+        joint = both.peft_config["default"]
+        joint.base_model_name_or_path, joint.revision = source, revision
         # "default" alone is saved into the folder itself.
         both.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
 

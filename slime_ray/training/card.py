@@ -66,8 +66,8 @@ def model_card(
     """
     model, data, objective = settings.model, settings.data, settings.objective.name
     base = base_named(settings)[0]
-    source, given = _shown(base), [each.source for each in data.sources]
-    on_hub = [name for name in given if not data.task and _of_hub(name)]
+    source, data_sets = _shown(base), [each.source for each in data.sources]
+    on_hub = [name for name in data_sets if not data.task and _of_hub(name)]
     metadata = ModelCardData(
         # On the Hub these link to repositories, which local files and embedded tasks have none of.
         base_model=source if not model.task and _of_hub(base) else None,
@@ -82,7 +82,7 @@ def model_card(
     rows = {
         "base model": source,
         **({"went on from": _shown(model.source)} if model.kept else {}),
-        "preference data": ", ".join(_shown(given)),
+        "preference data": ", ".join(_shown(data_sets)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
         **{f"`{knob}`": f"`{json.dumps(_shown(value))}`" for knob, value in knobs.items()},
         **({"weights": f"{kept}, whose {settings.kept_by[0]} was best"} if settings.kept_by else {}),

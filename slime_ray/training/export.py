@@ -201,8 +201,8 @@ def _compare(lm: Any, again: Any, *, adapter: bool) -> None:
     In an adapter the same sums are rounded elsewhere than in weights that it was merged into.
     """
     ids = torch.arange(min(COMPARED, again.get_input_embeddings().weight.shape[0]))[None]
-    one, two = (model.eval()(input_ids=ids.to(model.device)).logits.float().cpu() for model in (lm, again))
-    share = float((one - two).norm() / one.norm())
+    before, after = (model.eval()(input_ids=ids.to(model.device)).logits.float().cpu() for model in (lm, again))
+    share = float((before - after).norm() / before.norm())
     if not share <= (1e-4 if adapter else 1e-5):
         way = "Give --merge for a whole model." if adapter else "Report this."
         raise InputError(f"The exported model computes something else (its logits change by {share:.2g}). {way}")

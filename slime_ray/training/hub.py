@@ -38,7 +38,7 @@ def check_push(name: str) -> None:
         raise InputError(f"--push-to-hub {name}: the Hub does not take the token: {_reason(error)}.") from None
     mine = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs") or [])]
     owner = name.partition("/")[0]
-    if owner.lower() not in {one.lower() for one in mine}:
+    if owner.lower() not in {namespace.lower() for namespace in mine}:
         raise InputError(
             f"--push-to-hub {name}: the token is of {mine[0]}, who may write to {', '.join(mine)} and not to {owner}. "
             "Name one of these, or log in as somebody else."

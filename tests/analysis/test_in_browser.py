@@ -11,7 +11,7 @@ from slime_ray.analysis.rows import PARTS
 from slime_ray.analysis.sections import SECTIONS, Findings, made
 
 from slime_ray.runs import results
-from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser  # noqa: F401
+from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser, pages  # noqa: F401
 
 from . import designs
 from .conftest import HOSTILE
@@ -26,26 +26,20 @@ pytestmark = [
 @pytest.fixture
 def visit(browser, written):  # noqa: F811
     """Opens the page; at the end nothing may have been said to the console, asked of a network, or popped up."""
-    contexts, wrong = [], []
 
-    def open_(html=written.html, **options):
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    def watch(page, wrong):
         page.on("request", lambda request: request.url.startswith("file:") or wrong.append(request.url))
-        page.goto(Path(html).as_uri())
-        if options.get("java_script_enabled", True):
-            page.wait_for_selector("#front-detail[data-ready]", state="attached")
-        return page
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    with pages(browser, watch) as new_page:
+
+        def open_(html=written.html, **options):
+            page = new_page(**options)
+            page.goto(Path(html).as_uri())
+            if options.get("java_script_enabled", True):
+                page.wait_for_selector("#front-detail[data-ready]", state="attached")
+            return page
+
+        yield open_
 
 
 def symbol(page, said):

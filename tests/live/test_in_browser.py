@@ -10,7 +10,7 @@ import pytest
 
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Instructions
-from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser, playwright  # noqa: F401
+from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser, pages, playwright  # noqa: F401
 from tests.end_to_end.conftest import environment
 from tests.live.conftest import MARKUP, add, at_work, end
 from tests.processes import left_behind
@@ -41,24 +41,15 @@ AT_STEP = re.compile(r"update [1-9]\d* of 100000")
 @pytest.fixture
 def visit(browser):  # noqa: F811
     """Opens an address; at the end nothing may have been said to the console or popped up."""
-    contexts, wrong = [], []
+    with pages(browser) as new_page:
 
-    def open_(address: str, **options):
-        context = browser.new_context(viewport=DESKTOP, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        page.goto(address)
-        page.wait_for_selector("html[data-looked]")
-        return page
+        def open_(address: str, **options):
+            page = new_page(viewport=DESKTOP, **options)
+            page.goto(address)
+            page.wait_for_selector("html[data-looked]")
+            return page
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert wrong == []
+        yield open_
 
 
 def report_of(page, version: int):

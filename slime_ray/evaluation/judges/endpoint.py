@@ -39,7 +39,7 @@ CLOSING = 2.0
 
 
 class TooLarge(Exception):
-    """An answer beyond LARGEST."""
+    """An answer of more bytes than its argument."""
 
 
 class UnknownEncoding(Exception):
@@ -180,7 +180,7 @@ class Connection:
         async for part in response.stream:
             body += unpack.decompress(part, largest + 1 - len(body)) if unpack else part
             if len(body) > largest:
-                raise TooLarge
+                raise TooLarge(largest)
         await response.stream.aclose()
         if encodings:
             del response.headers["content-encoding"]
@@ -192,7 +192,7 @@ class Connection:
     def _lost(self, error: BaseException, seconds: float) -> Failure:
         cause = error.__cause__ or error
         if isinstance(cause, TooLarge):
-            return Failure(f"an answer of more than {LARGEST // 2**20} MB", "passing", paid=True)
+            return Failure(f"an answer of more than {cause.args[0] // 2**20} MB", "passing", paid=True)
         if isinstance(cause, (UnknownEncoding, zlib.error)):
             return Failure(f"an answer that cannot be decompressed: {self._words(cause)}", "passing", paid=True)
         kind = type(cause).__name__
