@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from slime_ray import cli
 from slime_ray.config.experiment import Trial
+from slime_ray.runs import results
 from slime_ray.training.orders import Command
 
 TEXT = """\
@@ -21,6 +23,12 @@ base:
 arms: {slime: {}, dpo: {objective: {name: dpo}}}
 """
 CLOCKS = {"started", "host", "train_seconds", "evaluation_seconds", "total_seconds", "attempts", "lost_seconds"}
+
+
+def evaluated(*arguments: Any, storage: Path, name: str) -> results.Run:
+    """Evaluate by the command, and load what it wrote."""
+    assert cli.main(["evaluate", *map(str, arguments), "--storage", str(storage), "--name", name]) == 0
+    return results.load(storage / name)
 
 
 def nothing(told: Any) -> None:
