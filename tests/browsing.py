@@ -28,7 +28,12 @@ def pages(browser: Any, prepare: Callable[[Any, list[str]], None] = lambda page,
 
     prepare: is given each page, and where it can write what else was wrong.
     """
-    contexts, wrong = [], []
+    contexts: list[Any] = []
+    wrong: list[str] = []
+
+    def dismiss(dialog: Any) -> None:
+        wrong.append(dialog.message)
+        dialog.dismiss()
 
     def new_page(**options: Any) -> Any:
         context = browser.new_context(**options)
@@ -37,7 +42,7 @@ def pages(browser: Any, prepare: Callable[[Any, list[str]], None] = lambda page,
         page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", dismiss)
         prepare(page, wrong)
         return page
 
