@@ -290,6 +290,10 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
     return notes
 
 
+def _keeps_best(settings: str) -> bool:
+    return (json.loads(settings).get("training") or {}).get("keep", "last") != "last"
+
+
 def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
     if frame.empty:
         return []
@@ -342,6 +346,11 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
         )
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')
+    if count := sum(map(_keeps_best, run.trials["settings"].dropna())):
+        notes.append(
+            f"{count} of {len(run.trials)} trials keep the weights of their best evaluation (training.keep). Where it "
+            "was chosen by held-out pairs, what is measured on these, acc. and S among it, flatters them."
+        )
     begun = run.trials["attempts"].fillna(1)
     if (begun > 1).any():
         notes.append(

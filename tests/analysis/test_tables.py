@@ -416,3 +416,13 @@ def test_retention_over_five_seeds_is_the_two_way_interval(tmp_path):
 def test_without_retention_prompts_there_is_no_such_column(main):
     assert main.frame["retention"].isna().all()
     assert not any(column.head.startswith("retention") for column in main.columns)
+
+
+def test_rows_whose_weights_were_chosen_by_held_out_pairs_are_said_to_be_flattered(tmp_path):
+    for keep in ("last", {"preference_accuracy": "maximize"}):
+        label = "last" if keep == "last" else "best"
+        add_trial(tmp_path, label, label=label, won=[1.0] * 12 + [0.0] * 12, settings={"training": {"keep": keep}})
+    notes = tables.win_rate_stability(results.load(finish(tmp_path))).notes
+    assert [note[:61] for note in notes if "training.keep" in note] == [
+        "1 of 2 trials keep the weights of their best evaluation (trai"
+    ]
