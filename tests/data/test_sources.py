@@ -215,7 +215,7 @@ def test_a_source_without_one_usable_row_is_refused_with_the_reasons(tmp_path):
         ("data.xlsx", b"PK", "files of this kind are not read"),
         ("data.parquet.gz", b"", "files of this kind are not read"),
         ("data.jsonl.gz", b"{}", "data.jsonl.gz: cannot be unpacked: Not a gzipped file"),
-        ("data.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "data.jsonl.gz: cannot be unpacked"),
+        ("data.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "data.jsonl.gz: cannot be unpacked"),
         ("data.csv", b"", "data.csv: there are no rows"),
         ("data.csv", b"prompt,chosen,rejected\n", "data.csv: there are no rows"),
         ("data.csv", b"question,chosen\nu,a\n", "the columns are chosen, question, .*question to prompt"),
