@@ -50,7 +50,6 @@ _MOVED = {
     "on_ray.janitor": "on_ray.connection",
     "on_ray.nodes": "on_ray.cluster_state",
     "on_ray.probing": "on_ray.prepare",
-    "on_ray.progress": "on_ray.watch",
     "on_ray.ranking": "on_ray.stopping",
     "on_ray.study": "on_ray.search",
     "on_ray.warm_start": "on_ray.plan",

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.config.league import entry_of
 from slime_ray.on_ray.cluster_state import cluster_state
-from slime_ray.on_ray.stopping import Rule, Told, build_rule
+from slime_ray.on_ray.stopping import Rule, TrialMetrics, build_rule
 from slime_ray.training.orders import Command
 
 DRAINING_SECONDS = 2.0
@@ -26,10 +26,10 @@ ANSWER_SECONDS = 30.0
 
 @dataclass
 class TrialRecord:
-    """What is known of a running trial. heard: by the monitor's clock, in seconds."""
+    """What is known of a running trial. last_seen: by the monitor's clock, in seconds."""
 
-    heard: float
-    told: dict[str, Any] = field(default_factory=dict)
+    last_seen: float
+    metrics: dict[str, Any] = field(default_factory=dict)
     actors: list[Any] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)
     groups: list[PlacementGroup] = field(default_factory=list)
@@ -42,7 +42,7 @@ class TrialStatus:
     silent: seconds since it last said something. at_work: whether it has its place, and its processes have begun.
     """
 
-    told: dict[str, Any]
+    metrics: dict[str, Any]
     silent: float
     at_work: bool
 
@@ -50,45 +50,45 @@ class TrialStatus:
 class MonitorActor:
     """Runs as a Ray actor, see the module."""
 
-    def __init__(self, early_stopping: dict[str, Any] | None, past: Sequence[Told]):
-        self.voices: dict[str, TrialRecord] = {}
+    def __init__(self, early_stopping: dict[str, Any] | None, past: Sequence[TrialMetrics]):
+        self.records: dict[str, TrialRecord] = {}
         self.leaving: Command | None = None
         self.stopped: dict[str, Command] = {}
         self.early_stopping = EarlyStopping.model_validate(early_stopping) if early_stopping else None
         self.rules: dict[str, Rule | None] = {}
-        for trial_id, told in past:
+        for trial_id, metrics in past:
             # What was decided then does not change; it counts for those that come.
-            self.decide(trial_id, told)
+            self.decide(trial_id, metrics)
         self.draining: dict[str, int] = {}
-        self.looked = 0.0
+        self.last_drain_check = 0.0
 
     def begin(self, trial_id: str) -> None:
         """The driver starts a trial, for the first time or again."""
-        self.voices[trial_id] = TrialRecord(time.monotonic())
+        self.records[trial_id] = TrialRecord(time.monotonic())
 
     def join(self, trial_id: str, actor: Any, node: str, group: PlacementGroup | None) -> None:
         """A process that works on a trial says where it is."""
-        voice = self.voices.setdefault(trial_id, TrialRecord(time.monotonic()))
-        voice.heard = time.monotonic()
-        voice.actors.append(actor)
-        voice.nodes.add(node)
-        if group is not None and group not in voice.groups:
-            voice.groups.append(group)
+        record = self.records.setdefault(trial_id, TrialRecord(time.monotonic()))
+        record.last_seen = time.monotonic()
+        record.actors.append(actor)
+        record.nodes.add(node)
+        if group is not None and group not in record.groups:
+            record.groups.append(group)
 
-    def report(self, trial_id: str, told: Mapping[str, Any], searched: bool) -> Command | None:
+    def report(self, trial_id: str, metrics: Mapping[str, Any], searched: bool) -> Command | None:
         """A trial says how it gets on; returns what it is to do."""
-        voice = self.voices.setdefault(trial_id, TrialRecord(time.monotonic()))
-        voice.heard = time.monotonic()
-        voice.told.update(told)
+        record = self.records.setdefault(trial_id, TrialRecord(time.monotonic()))
+        record.last_seen = time.monotonic()
+        record.metrics.update(metrics)
         if self.leaving is not None:
             return self.leaving
         if trial_id in self.stopped:
             return self.stopped[trial_id]
-        if taken := voice.nodes & self._draining_nodes():
-            return Command("preempt", f"its node {min(taken)[:8]} is about to be taken away")
-        return self.decide(trial_id, told) if searched else None
+        if drained := record.nodes & self._draining_nodes():
+            return Command("preempt", f"its node {min(drained)[:8]} is about to be taken away")
+        return self.decide(trial_id, metrics) if searched else None
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
+    def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
         """What the rule says of a search trial, which it ranks among those of the same search."""
         if self.early_stopping is None:
             return None
@@ -96,7 +96,7 @@ class MonitorActor:
         if group not in self.rules:
             self.rules[group] = build_rule(self.early_stopping)
         rule = self.rules[group]
-        return rule.decide(trial_id, told) if rule else None
+        return rule.decide(trial_id, metrics) if rule else None
 
     def leave(self, reason: str) -> None:
         """Have all trials write a checkpoint and leave."""
@@ -106,30 +106,32 @@ class MonitorActor:
         """Have one trial end where it is."""
         self.stopped[trial_id] = Command("stop", reason)
 
-    def heard(self) -> dict[str, TrialStatus]:
+    def statuses(self) -> dict[str, TrialStatus]:
         """Every trial that has begun and not ended."""
         now = time.monotonic()
         return {
-            name: TrialStatus(dict(voice.told), now - voice.heard, at_work=bool(voice.actors or voice.told))
-            for name, voice in self.voices.items()
+            name: TrialStatus(
+                dict(record.metrics), now - record.last_seen, at_work=bool(record.actors or record.metrics)
+            )
+            for name, record in self.records.items()
         }
 
     def kill(self, trial_id: str) -> None:
         """End a trial's processes, which do not end themselves."""
-        voice = self.voices.get(trial_id)
-        while voice and voice.actors:
-            ray.kill(voice.actors.pop())
-            voice.heard = time.monotonic()
+        record = self.records.get(trial_id)
+        while record and record.actors:
+            ray.kill(record.actors.pop())
+            record.last_seen = time.monotonic()
 
     def end(self, trial_id: str) -> None:
         """Free whatever a trial that has ended holds."""
-        voice = self.voices.pop(trial_id, None)
-        for group in voice.groups if voice else []:
+        record = self.records.pop(trial_id, None)
+        for group in record.groups if record else []:
             remove_placement_group(group)
 
     def _draining_nodes(self) -> set[str]:
-        if time.monotonic() - self.looked > DRAINING_SECONDS:
-            self.looked = time.monotonic()
+        if time.monotonic() - self.last_drain_check > DRAINING_SECONDS:
+            self.last_drain_check = time.monotonic()
             self.draining = cluster_state("get_draining_nodes") or {}
         return set(self.draining)
 
@@ -141,18 +143,18 @@ class Monitor:
         self.actor = actor
 
     @classmethod
-    def start(cls, early_stopping: EarlyStopping | None, past: Sequence[Told] = ()) -> "Monitor":
+    def start(cls, early_stopping: EarlyStopping | None, past: Sequence[TrialMetrics] = ()) -> "Monitor":
         """Start it on the driver's own node, so that losing another one does not end it.
 
         past: what trials of the search reported before the run was gone on with.
         """
-        here = ray.get_runtime_context().get_node_id()
+        driver_node = ray.get_runtime_context().get_node_id()
         actor: Any = ray.remote(MonitorActor)
         return cls(
             actor.options(
                 num_cpus=0,
                 max_restarts=-1,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(driver_node, soft=False),
             ).remote(early_stopping.model_dump() if early_stopping else None, list(past))
         )
 
@@ -165,10 +167,10 @@ class Monitor:
         context = ray.get_runtime_context()
         self._ask("join", trial_id, context.current_actor, context.get_node_id(), group)
 
-    def report(self, trial_id: str, told: Mapping[str, Any], *, searched: bool) -> Command | None:
+    def report(self, trial_id: str, metrics: Mapping[str, Any], *, searched: bool) -> Command | None:
         """See MonitorActor.report. None where the monitor does not answer: no trial ends for that."""
-        order: Command | None = self._ask("report", trial_id, dict(told), searched)
-        return order
+        command: Command | None = self._ask("report", trial_id, dict(metrics), searched)
+        return command
 
     def leave(self, reason: str) -> None:
         """See MonitorActor.leave."""
@@ -178,9 +180,9 @@ class Monitor:
         """See MonitorActor.stop."""
         self.actor.stop.remote(trial_id, reason)
 
-    def heard(self) -> dict[str, TrialStatus]:
-        """See MonitorActor.heard; empty where the monitor does not answer."""
-        return self._ask("heard") or {}
+    def statuses(self) -> dict[str, TrialStatus]:
+        """See MonitorActor.statuses; empty where the monitor does not answer."""
+        return self._ask("statuses") or {}
 
     def kill(self, trial_id: str) -> None:
         """See MonitorActor.kill."""

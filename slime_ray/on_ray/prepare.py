@@ -20,8 +20,9 @@ from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import errors_as_sentences
+from slime_ray.on_ray.progress import print_line, steps
 from slime_ray.on_ray.resources import trials_at_once, why_never
-from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, print_line, steps
+from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
@@ -109,42 +110,42 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
         logger.info(line)
         print_line(console, line)
 
-    wait, said = PlacementTimer(place.resources, place.faults, say), ""
+    placement, last = PlacementTimer(place.resources, place.faults, say), ""
     notices: set[str] = set()
 
     def listen() -> "TrialStatus | None":
-        voice = place.monitor.heard().get(STAGES)
-        if voice and (notice := voice.told.get("notice")) and notice not in notices:
+        latest = place.monitor.statuses().get(STAGES)
+        if latest and (notice := latest.metrics.get("notice")) and notice not in notices:
             notices.add(notice)
             say(notice)
-        return voice
+        return latest
 
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
-            voice = listen()
-            if voice is None or not voice.at_work:
-                wait.go_on()
+            latest = listen()
+            if latest is None or not latest.at_work:
+                placement.check()
                 continue
-            wait.over()
-            if voice.silent > 60 * place.faults.hang_minutes:
+            placement.reset()
+            if latest.silent > 60 * place.faults.hang_minutes:
                 raise RunError(
-                    f"The making of the shared stages has said nothing for {voice.silent:.0f} s "
+                    f"The making of the shared stages has said nothing for {latest.silent:.0f} s "
                     f"(faults.hang_minutes is {place.faults.hang_minutes:g}) and was ended. {AGAIN}"
                 )
-            line = _line(voice.told)
-            if line and line != said:
-                said = line
+            line = _line(latest.metrics)
+            if line and line != last:
+                last = line
                 status.update(line)
-                if console.is_terminal or voice.told.get("step") is not None:
+                if console.is_terminal or latest.metrics.get("step") is not None:
                     logger.info(line)
                 else:
                     say(line)
     listen()
 
 
-def _line(told: dict[str, Any]) -> str:
-    loss = told.get("loss")
-    return " ".join(part for part in (told.get("doing"), steps(told), loss and f"loss {loss:.3f}") if part)
+def _line(metrics: dict[str, Any]) -> str:
+    loss = metrics.get("loss")
+    return " ".join(part for part in (metrics.get("doing"), steps(metrics), loss and f"loss {loss:.3f}") if part)
 
 
 def make_stages(bases: list[dict[str, Any]], place: WorkerContext) -> dict[str, Any]:
@@ -206,8 +207,8 @@ def _make(settings: Settings, place: WorkerContext, *, gpu: float) -> "Stages":
 
     reset_process(seed=0, threads=place.hosting.threads)
 
-    def report(told: Any) -> None:
-        place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **told}, searched=False)
+    def report(metrics: Any) -> None:
+        place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **metrics}, searched=False)
 
     try:
         start_gpu(gpu)

@@ -27,7 +27,7 @@ from slime_ray.training.orders import Command, evaluations
 LEAST = 3
 """Trials that have to have got as far before the median of them says anything."""
 
-Told = tuple[str, Mapping[str, Any]]
+TrialMetrics = tuple[str, Mapping[str, Any]]
 """A trial's id, and what it told at one evaluation, with `step` and `updates`."""
 Point = tuple[float, ...]
 """A trial's value of every metric of a ranking, in the ranking's order."""
@@ -125,8 +125,8 @@ def _numbers(points: Sequence[Point], signs: Sequence[float] = (1.0,)) -> np.nda
 class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
-        """An order to stop, or None. told: a report with `step`, `updates` and what the rule looks at, or without."""
+    def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
+        """An order to stop, or None. metrics: a report with `step`, `updates` and what the rule looks at, or without."""
 
 
 def build_rule(settings: EarlyStopping) -> Rule | None:
@@ -165,9 +165,9 @@ class Halving:
         self.rungs = [share for share in shares if share < 1]
         self.reached = [{} for _ in self.rungs]
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
+    def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
         """See Rule."""
-        share, values = progress(told), [told.get(metric) for metric in self.ranking.metrics]
+        share, values = progress(metrics), [metrics.get(metric) for metric in self.ranking.metrics]
         if share is None or None in values:
             return None
         own = tuple(float(value) for value in values if value is not None)
@@ -181,7 +181,7 @@ class Halving:
             # Where evaluations are far apart, the last rung may be seen at the end only, when there is nothing to save.
             if share < 1 and len(others) >= self.reduction and before >= kept:
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.ranking.metrics, own, strict=True))
-                return _stop(told, shown, f"behind {before} of {len(others) - 1} other trials")
+                return _stop(metrics, shown, f"behind {before} of {len(others) - 1} other trials")
         return None
 
 
@@ -196,52 +196,56 @@ class Median:
 
     metric: str
     first: float
-    seen: dict[str, dict[float, float]] = field(default_factory=dict)
+    history: dict[str, dict[float, float]] = field(default_factory=dict)
 
-    def decide(self, trial_id: str, told: Mapping[str, Any]) -> Command | None:
+    def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
         """See Rule."""
-        share, value = progress(told), told.get(self.metric)
-        own = self.seen.setdefault(trial_id, {})
+        share, value = progress(metrics), metrics.get(self.metric)
+        own = self.history.setdefault(trial_id, {})
         # What a trial that started again reports a second time was decided the first time.
         if share is None or value is None or share in own:
             return None
         own[share] = float(value) if math.isfinite(value) else -math.inf
-        means = [_mean_until(share, other) for name, other in self.seen.items() if name != trial_id]
-        known = [mean for mean in means if mean is not None]
-        if share < self.first or share >= 1 or len(known) < LEAST:
+        means = [_mean_until(share, other) for name, other in self.history.items() if name != trial_id]
+        means_so_far = [mean for mean in means if mean is not None]
+        if share < self.first or share >= 1 or len(means_so_far) < LEAST:
             return None
-        best, middle = max(own.values()), median(known)
+        best, middle = max(own.values()), median(means_so_far)
         shown = f"{self.metric} {best:.4g} at best"
-        return _stop(told, shown, f"below {middle:.4g}, the median of {len(known)} others") if best < middle else None
+        return (
+            _stop(metrics, shown, f"below {middle:.4g}, the median of {len(means_so_far)} others")
+            if best < middle
+            else None
+        )
 
 
-def progress(told: Mapping[str, Any]) -> float | None:
+def progress(metrics: Mapping[str, Any]) -> float | None:
     """Share of its updates that a trial has made, if the report says; None before the first one."""
-    step, updates = told.get("step"), told.get("updates")
+    step, updates = metrics.get("step"), metrics.get("updates")
     return step / updates if step and updates else None
 
 
-def _mean_until(share: float, seen: Mapping[float, float]) -> float | None:
-    if not seen or max(seen) < share:
+def _mean_until(share: float, history: Mapping[float, float]) -> float | None:
+    if not history or max(history) < share:
         return None
-    values = [value for at, value in seen.items() if at <= share]
+    values = [value for at, value in history.items() if at <= share]
     return sum(values) / len(values)
 
 
-def _stop(told: Mapping[str, Any], shown: str, why: str) -> Command:
-    return Command("stop", f"early: {shown} at update {told['step']} of {told['updates']}, {why}")
+def _stop(metrics: Mapping[str, Any], shown: str, why: str) -> Command:
+    return Command("stop", f"early: {shown} at update {metrics['step']} of {metrics['updates']}, {why}")
 
 
-def past_reports(run: Path) -> list[Told]:
+def past_reports(run: Path) -> list[TrialMetrics]:
     """Every evaluation of the search trials that have finished, trial by trial, in the order in which they began.
 
     A trial whose curves cannot be read has told nothing.
     """
     rows = [row for row in results.finished_trials(run).values() if row["phase"] == "search"]
     return [
-        (row["trial_id"], {"step": step, "updates": row["planned_updates"], **told})
+        (row["trial_id"], {"step": step, "updates": row["planned_updates"], **metrics})
         for row in sorted(rows, key=lambda row: (row["started"] or "", row["trial_id"]))
-        for step, told in evaluations(_curves(run / "trials" / row["trial_id"])).items()
+        for step, metrics in evaluations(_curves(run / "trials" / row["trial_id"])).items()
         if row.get("planned_updates")
     ]
 

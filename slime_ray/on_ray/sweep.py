@@ -30,10 +30,11 @@ from slime_ray.on_ray.monitor import Monitor
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
+from slime_ray.on_ray.progress import Callback, Progress, print_line
 from slime_ray.on_ray.resources import Meter, concurrent_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
 from slime_ray.on_ray.stopping import past_reports
-from slime_ray.on_ray.watch import Callback, PlacementTimeout, Progress, ShutdownTimeout, Watch, print_line
+from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
 from slime_ray.on_ray.workers import WorkerContext, tune_function
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
@@ -170,7 +171,7 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
         with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
             watch = Watch(
                 experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress,
-                meter=meter, searches_on=partial(_keep_extension, sweep),
+                meter=meter, on_extend=partial(_keep_extension, sweep),
             )  # fmt: skip
             try:
                 with watch.interrupts_as_orders():

@@ -6,17 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.on_ray import prepare, watch
-from slime_ray.on_ray import watch as progress_module
 from slime_ray.on_ray.monitor import TrialStatus
 from slime_ray.on_ray.resources import Meter, Node
-from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, Progress, ShutdownTimeout, Watch
+from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, ShutdownTimeout, Watch
 from slime_ray.runs.instructions import ask_for_clone, ask_for_more, ask_to_stop
 from slime_ray.runs.results import finished_trial
 from slime_ray.runs.status import STATUS, read_status
@@ -53,7 +51,7 @@ class FakeMonitor:
         self.orders: list[str] = []
         self.killed: list[str] = []
 
-    def heard(self) -> dict[str, TrialStatus]:
+    def statuses(self) -> dict[str, TrialStatus]:
         return self.trials
 
     def leave(self, reason: str) -> None:
@@ -99,7 +97,7 @@ def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: l
     plan: Any = SimpleNamespace(ending=False, by_tune_id={}, added=[])
     plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
     progress: Any = SimpleNamespace(
-        say=said.append, hear=lambda told: None, finished=0, total=1, seconds_left=lambda: None
+        say=said.append, update=lambda metrics: None, finished=0, total=1, seconds_left=lambda: None
     )
     teller: Any = monitor
     meter = Meter(experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now)
@@ -182,7 +180,7 @@ def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monit
 def test_a_search_is_extended_once_and_its_budget_is_kept(watching, clock, monitor, said, tmp_path):
     monitor.trials = AT_WORK
     more: list[int] = []
-    watching.searches_on = more.append
+    watching.on_extend = more.append
     watching.plan.extend, watching.plan.parts = lambda trials: True, {"": None}
     # Of a budget that the search had once, or has not: taken up by an earlier sweep, or a mistake.
     ask_for_more(tmp_path, 2, 9)
@@ -215,13 +213,13 @@ def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
 def test_a_wait_that_is_over_begins_anew(clock, experiment):
     wait = PlacementTimer(experiment.resources, experiment.faults, lambda line: None)
     clock.now += 500
-    wait.go_on()
-    wait.over()
+    wait.check()
+    wait.reset()
     clock.now += 500
-    wait.go_on()
+    wait.check()
     clock.now += 500
     with pytest.raises(PlacementTimeout):
-        wait.go_on()
+        wait.check()
 
 
 @pytest.fixture
@@ -269,77 +267,6 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, m
     assert monitor.orders == ["the sweep ended: budget.gpu_hours 0.5 is spent (0.5003)"]
     assert watching.spent == "gpu_hours"
     assert watching.plan.ending
-
-
-def test_what_is_left_counts_trials_side_by_side_and_how_far_they_are(monkeypatch, experiment):
-    clock, console = Clock(), Console(quiet=True)
-    monkeypatch.setattr(progress_module, "time", clock)
-    progress = Progress(console=console, total=7, finished=1)
-
-    (one,) = arm_trials(experiment)
-    arm = one.model_dump(mode="json")
-
-    def starts(name: str) -> None:
-        trial = SimpleNamespace(config={"trial": arm | {"trial_id": name}})
-        progress.on_trial_start(0, [], trial)
-
-    def ends(name: str) -> None:
-        trial = SimpleNamespace(config={"trial": {"trial_id": name}})
-        progress.on_trial_result(0, [], trial, {"finished": True, "status": "completed"})
-
-    starts("a")
-    starts("b")
-    assert progress.time_left() == "unknown time"
-    clock.now += 60
-    ends("a")
-    starts("c")
-    # b is as far as a was when it ended: 0 s; c 60 s; three wait, 180 s; by two.
-    assert progress.time_left() == "2 min 00 s"
-    clock.now += 30
-    # b takes longer than a did, which says nothing of the others; half of c is left.
-    assert progress.time_left() == "1 min 45 s"
-    for name in ("d", "e", "f"):
-        ends(name)
-    ends("c")
-    ends("b")
-    assert progress.time_left() == "0 min 00 s"
-
-
-def test_the_last_trial_takes_what_it_takes_however_many_ran_side_by_side(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(progress_module, "time", clock)
-    progress = Progress(console=Console(quiet=True), total=3, finished=0)
-    progress.states = {"a": {"finished": True}, "b": {"finished": True}, "c": {"began": clock.now - 10}}
-    progress.took, progress.at_once = [90.0, 110.0], 2
-    assert progress.time_left() == "1 min 30 s"
-
-
-def test_a_tracker_that_is_left_out_is_said_once_for_the_whole_sweep():
-    lines: list[str] = []
-    console: Any = SimpleNamespace(is_terminal=False, print=lambda line, **options: lines.append(line))
-    progress = Progress(console=console, total=2, finished=0)
-    progress.states = {"search-0001": {}, "search-0002": {}}
-    for name, reason in (("search-0001", "OSError: 7f01"), ("search-0001", "OSError: 7f01"), ("search-0002", "7f02")):
-        progress.hear({name: {"untracked": {"wandb": reason}}})
-    progress.hear({"search-0002": {"step": 2}})
-    assert lines == ["search-0001 goes on without wandb: OSError: 7f01 (said for the first trial only)"]
-
-
-@pytest.mark.parametrize(
-    ("measured", "lead"),
-    [
-        ({"win_rate": None, "preference_accuracy": 0.75}, "accuracy 75.0,"),
-        ({"win_rate": 0.5, "preference_accuracy": 0.75}, "win rate 50.0,"),
-        ({}, "win rate -,"),
-    ],
-)
-def test_a_trial_that_ends_says_its_accuracy_where_nothing_was_judged(measured, lead):
-    lines: list[str] = []
-    console: Any = SimpleNamespace(is_terminal=False, print=lambda line, **options: lines.append(line))
-    trial = SimpleNamespace(config={"trial": {"trial_id": "a"}})
-    result = {"finished": True, "status": "completed", **measured}
-    Progress(console=console, total=1, finished=0).on_trial_result(0, [], trial, result)
-    assert f"a completed: {lead}" in lines[0]
 
 
 def lost(watching: Watch, trial: Any, error: str = "ActorDiedError: the actor died") -> None:
@@ -417,12 +344,6 @@ def test_a_stage_that_is_made_again_is_said_once_by_whoever_hears_it(making, mon
     monkeypatch.setattr(prepare.ray, "wait", lambda *arguments, **options: next(looks))
     making.follow()
     assert making.lines.count("A shared stage is not whole.") == 1
-    lines: list[str] = []
-    console: Any = SimpleNamespace(is_terminal=False, print=lambda line, **options: lines.append(line))
-    progress = Progress(console=console, total=2, finished=0)
-    for name in ("search-0001", "search-0002"):
-        progress.hear({name: {"notice": "A shared stage is not whole."}})
-    assert lines == ["A shared stage is not whole."]
 
 
 def test_a_storage_that_takes_nothing_ends_the_sweep_after_storage_minutes(watching, clock, monitor, tmp_path):
