@@ -67,8 +67,8 @@ class NodeRequest:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a node says of itself.
+class NodeReport:
+    """What a node reports of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
     models that are. memory: bytes of a GPU. lack: what it lacks to judge and to ask a server. untracked: what it lacks
@@ -135,10 +135,10 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
     memory = min((node["Resources"].get("memory", 0) for node in living), default=0) or None
     gpus = sum(node.gpus * node.count for node in nodes)
     where = f"the connected cluster of {sum(node.count for node in nodes)} nodes" + (f", {gpus:g} GPUs" if gpus else "")
-    told = (f"The cluster has GPUs of several kinds, {', '.join(kinds)}; all are taken for the first.",)
+    notes = (f"The cluster has GPUs of several kinds, {', '.join(kinds)}; all are taken for the first.",)
     return cluster_for(
         experiment, nodes, gpu=kinds[0] if kinds else None, where=where, memory=memory, disk=free_bytes(storage),
-        told=told if len(kinds) > 1 else (),
+        notes=notes if len(kinds) > 1 else (),
     )  # fmt: skip
 
 
@@ -147,14 +147,14 @@ def _kinds(node: Any) -> list[str]:
     return [name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)]
 
 
-def look_at_node(node: str, wanted: NodeRequest, *, gpus: bool = False) -> Look:
-    """Ray task: one node looks at itself, and at its GPUs where it has some."""
-    storage, wrote, read = wanted.storage, None, False
+def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:
+    """Ray task: report on the node it runs on, and on its GPUs where it has some."""
+    storage, wrote, read = request.storage, None, False
     try:
         storage.check()
-        read = storage.url is not None or (wanted.probe / "driver").read_text() == wanted.token
+        read = storage.url is not None or (request.probe / "driver").read_text() == request.token
         if storage.url is None:
-            (wanted.probe / node).write_text(wanted.token)
+            (request.probe / node).write_text(request.token)
     except InputError as error:
         wrote = str(error)
     except OSError as error:
@@ -167,7 +167,7 @@ def look_at_node(node: str, wanted: NodeRequest, *, gpus: bool = False) -> Look:
         if seen["gpus"]:
             seen |= {"gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported()}
             seen |= {"driver": _driver(), "memory": torch.cuda.get_device_properties(0).total_memory}
-    return Look(
+    return NodeReport(
         node=node,
         name=platform.node(),
         python=platform.python_version(),
@@ -175,10 +175,10 @@ def look_at_node(node: str, wanted: NodeRequest, *, gpus: bool = False) -> Look:
         wrote=wrote,
         read=read,
         disk=shutil.disk_usage(existing(storage.root)).free,
-        missing=tuple(path for path in wanted.paths if not Path(path).exists()),
-        faults=tuple({fault for path in wanted.models if Path(path).exists() and (fault := fault_of(Path(path)))}),
-        lack=wanted.judge.lacks(),
-        untracked=lacks(wanted.trackers, bucket=storage.url is not None),
+        missing=tuple(path for path in request.paths if not Path(path).exists()),
+        faults=tuple({fault for path in request.models if Path(path).exists() and (fault := fault_of(Path(path)))}),
+        lack=request.judge.lacks(),
+        untracked=lacks(request.trackers, bucket=storage.url is not None),
         home=os.environ.get("HF_HOME"),
         **seen,
     )

@@ -26,7 +26,7 @@ ANSWER_SECONDS = 30.0
 
 @dataclass
 class TrialRecord:
-    """What is known of a running trial. last_seen: by the monitor's clock, in seconds."""
+    """What the monitor knows of a running trial. last_seen: seconds by the monitor's clock."""
 
     last_seen: float
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """What the driver is told of a running trial.
+    """What the driver learns of a running trial.
 
-    silent: seconds since it last said something. at_work: whether it has its place, and its processes have begun.
+    metrics: what it reported last. silent: seconds since its last report. at_work: whether its processes have begun.
     """
 
     metrics: dict[str, Any]
@@ -63,11 +63,11 @@ class MonitorActor:
         self.last_drain_check = 0.0
 
     def begin(self, trial_id: str) -> None:
-        """The driver starts a trial, for the first time or again."""
+        """Add a trial that the driver starts, for the first time or again."""
         self.records[trial_id] = TrialRecord(time.monotonic())
 
     def join(self, trial_id: str, actor: Any, node: str, group: PlacementGroup | None) -> None:
-        """A process that works on a trial says where it is."""
+        """Register a process that works on a trial, with its node."""
         record = self.records.setdefault(trial_id, TrialRecord(time.monotonic()))
         record.last_seen = time.monotonic()
         record.actors.append(actor)
@@ -76,7 +76,7 @@ class MonitorActor:
             record.groups.append(group)
 
     def report(self, trial_id: str, metrics: Mapping[str, Any], searched: bool) -> Command | None:
-        """A trial says how it gets on; returns what it is to do."""
+        """Take in a trial's metrics, and return what it has to do."""
         record = self.records.setdefault(trial_id, TrialRecord(time.monotonic()))
         record.last_seen = time.monotonic()
         record.metrics.update(metrics)
@@ -89,7 +89,7 @@ class MonitorActor:
         return self.decide(trial_id, metrics) if searched else None
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """What the rule says of a search trial, which it ranks among those of the same search."""
+        """Ask the rule about a search trial, which is ranked among those of the same search."""
         if self.early_stopping is None:
             return None
         group = entry_of(trial_id) or ""
@@ -107,7 +107,7 @@ class MonitorActor:
         self.stopped[trial_id] = Command("stop", reason)
 
     def statuses(self) -> dict[str, TrialStatus]:
-        """Every trial that has begun and not ended."""
+        """Return every trial that has begun and not ended."""
         now = time.monotonic()
         return {
             name: TrialStatus(
@@ -137,7 +137,7 @@ class MonitorActor:
 
 
 class Monitor:
-    """The monitor as its callers see it. It may be gone; then nothing is known, and no trial is told anything."""
+    """The monitor as its callers see it. When it is gone, nothing is known and no trial gets a command."""
 
     def __init__(self, actor: Any):
         self.actor = actor
@@ -146,7 +146,7 @@ class Monitor:
     def start(cls, early_stopping: EarlyStopping | None, past: Sequence[TrialMetrics] = ()) -> "Monitor":
         """Start it on the driver's own node, so that losing another one does not end it.
 
-        past: what trials of the search reported before the run was gone on with.
+        past: what trials of the search reported before the run was resumed.
         """
         driver_node = ray.get_runtime_context().get_node_id()
         actor: Any = ray.remote(MonitorActor)

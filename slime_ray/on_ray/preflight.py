@@ -24,7 +24,7 @@ from slime_ray.config.settings import EMBEDDED, Settings
 from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
 from slime_ray.model.parts import fault_of, parts_of
-from slime_ray.on_ray.cluster_state import Look, NodeRequest, alive_nodes, installed, look_at_node
+from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, installed
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
@@ -57,57 +57,57 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
                 Finding("error", "storage", f"{storage.root} cannot be written: {reason}. Give another --storage.")
             )
             return findings
-        wanted = NodeRequest(storage, probe, token)
+        request = NodeRequest(storage, probe, token)
         if experiment and settings:
-            wanted = NodeRequest(
+            request = NodeRequest(
                 storage, probe, token, local_paths(settings), local_models(settings), settings.evaluation,
                 tuple(experiment.trackers),
             )  # fmt: skip
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
-        looks, silent = _look(wanted, gpus=gpus)
+        reports, silent = _report(request, gpus=gpus)
         findings += silent
-        findings += _storage(looks, probe, token, storage)
+        findings += _storage(reports, probe, token, storage)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-    findings += _versions(looks)
-    findings += _token(looks)
+    findings += _versions(reports)
+    findings += _token(reports)
     if experiment and settings:
-        findings += _model_and_data(settings, looks)
-        findings += _lacks(looks)
-        findings += _disk(looks, experiment, storage)
-        findings += _rows(looks, experiment)
+        findings += _model_and_data(settings, reports)
+        findings += _lacks(reports)
+        findings += _disk(reports, experiment, storage)
+        findings += _rows(reports, experiment)
     if gpus and settings:
-        findings += _gpus(looks, settings)
+        findings += _gpus(reports, settings)
     return findings
 
 
-def _look(wanted: NodeRequest, *, gpus: bool) -> tuple[list[Look], list[Finding]]:
-    """Every living node's look, and a finding for each that does not answer.
+def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list[Finding]]:
+    """Every living node's report, and a finding for each that does not answer.
 
     A process that has opened a GPU keeps some of its memory, so each task has one of its own, and the driver itself
-    looks only where no GPU is asked for.
+    reports only where no GPU is asked for.
     """
-    task: Any = ray.remote(max_calls=1)(look_at_node)
-    asked, here = {}, ray.get_runtime_context().get_node_id()
+    task: Any = ray.remote(max_calls=1)(inspect_node)
+    nodes_by_task, here = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [look_at_node(here, wanted)], []
+        return [inspect_node(here, request)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
         own = gpus and node["Resources"].get("GPU", 0) > 0
-        asked[task.options(**options).remote(node["NodeID"], wanted, gpus=own)] = node
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
-    looks, findings = [], []
+        nodes_by_task[task.options(**options).remote(node["NodeID"], request, gpus=own)] = node
+    ready, late = ray.wait(list(nodes_by_task), num_returns=len(nodes_by_task), timeout=NODE_SECONDS)
+    reports, findings = [], []
     for reference in [*ready, *late]:
-        name = asked[reference]["NodeManagerHostname"]
+        name = nodes_by_task[reference]["NodeManagerHostname"]
         try:
             if reference in late:
                 raise TimeoutError(f"it did not answer within {NODE_SECONDS:g} s")
-            looks.append(ray.get(reference))
+            reports.append(ray.get(reference))
         except Exception as error:
             findings.append(Finding("error", "nodes", f"Node {name} cannot run a task: {last_line(error)}"))
-    return looks, findings
+    return reports, findings
 
 
 def _fit(experiment: Experiment) -> Iterator[Finding]:
@@ -127,32 +127,33 @@ def _fit(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("fine", "resources", f"{fits} trials fit side by side.")
 
 
-def _storage(looks: Sequence[Look], probe: Path, token: str, storage: RunStore) -> Iterator[Finding]:
-    for look in looks:
-        seen = probe / look.node
+def _storage(reports: Sequence[NodeReport], probe: Path, token: str, storage: RunStore) -> Iterator[Finding]:
+    for report in reports:
+        seen = probe / report.node
         if storage.url is not None:
-            if look.wrote is not None:
-                yield Finding("error", "storage", f"Node {look.name}: {look.wrote}")
-        elif look.wrote is not None or not look.read:
+            if report.wrote is not None:
+                yield Finding("error", "storage", f"Node {report.name}: {report.wrote}")
+        elif report.wrote is not None or not report.read:
             yield Finding(
                 "error", "storage",
-                f"Node {look.name} does not see {storage.shown} as this process does ({look.wrote or 'another disk'}). "
-                "On several nodes the storage has to be shared, such as NFS: give such a path with --storage.",
+                f"Node {report.name} does not see {storage.shown} as this process does "
+                f"({report.wrote or 'another disk'}). On several nodes the storage has "
+                "to be shared, such as NFS: give such a path with --storage.",
             )  # fmt: skip
         elif not seen.is_file() or seen.read_text() != token:
             yield Finding(
                 "error", "storage",
-                f"What node {look.name} writes to {storage.shown} does not arrive here: it is another disk of the same "
-                "path. Give a shared path with --storage.",
+                f"What node {report.name} writes to {storage.shown} does not arrive here: it is another disk of the "
+                "same path. Give a shared path with --storage.",
             )  # fmt: skip
-    if looks:
-        yield Finding("fine", "storage", f"{storage.shown} was probed from {len(looks)} nodes.")
+    if reports:
+        yield Finding("fine", "storage", f"{storage.shown} was probed from {len(reports)} nodes.")
 
 
-def _versions(looks: Sequence[Look]) -> Iterator[Finding]:
+def _versions(reports: Sequence[NodeReport]) -> Iterator[Finding]:
     own = {"python": platform.python_version(), **installed()}
-    for look in looks:
-        theirs = {"python": look.python, **look.versions}
+    for report in reports:
+        theirs = {"python": report.python, **report.versions}
         different = [
             f"{name} {theirs.get(name, 'missing')} instead of {own.get(name, 'none')}"
             for name in own.keys() | theirs.keys()
@@ -161,13 +162,13 @@ def _versions(looks: Sequence[Look]) -> Iterator[Finding]:
         if different:
             yield Finding(
                 "error", "versions",
-                f"Node {look.name} has {', '.join(sorted(different))}. Install the same versions on every node.",
+                f"Node {report.name} has {', '.join(sorted(different))}. Install the same versions on every node.",
             )  # fmt: skip
     yield Finding("fine", "versions", ", ".join(f"{name} {number}" for name, number in own.items()))
 
 
-def _token(looks: Sequence[Look]) -> Iterator[Finding]:
-    shared = len(looks) > 1 or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
+    shared = len(reports) > 1 or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if shared and mode != "token":
         yield Finding(
@@ -213,22 +214,22 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     return found
 
 
-def _model_and_data(settings: Settings, looks: Sequence[Look]) -> Iterator[Finding]:
-    for look in looks:
-        if look.missing:
+def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterator[Finding]:
+    for report in reports:
+        if report.missing:
             yield Finding(
                 "error", "model and data",
-                f"Node {look.name} does not have {', '.join(look.missing)}. Put it on the shared storage, or on every "
-                "node under the same path.",
+                f"Node {report.name} does not have {', '.join(report.missing)}. Put it on the shared storage, or on "
+                "every node under the same path.",
             )  # fmt: skip
-        for fault in look.faults:
-            yield Finding("error", "model and data", f"{_of(look, looks)}{fault}. {AGAIN}")
+        for fault in report.faults:
+            yield Finding("error", "model and data", f"{_of(report, reports)}{fault}. {AGAIN}")
     named = [("dataset", f"data.train {one.source}", one.source) for one in settings.data.sources]
     named += [("model", *model) for model in _models(settings)]
     hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
     for kind, name, source in hub:
-        yield _on_hub(kind, name, source, looks)
-    if not hub and not any(look.missing or look.faults for look in looks):
+        yield _on_hub(kind, name, source, reports)
+    if not hub and not any(report.missing or report.faults for report in reports):
         yield Finding("fine", "model and data", "Both are there.")
 
 
@@ -249,19 +250,19 @@ def _tokenizer(settings: Settings) -> Iterator[Finding]:
         yield Finding("fine", "tokenizer", f"The tokenizer of {model.tokenizer or model.source} was read.")
 
 
-def _lacks(looks: Sequence[Look]) -> Iterator[Finding]:
-    for look in looks:
-        for about, lack in (("judge", look.lack), ("trackers", look.untracked)):
+def _lacks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
+    for report in reports:
+        for about, lack in (("judge", report.lack), ("trackers", report.untracked)):
             if lack:
-                yield Finding("error", about, f"{_of(look, looks)}{lack}")
+                yield Finding("error", about, f"{_of(report, reports)}{lack}")
 
 
-def _of(look: Look, looks: Sequence[Look]) -> str:
+def _of(report: NodeReport, reports: Sequence[NodeReport]) -> str:
     """The node's name as the beginning of a sentence, where there is more than one."""
-    return f"Node {look.name}: " if len(looks) > 1 else ""
+    return f"Node {report.name}: " if len(reports) > 1 else ""
 
 
-def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding:
+def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) -> Finding:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -283,14 +284,14 @@ def _on_hub(kind: str, name: str, source: str, looks: Sequence[Look]) -> Finding
                 f"{name}: there is no such path, the cache has no {kind} of that name, and HF_HUB_OFFLINE=1 forbids to "
                 "fetch it. Correct it, download it first, or unset the variable.",
             )  # fmt: skip
-        often = " once per node; share HF_HOME to fetch it once" if len({look.home for look in looks}) > 1 else ""
+        often = " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
         return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
 
 
-def _disk(looks: Sequence[Look], experiment: Experiment, storage: RunStore) -> Iterator[Finding]:
-    if not looks:
+def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunStore) -> Iterator[Finding]:
+    if not reports:
         return
-    least = min(looks, key=lambda look: look.disk)
+    least = min(reports, key=lambda report: report.disk)
     free, wanted = _gib(least.disk), forecast_bytes(experiment)
     if wanted is None:
         yield Finding("fine", "disk", f"{free} free; the size of the model is not known here.")
@@ -326,28 +327,28 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     return 2 * weights + kept * trained + min(side_by_side, kept) * 6 * trained
 
 
-def _gpus(looks: Sequence[Look], settings: Settings) -> Iterator[Finding]:
-    for look in looks:
-        if look.gpus is None:
+def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding]:
+    for report in reports:
+        if report.gpus is None:
             continue
-        if look.gpus == 0:
+        if report.gpus == 0:
             yield Finding(
                 "error", "gpu",
-                f"Node {look.name} offers GPUs to Ray, but torch sees none there: its driver does not fit this build "
-                f"of torch ({look.versions.get('torch')}), or it is a CPU build.",
+                f"Node {report.name} offers GPUs to Ray, but torch sees none there: its driver does not fit this build "
+                f"of torch ({report.versions.get('torch')}), or it is a CPU build.",
             )  # fmt: skip
-        elif settings.model.dtype == "bfloat16" and not look.bf16:
+        elif settings.model.dtype == "bfloat16" and not report.bf16:
             yield Finding(
                 "error", "gpu",
-                f"The {look.gpu} of node {look.name} does not compute in bfloat16. Set model.dtype: float32.",
+                f"The {report.gpu} of node {report.name} does not compute in bfloat16. Set model.dtype: float32.",
             )  # fmt: skip
         else:
-            yield Finding("fine", "gpu", f"Node {look.name}: {look.gpus} x {look.gpu}, driver {look.driver}.")
-            if look.bf16 and (cost := settings.model.float32_cost(f"the {look.gpu} of node {look.name}")):
+            yield Finding("fine", "gpu", f"Node {report.name}: {report.gpus} x {report.gpu}, driver {report.driver}.")
+            if report.bf16 and (cost := settings.model.float32_cost(f"the {report.gpu} of node {report.name}")):
                 yield Finding("warning", "gpu", cost)
 
 
-def _rows(looks: Sequence[Look], experiment: Experiment) -> Iterator[Finding]:
+def _rows(reports: Sequence[NodeReport], experiment: Experiment) -> Iterator[Finding]:
     """How many tokens a row will have, on every kind of GPU."""
     settings, resources = experiment.settings, experiment.resources
     if not resources.gpu_per_worker:
@@ -357,7 +358,7 @@ def _rows(looks: Sequence[Look], experiment: Experiment) -> Iterator[Finding]:
     # It imports torch, which a sweep on CPUs has no time for.
     from slime_ray.model.footprint import STEP, gpu_row
 
-    for gpu, size in sorted({(look.gpu, look.memory) for look in looks if look.gpu and look.memory}):
+    for gpu, size in sorted({(report.gpu, report.memory) for report in reports if report.gpu and report.memory}):
         memory, workers = size * min(1.0, resources.gpu_per_worker), resources.workers
         try:
             row = gpu_row(settings, memory, workers=workers, sharded=resources.strategy == "fsdp2" and workers > 1)

@@ -53,36 +53,36 @@ AGAIN = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
 
-def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Console) -> dict[str, Any]:
+def prepare_on_cluster(experiment: Experiment, context: WorkerContext, console: Console) -> dict[str, Any]:
     """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
 
     Raises InputError for a model or data that cannot be used, and RunError where making them fails.
     """
     clock = time.perf_counter()
-    place.monitor.begin(STAGES)
+    context.monitor.begin(STAGES)
     maker: Any = None
-    if place.resources.workers == 1:
-        held = {"num_cpus": place.resources.cpu_per_worker, "num_gpus": place.resources.gpu_per_worker}
+    if context.resources.workers == 1:
+        held = {"num_cpus": context.resources.cpu_per_worker, "num_gpus": context.resources.gpu_per_worker}
         # A process of its own: it keeps neither a GPU that failed nor memory that trials need.
         task: Any = ray.remote(max_calls=1)(make_stages)
         task = task.options(**held, max_retries=RESTARTS, retry_exceptions=[DeviceFailure])
-        making = task.remote(experiment.bases, place)
+        making = task.remote(experiment.bases, context)
     else:
         maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         maker = maker.remote()
-        making = maker.make.remote(experiment.bases, place)
+        making = maker.make.remote(experiment.bases, context)
     try:
         with errors_as_sentences("The shared stages could not be made"):
             with ending():
-                _follow(making, place, console)
+                _follow(making, context, console)
             made = ray.get(making)
     except PlacementTimeout as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
     finally:
         _end(making, maker)
-        place.monitor.end(STAGES)
+        context.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
-        clear_unfinished(place.storage, seconds=UNLOCK_SECONDS)
+        clear_unfinished(context.storage, seconds=UNLOCK_SECONDS)
     for line in (*data_notes(made["data"]), *model_notes(made["data"])):
         logger.warning(line)
         print_line(console, line)
@@ -100,7 +100,7 @@ def _end(making: Any, maker: Any) -> None:
             ray.cancel(making, force=force)
 
 
-def _follow(making: Any, place: WorkerContext, console: Console) -> None:
+def _follow(making: Any, context: WorkerContext, console: Console) -> None:
     """Say how it goes until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
@@ -110,11 +110,11 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
         logger.info(line)
         print_line(console, line)
 
-    placement, last = PlacementTimer(place.resources, place.faults, say), ""
+    placement, last = PlacementTimer(context.resources, context.faults, say), ""
     notices: set[str] = set()
 
     def listen() -> "TrialStatus | None":
-        latest = place.monitor.statuses().get(STAGES)
+        latest = context.monitor.statuses().get(STAGES)
         if latest and (notice := latest.metrics.get("notice")) and notice not in notices:
             notices.add(notice)
             say(notice)
@@ -127,10 +127,10 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
                 placement.check()
                 continue
             placement.reset()
-            if latest.silent > 60 * place.faults.hang_minutes:
+            if latest.silent > 60 * context.faults.hang_minutes:
                 raise RunError(
                     f"The making of the shared stages has said nothing for {latest.silent:.0f} s "
-                    f"(faults.hang_minutes is {place.faults.hang_minutes:g}) and was ended. {AGAIN}"
+                    f"(faults.hang_minutes is {context.faults.hang_minutes:g}) and was ended. {AGAIN}"
                 )
             line = _line(latest.metrics)
             if line and line != last:
@@ -148,14 +148,14 @@ def _line(metrics: dict[str, Any]) -> str:
     return " ".join(part for part in (metrics.get("doing"), steps(metrics), loss and f"loss {loss:.3f}") if part)
 
 
-def make_stages(bases: list[dict[str, Any]], place: WorkerContext) -> dict[str, Any]:
+def make_stages(bases: list[dict[str, Any]], context: WorkerContext) -> dict[str, Any]:
     """Ray task: make what is missing of the stages, once for each base; returns hashes and counts, the first's.
 
     Of the SFT checkpoints of further bases the hashes are added, by their seed.
     """
-    alone = place.resources.workers == 1
+    alone = context.resources.workers == 1
     every = [Settings.model_validate(base) for base in bases]
-    first, *others = [_make(one, place, gpu=place.resources.gpu_per_worker if alone else 0.0) for one in every]
+    first, *others = [_make(one, context, gpu=context.resources.gpu_per_worker if alone else 0.0) for one in every]
     hashes = dict(first.hashes)
     for settings, stages in zip(every[1:], others, strict=True):
         if settings.sft is not None:
@@ -166,22 +166,22 @@ def make_stages(bases: list[dict[str, Any]], place: WorkerContext) -> dict[str, 
 class GroupStageMaker:
     """Runs as a Ray actor: makes the stages on a group of workers, where trials are run on such."""
 
-    def make(self, bases: list[dict[str, Any]], place: WorkerContext) -> dict[str, Any]:
+    def make(self, bases: list[dict[str, Any]], context: WorkerContext) -> dict[str, Any]:
         """Make what is missing; returns hashes and counts."""
         for base in bases:
-            _make_on_group(base, place)
-        return make_stages(bases, place)
+            _make_on_group(base, context)
+        return make_stages(bases, context)
 
 
-def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:
-    for left in reversed(range(place.faults.retries + 1)):
+def _make_on_group(base: dict[str, Any], context: WorkerContext) -> None:
+    for left in reversed(range(context.faults.retries + 1)):
         try:
             run_group(
                 _stage_worker,
-                {"base": base, "place": place},
-                resources=place.resources,
+                {"base": base, "context": context},
+                resources=context.resources,
                 name=STAGES,
-                storage=place.storage.address(place.run / "ray"),
+                storage=context.storage.address(context.run / "ray"),
             )
             return
         except (DeviceFailure, GroupLost):
@@ -190,11 +190,11 @@ def _make_on_group(base: dict[str, Any], place: WorkerContext) -> None:
 
 
 def _stage_worker(config: dict[str, Any]) -> None:
-    place = config["place"]
-    _make(Settings.model_validate(config["base"]), place, gpu=place.resources.gpu_per_worker)
+    context = config["context"]
+    _make(Settings.model_validate(config["base"]), context, gpu=context.resources.gpu_per_worker)
 
 
-def _make(settings: Settings, place: WorkerContext, *, gpu: float) -> "Stages":
+def _make(settings: Settings, context: WorkerContext, *, gpu: float) -> "Stages":
     """Make what is missing. Raises DeviceFailure where another process has to."""
     # Here, since the driver has no use for what they import.
     from slime_ray.evaluation.judges import build_judge
@@ -203,16 +203,16 @@ def _make(settings: Settings, place: WorkerContext, *, gpu: float) -> "Stages":
     from slime_ray.training.worker import reset_process, start_gpu
 
     # A judge that cannot be used would be noticed only after the first trial's training.
-    build_judge(settings, verdicts=Verdicts(place.storage.root / VERDICTS, run=place.name))
+    build_judge(settings, verdicts=Verdicts(context.storage.root / VERDICTS, run=context.name))
 
-    reset_process(seed=0, threads=place.hosting.threads)
+    reset_process(seed=0, threads=context.hosting.threads)
 
     def report(metrics: Any) -> None:
-        place.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **metrics}, searched=False)
+        context.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **metrics}, searched=False)
 
     try:
         start_gpu(gpu)
-        return prepare(settings, storage=place.storage, report=report, sharded=place.hosting.sharded)
+        return prepare(settings, storage=context.storage, report=report, sharded=context.hosting.sharded)
     except Exception as error:
         if failure := device_failure(error):
             report({"notice": f"A GPU failed while the stages were made ({failure}). Another process goes on."})

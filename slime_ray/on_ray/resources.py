@@ -35,87 +35,96 @@ class Node:
     gpus: float = 0.0
     count: int = 1
 
-    def slots(self, wanted: Resources) -> int:
+    def slots(self, resources: Resources) -> int:
         """Workers that fit on one such node. A share of a GPU is of a single one: 0.4 fits on each of them twice."""
-        by_cpu = _times(self.cpus, wanted.cpu_per_worker)
-        if not wanted.gpu_per_worker:
+        by_cpu = _times(self.cpus, resources.cpu_per_worker)
+        if not resources.gpu_per_worker:
             return by_cpu
         whole, rest = int(self.gpus), self.gpus - int(self.gpus)
-        return min(by_cpu, whole * _times(1, wanted.gpu_per_worker) + _times(rest, wanted.gpu_per_worker))
+        return min(by_cpu, whole * _times(1, resources.gpu_per_worker) + _times(rest, resources.gpu_per_worker))
 
 
-def concurrent_trials(wanted: Resources, nodes: Sequence[Node]) -> int:
+def concurrent_trials(resources: Resources, nodes: Sequence[Node]) -> int:
     """Trials that fit side by side on these nodes, as their placement asks."""
-    slots = [node.slots(wanted) for node in nodes for _ in range(node.count)]
-    if wanted.placement == "STRICT_PACK":
-        return sum(slot // wanted.workers for slot in slots)
-    if wanted.placement == "STRICT_SPREAD":
+    slots = [node.slots(resources) for node in nodes for _ in range(node.count)]
+    if resources.placement == "STRICT_PACK":
+        return sum(slot // resources.workers for slot in slots)
+    if resources.placement == "STRICT_SPREAD":
         # k trials take a place on `workers` different nodes each, and no node more than k places.
         trials = 0
-        while sum(min(trials + 1, slot) for slot in slots) >= (trials + 1) * wanted.workers:
+        while sum(min(trials + 1, slot) for slot in slots) >= (trials + 1) * resources.workers:
             trials += 1
         return trials
-    return sum(slots) // wanted.workers
+    return sum(slots) // resources.workers
 
 
-def trials_at_once(wanted: Resources, nodes: Sequence[Node]) -> int:
+def trials_at_once(resources: Resources, nodes: Sequence[Node]) -> int:
     """Trials that run side by side on these nodes: as many as fit, or fewer where the user says so."""
-    fits = concurrent_trials(wanted, nodes)
-    return fits if wanted.concurrent_trials == "auto" else min(fits, wanted.concurrent_trials)
+    fits = concurrent_trials(resources, nodes)
+    return fits if resources.concurrent_trials == "auto" else min(fits, resources.concurrent_trials)
 
 
-def why_never(wanted: Resources, nodes: Sequence[Node]) -> str | None:
+def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
     """Why a trial could never be placed on these nodes, be they empty, as a sentence with the arithmetic; else None."""
-    share = wanted.gpu_per_worker
-    if wanted.workers > 1 and 0 < share < 1:
+    share = resources.gpu_per_worker
+    if resources.workers > 1 and 0 < share < 1:
         return (
-            f"resources.gpu_per_worker is {share:g} and resources.workers {wanted.workers}: workers of one trial need "
-            "a GPU each, since NCCL refuses two of a group on the same. Give gpu_per_worker: 1, or workers: 1."
+            f"resources.gpu_per_worker is {share:g} and resources.workers {resources.workers}: workers of one trial "
+            "need a GPU each, since NCCL refuses two of a group on the same. Give gpu_per_worker: 1, or workers: 1."
         )
-    if concurrent_trials(wanted, nodes) > 0:
+    if concurrent_trials(resources, nodes) > 0:
         return None
-    best = max((node.slots(wanted) for node in nodes), default=0)
+    best = max((node.slots(resources) for node in nodes), default=0)
     if best == 0:
         largest = [f"{max((getattr(node, kind) for node in nodes), default=0):g}" for kind in ("cpus", "gpus")]
         return (
-            f"{_request(wanted)}, but the largest node has {largest[0]} CPU and {largest[1]} GPU, so none could ever "
-            "start. Lower resources.cpu_per_worker or resources.gpu_per_worker."
+            f"{_request(resources)}, but the largest node has {largest[0]} CPU and {largest[1]} GPU, so none could "
+            "ever start. Lower resources.cpu_per_worker or resources.gpu_per_worker."
         )
-    fit = sum(node.count * node.slots(wanted) for node in nodes)
-    hosts = sum(node.count for node in nodes if node.slots(wanted))
-    if wanted.placement == "STRICT_PACK":
+    fit = sum(node.count * node.slots(resources) for node in nodes)
+    hosts = sum(node.count for node in nodes if node.slots(resources))
+    if resources.placement == "STRICT_PACK":
         room = f"all on one node (placement STRICT_PACK), but no node has room for more than {best}"
-    elif wanted.placement == "STRICT_SPREAD":
+    elif resources.placement == "STRICT_SPREAD":
         room = f"each on a node of its own (placement STRICT_SPREAD), but only {hosts} nodes have room for one"
     else:
         room = f"but all nodes together have room for {fit}"
-    return f"{_request(wanted)}, {room}: none could ever start. Lower resources.workers or change resources.placement."
+    return (
+        f"{_request(resources)}, {room}: none could ever start. Lower resources.workers or change resources.placement."
+    )
 
 
-def waiting_for(wanted: Resources, free: Sequence[Node]) -> str:
+def waiting_for(resources: Resources, free: Sequence[Node]) -> str:
     """What a trial that is not placed now waits for. free: what every node has left.
 
     What is free may be enough: in all, but not on one node, or where Ray has not come to start it yet.
     """
     left = ", ".join(
-        f"{node.cpus:g} CPU" + (f" and {node.gpus:g} GPU" if wanted.gpu_per_worker else "") + f" on {node.name}"
+        f"{node.cpus:g} CPU" + (f" and {node.gpus:g} GPU" if resources.gpu_per_worker else "") + f" on {node.name}"
         for node in free
     )
-    said = f"{_request(wanted)}; free now: {left or 'nothing'}"
-    if concurrent_trials(wanted, free):
-        return f"{said}, which is enough: Ray has not started it yet"
-    room = [node.slots(wanted) for node in free]
-    if sum(room) >= wanted.workers:
-        return f"{said}, which is enough, but not as placement {wanted.placement} asks"
+    request = f"{_request(resources)}; free now: {left or 'nothing'}"
+    if concurrent_trials(resources, free):
+        return f"{request}, which is enough: Ray has not started it yet"
+    room = [node.slots(resources) for node in free]
+    if sum(room) >= resources.workers:
+        return f"{request}, which is enough, but not as placement {resources.placement} asks"
     cpus, gpus = (sum(getattr(node, kind) for node in free) for kind in ("cpus", "gpus"))
-    if _times(cpus, wanted.cpu_per_worker) < wanted.workers or gpus < wanted.workers * wanted.gpu_per_worker:
-        return said
-    return f"{said}, which is enough in all, but in parts that hold {sum(room)} of {wanted.workers} workers"
+    if (
+        _times(cpus, resources.cpu_per_worker) < resources.workers
+        or gpus < resources.workers * resources.gpu_per_worker
+    ):
+        return request
+    return f"{request}, which is enough in all, but in parts that hold {sum(room)} of {resources.workers} workers"
 
 
-def _request(wanted: Resources) -> str:
-    each = f"{wanted.cpu_per_worker:g} CPU and {wanted.gpu_per_worker:g} GPU"
-    return f"A trial asks for {each}" if wanted.workers == 1 else f"A trial asks for {wanted.workers} workers of {each}"
+def _request(resources: Resources) -> str:
+    each = f"{resources.cpu_per_worker:g} CPU and {resources.gpu_per_worker:g} GPU"
+    return (
+        f"A trial asks for {each}"
+        if resources.workers == 1
+        else f"A trial asks for {resources.workers} workers of {each}"
+    )
 
 
 def _times(amount: float, part: float) -> int:
@@ -128,8 +137,8 @@ def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
     whole, rest = divmod(gpus, GPUS_OF_A_NODE)
     nodes = [Node("given", PLENTY, GPUS_OF_A_NODE, whole)] if whole else []
     nodes += [Node("given", PLENTY, rest)] if rest else []
-    told = f"The {gpus} GPUs are on nodes of at most {GPUS_OF_A_NODE}, with as many CPUs as trials ask for."
-    return cluster_for(experiment, nodes, gpu=gpu, where=f"{gpus} x {gpu}", memory=None, disk=None, told=(told,))
+    note = f"The {gpus} GPUs are on nodes of at most {GPUS_OF_A_NODE}, with as many CPUs as trials ask for."
+    return cluster_for(experiment, nodes, gpu=gpu, where=f"{gpus} x {gpu}", memory=None, disk=None, notes=(note,))
 
 
 def this_machine(experiment: Experiment, *, storage: RunStore) -> Cluster:
@@ -146,7 +155,7 @@ def this_machine(experiment: Experiment, *, storage: RunStore) -> Cluster:
         where=where,
         memory=total,
         disk=free_bytes(storage),
-        told=(),
+        notes=(),
     )
 
 
@@ -158,22 +167,22 @@ def cluster_for(
     where: str,
     memory: float | None,
     disk: int | None,
-    told: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> Cluster:
     """What a plan has to know of these nodes. memory: of the smallest node, for trials on CPUs."""
-    wanted = experiment.resources
-    limit = trials_at_once(wanted, nodes)
-    workers = max((node.slots(wanted) for node in nodes), default=0)
-    own = memory / max(1, min(workers, limit * wanted.workers)) if memory and not wanted.gpu_per_worker else None
+    resources = experiment.resources
+    limit = trials_at_once(resources, nodes)
+    workers = max((node.slots(resources) for node in nodes), default=0)
+    own = memory / max(1, min(workers, limit * resources.workers)) if memory and not resources.gpu_per_worker else None
     return Cluster(
         trials=limit,
         where=where,
-        never=why_never(wanted, nodes),
-        gpus=sum(node.gpus * node.count for node in nodes) if wanted.gpu_per_worker else 0,
+        never=why_never(resources, nodes),
+        gpus=sum(node.gpus * node.count for node in nodes) if resources.gpu_per_worker else 0,
         gpu=gpu,
         memory=own,
         disk_free=disk,
-        told=told,
+        notes=notes,
     )
 
 
@@ -226,25 +235,25 @@ class Meter:
         self.budget, self.resources = experiment.budget, experiment.resources
         self.verdicts = verdicts
         self.judges = experiment.settings.evaluation.judge.endpoints
-        self.started = self.looked = now
-        self.asked = float("-inf")
+        self.started = self.updated = now
+        self.judges_counted = float("-inf")
         self.gpu_hours = held_before(run, self.resources)
         self.judged = [Spending() for _ in self.judges]
 
-    def look(self, at_work: Iterable[str], now: float) -> None:
-        """Trials that have held their GPUs since the last look."""
+    def update(self, at_work: Iterable[str], now: float) -> None:
+        """Add what trials at work have held and asked since the last call."""
         each = self.resources.workers * self.resources.gpu_per_worker
-        self.gpu_hours += each * len(list(at_work)) * (now - self.looked) / 3600
-        self.looked = now
-        if self.judges and now - self.asked > JUDGE_SECONDS:
-            self.asked = now
+        self.gpu_hours += each * len(list(at_work)) * (now - self.updated) / 3600
+        self.updated = now
+        if self.judges and now - self.judges_counted > JUDGE_SECONDS:
+            self.judges_counted = now
             # A damaged file is told by the trials that need it.
             with suppress(RunError):
                 self.judged = [self.verdicts.spent(judge.identity) for judge in self.judges]
 
     @property
     def spent(self) -> SweepSpending:
-        """All of it, as of the last look."""
+        """All of it, as of the last update."""
         price = self.budget.price_per_gpu_hour
         parts = [
             None if price is None else price * self.gpu_hours,
@@ -252,7 +261,7 @@ class Meter:
         ]
         known = [part for part in parts if part is not None]
         return SweepSpending(
-            hours=(self.looked - self.started) / 3600,
+            hours=(self.updated - self.started) / 3600,
             gpu_hours=self.gpu_hours,
             judge_calls=sum(spent.requests for spent in self.judged),
             cost=sum(known) if known else None,

@@ -28,7 +28,7 @@ LEAST = 3
 """Trials that have to have got as far before the median of them says anything."""
 
 TrialMetrics = tuple[str, Mapping[str, Any]]
-"""A trial's id, and what it told at one evaluation, with `step` and `updates`."""
+"""A trial's id, and what it reported at one evaluation, with `step` and `updates`."""
 Point = tuple[float, ...]
 """A trial's value of every metric of a ranking, in the ranking's order."""
 
@@ -126,7 +126,7 @@ class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """An order to stop, or None. metrics: a report with `step`, `updates` and what the rule looks at, or without."""
+        """Return a command to stop, or None. metrics: a report with `step` and `updates`, maybe the rule's metrics."""
 
 
 def build_rule(settings: EarlyStopping) -> Rule | None:
@@ -212,11 +212,9 @@ class Median:
             return None
         best, middle = max(own.values()), median(means_so_far)
         shown = f"{self.metric} {best:.4g} at best"
-        return (
-            _stop(metrics, shown, f"below {middle:.4g}, the median of {len(means_so_far)} others")
-            if best < middle
-            else None
-        )
+        if best >= middle:
+            return None
+        return _stop(metrics, shown, f"below {middle:.4g}, the median of {len(means_so_far)} others")
 
 
 def progress(metrics: Mapping[str, Any]) -> float | None:
@@ -239,7 +237,7 @@ def _stop(metrics: Mapping[str, Any], shown: str, why: str) -> Command:
 def past_reports(run: Path) -> list[TrialMetrics]:
     """Every evaluation of the search trials that have finished, trial by trial, in the order in which they began.
 
-    A trial whose curves cannot be read has told nothing.
+    A trial whose curves cannot be read has reported nothing.
     """
     rows = [row for row in results.finished_trials(run).values() if row["phase"] == "search"]
     return [

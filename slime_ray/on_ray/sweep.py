@@ -128,12 +128,12 @@ def run_sweep(
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
             monitor = Monitor.start(early, past_reports(run) if early else ())
-            place = WorkerContext(
+            context = WorkerContext(
                 RunStore.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
                 tuple(experiment.trackers), digests(experiment),
             )  # fmt: skip
             try:
-                _run(sweep, place)
+                _run(sweep, context)
             finally:
                 monitor.stop()
                 # Before it is brought to the storage.
@@ -145,11 +145,11 @@ def run_sweep(
     return run
 
 
-def _run(sweep: Sweep, place: WorkerContext) -> None:
+def _run(sweep: Sweep, context: WorkerContext) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
-    made = prepare_on_cluster(experiment, place, sweep.console)
+    made = prepare_on_cluster(experiment, context, sweep.console)
     refuse_other_stages(run, manifest, made["hashes"])
     manifest |= made
     earlier = [EarlierRun.from_json(one) for one in manifest["earlier"]]
@@ -162,20 +162,20 @@ def _run(sweep: Sweep, place: WorkerContext) -> None:
     sweep.save()
     plan = _plan(sweep)
     meter = Meter(
-        experiment, run=run, verdicts=Verdicts(place.storage.root / VERDICTS, run=run.name), now=time.monotonic()
+        experiment, run=run, verdicts=Verdicts(context.storage.root / VERDICTS, run=run.name), now=time.monotonic()
     )
-    meter.look([], time.monotonic())
+    meter.update([], time.monotonic())
     spent = meter.over()
     total, early = len(plan.rows) + plan.most_left(), meter.sentence(spent) if spent else None
     if plan.missing() and not spent:
         with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
             watch = Watch(
-                experiment, run=run, storage=sweep.storage, monitor=place.monitor, plan=plan, progress=progress,
+                experiment, run=run, storage=sweep.storage, monitor=context.monitor, plan=plan, progress=progress,
                 meter=meter, on_extend=partial(_keep_extension, sweep),
             )  # fmt: skip
             try:
                 with watch.interrupts_as_orders():
-                    _fit(sweep, plan, place, [progress, Recorder(sweep, plan), watch])
+                    _fit(sweep, plan, context, [progress, Recorder(sweep, plan), watch])
             except PlacementTimeout as error:
                 early = f"no trial found a place for {error}"
             except ShutdownTimeout:
@@ -311,12 +311,12 @@ def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 
-def _fit(sweep: Sweep, plan: TrialPlan, place: WorkerContext, callbacks: list[tune.Callback]) -> None:
+def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[tune.Callback]) -> None:
     experiment = sweep.experiment
-    packed = cloudpickle.dumps(place)
+    packed = cloudpickle.dumps(context)
 
     def trial(config: dict[str, Any]) -> None:
-        tune_function(config, place=packed)
+        tune_function(config, context=packed)
 
     wanted, faults = experiment.resources, experiment.faults
     one = wanted.workers == 1

@@ -1,4 +1,4 @@
-"""What the driver watches while trials run: silence, resources left behind, a spent budget, instructions, interrupts."""
+"""What the driver watches while trials run: silence, leftovers, a spent budget, instructions, interrupts."""
 
 import logging
 import time
@@ -123,7 +123,7 @@ class Watch(Callback):
         self.progress.update({name: status.metrics for name, status in statuses.items()})
         self._write_status(now, statuses)
         self._follow_instructions(now, statuses)
-        self.meter.look([name for name, status in statuses.items() if status.at_work], now)
+        self.meter.update([name for name, status in statuses.items() if status.at_work], now)
         self._leave_in_time(now)
         self._kill_silent(statuses)
         self._watch_placement(trials, statuses)
@@ -287,11 +287,11 @@ class Watch(Callback):
 
 def _ending(error: str) -> attempts.Ending:
     """How an attempt ended whose process raised or died, from Tune's error."""
-    if "OutOfMemory" in error or "Again: out of memory" in error:
+    if "OutOfMemory" in error or "RestartTrial: out of memory" in error:
         return "memory"
-    if f"Again: {GPU_FAILED}" in error:
+    if f"RestartTrial: {GPU_FAILED}" in error:
         return "device"
-    return "preempted" if "Again: " in error else "lost"
+    return "preempted" if "RestartTrial: " in error else "lost"
 
 
 def _node(fault: str) -> str:

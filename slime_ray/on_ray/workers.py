@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from slime_ray.training.loop import Runtime
     from slime_ray.training.orders import Command
 
-TOLD = (
+REPORTED = (
     "status",
     "reason",
     "win_rate",
@@ -43,7 +43,7 @@ TOLD = (
     "tokens",
     "total_seconds",
 )
-"""What a finished trial tells the driver; everything else is in its files."""
+"""Columns that a finished trial reports to the driver; the rest is in its files."""
 
 
 GPU_FAILED = "a GPU failed"
@@ -60,7 +60,7 @@ QUIET = {
 logger = logging.getLogger(__name__)
 
 
-class Again(Exception):
+class RestartTrial(Exception):
     """The trial has to start again, in another process or on another node; Ray Tune sees to it."""
 
 
@@ -116,44 +116,44 @@ class WorkerContext:
         )
 
 
-def tune_function(config: dict[str, Any], *, place: bytes) -> None:
+def tune_function(config: dict[str, Any], *, context: bytes) -> None:
     """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`; or that it was paused.
 
-    place: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
+    context: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
     """
     from slime_ray.config.experiment import Trial
     from slime_ray.training.orders import Paused
     from slime_ray.training.outcome import DeviceFailure, OutOfMemory, refused, what_failed
 
     trial = Trial.model_validate(config["trial"])
-    where: WorkerContext = cloudpickle.loads(place)
-    where.monitor.begin(trial.trial_id)
+    worker_context: WorkerContext = cloudpickle.loads(context)
+    worker_context.monitor.begin(trial.trial_id)
     try:
-        if where.resources.workers == 1:
-            row = run_worker(trial, where)
+        if worker_context.resources.workers == 1:
+            row = run_worker(trial, worker_context)
         else:
-            row = run_group_trial(trial, where)
+            row = run_group_trial(trial, worker_context)
     except Paused as pause:
         if pause.order.kind == "preempt":
-            raise Again(pause.order.reason) from None
+            raise RestartTrial(pause.order.reason) from None
         tune.report({"finished": False, "status": "paused", "reason": pause.order.reason})
         return
     except OutOfMemory as error:
-        raise Again(f"out of memory: {error}") from None
+        raise RestartTrial(f"out of memory: {error}") from None
     except DeviceFailure as error:
-        raise Again(f"{GPU_FAILED}: {error}") from None
+        raise RestartTrial(f"{GPU_FAILED}: {error}") from None
     except OSError as error:
         # What a trial does wrong itself is in its row; nothing is gained by starting it again on such a storage.
         tune.report({"finished": False, "status": "paused", "reason": what_failed(refused(error))})
         return
-    told = {name: row.get(name) for name in TOLD}
+    columns = {name: row.get(name) for name in REPORTED}
     finite = {
-        name: value for name, value in told.items() if not (isinstance(value, float) and not math.isfinite(value))
+        name: value for name, value in columns.items() if not (isinstance(value, float) and not math.isfinite(value))
     }
     tune.report({"finished": True, "step": row.get("updates"), **finite})
 
 
-def run_worker(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
+def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
     """One of the processes that run a trial: it joins the monitor, and does the trial's work, unless that is done."""
     import ray
     from ray.util import get_current_placement_group
@@ -164,14 +164,14 @@ def run_worker(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
     from slime_ray.training.worker import run_trial
     from slime_ray.world import World
 
-    monitor, storage, folder = place.monitor, place.storage, place.trial(trial.trial_id)
+    monitor, storage, folder = context.monitor, context.storage, context.trial(trial.trial_id)
     world, node = World.current(), ray.get_runtime_context().get_node_id()
     # With one worker the placement group is Tune's own, which frees it.
-    monitor.join(trial.trial_id, get_current_placement_group() if place.resources.workers > 1 else None)
+    monitor.join(trial.trial_id, get_current_placement_group() if context.resources.workers > 1 else None)
 
     sent = None
 
-    def report(told: Mapping[str, Any]) -> "Command | None":
+    def report(metrics: Mapping[str, Any]) -> "Command | None":
         nonlocal sent
         # A new checkpoint is noted there when it is whole.
         noted = attempts.stamp(folder) if storage.url is not None else None
@@ -181,24 +181,24 @@ def run_worker(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
                 storage.push(folder, prune=True)
             except OSError as error:
                 logger.warning("%s is not in the storage yet: %s", trial.trial_id, error)
-        return monitor.report(trial.trial_id, told, searched=trial.phase == "search")
+        return monitor.report(trial.trial_id, metrics, searched=trial.phase == "search")
 
     # All ranks read the checkpoint that rank 0 goes on from; one on each node fetches it.
     if world.gather(node).index(node) == world.rank:
-        place.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
+        context.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
     done: dict[str, Any] | None = world.broadcast(results.finished_trial(folder) if world.main else None)
     if done:
         return done
     try:
-        return run_trial(trial, run=place.run, storage=storage, report=report, hosting=place.hosting)
+        return run_trial(trial, run=context.run, storage=storage, report=report, hosting=context.hosting)
     finally:
         if world.main:
-            place.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))
+            context.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))
             if storage.url is not None:
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
 
 
-def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
+def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
     """Run a trial on a group of workers, and again on a new one for as long as that may help. Returns its row.
 
     Raises Paused where the workers left on an order.
@@ -208,15 +208,15 @@ def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
     from slime_ray.training.orders import Command, Paused
     from slime_ray.training.outcome import CHECKPOINTS, MODEL, DeviceFailure, OutOfMemory, one_sentence, record_failure
 
-    folder, storage = place.trial(trial.trial_id), place.storage
+    folder, storage = context.trial(trial.trial_id), context.storage
 
     def look() -> list[attempts.Attempt]:
-        place.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
+        context.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
         return attempts.read(folder)
 
     def failed(reason: str) -> dict[str, Any]:
-        row = record_failure(trial, place.run, reason, workers=place.resources.workers)
-        place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        row = record_failure(trial, context.run, reason, workers=context.resources.workers)
+        context.patiently(trial.trial_id, lambda: storage.push_files(folder))
         return row
 
     made = look()
@@ -225,10 +225,10 @@ def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
         try:
             run_group(
                 _trial_worker,
-                {"trial": trial.model_dump(mode="json"), "place": place},
-                resources=place.resources,
+                {"trial": trial.model_dump(mode="json"), "context": context},
+                resources=context.resources,
                 name=trial.trial_id,
-                storage=storage.address(place.run / "ray"),
+                storage=storage.address(context.run / "ray"),
             )
         except Exception as error:
             broken = error
@@ -240,23 +240,23 @@ def run_group_trial(trial: "Trial", place: WorkerContext) -> dict[str, Any]:
             raise Paused(Command("preempt" if preempted else "pause", "the workers left as they were told"))
         if reason := _not_its_fault(broken):
             attempts.note(folder, ended="paused")
-            place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+            context.patiently(trial.trial_id, lambda: storage.push_files(folder))
             raise Paused(Command("pause", reason))
         if not isinstance(broken, (DeviceFailure, GroupLost, OutOfMemory)):
             return failed(one_sentence(broken))
         logger.warning("%s lost its workers: %s", trial.trial_id, broken)
-        place.monitor.end(trial.trial_id)
-        place.monitor.begin(trial.trial_id)
+        context.monitor.end(trial.trial_id)
+        context.monitor.begin(trial.trial_id)
         if len(made) == before:
             # It was lost before rank 0 could note that it had begun.
-            attempts.begin(folder, workers=place.resources.workers)
+            attempts.begin(folder, workers=context.resources.workers)
         if isinstance(broken, DeviceFailure):
             attempts.note(folder, ended="device", fault=str(broken))
         attempts.note(folder, ended="memory" if isinstance(broken, OutOfMemory) else "lost")
         made = attempts.read(folder)
-        if enough := attempts.enough(made, place.faults):
+        if enough := attempts.enough(made, context.faults):
             return failed(f"given up: {enough}")
-        place.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        context.patiently(trial.trial_id, lambda: storage.push_files(folder))
     return row
 
 
@@ -277,7 +277,7 @@ def _trial_worker(config: dict[str, Any]) -> None:
     from slime_ray.training.orders import Paused
 
     try:
-        run_worker(Trial.model_validate(config["trial"]), config["place"])
+        run_worker(Trial.model_validate(config["trial"]), config["context"])
     except Paused:
         # A group that ends well is not started again.
         return

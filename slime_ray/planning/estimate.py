@@ -94,11 +94,11 @@ def material_key(settings: Settings) -> str:
 
 
 class _Estimate:
-    def __init__(self, known: Planner, cluster: Cluster, measured: MeasuredRates | None):
-        self.known, self.experiment, self.cluster, self.measured = known, known.experiment, cluster, measured
-        self.base, self.wanted = known.experiment.settings, known.experiment.resources
-        self.uses_gpu = self.wanted.gpu_per_worker > 0
-        self.gpu = known.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None
+    def __init__(self, planner: Planner, cluster: Cluster, measured: MeasuredRates | None):
+        self.planner, self.experiment, self.cluster, self.measured = planner, planner.experiment, cluster, measured
+        self.base, self.resources = planner.experiment.settings, planner.experiment.resources
+        self.uses_gpu = self.resources.gpu_per_worker > 0
+        self.gpu = planner.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None
         self.groups = groups_of(self.experiment)
         self.works = lru_cache(maxsize=None)(self._work)
         self.short = shortened(
@@ -114,10 +114,10 @@ class _Estimate:
             rates, processor = (measured_rates(measured, clock, self.base, material) for clock in ("wall", "processor"))
             basis = measured.basis
         elif self.gpu:
-            share = min(1.0, self.wanted.gpu_per_worker)
+            share = min(1.0, self.resources.gpu_per_worker)
             model = footprint(self.base.model)
             try:
-                rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.wanted.workers, share=share)
+                rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.resources.workers, share=share)
             except ValueError as error:
                 unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
         memory, limit, row = self._memory(), self._memory_limit(), self._row_budget(self.base)
@@ -128,7 +128,7 @@ class _Estimate:
             sft_tokens=sft.tokens * len(self.experiment.bases) if sft else 0.0,
             cluster=self.cluster,
             gpu=self.gpu,
-            prices=self.known.prices,
+            prices=self.planner.prices,
             memory=memory,
             memory_limit=limit,
             row_that_fits=self._row_that_fits(limit) if limit and memory.peak > limit >= memory.answering else None,
@@ -140,7 +140,7 @@ class _Estimate:
             row_tokens=row,
             row_reason=self.base.data.row_reason(row, limit if self.uses_gpu else None),
             stages=self._stages(rates) if rates else {},
-            told=self._told(material),
+            assumptions=self._assumptions(material),
         )
         if rates:
             plan = self._timed(plan, rates)
@@ -153,8 +153,8 @@ class _Estimate:
         )
 
     def amounts(self, settings: Settings) -> Amounts:
-        material = self.known.materials[material_key(settings)]
-        model, workers = footprint(settings.model), self.wanted.workers
+        material = self.planner.materials[material_key(settings)]
+        model, workers = footprint(settings.model), self.resources.workers
         return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
     def _work(self, name: str, number: int, seed: int, end: End) -> TrialWork:
@@ -187,7 +187,7 @@ class _Estimate:
     def _trials(self, group: Group, rates: dict[End, Rates], end: End) -> list[float]:
         """Seconds of each trial."""
         rate, short = rates[end], self._short(group)
-        before = rate.load + rate.setup + (rate.process if self.wanted.workers > 1 else 0.0)
+        before = rate.load + rate.setup + (rate.process if self.resources.workers > 1 else 0.0)
         return [
             before + short.updates.at(end) * rate.seconds(work.course) + short.finished.at(end) * rate.seconds(work.end)
             for work in self._works(group, end)
@@ -201,18 +201,18 @@ class _Estimate:
                 each["reference"] = amounts.reference()
         # Each SFT checkpoint has all stages of its own but the tokens.
         checkpoints = len(self.experiment.bases)
-        taken = {
+        seconds_of = {
             name: Range.of(lambda end, name=name: rates[end].seconds(works[end][name]))  # type: ignore[misc]
             for name in works["expected"]
         }
-        return {name: each.times(1 if name == "tokens" else checkpoints) for name, each in taken.items()}
+        return {name: each.times(1 if name == "tokens" else checkpoints) for name, each in seconds_of.items()}
 
     def _references(self) -> bool:
         every = [settings for group in self.groups for settings in group.settings]
         return any(settings.objective.build().needs_reference for settings in every)
 
     def _timed(self, plan: Plan, rates: dict[End, Rates]) -> Plan:
-        slots, one = max(1, self.cluster.trials), self.wanted.workers == 1
+        slots, one = max(1, self.cluster.trials), self.resources.workers == 1
 
         def trials(end: End) -> tuple[list[float], list[float]]:
             """Those of arms and search in the order in which they are handed out, and confirmations."""
@@ -225,15 +225,15 @@ class _Estimate:
 
         def time(end: End) -> float:
             rate, (first, last) = rates[end], trials(end)
-            stages = sum(taken.at(end) for taken in plan.stages.values())
+            stages = sum(duration.at(end) for duration in plan.stages.values())
             report = rate.report * (2 if self.experiment.searches else 1)
             start = rate.around + rate.process * (2 if one else 1)
             return start + stages + report + schedule(first, slots) + schedule(last, slots)
 
         def busy(end: End) -> float:
-            return sum(map(sum, trials(end))) + sum(taken.at(end) for taken in plan.stages.values())
+            return sum(map(sum, trials(end))) + sum(duration.at(end) for duration in plan.stages.values())
 
-        gpu, held = self.gpu, self.wanted.workers * self.wanted.gpu_per_worker / HOUR
+        gpu, held = self.gpu, self.resources.workers * self.resources.gpu_per_worker / HOUR
         price = gpu.usd_per_hour if gpu else 0.0
         whole = self.cluster.gpus * price / HOUR
         return replace(
@@ -248,9 +248,9 @@ class _Estimate:
     def _processor(self, rates: dict[End, Rates], end: End) -> float:
         """Seconds of the processor that stages and trials take, with their processes' starts."""
         count = sum(group.trials for group in self.groups)
-        starts = 1 + (min(self.cluster.trials, count) if self.wanted.workers == 1 else 0)
+        starts = 1 + (min(self.cluster.trials, count) if self.resources.workers == 1 else 0)
         trials = sum(sum(self._trials(group, rates, end)) for group in self.groups)
-        return trials + sum(taken.at(end) for taken in self._stages(rates).values()) + rates[end].process * starts
+        return trials + sum(duration.at(end) for duration in self._stages(rates).values()) + rates[end].process * starts
 
     def _requests(self, end: End) -> float:
         """Requests to a language model."""
@@ -306,12 +306,12 @@ class _Estimate:
         limit = self._memory_limit()
         if not self.uses_gpu or limit is None:
             return settings.data.row_budget(gpu=self.uses_gpu)
-        fitting = gpu_row(settings, limit, workers=self.wanted.workers, sharded=self._sharded)
+        fitting = gpu_row(settings, limit, workers=self.resources.workers, sharded=self._sharded)
         return STEP if fitting is None else fitting
 
     @property
     def _sharded(self) -> bool:
-        return self.wanted.strategy == "fsdp2" and self.wanted.workers > 1
+        return self.resources.strategy == "fsdp2" and self.resources.workers > 1
 
     def _memory(self, row_budget: int | None = None) -> Memory:
         """The highest peak of all trials and of the SFT stage. row_budget: of all; None for each one's own."""
@@ -327,12 +327,12 @@ class _Estimate:
             for run, part, per_update in runs:
                 longest = max((sum(each) for each in part.lengths), default=0) * part.scale
                 # A whole update may be less than a row.
-                share = 1.2 * per_update * part.tokens / self.wanted.workers
+                share = 1.2 * per_update * part.tokens / self.resources.workers
                 found.append(
                     peak_memory(
                         run,
                         gpu=self.uses_gpu,
-                        workers=self.wanted.workers,
+                        workers=self.resources.workers,
                         sharded=self._sharded,
                         row=round(max(longest, min(row_budget or self._row_budget(run), share))),
                         pair=_mean(part.lengths),
@@ -351,25 +351,27 @@ class _Estimate:
         """Bytes that one worker may take."""
         if not self.uses_gpu:
             return self.cluster.memory
-        return self.gpu.memory_gib * GIB * min(1.0, self.wanted.gpu_per_worker) if self.gpu else None
+        return self.gpu.memory_gib * GIB * min(1.0, self.resources.gpu_per_worker) if self.gpu else None
 
-    def _told(self, material: Material) -> tuple[str, ...]:
+    def _assumptions(self, material: Material) -> tuple[str, ...]:
         model: Footprint = footprint(self.base.model)
-        told = [
+        assumptions = [
             f"The shape of the model is {model.source}: {model.weights / 1e9:.3g} billion weights.",
-            material.told + ".",
+            material.provenance + ".",
             f"Answers are taken to be as long as the data's completions, {material.answer:.0f} tokens on average; a "
             "batch lasts as long as its longest.",
         ]
         if not model.packed:
-            told.append("Its pairs are taken for sequences of their own; where they can share rows it takes less.")
+            assumptions.append(
+                "Its pairs are taken for sequences of their own; where they can share rows it takes less."
+            )
         if self.short is not WHOLE:
-            told.append(
+            assumptions.append(
                 "Early stopping: from every rung halved to its share, over random order, to none stopped at all."
             )
         if any(judge.mode == "batch" for judge in self.base.evaluation.judge.endpoints):
-            told.append("Waiting for batches of the judge, up to a day each, is not counted.")
-        return (*told, *self.cluster.told)
+            assumptions.append("Waiting for batches of the judge, up to a day each, is not counted.")
+        return (*assumptions, *self.cluster.notes)
 
 
 def _mean(lengths: Sequence[Lengths]) -> Lengths:
@@ -426,7 +428,7 @@ def _judging_of(judge: Llm, requests: Range, material: Material) -> Judging:
         ("tokens", judge.budget.tokens, read.expected + written.expected),
         ("cost", judge.budget.cost, cost.expected if cost else 0.0),
     )
-    short = [(limit / wanted, name, limit) for name, limit, wanted in limits if limit is not None and wanted > limit]
+    short = [(limit / needed, name, limit) for name, limit, needed in limits if limit is not None and needed > limit]
     budget = None
     if short:
         share, name, limit = min(short)

@@ -105,8 +105,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Material:
-    """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that reading
-    took here, by the clock and by the processor; None where nothing was read. told: where the figures come from."""
+    """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that
+    reading took here, by the clock and by the processor; None where nothing was read. provenance: of the figures."""
 
     sft: DataPart
     train: DataPart
@@ -114,7 +114,7 @@ class Material:
     prompts: Mapping[str, PromptCounts]
     answers: tuple[int, ...] | float
     seconds: tuple[float, float] | None
-    told: str
+    provenance: str
 
     def longest(self, answers: int) -> float:
         """Tokens of the longest of so many answers, if they are as long as the data's completions."""
@@ -149,20 +149,23 @@ def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material,
     lengths = given.lengths or KNOWN_LENGTHS.get(data.label.lower())
     pairs = given.pairs or KNOWN_PAIRS.get((data.label.lower(), data.split))
     if lengths is None or (pairs is None and data.pairs is None):
-        missing = next((told for one in data.sources if (told := missing_file(one.source)) is not None), None)
+        complaints = (missing_file(one.source) for one in data.sources)
+        missing = next((complaint for complaint in complaints if complaint is not None), None)
         lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
         raise InputError(
             f"data.train {data.label} is not read for a plan{'' if local else ', since it is not on this machine'}"
             f"{missing or ''}. {'Say' if missing is None else 'Correct it, or say'} how much it is with {lacking}."
         )
-    told = "lengths of {:g}, {:g} and {:g} tokens".format(*lengths)
-    told += " as given" if given.lengths else ", about those of this data"
-    told += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
-    told += "" if pairs else f"; data.pairs {data.pairs} of them"
-    return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {told}"), None
+    provenance = "lengths of {:g}, {:g} and {:g} tokens".format(*lengths)
+    provenance += " as given" if given.lengths else ", about those of this data"
+    provenance += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
+    provenance += "" if pairs else f"; data.pairs {data.pairs} of them"
+    return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {provenance}"), None
 
 
-def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float, float, float], told: str) -> Material:
+def assumed_material(
+    settings: Settings, pairs: int | None, lengths: tuple[float, float, float], provenance: str
+) -> Material:
     """Material of known size, every example as long as the mean. pairs: None is just enough for data.pairs."""
     sft, train, held_out = _split(settings.data, pairs)
     evaluation = settings.evaluation
@@ -189,7 +192,7 @@ def assumed_material(settings: Settings, pairs: int | None, lengths: tuple[float
         prompts={name: PromptCounts(count, turns[name], prompt) for name, count in asked.items()},
         answers=float(chosen + rejected) / 2,
         seconds=None,
-        told=told,
+        provenance=provenance,
     )
 
 
@@ -256,7 +259,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     every = all(part.counted for part in (sft, train, held_out))
     how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
     whose = settings.model.tokenizer or settings.model.source
-    told = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
+    provenance = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
     material = Material(
         sft=sft,
         train=train,
@@ -271,7 +274,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         },
         answers=tuple(sorted(n for each in (*train.lengths, *held_out.lengths) for n in each[1:])),
         seconds=seconds,
-        told=". ".join([told, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
+        provenance=". ".join([provenance, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
     )
     sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
     return material, sample

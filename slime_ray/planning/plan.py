@@ -21,7 +21,7 @@ class Cluster:
 
     trials: how many run side by side. never: why none could ever start. gpus, gpu: all of them, and what they are
     called. memory: bytes that one worker on CPUs may take. disk_free: bytes at the storage; None where that is not
-    known. where: in words. told: what was assumed of it, as sentences.
+    known. where: in words. notes: assumptions about it, as sentences.
     """
 
     trials: int
@@ -31,7 +31,7 @@ class Cluster:
     gpu: str | None = None
     memory: float | None = None
     disk_free: int | None = None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Plan:
     stages and trials, where a probe was made. memory_limit: bytes that a worker may take; None where that is not known.
     row_that_fits: tokens of a row that would fit, where the budget's does not. cost: of the hours of GPUs that trials
     and stages hold; cluster_cost: of all the cluster's GPUs for the whole time. stopping: share of the search's updates
-    that early stopping leaves. told: what was assumed, as sentences. refusals: what does not fit, with the way out.
+    that early stopping leaves. assumptions: as sentences. refusals: what does not fit, with the way out.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Plan:
     cost: Range | None = None
     cluster_cost: Range | None = None
     processor_seconds: Range | None = None
-    told: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
 
@@ -142,7 +142,7 @@ class Plan:
 
     def text(self) -> str:
         """To be read."""
-        notes = [f"- {note}" for note in self.told] + [f"- Warning: {warning}" for warning in self.warnings]
+        notes = [f"- {note}" for note in self.assumptions] + [f"- Warning: {warning}" for warning in self.warnings]
         return "\n\n".join(filter(None, (self._table(), self._figures(), "\n".join(notes))))
 
     def _table(self) -> str:

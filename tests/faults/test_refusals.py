@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from slime_ray.cli import main
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.on_ray.cluster_state import NodeRequest, look_at_node
+from slime_ray.on_ray.cluster_state import NodeRequest, inspect_node
 from slime_ray.on_ray.preflight import examine
 from slime_ray.runs.store import RunStore
 
@@ -105,9 +105,9 @@ def test_a_node_with_another_disk_is_noticed(cluster, tmp_path):
     node = next(node["NodeID"] for node in ray.nodes() if node["Alive"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "driver").write_text("token")
-    seen = look_at_node(node, NodeRequest(RunStore(tmp_path), tmp_path / "mine", "token", ["/no/such/model"]))
+    seen = inspect_node(node, NodeRequest(RunStore(tmp_path), tmp_path / "mine", "token", ["/no/such/model"]))
     assert (seen.read, seen.wrote, seen.missing) == (True, None, ("/no/such/model",))
-    elsewhere = look_at_node(node, NodeRequest(RunStore(tmp_path), tmp_path / "other", "token"))
+    elsewhere = inspect_node(node, NodeRequest(RunStore(tmp_path), tmp_path / "other", "token"))
     assert not elsewhere.read
     assert elsewhere.wrote == "No such file or directory"
 

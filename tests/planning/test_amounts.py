@@ -31,7 +31,7 @@ def test_embedded_data_is_counted_to_the_token(load):
     assert sample is not None
     assert [tuple(map(len, ids)) for ids in sample.train] == list(material.train.lengths)
     assert material.train.tokens == sum(map(sum, material.train.lengths)) / 40
-    assert "counted" in material.told
+    assert "counted" in material.provenance
     assert material.seconds is not None
 
 
@@ -49,7 +49,7 @@ def test_data_that_is_not_here_is_planned_from_what_is_known_of_it(load):
     material, _ = find_material(settings, DataAssumptions(pairs=2001, lengths=(10.5, 20.25, 30.25)))
     assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 340, 661)
     assert material.train.tokens == pytest.approx(61)
-    assert "2,001 pairs as given" in material.told
+    assert "2,001 pairs as given" in material.provenance
     few, _ = find_material(settings.model_copy(update={"data": settings.data.model_copy(update={"held_out_pairs": 96})}),
                            DataAssumptions(pairs=500))  # fmt: skip
     # 96 prompts for 256 + 512 that were asked for: a third of them for selection.
@@ -97,7 +97,7 @@ MEAN = Material(
     prompts={"selection": PromptCounts(6, 6, 10.0), "report": PromptCounts(10, 14, 10.0)},
     answers=(5, 6, 7),
     seconds=None,
-    told="",
+    provenance="",
 )
 
 

@@ -45,11 +45,11 @@ def trial(tmp_path) -> Trial:
 
 
 @pytest.fixture
-def place(tmp_path) -> WorkerContext:
-    return place_in(RunStore(tmp_path / "runs"))
+def context(tmp_path) -> WorkerContext:
+    return context_in(RunStore(tmp_path / "runs"))
 
 
-def place_in(storage: RunStore, **faults: Any) -> WorkerContext:
+def context_in(storage: RunStore, **faults: Any) -> WorkerContext:
     monitor: Any = Silent()
     return WorkerContext(storage, "group", Resources(workers=2), Faults(**faults), monitor)
 
@@ -73,60 +73,60 @@ def raises(error: Exception) -> Fate:
     return fate
 
 
-def finishes(trial: Trial, place: WorkerContext) -> Fate:
+def finishes(trial: Trial, context: WorkerContext) -> Fate:
     def fate() -> None:
         row = blank_row(trial, datetime.now(UTC)) | {"status": "completed"}
-        results.write_trial(place.run, row=row, answers=[], curves=[])
-        place.storage.push(place.trial(trial.trial_id))
+        results.write_trial(context.run, row=row, answers=[], curves=[])
+        context.storage.push(context.trial(trial.trial_id))
 
     return fate
 
 
-def endings(trial: Trial, place: WorkerContext) -> list[Any]:
-    return [attempt.ended for attempt in attempts.read(place.trial(trial.trial_id))]
+def endings(trial: Trial, context: WorkerContext) -> list[Any]:
+    return [attempt.ended for attempt in attempts.read(context.trial(trial.trial_id))]
 
 
-def test_a_group_that_is_lost_before_it_begins_counts_as_lost(trial, place, monkeypatch):
+def test_a_group_that_is_lost_before_it_begins_counts_as_lost(trial, context, monkeypatch):
     """Nothing of it has noted an attempt: as when the first exchange between the ranks fails."""
     started = groups(monkeypatch, *[raises(GroupLost("NCCL error"))] * 9)
-    row = run_group_trial(trial, place)
-    assert len(started) == place.faults.retries + 1
+    row = run_group_trial(trial, context)
+    assert len(started) == context.faults.retries + 1
     assert (row["status"], row["stability"]) == ("failed", 0.0)
     assert "lost a process, a node or its voice 4 times" in row["reason"]
-    assert endings(trial, place) == ["lost"] * 4
+    assert endings(trial, context) == ["lost"] * 4
 
 
-def test_a_group_that_began_and_was_lost_counts_once(trial, place, monkeypatch):
+def test_a_group_that_began_and_was_lost_counts_once(trial, context, monkeypatch):
     def begins() -> None:
-        attempts.begin(place.trial(trial.trial_id), workers=2)
+        attempts.begin(context.trial(trial.trial_id), workers=2)
         raise GroupLost("connection closed by peer")
 
-    groups(monkeypatch, begins, finishes(trial, place))
-    assert run_group_trial(trial, place)["status"] == "completed"
-    assert endings(trial, place) == ["lost"]
+    groups(monkeypatch, begins, finishes(trial, context))
+    assert run_group_trial(trial, context)["status"] == "completed"
+    assert endings(trial, context) == ["lost"]
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_memory_that_runs_out_on_another_machine_is_tried_once_more(trial, place, tmp_path, monkeypatch, stored):
+def test_memory_that_runs_out_on_another_machine_is_tried_once_more(trial, context, tmp_path, monkeypatch, stored):
     """The rank that says so has no attempts.json to note it in."""
     if stored:
-        place = place_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+        context = context_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
     full = raises(OutOfMemory("OutOfMemoryError: CUDA out of memory"))
-    groups(monkeypatch, full, finishes(trial, place))
-    assert run_group_trial(trial, place)["status"] == "completed"
-    assert endings(trial, place) == ["memory"]
+    groups(monkeypatch, full, finishes(trial, context))
+    assert run_group_trial(trial, context)["status"] == "completed"
+    assert endings(trial, context) == ["memory"]
 
 
-def test_a_gpu_that_fails_under_a_group_starts_it_again_and_is_noted(trial, place, monkeypatch):
-    groups(monkeypatch, raises(DeviceFailure("node gpu-3: AcceleratorError: CUDA error")), finishes(trial, place))
-    assert run_group_trial(trial, place)["status"] == "completed"
-    [made] = attempts.read(place.trial(trial.trial_id))
+def test_a_gpu_that_fails_under_a_group_starts_it_again_and_is_noted(trial, context, monkeypatch):
+    groups(monkeypatch, raises(DeviceFailure("node gpu-3: AcceleratorError: CUDA error")), finishes(trial, context))
+    assert run_group_trial(trial, context)["status"] == "completed"
+    [made] = attempts.read(context.trial(trial.trial_id))
     assert (made.ended, made.fault) == ("device", "node gpu-3: AcceleratorError: CUDA error")
 
 
-def test_memory_that_runs_out_twice_is_recorded(trial, place, monkeypatch):
+def test_memory_that_runs_out_twice_is_recorded(trial, context, monkeypatch):
     started = groups(monkeypatch, *[raises(OutOfMemory("CUDA out of memory"))] * 3)
-    row = run_group_trial(trial, place)
+    row = run_group_trial(trial, context)
     assert (row["status"], len(started)) == ("failed", 2)
     assert "out of memory twice" in row["reason"]
 
@@ -147,46 +147,46 @@ def test_a_model_that_one_worker_cannot_read_is_the_groups_error_though_the_othe
     assert workers._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
 
 
-def test_a_trial_that_has_its_row_starts_no_group(trial, place, monkeypatch):
-    finishes(trial, place)()
+def test_a_trial_that_has_its_row_starts_no_group(trial, context, monkeypatch):
+    finishes(trial, context)()
     started = groups(monkeypatch)
-    assert run_group_trial(trial, place)["status"] == "completed"
+    assert run_group_trial(trial, context)["status"] == "completed"
     assert started == []
 
 
-def test_a_row_that_was_written_before_the_group_broke_stays(trial, place, monkeypatch):
+def test_a_row_that_was_written_before_the_group_broke_stays(trial, context, monkeypatch):
     def breaks() -> None:
-        finishes(trial, place)()
+        finishes(trial, context)()
         raise ValueError("a rank failed on its way out")
 
     groups(monkeypatch, breaks)
-    assert run_group_trial(trial, place)["status"] == "completed"
+    assert run_group_trial(trial, context)["status"] == "completed"
 
 
-def test_an_error_of_the_trials_own_is_its_result(trial, place, monkeypatch):
+def test_an_error_of_the_trials_own_is_its_result(trial, context, monkeypatch):
     started = groups(monkeypatch, raises(ValueError("no such layer")))
-    assert run_group_trial(trial, place)["reason"] == "ValueError: no such layer"
+    assert run_group_trial(trial, context)["reason"] == "ValueError: no such layer"
     assert len(started) == 1
 
 
-def test_workers_that_leave_without_a_row_were_told_to(trial, place, monkeypatch):
+def test_workers_that_leave_without_a_row_were_told_to(trial, context, monkeypatch):
     def leaves() -> None:
-        attempts.begin(place.trial(trial.trial_id), workers=2)
-        attempts.note(place.trial(trial.trial_id), ended="preempted")
+        attempts.begin(context.trial(trial.trial_id), workers=2)
+        attempts.note(context.trial(trial.trial_id), ended="preempted")
 
     groups(monkeypatch, leaves)
     with pytest.raises(Paused) as paused:
-        run_group_trial(trial, place)
+        run_group_trial(trial, context)
     assert paused.value.order.kind == "preempt"
 
 
 def test_a_store_that_is_away_when_a_group_trial_starts_is_waited_for(trial, tmp_path, monkeypatch):
-    place = place_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
+    context = context_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"))
     blocked = block(tmp_path / "bucket" / "group" / "trials" / trial.trial_id)
-    monitor: Any = place.monitor
+    monitor: Any = context.monitor
     monkeypatch.setattr(monitor, "report", lambda *told, **how: blocked.unlink())
-    groups(monkeypatch, finishes(trial, place))
-    assert run_group_trial(trial, place)["status"] == "completed"
+    groups(monkeypatch, finishes(trial, context))
+    assert run_group_trial(trial, context)["status"] == "completed"
 
 
 def block(folder: Path) -> Path:
@@ -197,10 +197,10 @@ def block(folder: Path) -> Path:
 
 
 def test_a_store_that_stays_away_is_given_up_after_storage_minutes(tmp_path):
-    place = place_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"), storage_minutes=0.02)
+    context = context_in(RunStore(tmp_path / "copy", f"file://{tmp_path}/bucket"), storage_minutes=0.02)
     block(tmp_path / "bucket" / "group" / "trials" / "a")
-    monitor: Any = place.monitor
+    monitor: Any = context.monitor
     with pytest.raises(OSError, match="bucket"):
-        place.patiently("a", lambda: place.storage.pull(place.trial("a")))
+        context.patiently("a", lambda: context.storage.pull(context.trial("a")))
     assert monitor.told
     assert all(said.startswith("waiting for storage (") for said in monitor.told)

@@ -22,19 +22,19 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
-from slime_ray.on_ray.cluster_state import GROUP, Look, NodeRequest, installed, look_at_node, with_those_to_come
+from slime_ray.on_ray.cluster_state import GROUP, NodeReport, NodeRequest, inspect_node, installed, with_those_to_come
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
 from tests.model.tiny_files import change_json, copy, cut, point, save_llama
 
 TOKEN = "token"
-FINE = Look(
+FINE = NodeReport(
     node="id-1", name="one", python=platform.python_version(), versions=installed(), wrote=None, read=True, disk=1 << 40
 )  # fmt: skip
 
 
-def look(**changes: Any) -> Look:
+def report(**changes: Any) -> NodeReport:
     return dataclasses.replace(FINE, **changes)
 
 
@@ -51,8 +51,8 @@ def probe(tmp_path: Path) -> Path:
     return folder
 
 
-def storage(looks: list[Look], probe: Path, url: str | None = None) -> list[Finding]:
-    return list(preflight._storage(looks, probe, TOKEN, RunStore(probe.parent, url)))
+def storage(reports: list[NodeReport], probe: Path, url: str | None = None) -> list[Finding]:
+    return list(preflight._storage(reports, probe, TOKEN, RunStore(probe.parent, url)))
 
 
 def test_a_shared_folder_is_fine(probe):
@@ -73,7 +73,7 @@ def test_a_shared_folder_is_fine(probe):
     ],
 )
 def test_a_local_path_on_several_nodes_is_refused(probe, other, words):
-    [found] = errors(storage([FINE, look(node="id-2", name="two", **other)], probe))
+    [found] = errors(storage([FINE, report(node="id-2", name="two", **other)], probe))
     assert re.search(words, found)
 
 
@@ -83,8 +83,8 @@ def test_what_another_run_left_of_a_probe_is_not_taken_for_ones_own(probe):
 
 
 def test_a_node_that_cannot_use_the_object_store_is_named(probe):
-    looks = [FINE, look(node="id-2", name="two", wrote="--storage s3://bucket: it cannot be used: ACCESS_DENIED.")]
-    assert errors(storage(looks, probe, "s3://bucket")) == [
+    reports = [FINE, report(node="id-2", name="two", wrote="--storage s3://bucket: it cannot be used: ACCESS_DENIED.")]
+    assert errors(storage(reports, probe, "s3://bucket")) == [
         "Node two: --storage s3://bucket: it cannot be used: ACCESS_DENIED."
     ]
 
@@ -92,7 +92,7 @@ def test_a_node_that_cannot_use_the_object_store_is_named(probe):
 def test_other_versions_on_a_node_are_told_with_what_is_here():
     theirs = {**FINE.versions, "torch": "1.0"}
     del theirs["ray"]
-    [found] = errors(preflight._versions([FINE, look(name="two", python="3.9.0", versions=theirs)]))
+    [found] = errors(preflight._versions([FINE, report(name="two", python="3.9.0", versions=theirs)]))
     assert found.startswith("Node two has ")
     for part in ("python 3.9.0 instead of", f"torch 1.0 instead of {FINE.versions['torch']}", "ray missing instead of"):
         assert part in found
@@ -109,8 +109,8 @@ def experiment(tmp_path: Path) -> Experiment:
 @pytest.mark.parametrize(("wanted", "refused"), [(3 << 30, 1), (2 << 30, 0), (None, 0)])
 def test_the_node_with_the_least_disk_has_to_hold_the_run(experiment, tmp_path, monkeypatch, wanted, refused):
     monkeypatch.setattr(preflight, "forecast_bytes", lambda experiment: wanted)
-    looks = [look(disk=9 << 30), look(name="two", disk=2 << 30)]
-    found = errors(preflight._disk(looks, experiment, RunStore(tmp_path)))
+    reports = [report(disk=9 << 30), report(name="two", disk=2 << 30)]
+    found = errors(preflight._disk(reports, experiment, RunStore(tmp_path)))
     assert len(found) == refused
     for sentence in found:
         assert sentence.startswith(f"Node two has 2.0 GiB free at {tmp_path}, and the run may take 3.0 GiB.")
@@ -121,20 +121,20 @@ def test_a_gpu_that_torch_does_not_see_or_that_lacks_bfloat16_is_refused(experim
         update={"model": experiment.settings.model.model_copy(update={"dtype": "bfloat16"})}
     )
     old = {"gpus": 1, "gpu": "Old GPU", "driver": "1.0"}
-    looks = [look(gpus=None), look(name="two", gpus=0), look(name="three", bf16=False, **old)]
-    blind, weak = errors(preflight._gpus(looks, settings))
+    reports = [report(gpus=None), report(name="two", gpus=0), report(name="three", bf16=False, **old)]
+    blind, weak = errors(preflight._gpus(reports, settings))
     assert blind.startswith("Node two offers GPUs to Ray, but torch sees none there")
     assert weak == "The Old GPU of node three does not compute in bfloat16. Set model.dtype: float32."
-    [fine] = preflight._gpus([look(bf16=True, **old)], settings)
+    [fine] = preflight._gpus([report(bf16=True, **old)], settings)
     assert fine.sentence == "Node one: 1 x Old GPU, driver 1.0."
-    assert errors(preflight._gpus([look(bf16=False, **old)], experiment.settings)) == []
+    assert errors(preflight._gpus([report(bf16=False, **old)], experiment.settings)) == []
 
 
 @pytest.mark.parametrize(("source", "bf16", "told"), [("a/b", True, 1), ("a/b", False, 0), ("embedded/notes", True, 0)])
 def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(experiment, source, bf16, told):
     model = experiment.settings.model.model_copy(update={"source": source})
     settings = experiment.settings.model_copy(update={"model": model})
-    found = list(preflight._gpus([look(gpus=1, gpu="GPU", driver="1.0", bf16=bf16)], settings))
+    found = list(preflight._gpus([report(gpus=1, gpu="GPU", driver="1.0", bf16=bf16)], settings))
     warned = [finding.sentence for finding in found if finding.level == "warning"]
     assert len(warned) == told
     assert all(sentence.startswith("On the GPU of node one, model.dtype float32 takes twice") for sentence in warned)
@@ -166,7 +166,7 @@ def test_a_group_that_is_full_brings_no_more_and_one_without_limit_many():
 
 def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker_settings, "find_spec", lambda name: None)
-    seen = look_at_node("id-1", NodeRequest(RunStore(tmp_path), tmp_path, TOKEN, trackers=("wandb",)))
+    seen = inspect_node("id-1", NodeRequest(RunStore(tmp_path), tmp_path, TOKEN, trackers=("wandb",)))
     assert errors(preflight._lacks([FINE, dataclasses.replace(seen, name="two")])) == [
         "Node two: trackers: wandb needs the package wandb, which is not installed. Install slime-ray[wandb], or leave "
         "wandb out of `trackers`."
@@ -202,7 +202,7 @@ def see(tmp_path: Path, **settings: Any) -> list[Finding]:
     models = preflight.local_models(chosen)
     paths = preflight.local_paths(chosen)
     assert set(models) <= set(paths)
-    node = look_at_node("id-1", NodeRequest(RunStore(tmp_path), tmp_path, TOKEN, paths, models))
+    node = inspect_node("id-1", NodeRequest(RunStore(tmp_path), tmp_path, TOKEN, paths, models))
     found = [*preflight._model_and_data(chosen, [node])]
     return found if errors(found) else [*found, *preflight._tokenizer(chosen)]
 
@@ -266,7 +266,7 @@ def test_the_row_of_a_trial_is_said_and_a_gpu_without_room_for_one_is_refused(tm
         "name: rows\npreset: gemma3-4b/paper\narms: {slime: {}}\ngoals: {stability: maximize}\nresources: {gpu_per_worker: 1}\n"
     )
     experiment = load_experiment(path)
-    large, small = look(gpu="Large", memory=200 << 30), look(gpu="Small", memory=12 << 30)
+    large, small = report(gpu="Large", memory=200 << 30), report(gpu="Small", memory=12 << 30)
     [fine] = preflight._rows([large, large], experiment)
     assert fine.sentence.startswith(
         "A row has 8192 tokens on the Large, since data.row_tokens is null and they fit 90%"

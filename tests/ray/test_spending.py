@@ -43,14 +43,14 @@ def ask(folder: Path, judge: str, times: int) -> None:
 
 def test_gpu_hours_are_those_of_all_workers_of_the_trials_at_work(tmp_path):
     spent = meter(tmp_path, "{gpu_hours: 3, price_per_gpu_hour: 2.5}")
-    spent.look([], 600.0)
+    spent.update([], 600.0)
     assert (spent.spent.gpu_hours, spent.over()) == (0.0, None)
     # Two trials with two GPUs each, for half an hour.
-    spent.look(["a", "b"], 600.0 + 1800)
+    spent.update(["a", "b"], 600.0 + 1800)
     assert spent.spent.gpu_hours == pytest.approx(2.0)
     assert spent.spent.cost == pytest.approx(5.0)
     assert spent.over() is None
-    spent.look(["a"], 600.0 + 1800 + 1800)
+    spent.update(["a"], 600.0 + 1800 + 1800)
     assert spent.over() == "gpu_hours"
     assert spent.sentence("gpu_hours") == "budget.gpu_hours 3 is spent (3)"
     assert str(spent.spent) == "spent: 1.17 hours, 3.00 GPU-hours, cost 7.50"
@@ -70,13 +70,13 @@ def test_calls_of_the_judge_are_counted_over_the_run_and_cost_what_its_prices_sa
     judge = experiment(tmp_path, "{judge_calls: 3}").settings.judge_identity
     spent = meter(tmp_path, "{judge_calls: 3, cost: 1}")
     ask(tmp_path, judge, 2)
-    spent.look([], 10.0)
+    spent.update([], 10.0)
     assert (spent.spent.judge_calls, spent.over()) == (2, None)
     ask(tmp_path, judge, 3)
-    spent.look([], 12.0)
+    spent.update([], 12.0)
     # It is looked at every five seconds.
     assert spent.spent.judge_calls == 2
-    spent.look([], 20.0)
+    spent.update([], 20.0)
     assert spent.spent.judge_calls == 5
     assert spent.spent.cost == pytest.approx(5 * 0.3)
     assert spent.over() == "judge_calls"
@@ -85,9 +85,9 @@ def test_calls_of_the_judge_are_counted_over_the_run_and_cost_what_its_prices_sa
 def test_what_is_spent_first_ends_the_sweep(tmp_path):
     budget = "{hours: 2, gpu_hours: 100, cost: 6, price_per_gpu_hour: 1}"
     cheap, dear = meter(tmp_path, budget), meter(tmp_path, budget)
-    cheap.look(["a"], 7200.0)
+    cheap.update(["a"], 7200.0)
     assert cheap.over() == "hours"
     assert cheap.sentence("hours") == "its time, budget.hours 2, is spent"
     # Four trials hold eight GPUs: 6 GPU-hours after 45 minutes.
-    dear.look(["a", "b", "c", "d"], 2700.0)
+    dear.update(["a", "b", "c", "d"], 2700.0)
     assert dear.over() == "cost"

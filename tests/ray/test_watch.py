@@ -230,12 +230,12 @@ def making(clock: Clock, experiment: Experiment, monitor: FakeMonitor, monkeypat
         clock.now += 200
         return [], []
 
-    place: Any = SimpleNamespace(resources=experiment.resources, faults=experiment.faults, monitor=monitor)
+    context: Any = SimpleNamespace(resources=experiment.resources, faults=experiment.faults, monitor=monitor)
     monkeypatch.setattr(prepare.ray, "wait", look)
     lines: list[str] = []
     console: Any = prepare.Console(quiet=True)
     monkeypatch.setattr(console, "print", lambda line, **options: lines.append(line))
-    return SimpleNamespace(follow=lambda: prepare._follow(None, place, console), lines=lines)
+    return SimpleNamespace(follow=lambda: prepare._follow(None, context, console), lines=lines)
 
 
 def test_stages_that_find_no_place_are_told_and_given_up(making):
@@ -282,7 +282,7 @@ def arm(experiment: Experiment, monitor: FakeMonitor, monkeypatch: pytest.Monkey
 
 
 def test_a_node_whose_gpus_failed_twice_is_named_once(watching, arm, said, tmp_path):
-    error = "slime_ray.on_ray.workers.Again: a GPU failed: node gpu-3: AcceleratorError: CUDA error: an illegal access"
+    error = "slime_ray.on_ray.workers.RestartTrial: a GPU failed: node gpu-3: AcceleratorError: CUDA error: an illegal access"
     fault = error.partition("a GPU failed: ")[2]
     for number, told in enumerate(([], ["2 times, the last time on node gpu-3: Accel"], [], [])):
         name = f"search-000{number}"
@@ -301,7 +301,7 @@ def test_a_node_whose_gpus_failed_twice_is_named_once(watching, arm, said, tmp_p
     [
         ("ActorDiedError: the actor died", 4, "faults.retries is 3"),
         ("slime_ray.training.outcome.OutOfMemory: CUDA", 2, "out of memory twice"),
-        ("slime_ray.on_ray.workers.Again: its node is about to be taken away", 9, "faults.preemptions is 8"),
+        ("slime_ray.on_ray.workers.RestartTrial: its node is about to be taken away", 9, "faults.preemptions is 8"),
     ],
 )
 def test_the_driver_counts_starts_that_are_noted_nowhere(watching, arm, tmp_path, error, starts, reason):

@@ -27,7 +27,7 @@ def trial(tmp_path) -> Trial:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> WorkerContext:
+def context(tmp_path, monkeypatch) -> WorkerContext:
     """In a store, without Ray: nobody listens, and there is one node."""
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     monitor: Any = SimpleNamespace(join=lambda *who: None, report=lambda *told, **how: None)
@@ -36,11 +36,11 @@ def place(tmp_path, monkeypatch) -> WorkerContext:
     )
 
 
-def trains(place: WorkerContext) -> Any:
+def trains(context: WorkerContext) -> Any:
     """In the place of a training: leaves a model and a row."""
 
     def run_trial(trial: Trial, *, run: Path, **how: Any) -> dict[str, Any]:
-        folder = place.trial(trial.trial_id) / "checkpoint"
+        folder = context.trial(trial.trial_id) / "checkpoint"
         folder.mkdir(parents=True)
         (folder / "adapter").write_text("weights")
         row = blank_row(trial, datetime.now(UTC)) | {"status": "completed"}
@@ -50,25 +50,25 @@ def trains(place: WorkerContext) -> Any:
     return run_trial
 
 
-def test_a_trained_model_is_in_the_store_and_not_on_the_nodes_disk(trial, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "run_trial", trains(place))
-    run_worker(trial, place)
+def test_a_trained_model_is_in_the_store_and_not_on_the_nodes_disk(trial, context, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", trains(context))
+    run_worker(trial, context)
     stored = tmp_path / "bucket" / "place" / "trials" / trial.trial_id
     assert (stored / "checkpoint" / "adapter").read_text() == "weights"
-    assert sorted(path.name for path in place.trial(trial.trial_id).iterdir()) == [
+    assert sorted(path.name for path in context.trial(trial.trial_id).iterdir()) == [
         "answers.parquet", "curves.parquet", "pairs.parquet", "trial.json",
     ]  # fmt: skip
 
 
-def test_a_trial_that_has_finished_is_not_trained_again_and_keeps_its_model(trial, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "run_trial", trains(place))
-    row = run_worker(trial, place)
+def test_a_trial_that_has_finished_is_not_trained_again_and_keeps_its_model(trial, context, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", trains(context))
+    row = run_worker(trial, context)
     monkeypatch.setattr(worker, "run_trial", lambda *given, **how: pytest.fail("it was trained again"))
-    assert run_worker(trial, place)["started"] == row["started"]
+    assert run_worker(trial, context)["started"] == row["started"]
     assert (tmp_path / "bucket" / "place" / "trials" / trial.trial_id / "checkpoint" / "adapter").is_file()
 
 
-def test_a_store_that_is_away_when_a_trial_starts_is_waited_for(trial, place, tmp_path, monkeypatch):
+def test_a_store_that_is_away_when_a_trial_starts_is_waited_for(trial, context, tmp_path, monkeypatch):
     """A file stands where the trial's folder belongs, until the trial says that it waits."""
     blocked = tmp_path / "bucket" / "place" / "trials" / trial.trial_id
     blocked.parent.mkdir(parents=True)
@@ -79,25 +79,25 @@ def test_a_store_that_is_away_when_a_trial_starts_is_waited_for(trial, place, tm
         waited.append(told["doing"])
         blocked.unlink()
 
-    monkeypatch.setattr(place.monitor, "report", report)
-    monkeypatch.setattr(worker, "run_trial", trains(place))
-    assert run_worker(trial, place)["status"] == "completed"
+    monkeypatch.setattr(context.monitor, "report", report)
+    monkeypatch.setattr(worker, "run_trial", trains(context))
+    assert run_worker(trial, context)["status"] == "completed"
     assert len(waited) == 1
 
 
-def test_a_trial_whose_gpu_failed_starts_again_in_another_process(trial, place, monkeypatch):
+def test_a_trial_whose_gpu_failed_starts_again_in_another_process(trial, context, monkeypatch):
     """Tune takes no process again whose trial has raised, see tests/faults."""
 
     def fails(*arguments: Any) -> None:
         raise DeviceFailure("node gpu-3: AcceleratorError: CUDA error")
 
     monkeypatch.setattr(module, "run_worker", fails)
-    monkeypatch.setattr(place.monitor, "begin", lambda name: None, raising=False)
-    with pytest.raises(module.Again, match=r"^a GPU failed: node gpu-3: AcceleratorError"):
-        tune_function({"trial": trial.model_dump(mode="json")}, place=cloudpickle.dumps(place))
+    monkeypatch.setattr(context.monitor, "begin", lambda name: None, raising=False)
+    with pytest.raises(module.RestartTrial, match=r"^a GPU failed: node gpu-3: AcceleratorError"):
+        tune_function({"trial": trial.model_dump(mode="json")}, context=cloudpickle.dumps(context))
 
 
-def test_a_storage_that_refuses_a_trials_files_starts_it_no_second_time(trial, place, monkeypatch):
+def test_a_storage_that_refuses_a_trials_files_starts_it_no_second_time(trial, context, monkeypatch):
     """Tune would start a trial again that raises."""
     told: list[dict[str, Any]] = []
 
@@ -106,7 +106,7 @@ def test_a_storage_that_refuses_a_trials_files_starts_it_no_second_time(trial, p
 
     monkeypatch.setattr(module, "run_worker", refuses)
     monkeypatch.setattr(tune, "report", told.append)
-    monkeypatch.setattr(place.monitor, "begin", lambda name: None, raising=False)
-    tune_function({"trial": trial.model_dump(mode="json")}, place=cloudpickle.dumps(place))
+    monkeypatch.setattr(context.monitor, "begin", lambda name: None, raising=False)
+    tune_function({"trial": trial.model_dump(mode="json")}, context=cloudpickle.dumps(context))
     reason = "the storage does not take what is written (OSError: [Errno 28] No space left on device)"
     assert told == [{"finished": False, "status": "paused", "reason": reason}]
