@@ -149,7 +149,7 @@ def condense(folder: Path, table: Path) -> None:
     pq.write_table(columns, table, compression="zstd")
 
 
-TOLD = ("win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift")
+METRICS = ("win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift")
 SCHEMA = pa.schema(
     {
         "trial_id": pa.string(),
@@ -163,16 +163,16 @@ SCHEMA = pa.schema(
         "win_rate": pa.float32(),
         "stability": pa.float32(),
         "steps": pa.list_(pa.int16()),
-        **{f"told.{name}": pa.list_(pa.float32()) for name in TOLD},
+        **{f"told.{name}": pa.list_(pa.float32()) for name in METRICS},
     }
 )
 
 
 def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    told = evaluations(pq.read_table(folder / "curves.parquet").to_pylist())
-    lists = {f"told.{name}": [values.get(name) for values in told.values()] for name in TOLD}
+    steps = evaluations(pq.read_table(folder / "curves.parquet").to_pylist())
+    lists = {f"told.{name}": [values.get(name) for values in steps.values()] for name in METRICS}
     kept = {name: row[name] for name in SCHEMA.names if name in row}
-    return kept | {"settings": row["overrides"], "steps": list(told)} | lists
+    return kept | {"settings": row["overrides"], "steps": list(steps)} | lists
 
 
 def load_table(table: Path = TABLE) -> list[Recorded]:
@@ -190,8 +190,8 @@ def load_table(table: Path = TABLE) -> list[Recorded]:
 
 
 def _recorded(entry: Mapping[str, Any]) -> Recorded:
-    by_metric = {name: entry[f"told.{name}"] for name in TOLD}
-    told = {
+    by_metric = {name: entry[f"told.{name}"] for name in METRICS}
+    evaluations = {
         step: {name: values[place] for name, values in by_metric.items() if values[place] is not None}
         for place, step in enumerate(entry["steps"])
     }
@@ -199,7 +199,7 @@ def _recorded(entry: Mapping[str, Any]) -> Recorded:
     return Recorded(
         name=entry["trial_id"],
         values=json.loads(entry["settings"]),
-        told=told,
+        evaluations=evaluations,
         updates=entry["updates"],
         tokens=entry["tokens"],
         seconds=entry["tokens"] / TOKENS_A_SECOND,

@@ -16,12 +16,13 @@ import torch
 from slime_ray.analysis.front import hypervolumes
 
 from slime_ray.bench.machine import Machine, Say, describe_machine, now
-from slime_ray.config.experiment import EarlyStopping, Experiment, Search
+from slime_ray.config.experiment import EarlyStopping, Experiment
 from slime_ray.on_ray.stopping import build_rule
+from slime_ray.planning.tables import table
 from slime_ray.runs.pareto import best_rows
 
 from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, from_run, load_table, recorded_trial, train
-from .simulate import Forgetful, Played, Recorded, Searcher, simulate
+from .simulate import FixedPoints, Forgetful, Played, Recorded, Searcher, WithinTokens, random_points, simulate
 
 GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
 RULES: dict[str, EarlyStopping] = {
@@ -115,53 +116,11 @@ class SearchReport:
     volumes: list[Volume]
 
 
-class Given:
-    """Hands out points in the order given."""
-
-    def __init__(self, points: Sequence[Mapping[str, Any]]):
-        self.points = list(points)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next one."""
-        return dict(self.points.pop(0)) if self.points else None
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing is learnt."""
-
-
-class Within:
-    """Hands out a searcher's points while a whole trial fits in what is left of so many tokens.
-
-    each: tokens of a whole trial.
-    """
-
-    def __init__(self, searcher: Searcher, tokens: float, *, each: int):
-        self.searcher, self.left, self.each, self.running = searcher, tokens, each, 0
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The searcher's next point, if it can be paid for."""
-        if self.each * (self.running + 1) > self.left:
-            return None
-        point = self.searcher.suggest(trial_id)
-        self.running += point is not None
-        return point
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """What was not trained is left for others."""
-        self.running -= 1
-        self.left -= (result or {}).get("tokens", self.each)
-        self.searcher.on_trial_complete(trial_id, result, error)
-
-
-def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]:
-    """Points drawn at random, each by itself."""
-    draw = random.Random(seed)
-    return [{path: dimension.at(draw.random()) for path, dimension in search.dimensions.items()} for _ in range(count)]
-
-
-def measure_search(*, table: Path, folder: Path, seeds: int, trials: int, trained: int, say: Say) -> SearchReport:
+def measure_search(
+    *, recorded_table: Path, folder: Path, seeds: int, trials: int, trained: int, say: Say
+) -> SearchReport:
     """Everything. folder: where trials are trained, of which `trained` seeds of the second part make use."""
-    recorded = load_table(table)
+    recorded = load_table(recorded_table)
     experiment = experiment_in(folder)
     truth = true_cells(recorded)
     grid = {seed: _grid(recorded, seed) for seed in SEARCH_SEEDS}
@@ -254,10 +213,10 @@ def search_grid(
 
 def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, each: int) -> Searcher:
     if searcher == CHOSEN:
-        return Within(Forgetful(space, trials=len(cells()), seed=seed), tokens, each=each)
+        return WithinTokens(Forgetful(space, trials=len(cells()), seed=seed), tokens, each=each)
     order = cells()
     random.Random(seed).shuffle(order)
-    return Given(order)
+    return FixedPoints(order)
 
 
 def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -317,7 +276,7 @@ def volume(
         return simulate(searcher, build_rule(early), replay, trials=trials)
 
     own = [play(Forgetful(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]
-    other = [play(Given(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
+    other = [play(FixedPoints(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
     spent, whole = (sum(one.tokens for played in runs for one in played) for runs in (own, other))
     return Volume(
         on=on,
@@ -345,10 +304,67 @@ def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
     return float(hypervolumes(np.array(points))[-1]) if points else 0.0
 
 
+def search_tables(report: SearchReport) -> str:
+    """`bench search` in text."""
+    machine, best = report.machine, report.truth[:5]
+    cells = [
+        (
+            f"{cell.place}",
+            ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in cell.values.items()),
+            f"{100 * cell.win_rate:.1f}",
+            f"{cell.stability:.2f}",
+        )
+        for cell in best
+    ]
+    found = [
+        (
+            one.searcher,
+            one.rule,
+            f"{one.workers}",
+            f"{one.best}/{one.seeds}",
+            f"{one.top}/{one.seeds}",
+            f"{one.share:.1%}",
+            f"{one.most:.1%}",
+            f"{one.trials:.1f}",
+            f"{one.stopped:.1f}",
+        )
+        for one in report.found
+    ]
+    volumes = [
+        (
+            f"{one.searcher}, {one.on}",
+            f"{one.trials}",
+            f"{statistics.fmean(one.volumes):.3f}",
+            f"{statistics.fmean(one.random):.3f}",
+            f"{one.above}/{len(one.volumes)}",
+            f"{one.tokens:.0%}",
+            f"{statistics.fmean(one.alike):.3f}",
+            f"{one.above_alike}/{len(one.volumes)}",
+        )
+        for one in report.volumes
+    ]
+    return "\n\n".join(
+        [
+            f"Searches over {report.recorded} recorded trials of the embedded task arithmetic, played on "
+            f"{machine.processor}, {machine.cores} cores; {report.date}",
+            f"The best of {len(report.truth)} cells, in the order in which a sweep would confirm them.",
+            table(("", "cell", "win %", "S"), cells),
+            "The grid searched, each cell trained with one seed. Found: what the search would confirm first is truly "
+            "the best cell, or one of the two best.",
+            table(
+                ("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "trials", "stopped"), found
+            ),
+            "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
+            table(("searcher", "trials", "volume", "random", "above", "tokens", "random alike", "above"), volumes),
+            "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
+            "the most. Random alike: random search, ended where it has taken as many tokens.",
+        ]
+    )
+
+
 if __name__ == "__main__":
     from .common import run
     from .recording import TABLE, condense, record
-    from .search_tables import search_tables
 
     def measure(*, seeds: int, trials: int, train: int, record_first: int, say: Say) -> SearchReport:
         """Search over the shipped table, recorded anew first where asked."""
@@ -356,7 +372,7 @@ if __name__ == "__main__":
         if record_first:
             record(folder, say)
             condense(folder, TABLE)
-        return measure_search(table=TABLE, folder=folder, seeds=seeds, trials=trials, trained=train, say=say)
+        return measure_search(recorded_table=TABLE, folder=folder, seeds=seeds, trials=trials, trained=train, say=say)
 
     run(
         "search",

@@ -21,6 +21,7 @@ from slime_ray.config.presets import preset_base
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch, study_storage
 from slime_ray.on_ray.stopping import build_rule
+from slime_ray.planning.tables import table
 
 GOALS: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
 SPACE = {
@@ -140,10 +141,10 @@ def time_rule(trials: int, seed: int) -> list[float]:
     assert rule is not None
     for number in range(trials):
         win = chance.random()
-        told = {"updates": 100, "win_rate": win, "stability": 1 - win + chance.gauss(0, 0.1)}
+        metrics = {"updates": 100, "win_rate": win, "stability": 1 - win + chance.gauss(0, 0.1)}
         clock = time.perf_counter()
         for step in range(10, 101, 10):
-            if rule.decide(f"{number}", {**told, "step": step}):
+            if rule.decide(f"{number}", {**metrics, "step": step}):
                 break
         taken.append(time.perf_counter() - clock)
     return taken
@@ -199,9 +200,35 @@ def _stretch(upto: int, rounds: Sequence[Sequence[Taken]]) -> Stretch:
     return Stretch(upto=upto, **means, longest=max(one.wall for one in every))
 
 
+def search_cost_table(report: SearchCostReport) -> str:
+    """`bench search-cost` in text."""
+    machine = report.machine
+    rows = [
+        (
+            cost.sampler,
+            f"{at.upto:,}",
+            *(f"{1000 * seconds:.1f}" for seconds in (at.wall, at.cpu, at.drawing, at.writing, at.longest)),
+            f"{cost.draws:.2f}",
+        )
+        for cost in report.costs
+        for at in cost.stretches
+    ]
+    titles = ("sampler", "trials", "ms", "CPU ms", "drawing", "writing", "longest", "draws")
+    return "\n\n".join(
+        [
+            f"The driver's cost of a trial, two goals, 5 knobs and a requirement, on {machine.processor}, "
+            f"{machine.cores} cores; Optuna {report.optuna}, {report.date}; {report.rounds} rounds",
+            table(titles, rows),
+            f"Milliseconds a trial, means over the {report.stretch} trials up to that number: by the wall, by the CPU, "
+            "and of the wall's in the sampler and in the study's file, where each entry waits for the disk; the "
+            "longest single trial; draws for each trial, those that broke the requirement included.",
+            f"Early stopping by two goals adds {1000 * report.rule:.1f} ms a trial, for up to ten evaluations.",
+        ]
+    )
+
+
 if __name__ == "__main__":
     from .common import run
-    from .search_tables import search_cost_table
 
     def measure(*, trials: int, stretch: int, rounds: int, say: Say) -> SearchCostReport:
         """Measure every sampler."""

@@ -6,13 +6,14 @@ Minutes of training pass in microseconds, so that searchers and rules can be com
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from optuna.storages import InMemoryStorage
 
-from slime_ray.config.experiment import Experiment
+from slime_ray.config.experiment import Experiment, Search
 from slime_ray.config.space import Scalar
 from slime_ray.on_ray.search import StudySearch
 from slime_ray.on_ray.stopping import Rule
@@ -22,13 +23,13 @@ from slime_ray.on_ray.stopping import Rule
 class Recorded:
     """One trial as it was trained to its end.
 
-    told: what it reported, by update. updates, tokens, seconds: of all of its training. row: how it ended, with
+    evaluations: what it reported, by update. updates, tokens, seconds: of all of its training. row: how it ended, with
     `status` and the goals, as in trials.parquet.
     """
 
     name: str
     values: Mapping[str, Scalar]
-    told: Mapping[int, Mapping[str, float]]
+    evaluations: Mapping[int, Mapping[str, float]]
     updates: int
     tokens: int
     seconds: float
@@ -85,6 +86,50 @@ class Forgetful:
         self.study.tell(trial_id, result or {})
 
 
+class FixedPoints:
+    """Hands out points in the order given."""
+
+    def __init__(self, points: Sequence[Mapping[str, Any]]):
+        self.points = list(points)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next one."""
+        return dict(self.points.pop(0)) if self.points else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing is learnt."""
+
+
+class WithinTokens:
+    """Hands out a searcher's points while a whole trial fits in what is left of so many tokens.
+
+    each: tokens of a whole trial.
+    """
+
+    def __init__(self, searcher: Searcher, tokens: float, *, each: int):
+        self.searcher, self.left, self.each, self.running = searcher, tokens, each, 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The searcher's next point, if it can be paid for."""
+        if self.each * (self.running + 1) > self.left:
+            return None
+        point = self.searcher.suggest(trial_id)
+        self.running += point is not None
+        return point
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """What was not trained is left for others."""
+        self.running -= 1
+        self.left -= (result or {}).get("tokens", self.each)
+        self.searcher.on_trial_complete(trial_id, result, error)
+
+
+def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]:
+    """Points drawn at random, each by itself."""
+    draw = random.Random(seed)
+    return [{path: dimension.at(draw.random()) for path, dimension in search.dimensions.items()} for _ in range(count)]
+
+
 def simulate(
     searcher: Searcher,
     rule: Rule | None,
@@ -112,7 +157,7 @@ def simulate(
         begun += 1
         recorded = replay(point)
         running[begun] = (recorded, now)
-        for step in sorted({*recorded.told, recorded.updates}):
+        for step in sorted({*recorded.evaluations, recorded.updates}):
             heapq.heappush(events, (now + recorded.seconds * step / recorded.updates, begun, step))
 
     for _ in range(workers):
@@ -123,8 +168,8 @@ def simulate(
             # Its later evaluations never came.
             continue
         recorded, started = running[number]
-        told = {"step": step, "updates": recorded.updates, **recorded.told.get(step, {})}
-        order = rule.decide(_name(number), told) if rule else None
+        metrics = {"step": step, "updates": recorded.updates, **recorded.evaluations.get(step, {})}
+        order = rule.decide(_name(number), metrics) if rule else None
         if order is None and step < recorded.updates:
             continue
         del running[number]

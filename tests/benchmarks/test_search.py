@@ -22,8 +22,8 @@ def made_up(name: str, phase: str, seed: int, win_rate: float, stability: float,
     """A trial that shows from its start on what it comes to."""
     goals = {"win_rate": win_rate, "stability": stability}
     row = {"label": name, "phase": phase, "seed": seed, "status": "completed", **goals}
-    told = {step: {**goals, "preference_accuracy": win_rate} for step in range(10, 101, 10)}
-    return Recorded(f"{name}-s{seed}", values, told, updates=100, tokens=1000, seconds=0.1, row=row)
+    evaluations = {step: {**goals, "preference_accuracy": win_rate} for step in range(10, 101, 10)}
+    return Recorded(f"{name}-s{seed}", values, evaluations, updates=100, tokens=1000, seconds=0.1, row=row)
 
 
 def grid_of(count: int) -> list[Recorded]:
@@ -175,12 +175,14 @@ def test_what_is_recorded_comes_back_from_its_table(tmp_path, experiment):
     from_run = recording.from_run(trial, tmp_path)
     assert (one.values, one.updates, one.tokens) == (from_run.values, from_run.updates, from_run.tokens)
     # In single precision.
-    assert one.told == {step: pytest.approx(told, rel=1e-6) for step, told in from_run.told.items()}
+    assert one.evaluations == {
+        step: pytest.approx(evaluations, rel=1e-6) for step, evaluations in from_run.evaluations.items()
+    }
     assert one.row["stability"] == pytest.approx(from_run.row["stability"], rel=1e-6)
     assert (one.name, one.updates, one.row["phase"]) == ("cell-00-s1000", 4, "search")
     assert one.values["objective.hard_margin"] == 2.0
-    assert [step for step in one.told if step] == [2, 4]
-    assert {"win_rate", "stability", "preference_accuracy"} <= set(one.told[4])
+    assert [step for step in one.evaluations if step] == [2, 4]
+    assert {"win_rate", "stability", "preference_accuracy"} <= set(one.evaluations[4])
     assert one.tokens > 0
 
 

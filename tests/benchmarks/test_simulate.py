@@ -20,7 +20,7 @@ def recorded(name: str, value: float, *, seconds: float = 10.0) -> Recorded:
     return Recorded(
         name=name,
         values={"knob": name},
-        told={step: {"win_rate": value, "stability": 1 - value} for step in (0, 50, 100)},
+        evaluations={step: {"win_rate": value, "stability": 1 - value} for step in (0, 50, 100)},
         updates=100,
         tokens=1000,
         seconds=seconds,
@@ -73,7 +73,7 @@ def test_a_trial_that_is_stopped_costs_its_share_and_has_no_result():
 
 
 def test_a_trial_ends_with_its_last_update_also_where_it_told_nothing_then():
-    found, _ = play([replace(recorded("early", 0.2), told={0: {"win_rate": 0.2}})])
+    found, _ = play([replace(recorded("early", 0.2), evaluations={0: {"win_rate": 0.2}})])
     assert [(one.ended, one.row["updates"], one.tokens) for one in found] == [(10.0, 100, 1000)]
 
 
