@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import recording
 from benchmarks import search as bench
-from benchmarks.simulate import Recorded
+from benchmarks.simulate import FixedPoints, Recorded, WithinTokens
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.errors import InputError
 
@@ -83,7 +83,7 @@ def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens(tmp_path):
 
 
 def test_what_was_not_trained_of_a_trial_is_left_for_others():
-    within = bench.Within(bench.Given([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}]), 250, each=100)
+    within = WithinTokens(FixedPoints([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}]), 250, each=100)
     assert [within.suggest("a"), within.suggest("b"), within.suggest("c")] == [{"n": 1}, {"n": 2}, None]
     within.on_trial_complete("a", {"tokens": 40})
     # 210 are left, of which 100 are held.
@@ -139,7 +139,7 @@ def test_everything_is_measured_from_a_table_in_one_go(tmp_path, monkeypatch, ex
         known.append(made_up(f"point-{number:03d}", "search", 1000, share, 1 - share**2, **point))
     monkeypatch.setattr(bench, "load_table", lambda table: [*grid_of(27), *known])
     report = bench.measure_search(
-        table=tmp_path / "none", folder=tmp_path, seeds=2, trials=12, trained=0, say=lambda line: None
+        recorded_table=tmp_path / "none", folder=tmp_path, seeds=2, trials=12, trained=0, say=lambda line: None
     )
     assert len(report.truth) == 27
     assert {(found.rule, found.workers) for found in report.found} == {(n, w) for n in bench.RULES for w in (1, 4)}
