@@ -44,7 +44,7 @@ _MOVED = {
     "run_folder": "runs.folder",
     "run_status": "runs.status",
     "tracker_settings": "config.trackers",
-    **{f"on_ray.{name}": "on_ray.cluster" for name in ("cluster_checks", "cluster_file", "rayjob_file")},
+    **{f"on_ray.{name}": "cluster" for name in ("cluster_checks", "cluster_file", "rayjob_file")},
     **{f"on_ray.{name}": "on_ray.resources" for name in ("plan_cluster", "spending")},
     **{f"on_ray.{name}": "on_ray.workers" for name in ("group", "trial")},
     "on_ray.janitor": "on_ray.connection",

@@ -11,7 +11,7 @@ from tests.imports import cycles, imports_of, part_of, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ORDER = "errors < world < objectives < config < runs < data < model < evaluation < training < planning < bench < on_ray < api < live < cli"
+ORDER = "errors < world < objectives < config < cluster < runs < data < model < evaluation < training < planning < bench < on_ray < api < live < cli"
 """A part imports those before it alone."""
 BESIDE = {"search_spaces": "errors config", "analysis": "errors config runs", "presets": "", "__main__": "runs cli"}
 """Parts next to the order, and what they import. `api`, `live` and `cli` alone import the first two."""

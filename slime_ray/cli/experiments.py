@@ -280,7 +280,7 @@ def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
 
 def _doctor(options: argparse.Namespace) -> None:
     if options.cluster:
-        from slime_ray.on_ray.cluster import check_cluster_file
+        from slime_ray.cluster import check_cluster_file
 
         lines = check_cluster_file(options.cluster)
         print(json.dumps({"file": str(options.cluster), "says": lines}, indent=1) if options.json else "\n".join(lines))

@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from slime_ray.cli import make_parser
+from slime_ray.cluster import RayJobFile, check_cluster_file
+from slime_ray.cluster.rayjob import GROUPS, HEAD
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
-from slime_ray.on_ray.cluster import GROUPS, HEAD, RayJobFile, check_cluster_file
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, GCP, RAYJOB = "cluster.yaml", "cluster-gcp.yaml", "kuberay/rayjob.yaml"
