@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_ray.objectives.base import Batch, ReferenceLogps
-from slime_ray.objectives.pairwise import PairwiseObjective, knob
+from slime_ray.objectives.pairwise import PairwiseObjective, Published, knob
 
 WITHOUT_REFERENCE = "log-probs of the policy take the place of log ratios"
 WITHOUT_NLL = "no likelihood of the chosen tokens"
@@ -37,6 +37,12 @@ class DpoObjective(PairwiseObjective):
     name: ClassVar[str] = "dpo"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE, "nll": WITHOUT_NLL}
+    published: ClassVar = {
+        "paper": Published("arXiv 2305.18290, appendix B", {"beta": 0.1}),
+        "rpo": Published(
+            "arXiv 2404.19733: beta 0.1, alpha 1; its NLL is a mean per pair", {"beta": 0.1, "nll_weight": 1.0}
+        ),
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0), scale="sum")
     label_smoothing: float = knob(0.0, at_least=0, at_most=0.5)
@@ -66,6 +72,7 @@ class IpoObjective(PairwiseObjective):
     name: ClassVar[str] = "ipo"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE}
+    published: ClassVar = {"trl": Published("TRL 1.16, default of DPOConfig", {"beta": 0.1, "normalization": "mean"})}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     normalization: Literal["mean", "sum"] = "mean"
@@ -89,6 +96,7 @@ class HingeObjective(PairwiseObjective):
     name: ClassVar[str] = "hinge"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE}
+    published: ClassVar = {"trl": Published("TRL 1.16, default of DPOConfig", {"beta": 0.1})}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     remove: tuple[str, ...] = ()
@@ -112,6 +120,12 @@ class RobustObjective(PairwiseObjective):
 
     name: ClassVar[str] = "robust"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        "paper": Published(
+            "arXiv 2403.00409, appendix B and section 6, as TRL's paper index reads it",
+            {"beta": 0.01, "label_smoothing": 0.1},
+        )
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     label_smoothing: float = knob(0.1, at_least=0, at_most=0.49)
@@ -136,6 +150,12 @@ class ExoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "exo"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        "paper": Published(
+            "arXiv 2402.00856, appendix B, and its label smoothing as TRL 1.16 cites it",
+            {"beta": 0.1, "label_smoothing": 1e-3},
+        )
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     label_smoothing: float = knob(1e-3, above=0, at_most=0.5)
@@ -161,6 +181,7 @@ class NcaObjective(PairwiseObjective):
 
     name: ClassVar[str] = "nca"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {"paper": Published("arXiv 2402.05369, appendix C, whose alpha is beta", {"beta": 0.01})}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
 
@@ -183,6 +204,7 @@ class SppoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "sppo"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {"released": Published("github.com/uclaml/SPPO, scripts/pipeline.sh", {"beta": 0.001})}
 
     beta: float = knob(0.1, above=0, tuned=(0.001, 0.1))
 
@@ -206,6 +228,10 @@ class ApoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "apo"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        variant: Published("arXiv 2408.06266, section 5.2", {"beta": 0.1, "variant": variant})
+        for variant in ("zero", "down")
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     variant: Literal["zero", "down"] = "zero"
@@ -260,6 +286,12 @@ class DpoShiftObjective(PairwiseObjective):
     name: ClassVar[str] = "dpo_shift"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"shift": "DPO"}
+    published: ClassVar = {
+        "released": Published(
+            "github.com/Meaquadddd/DPO-Shift, recipes/llama-3-8b/dpo/config_full_ultrafeedback.yaml",
+            {"beta": 0.01, "shift": 0.7},
+        )
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     shift: float = knob(0.75, above=0, at_most=1, tuned=(0.5, 0.95))
@@ -284,6 +316,9 @@ class DiscopopObjective(PairwiseObjective):
 
     name: ClassVar[str] = "discopop"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        "paper": Published("arXiv 2406.08414, appendices B.1 and E", {"beta": 0.05, "temperature": 0.05})
+    }
 
     beta: float = knob(0.05, above=0)
     temperature: float = knob(0.05, above=0, at_most=1)
