@@ -5,7 +5,7 @@ the policy minus that under the reference, in nats, a sum over tokens unless `no
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -275,11 +275,14 @@ class DpopObjective(PairwiseObjective):
 class DpoShiftObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - shift * r_l)): trades margin for the likelihood of chosen.
 
-    Yang et al. 2025, arXiv 2502.07599. The shift is constant; schedules over training are not supported.
+    Yang et al. 2025, arXiv 2502.07599, whose f(lambda) is `shift`: fixed, or linear in the share of updates made. A
+    call has the shift of the start; `at` gives the objective of later.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
         shift: f, above 0 and up to 1. Smaller pushes the rejected completion less; 1 is DPO.
+        schedule: "fixed", or "linear" from `shift` before the first update to `final_shift` after the last.
+        final_shift: f at the end, above 0 and up to 1. Not read where the shift is fixed.
         remove: Ablations. "shift" leaves DPO.
     """
 
@@ -290,12 +293,28 @@ class DpoShiftObjective(PairwiseObjective):
         "released": Published(
             "github.com/Meaquadddd/DPO-Shift, recipes/llama-3-8b/dpo/config_full_ultrafeedback.yaml",
             {"beta": 0.01, "shift": 0.7},
-        )
+        ),
+        "increasing": Published(
+            "github.com/Meaquadddd/DPO-Shift, increase_linear-0.75to1.0",
+            {"beta": 0.01, "shift": 0.75, "schedule": "linear", "final_shift": 1.0},
+        ),
+        "decreasing": Published(
+            "github.com/Meaquadddd/DPO-Shift, decrease_linear-1.0to0.75",
+            {"beta": 0.01, "shift": 1.0, "schedule": "linear", "final_shift": 0.75},
+        ),
     }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     shift: float = knob(0.75, above=0, at_most=1, tuned=(0.5, 0.95))
+    schedule: Literal["fixed", "linear"] = "fixed"
+    final_shift: float = knob(1.0, above=0, at_most=1)
     remove: tuple[str, ...] = ()
+
+    def at(self, done: float) -> "DpoShiftObjective":
+        """Return the objective of the fixed shift that holds when a share `done` of the updates is made."""
+        if self.schedule == "fixed":
+            return self
+        return replace(self, schedule="fixed", shift=(1 - done) * self.shift + done * self.final_shift)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
         """The shifted loss."""
