@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.config.design import Cell
+from slime_ray.config.design import COMPONENTS, Cell
 from slime_ray.errors import InputError
 
 from . import ablation_table, effects, statistics
@@ -225,10 +225,11 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
             f"{count} main effects. Interactions and Shapley values are not tested; their intervals are not corrected."
         )
         notes += ablation_table.seeds_behind_claims(frame["verdict"], frame["seeds"])
+    nothing = " Without any component nothing is trained." if set(frame["effect_of"]) >= {*COMPONENTS} else ""
     notes.append(
         f"{ALL}: minus none. The Shapley values add up to it: each is the mean, over all orders of adding "
-        "components, of what its component adds. Without any component nothing is trained. Every number is linear in "
-        "the cells; its interval is that of the same sum for each seed and prompt."
+        f"components, of what its component adds.{nothing} Every number is linear in the cells; its interval is that "
+        "of the same sum for each seed and prompt."
     )
     if set(frame["effect_of"]) >= MARGINS:
         notes.append(

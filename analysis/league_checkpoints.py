@@ -40,26 +40,29 @@ def over(leagues: Sequence[Standings], remark: str = "") -> Table:
         [{method: np.nan if row is None else np.nanmean(row[1]) for method, row in one.items()} for one in won]
     )
     places = rates.rank(axis=1, ascending=False, method="min")
+    starts = _starts(leagues)
     # An entry that was not confirmed from one of them cannot lead over all.
-    leader = str(rates.mean(skipna=False).idxmax()) if rates.notna().all().any() else None
-    frame = pd.DataFrame([_row(str(method), leader, won, leagues) for method in rates])
+    everywhere = rates.loc[:, rates.notna().all()].groupby(pd.factorize(np.asarray(starts, dtype=object))[0]).mean()
+    leader = None if everywhere.empty else str(everywhere.mean().idxmax())
+    frame = pd.DataFrame([_row(str(method), leader, won, leagues, starts) for method in rates])
     frame["ranks"] = [
         ", ".join("–" if np.isnan(place) else f"{place:.0f}" for place in places[method]) for method in frame["entry"]
     ]
     frame = frame.sort_values(["rate", "entry"], ascending=[False, True], na_position="last").reset_index(drop=True)
-    rate, count = unit_of(leagues[0].rate)[0], len(leagues)
+    rate, count = unit_of(leagues[0].rate)[0], len(set(starts))
+    within = f" in {len(leagues)} leagues" if count < len(leagues) else ""
     items = "" if _same_items(leagues) is None else " and items"
     return Table(
         frame=frame,
-        caption=f"{' and '.join(run.path.name for run in runs)}: {len(frame)} entries from {count} SFT checkpoints. "
-        f"{remark}".rstrip(),
+        caption=f"{' and '.join(run.path.name for run in runs)}: {len(frame)} entries from {count} SFT "
+        f"checkpoint{'s' * (count > 1)}{within}. {remark}".rstrip(),
         notes=[
             f"{rate} and its difference to {leader or 'a leader, which there is not'}: mean over checkpoints, each of "
             f"which counts as one draw, with Student's t over them{items}; one comparison each, not corrected. Winners "
             "were tuned anew from each, so that the intervals hold tuning too.",
             "ranks: from each checkpoint, in their order. behind: from how many checkpoints the entry is "
             "below the leader; separable: from how many the league's own table tells the two apart that way.",
-            *_repeated(leagues),
+            *_repeated(leagues, starts),
         ],
         columns=(
             Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
@@ -87,49 +90,74 @@ def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None
 
 
 def _row(
-    method: str, leader: str | None, won: Sequence[dict[str, Outcomes | None]], leagues: Sequence[Standings]
+    method: str,
+    leader: str | None,
+    won: Sequence[dict[str, Outcomes | None]],
+    leagues: Sequence[Standings],
+    starts: Sequence[Any],
 ) -> dict[str, Any]:
-    own = [checkpoints.draw(row) for one in won if (row := one[method]) is not None]
+    own = [None if (row := one[method]) is None else checkpoints.draw(row) for one in won]
     pairs = [(one[method], one[leader]) for one in won] if leader not in (None, method) else []
-    gaps = [checkpoints.draw(row, first) for row, first in pairs if row is not None and first is not None]
-    means = [float(np.nanmean(gap)) for gap in gaps if np.isfinite(gap).any()]
+    gaps = [None if row is None or first is None else checkpoints.draw(row, first) for row, first in pairs]
+    means = [float(np.nanmean(gap)) for gap in gaps if gap is not None and np.isfinite(gap).any()]
     labels = [{member.entry.method: label for label, member in one.members.items()} for one in leagues]
     claims = [one.claims.get((of.get(str(leader), ""), of[method])) for one, of in zip(leagues, labels, strict=True)]
     winners = [one.members[of[method]].winner for one, of in zip(leagues, labels, strict=True)]
     scores = [one.scores.get(winner or "") for one, winner in zip(leagues, winners, strict=True)]
-    steady = [checkpoints.draw(one) for one in scores if one is not None]
+    steady = [None if one is None else checkpoints.draw(one) for one in scores]
     same = _same_items(leagues)
     topics = same[0] if same else None
-    if same is None:
-        own, gaps = ([np.asarray(np.nanmean(one)) for one in draws] for draws in (own, gaps))
+    apart = [_one_a_start(each, starts, items=same is not None) for each in (own, gaps)]
     return {
         "entry": method,
         **columns(
             {
-                "rate": checkpoints.over(own, topics, least=0.0),
-                "difference": checkpoints.over(gaps, topics),
-                "stability": checkpoints.over(steady, least=0.0),
+                "rate": checkpoints.over(apart[0], topics, least=0.0),
+                "difference": checkpoints.over(apart[1], topics),
+                "stability": checkpoints.over(_one_a_start(steady, starts, items=True), least=0.0),
             }
         ),
         "behind": sum(mean < 0 for mean in means),
         "separable": sum(claim is not None and claim.matters for claim in claims),
-        "checkpoints": len(own),
-        "settling": checkpoints.settling_words(checkpoints.to_settle(gaps, topics)),
+        "checkpoints": sum(each is not None for each in own),
+        "settling": checkpoints.settling_words(checkpoints.to_settle(apart[1], topics)),
     }
 
 
-def _repeated(leagues: Sequence[Standings]) -> list[str]:
+def _one_a_start(
+    draws: Sequence[checkpoints.Draw | None], starts: Sequence[Any], *, items: bool
+) -> list[checkpoints.Draw]:
+    """The draws of leagues as one of each SFT checkpoint, the mean of its leagues. items: keep them apart."""
+    known: dict[Any, list[checkpoints.Draw]] = {}
+    for drawn, start in zip(draws, starts if draws else (), strict=True):
+        if drawn is not None and np.isfinite(drawn).any():
+            known.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
+    return [np.asarray(np.mean(each, axis=0)) for each in known.values()]
+
+
+def _starts(leagues: Sequence[Standings]) -> list[Any]:
+    """What tells the SFT checkpoints of leagues apart; the same for all where one does not say from which it is."""
     hashes = [_weights(one) for one in leagues]
-    if len(set(hashes)) == len(leagues) and None not in hashes:
+    return [None] * len(hashes) if None in hashes else hashes
+
+
+def _repeated(leagues: Sequence[Standings], starts: Sequence[Any]) -> list[str]:
+    if len(set(starts)) == len(leagues):
         return []
-    return ["Some of these start from the same SFT checkpoint, or do not say from which: they are no new draws."]
+    why = (
+        "do not all say from which SFT checkpoint they start, so they are"
+        if None in starts
+        else ("start from the same SFT checkpoint in part, and those from one are")
+    )
+    return [f"These leagues {why} one draw, their mean. ranks, behind and separable count leagues."]
 
 
 def _weights(found: Standings) -> Any:
     """The hash of the SFT checkpoint that a league starts from."""
     hashes = found.run.manifest.get("hashes") or {}
     own = None if found.sft_seed is None else hashes.get(weights_at(found.sft_seed))
-    return own or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
+    recorded = own or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
+    return recorded or (None if found.sft_seed is None else f"sft.seed {found.sft_seed}")
 
 
 def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None:

@@ -39,7 +39,7 @@ NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
 
 START = "sft"
-"""Of the table's frame: the SFT stage of a row's trials, where rows start from several checkpoints."""
+"""Of the table's frame: the SFT checkpoint of a row's trials, where rows start from several."""
 OVER = ("prompts", "seeds and prompts")
 """What the interval of a row's win rate is over: with few seeds, and with enough of them."""
 
@@ -66,7 +66,7 @@ def win_rate_stability(run: results.Run) -> Table:
         frame = frame.sort_values(
             [lead, "stability", "label"], ascending=[False, False, True], na_position="last"
         ).reset_index(drop=True)
-        starts = frame["label"].map({label: _start(group) for label, group in groups.items()})
+        starts = frame["label"].map(_starts(groups))
         if starts.nunique() > 1:
             frame[START] = starts
         for _, own in frame.groupby(starts, sort=False):
@@ -83,10 +83,32 @@ def win_rate_stability(run: results.Run) -> Table:
     )
 
 
-def _start(trials: pd.DataFrame) -> str:
-    """The settings of the SFT stage that a row's trials start from: another one has other weights and answers."""
-    settings = trials["settings"].iloc[0]
-    return json.dumps(json.loads(settings).get("sft"), sort_keys=True) if isinstance(settings, str) else ""
+def _starts(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """What tells the SFT checkpoints of rows apart: another one has other weights and other answers.
+
+    Where a row's trials have recorded none, failed early or are of an earlier version, all settings that it can follow
+    from tell it.
+    """
+    made_of = {label: _made_of(trials["settings"].iloc[0]) for label, trials in groups.items()}
+    recorded = {
+        label: str(known.iloc[0])
+        for label, trials in groups.items()
+        if "sft_checkpoint" in trials and len(known := trials["sft_checkpoint"].dropna())
+    }
+    same = {made_of[label]: checkpoint for label, checkpoint in recorded.items()}
+    return {label: recorded.get(label, same.get(key, key)) for label, key in made_of.items()}
+
+
+def _made_of(settings: Any) -> str:
+    """The settings of a trial that its SFT checkpoint can follow from. Adapters trained on it are none of them."""
+    if not isinstance(settings, str):
+        return ""
+    known = json.loads(settings)
+    model, sft = dict(known.get("model") or {}), known.get("sft")
+    lora = model.pop("lora", None)
+    if sft:
+        sft = sft | {"lora": lora if sft.get("lora") == "same" else sft.get("lora")}
+    return json.dumps([sft, model, known.get("data")], sort_keys=True)
 
 
 def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:

@@ -78,9 +78,9 @@ def _spaces_show(options: argparse.Namespace) -> None:
 
 
 def _presets_show(options: argparse.Namespace) -> None:
-    from slime_ray.config.presets import load_preset
+    from slime_ray.config.presets import preset_text
 
-    print(load_preset(options.preset).path.read_text(encoding="utf-8"), end="")
+    print(preset_text(options.preset), end="")
 
 
 def _spaces(options: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""Named fragments of `base`: one YAML per recipe and one per model family, joined with a slash (`gemma3-4b/paper`)."""
+"""Named fragments of `base`, joined with a slash (`gemma3-4b/paper`).
+
+One YAML per recipe and one per model family; those of objectives' published knobs follow from `published` of each.
+"""
 
 import dataclasses
 import json
@@ -8,26 +11,39 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from slime_ray.config.yaml_source import YamlSource, load_yaml
+from slime_ray.config.yaml_source import read_value
 from slime_ray.errors import InputError, near
-from slime_ray.objectives import find_objective
+from slime_ray.objectives import OBJECTIVES, find_objective
+
+
+def _published() -> dict[str, str]:
+    """The YAML of each objective's published knobs, by name."""
+    return {
+        f"{name}-{key}": f"summary: {json.dumps(each.summary(name))}\n"
+        f"base:\n  objective: {json.dumps({'name': name, **each.knobs})}\n"
+        for name, kind in OBJECTIVES.items()
+        for key, each in getattr(kind, "published", {}).items()
+    }
 
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
-    return sorted(
-        Path(str(entry)).stem
-        for entry in resources.files("slime_ray.presets").iterdir()
-        if str(entry).endswith(".yaml")
-    )
+    files = resources.files("slime_ray.presets").iterdir()
+    return sorted([*_published(), *(Path(str(file)).stem for file in files if str(file).endswith(".yaml"))])
 
 
-def load_preset(name: str) -> YamlSource:
-    """One preset file by its name. Raises InputError that names the nearest presets."""
+def preset_text(name: str) -> str:
+    """The YAML of one preset by its name. Raises InputError that names the nearest presets."""
+    if (text := _published().get(name)) is not None:
+        return text
     if name not in preset_names():
         raise InputError(f"There is no preset {name!r}{near(name, preset_names())}.")
-    with resources.as_file(resources.files("slime_ray.presets") / f"{name}.yaml") as path:
-        return load_yaml(path)
+    return (resources.files("slime_ray.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """What one preset says: `summary` and `base`. Raises InputError for an unknown name."""
+    return dict(read_value(preset_text(name)))
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -53,13 +69,13 @@ def preset_base(name: str) -> dict[str, Any]:
     """The `base` of one preset, or of several joined by slashes, the later laid on the earlier."""
     base: dict[str, Any] = {}
     for part in name.split("/"):
-        base = merge(base, load_preset(part).data.get("base", {}))
+        base = merge(base, load_preset(part).get("base", {}))
     return base
 
 
 def describe_presets() -> dict[str, str]:
     """Every preset with its one-line summary."""
-    return {name: str(load_preset(name).data.get("summary", "")) for name in preset_names()}
+    return {name: str(load_preset(name).get("summary", "")) for name in preset_names()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -97,6 +97,6 @@ def _quoted(text: str) -> str:
 
 
 def _source(preset: str) -> str | None:
-    model = load_preset(preset).data["base"].get("model") or {}
+    model = load_preset(preset)["base"].get("model") or {}
     source = model.get("source")
     return str(source) if source else None

@@ -11,6 +11,7 @@ from slime_ray.objectives.base import (
     ReferenceLogps,
     Term,
     Unit,
+    objective_at,
     pair_means,
     pair_sums,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "matched_knobs",
     "matched_margin_weight",
     "matched_strength",
+    "objective_at",
     "pair_means",
     "pair_sums",
     "tuned_ranges",

@@ -7,7 +7,7 @@ can divide by the counts of the whole effective batch, however it is cut into mi
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -113,6 +113,15 @@ class Objective(Protocol):
     ) -> ObjectiveOutput:
         """The terms of one batch."""
         ...
+
+
+def objective_at(objective: Objective, done: float) -> Objective:
+    """Return an objective as it is when a share `done` of the updates is made, from 0 to 1.
+
+    One whose knobs change during training has a method `at(done)`, which gives an objective of fixed ones; others stay.
+    """
+    at: Callable[[float], Objective] | None = getattr(objective, "at", None)
+    return at(done) if callable(at) else objective
 
 
 def pair_sums(logps: Tensor, lengths: Tensor) -> Tensor:

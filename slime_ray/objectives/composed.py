@@ -25,7 +25,8 @@ class ComposedObjective(PairwiseObjective):
         exponential: exp(-x), cut at e**50
         linear:      -x
         none:        0
-    A test shows which choices are SLIME, DPO, IPO, SLiC, SimPO, CPO, AlphaPO, ORPO, SimPER, DPOP, DPO-Shift and SFT.
+    A test shows which choices are SLIME, DPO, IPO, SLiC, SimPO, CPO, AlphaPO, ORPO, SimPER, DPOP, DPO-Shift of a fixed
+    shift, and SFT.
 
     Args:
         against_reference: Scores are log ratios to the reference model instead of log-probs.

@@ -5,7 +5,7 @@ the policy minus that under the reference, in nats, a sum over tokens unless `no
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_ray.objectives.base import Batch, ReferenceLogps
-from slime_ray.objectives.pairwise import PairwiseObjective, knob
+from slime_ray.objectives.pairwise import PairwiseObjective, Published, knob
 
 WITHOUT_REFERENCE = "log-probs of the policy take the place of log ratios"
 WITHOUT_NLL = "no likelihood of the chosen tokens"
@@ -37,6 +37,12 @@ class DpoObjective(PairwiseObjective):
     name: ClassVar[str] = "dpo"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE, "nll": WITHOUT_NLL}
+    published: ClassVar = {
+        "paper": Published("arXiv 2305.18290, appendix B", {"beta": 0.1}),
+        "rpo": Published(
+            "arXiv 2404.19733: beta 0.1, alpha 1; its NLL is a mean per pair", {"beta": 0.1, "nll_weight": 1.0}
+        ),
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0), scale="sum")
     label_smoothing: float = knob(0.0, at_least=0, at_most=0.5)
@@ -66,6 +72,7 @@ class IpoObjective(PairwiseObjective):
     name: ClassVar[str] = "ipo"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE}
+    published: ClassVar = {"trl": Published("TRL 1.16, default of DPOConfig", {"beta": 0.1, "normalization": "mean"})}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     normalization: Literal["mean", "sum"] = "mean"
@@ -89,6 +96,7 @@ class HingeObjective(PairwiseObjective):
     name: ClassVar[str] = "hinge"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"reference": WITHOUT_REFERENCE}
+    published: ClassVar = {"trl": Published("TRL 1.16, default of DPOConfig", {"beta": 0.1})}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     remove: tuple[str, ...] = ()
@@ -112,6 +120,12 @@ class RobustObjective(PairwiseObjective):
 
     name: ClassVar[str] = "robust"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        "paper": Published(
+            "arXiv 2403.00409, appendix B and section 6, as TRL's paper index reads it",
+            {"beta": 0.01, "label_smoothing": 0.1},
+        )
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     label_smoothing: float = knob(0.1, at_least=0, at_most=0.49)
@@ -136,6 +150,12 @@ class ExoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "exo"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        "paper": Published(
+            "arXiv 2402.00856, appendix B, and its label smoothing as TRL 1.16 cites it",
+            {"beta": 0.1, "label_smoothing": 1e-3},
+        )
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     label_smoothing: float = knob(1e-3, above=0, at_most=0.5)
@@ -161,6 +181,7 @@ class NcaObjective(PairwiseObjective):
 
     name: ClassVar[str] = "nca"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {"paper": Published("arXiv 2402.05369, appendix C, whose alpha is beta", {"beta": 0.01})}
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
 
@@ -183,6 +204,7 @@ class SppoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "sppo"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {"released": Published("github.com/uclaml/SPPO, scripts/pipeline.sh", {"beta": 0.001})}
 
     beta: float = knob(0.1, above=0, tuned=(0.001, 0.1))
 
@@ -206,6 +228,10 @@ class ApoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "apo"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        variant: Published("arXiv 2408.06266, section 5.2", {"beta": 0.1, "variant": variant})
+        for variant in ("zero", "down")
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     variant: Literal["zero", "down"] = "zero"
@@ -249,21 +275,46 @@ class DpopObjective(PairwiseObjective):
 class DpoShiftObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - shift * r_l)): trades margin for the likelihood of chosen.
 
-    Yang et al. 2025, arXiv 2502.07599. The shift is constant; schedules over training are not supported.
+    Yang et al. 2025, arXiv 2502.07599, whose f(lambda) is `shift`: fixed, or linear in the share of updates made. A
+    call has the shift of the start; `at` gives the objective of later.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
         shift: f, above 0 and up to 1. Smaller pushes the rejected completion less; 1 is DPO.
+        schedule: "fixed", or "linear" from `shift` before the first update to `final_shift` after the last.
+        final_shift: f at the end, above 0 and up to 1. Not read where the shift is fixed.
         remove: Ablations. "shift" leaves DPO.
     """
 
     name: ClassVar[str] = "dpo_shift"
     uses_reference: ClassVar[bool] = True
     parts: ClassVar = {"shift": "DPO"}
+    published: ClassVar = {
+        "released": Published(
+            "github.com/Meaquadddd/DPO-Shift, recipes/llama-3-8b/dpo/config_full_ultrafeedback.yaml",
+            {"beta": 0.01, "shift": 0.7},
+        ),
+        "increasing": Published(
+            "github.com/Meaquadddd/DPO-Shift, increase_linear-0.75to1.0",
+            {"beta": 0.01, "shift": 0.75, "schedule": "linear", "final_shift": 1.0},
+        ),
+        "decreasing": Published(
+            "github.com/Meaquadddd/DPO-Shift, decrease_linear-1.0to0.75",
+            {"beta": 0.01, "shift": 1.0, "schedule": "linear", "final_shift": 0.75},
+        ),
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     shift: float = knob(0.75, above=0, at_most=1, tuned=(0.5, 0.95))
+    schedule: Literal["fixed", "linear"] = "fixed"
+    final_shift: float = knob(1.0, above=0, at_most=1)
     remove: tuple[str, ...] = ()
+
+    def at(self, done: float) -> "DpoShiftObjective":
+        """Return the objective of the fixed shift that holds when a share `done` of the updates is made."""
+        if self.schedule == "fixed":
+            return self
+        return replace(self, schedule="fixed", shift=(1 - done) * self.shift + done * self.final_shift)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
         """The shifted loss."""
@@ -284,6 +335,9 @@ class DiscopopObjective(PairwiseObjective):
 
     name: ClassVar[str] = "discopop"
     uses_reference: ClassVar[bool] = True
+    published: ClassVar = {
+        "paper": Published("arXiv 2406.08414, appendices B.1 and E", {"beta": 0.05, "temperature": 0.05})
+    }
 
     beta: float = knob(0.05, above=0)
     temperature: float = knob(0.05, above=0, at_most=1)

@@ -48,6 +48,19 @@ def tuned_ranges(objective: type) -> dict[str, tuple[float, float]]:
     return {name: tuned for name, tuned in every.items() if tuned is not None}
 
 
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Knobs of an objective as somebody published them, and where. Each is a preset, OBJECTIVE-NAME."""
+
+    source: str
+    knobs: Mapping[str, Any]
+
+    def summary(self, objective: str) -> str:
+        """Return one line about it."""
+        knobs = ", ".join(f"{knob} {value}" for knob, value in self.knobs.items())
+        return f"{objective} with {knobs}, as published: {self.source}"
+
+
 class PairwiseObjective:
     """Base of an objective with one loss a pair and, where it has `nll_weight`, the chosen tokens' likelihood.
 
@@ -59,6 +72,7 @@ class PairwiseObjective:
     uses_reference: ClassVar[bool] = False
     pairs_together: ClassVar[int | None] = None
     parts: ClassVar[Mapping[str, str]] = {}
+    published: ClassVar[Mapping[str, Published]] = {}
     push_knob: ClassVar[str | None] = None
     """The knob that multiplies the loss of pairs, where there is one."""
 

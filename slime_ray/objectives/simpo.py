@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_ray.objectives.base import Batch, ReferenceLogps
-from slime_ray.objectives.pairwise import PairwiseObjective, knob
+from slime_ray.objectives.pairwise import PairwiseObjective, Published, knob
 
 WITHOUT_NLL = "no likelihood of the chosen tokens"
 LARGEST_POWER = 50.0
@@ -38,6 +38,13 @@ class SimpoObjective(PairwiseObjective):
         "length_normalization": "sums over tokens take the place of means",
         "target_margin": "gamma is 0",
         "nll": WITHOUT_NLL,
+    }
+    published: ClassVar = {
+        "trl": Published("TRL 1.16, defaults of CPOConfig", {"beta": 0.1, "gamma": 0.5, "nll_weight": 1.0}),
+        "gemma2": Published(
+            "github.com/princeton-nlp/SimPO, training_configs/gemma-2-9b-it-simpo.yaml, gamma / beta 0.5",
+            {"beta": 10.0, "gamma": 5.0, "nll_weight": 0.0},
+        ),
     }
 
     beta: float = knob(2.0, above=0, tuned=(2.0, 10.0), scale="mean")
@@ -66,6 +73,12 @@ class CpoObjective(PairwiseObjective):
 
     name: ClassVar[str] = "cpo"
     parts: ClassVar = {"nll": WITHOUT_NLL}
+    published: ClassVar = {
+        "released": Published(
+            "beta of github.com/fe1ixxu/ALMA, runs/cpo_ft.sh; NLL of TRL 1.16, default of CPOConfig",
+            {"beta": 0.1, "nll_weight": 1.0},
+        )
+    }
 
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
     nll_weight: float = knob(1.0, at_least=0, tuned=(0.1, 1.0))
@@ -123,6 +136,12 @@ class OrpoObjective(PairwiseObjective):
     name: ClassVar[str] = "orpo"
     push_knob: ClassVar[str | None] = "beta"
     parts: ClassVar = {"odds_ratio": "NLL alone", "nll": WITHOUT_NLL}
+    published: ClassVar = {
+        "released": Published(
+            "github.com/xfactlab/orpo, scripts/run_mistral_orpo_beta.sh, whose alpha is beta",
+            {"beta": 0.1, "nll_weight": 1.0},
+        )
+    }
 
     beta: float = knob(0.1, at_least=0, tuned=(0.05, 1.0))
     nll_weight: float = knob(1.0, at_least=0)

@@ -22,6 +22,7 @@ TRIAL_SCHEMA = pa.schema(
         "overrides": _TEXT,  # JSON: what this trial set over base, by path
         "settings": _TEXT,  # JSON: its complete settings
         "config_hash": _TEXT,
+        "sft_checkpoint": _TEXT,  # hash of the weights that it starts from; null where it failed before
         "prompt_set": _TEXT,  # selection or report
         "judge": _TEXT,
         "stability_version": _TEXT,
@@ -152,5 +153,6 @@ LATER = {
     "kept_update",
     "row_tokens",
     "retention",
+    "sft_checkpoint",
 }
 """Columns that runs of an earlier version lack; they are read as null, but `turn` as 1."""

@@ -19,6 +19,7 @@ from slime_ray.errors import InputError, SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.evaluation.judges import AnyJudge
 from slime_ray.model.logprobs import Policy
+from slime_ray.objectives import objective_at
 from slime_ray.training import attempts
 from slime_ray.training.callbacks import load_callbacks
 from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
@@ -155,7 +156,8 @@ class Measurements:
             "entropy": float(now.entropy.mean()),
             "top_probability": float(now.top_probability.mean()),
         }
-        self.curves.add(step, "held_out", metrics | measure_activity(self.objective, before, now))
+        current = objective_at(self.objective, step / max(1, updates))
+        self.curves.add(step, "held_out", metrics | measure_activity(current, before, now))
         try:
             seen = self.sentinel.look(step, before, now)
         except SlimeRayError as error:

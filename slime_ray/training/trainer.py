@@ -18,7 +18,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
-from slime_ray.objectives import Objective, ObjectiveOutput
+from slime_ray.objectives import Objective, ObjectiveOutput, objective_at
 from slime_ray.training.checkpoint import (
     Saved,
     load_progress,
@@ -101,6 +101,7 @@ class PreferenceTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.objective: Objective = objective
+        self._current = objective
         self.policy, self.dropout = policy, dropout
         self.saved: Saved | None = None
         self.after_update, self.urgent = after_update, urgent
@@ -195,6 +196,7 @@ class PreferenceTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over the micro-batches of one update; returns this rank's share of the loss."""
         update: Update = inputs["update"]
+        self._current = objective_at(self.objective, self.state.global_step / self.updates)
         set_train_mode(self.policy.lm, dropout=self.dropout)
         if self.loader.together:
             return self._step(model, update)
@@ -234,7 +236,7 @@ class PreferenceTrainer(Trainer):
     def _loss(self, model: Any, batch: MicroBatch, counts: Mapping[str, int]) -> torch.Tensor:
         """This micro-batch's share of the update's loss. 0-d, in the graph."""
         logps = model(batch.rows)
-        output = self.objective(
+        output = self._current(
             logps.chosen,
             logps.chosen_lengths,
             logps.rejected,

@@ -241,6 +241,7 @@ def _train_and_measure(
     training = TrainingLoop(trial, folder, pairs, policy, measure, hosting, trackers)
     outcome = training.run()
     row: dict[str, Any] = {
+        "sft_checkpoint": stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"]),
         "updates": outcome.updates,
         "kept_update": outcome.kept,
         "planned_updates": outcome.planned,

@@ -286,6 +286,19 @@ def test_theirs_and_ours_are_told_apart(loo):
         assert words in paper.caption + " ".join(paper.notes)
 
 
+@pytest.mark.parametrize("objective", ["slime", "composed"])
+def test_parts_of_another_objective_are_not_set_beside_those_of_slime(objective):
+    design = factorial(("anchor", "stabilizer"))
+    run = run_of(design, played(design, {"anchor": 0.5}))
+    run.trials["objective"] = objective
+    _, effects, paper = tables_of(run, design)
+    assert len(paper.frame) == (5 if objective == "slime" else 0)
+    assert not any("nothing is trained" in note for note in effects.notes)
+    every = factorial()
+    _, effects, _ = tables_of(run_of(every, played(every, {"anchor": 0.5})), every)
+    assert any("Without any component nothing is trained" in note for note in effects.notes)
+
+
 def test_exponents_and_methods_find_their_rows_in_the_paper():
     path = "objective.stabilizer_exponent"
     design = knobs("exponent", {path: 2.5}, {path: 1.0}, {path: 3.0})

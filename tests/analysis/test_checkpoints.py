@@ -163,6 +163,40 @@ def test_rows_from_different_checkpoints_are_not_compared():
     assert not any("every other row (" in one for one in said)
 
 
+SETTINGS = {
+    "sft": {"seed": 0, "lora": "same"},
+    "model": {"source": "small", "lora": {"rank": 4}},
+    "data": {"train": "pairs", "pairs": 100},
+}
+
+
+def starts_of(settings, recorded=None):
+    """How many SFT checkpoints a table tells apart whose rows have these settings."""
+    run = designs.run_of(designs.leave_one_out(), by_rate([0.5] * len(settings)))
+    trials = run.trials.assign(settings=run.trials["label"].map({k: json.dumps(v) for k, v in settings.items()}))
+    if recorded is not None:
+        trials = trials.assign(sft_checkpoint=trials["label"].map(recorded))
+    return len(tables.by_start(tables.win_rate_stability(replace(run, trials=trials)).frame))
+
+
+@pytest.mark.parametrize("other", [{"model": {"source": "large", "lora": {"rank": 4}}}, {"data": {"train": "others"}}])
+def test_rows_of_another_model_or_data_are_not_compared_though_their_sft_settings_agree(other):
+    settings = {"a": SETTINGS, "b": SETTINGS | other}
+    assert starts_of({"a": SETTINGS, "b": SETTINGS}) == 1
+    assert starts_of(settings) == 2
+    # What was recorded knows better than settings: other pairs to train on may leave the checkpoint as it is.
+    assert starts_of(settings, {"a": "x", "b": "x"}) == 1
+    assert starts_of(settings, {"a": "x", "b": "y"}) == 2
+
+
+def test_a_row_that_failed_early_or_trains_other_adapters_starts_where_the_others_do():
+    assert starts_of({"a": SETTINGS, "b": SETTINGS}, {"a": "x", "b": None}) == 1
+    # As an arm with adapters of its own has it: those of stage 1 stay base's.
+    own = SETTINGS | {"model": {"source": "small", "lora": {"rank": 8}}, "sft": {"seed": 0, "lora": {"rank": 4}}}
+    assert starts_of({"a": SETTINGS, "b": own}) == 1
+    assert starts_of({"a": SETTINGS, "b": own | {"sft": {"seed": 0, "lora": {"rank": 8}}}}) == 2
+
+
 def test_an_effect_that_changes_between_checkpoints_is_shown_as_such():
     run, design, won = design_run((0.3, 0.25, -0.1))
     found = ablation_table.Cells.of(run, design)

@@ -407,6 +407,40 @@ def test_leagues_from_several_checkpoints_are_compared_with_the_checkpoint_as_on
     assert not any("same SFT checkpoint" in note for note in table.notes)
 
 
+@pytest.mark.parametrize("same_items", [False, True])
+def test_leagues_from_one_checkpoint_are_one_draw(same_items):
+    hashes = {"prompts_report": "p"} if same_items else {}
+    won = [by_rate([0.7, 0.5, 0.3], seed=1), by_rate([0.3, 0.7, 0.3], seed=2), by_rate([0.8, 0.5, 0.3], seed=3)]
+
+    def table(every, starts):
+        runs = [
+            replace(from_checkpoint(start, one, hashes={"sft_checkpoint": start, **hashes}), path=Path(f"run-{place}"))
+            for place, (start, one) in enumerate(zip(starts, every, strict=True))
+        ]
+        return comparing.compare(runs)
+
+    found = table(won, ("x", "x", "y"))
+    assert "3 entries from 2 SFT checkpoints in 3 leagues" in found.caption
+    assert any(note.endswith("ranks, behind and separable count leagues.") for note in found.notes)
+    # As one league of all their seeds.
+    both = {name: np.concatenate([won[0][name], won[1][name]]) for name in "abc"}
+    expected = table([both, won[2]], ("x", "y")).frame.set_index("entry")
+    frame = found.frame.set_index("entry")
+    columns = [name + end for name in ("rate", "difference") for end in ("", "_low", "_high")]
+    pd.testing.assert_frame_equal(frame[columns], expected.loc[frame.index, columns])
+    assert frame.loc["c", ["behind", "checkpoints"]].tolist() == [3, 3]
+    # Three draws would have said more than they know.
+    apart = table(won, ("x", "y", "z")).frame.set_index("entry")
+    assert (
+        frame.loc["c", "rate_high"] - frame.loc["c", "rate_low"]
+        != apart.loc["c", "rate_high"] - apart.loc["c", "rate_low"]
+    )
+    # Which of them are new draws is not known where one does not say from where it starts.
+    unsaid = table(won, ("x", None, "y"))
+    assert "from 1 SFT checkpoint in 3 leagues" in unsaid.caption
+    assert unsaid.frame[["rate_low", "difference_high"]].isna().all(axis=None)
+
+
 def test_leagues_that_differ_in_more_say_so():
     won = by_rate([0.7, 0.5])
     runs = [from_checkpoint(0, won), from_checkpoint(0, won, decoding={"temperature": 0.5})]

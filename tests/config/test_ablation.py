@@ -208,7 +208,7 @@ def test_a_method_of_another_objective_keeps_none_of_the_centers_knobs(tmp_path)
 
 def test_designs_are_crossed_with_seeds_and_every_shipped_one_has_five(tmp_path):
     assert set(shipped_designs()) == {
-        "exponent", "factorial", "leave_one_out", "methods", "sensitivity", "table3", "table4", "table5",
+        "exponent", "factorial", "leave_one_out", "methods", "parts", "sensitivity", "table3", "table4", "table5",
     }  # fmt: skip
     for name in shipped_designs():
         experiment = load_experiment(find_space(name))

@@ -1,6 +1,7 @@
 """What the presets hold, what they become when joined, and how two of them differ."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,16 @@ from slime_ray.cli import main
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import ABSENT, PresetDifference, compare_presets, preset_base, preset_names
 from slime_ray.config.settings import Settings
+from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
-from slime_ray.objectives import ReleasedSlimeObjective, SimpoObjective, SlimeObjective
+from slime_ray.objectives import (
+    OBJECTIVES,
+    ReleasedSlimeObjective,
+    SimpoObjective,
+    SlimeObjective,
+    build_objective,
+    tuned_ranges,
+)
 
 FAMILIES = ("arithmetic", "notes", "gemma3-4b", "llama3.2-3b", "qwen3-4b")
 RECIPES = {
@@ -24,6 +33,27 @@ RECIPES = {
     # gamma / beta is 0.5.
     "simpo-recommended": SimpoObjective(beta=2.0, gamma=1.0, nll_weight=0.0),
 }
+PUBLISHED = {
+    "dpo-paper": build_objective("dpo", beta=0.1),
+    "dpo-rpo": build_objective("dpo", beta=0.1, nll_weight=1.0),
+    "ipo-trl": build_objective("ipo", beta=0.1, normalization="mean"),
+    "hinge-trl": build_objective("hinge", beta=0.1),
+    "robust-paper": build_objective("robust", beta=0.01, label_smoothing=0.1),
+    "exo-paper": build_objective("exo", beta=0.1, label_smoothing=0.001),
+    "nca-paper": build_objective("nca", beta=0.01),
+    "sppo-released": build_objective("sppo", beta=0.001),
+    "apo-zero": build_objective("apo", beta=0.1, variant="zero"),
+    "apo-down": build_objective("apo", beta=0.1, variant="down"),
+    "dpo_shift-released": build_objective("dpo_shift", beta=0.01, shift=0.7),
+    "dpo_shift-increasing": build_objective("dpo_shift", beta=0.01, shift=0.75, schedule="linear", final_shift=1.0),
+    "dpo_shift-decreasing": build_objective("dpo_shift", beta=0.01, shift=1.0, schedule="linear", final_shift=0.75),
+    "discopop-paper": build_objective("discopop", beta=0.05, temperature=0.05),
+    "simpo-trl": build_objective("simpo", beta=0.1, gamma=0.5, nll_weight=1.0),
+    "simpo-gemma2": build_objective("simpo", beta=10.0, gamma=5.0),
+    "cpo-released": build_objective("cpo", beta=0.1, nll_weight=1.0),
+    "orpo-released": build_objective("orpo", beta=0.1, nll_weight=1.0),
+}
+"""Written anew from the sources that `slime-ray presets` names."""
 
 
 def settings(name: str) -> Settings:
@@ -48,7 +78,49 @@ def test_a_recipe_joined_to_a_family_is_its_objective_on_that_model_and_data(fam
 
 def test_every_objective_that_a_preset_names_is_one_of_these() -> None:
     named = {name for name in preset_names() if "objective" in preset_base(name)}
-    assert named == {*RECIPES, *FAMILIES}
+    assert named == {*RECIPES, *FAMILIES, *PUBLISHED}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_preset_is_its_objective_and_says_nothing_else(name: str) -> None:
+    assert preset_base(name).keys() == {"objective"}
+    assert settings(f"arithmetic/paper/{name}").objective.build() == PUBLISHED[name]
+    assert settings(f"arithmetic/paper/{name}").training == settings("arithmetic/paper").training
+
+
+def test_what_is_published_lies_where_the_objective_is_tuned() -> None:
+    # But for TRL's SimPO, which has DPO's beta on means, and for a shift that starts as DPO.
+    outside = {
+        f"{kind.name}-{key}: {knob}"
+        for kind in OBJECTIVES.values()
+        for key, each in getattr(kind, "published", {}).items()
+        for knob, (low, high) in tuned_ranges(kind).items()
+        if each.knobs.get(knob) and not low <= each.knobs[knob] <= high
+    }
+    assert outside == {"simpo-trl: beta", "simpo-trl: gamma", "dpo_shift-decreasing: shift"}
+
+
+def test_a_league_starts_an_entry_from_what_is_published(tmp_path: Path) -> None:
+    path = tmp_path / "cup.yaml"
+    path.write_text(
+        "name: cup\npreset: arithmetic\nleague:\n  trials: 3\n"
+        "  entries: {nca: {start_from: [nca-paper]}, orpo: {start_from: [orpo-released]}}\n"
+    )
+    nca, _ = load_experiment(path).league.entries  # type: ignore[union-attr]
+    assert [point["objective.beta"] for point in nca.search["known_points"]] == [0.1, 0.01]
+
+
+def test_the_text_of_a_published_preset_is_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "show", "apo-down"]) == 0
+    assert load_yaml(_written(tmp_path / "mine.yaml", capsys.readouterr().out)).data == {
+        "summary": "apo with beta 0.1, variant down, as published: arXiv 2408.06266, section 5.2",
+        "base": {"objective": {"name": "apo", "beta": 0.1, "variant": "down"}},
+    }
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def test_what_a_recipe_does_not_say_comes_from_the_one_it_is_joined_to() -> None:
@@ -131,7 +203,7 @@ def test_the_command_prints_the_differences_in_columns(capsys: pytest.CaptureFix
     [
         ("released-exat", "Did you mean 'released-exact'?"),
         ("gemma3-4b/papr", "Did you mean 'paper'?"),
-        ("", "Allowed: arithmetic"),
+        ("", "arithmetic, "),
     ],
 )
 def test_an_unknown_preset_is_refused_with_the_nearest(

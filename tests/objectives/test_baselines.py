@@ -1,5 +1,6 @@
 """Every objective but SLIME: TRL's numbers for the same inputs, values by hand, the ranges of the knobs."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,9 @@ from slime_ray.objectives import (
     SftObjective,
     SimpoObjective,
     build_objective,
+    objective_at,
 )
+from slime_ray.objectives.probe import differ
 
 GOLDEN = json.loads(Path(__file__).with_name("trl_losses.json").read_text())["cases"]
 ONE = torch.tensor([1])
@@ -91,6 +94,26 @@ def test_simper_is_the_difference_of_inverse_perplexities() -> None:
     output = build_objective("simper")(tensor([-1.0, -2.0]), torch.tensor([2]), tensor([-0.5]), ONE)
     chosen = (math.exp(-1.0) * math.exp(-2.0)) ** (1 / 2)
     assert output.loss.item() == pytest.approx(math.exp(-0.5) - chosen, abs=1e-12)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0.75, 1.0), (1.0, 0.75), (0.6, 0.6)])
+def test_a_scheduled_shift_is_at_every_share_of_training_the_fixed_one_on_its_line(first: float, last: float) -> None:
+    objective: Any = build_objective("dpo_shift", beta=0.4, shift=first, schedule="linear", final_shift=last)
+    for done in (0.0, 0.25, 1.0):
+        current: Any = objective_at(objective, done)
+        assert current.shift == pytest.approx(first + done * (last - first), abs=1e-15)
+        assert dataclasses.replace(current, shift=first, schedule="linear") == objective
+        assert objective_at(current, 0.9) is current
+    fixed = build_objective("dpo_shift", shift=first, final_shift=last)
+    assert objective_at(fixed, 0.5) is fixed
+
+
+def test_a_shift_that_starts_as_dpo_is_a_part_all_the_same() -> None:
+    falling: Any = build_objective("dpo_shift", shift=1.0, schedule="linear", final_shift=0.75)
+    assert differ(falling, dataclasses.replace(falling, remove=("shift",)))
+    assert differ(falling, build_objective("dpo_shift", shift=1.0))
+    still: Any = build_objective("dpo_shift", shift=1.0, final_shift=0.75)
+    assert not differ(still, dataclasses.replace(still, remove=("shift",)))
 
 
 def test_orpo_of_certain_and_of_hopeless_completions_still_pushes() -> None:

@@ -76,7 +76,7 @@ def test_a_run_of_an_earlier_version_has_no_pairs_and_is_read(run, kept):
 
 def test_a_run_of_an_earlier_version_lacks_columns_and_is_read_without_them(run):
     results.consolidate(run)
-    later = ["attempts", "lost_seconds", "alarm", "planned_updates", "kept_update"]
+    later = ["attempts", "lost_seconds", "alarm", "planned_updates", "kept_update", "sft_checkpoint"]
     file = run / "trials.parquet"
     pd.read_parquet(file).drop(columns=later).to_parquet(file)
     trials = results.load(run).trials

@@ -12,7 +12,7 @@ from slime_ray.config.settings import Schedule
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.sharding import shard
-from slime_ray.objectives import DpoObjective, ReleasedSlimeObjective, SlimeObjective
+from slime_ray.objectives import DpoObjective, DpoShiftObjective, ReleasedSlimeObjective, SlimeObjective
 from slime_ray.training.trainer import Metrics, Next, PreferenceTrainer
 
 CONFIG = LlamaConfig(
@@ -46,7 +46,8 @@ def run(row_tokens: int, scratch: Path, *, sharded: bool = False) -> dict[str, t
     Gradients themselves are added where every rank holds all of them.
     """
     found: dict[str, torch.Tensor] = {}
-    for objective in (SlimeObjective(), DpoObjective(), ReleasedSlimeObjective(micro_batch_pairs=3)):
+    scheduled = DpoShiftObjective(shift=0.5, schedule="linear")
+    for objective in (SlimeObjective(), DpoObjective(), ReleasedSlimeObjective(micro_batch_pairs=3), scheduled):
         torch.manual_seed(0)
         lm = AutoModelForCausalLM.from_config(CONFIG, attn_implementation="sdpa").double()
         policy = Policy(lm)

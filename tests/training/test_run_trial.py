@@ -16,6 +16,7 @@ from slime_ray.training import attempts
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Command, Paused
 from slime_ray.training.outcome import blank_row
+from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
 from . import trial_worker
@@ -44,6 +45,13 @@ def test_the_parts_of_the_row_are_what_its_pairs_answers_and_curves_come_to(expe
     assert row["pairs"] == len(pairs) == 24
     margins = (pairs["chosen_logp"] - pairs["rejected_logp"]).mean()
     assert row["mean_margin"] == pytest.approx(margins, abs=1e-12)
+
+
+def test_the_row_names_the_weights_that_its_trial_starts_from(experiment, storage, whole):
+    rows = [computed(whole, trial)[0] for trial in arm_trials(experiment)]
+    assert {row["sft_checkpoint"] for row in rows} == {
+        prepare(experiment.settings, storage=storage, report=nothing).hashes["sft_weights"]
+    }
 
 
 def test_component_activity_stands_in_the_curves_from_first_to_last_step(experiment, whole):
@@ -186,6 +194,9 @@ def test_neither_ranks_nor_sharding_change_a_trial(alone, on_ranks, tmp_path, ra
     assert row.pop("workers") == ranks
     assert row["kept_update"] == 2
     assert expected.pop("workers") == 1
+    # Ranks add up gradients in another order: their stage has other last digits.
+    assert row.pop("sft_checkpoint")
+    assert expected.pop("sft_checkpoint")
     numbers = {name for name, value in expected.items() if isinstance(value, float)}
     assert {n: row[n] for n in row.keys() - numbers} == {n: expected[n] for n in expected.keys() - numbers}
     assert {n: row[n] for n in numbers} == pytest.approx({n: expected[n] for n in numbers}, rel=1e-4, abs=1e-5)

@@ -28,6 +28,7 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import (
     DpoObjective,
+    DpoShiftObjective,
     Objective,
     ReleasedSlimeObjective,
     SftObjective,
@@ -254,6 +255,49 @@ def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_pat
     assert losses[1] == losses[0][stop_at:]
     assert resumed.pairs_seen == 20 + 20 + 8
     assert first.tokens_seen < resumed.tokens_seen
+
+
+RISING = DpoShiftObjective(beta=0.4, shift=0.5, schedule="linear", final_shift=1.0)
+
+
+def test_a_scheduled_shift_trains_as_a_plain_loop_does(model, tmp_path):
+    pairs, updates = draw_pairs(8), 5
+    schedule = Schedule(learning_rate=1e-2, updates=updates, schedule="constant", weight_decay=0.0)
+    curves, weights, _ = train(model, tmp_path, RISING, pairs=pairs, schedule=schedule, row_tokens=40)
+    lm = copy.deepcopy(model).train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2, betas=(0.9, schedule.adam_beta2), weight_decay=0.0)
+    losses = []
+    for update in range(updates):
+        # As in the authors' trainer: updates made, over all updates.
+        shift = 0.5 + 0.5 * update / updates
+        logits = [
+            (logp(lm, pair.prompt_ids, pair.chosen_ids) - pair.reference_chosen)
+            - shift * (logp(lm, pair.prompt_ids, pair.rejected_ids) - pair.reference_rejected)
+            for pair in pairs
+        ]
+        loss = -torch.nn.functional.logsigmoid(0.4 * torch.stack(logits)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert [row["loss"] for row in curves] == pytest.approx(losses, abs=1e-5)
+    torch.testing.assert_close(weights, torch.cat([p.detach().flatten() for p in lm.parameters()]), rtol=0, atol=1e-5)
+
+
+def logp(lm, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """The sum of a completion's token log-probs by transformers, one sequence at a time."""
+    ids = torch.tensor([[*prompt, *completion]])
+    logps = lm(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return logps.gather(1, ids[0, len(prompt) :, None]).sum()
+
+
+def test_a_scheduled_shift_goes_on_where_training_was_interrupted(model, tmp_path):
+    run = {"schedule": Schedule(learning_rate=1e-2, updates=5), "checkpoints": tmp_path / "checkpoints"}
+    whole, weights, _ = train(model, tmp_path, RISING, **run)
+    train(model, tmp_path, RISING, stop_at=2, **run)
+    after, resumed, _ = train(model, tmp_path, RISING, saved=latest(tmp_path / "checkpoints"), **run)
+    assert after == whole[2:]
+    assert torch.equal(resumed, weights)
 
 
 def test_a_checkpoint_is_whole_and_the_only_one_and_holds_no_pickle(model, tmp_path):
