@@ -104,6 +104,8 @@ class SearchReader:
         for path, ways in self.keys.search.items():
             self._check_path(path)
             several = isinstance(ways, list)
+            if several and not ways:
+                raise self.error(("search", path), f"{path} is drawn in no way. Give it a range, or leave it out")
             for index, one in enumerate(ways if several else [ways]):
                 at: KeyPath = ("search", path, index) if several else ("search", path)
                 dimension: Dimension = self.check(Dimension, one, at, where=f"{path}: ")
