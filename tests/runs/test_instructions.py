@@ -82,7 +82,11 @@ def test_a_clone_has_the_knobs_of_its_trial_but_for_what_was_changed(run, experi
         ("search-0009", {"objective.hard_margin": 1.0}, "no trial search-0009 that has begun"),
         ("search-0001", {}, "A clone has to differ"),
         ("search-0001", {"objective.hard_margn": 1.0}, "Did you mean 'hard_margin'"),
-        ("search-0001", {"evaluation.selection_prompts": 1}, "selection_prompts cannot be a clone's own: it decides how"),
+        (
+            "search-0001",
+            {"evaluation.selection_prompts": 1},
+            "selection_prompts cannot be a clone's own: it decides how",
+        ),
         ("search-0001", {"data.seed": 3}, "data.seed cannot be a clone's own: the SFT checkpoint"),
         ("search-0001", {"objective.hard_margin": -1.0}, "hard_margin is -1.0: must be a finite number >= 0"),
     ],
