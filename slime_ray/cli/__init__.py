@@ -2,7 +2,6 @@
 
 import argparse
 import codecs
-import errno
 import io
 import os
 import shlex
@@ -80,10 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if debug or error.errno != errno.ENAMETOOLONG:
+        if debug or error.filename is None or error.strerror is None:
             raise
-        print(f"slime-ray: {str(error.filename)[:60]}...: the name is too long for a file system.", file=sys.stderr)
-        return 2
+        place, reason = str(error.filename), error.strerror[0].lower() + error.strerror[1:]
+        shown = place if len(place) <= 200 else f"{place[:60]}..."
+        print(f"slime-ray: {redact_sentence(shown)}: {reason}. Give another place, or mend this one.", file=sys.stderr)
+        return 1 if hasattr(options, "start") else 2
     return 0
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slime_ray.config.request_fields import request_fields
-from slime_ray.config.strict import Located, Positive, Strict, fingerprint
+from slime_ray.config.strict import Located, Positive, Strict, fingerprint, located
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError, near
 
@@ -175,7 +175,7 @@ def _read_template(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     with resources.as_file(resources.files("slime_ray.presets") / "judges") as folder:
-        path = folder / f"{value}.yaml" if value in shipped_templates() else Path(value).expanduser()
+        path = folder / f"{value}.yaml" if value in shipped_templates() else Path(located(value))
         if path.suffix not in (".yaml", ".yml"):
             raise ValueError(
                 f"{value!r} is neither a .yaml file nor a shipped template{near(value, shipped_templates())}"
@@ -221,7 +221,8 @@ def variable(value: str) -> str:
 def address(value: str) -> str:
     """Refuse what is no address of a server, or holds secrets."""
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    # A port that is none is told by reading it.
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(f"is not an address such as {Llm.model_fields['base_url'].default}")
     if parts.username or parts.password or parts.query:
         raise ValueError("holds more than an address. Leave user, password and query out; the key has api_key_env")

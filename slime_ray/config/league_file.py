@@ -101,7 +101,8 @@ class LeagueReader:
                 raise self.error(
                     ("league", "entries", entry.label), f"{entry.label} is the same as {same}. Remove one of them"
                 )
-        first, *_ = self.goals
+        # Where there is none, that is said of the file.
+        first = next(iter(self.goals), "")
         keep = f" that keep {' and '.join(self.constraints)}" if self.constraints else ""
         rule = (
             f"of an entry's completed trials{keep} the one that the fewest others beat in {' and '.join(self.goals)}, "

@@ -1,8 +1,10 @@
 """What is measured of a trial: the columns of its row that may be goals of a search, or be held to a limit."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 JUDGED = ("win_rate",)
@@ -33,19 +35,21 @@ class Constraint:
     def parse(cls, text: str) -> "Constraint":
         """Read `column <= number` or `column >= number`. Raises ValueError for anything else."""
         match = _CONSTRAINT.match(text)
-        if match is None:
+        if match is None or not math.isfinite(float(match[3])):
             raise ValueError(f"{text!r} is not understood: write `column <= number`, such as `broken_outputs <= 0.05`")
         return cls(match[1], match[2] == "<=", float(match[3]))
 
     def excess(self, row: Mapping[Any, Any]) -> float:
         """By how much it is broken; at most 0 where it is kept. A number that is missing breaks it."""
         value = row.get(self.column)
-        if not isinstance(value, (int, float)) or value != value:
+        if not isinstance(value, Real) or value != value:
             return UNKNOWN
         return float(value) - self.limit if self.at_most else self.limit - float(value)
 
     def __str__(self) -> str:
-        return f"{self.column} {'<=' if self.at_most else '>='} {self.limit:g}"
+        # An experiment keeps this text, so it has to be read as the very same limit.
+        limit = f"{self.limit:g}" if float(f"{self.limit:g}") == self.limit else repr(self.limit)
+        return f"{self.column} {'<=' if self.at_most else '>='} {limit}"
 
 
 def violation(row: Mapping[Any, Any], constraints: Sequence[Constraint]) -> float:

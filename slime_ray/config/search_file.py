@@ -104,6 +104,8 @@ class SearchReader:
         for path, ways in self.keys.search.items():
             self._check_path(path)
             several = isinstance(ways, list)
+            if several and not ways:
+                raise self.error(("search", path), f"{path} is drawn in no way. Give it a range, or leave it out")
             for index, one in enumerate(ways if several else [ways]):
                 at: KeyPath = ("search", path, index) if several else ("search", path)
                 dimension: Dimension = self.check(Dimension, one, at, where=f"{path}: ")
@@ -118,13 +120,10 @@ class SearchReader:
         return dimensions
 
     def _check_path(self, path: str) -> None:
+        if (why := why_fixed(path)) is not None:
+            raise self.error(("search", path), f"{path} cannot be searched: {why}. Set it in base, or make arms of it")
         if any(_below(path, allowed) for allowed in SEARCHED):
             return
-        for refused, why in NOT_SEARCHED.items():
-            if _below(path, refused):
-                raise self.error(
-                    ("search", path), f"{path} cannot be searched: {why}. Set it in base, or make arms of it"
-                )
         training = self.base.get("training") or {}
         if training.get("updates") == 0 and "training.updates" not in self.keys.search:
             raise self.error(("search", path), "base has training.updates: 0, and without training no knob matters")
@@ -301,6 +300,13 @@ class SearchReader:
                     "Search it too, or leave the point out",
                 )
         return values
+
+
+def why_fixed(path: str) -> str | None:
+    """Why trials of a search must not differ in a setting; None where they may."""
+    if any(_below(path, allowed) for allowed in SEARCHED):
+        return None
+    return next((why for fixed, why in NOT_SEARCHED.items() if _below(path, fixed)), None)
 
 
 def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Scalar]) -> Point:

@@ -19,8 +19,15 @@ class Strict(BaseModel):
 
 def located(value: str) -> str:
     """A local file or folder by its absolute path, since trials run in other folders; anything else as it was given."""
-    path = Path(value).expanduser()
-    return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
+    try:
+        path = Path(value).expanduser()
+        return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value
+    except PermissionError:
+        return value
+    except (OSError, RuntimeError) as error:
+        # Of a name that is too long, and of a home that nobody has.
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ValueError(f"{value:.60} is no path of this machine: {reason}. Correct it") from None
 
 
 LONGEST_NAME = 100

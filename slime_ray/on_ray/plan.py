@@ -45,9 +45,10 @@ class Part:
 
     def extend(self, trials: int) -> None:
         """Search on, for so many trials more."""
-        before = self.part.trials
-        self.part = replace(self.part, trials=before + trials)
-        self.ids += [self.part.trial_id(number) for number in range(before + 1, before + trials + 1)]
+        known = {*self.every_id(), *self.rows}
+        self.part = replace(self.part, trials=self.part.trials + trials)
+        # Of a run that was extended before, some of them may have finished.
+        self.ids += [name for name in self.every_id() if name not in known]
 
     def next(self) -> Trial | None:
         """The next trial of the search; None where all have begun."""

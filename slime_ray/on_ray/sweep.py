@@ -118,6 +118,8 @@ def run_sweep(
         log_file(run / "log.txt"),
         announced(run),
     ):
+        experiment = with_extensions(experiment, run)
+        manifest["experiment"]["budget"]["trials"] = experiment.budget.trials
         memory = study_storage(run, study) if experiment.searches else None
         sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
         if "earlier" not in manifest:
@@ -219,6 +221,18 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
         )
     if by:
         print_line(sweep.console, f"Ended by budget.{by}; {meter.spent}.")
+
+
+def with_extensions(experiment: Experiment, run: Path) -> Experiment:
+    """Add the trials that the search was extended by while it ran, which the file knows nothing of.
+
+    Once its winners are confirmed the search is over, and what was asked for then was refused.
+    """
+    asked, budget = Instructions.read(run).extensions, experiment.budget.trials
+    over = any(row["phase"] == "confirm" for row in results.finished_trials(run).values())
+    while experiment.search and not over and (more := asked.get(budget, 0)) > 0:
+        budget += more
+    return experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": budget})})
 
 
 def _keep_extension(sweep: Sweep, trials: int) -> None:

@@ -29,7 +29,9 @@ def opened(address: str, mirror: RunStore | None = None) -> Iterator[tuple[Path,
     """
     if not is_url(address):
         run = Path(address).resolve()
-        yield run, RunStore(run.parent)
+        disk = RunStore(run.parent)
+        with disk.answering():
+            yield run, disk
         return
     # Bringing the copy up to date deletes what another command has yet to send.
     with one_at_a_time(address):

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from slime_ray.config.complaints import explain
 from slime_ray.config.experiment import Experiment, with_values
+from slime_ray.config.search_file import why_fixed
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.runs import results
@@ -103,6 +104,10 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
     values = values_of(run, trial_id) | dict(changes)
     if not changes:
         raise InputError("A clone has to differ from its trial: give --set knob=value.")
+    for path in changes:
+        # It is ranked among the trials of the search, and may win.
+        if (why := why_fixed(path)) is not None:
+            raise InputError(f"--set: {path} cannot be a clone's own: {why}. Run an experiment with it in base.")
     try:
         Settings.model_validate(with_values(experiment.base, values))
     except ValidationError as error:

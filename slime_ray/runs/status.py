@@ -100,7 +100,9 @@ def announced(run: Path) -> Iterator[None]:
 def read_status(run: Path) -> RunStatus:
     """What the run's sweep last said; one that has ended, where it said nothing that can be read."""
     try:
-        status = RunStatus(**json.loads((run / STATUS).read_text(encoding="utf-8")))
+        text = (run / STATUS).read_text(encoding="utf-8")
+        # The loss of a policy that breaks is NaN, which no browser reads as JSON.
+        status = RunStatus(**json.loads(text, parse_constant=lambda name: None))
     except (OSError, ValueError, TypeError, RecursionError):
         return RunStatus()
     numbers = all(

@@ -13,6 +13,7 @@ from slime_ray.config.judge import lasting
 from slime_ray.config.points import Point, Search, path_of, value_at
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension, Scalar
+from slime_ray.config.strict import located
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 from slime_ray.runs.pareto import best_rows
@@ -114,7 +115,10 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
 def _folder(where: str) -> Path:
     """The run's folder, or a copy of it."""
     if not is_url(where):
-        return Path(where).expanduser()
+        try:
+            return Path(located(where))
+        except ValueError as error:
+            raise InputError(f"start_from: {error}.") from None
     return copied(where, skip=(results.CHECKPOINTS, results.MODEL))[0]
 
 

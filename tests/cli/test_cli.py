@@ -157,6 +157,15 @@ def test_a_report_is_a_path_for_who_wants_quiet_and_numbers_for_a_script(capsys,
     assert (row["label"], row["win_rate"]) == ("a", 0.25)
 
 
+def test_a_place_that_cannot_be_written_is_a_sentence(capsys, two_runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "both.csv"
+    assert cli.main(["compare", *map(str, two_runs), "--csv", str(place)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"slime-ray: {tmp_path / 'file'}")
+    assert "not a directory" in told
+
+
 def test_runs_beside_each_other_are_json_for_a_script(capsys, two_runs):
     assert cli.main(["compare", *map(str, two_runs), "--json"]) == 0
     assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["one", "two"]

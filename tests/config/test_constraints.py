@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -138,3 +139,19 @@ def test_retention_is_a_metric_only_where_it_is_measured(tmp_path):
         base={"evaluation": {"retention": retention}},
     )
     assert found.constraints == ["retention >= -0.01"]
+
+
+def test_the_text_that_an_experiment_keeps_is_read_as_the_very_same_limit():
+    limits = ["tokens <= 12345678", "win_rate >= 0.123456789", "kl_to_sft <= 1e-7"]
+    kept = experiment(constraints=limits)
+    assert [one.limit for one in kept.limits] == [12345678, 0.123456789, 1e-7]
+    assert violation({"tokens": 12345679, "win_rate": 1.0, "kl_to_sft": 0.0}, kept.limits) == 1.0
+
+
+def test_a_number_of_numpys_is_a_number():
+    assert violation({"tokens": np.int64(5)}, [Constraint.parse("tokens <= 7")]) == 0.0
+
+
+def test_a_limit_that_is_no_finite_number_is_refused():
+    with pytest.raises(InputError, match="'tokens <= 1e999' is not understood"):
+        experiment(constraints=["tokens <= 1e999"])

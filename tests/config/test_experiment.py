@@ -388,3 +388,17 @@ def test_the_answer_to_a_key_of_another_library_is_a_key_that_there_is():
             assert path[1] in field.annotation.model_fields, ours
         if path[:2] == ["model", "lora"]:
             assert path[2] in Lora.model_fields, ours
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/pairs.jsonl", "x" * 5000])
+@pytest.mark.parametrize("key", ["data.train", "model.source", "evaluation.questions", "model.tokenizer"])
+def test_a_path_that_no_machine_could_look_for_is_refused_with_a_sentence(key, path):
+    with pytest.raises(InputError, match=rf"{key}: .* is no path of this machine: "):
+        load_experiment({"name": "one", "preset": "arithmetic", "arms": {"a": {}}}, overrides={key: path})
+
+
+def test_a_searched_path_without_a_range_is_refused_and_not_left_out():
+    data = {"name": "one", "preset": "arithmetic", "budget": {"trials": 2}}
+    data["search"] = {"objective.hard_margin": {"uniform": [1.0, 2.0]}, "objective.anchor_weight": []}
+    with pytest.raises(InputError, match=r"objective\.anchor_weight is drawn in no way"):
+        load_experiment(data)

@@ -48,6 +48,8 @@ def test_judges_are_named_as_text_or_with_their_settings(experiment):
         (LLM + ", budget: {cost: 3}}", "budget.cost needs prices"),
         (LLM + ", budget: {euros: 3}}", "evaluation.judge.budget.euros: unknown key"),
         (LLM + ", base_url: 'http://me:secret@host/v1'}", "holds more than an address"),
+        (LLM + ", base_url: 'http://host:99999/v1'}", "Port out of range"),
+        ("{name: llm, model: x, template: ~nobody-of-this-name/own.yaml}", "is no path of this machine"),
         (LLM + ", base_url: 'ftp://host'}", "is not an address such as https://"),
         (LLM + ", request: {stream: true}}", "holds stream, which is fixed by the judge"),
         (LLM + ", request: {max_completion_tokens: 9}}", "which is evaluation.judge.max_tokens"),

@@ -222,3 +222,8 @@ def test_a_complaint_names_the_line_of_the_entry(tmp_path):
     )
     with pytest.raises(InputError, match=r"cup\.yaml:13: objective\.beta: low 0\.5 is not below high"):
         load_experiment(file)
+
+
+def test_a_league_without_a_goal_is_refused():
+    with pytest.raises(InputError, match="there is no goal"):
+        load_experiment(yaml.safe_load(TEXT) | {"goals": {}})

@@ -12,9 +12,9 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import TrialPlan, confirm_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
-from slime_ray.on_ray.sweep import lost_values, own_rows
+from slime_ray.on_ray.sweep import lost_values, own_rows, with_extensions
 from slime_ray.runs import results
-from slime_ray.runs.instructions import Clone
+from slime_ray.runs.instructions import Clone, ask_for_more
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import write_status
 
@@ -134,6 +134,35 @@ def test_a_search_that_runs_is_extended_and_one_that_is_over_is_not(experiment, 
     assert names[:4] == ["search-0003", "search-0004", "search-0005", "confirm-search-0005-s0"]
     assert not plan.extend(1)
     assert "search-0006" not in plan.missing()
+
+
+def test_a_search_that_was_extended_is_gone_on_with_by_the_command_that_began_it(experiment, tmp_path):
+    plan = plan_for(experiment, tmp_path)
+    run(plan, stop_after=6)
+    plan.extend(3)
+    for tune_id in ("a", "b"):
+        plan.suggest(tune_id)
+        plan.on_trial_complete(tune_id, result(4))
+    assert [name for name in plan.rows if name.startswith("search")][-1] == "search-0004"
+    (tmp_path / "instructions").mkdir()
+    ask_for_more(tmp_path, 3, 2)
+    ask_for_more(tmp_path, 5, 1)
+    ask_for_more(tmp_path, 9, 9)
+    extended = with_extensions(experiment, tmp_path)
+    assert extended.budget.trials == 6
+    assert with_extensions(extended, tmp_path) == extended
+    assert plan_for(extended, tmp_path, rows=plan.rows).missing() == ["search-0005", "search-0006"]
+    # Where an extension is taken up while it runs, a trial that has finished is given no second point.
+    again = plan_for(experiment, tmp_path, rows=plan.rows)
+    assert again.extend(3)
+    assert run(again)[:2] == ["search-0005", "search-0006"]
+
+
+def test_an_extension_that_came_too_late_is_not_taken_up_later(experiment, tmp_path):
+    row = results.trial_row(trial_id="confirm-search-0001-s0", phase="confirm", label="search-0001", overrides={})
+    results.write_trial(tmp_path, row=row | {"status": "completed"}, answers=[], curves=[])
+    ask_for_more(tmp_path, 3, 2)
+    assert with_extensions(experiment, tmp_path) == experiment
 
 
 def test_a_study_that_cannot_be_told_keeps_no_trial_from_ending(experiment, tmp_path):

@@ -82,6 +82,12 @@ def test_a_clone_has_the_knobs_of_its_trial_but_for_what_was_changed(run, experi
         ("search-0009", {"objective.hard_margin": 1.0}, "no trial search-0009 that has begun"),
         ("search-0001", {}, "A clone has to differ"),
         ("search-0001", {"objective.hard_margn": 1.0}, "Did you mean 'hard_margin'"),
+        (
+            "search-0001",
+            {"evaluation.selection_prompts": 1},
+            "selection_prompts cannot be a clone's own: it decides how",
+        ),
+        ("search-0001", {"data.seed": 3}, "data.seed cannot be a clone's own: the SFT checkpoint"),
         ("search-0001", {"objective.hard_margin": -1.0}, "hard_margin is -1.0: must be a finite number >= 0"),
     ],
 )
@@ -289,3 +295,18 @@ def test_watching_a_run_at_work_prints_what_changed_until_it_ends(run, capsys, m
     assert out.count("trials have ended") == 3
     assert [out.count(step) for step in ("3/10", "7/10")] == [1, 1]
     assert next(stages, None) is None
+
+
+def test_a_loss_that_is_not_a_number_is_unknown_to_whoever_reads_the_status(run):
+    write_status(run, finished=1, total=4, trials={"search-0002": {"loss": float("nan"), "step": 3}})
+    running = describe(run)["running"]["search-0002"]
+    assert running["loss"] is None
+    json.loads(json.dumps(describe(run)), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("command", [["stop"], ["clone", "--set", "objective.hard_margin=2.5"]])
+def test_a_run_that_cannot_be_written_is_told_in_a_sentence(run, command, capsys):
+    write_status(run, finished=1, total=4, trials={"search-0002": {"values": {}}})
+    (run / "instructions").write_text("no folder")
+    assert cli.main([command[0], str(run), "search-0002", *command[1:]]) == 1
+    assert "could not be used (FileExistsError: " in capsys.readouterr().err
