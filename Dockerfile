@@ -1,6 +1,6 @@
 # The image of every node of a cluster: Ray's own, and slime-ray in it at the versions of constraints.txt.
 #
-#   docker build -t REGISTRY/slime-ray:0.1.0-ray2.60.0-py311 .
+#   docker build -t REGISTRY/slime-ray:0.2.0-ray2.60.0-py311 .
 #
 # The tag says which Ray and Python are inside; `slime-ray doctor --cluster FILE` compares them.
 FROM rayproject/ray:2.60.0-py311-gpu

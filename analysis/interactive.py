@@ -111,9 +111,10 @@ def front_data(found: Findings) -> dict[str, Any] | None:
     points += [_row(run, row, column) for _, row in rows.iloc[::-1].iterrows()]
     if not points:
         return None
-    # Texts that many trials share, such as prompts: each kept once and named by its place.
+    # Texts and steps that many trials share: each kept once and named by its place.
     texts: dict[str, int] = {}
-    details = _details(run, points, texts)
+    steps: dict[tuple[int, ...], int] = {}
+    details = _details(run, points, texts, steps)
     heights = [point[end] for point in points for end in ("y", "low", "high") if point[end] is not None]
     return {
         "x": f"stability S ({version_of(run)}; square-root scale), more is better",
@@ -126,6 +127,7 @@ def front_data(found: Findings) -> dict[str, Any] | None:
         "front": [{"x": _short(x), "y": _short(100 * y)} for x, y in front_corners(keeping(run, search), column)],
         "details": details,
         "texts": list(texts),
+        "steps": [list(of_line) for of_line in steps],
     }
 
 
@@ -161,7 +163,6 @@ def _point(
 ) -> dict[str, Any]:
     x, left, right = (_short(value) for value in place)
     low, high = (_short(100 * about.get(f"{column}_{end}", np.nan)) for end in ("low", "high"))
-    words = "; ".join(f"{name} {value}" for name, value in facts)
     return {
         "id": f"{kind} {label}",
         "label": label,
@@ -173,7 +174,6 @@ def _point(
         "low": low,
         "high": high,
         "facts": facts,
-        "said": f"{kind} {label}: {words}",
     }
 
 
@@ -199,11 +199,13 @@ def _free(points: list[dict[str, Any]]) -> float:
     return min((0.5, 0.75, 0.25, 0.88, 0.12), key=lambda place: sum(abs(place - x) < 0.12 for x in near))
 
 
-def _details(run: Run, points: list[dict[str, Any]], texts: dict[str, int]) -> dict[str, Any]:
-    """Curves and answers of each point's trials, by the point's id."""
+def _details(
+    run: Run, points: list[dict[str, Any]], texts: dict[str, int], steps: dict[tuple[int, ...], int]
+) -> dict[str, Any]:
+    """Curves and answers of each point's trials, by the point's id. texts, steps: by what is shared its place."""
     kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
     curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
-    lines = _lines(curves)
+    lines = _lines(curves, shared=steps)
     seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
     pairs = first_pairs(run.answers, longest=longest)
@@ -227,10 +229,10 @@ def _details(run: Run, points: list[dict[str, Any]], texts: dict[str, int]) -> d
     return details
 
 
-def _lines(curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[str, list[dict[str, Any]]]:
     """The lines of each trial: panel, name, seed, steps, values, and of how many updates a value is the mean.
 
-    curves: by step, of the measures of CURVES alone.
+    curves: by step, of the measures of CURVES alone. shared: by its steps the place that a line has for them.
     """
     curves = curves[np.isfinite(curves["value"])]
     all_steps, all_values, seeds = (curves[name].to_numpy() for name in ("step", "value", "seed"))
@@ -248,7 +250,7 @@ def _lines(curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
                 "panel": panel,
                 "name": name,
                 "seed": int(seeds[places[0]]),
-                "steps": steps[ends - 1].tolist(),
+                "steps": shared.setdefault(tuple(steps[ends - 1].tolist()), len(shared)),
                 "values": [_short(mean) for mean in means.tolist()],
                 "updates": int(lengths[0]),
             }

@@ -70,8 +70,10 @@ def slices(searched: Searched, columns: Columns) -> "Figure":
             values = searched.shown(row)
             for panel, column in zip(panels[row], columns, strict=True):
                 x = searched.places[:, column]
+                # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.
                 panel.scatter(
                     x[complete], values[complete], c=drawn[complete], cmap=COLOURS, s=14, linewidths=0, alpha=0.9,
+                    clip_on=False,
                 )  # fmt: skip
                 panel.plot(
                     x[front], values[front], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,

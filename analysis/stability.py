@@ -61,7 +61,9 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
     by_pairs, by_prompts = _of_pairs(pairs, resamples), _of_prompts(answers, resamples)
     if any(name not in by_pairs or name not in by_prompts for name in names):
         return {}
-    spikes = [_spikes(curves[curves["trial_id"] == name], place, resamples) for place, name in enumerate(names)]
+    # Grouped once: a search of the whole table for each of a thousand trials takes longer than all else.
+    series = _spiking(curves)
+    spikes = [_spikes(*series.get(name, ([], [])), place, resamples) for place, name in enumerate(names)]
     found = {}
     for name, (steps, quiet) in zip(names, spikes, strict=True):
         (of_pairs, of_tokens), (of_prompts, of_answers) = by_pairs[name], by_prompts[name]
@@ -184,7 +186,18 @@ def _resampled_sums(
     }
 
 
-def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> tuple[np.ndarray, bool]:
+def _spiking(curves: pd.DataFrame) -> dict[str, list[list[float]]]:
+    """By trial, the values of the metrics of SPIKING in the order of its updates."""
+    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
+    groups = dict(curves.groupby(["trial_id", "metric"]).indices)
+    values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
+    return {
+        name: [values[groups.get((name, metric), none)].tolist() for metric in SPIKING]
+        for name in curves["trial_id"].unique()
+    }
+
+
+def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
     """Part T of every resample, its steps drawn in blocks, and whether no step spiked.
 
     `place` tells the trials of a row apart.
@@ -192,8 +205,6 @@ def _spikes(curves: pd.DataFrame, place: int, resamples: int) -> tuple[np.ndarra
     Spikes come in runs, so that single steps are not independent: circular blocks of about the cube root of the number
     of steps are drawn (Politis and Romano 1992).
     """
-    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
-    losses, norms = (curves["value"][curves["metric"] == name].tolist() for name in SPIKING)
     flags = spike_flags(losses, norms)
     if not len(flags):
         return np.zeros(resamples), True

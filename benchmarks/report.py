@@ -34,8 +34,8 @@ SPACE: dict[str, tuple[float, float]] = {
 }
 HELD_OUT = ("chosen_logp", "rejected_logp", "chosen_drift", "mean_margin", "preference_accuracy", "entropy")
 TRAIN = ("loss", "grad_norm", "learning_rate", "chosen_logp", "rejected_logp", "anchor", "stabilizer", "margin")
-BOUNDS = {"page_bytes": 3e6, "seconds": 10.0}
-"""What is promised of a run of 100 trials."""
+BOUNDS = {100: (10, 3), 1000: (60, 8)}
+"""By trials, at most so many seconds and megabytes of the page are promised."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def page_table(report: PageReport) -> str:
             f"matplotlib {report.matplotlib}, {report.date}; {len(report.seconds)} rounds",
             table(("trials", "characters", "seconds", "CPU s", "command s", "page MB", "all files MB"), [row]),
             "Characters of an answer. Seconds: medians over rounds, by the wall and of this process; command: of "
-            "`slime-ray report` in a process of its own, with Python's start and all imports. Promised of 100 trials "
-            f"are at most {BOUNDS['seconds']:.0f} s and {BOUNDS['page_bytes'] / 1e6:.0f} MB.",
+            "`slime-ray report` in a process of its own, with Python's start and all imports. Promised are at most "
+            + ", ".join(f"{time} s and {size} MB of {trials:,} trials" for trials, (time, size) in BOUNDS.items())
+            + ".",
         ]
     )
 

@@ -13,6 +13,10 @@
   };
   // By height and not by the order of drawing: so arrow keys go up and down.
   const points = [...data.points].sort((one, other) => other.y - one.y || other.x - one.x);
+  // As the specification names it: what a screen reader says of a point.
+  for (const point of points) {
+    point.said = `${point.kind} ${point.label}: ${point.facts.map(([name, value]) => `${name} ${value}`).join("; ")}`;
+  }
   const byId = new Map(points.map((point) => [point.id, point]));
   let front = null;
   let current = points[0].id;
@@ -125,7 +129,7 @@
       const spec = read("curves-spec");
       spec.description = `${title}, from ${lines.map((line) => `${line.name} seed ${line.seed}: ${line.values[0]} to ${line.values.at(-1)}`).join("; ")}`;
       spec.data.values = lines.flatMap((line) =>
-        line.steps.map((step, place) => ({ step, value: line.values[place], name: line.name, seed: line.seed })));
+        data.steps[line.steps].map((step, place) => ({ step, value: line.values[place], name: line.name, seed: line.seed })));
       charts.push([chart, spec]);
     }
     // Only now that all stand side by side is it known how wide each is.

@@ -38,7 +38,7 @@ def test_a_point_stands_where_the_tables_say_and_tells_knobs_and_intervals(data)
     # 17 of 24 prompts.
     assert trial["y"] == pytest.approx(70.83)
     assert trial["low"] < 70.83 < trial["high"]
-    assert "objective.hard_margin 2" in trial["said"]
+    assert ["objective.hard_margin", "2"] in trial["facts"]
 
 
 def test_the_front_runs_from_the_left_edge_down_the_unbeaten_trials(data):
@@ -52,7 +52,7 @@ def test_a_row_has_the_curves_of_all_its_seeds_and_the_answers_of_its_first(data
     assert [(line["name"], line["seed"]) for line in detail["lines"]] == [
         ("chosen", 0), ("rejected", 0), ("chosen", 1), ("rejected", 1),
     ]  # fmt: skip
-    assert detail["lines"][0]["steps"] == [0, 5, 10]
+    assert data["steps"][detail["lines"][0]["steps"]] == [0, 5, 10]
     assert detail["lines"][0]["values"] == [-0.1, -0.15, -0.2]
     assert detail["seed"] == 0
     assert [data["texts"][pair["prompt"]] for pair in detail["answers"]] == [f"question {i}" for i in range(5)]
@@ -62,6 +62,7 @@ def test_a_row_has_the_curves_of_all_its_seeds_and_the_answers_of_its_first(data
 
 
 def test_what_trials_share_is_there_once(data):
+    assert sum(len(detail["lines"]) for detail in data["details"].values()) > len(data["steps"]) == 2
     assert len(data["texts"]) == len(set(data["texts"]))
     assert data["texts"].count("baseline 0") == 1
 
@@ -69,11 +70,12 @@ def test_what_trials_share_is_there_once(data):
 def test_long_curves_are_told_by_means_and_long_answers_are_cut(tmp_path):
     add_trial(tmp_path, "a", label="a", won=[1.0] * 6, answer=lambda index: "x" * 5000, updates=600)
     run = results.load(finish(tmp_path))
-    detail = interactive.front_data(Findings(run))["details"]["arm a"]
+    data = interactive.front_data(Findings(run))
     # 121 evaluations, at 0 to 600: the first stretch has three.
-    chosen = detail["lines"][0]
-    assert len(chosen["steps"]) == len(chosen["values"]) == 60
-    assert (chosen["steps"][0], chosen["steps"][-1], chosen["updates"]) == (10, 600, 3)
+    chosen = data["details"]["arm a"]["lines"][0]
+    steps = data["steps"][chosen["steps"]]
+    assert len(steps) == len(chosen["values"]) == 60
+    assert (steps[0], steps[-1], chosen["updates"]) == (10, 600, 3)
     assert chosen["values"][0] == pytest.approx(-0.1 - 0.01 * 5)
 
 

@@ -117,6 +117,23 @@ def test_ids_occur_once_and_references_lead_somewhere(page):
     assert set(used) <= set(ids)
 
 
+def test_a_drawing_on_the_page_is_that_of_the_file_to_a_hundredth_of_a_point(written, page):
+    number = re.compile(r"-?\d+\.?\d*")
+    drawn = re.findall(r'<svg role="img" aria-label="([^"]+)".*?</svg>', page, re.DOTALL)
+    assert len(drawn) > 4
+    for name in drawn:
+        on_page = re.search(rf'<svg role="img" aria-label="{name}".*?</svg>', page, re.DOTALL)[0]
+        assert ">\n" not in on_page
+        in_file = (written.folder / f"{name.replace(' ', '_')}.svg").read_text()
+        short, exact = (re.findall(r'<(?:path|use)[^>]*? (?:d|x)="([^"]*)"', text) for text in (on_page, in_file))
+        assert len(short) == len(exact) > 0
+        for one, other in zip(short, exact, strict=True):
+            assert re.findall("[A-Za-z]", one) == re.findall("[A-Za-z]", other)
+            numbers = (list(map(float, number.findall(text))) for text in (one, other))
+            assert next(numbers) == pytest.approx(next(numbers), abs=0.01)
+            assert not re.search(r"\.\d{3}", one)
+
+
 def test_what_models_and_users_wrote_is_escaped(page):
     opened = ["<script>", "<script>"] + [f'<script type="application/json" id="{name}">' for name in DATA]
     assert sorted(re.findall(r"<script[^>]*>", SCRIPT.sub("<script></script>", page))) == sorted(opened)

@@ -123,8 +123,7 @@ def test_pairs_prompts_and_steps_of_every_trial_are_drawn_apart():
         stability._of_prompts(answers, 2000).values(),
     )
     losses = np.where(np.arange(150) % 15 == 14, 9.0, 1 + 0.01 * (-1.0) ** np.arange(150))
-    curves = run.curves.assign(value=np.concatenate([losses, np.ones(150)]))
-    spikes = [stability._spikes(curves, place, 2000)[0] for place in (0, 1)]
+    spikes = [stability._spikes(losses.tolist(), [1.0] * 150, place, 2000)[0] for place in (0, 1)]
     drawn = [of_pairs["unlearning"], of_prompts["broken_outputs"], *spikes]
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
 
