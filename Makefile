@@ -41,7 +41,7 @@ unit: $(STAMP)
 ray-tests: $(STAMP)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "ray and not slow and not faults"
 
-# Everything that a sweep has to survive, and what it cost, as the table of docs/reliability.md; half an hour.
+# Everything that a sweep has to survive, and what it cost, as the table of docs/benchmarks/reliability.md; half an hour.
 test-faults: $(STAMP)
 	mkdir -p build && rm -f build/faults.jsonl
 	$(BIN)/python -m pytest tests/faults --fault-table build/faults.jsonl

@@ -68,8 +68,8 @@ class Ablation(Strict):
     design: Kind
     """Which cells there are."""
     centers: dict[Label, Values] = {}
-    """Configurations around which the design is run, by name, each as what it sets over `base`; without any, `base` is
-    the only one."""
+    """Configurations around which the design is run, by name, each as what it sets over `base`; default: `base`
+    alone."""
     metric: Metric = "win_rate"
     """The one by which cells are said to differ."""
 
@@ -93,11 +93,11 @@ class LeaveOneOut(Ablation):
     design: Literal["leave_one_out"]
     """One component less in each cell."""
     components: Annotated[list[str], Field(min_length=1), Once] | None = None
-    """Parts of the objective that are left out in turn; null is each part that it has and whose removal changes it. Of
-    SLIME: anchor, stabilizer, soft_margin, hard_margin, and hard_margin_clip, another reading of the former."""
+    """Parts of the objective that are left out in turn; null is each whose removal changes it. hard_margin_clip is
+    another reading of SLIME's hard_margin."""
     controls: Literal["gradient_matched"] | None = None
-    """Next to each variant whose pair term pushes less or more than the full one at step 0, the same with the weight
-    that makes it push alike beside the other terms. SLIME's are matched at D = 0."""
+    """Whether each variant is run also with the weight that makes its pair term push like the full one at step 0;
+    SLIME's at D = 0."""
     at_logp: Annotated[float, Field(lt=0)] | None = None
     """Mean log-prob at which pushes of other objectives than SLIME are the same, in nats; null is -1."""
     at_tokens: Positive | None = None

@@ -13,9 +13,8 @@ class DataSource(Strict):
     source: Located
     """A file, a folder or a Hub id, as `train` takes it."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Relative probability that the next pair is drawn from it, as in `datasets.interleave_datasets`: no pair is
-    repeated, and drawing ends with the first data set that is used up. Of all data sets or of none; without it all
-    pairs are taken."""
+    """Relative probability that the next pair is drawn from it, as in `datasets.interleave_datasets`. Of all data sets
+    or of none; without it all pairs are taken."""
     split: str | None = None
     """Of a Hub data set; null is `data.split`."""
     subset: str | None = None

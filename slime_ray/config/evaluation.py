@@ -25,11 +25,11 @@ class Decoding(Strict):
     max_new_tokens: Positive = 512
     """Of an answer. One that gets there without an end counts as broken."""
     batch: Positive | None = None
-    """Answers at a time; null is 256 on a GPU and 64 elsewhere. With a temperature above 0 another batch draws other
-    answers. A batch that does not fit the memory is answered in halves, which is logged."""
+    """Answers at a time; null is 256 on a GPU and 64 elsewhere. With a temperature above 0 another batch draws
+    others."""
     engine: Literal["generate", "continuous"] = "generate"
-    """How they are drawn here: batch by batch, or by transformers' continuous batching, where a finished answer makes
-    room for the next. `batch` does not matter to the latter, and its random draws are others."""
+    """How they are drawn here: batch by batch, or by transformers' continuous batching, whose random draws are
+    others."""
 
     def batch_on(self, *, gpu: bool) -> int:
         """Answers at a time on a device."""
@@ -99,22 +99,22 @@ class Evaluation(Strict):
     judge: NamedJudge = NoJudge()
     """Who compares answers. `none` and `exact` may stand by their name alone; a list of judges is a panel."""
     questions: Located | None = None
-    """A file of Arena-Hard or MT-Bench, whose questions, all of them, are the report prompts instead of `prompts` ones
-    from the data."""
+    """A file of Arena-Hard or MT-Bench, whose questions are the report prompts, instead of `prompts` ones from the
+    data."""
     prompts: Positive = 512
     """Report prompts, which arms and confirmed winners answer."""
     selection_prompts: Positive = 256
     """Prompts that guide the search, none of them a report prompt."""
     judge_first: Positive | None = None
-    """Selection prompts on which a trial of the search is judged first; on the others only where it can still be on
-    the front. Null judges all of them."""
+    """Selection prompts on which a search trial is judged first; null judges all of them. On the others only where it
+    can still be on the front."""
     kl_prompts: Positive = 64
     """Prompts on whose answers the KL divergence to the SFT checkpoint is measured."""
     decoding: Decoding = Decoding()
     """How answers are drawn."""
     engine: AnswerServer | None = None
-    """A server that draws the baseline's and the trained policies' answers; null draws them where trials run. The
-    sentinel's few answers are always drawn there, for the server has no adapter during training."""
+    """A server that draws the answers of baseline and policies, but not the sentinel's; null draws them where trials
+    run."""
     retention: Retention | None = None
     """Prompts of their own on which the column `retention` is measured; null measures none."""
 

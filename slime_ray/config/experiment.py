@@ -62,20 +62,18 @@ class EarlyStopping(Strict):
     """Which trials of the search are stopped during training, by what their evaluations tell."""
 
     rule: Literal["pareto", "asha", "median", "none"] = "pareto"
-    """`pareto` and `asha` are asynchronous successive halving, by non-domination among `goals` and by one `metric`
-    (higher is better). `median` stops a trial whose best value so far is below the median of the others' means. `none`
-    stops nothing."""
+    """`pareto` and `asha` are asynchronous successive halving by `goals` and by one `metric`; `median` stops what is
+    below the median of the others' means."""
     goals: dict[Estimate, Way] | None = None
-    """With `pareto`: what trials are ranked by. Null is the goals of the search, the win rate as it can be told during
+    """With `pareto`: what trials are ranked by. Null is the goals of the search, as they can be told during
     training."""
     tie_break: Literal["winner", "spread"] = "winner"
-    """With `pareto`: who goes on of a front that is larger than its share. `winner` ranks as winners are chosen at the
-    end, trials of a stability within tolerance first and then by the first goal; `spread` keeps trials from all over
-    it."""
+    """With `pareto`: who continues of a front that is larger than its share: by the rank of winners at the end, or
+    `spread` over the front."""
     metric: Estimate | None = None
     """With `asha` and `median`: the one metric; null is preference_accuracy."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """About one in so many trials at a rung goes on; each rung is so many times as far as the one before."""
+    """About one in so many trials at a rung continues; each rung is so many times as far as the one before."""
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of a trial's updates before which none is stopped, and the first rung."""
 
@@ -131,8 +129,8 @@ class Faults(Strict):
     """What is done when something breaks. None of it changes what a trial computes."""
 
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a trial starts again, from its last checkpoint, after it lost a process, a node or a GPU, hung or ran
-    out of memory (that only once)."""
+    """How often a trial starts again after it lost a process, a node or a GPU, hung or ran out of memory (that only
+    once)."""
     preemptions: Annotated[int, Field(ge=0)] = 8
     """The same for nodes that were taken away with notice."""
     lost_hours: Annotated[float, Field(gt=0)] | None = None

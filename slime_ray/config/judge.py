@@ -248,7 +248,7 @@ class Llm(JudgeSettings):
     model: str
     """As the endpoint calls it."""
     template: Annotated[Template, BeforeValidator(_read_template, json_schema_input_type=Template | str)]
-    """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of one's own."""
+    """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of yours."""
     base_url: Annotated[str, AfterValidator(address)] = "https://api.openai.com/v1"
     """Of the endpoint."""
     api_key_env: Annotated[str, AfterValidator(variable)] | None = "OPENAI_API_KEY"
@@ -281,7 +281,7 @@ class Llm(JudgeSettings):
     prices: Prices | None = None
     """Its prices, from which its cost follows."""
     on_failure: Literal["stop", "go_on"] = "stop"
-    """When retries are used up or the budget is spent: `stop` the trial, which can be gone on with, or `go_on` without
+    """When retries are used up or the budget is spent: `stop` the trial, which can be resumed, or `go_on` without
     those verdicts."""
 
     @model_validator(mode="after")

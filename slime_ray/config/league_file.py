@@ -62,8 +62,7 @@ class LeagueKeys(Strict):
     learning_rate: Any = {"log_uniform": [1e-5, 1e-3]}
     """How `training.learning_rate` is drawn, for every entry."""
     defaults: bool = False
-    """Whether each entry's defaults are run too, at the learning rate of its winner and with the same seeds. They are
-    what `set` gives, and of other knobs what the objective has."""
+    """Whether each entry's defaults are run too, at the learning rate of its winner and with the same seeds."""
     entries: Annotated[dict[Label, EntryKeys], Field(min_length=2)]
     """The methods, by label."""
 

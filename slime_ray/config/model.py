@@ -46,13 +46,13 @@ class Lora(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's input that the adapters do not see in training."""
     targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
-    """Names of the linear layers that have them, or `all-linear` for every one of the text decoder. The default is
-    attention and MLP of all families that ship. Fused experts are named with their path, `experts.down_proj`."""
+    """Names of the linear layers that have them, or `all-linear`. Fused experts are named with their path,
+    `experts.down_proj`."""
     train_head: bool = False
     """Whether the output head is trained in full, beside the adapters."""
     kept: bool = False
-    """Whether these are the settings of the adapter that `model.source` is, which goes on being trained instead of
-    being merged. Written as `lora: keep`."""
+    """Whether `model.source` is an adapter that goes on being trained instead of being merged. Written as `lora:
+    keep`."""
 
 
 def lora_by_name(value: Any) -> Any:
@@ -75,8 +75,8 @@ class Model(Strict):
     """The pretrained model."""
 
     source: Located
-    """A folder with `config.json` and safetensors, or of an adapter of peft's, which is merged into its base; a .gguf
-    file, a Hub id, or `embedded/arithmetic` or `embedded/notes` for a tiny one."""
+    """A folder with `config.json` and safetensors, or of a peft adapter, which is merged into its base; a .gguf file, a
+    Hub id, or `embedded/arithmetic` or `embedded/notes`."""
     tokenizer: Located | None = None
     """Folder or Hub id of the tokenizer and its chat template, such as an instruction-tuned sibling; null is
     `source`'s own."""

@@ -62,13 +62,11 @@ class Data(Strict):
     max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
     """Of a prompt; longer ones keep their end. Null sets no limit."""
     row_tokens: Annotated[int, Field(ge=8)] | None = None
-    """The budget of one packed row, which is one micro-batch; a pair is cut to it. Null cuts none, and a long one has
-    a row of its own: 2048 on a CPU, which is as fast there; on a GPU as many as fit its memory by the estimate, up to
-    8192 or twice `max_tokens`, which `plan` and `doctor` say.
-    The objective slime-released makes its own micro-batches."""
+    """Tokens of one packed row, which is one micro-batch; a pair is cut to it. Null cuts none, and takes 2048 on a CPU
+    and on a GPU what fits its memory, up to 8192 or twice `max_tokens`."""
     strict: bool = False
-    """Whether a row that cannot be used as it is ends the run, instead of being skipped or changed, and counted. So
-    does text besides the three columns, or besides role and content of messages."""
+    """Whether a row that cannot be used as it is, or text besides the three columns, ends the run, instead of being
+    left out and counted."""
     metadata: list[str] = []
     """Further columns, and fields of messages, that hold no text to train on: `strict` does not mind them."""
     seed: Seed = 0
@@ -170,9 +168,8 @@ class Training(Schedule):
     evaluations: Annotated[int, Field(ge=1)] = 5
     """Held-out measurements besides that of step 0, evenly spread."""
     keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_kept)] = "last"
-    """Which weights are measured and saved: the `last`, or those of the evaluation with the best number, the first of
-    equals. It is named with its direction, `{win_rate: maximize}`; `best` is the highest win rate where the sentinel's
-    answers are judged, else the highest preference_accuracy."""
+    """Weights that are measured and saved: the `last`, or those of the evaluation with the best number, named with its
+    direction, `{win_rate: maximize}`. `best` is the win rate where answers are judged, else preference_accuracy."""
     callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
     """TrainerCallbacks of yours, as `package.module:Class`, each made without arguments."""
 

@@ -1,4 +1,4 @@
-"""Prints what `--fault-table` collected as the table of docs/reliability.md: python -m tests.faults.table FILE."""
+"""Prints what `--fault-table` collected as the table of docs/benchmarks/reliability.md: python -m tests.faults.table FILE."""
 
 import json
 import sys
