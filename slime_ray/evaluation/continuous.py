@@ -37,7 +37,7 @@ def continuous_batching(
     """
     lm = getattr(policy, "causal_lm", policy)
     if is_sharded(policy):
-        raise _refusal("a model whose parts are on several ranks (resources.strategy: fsdp) has none")
+        raise _refusal("a model whose parts are on several ranks (resources.strategy: fsdp2) has none")
     if "seed" not in inspect.signature(ContinuousBatchingConfig).parameters:
         raise _refusal(f"that of transformers {transformers.__version__} takes no seed")
     # Others may keep an attention of their own, which sees all prompts as one.
