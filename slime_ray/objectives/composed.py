@@ -95,12 +95,16 @@ class ComposedObjective(PairwiseObjective):
             raise ValueError(
                 f"score is {self.score!r}, which has no form against a reference: set against_reference to false"
             )
-        if self.score != "logp" and self.normalization != "mean":
-            raise ValueError(f"score is {self.score!r}, which is defined on means: set normalization to mean")
+        shaped = self.score != "logp" and not self.without("score")
+        if shaped and (self.normalization != "mean" or self.without("length_normalization")):
+            raise ValueError(
+                f"score is {self.score!r}, which is defined on means: set normalization to mean, and do not remove it"
+            )
         if self.chosen_guard and not self.against_reference:
             raise ValueError("chosen_guard needs against_reference: a log-prob is always below 0")
-        if self.link == "gated" and not self.target:
-            raise ValueError("target is 0: the gated link needs a hard margin above 0")
+        gated = self.link == "gated" and not {"link", "margin"} & set(self.remove)
+        if gated and (not self.target or self.without("target_margin")):
+            raise ValueError("target is 0, or removed: the gated link needs a hard margin above 0")
         trained = (
             (self.link != "none" and not self.without("margin") and self.link_weight > 0)
             or (self.anchor != "none" and not self.without("anchor") and self.anchor_weight > 0)

@@ -23,8 +23,8 @@ WITHOUT_NLL = "no likelihood of the chosen tokens"
 class DpoObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - r_l)), and optionally the likelihood of the chosen tokens.
 
-    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` it is RPO or IRPO (arXiv 2404.19733); with
-    `normalization: mean` length-normalized DPO.
+    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` it is RPO or IRPO (arXiv 2404.19733), but for the
+    mean over tokens, which is one over pairs there; with `normalization: mean` length-normalized DPO.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
@@ -64,8 +64,9 @@ class IpoObjective(PairwiseObjective):
     Azar et al. 2023, arXiv 2310.12036, eq. 17, whose tau is `beta`.
 
     Args:
-        beta: > 0. Larger aims at a smaller margin, 1 / (2 * beta) nats.
-        normalization: Log ratios are the "mean" over a completion's tokens, as its authors have it, or their "sum".
+        beta: > 0. Larger aims at a smaller margin, 1 / (2 * beta) nats: per token where means are taken.
+        normalization: Log ratios are the "mean" over a completion's tokens, as in TRL and confirmed by the authors, or
+            their "sum".
         remove: Ablations. "reference" replaces log ratios by log-probs.
     """
 
@@ -115,7 +116,8 @@ class RobustObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        label_smoothing: e, from 0 to below 0.5, the share of pairs with swapped labels.
+        label_smoothing: e, from 0 to 0.49, the share of pairs with swapped labels. A pair's push never falls below
+            beta * e / (1 - 2e), whatever its margin.
     """
 
     name: ClassVar[str] = "robust"

@@ -27,7 +27,8 @@ class SimpoObjective(PairwiseObjective):
 
     Args:
         beta: > 0. How steeply the loss falls with the margin.
-        gamma: >= 0. The target of beta * margin, so the margin aimed at is gamma / beta nats per token.
+        gamma: >= 0. The target of beta * margin, so the margin aimed at is gamma / beta nats per token. Its authors
+            tune gamma / beta from 0 to 1.
         nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
         remove: Ablations. "length_normalization" takes sums over tokens for means; "target_margin" sets gamma to 0;
             "nll" drops that term.
@@ -48,7 +49,7 @@ class SimpoObjective(PairwiseObjective):
     }
 
     beta: float = knob(2.0, above=0, tuned=(2.0, 10.0), scale="mean")
-    gamma: float = knob(0.5, at_least=0, tuned=(0.6, 16.0))
+    gamma: float = knob(0.5, at_least=0, tuned=(0.25, 10.0))
     nll_weight: float = knob(0.0, at_least=0)
     remove: tuple[str, ...] = ()
 
@@ -93,7 +94,8 @@ class CpoObjective(PairwiseObjective):
 class AlphapoObjective(PairwiseObjective):
     """-log sigmoid(beta * (v_w - v_l) - gamma), v = (1 - exp(-alpha * m)) / alpha: SimPO with a shaped reward.
 
-    Gupta et al. 2025, arXiv 2501.03884. At alpha = 0 v is m, and this is SimPO. alpha * m is cut at -50.
+    Gupta et al. 2025, arXiv 2501.03884. At alpha = 0 v is m, and this is SimPO. alpha * m is cut at -50, below
+    which a completion is not pushed.
 
     Args:
         beta: > 0. How steeply the loss falls with the margin.
@@ -149,8 +151,9 @@ class OrpoObjective(PairwiseObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.without("odds_ratio") and (self.without("nll") or not self.nll_weight):
-            raise ValueError("remove leaves nothing to train: keep odds_ratio or nll")
+        pushed = self.beta > 0 and not self.without("odds_ratio")
+        if not pushed and (self.without("nll") or not self.nll_weight):
+            raise ValueError("remove, or weights of 0, leave nothing to train: keep odds_ratio or nll")
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
         """Eq. 7, weighted."""

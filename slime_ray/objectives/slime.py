@@ -74,7 +74,7 @@ class SlimeObjective:
         stabilizer_strength: lambda_l, >= 0. More of it holds improbable rejected tokens up.
         stabilizer_threshold: delta in nats, >= 0. Rejected tokens below -delta are held; larger holds fewer.
         stabilizer_exponent: p, from 1 to 8. Larger holds improbable tokens harder and likely ones less.
-        margin_weight: lambda_d, >= 0.
+        margin_weight: lambda_d, >= 0. More of it pulls pairs apart harder, beside the other two terms.
         hard_margin: m_h, >= 0. No push from this margin on.
         soft_margin: m_s. Around it the push fades.
         gate_sharpness: kappa, > 0. How sudden that fading is.

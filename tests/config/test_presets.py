@@ -97,7 +97,7 @@ def test_what_is_published_lies_where_the_objective_is_tuned() -> None:
         for knob, (low, high) in tuned_ranges(kind).items()
         if each.knobs.get(knob) and not low <= each.knobs[knob] <= high
     }
-    assert outside == {"simpo-trl: beta", "simpo-trl: gamma", "dpo_shift-decreasing: shift"}
+    assert outside == {"simpo-trl: beta", "dpo_shift-decreasing: shift"}
 
 
 def test_a_league_starts_an_entry_from_what_is_published(tmp_path: Path) -> None:

@@ -96,6 +96,18 @@ def test_simper_is_the_difference_of_inverse_perplexities() -> None:
     assert output.loss.item() == pytest.approx(math.exp(-0.5) - chosen, abs=1e-12)
 
 
+@pytest.mark.parametrize("margin", [-50.0, 0.0, 50.0])
+def test_robust_dpo_pushes_pairs_of_any_margin(margin: float) -> None:
+    chosen = torch.tensor([margin - 100.0], dtype=torch.float64, requires_grad=True)
+    zero = tensor([0.0])
+    reference = ReferenceLogps(tensor([-100.0]), zero)
+    build_objective("robust", beta=2.0, label_smoothing=0.2)(
+        chosen, ONE, zero, ONE, reference=reference
+    ).loss.backward()
+    assert chosen.grad is not None
+    assert -chosen.grad.item() >= 2.0 * 0.2 / (1 - 2 * 0.2) - 1e-12
+
+
 @pytest.mark.parametrize(("first", "last"), [(0.75, 1.0), (1.0, 0.75), (0.6, 0.6)])
 def test_a_scheduled_shift_is_at_every_share_of_training_the_fixed_one_on_its_line(first: float, last: float) -> None:
     objective: Any = build_objective("dpo_shift", beta=0.4, shift=first, schedule="linear", final_shift=last)
@@ -225,7 +237,21 @@ def test_reference_of_another_shape_is_refused() -> None:
         ("dpo_shift", {"shift": 0}, "shift is 0: must be a finite number > 0 and <= 1"),
         ("exo", {"label_smoothing": 0}, "label_smoothing is 0: must be a finite number > 0 and <= 0.5"),
         ("discopop", {"temperature": 2}, "temperature is 2: must be a finite number > 0 and <= 1"),
-        ("orpo", {"remove": ["odds_ratio", "nll"]}, "remove leaves nothing to train: keep odds_ratio or nll"),
+        (
+            "orpo",
+            {"remove": ["odds_ratio", "nll"]},
+            "remove, or weights of 0, leave nothing to train: keep odds_ratio or nll",
+        ),
+        (
+            "orpo",
+            {"beta": 0.0, "nll_weight": 0.0},
+            "remove, or weights of 0, leave nothing to train: keep odds_ratio or nll",
+        ),
+        (
+            "orpo",
+            {"beta": 0.0, "remove": ["nll"]},
+            "remove, or weights of 0, leave nothing to train: keep odds_ratio or nll",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_with_a_sentence(name: str, knobs: dict[str, Any], sentence: str) -> None:

@@ -89,7 +89,9 @@ def test_a_removed_part_is_at_its_neutral_value(part: str, draw: Any) -> None:
         ({"score": "odds", "against_reference": True}, "score is 'odds', which has no form against a reference"),
         ({"score": "power", "normalization": "sum"}, "score is 'power', which is defined on means"),
         ({"chosen_guard": 1.0}, "chosen_guard needs against_reference"),
-        ({"link": "gated"}, "target is 0: the gated link needs a hard margin above 0"),
+        ({"score": "odds", "remove": ("length_normalization",)}, "score is 'odds', which is defined on means"),
+        ({"link": "gated"}, "target is 0, or removed: the gated link needs a hard margin above 0"),
+        ({"link": "gated", "target": 1.0, "remove": ("target_margin",)}, "target is 0, or removed"),
         ({"link": "none"}, "link is none, or has no weight: with neither anchor nor stabilizer nothing is trained"),
         ({"link": "cubic"}, "link is 'cubic': must be logistic, hinge, square, gated, exponential, linear or none"),
         ({"against_reference": 1}, "against_reference is 1: must be true or false"),
@@ -99,3 +101,8 @@ def test_choices_that_contradict_each_other_are_refused(choices: dict[str, Any],
     with pytest.raises(ValueError) as raised:
         build_objective("composed", **choices)
     assert str(raised.value).startswith(sentence)
+
+
+def test_a_part_that_is_gone_contradicts_nothing() -> None:
+    build_objective("composed", score="odds", remove=("score", "length_normalization"))
+    build_objective("composed", link="gated", target=1.0, remove=("link", "target_margin"))
