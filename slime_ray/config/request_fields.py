@@ -27,17 +27,18 @@ def request_fields(fields: dict[str, Any]) -> dict[str, Any]:
         if name in _WRAPPERS:
             raise ValueError(f"holds {name}, an argument of a client. Write the fields of the body themselves")
     # What was given may be the key itself, so it is not repeated.
-    if any(_SECRET.search(text) for text in _texts(fields)):
+    if any(_SECRET.search(text) for text in texts(fields)):
         raise ValueError("holds what looks like a secret. The key has api_key_env, and nothing else is sent as one")
     return fields
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a value of lists and mappings, their keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from (name, *_texts(item))
+            yield from (name, *texts(item))
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from texts(item)

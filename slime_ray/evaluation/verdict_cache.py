@@ -35,8 +35,8 @@ AT_ONCE = 500
 _TABLES = """
 CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, judge TEXT, value TEXT NOT NULL, request INTEGER, time REAL);
 CREATE TABLE IF NOT EXISTS requests (
-    id INTEGER PRIMARY KEY, judge TEXT, run TEXT, key TEXT, time REAL, judgment TEXT, value TEXT, model TEXT,
-    input_tokens INTEGER, output_tokens INTEGER
+    id INTEGER PRIMARY KEY AUTOINCREMENT, judge TEXT, run TEXT, key TEXT, time REAL, judgment TEXT, value TEXT,
+    model TEXT, input_tokens INTEGER, output_tokens INTEGER
 );
 CREATE TABLE IF NOT EXISTS batched (
     token TEXT, judge TEXT, key TEXT, request INTEGER, round INTEGER, time REAL, PRIMARY KEY (token, key)
@@ -265,7 +265,11 @@ class Verdicts:
             requests = {row[2]: row[3] for row in rows}
             if path != self.own:
                 with self._writing() as connection:
-                    requests = {row[2]: self._hold(connection, token, row[1], row[2], *row[4:]) for row in rows}
+                    # Another trial of this host may have written it down since.
+                    known = dict(connection.execute("SELECT key, request FROM batched WHERE token = ?", (token,)))
+                    requests = known or {
+                        row[2]: self._hold(connection, token, row[1], row[2], *row[4:]) for row in rows
+                    }
             batches.append(OpenBatch(token, names.get(token), rows[0][4], rows[0][5], requests))
         return sorted(batches, key=lambda batch: batch.submitted)
 

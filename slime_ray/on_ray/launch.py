@@ -20,9 +20,11 @@ from typing import Any, TextIO
 import ray
 
 from slime_ray.config.experiment import Experiment, with_values
+from slime_ray.config.request_fields import texts
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.connection import last_line
+from slime_ray.runs.inputs import files_of
 from slime_ray.runs.redaction import has_secret, shown_address
 from slime_ray.runs.store import is_url, joined
 
@@ -182,22 +184,14 @@ def _refuse_local_paths(experiment: Experiment) -> None:
     """Relative paths mean files of this machine, which the cluster does not have."""
     for changes in ({}, *(arm.set for arm in experiment.arms)):
         given = with_values(experiment.base, changes)
-        settings = Settings.model_validate(given)
-        for part, key in (
-            ("model", "source"),
-            ("model", "tokenizer"),
-            ("model", "chat_template"),
-            ("data", "train"),
-            ("evaluation", "questions"),
-        ):
-            written = (given.get(part) or {}).get(key)
-            resolved = getattr(getattr(settings, part), key)
-            if written is not None and written != resolved and not Path(written).is_absolute():
+        written = set(texts(given))
+        for setting, path in files_of(Settings.model_validate(given)).items():
+            # A file that is here is known by its absolute path, whatever the experiment says.
+            if str(path) not in written:
                 raise InputError(
-                    f"{part}.{key} is {written}, a path of this machine. Put it on the storage that the nodes share, "
-                    "and give its absolute path there."
+                    f"{setting} is written as a path of this machine, {path}. Put it on the storage that the nodes "
+                    "share, and give its absolute path there."
                 )
-
     for run in experiment.search.earlier_runs if experiment.search else []:
         if not (Path(run.run).is_absolute() or is_url(run.run)):
             raise InputError(

@@ -47,6 +47,8 @@ JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
 RETENTION = "retention"
 """Prompt set of the answers that `evaluation.retention` asks for, which `load` keeps apart."""
+OF_A_START = ("status", "started", "total_seconds")
+"""Columns that tell a trial from one of the same id that ran before."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 
@@ -225,8 +227,11 @@ def load(run: str | Path) -> Run:
         tables = _together(run, rows)
     else:
         tables = {name: read_table(run, name) for name in SCHEMAS}
-        # A sweep that was killed had trials finish since it last wrote these files.
-        if not rows.keys() <= set(tables["trials"]["trial_id"].to_pylist()):
+        known = {row["trial_id"]: row for row in tables["trials"].select(["trial_id", *OF_A_START]).to_pylist()}
+        # A sweep that was killed had trials finish, or run again, since it last wrote these files.
+        if any(
+            name not in known or any(known[name][of] != row.get(of) for of in OF_A_START) for name, row in rows.items()
+        ):
             tables = _together(run, rows)
     frames = {name: _frame(table) for name, table in tables.items()}
     answers = frames["answers"].fillna({"turn": 1})

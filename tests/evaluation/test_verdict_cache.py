@@ -137,3 +137,33 @@ def test_a_file_that_another_process_is_about_to_begin_is_empty(tmp_path):
     verdicts.own.touch()
     assert verdicts.find(["key"]) == {}
     assert verdicts.spent("judge").requests == 0
+
+
+def test_a_batch_of_another_host_is_written_down_once_where_trials_come_upon_it_together(verdicts, monkeypatch):
+    other = another_host(verdicts, "other")
+    other.begin_batch("token", "j", ["a", "b"], 0, budget=FREE)
+    other.name_batch("token", "batch-0")
+    reading, first = verdicts._read, True
+
+    def read(path, look, otherwise):
+        nonlocal first
+        found = reading(path, look, otherwise)
+        if path == other.own and first:
+            first = False
+            # Another trial of this host is faster by a moment.
+            verdicts.open_batches(["a"])
+        return found
+
+    monkeypatch.setattr(verdicts, "_read", read)
+    (batch,) = verdicts.open_batches(["a"])
+    assert (batch.token, set(batch.requests)) == ("token", {"a", "b"})
+    assert verdicts.spent("j").requests == 2 * 2
+
+
+def test_a_request_that_was_forgotten_twice_takes_no_later_one_with_it(verdicts):
+    first = verdicts.begin("j", "a", budget=FREE, prices=None)
+    verdicts.abandon(first)
+    second = verdicts.begin("j", "a", budget=FREE, prices=None)
+    verdicts.abandon(first)
+    assert verdicts.finish(second, Reply("text", "m", 10, 2), "A>B") == "A>B"
+    assert verdicts.spent("j") == Spending(1, 10, 2)

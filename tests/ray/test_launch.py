@@ -204,7 +204,7 @@ def test_a_path_of_this_machine_is_refused(tmp_path):
         capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "data.train is pairs.jsonl, a path of this machine" in done.stderr
+    assert f"data.train is written as a path of this machine, {tmp_path / 'pairs.jsonl'}" in done.stderr
 
 
 def test_nobody_and_strangers_are_told_apart(tmp_path):

@@ -1,6 +1,7 @@
 """What `slime-ray launch` submits, and what it says of it, without a cluster."""
 
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,3 +89,30 @@ def test_what_is_said_of_a_run_is_its_address_without_a_query(experiment, monkey
     with pytest.raises(RunError, match="What finished is in s3://bucket/runs/far on the cluster") as ended:
         launch(experiment, submission, address="", out=out)
     assert "region" not in out.getvalue() + str(refused.value) + str(ended.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "setting"),
+    [
+        ({"data": {"train": [{"source": "a.jsonl"}, {"source": "{}/b.jsonl"}]}}, "data.train.0.source"),
+        ({"evaluation": {"retention": {"prompts": "a.jsonl", "scorer": "mine:score"}}}, "evaluation.retention.prompts"),
+        ({"evaluation": {"judge": ["exact", {"name": "reward_model", "model": "a.jsonl"}]}}, "judges.1.model"),
+    ],
+)
+def test_every_path_of_this_machine_is_refused_and_absolute_ones_are_not(tmp_path, monkeypatch, base, setting):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("")
+    text = json.dumps(base).replace("{}", str(tmp_path))
+    data = {"name": "local", "preset": "arithmetic", "arms": {"slime": {}}, "base": json.loads(text)}
+    if "data" in base:
+        data["base"] |= {"model": {"source": "org/model"}, "evaluation": {"judge": "none"}}
+        data["goals"] = {"stability": "maximize"}
+    monkeypatch.setattr(launching, "_find", lambda client, submission: ("job", "SUCCEEDED"))
+    monkeypatch.setattr(launching, "job_client", lambda address: None)
+    with pytest.raises(InputError, match=f"{setting} is written as a path of this machine, {tmp_path}/a.jsonl"):
+        launch(load_experiment(data), Submission("local", "", "/shared"), address="", out=io.StringIO())
+    data["base"] = json.loads(text.replace('"a.jsonl', f'"{tmp_path}/a.jsonl')) | {
+        key: value for key, value in data["base"].items() if key not in base
+    }
+    launch(load_experiment(data), Submission("local", "", "/shared"), address="", out=io.StringIO())

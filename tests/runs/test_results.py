@@ -191,6 +191,13 @@ def test_a_run_that_was_killed_is_read_with_all_that_finished(run):
     assert (run / "trials.parquet").read_bytes() == before
 
 
+def test_a_trial_that_ran_again_is_read_as_it_is_now(run):
+    results.consolidate(run)
+    again = row("a", win_rate=0.7, started="2027-01-01T00:00:00+00:00")
+    results.write_trial(run, row=again, answers=[], curves=[])
+    assert results.load(run).trials.set_index("trial_id")["win_rate"]["a"] == 0.7
+
+
 def test_a_run_that_was_never_consolidated_is_read_without_writing(run):
     names = sorted(path.name for path in run.iterdir())
     assert results.load(run).trials["trial_id"].tolist() == ["a", "b"]

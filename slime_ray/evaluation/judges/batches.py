@@ -24,6 +24,8 @@ T = TypeVar("T")
 MOST_REQUESTS, MOST_BYTES = 50_000, 150 * 2**20
 """Of one batch. OpenAI takes 50,000 requests and 200 MB."""
 ENDED = ("completed", "failed", "expired", "cancelled")
+CLOCKS_DIFFER = 3600.0
+"""Seconds by which an endpoint's clock may be another one."""
 TOKEN = "slime_ray"
 """Key of a batch's metadata under which it is found again where its id was lost."""
 logger = logging.getLogger(__name__)
@@ -79,8 +81,10 @@ class Batches:
                     break
                 spent = self._submit(left, rounds)
                 batches = self.asker.verdicts.open_batches(list(left))
-                held = {key for batch in batches for key in batch.requests}
-                results |= {key: Missing(str(spent)) for key in left if key not in held}
+                absent = left.keys() - {key for batch in batches for key in batch.requests}
+                # What another trial had asked for meanwhile may be answered by now.
+                known = self.asker.verdicts.find(sorted(absent))
+                results |= {key: known.get(key) or Missing(str(spent)) for key in absent if spent or key in known}
             limit, read = self.endpoint.limit_name, next(iter(left.values())).read
             for batch in batches:
                 results |= self._collect(batch, read)
@@ -222,11 +226,18 @@ class Batches:
             ) from None
 
     def _lost(self, batch: OpenBatch) -> dict[str, Any] | None:
-        """A batch whose id did not arrive, among all of the endpoint's."""
-        return next(
-            (state for state in self._patiently(self.endpoint.batches) if _metadata(state).get(TOKEN) == batch.token),
-            None,
-        )
+        """A batch whose id did not arrive, among all of the endpoint's that are not older."""
+        after: str | None = None
+        while True:
+            page, more = self._patiently(partial(self.endpoint.batches, after))
+            for state in page:
+                if _metadata(state).get(TOKEN) == batch.token:
+                    return state
+            before, last = after, page[-1] if more and page else {}
+            after, made = last.get("id"), last.get("created_at")
+            older = isinstance(made, (int, float)) and made < batch.submitted - CLOCKS_DIFFER
+            if not isinstance(after, str) or after == before or older:
+                return None
 
     def _tell(self, batch: OpenBatch, state: Mapping[str, Any]) -> None:
         counts = state.get("request_counts")

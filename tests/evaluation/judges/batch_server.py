@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs
 
 from .judge_server import KEY, JudgeServer, Response, completion, judge, running
 
@@ -39,6 +40,7 @@ class BatchServer(JudgeServer):
         self.shape, self.looks = shape, looks
         self.say: Callable[[int, dict[str, Any]], str | Response | None] = lambda number, body: None
         self.lose: str | None = None
+        self.page = 100
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.asked: list[list[dict[str, Any]]] = []
@@ -54,12 +56,19 @@ class BatchServer(JudgeServer):
             if (method, kind, rest) == ("POST", "batches", []):
                 return self._create(json.loads(body))
             if (method, kind, rest) == ("GET", "batches", []):
-                return Response(body={"object": "list", "data": list(self.batches.values()), "has_more": False})
+                return Response(body=self._page(parse_qs(path.partition("?")[2])))
             if kind == "batches" and rest[0] in self.batches:
                 return Response(body=self._look(self.batches[rest[0]]))
             if kind == "files" and rest[0] in self.files:
                 return Response(body=self.files[rest[0]], headers={"content-type": "application/octet-stream"})
         return Response(404, {"error": {"message": "no such path"}})
+
+    def _page(self, asked: dict[str, list[str]]) -> dict[str, Any]:
+        """Batches, the latest first."""
+        latest = list(self.batches.values())[::-1]
+        begin = [batch["id"] for batch in latest].index(asked["after"][0]) + 1 if "after" in asked else 0
+        end = begin + min(self.page, int(asked["limit"][0]))
+        return {"object": "list", "data": latest[begin:end], "has_more": end < len(latest)}
 
     def _file(self, content: bytes) -> str:
         name = f"file-{len(self.files)}"

@@ -170,6 +170,32 @@ def test_a_batch_whose_id_was_lost_is_found_by_its_token(batch):
         assert len(server.batches) == 1
 
 
+def test_a_batch_whose_id_was_lost_is_found_behind_many_later_ones(batch):
+    with batching() as server:
+        server.lose, server.page = "after", 2
+        with pytest.raises(RunError, match="--resume"):
+            batch(server)
+        server.lose = None
+        server.batches |= {f"other-{n}": {"id": f"other-{n}", "status": "completed", "metadata": {}} for n in range(5)}
+        assert labels(batch(server)) == (AB, BA)
+        assert len(server.asked) == 1
+
+
+def test_what_another_trial_asked_for_and_got_meanwhile_is_taken(llm, verdicts, monkeypatch):
+    """Its batch was open when this one was written down, and done with when it was looked for."""
+
+    def begun(token, judge, keys, rounds, *, budget):
+        verdicts.keep(judge, dict.fromkeys(keys, "A>B"))
+        return [], None
+
+    monkeypatch.setattr(verdicts, "begin_batch", begun)
+    with batching() as server:
+        judged = compare(llm(server, mode="batch", poll_seconds=1e-3, retries=0), PROMPTS, OURS, THEIRS)
+        assert not server.batches
+    assert {label for both in labels(judged) for label in both} == {"A>B"}
+    assert judged.summary.missing == {}
+
+
 def test_a_batch_that_was_never_created_is_submitted_again_once_that_is_certain(batch, verdicts):
     with batching() as server:
         server.lose = "before"
