@@ -184,8 +184,8 @@ def methods(found: Findings) -> list[str]:
             "win rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's "
             "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt, and so not "
             "AlpacaEval's number). *: extrapolated, as few answers are near equal length. Their intervals are over "
-            "prompts: that of W_AH a rate's, of LC percentile bootstrap. Consistent: share of answers whose two valid "
-            "verdicts name the same winner, or a tie.",
+            "prompts: that of W_AH a rate's, of LC Student's on the log odds with robust errors. Consistent: share of "
+            "answers whose two valid verdicts name the same winner, or a tie.",
         ]
     if found.cells:
         notes += [

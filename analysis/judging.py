@@ -1,10 +1,4 @@
-"""What verdicts say beyond the win rate: Arena-Hard's score, length control, consistency, invalid ones.
-
-The length-controlled rate is what the win rate would be if the policy's answers were as long as the baseline's: a
-binomial GLM with logit link of an answer's outcome on x = tanh(d / sd), d its tokens more than the baseline's, sd their
-standard deviation over the answers at hand. The rate is sigmoid(b0), the fitted outcome at x = 0 (Dubois et al. 2024,
-without their terms for the model and the prompt).
-"""
+"""What verdicts say beyond the win rate: Arena-Hard's score, rates at equal length and style, consistency."""
 
 import json
 from collections import Counter
@@ -19,16 +13,10 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
-from . import rows, statistics, style
+from . import controlled, rows, statistics
+from .controlled import Difficulties
 from .printing import Column, Table, cells, empty, interval_cells, numbers
 
-STEPS = 25
-CLOSE = 1e-3
-"""Newton's method ends with a step as short as this: the error left is of the order of its square."""
-FARTHEST = 20.0
-"""Coefficients go no farther: those of a resample that has no finite optimum."""
-AT_ONCE = 500_000
-"""Answers times resamples that are held at a time: what a cache holds."""
 FEWEST_EQUAL = 0.1
 """Below this share of answers near equal length LC rests on the form of the curve: it is extrapolated."""
 EXTRAPOLATED = "length_controlled_extrapolated"
@@ -39,74 +27,6 @@ ASIDE = {
     "empty": "comparisons have an empty answer, judged as it is",
 }
 """What a trial's judging.json counts apart, in words."""
-
-
-def length_controlled_rate(
-    outcomes: np.ndarray,
-    more_tokens: np.ndarray,
-    prompts: np.ndarray,
-    *,
-    seed: int = 0,
-    resamples: int = statistics.RESAMPLES,
-) -> statistics.Interval | None:
-    """LC with its percentile interval; the prompts are resampled, with all answers to each. sd stays as it was.
-
-    All (answers,). outcomes: 0 to 1. more_tokens: the answer's length minus the baseline answer's. prompts: the place
-    of each answer's prompt, from 0. Answers that lack an outcome or a length are left out. Where all outcomes are
-    the same so is LC, without ends; None without answers, and where length alone tells wins from losses.
-    """
-    known = ~(np.isnan(outcomes) | np.isnan(more_tokens))
-    if not known.any():
-        return None
-    order = np.argsort(prompts[known], kind="stable")
-    y, d = outcomes[known][order], more_tokens[known][order]
-    names, places = np.unique(prompts[known][order], return_inverse=True)
-    if np.ptp(y) == 0:
-        return statistics.Interval(float(y[0]), np.nan, np.nan)
-    spread = d.std()
-    x = np.tanh(d / spread) if spread > 0 else np.zeros(len(d))
-    if _told_apart(y, x):
-        return None
-    fitted = _fit(y, x, np.ones((len(y), 1)), np.zeros((2, 1)))
-    counts = statistics.draws(len(names), seed, resamples)
-    y, x, start = (values.astype(np.float32) for values in (y, x, fitted))
-    intercepts = np.empty(resamples)
-    size = max(1, AT_ONCE // len(y))
-    for place in range(0, resamples, size):
-        block = counts[:, place : place + size]
-        # One answer to each prompt: they are in the order of the draws already.
-        block = block if len(names) == len(y) else block[places]
-        intercepts[place : place + size] = _fit(y, x, block, np.repeat(start, block.shape[1], axis=1))[0]
-    return statistics.interval(float(_sigmoid(fitted[0, 0])), _sigmoid(intercepts), units=len(names))
-
-
-def _told_apart(y: np.ndarray, x: np.ndarray) -> bool:
-    """Whether a length divides all wins from all losses, what is neither standing at it: then no optimum is finite."""
-    won, lost = x[y > 0], x[y < 1]
-    return bool(x.min() < x.max() and (lost.max() <= won.min() or won.max() <= lost.min()))
-
-
-def _fit(y: np.ndarray, x: np.ndarray, counts: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """(2, resamples) coefficients of maximum likelihood by Newton's method. counts: (answers, resamples)."""
-    b = start
-    design = np.stack([np.ones_like(x), x, x * x])
-    # Keeps the steps finite where all x of a resample are equal; the optimum is not moved.
-    little = 1e-6 * len(y)
-    for _ in range(STEPS):
-        fitted = _sigmoid(b[0] + x[:, None] * b[1])
-        gradient = design[:2] @ (counts * (y[:, None] - fitted))
-        h00, h01, h11 = design @ (counts * (fitted * (1 - fitted)))
-        h00, h11 = h00 + little, h11 + little
-        step = np.stack([h11 * gradient[0] - h01 * gradient[1], h00 * gradient[1] - h01 * gradient[0]])
-        step /= h00 * h11 - h01 * h01
-        b = np.clip(b + np.clip(step, -2, 2), -FARTHEST, FARTHEST).astype(y.dtype)
-        if np.abs(step).max() < CLOSE:
-            break
-    return b
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-values)))
 
 
 @dataclass(frozen=True)
@@ -122,8 +42,8 @@ class Votes:
     weights: np.ndarray
     prompts: np.ndarray
     more_tokens: np.ndarray
-    style: np.ndarray | None = None
-    """(answers, 4) differences of style, where the texts are known."""
+    answers: pd.DataFrame | None = None
+    """The rows of answers.parquet, where they have the texts."""
 
     @classmethod
     def of(cls, answers: pd.DataFrame) -> "Votes":
@@ -135,7 +55,7 @@ class Votes:
             weights=np.column_stack(votes).astype(float),
             prompts=pd.factorize(answers["prompt_id"], sort=True)[0],
             more_tokens=(answers["answer_tokens"] - answers["baseline_tokens"]).to_numpy(dtype=float),
-            style=style.features(answers) if "answer" in answers else None,
+            answers=answers if "answer" in answers else None,
         )
 
     @property
@@ -162,9 +82,13 @@ class Votes:
         cast = np.bincount(self.prompts, self.weights.sum(axis=1))
         return statistics.ratio_interval(won, cast)
 
-    def length_controlled(self, *, resamples: int = statistics.RESAMPLES) -> statistics.Interval | None:
+    def length_controlled(self) -> statistics.Interval | None:
         """LC with its interval over prompts."""
-        return length_controlled_rate(self.outcomes, self.more_tokens, self.prompts, resamples=resamples)
+        return controlled.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
+
+    def alpaca_eval(self, difficulties: Difficulties, topics: pd.Series | None) -> statistics.Interval | None:
+        """AlpacaEval's LC. topics: number of each prompt's topic by its id, where prompts come in topics."""
+        return None if self.answers is None else controlled.alpaca_eval_rate(self.answers, difficulties, topics)
 
     def equal_lengths(self) -> float:
         """Share of the answers whose length is within a quarter sd of the baseline's; NaN where none has a length."""
@@ -173,7 +97,9 @@ class Votes:
 
     def style_controlled(self) -> statistics.Interval | None:
         """The rate at equal style with its interval over prompts."""
-        return None if self.style is None else style.rate_at_equal_style(self.outcomes, self.style, self.prompts)
+        if self.answers is None:
+            return None
+        return controlled.rate_at_equal_style(self.outcomes, controlled.features(self.answers), self.prompts)
 
     def consistency(self) -> float | None:
         """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
@@ -208,14 +134,17 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
     return found
 
 
-def judging(run: results.Run, main: Table) -> Table:
+def judging(run: results.Run, main: Table, difficulties: Difficulties | None = None) -> Table:
     """A row for each row of the main table that was judged; none where the exact judge gave all verdicts.
 
-    In `frame` all rates are shares (0..1).
+    In `frame` all rates are shares (0..1). difficulties: of the prompts, for AlpacaEval's rate.
+
+    Raises:
+        InputError: The difficulties are of other prompts.
     """
     judge = rows.judge_of(run)
     votes = votes_by_label(run)
-    if judge.partition(":")[0] == EXACT and not any(own.invalid for own in votes.values()):
+    if judge.partition(":")[0] == EXACT and difficulties is None and not any(own.invalid for own in votes.values()):
         votes = {}
     shown: list[tuple[dict[Any, Any], Votes]] = []
     for row in main.frame.to_dict("records"):
@@ -223,12 +152,16 @@ def judging(run: results.Run, main: Table) -> Table:
     if not shown:
         return empty("Of the judging there is nothing to say.")
     frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
+    if difficulties is not None:
+        topics = _topics(run)
+        rates = [statistics.columns({"alpaca_eval": own.alpaca_eval(difficulties, topics)}) for _, own in shown]
+        frame = pd.concat([frame, pd.DataFrame(rates)], axis=1)
     whose = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
-        "95 % intervals over prompts: of W_AH Wilson's score on the effective number of prompts, of LC percentile "
-        f"bootstrap, {statistics.RESAMPLES:,} resamples.",
+        "95 % intervals over prompts: of W_AH Wilson's score on the effective number of prompts, of LC and SC "
+        "Student's on the log odds with robust errors.",
         notes=[
             "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
             "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
@@ -239,8 +172,9 @@ def judging(run: results.Run, main: Table) -> Table:
                 if frame[EXTRAPOLATED].any()
                 else "."
             ),
-            "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts, with robust "
-            f"errors; from {style.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once.",
+            *([] if difficulties is None else [_about_alpaca_eval(difficulties)]),
+            "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts; from "
+            f"{controlled.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once.",
             *(["LC and SC have no ends where all outcomes are the same."] if _same_outcomes(frame) else []),
             "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
             "orders.",
@@ -261,7 +195,16 @@ def judging(run: results.Run, main: Table) -> Table:
                 interval_cells(frame, "arena_hard", 1, scale=100),
                 words="as Arena-Hard counts, W_AH % [95 %]",
             ),
-            Column("LC % [95 %]", _length_controlled_cells(frame), words="length-controlled, LC % [95 %]"),
+            Column(
+                "LC % [95 %]",
+                _length_controlled_cells(frame, "length_controlled"),
+                words="length-controlled, LC % [95 %]",
+            ),
+            *(
+                [Column("AlpacaEval LC % [95 %]", _length_controlled_cells(frame, "alpaca_eval"))]
+                if "alpaca_eval" in frame
+                else []
+            ),
             Column(
                 "SC % [95 %]",
                 interval_cells(frame, "style_controlled", 1, scale=100),
@@ -272,6 +215,21 @@ def judging(run: results.Run, main: Table) -> Table:
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
             Column("missing", cells(frame, _invalid_cell)),
         ),
+    )
+
+
+def _topics(run: results.Run) -> pd.Series | None:
+    """The number of each prompt's topic by its id, where prompts come in topics."""
+    prompts = pd.Index(rows.judged_answers(run)["prompt_id"].unique())
+    topics = rows.topics_by_prompt(run, prompts)
+    return None if topics is None else pd.Series(topics, index=prompts)
+
+
+def _about_alpaca_eval(difficulties: Difficulties) -> str:
+    lacks = "" if len(difficulties.outcomes) else ", without its rows of a brief and a verbose answerer"
+    return (
+        f"AlpacaEval LC: its own model with the prompts' difficulties in {difficulties.place.name}{lacks}, each seed "
+        "fitted alone; interval like the win rate's. Beside its leaderboard only with its prompts, baseline and judge."
     )
 
 
@@ -318,8 +276,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
-def _length_controlled_cells(frame: pd.DataFrame) -> tuple[str, ...]:
-    shown = interval_cells(frame, "length_controlled", 1, scale=100)
+def _length_controlled_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
+    shown = interval_cells(frame, name, 1, scale=100)
     return tuple(f"{cell}*" if far else cell for cell, far in zip(shown, frame[EXTRAPOLATED], strict=True))
 
 

@@ -19,6 +19,7 @@ from slime_ray.runs import results
 from slime_ray.runs.files import write
 
 from .answer import answer, asked, facts, methods, unbroken
+from .controlled import Difficulties
 from .corrected import read_labels
 from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
@@ -155,6 +156,7 @@ def write_report(
     out: str | Path | None = None,
     *,
     labels: str | Path | None = None,
+    difficulties: str | Path | None = None,
     paper: bool = False,
 ) -> ReportFiles:
     """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
@@ -163,11 +165,16 @@ def write_report(
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
-    differ, or where `out` cannot be written. labels: a file of strong verdicts (`corrected.read_labels`).
+    differ, or where `out` cannot be written. labels: a file of strong verdicts (`corrected.read_labels`). difficulties:
+    a file of the prompts' (`controlled.Difficulties.read`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
     with _memory_frozen():
-        found = Findings(results.load(run_path), None if labels is None else read_labels(Path(labels)))
+        found = Findings(
+            results.load(run_path),
+            None if labels is None else read_labels(Path(labels)),
+            None if difficulties is None else Difficulties.read(Path(difficulties)),
+        )
         files, tables = _made(found)
     if paper:
         files["paper.tex"] = paper_text(found, tables).encode()

@@ -28,6 +28,7 @@ from . import (
     trial_tables,
 )
 from .ablation_table import Cells
+from .controlled import Difficulties
 from .league import Standings
 from .printing import Sentences, Table
 from .search_table import Understanding
@@ -56,10 +57,12 @@ class Findings:
     Attributes:
         run: The run.
         labels: Strong verdicts on some of its answers, as `corrected.read_labels` gives them.
+        difficulties: Of its prompts, for AlpacaEval's rate.
     """
 
     run: Run
     labels: "pd.DataFrame | None" = None
+    difficulties: Difficulties | None = None
 
     @cached_property
     def main(self) -> Table:
@@ -107,7 +110,7 @@ class Findings:
     @cached_property
     def judging(self) -> Table:
         """What the verdicts say beyond the win rate."""
-        return judging.judging(self.run, self.main)
+        return judging.judging(self.run, self.main, self.difficulties)
 
     @cached_property
     def search(self) -> Understanding:

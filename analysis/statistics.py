@@ -212,6 +212,17 @@ def score_interval(rate: float, scatter: Scatter, *, confidence: float = CONFIDE
     return Interval(rate, float(np.minimum(center - half, rate)), float(np.maximum(center + half, rate)))
 
 
+def logit_interval(rate: float, scatter: Scatter) -> Interval:
+    """Interval of a rate that a regression gives, Student's on its log odds; PRIOR is added as in `score_interval`."""
+    from scipy.special import expit, logit
+
+    # A regression may say 1 to the last digit: then nothing is known of its odds.
+    inside = float(np.clip(rate, 1e-12, 1 - 1e-12))
+    odds, error = logit(inside), np.sqrt(scatter.variance + PRIOR / 2 / scatter.items**2)
+    half = scatter.quantile(CONFIDENCE) * error / (inside * (1 - inside))
+    return Interval(rate, float(expit(odds - half)), float(expit(odds + half)))
+
+
 def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = CONFIDENCE) -> Interval:
     """The mean of (seeds, items) differences from -1 to 1, with Student's interval.
 

@@ -266,6 +266,7 @@ def report(
     out: str | Path | None = None,
     *,
     labels: str | Path | None = None,
+    difficulties: str | Path | None = None,
     paper: bool = False,
 ) -> Path:
     """Write tables, figures and report.html of a run.
@@ -274,6 +275,7 @@ def report(
         run: The run, its folder, or its address.
         out: Folder to write to; None is the run's own folder `report`.
         labels: File with verdicts of people, or of a stronger judge, on some of the answers.
+        difficulties: CSV with the prompts' difficulties, for AlpacaEval's length-controlled rate.
         paper: Whether paper.tex is written too, with methods and tables for LaTeX.
 
     Returns:
@@ -284,7 +286,8 @@ def report(
     """
     from slime_ray.analysis.report import write_report
 
-    return write_report((run if isinstance(run, Run) else load(run)).path, out, labels=labels, paper=paper).html
+    path = (run if isinstance(run, Run) else load(run)).path
+    return write_report(path, out, labels=labels, difficulties=difficulties, paper=paper).html
 
 
 def plan(

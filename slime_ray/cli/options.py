@@ -206,6 +206,7 @@ def show_report(
     storage: "RunStore | None" = None,
     *,
     labels: Path | None = None,
+    difficulties: Path | None = None,
     quiet: bool = False,
     as_json: bool = False,
     paper: bool = False,
@@ -216,7 +217,7 @@ def show_report(
     """
     from slime_ray.analysis.report import write_report
 
-    files = write_report(run, out, labels=labels, paper=paper)
+    files = write_report(run, out, labels=labels, difficulties=difficulties, paper=paper)
     stored = storage if storage is not None and storage.url is not None else None
     if stored:
         with stored.answering():

@@ -72,6 +72,10 @@ def add_commands(commands: Any) -> None:
             "--labels", type=Path, metavar="FILE",
             help="verdicts of people, or of a stronger judge, on some of the answers, which correct the win rates",
         ),
+        option(
+            "--difficulties", type=Path, metavar="CSV",
+            help="AlpacaEval's df_gamed.csv, or difficulties of other prompts, for its length-controlled rate",
+        ),
         option("--paper", action="store_true", help="write paper.tex too: methods and tables for LaTeX"),
         exclusive(
             option("--quiet", action="store_true", help="print nothing but where the report is"),
@@ -231,7 +235,8 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    shown = {"labels": options.labels, "paper": options.paper, "quiet": options.quiet, "as_json": options.json}
+    shown = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
+    shown["as_json"] = options.json
     if "://" not in options.run:
         show_report(Path(options.run), options.out, **shown)
         return

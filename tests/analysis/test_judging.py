@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import judging, search_table, tables
+from slime_ray.analysis import controlled, judging, search_table, tables
 from slime_ray.analysis.statistics import arena_hard_score
 
+from slime_ray import cli
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges.base import FAILED_ANSWER
 from slime_ray.runs import results
@@ -95,6 +96,30 @@ def test_a_rate_beyond_all_lengths_seen_is_marked_as_extrapolated(tmp_path):
     assert (
         table.csv().splitlines()[1].split(",")[table.frame.columns.get_loc("length_controlled_extrapolated")] == "True"
     )
+
+
+def test_a_report_with_difficulties_has_the_rate_of_alpaca_eval(tmp_path, capsys):
+    won = [float(index % 3 != 0) for index in range(40)]
+    run = tmp_path / "run"
+    for seed in range(2):
+        add_trial(run, f"a{seed}", label="a", seed=seed, won=won, judge=JUDGE, answer=lambda index: "word " * index)
+    finish(run, {"judge": JUDGE})
+    difficulties = tmp_path / "difficulties.csv"
+    table = pd.DataFrame({"prompt_id": [f"p{index:02}" for index in range(40)], "instruction_difficulty": won})
+    table.to_csv(difficulties, index=False)
+    assert cli.main(["report", str(run), "--difficulties", str(difficulties)]) == 0
+    assert "AlpacaEval LC: its own model with the prompts' difficulties in difficulties.csv, without" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    frame = pd.read_csv(run / "report" / "judging.csv")
+    expected = controlled.alpaca_eval_rate(results.load(run).answers, controlled.Difficulties.read(difficulties))
+    assert frame.loc[0, ["alpaca_eval", "alpaca_eval_low", "alpaca_eval_high"]].tolist() == pytest.approx(
+        [expected.value, expected.low, expected.high]
+    )
+    table.head(30).to_csv(difficulties, index=False)
+    assert cli.main(["report", str(run), "--difficulties", str(difficulties), "--out", str(tmp_path / "out")]) == 2
+    assert "10 of 40 report prompts have no difficulty there, the first p30" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_invalid_verdict_widens_what_may_be():

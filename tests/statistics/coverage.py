@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from scipy.special import expit
 from slime_ray.analysis import effects, rows, stability
+from slime_ray.analysis.controlled import Difficulties, alpaca_eval_rate
 from slime_ray.analysis.statistics import (
     FEWEST_SEEDS,
     Interval,
@@ -27,12 +31,16 @@ Draw = Callable[[np.random.Generator], tuple[float, Interval | None]]
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of interval on one kind of evaluation. promised: how often it has to cover; None promises nothing."""
+    """One kind of interval on one kind of evaluation.
+
+    promised: how often it has to cover; None promises nothing. most: evaluations of a kind that takes long.
+    """
 
     name: str
     size: str
     draw: Draw
     promised: tuple[float, float] | None = PROMISED
+    most: int = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Coverage:
 def measure(case: Case, *, evaluations: int) -> Coverage:
     """Draw evaluations with seeds 0, 1, ... and count."""
     covered, width, known = 0, 0.0, 0
-    for seed in range(evaluations):
+    for seed in range(min(evaluations, case.most)):
         truth, found = case.draw(np.random.default_rng(seed))
         if found is not None:
             known += 1
@@ -93,14 +101,37 @@ def verdict_cases(prompts: int, seeds: int, *, resamples: int) -> list[Case]:
     ]
 
 
-def length_case(prompts: int, *, resamples: int) -> Case:
-    """The length-controlled rate."""
-    world = Lengths(prompts)
+def length_case(world: Lengths, name: str = "", *, promised: tuple[float, float] = PROMISED) -> Case:
+    """The length-controlled rate. name: what is special about the world."""
 
     def draw(rng: np.random.Generator) -> tuple[float, Interval | None]:
-        return world.length_controlled, world.draw(rng).length_controlled(resamples=resamples)
+        found = world.draw(rng).length_controlled()
+        # Without ends where all outcomes are the same.
+        return world.length_controlled, None if found is None or np.isnan(found.low) else found
 
-    return Case("LC", f"{prompts} prompts, 1 seed", draw)
+    return Case(f"LC{name}", f"{world.prompts} prompts, 1 seed", draw, promised)
+
+
+def alpaca_eval_case(prompts: int, seeds: int) -> Case:
+    """AlpacaEval's rate, without the two answerers that it adds, over prompts and from five seeds on over seeds."""
+    b0, spread = 0.3, 0.25 if seeds >= FEWEST_SEEDS else 0.0
+    length, difficulty = 0.8, 0.9
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    truth = float(expit(b0 + np.hypot(difficulty, spread) * nodes) @ weights / weights.sum())
+    ids = pd.Series(map(str, range(prompts)))
+
+    def draw(rng: np.random.Generator) -> tuple[float, Interval | None]:
+        hard, own = rng.normal(size=prompts), []
+        for seed in range(seeds):
+            more = rng.integers(-500, 900, prompts)
+            odds = b0 + rng.normal(0, spread) + difficulty * hard + length * np.tanh(more / more.std())
+            chance = rng.beta(2 * expit(odds), 2 * expit(-odds))
+            texts = {"answer": ["x" * (1000 + count) for count in more], "baseline_answer": "x" * 1000}
+            own.append(pd.DataFrame({"trial_id": str(seed), "prompt_id": ids, "outcome": chance, **texts}))
+        difficulties = Difficulties(Path("made-up"), pd.Series(hard, ids), np.empty(0), np.empty((0, 3)))
+        return truth, alpaca_eval_rate(pd.concat(own), difficulties)
+
+    return Case("AlpacaEval LC", f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)}", draw, most=200)
 
 
 def paired_cases(prompts: int, seeds: int, spread: float, *, resamples: int) -> list[Case]:
@@ -195,7 +226,15 @@ def all_cases(*, resamples: int) -> list[Case]:
     cases = []
     for prompts, seeds in ((64, 1), (256, 1), (256, 3), (1000, 1)):
         cases += verdict_cases(prompts, seeds, resamples=resamples)
-    cases += [length_case(prompts, resamples=resamples) for prompts in (64, 256)]
+    cases += [length_case(Lengths(prompts)) for prompts in (64, 256)]
+    over = (PROMISED[0], 1.0)
+    for prompts in (20, 50, 256):
+        cases += [
+            length_case(Lengths(prompts, b0=-3.0), ", rate 5 %", promised=over),
+            length_case(Lengths(prompts, mean=60.0), ", 1.5 sd longer", promised=over),
+            length_case(Lengths(prompts, mean=100.0), ", 2.5 sd longer, extrapolated", promised=(0.9, 1.0)),
+        ]
+    cases += [alpaca_eval_case(prompts, seeds) for prompts, seeds in ((64, 1), (256, 1), (64, 5))]
     for prompts in (64, 256, 1000):
         cases += paired_cases(prompts, 1, 0.15, resamples=resamples)
     for seeds, spread in ((3, 0.15), (5, 0.0), (5, 0.15), (5, 0.4), (10, 0.15)):

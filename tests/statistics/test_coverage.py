@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from . import coverage
-from .simulated import Paired, Trained, Verdicts
+from .simulated import Lengths, Paired, Trained, Verdicts
 
 EVALUATIONS, RESAMPLES = 400, 1000
 
@@ -15,7 +15,7 @@ def cases():
     every = (
         coverage.verdict_cases(64, 1, resamples=RESAMPLES)[:2] + coverage.verdict_cases(100, 3, resamples=RESAMPLES)[:2]
     )
-    every.append(coverage.length_case(100, resamples=RESAMPLES))
+    every.append(coverage.length_case(Lengths(100)))
     for seeds, spread in ((1, 0.0), (3, 0.3), (5, 0.15), (6, 0.4)):
         every += coverage.paired_cases(100, seeds, spread, resamples=RESAMPLES)[:1]
     every += coverage.stability_cases("drifted", Trained(128, 128, 30, spikes=0.0), resamples=RESAMPLES)

@@ -1,0 +1,296 @@
+"""Win rates at equal length or style: binomial regressions of the outcomes on what sets two answers apart.
+
+LC is on x = tanh(d / sd), d the tokens by which an answer is longer than the baseline's (Dubois et al. 2024, without
+their terms for model and prompt). SC is on the features of Arena-Hard's style control: (a - b) / (a + b) of the lengths
+in tokens, and (a - b) / (a + b + 1) of the densities of headers, list items and bold texts, per token. Arena-Hard fits
+all models at once on centred features; here each row of the table has a fit of its own. Both are sigmoid(b0).
+
+AlpacaEval's own LC has three terms: tanh of the difference of lengths in characters, the prompt's difficulty and the
+model. The penalty on their coefficients is chosen by cross-validation. Two answerers, told to be brief and to be
+verbose, are fitted with each model, at a tenth of the weight each. The rate is the mean over prompts, at equal length.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from slime_ray.errors import InputError
+
+from . import statistics
+
+MARKS = {
+    "headers": re.compile(r"^#{1,6}\s", re.MULTILINE),
+    "lists": re.compile(r"^\s*(?:\d+\.|[-*+])\s", re.MULTILINE),
+    "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
+}
+_CODE = re.compile(r"```.*?```", re.DOTALL)
+STEPS = 100
+CLOSE = 1e-9
+FARTHEST = 30.0
+"""Log odds beyond which there is no finite optimum."""
+LONGEST = 5.0
+"""By how much one step moves log odds at most."""
+FEWEST = 10
+"""Prompts for each coefficient that a fit on several features takes."""
+FOLDS = 5
+PENALTIES = 10.0 ** np.linspace(4, -4, 10)
+GAMED_WEIGHT = 0.2 / 2
+"""AlpacaEval's: 0.2 for its two answerers together."""
+
+
+def fit(y: np.ndarray, x: np.ndarray, weights: np.ndarray | None = None, *, penalty: float = 0.0) -> np.ndarray | None:
+    """Return the coefficients of largest likelihood minus `penalty` times their absolute sum; None without an optimum.
+
+    Newton's method. With a penalty each step ends where the quadratic model is best, found coordinate by coordinate.
+
+    Args:
+        y: (rows,) outcomes from 0 to 1.
+        x: (rows, features), an intercept among them where there is one.
+        weights: (rows,) of the outcomes, 1 unless given.
+        penalty: Of the coefficients' absolute sum.
+    """
+    w, b = np.ones(len(y)) if weights is None else weights, np.zeros(x.shape[1])
+    for _ in range(STEPS):
+        fitted = expit(x @ b)
+        slope, curvature = x.T @ (w * (fitted - y)), _curvature(x, fitted, w)
+        try:
+            step = _lasso(b, slope, curvature, penalty) - b if penalty else -np.linalg.solve(curvature, slope)
+        except np.linalg.LinAlgError:
+            return None
+        b = b + step * min(1.0, LONGEST / max(np.abs(x @ step).max(), LONGEST))
+        if not penalty and np.abs(x @ b).max() > FARTHEST:
+            return None
+        if np.abs(step).max() < CLOSE:
+            return b
+    return None
+
+
+def _curvature(x: np.ndarray, fitted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.asarray((x.T * (weights * fitted * (1 - fitted))) @ x)
+
+
+def _lasso(b: np.ndarray, slope: np.ndarray, curvature: np.ndarray, penalty: float) -> np.ndarray:
+    """Minimise the quadratic model around b plus the penalty."""
+    z = b.copy()
+    for _ in range(STEPS):
+        before = z.copy()
+        for place, own in enumerate(np.diag(curvature)):
+            if own > 0:
+                pull = own * z[place] - slope[place] - curvature[place] @ (z - b)
+                z[place] = np.sign(pull) * max(abs(pull) - penalty, 0.0) / own
+        if np.abs(z - before).max() < CLOSE:
+            break
+    return z
+
+
+def influence(
+    y: np.ndarray, x: np.ndarray, at: np.ndarray, b: np.ndarray, others: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """(rows,) what each row stands for of the mean outcome at `at`: their mean, which they scatter around as it does.
+
+    A row counts by its own place in `at`, and to first order by its pull on the coefficients.
+
+    Args:
+        y: (rows,) outcomes; one that is NaN pulls at nothing.
+        x: (rows, features) as they are.
+        at: (rows, features) as they would be.
+        b: Coefficients; those that a penalty made 0 are taken to stay so.
+        others: (features, features) curvature of what else was fitted.
+    """
+    kept, known = b != 0, ~np.isnan(y)
+    fitted, there = expit(x @ b), expit(at @ b)
+    inverse = np.linalg.pinv((_curvature(x, fitted, known.astype(float)) + others)[np.ix_(kept, kept)])
+    pull = np.where(known, y - fitted, 0.0)[:, None] * x[:, kept]
+    moved = pull @ inverse @ (at.T @ (there * (1 - there)))[kept] + there
+    return np.asarray(there.mean() + moved - moved.mean())
+
+
+def _wider(values: np.ndarray, coefficients: int) -> np.ndarray:
+    """Values that scatter as far as they would around a fit of other data, which these were drawn to."""
+    free = len(values) - coefficients
+    return values.mean() + (values - values.mean()) * np.sqrt(len(values) / free if free > 0 else np.nan)
+
+
+def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> statistics.Interval | None:
+    """Return sigmoid(b0), the rate where all features are 0, with its interval over prompts.
+
+    Args:
+        outcomes: (answers,) 0 to 1; NaN is left out.
+        x: (answers, features); an answer that lacks one is left out.
+        prompts: (answers,) number of each answer's prompt; answers to one are kept together.
+
+    Returns:
+        The rate, without ends where all outcomes are the same; None without answers, and where the features alone tell
+        wins from losses.
+    """
+    known = ~(np.isnan(outcomes) | np.isnan(x).any(axis=1))
+    if not known.any():
+        return None
+    y, x = outcomes[known], x[known]
+    if np.ptp(y) == 0:
+        return statistics.Interval(float(y[0]), np.nan, np.nan)
+    design = np.column_stack([np.ones(len(y)), x[:, np.ptp(x, axis=0) > 0]])
+    b = fit(y, design)
+    if b is None:
+        return None
+    at = np.eye(1, len(b)).repeat(len(y), axis=0)
+    values = statistics.by_topic(influence(y, design, at, b), prompts[known])
+    return statistics.logit_interval(float(expit(b[0])), statistics.Scatter.of(_wider(values, len(b))[None]))
+
+
+def rate_at_equal_length(
+    outcomes: np.ndarray, more_tokens: np.ndarray, prompts: np.ndarray
+) -> statistics.Interval | None:
+    """LC: `rate_at_zero` of the lengths in standard deviations. more_tokens: (answers,) d, NaN where it is unknown."""
+    known = ~(np.isnan(outcomes) | np.isnan(more_tokens))
+    spread = more_tokens[known].std() if known.any() else 0.0
+    x = np.tanh(more_tokens / spread) if spread > 0 else np.where(known, 0.0, np.nan)
+    return rate_at_zero(outcomes, x[:, None], prompts)
+
+
+def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.ndarray) -> statistics.Interval | None:
+    """SC: `rate_at_zero` of (answers, features) `style`; None of fewer than FEWEST prompts a coefficient, too."""
+    known = ~(np.isnan(outcomes) | np.isnan(style).any(axis=1))
+    varied = int((np.ptp(style[known], axis=0) > 0).sum()) if known.any() else 0
+    enough = len(np.unique(prompts[known])) >= FEWEST * (varied + 1)
+    return rate_at_zero(outcomes, style, prompts) if enough else None
+
+
+def features(answers: pd.DataFrame) -> np.ndarray:
+    """(answers, 4) differences of style; NaN where a number of tokens is not known."""
+    sides = [
+        np.column_stack([tokens, *(_counts(texts, mark) / (tokens + 1) for mark in MARKS.values())])
+        for texts, tokens in (
+            (answers["answer"], answers["answer_tokens"].to_numpy(dtype=float)),
+            (answers["baseline_answer"], answers["baseline_tokens"].to_numpy(dtype=float)),
+        )
+    ]
+    difference, total = sides[0] - sides[1], sides[0] + sides[1]
+    total[:, 1:] += 1
+    # Two answers without any token are equally long.
+    return np.divide(difference, total, out=np.where(np.isnan(difference), np.nan, 0.0), where=total > 0)
+
+
+def _counts(texts: pd.Series, mark: re.Pattern[str]) -> np.ndarray:
+    return np.array([len(mark.findall(_CODE.sub("", str(text)))) for text in texts], dtype=float)
+
+
+@dataclass(frozen=True)
+class Difficulties:
+    """AlpacaEval's file: each prompt's difficulty by its id, and maybe the rows of its brief and verbose answerers.
+
+    outcomes: (rows,) theirs. x: (rows, 3) their terms, of which the model's is 0.
+    """
+
+    place: Path
+    by_prompt: pd.Series
+    outcomes: np.ndarray
+    x: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "Difficulties":
+        """Read `df_gamed.csv` or `instruction_difficulty.csv`. Raises InputError where the file is neither."""
+        try:
+            table = pd.read_csv(path, dtype={"index": str, "prompt_id": str})
+        except (OSError, ValueError) as error:
+            raise InputError(f"--difficulties {path}: cannot be read ({str(error).splitlines()[0]}).") from None
+        names = [name for name in ("prompt_id", "index") if name in table]
+        if not names or "instruction_difficulty" not in table:
+            raise InputError(
+                f"--difficulties {path}: lacks index or instruction_difficulty. Give df_gamed.csv of AlpacaEval's data "
+                "set, or a CSV of other prompts with these columns."
+            )
+        rows = pd.DataFrame({"difficulty": table["instruction_difficulty"]})
+        if gamed := {"preference", "std_delta_len"} <= set(table):
+            rows = rows.assign(outcome=table["preference"], length=table["std_delta_len"])
+        rows = rows.apply(pd.to_numeric, errors="coerce")
+        # A row without a preference was not judged.
+        bad = ~np.isfinite(rows.drop(columns="outcome", errors="ignore")).all(axis=1)
+        bad |= (~rows["outcome"].between(0, 1) & table["preference"].notna()) if gamed else False
+        if bad.any():
+            raise InputError(
+                f"--difficulties {path}: row {int(np.argmax(bad)) + 1} has no number, or a preference that is not from "
+                "0 to 1."
+            )
+        each = rows["difficulty"].groupby(table[names[0]]).agg(["min", "max", "first"])
+        if len(apart := each[each["min"] != each["max"]]):
+            raise InputError(f"--difficulties {path}: the prompt {apart.index[0]} has several difficulties. Keep one.")
+        judged = rows.dropna()
+        if not gamed:
+            return cls(path, each["first"], np.empty(0), np.empty((0, 3)))
+        x = np.column_stack([np.tanh(judged["length"]), judged["difficulty"], np.zeros(len(judged))])
+        return cls(path, each["first"], judged["outcome"].to_numpy(dtype=float), x)
+
+    def of(self, prompts: pd.Series) -> np.ndarray:
+        """The difficulties of these prompts. Raises InputError where some have none."""
+        found = prompts.map(self.by_prompt)
+        if found.isna().any():
+            lacking = prompts[found.isna()].unique()
+            raise InputError(
+                f"--difficulties {self.place}: {len(lacking)} of {prompts.nunique()} report prompts have no difficulty "
+                f"there, the first {lacking[0]}. Its index or prompt_id has to be the id of the question."
+            )
+        return found.to_numpy(dtype=float)
+
+
+def alpaca_eval_rate(
+    answers: pd.DataFrame, difficulties: Difficulties, topics: "pd.Series | None" = None
+) -> statistics.Interval | None:
+    """Return AlpacaEval's length-controlled rate, the mean of the trials', with the interval of a win rate.
+
+    Args:
+        answers: Rows of answers.parquet, of one or several trials.
+        difficulties: Of all of their prompts.
+        topics: The number of each prompt's topic by its id, where prompts come in topics.
+
+    Returns:
+        The rate; None where a trial has fewer than FEWEST judged answers to a coefficient.
+    """
+    values = {}
+    for trial_id, own in answers.groupby("trial_id"):
+        found = _of_model(own, difficulties)
+        if found is None:
+            return None
+        values[trial_id] = pd.Series(found).groupby(own["prompt_id"].to_numpy()).mean()
+    wide = pd.DataFrame(values).T
+    of_topics = None if topics is None else topics.loc[wide.columns].to_numpy()
+    scatter = statistics.row_scatter(wide.to_numpy(dtype=float), of_topics)
+    return statistics.logit_interval(float(np.nanmean(wide, axis=1).mean()), scatter)
+
+
+def _of_model(answers: pd.DataFrame, difficulties: Difficulties) -> np.ndarray | None:
+    """(answers,) what each answer of one model stands for of the rate."""
+    y = answers["outcome"].to_numpy(dtype=float)
+    known = ~np.isnan(y)
+    more = (answers["baseline_answer"].str.len() - answers["answer"].str.len()).to_numpy(dtype=float)
+    spread = more.std(ddof=1) if len(more) > 1 else 0.0
+    at = np.column_stack([np.zeros(len(y)), difficulties.of(answers["prompt_id"]), np.ones(len(y))])
+    if known.sum() < FEWEST * at.shape[1]:
+        return None
+    x = at + np.array([1.0, 0.0, 0.0]) * np.tanh(more / spread if spread > 0 else np.zeros(len(y)))[:, None]
+    every_y, every_x = np.append(difficulties.outcomes, y[known]), np.vstack([difficulties.x, x[known]])
+    weights = np.append(np.full(len(difficulties.outcomes), GAMED_WEIGHT), np.ones(known.sum()))
+    b = _cross_validated(every_y, every_x, weights)
+    if b is None:
+        return None
+    gamed = _curvature(difficulties.x, expit(difficulties.x @ b), np.full(len(difficulties.x), GAMED_WEIGHT))
+    return _wider(influence(y, x, at, b, gamed), int((b != 0).sum()))
+
+
+def _cross_validated(y: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
+    """Coefficients with the penalty whose loss on what was left out is least."""
+    folds = np.arange(len(y))[::-1] % FOLDS
+    losses = [np.mean([_loss(y, x, weights, folds == fold, penalty) for fold in range(FOLDS)]) for penalty in PENALTIES]
+    return fit(y, x, weights, penalty=PENALTIES[int(np.argmin(losses))])
+
+
+def _loss(y: np.ndarray, x: np.ndarray, weights: np.ndarray, left_out: np.ndarray, penalty: float) -> float:
+    b = fit(y[~left_out], x[~left_out], weights[~left_out], penalty=penalty)
+    if b is None:
+        return np.inf
+    odds = x[left_out] @ b
+    return float(np.mean(weights[left_out] * (np.logaddexp(0, odds) - y[left_out] * odds)))
