@@ -33,7 +33,7 @@ def resolve_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | 
     Raises:
         InputError: there is no such template, or the tokenizer has none.
     """
-    text = _own_template(tokenizer) if template is None else _given_template(template)
+    text = _own_template(tokenizer) if template is None else given_template(template)
     pinned = _STRFTIME.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), text)
     if "strftime_now(" in pinned:
         logger.warning("The chat template prints today's date, so the same prompts differ from one day to the next.")
@@ -55,14 +55,20 @@ def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError as error:  # none at all, or several and none of them the default
-        raise InputError(
-            f"{tokenizer_name(tokenizer)}: the model's tokenizer has no chat template, so conversations cannot be "
-            "written as tokens. Set model.tokenizer to the instruction-tuned version of the model, or "
-            f"model.chat_template to a .jinja file or one of {', '.join(shipped_templates())}."
-        ) from error
+        raise no_template(tokenizer_name(tokenizer)) from error
 
 
-def _given_template(template: str) -> str:
+def no_template(tokenizer: str) -> InputError:
+    """The error of a tokenizer, called by its name, without a chat template."""
+    return InputError(
+        f"{tokenizer}: the model's tokenizer has no chat template, so conversations cannot be written as tokens. Set "
+        "model.tokenizer to the instruction-tuned version of the model, or model.chat_template to a .jinja file or one "
+        f"of {', '.join(shipped_templates())}."
+    )
+
+
+def given_template(template: str) -> str:
+    """The text of a .jinja file or of a shipped template. Raises InputError where there is none."""
     if template in shipped_templates():
         return (resources.files("slime_ray.presets") / "templates" / f"{template}.jinja").read_text("utf-8")
     path = Path(template).expanduser()
