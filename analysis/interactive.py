@@ -82,9 +82,11 @@ def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, Any]:
 def _prompt(text: Any) -> str:
     try:
         messages = json.loads(text)
+        # What tools need is in further fields.
+        texts = ["\n".join(text for name, text in message.items() if name != "role" and text) for message in messages]
         if len(messages) == 1:
-            return str(messages[0]["content"])
-        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+            return texts[0]
+        return "\n".join(f"{message['role']}: {text}" for message, text in zip(messages, texts, strict=True))
     except (TypeError, ValueError, KeyError):
         return str(text)
 

@@ -56,14 +56,18 @@ def open_experiment(
 
 
 def read_inputs(experiment: Experiment) -> None:
-    """Read the questions that it names, and import scorers and callbacks: trials run on the same files and code.
+    """Read questions and chat templates, and import scorers and callbacks: trials run on the same files and code.
 
     Raises:
         InputError: One of them cannot be used.
     """
     from slime_ray.evaluation.questions import check_questions
+    from slime_ray.model.parts import check_template
+    from slime_ray.runs.inputs import all_settings
 
     check_questions(experiment)
+    for settings in all_settings(experiment):
+        check_template(settings.model)
     evaluation = experiment.settings.evaluation
     scorers = [("evaluation.judge.scorer", getattr(judge, "scorer", None)) for judge in evaluation.judge.members]
     if evaluation.retention:

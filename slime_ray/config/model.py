@@ -1,5 +1,6 @@
 """The schema of `base.model`: which model is trained, and its adapters."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,20 @@ from slime_ray.config.strict import EMBEDDED, Located, Positive, Strict, located
 def _located_template(value: str) -> str:
     """A chat template's file by its absolute path; it may also be the name of a shipped one."""
     return located(value) if value.endswith(".jinja") else value
+
+
+def lacks_template(folder: Path) -> bool:
+    """Whether a folder has a tokenizer without a chat template, which a run would refuse.
+
+    Where a file is broken, or Mistral's own tokenizer needs none, it is not said to lack one.
+    """
+    config = folder / "tokenizer_config.json"
+    if not config.is_file() or any((folder / name).is_file() for name in ("chat_template.jinja", "tekken.json")):
+        return False
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("chat_template") is None
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 KEEP = "keep"

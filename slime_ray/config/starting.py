@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from slime_ray.config.model import lacks_template
 from slime_ray.config.presets import load_preset, preset_names
 from slime_ray.config.schema import LINE
 
@@ -66,7 +67,7 @@ def first_experiment(model: str, data: str, *, name: str, pairs: int | None, gpu
         YAML that `slime-ray check` accepts.
     """
     family = next((each for each in preset_names() if _source(each) == model), None)
-    template = TEMPLATE if _lacks_template(Path(model).expanduser()) else ""
+    template = TEMPLATE if lacks_template(Path(model).expanduser()) else ""
     own = MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + template + SFT
     base = "" if family else own
     held_out = min(1000, (pairs or 5000) // 5)
@@ -81,14 +82,6 @@ def run_name(data: str) -> str:
     """A name of the run that says which data it is about."""
     letters = (letter if letter.isalnum() and letter.isascii() else "-" for letter in Path(data).stem)
     return "".join(letters).strip("-") or "first"
-
-
-def _lacks_template(model: Path) -> bool:
-    """Whether a folder has a tokenizer without a chat template, which the run would refuse."""
-    settings = model / "tokenizer_config.json"
-    if not settings.is_file() or any(model.glob("chat_template*")):
-        return False
-    return '"chat_template"' not in settings.read_text(encoding="utf-8", errors="replace")
 
 
 def _quoted(text: str) -> str:

@@ -1,24 +1,22 @@
-"""Chat templates: where one comes from, what it renders, and which tokens end an answer.
+"""Chat templates: what one renders, and which tokens end an answer.
 
 Everything here is found by rendering, never by searching a text for something that looks like a turn's end.
 """
 
-import difflib
-import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import date
-from importlib import resources
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from slime_ray.data.forms import Messages
+from slime_ray.data.forms import TOOLS, Message, Messages
 from slime_ray.data.lost_text import LostText, lost_texts
+from slime_ray.data.messages import TOOL_FIELDS, tool_fields
 from slime_ray.data.overtime import Overtime, within
+from slime_ray.data.template_text import resolve_chat_template, shipped_templates, tokenizer_name
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,39 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE_DATE = date(2024, 7, 26)
-"""The day that templates which print today's date are given: the one Llama 3's template falls back to."""
-
 RENDER_SECONDS = 10.0
 """Processor time after which a template that renders one conversation is ended. It takes about a millisecond."""
 
 PROMPT_REWRITTEN = "prompts that the chat template writes otherwise once an answer follows"
 END_REWRITTEN = "answers that the chat template ends otherwise than others"
-
-_STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-
-
-def resolve_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> str:
-    """The Jinja text of a chat template, to be set as `tokenizer.chat_template`.
-
-    `template` is the path of a .jinja file, the name of a template shipped in slime_ray/presets/templates
-    (`chatml`), or None for the tokenizer's own. A template that prints today's date prints TEMPLATE_DATE
-    instead, for ever: otherwise training, evaluation and a run repeated tomorrow would each see other
-    prompts.
-
-    Raises:
-        InputError: there is no such template, or the tokenizer has none.
-    """
-    text = _own_template(tokenizer) if template is None else _given_template(template)
-    pinned = _STRFTIME.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), text)
-    if "strftime_now(" in pinned:
-        logger.warning("The chat template prints today's date, so the same prompts differ from one day to the next.")
-    return pinned
-
-
-def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """16 hexadecimal digits of SHA-256 over the text of the tokenizer's chat template, as it is rendered."""
-    return hashlib.sha256(resolve_chat_template(tokenizer, None).encode()).hexdigest()[:16]
 
 
 def stop_token_ids(
@@ -76,7 +46,7 @@ def stop_token_ids(
         stops.add(ChatRenderer(tokenizer).end_of_turn_id)
     if not stops:
         raise InputError(
-            f"{_name(tokenizer)}: the tokenizer has no end-of-sequence token, so no answer could ever end."
+            f"{tokenizer_name(tokenizer)}: the tokenizer has no end-of-sequence token, so no answer could ever end."
         )
     return tuple(sorted(stops))
 
@@ -157,7 +127,7 @@ class ChatRenderer:
         logger.warning(
             "%s: the chat template's generation prompt is %r, but it writes %r before an answer. Prompts end with the "
             "latter, in training and in evaluation.",
-            _name(self.tokenizer), generation, header,
+            tokenizer_name(self.tokenizer), generation, header,
         )  # fmt: skip
         return header
 
@@ -180,7 +150,7 @@ class ChatRenderer:
                 self._newline = None
                 logger.warning(
                     "%s: this tokenizer changes a completion that is encoded by itself, so training sees other tokens "
-                    "at its start than generation writes.", _name(self.tokenizer),
+                    "at its start than generation writes.", tokenizer_name(self.tokenizer),
                 )  # fmt: skip
 
     @property
@@ -232,11 +202,11 @@ class ChatRenderer:
         """The messages whose text is not in what `prompt_texts` or `completion_texts` made of them."""
         lost = lost_texts(self._marked(messages), text)
         spelled = [_MARKED.sub(lambda mark: self._literals[int(mark[1])], each.beginning) for each in lost]
-        return [LostText(each.role, beginning) for each, beginning in zip(lost, spelled, strict=True)]
+        return [replace(each, beginning=beginning) for each, beginning in zip(lost, spelled, strict=True)]
 
     def has_special_text(self, messages: Messages) -> bool:
         """Whether a message spells out one of the tokenizer's special tokens."""
-        return any(self._literal.search(message["content"]) for message in messages)
+        return any(self._literal.search(text) for message in messages for text in message.values())
 
     def _marked(self, messages: Messages) -> Messages:
         """Puts marks in the place of special tokens that messages spell out, for `encode` to find."""
@@ -246,7 +216,10 @@ class ChatRenderer:
         def mark(hit: re.Match[str]) -> str:
             return f"{_MARK}{self._numbers[hit[0]]}{_MARK}"
 
-        return [{**message, "content": self._literal.sub(mark, message["content"])} for message in messages]
+        return [
+            {name: text if name == "role" else self._literal.sub(mark, text) for name, text in message.items()}
+            for message in messages
+        ]
 
     def _rendered(self, conversations: list[Messages], generation: bool) -> list[str | Refusal]:
         try:
@@ -267,13 +240,29 @@ class ChatRenderer:
     def _render(self, conversations: list[Messages], generation: bool) -> list[str]:
         if not conversations:
             return []
+        # Tools are given for all conversations of a call.
+        by_tools: dict[str, list[int]] = {}
+        for index, conversation in enumerate(conversations):
+            by_tools.setdefault(json.dumps(tool_fields(conversation[0]).get(TOOLS)), []).append(index)
 
-        def render() -> Any:
-            return self.tokenizer.apply_chat_template(
-                conversations, chat_template=self.template, add_generation_prompt=generation, tokenize=False
-            )
+        def render() -> list[str]:
+            texts = [""] * len(conversations)
+            for tools, members in by_tools.items():
+                rendered: Any = self.tokenizer.apply_chat_template(
+                    [list(map(_template_message, conversations[index])) for index in members],
+                    tools=json.loads(tools),
+                    chat_template=self.template,
+                    add_generation_prompt=generation,
+                    tokenize=False,
+                )
+                for index, text in zip(members, rendered, strict=True):
+                    texts[index] = text
+            return texts
 
-        return within(RENDER_SECONDS * (1 + len(conversations) / 100), render)
+        texts = within(RENDER_SECONDS * (1 + len(conversations) / 100), render)
+        if any(escaped in text for text in texts for escaped in _ESCAPED_MARKS):
+            raise ValueError("it escapes letters of tool calls, among them a special token")
+        return texts
 
     # Ids
 
@@ -331,48 +320,22 @@ class ChatRenderer:
 
     def _broken(self, problem: str) -> InputError:
         return InputError(
-            f"{_name(self.tokenizer)}: the chat template cannot be used: {problem}. Give another one as "
+            f"{tokenizer_name(self.tokenizer)}: the chat template cannot be used: {problem}. Give another one as "
             f"model.chat_template: a .jinja file or one of {', '.join(shipped_templates())}."
         )
 
 
 _MARK = "\U000f5a1e"  # a private-use character
 _MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
+_ESCAPED_MARKS = (json.dumps(_MARK)[1:-1], ascii(_MARK)[1:-1])
 
 
-def shipped_templates() -> tuple[str, ...]:
-    """Names of the templates in slime_ray/presets/templates."""
-    folder = resources.files("slime_ray.presets") / "templates"
-    return tuple(sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja")))
-
-
-def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:  # none at all, or several and none of them the default
-        raise InputError(
-            f"{_name(tokenizer)}: the model's tokenizer has no chat template, so conversations cannot be written as "
-            "tokens. Set model.tokenizer to the instruction-tuned version of the model, or model.chat_template to a "
-            f".jinja file or one of {', '.join(shipped_templates())}."
-        ) from error
-
-
-def _given_template(template: str) -> str:
-    if template in shipped_templates():
-        return (resources.files("slime_ray.presets") / "templates" / f"{template}.jinja").read_text("utf-8")
-    path = Path(template).expanduser()
-    if path.suffix != ".jinja":
-        near = difflib.get_close_matches(template, shipped_templates(), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise InputError(
-            f"chat template {template!r}: neither a .jinja file nor one of {', '.join(shipped_templates())}.{hint}"
-        )
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"chat template {template}: cannot be read: {error.strerror}. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"chat template {template}: not UTF-8. Save the file as UTF-8.") from error
+def _template_message(message: Message) -> dict[str, Any]:
+    """A message as templates expect it."""
+    if TOOL_FIELDS not in message:
+        return dict(message)
+    given = {"role": message["role"], "content": message["content"], **tool_fields(message)}
+    return {name: value for name, value in given.items() if name != TOOLS and value is not None}
 
 
 def _common(first: str, second: str) -> str:
@@ -387,7 +350,3 @@ def _first_of(tokens: Iterable[str], text: str) -> str | None:
     """The token that stands first in the text, the longest if several begin there."""
     places = [(text.index(token), -len(token), token) for token in tokens if token in text]
     return min(places)[2] if places else None
-
-
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return tokenizer.name_or_path or type(tokenizer).__name__

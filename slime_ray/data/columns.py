@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from slime_ray.data.forms import COLUMNS, Pair
+from slime_ray.data.forms import COLUMNS, TOOLS, Pair
 from slime_ray.data.messages import ROLES
 
 UNREAD = "(bytes, not read)"
@@ -57,7 +57,7 @@ def left_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()
     Numbers and names of metadata are passed over, and so is a column that repeats the pair's own messages. In fields of
     messages numbers count, since `weight` and its like change what is trained on.
     """
-    others = [name for name in row if name not in COLUMNS and not is_metadata(str(name), declared)]
+    others = [name for name in row if name not in (*COLUMNS, TOOLS) and not is_metadata(str(name), declared)]
     if others:
         trained = {message["content"].strip() for part in (pair.prompt, pair.chosen, pair.rejected) for message in part}
         others = [name for name in others if any(text not in trained for text in _texts(row[name]))]

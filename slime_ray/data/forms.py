@@ -5,16 +5,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slime_ray.data.messages import BadRow, Message, Messages, Remarks, read_messages, without_json_text
+from slime_ray.data.messages import (
+    TOOL_FIELDS,
+    BadRow,
+    Message,
+    Messages,
+    Remarks,
+    read_messages,
+    read_tools,
+    with_tool_fields,
+    without_json_text,
+)
 
-__all__ = ["COLUMNS", "KNOWN_FORMS", "BadRow", "Message", "Messages", "Pair", "pair_from_row"]
+__all__ = ["COLUMNS", "KNOWN_FORMS", "TOOLS", "BadRow", "Message", "Messages", "Pair", "pair_from_row"]
 
 COLUMNS = ("prompt", "chosen", "rejected")
+TOOLS = "tools"
+"""A further column: the tools that the assistant may call. They are kept in the first message of the prompt."""
 
 KNOWN_FORMS = (
     "(1) prompt, chosen, rejected as message lists; (2) prompt, chosen, rejected as text; (3) chosen and rejected as "
     "whole conversations that begin alike (UltraFeedback-binarized among them); (4) chosen and rejected as text with "
-    "'\\n\\nHuman:' and '\\n\\nAssistant:' turns (HH-RLHF)"
+    "'\\n\\nHuman:' and '\\n\\nAssistant:' turns (HH-RLHF). Messages may have tool_calls, and rows a column tools"
 )
 
 PROMPT_COLUMN_DIFFERS = "the prompt column is no user turn of the conversation, which was taken as it is"
@@ -28,7 +40,7 @@ _REPEATED_LETTERS = 20
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt that ends with a user turn and the assistant's two ways to go on, `chosen` and `rejected`.
+    """A prompt, which ends with a turn of the user or a tool, and the assistant's two ways to go on.
 
     `notes` say what was odd about a row that was taken all the same. `fields` are those of its messages, besides
     role and content, that hold something.
@@ -48,7 +60,7 @@ _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
     """Reads one row of any known form. Raises BadRow with the reason where the row cannot be used.
 
-    The prompt is everything up to the last user turn that both conversations share.
+    The prompt is everything up to the last turn of the user or a tool that both conversations share.
     """
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
@@ -60,6 +72,9 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     else:
         sides = read_messages(chosen, "chosen", remarks), read_messages(rejected, "rejected", remarks)
         pair = _from_messages(prompt, *sides, remarks)
+    if tools := read_tools(row.get(TOOLS)):
+        first = with_tool_fields(pair.prompt[0], {TOOLS: tools})
+        pair = replace(pair, prompt=[first, *pair.prompt[1:]])
     _check_unicode(pair)
     notes = (*remarks.notes, *pair.notes, *_oddities(pair))
     return replace(pair, notes=notes, fields=frozenset(remarks.fields))
@@ -111,7 +126,7 @@ def _from_messages(prompt: Any, chosen: Messages, rejected: Messages, remarks: R
 
 
 def _pair(start: Messages, chosen: Messages, rejected: Messages) -> Pair:
-    """Cuts two conversations, both preceded by `start`, after the last user turn they share."""
+    """Cuts two conversations, both preceded by `start`, after the last turn of a user or a tool they share."""
     if chosen == rejected:
         if not any(message["role"] == "assistant" for message in chosen):
             raise BadRow("no assistant turn")
@@ -121,20 +136,22 @@ def _pair(start: Messages, chosen: Messages, rejected: Messages) -> Pair:
     for index, (ours, theirs) in enumerate(zip(chosen, rejected, strict=False)):
         if ours != theirs:
             break
-        if ours["role"] == "user":
+        if ours["role"] in ("user", "tool"):
             cut = index + 1
     prompt, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
     for completion in (chosen, rejected):
+        if any(message["role"] == "tool" for message in completion):
+            raise BadRow("a completion goes on after the answer of a tool")
         if any(message["role"] != "assistant" for message in completion):
             users = any(message["role"] == "user" for message in (*prompt, *completion))
             raise BadRow("the prompts of chosen and rejected differ" if users else "no user turn")
         if not completion:
             raise BadRow("no assistant turn")
-        if not all(message["content"].strip() for message in completion):
+        if not all(message["content"].strip() or TOOL_FIELDS in message for message in completion):
             raise BadRow("empty completion")
-    if not prompt:
+    if not any(message["role"] == "user" for message in prompt):
         raise BadRow("no user turn")
-    if not prompt[-1]["content"].strip():
+    if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
         raise BadRow("empty prompt")
     return Pair(prompt, chosen, rejected)
 
@@ -167,6 +184,6 @@ def _check_unicode(pair: Pair) -> None:
     try:
         for part in (pair.prompt, pair.chosen, pair.rejected):
             for message in part:
-                message["content"].encode()
+                "".join(message.values()).encode()
     except UnicodeEncodeError:
         raise BadRow("text is not valid Unicode (half of a surrogate pair)") from None

@@ -1,50 +1,118 @@
 """Text of messages that does not come out of a chat template: left out, cut, or written otherwise."""
 
+import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from slime_ray.data.forms import Messages
+from slime_ray.data.messages import tool_fields
 
 SHOWN = 60
 """Letters of a lost text that are shown."""
 CERTAIN = 16
 """So many letters are not found by chance, as a few are."""
 
+TURN, TOOL_CALLS, TOOLS = "turns", "tool calls", "tools"
+
 
 @dataclass(frozen=True)
 class LostText:
-    """A turn whose text is not in what was rendered. beginning: of what is missing, one line."""
+    """Text that is not in what was rendered. part: of the message. beginning: of what is missing, one line."""
 
     role: str
     beginning: str
+    part: str = TURN
+
+
+@dataclass(frozen=True)
+class _Text:
+    role: str
+    part: str
+    text: str
 
 
 def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
-    """The messages whose text is not in `rendered`, each looked for in a place of its own.
+    """The texts of messages that are not in `rendered`, each looked for in a place of its own.
 
-    Whitespace does not count, since templates strip and break lines.
+    Of tools these are names and descriptions, of their calls names, arguments and values. Whitespace does not count,
+    since templates strip and break lines.
     """
-    if _in_order(messages, rendered):
+    texts = [text for message in messages for text in _texts(message)]
+    if _in_order(texts, rendered):
         return []
     lost: dict[int, LostText] = {}
     left = _squeezed(rendered)
     # Longest first, so that no short text takes the place of a long one that holds it.
-    for index in sorted(range(len(messages)), key=lambda index: -len(messages[index]["content"])):
-        role, content = messages[index]["role"], messages[index]["content"]
-        text = _squeezed(content)
-        if text in left:
-            left = left.replace(text, "\n", 1)
+    for index in sorted(range(len(texts)), key=lambda index: -len(texts[index].text)):
+        text = texts[index]
+        place = next((each for each in map(_squeezed, _spellings(text)) if each in left), None)
+        if place is not None:
+            left = left.replace(place, "\n", 1)
         else:
-            lost[index] = LostText(role, _missing(content, left))
+            lost[index] = LostText(text.role, _missing(text.text, left), text.part)
     return [lost[index] for index in sorted(lost)]
 
 
-def _in_order(messages: Sequence[dict[str, str]], rendered: str) -> bool:
+def _texts(message: dict[str, str]) -> Iterator[_Text]:
+    role = message["role"]
+    yield _Text(role, TURN, message["content"])
+    fields = tool_fields(message)
+    for call in fields.get("tool_calls", ()):
+        function = call.get("function", call)
+        for text in (function["name"], *_leaves(function.get("arguments"))):
+            yield _Text(role, TOOL_CALLS, text)
+    for text in _described(fields.get("tools")):
+        yield _Text(role, TOOLS, text)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Names and values of arguments."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield name
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif value is not None:
+        yield value if isinstance(value, str) else json.dumps(value)
+
+
+def _described(schema: Any) -> Iterator[str]:
+    """What a schema of tools calls things, and says of them. Templates may write types in their own way."""
+    if isinstance(schema, list):
+        for inner in schema:
+            yield from _described(inner)
+    elif isinstance(schema, dict):
+        for key, inner in schema.items():
+            if key in ("name", "description") and isinstance(inner, str):
+                yield inner
+            elif key == "properties" and isinstance(inner, dict):
+                yield from inner
+                yield from _described(list(inner.values()))
+            else:
+                yield from _described(inner)
+
+
+def _spellings(text: _Text) -> Iterator[str]:
+    """The text as it may stand in what was rendered: tools and calls within JSON or within Python's literals."""
+    yield text.text
+    if text.part != TURN:
+        for ascii_only in (False, True):
+            escaped = json.dumps(text.text, ensure_ascii=ascii_only)[1:-1]
+            yield escaped
+            yield json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]
+        yield repr(text.text)[1:-1]
+        yield text.text.capitalize()  # true and false are True and False in Python
+
+
+def _in_order(texts: Sequence[_Text], rendered: str) -> bool:
     """Whether all texts follow each other as they are, which is the rule and quickly seen."""
     end = 0
-    for message in messages:
-        text = message["content"].strip()
+    for each in texts:
+        text = each.text.strip()
         start = rendered.find(text, end)
         if start < 0:
             return False

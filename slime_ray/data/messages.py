@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, str]
-"""One turn, `{"role": ..., "content": ...}`."""
+"""One turn, `{"role": ..., "content": ...}`, and TOOL_FIELDS where tools matter to it."""
 
 Messages = list[Message]
 """A conversation or a part of one."""
+
+TOOL_FIELDS = "tool_fields"
+"""Key of what else a chat template is given: `tool_calls`, `tool_call_id`, `name`; in the first message `tools`.
+
+One JSON text, for Arrow would give every call the arguments of all.
+"""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -53,8 +59,8 @@ def is_empty(value: Any) -> bool:
 def read_messages(value: Any, column: str, remarks: Remarks) -> Messages:
     """Check a message list and keep role and content of each.
 
-    Text parts of one content are joined. Tool calls are refused, since no form here can express them, and so are parts
-    that are no text. Raises BadRow.
+    Text parts of one content are joined; parts that are no text are refused. What tools need is under TOOL_FIELDS.
+    Raises BadRow.
     """
     if isinstance(value, Mapping):
         value = [value]
@@ -70,18 +76,91 @@ def _message(message: Any, column: str, remarks: Remarks) -> Message:
     if message.get("role") is None and isinstance(message.get("from"), str) and "value" in message:
         message = _from_sharegpt(message, column)
     role, content = message.get("role"), message.get("content")
-    if not is_empty(message.get("tool_calls")):
-        raise BadRow("a message calls tools")
+    tools = read_tool_fields(message)
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = _joined_text(content, column, remarks)
+    if "content" in tools:
+        content = ""
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadRow(f"a message in {column} has no role or no text content")
     if role not in ROLES:
         raise BadRow(f"a message in {column} has a role other than {', '.join(sorted(ROLES))}")
     remarks.fields |= {
-        str(name) for name, other in message.items() if name not in ("role", "content") and not is_empty(other)
+        str(name) for name, other in message.items() if name not in ("role", "content", *tools) and not is_empty(other)
     }
-    return {"role": role, "content": content}
+    return with_tool_fields({"role": role, "content": content}, tools)
+
+
+def read_tool_fields(message: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a message says of tools: the calls of an assistant, or which call a tool answers. Raises BadRow.
+
+    With calls in the place of a content, that is None: templates may tell this from an empty one.
+    """
+    role = message.get("role")
+    calls = _from_json(message.get("tool_calls"))
+    if not is_empty(calls):
+        if role != "assistant" or not isinstance(calls, list):
+            raise BadRow("tool_calls is not a list, or not in a message of the assistant")
+        fields: dict[str, Any] = {"tool_calls": [_tool_call(_from_json(call)) for call in calls]}
+        return fields if message.get("content") is not None else {**fields, "content": None}
+    names = ("tool_call_id", "name") if role == "tool" else ()
+    return {name: message[name] for name in names if not is_empty(message.get(name))}
+
+
+def _tool_call(call: Any) -> dict[Any, Any]:
+    """A call whose arguments are an object, as templates expect it. OpenAI's are the JSON text of one."""
+    inner = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise BadRow("a tool call names no function")
+    function = dict(inner)
+    if "arguments" in function:
+        function["arguments"] = _from_json(function["arguments"])
+        if not isinstance(function["arguments"], Mapping):
+            raise BadRow("the arguments of a tool call are neither an object nor the JSON text of one")
+    return {**call, "function": function} if "function" in call else function
+
+
+def read_tools(value: Any) -> list[Any]:
+    """The tools of a row, a list of JSON Schemas or the JSON text of one; none in an empty cell. Raises BadRow."""
+    tools = _from_json(value)
+    if is_empty(tools):
+        return []
+    tools = [_from_json(tool) for tool in tools] if isinstance(tools, list) else [tools]
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadRow("tools is neither a list of objects nor the JSON text of one")
+    return tools
+
+
+def _from_json(value: Any) -> Any:
+    """What a text spells in JSON; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def with_tool_fields(message: Message, fields: Mapping[str, Any]) -> Message:
+    """The message with these fields besides those of TOOL_FIELDS that it has. Raises BadRow for what is no JSON."""
+    if not fields:
+        return message
+    try:
+        text = json.dumps({**tool_fields(message), **fields}, ensure_ascii=False)
+    except (TypeError, ValueError):
+        raise BadRow("a tool or a tool call holds something that JSON cannot hold") from None
+    return {**message, TOOL_FIELDS: text}
+
+
+def tool_fields(message: Mapping[str, str]) -> dict[str, Any]:
+    """What is under TOOL_FIELDS."""
+    fields: dict[str, Any] = json.loads(message.get(TOOL_FIELDS, "{}"))
+    return fields
+
+
+def shown_text(message: Mapping[str, str]) -> str:
+    """A message's content for a reader, with what tools need where there is some."""
+    return "\n".join(filter(None, (message["content"], message.get(TOOL_FIELDS))))
 
 
 def _from_sharegpt(message: Mapping[Any, Any], column: str) -> dict[Any, Any]:
@@ -147,4 +226,6 @@ def _parsed(text: str) -> list[Any] | None:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+    if not isinstance(value, dict):
+        return False
+    return any(names <= value.keys() for names in ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"}))

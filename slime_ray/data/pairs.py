@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from slime_ray.errors import InputError
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-PAIRS_FORMAT = 1
-"""Raised when the file of pairs changes, so that older ones are made again."""
+PAIRS_FORMAT = 2
+"""Raised when the file of pairs, or what of the data goes into it, changes, so that older ones are made again."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from slime_ray.data.columns import left_text, renaming
-from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, PROMPT_COLUMN_DIFFERS, BadRow, Pair, pair_from_row
+from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, PROMPT_COLUMN_DIFFERS, TOOLS, BadRow, Pair, pair_from_row
+from slime_ray.data.messages import TOOL_FIELDS
 from slime_ray.data.sources import open_source, unknown_form
 from slime_ray.errors import InputError
 
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 LISTED_ROWS = 20
 
 _CHUNK = 1000
-_MESSAGES = [{"role": Value("string"), "content": Value("string")}]
-_FEATURES = Features(dict.fromkeys(COLUMNS, _MESSAGES))
+_FIELDS = {"role": Value("string"), "content": Value("string")}
+_FEATURES = Features({name: [_FIELDS] for name in COLUMNS})
+_TOOL_FEATURES = Features({name: [{**_FIELDS, TOOL_FIELDS: Value("string")}] for name in COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class LoadedPreferences:
-    """`dataset` has the columns prompt, chosen, rejected, each a list of {"role", "content"} messages."""
+    """`dataset` has the columns prompt, chosen, rejected, each a list of messages as `messages.Message` has them."""
 
     dataset: Dataset
     report: LoadReport
@@ -126,8 +128,8 @@ def read_preferences(
 ) -> LoadedPreferences:
     """Reads and checks preference data, and reports what was skipped and why.
 
-    Each of the three columns is a list of {"role", "content"} messages. The prompt holds everything up to the
-    last user turn that both conversations share; chosen and rejected hold the assistant's message after it.
+    Each of the three columns is a list of {"role", "content"} messages. The prompt holds everything up to the last turn
+    of the user or a tool that both conversations share; chosen and rejected hold the assistant's message after it.
 
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file; a folder of such files or one that `save_to_disk`
@@ -158,7 +160,7 @@ def read_preferences(
             if not isinstance(row, Mapping):
                 raise BadRow("not an object with columns")
             columns.update(row)
-            pair = pair_from_row(row)
+            pair = pair_from_row({**row, TOOLS: None} if TOOLS in metadata else row)
         except BadRow as reason:
             skipped.add(str(reason), place)
             continue
@@ -180,13 +182,13 @@ def read_preferences(
         kept,
         skipped.result(),
         noted.result(),
-        tuple(sorted(str(name) for name in columns - set(COLUMNS))),
+        tuple(sorted(str(name) for name in columns - {*COLUMNS, *({TOOLS} - {*metadata})})),
         left.result(),
     )
     _check(report, columns, strict=strict)
     if pairs:
         chunks.append(_dataset(pairs))
-    return LoadedPreferences(concatenate_datasets(chunks), report)
+    return LoadedPreferences(concatenate_datasets(of_one_kind(chunks)), report)
 
 
 def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
@@ -226,4 +228,13 @@ def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
 
 
 def _dataset(pairs: list[Pair]) -> Dataset:
-    return Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in COLUMNS}, features=_FEATURES)
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in COLUMNS}
+    tools = any(TOOL_FIELDS in message for column in columns.values() for part in column for message in part)
+    return Dataset.from_dict(columns, features=_TOOL_FEATURES if tools else _FEATURES)
+
+
+def of_one_kind(sets: list[Dataset]) -> list[Dataset]:
+    """The data sets with tools in the messages of all, if there are some in one of them."""
+    if all(each.features == _FEATURES for each in sets):
+        return sets
+    return [Dataset.from_dict({name: list(each[name]) for name in COLUMNS}, features=_TOOL_FEATURES) for each in sets]

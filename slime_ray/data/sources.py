@@ -284,7 +284,7 @@ def _batch_rows(batches: Iterable[Any], unread: dict[str, Any], label: str) -> R
     first = 0
     for batch in batches:
         try:
-            rows: list[Any] = batch.to_pylist()
+            rows: list[Any] = [_without_nulls(row) for row in batch.to_pylist()]
         except UnicodeDecodeError:  # Arrow does not check its text columns; find the rows one by one
             rows = [_row_of(batch, index) for index in range(batch.num_rows)]
         if first == 0 and rows and isinstance(rows[0], dict):
@@ -294,9 +294,20 @@ def _batch_rows(batches: Iterable[Any], unread: dict[str, Any], label: str) -> R
         first += len(rows)
 
 
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its objects as they were written. Arrow gives each the fields of all, and null where it had none."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: written(inner) for name, inner in value.items() if inner is not None}
+        return [written(inner) for inner in value] if isinstance(value, list) else value
+
+    return {name: written(cell) for name, cell in row.items()}
+
+
 def _row_of(batch: Any, index: int) -> Any:
     try:
-        return batch.slice(index, 1).to_pylist()[0]
+        return _without_nulls(batch.slice(index, 1).to_pylist()[0])
     except UnicodeDecodeError:
         return BadRow("not UTF-8")
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from slime_ray.data.forms import Messages
+from slime_ray.data.messages import TOOL_FIELDS
 from slime_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -118,8 +119,9 @@ def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) 
 
 
 def prompt_hash(messages: Messages) -> str:
-    """16 hexadecimal digits of SHA-256 over the canonical JSON of a prompt's roles and contents."""
-    return _digest(_canonical([{"role": message["role"], "content": message["content"]} for message in messages]))
+    """16 hexadecimal digits of SHA-256 over the canonical JSON of a prompt: roles, contents and tools."""
+    names = ("role", "content", TOOL_FIELDS)
+    return _digest(_canonical([{name: message[name] for name in names if name in message} for message in messages]))
 
 
 def content_hash(dataset: Dataset) -> str:
@@ -160,7 +162,21 @@ def _take(groups: list[list[int]], target: int) -> tuple[list[list[int]], list[l
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Rows as plain values; through Arrow, which is up to twice as fast as iterating over the data set."""
     for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
-        yield from table.to_pylist()
+        yield from rows_in(table)
+
+
+def rows_in(table: Any) -> list[dict[str, Any]]:
+    """Rows of an Arrow table or batch, their messages without the nulls for what only other messages have."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    if TOOL_FIELDS in str(table.schema):
+        rows = [{name: _present(cell) for name, cell in row.items()} for row in rows]
+    return rows
+
+
+def _present(cell: Any) -> Any:
+    if not isinstance(cell, list):
+        return cell
+    return [{name: text for name, text in message.items() if text is not None} for message in cell]
 
 
 def _seeded(seed: int, text: str) -> str:

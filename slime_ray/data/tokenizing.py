@@ -16,11 +16,11 @@ from datasets import Dataset
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.forms import Messages
-from slime_ray.data.lost_text import LostText, one_line
+from slime_ray.data.lost_text import TURN, LostText, one_line
 from slime_ray.data.pairs import ID_COLUMNS
 from slime_ray.data.preferences import RowTally, SkippedRows
 from slime_ray.data.rendering import SEVERAL_MESSAGES, RenderedPair, render_pairs
-from slime_ray.data.splits import prompt_hash
+from slime_ray.data.splits import prompt_hash, rows_in
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _tokenize(
     source = dataset.select_columns(list(given)).with_format("arrow")
     batches: list[pa.RecordBatch] = []
     for first in range(0, len(dataset), _BATCH):
-        rows = source[first : first + _BATCH].to_pylist()
+        rows = rows_in(source[first : first + _BATCH])
         columns = [[row[name] for row in rows] for name in given]
         columns_out: list[list[np.ndarray]] = [[] for _ in ID_COLUMNS]
         for number, (row, pair) in enumerate(zip(rows, render_pairs(renderer, *columns), strict=True), start=first):
@@ -251,10 +251,12 @@ def _tokenize(
 
 
 def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:
-    """Count a row's lost text, a part and role once. Returns 1 for a row that has some, else 0."""
+    """Count a row's lost text, each kind once. Returns 1 for a row that has some, else 0."""
     firsts: dict[str, str] = {}
     for part, text in lost:
         what = f"{text.role} turns of prompts" if part == "prompt" else f"{part} completions"
+        if text.part != TURN:
+            what = f"{text.part} of {'prompts' if part == 'prompt' else what}"
         firsts.setdefault(f"{what} {LOST}", text.beginning)
     for reason, beginning in firsts.items():
         changed.add(reason, place, beginning)

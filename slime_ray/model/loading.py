@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.config.model import Model
-from slime_ray.data.chat_template import resolve_chat_template
 from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
+from slime_ray.data.template_text import resolve_chat_template
 from slime_ray.errors import InputError
 from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
 from slime_ray.model.decoder import DECODER_NAMES, text_decoder

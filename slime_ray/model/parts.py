@@ -3,10 +3,13 @@
 Nothing heavy is imported here: a sweep's driver asks before anything is started.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from slime_ray.config.model import Model, lacks_template
+from slime_ray.data.template_text import given_template, no_template
 from slime_ray.model.files import ADAPTER, FileFault, check_folder, check_gguf, check_weights, read_object
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -100,6 +103,20 @@ def _on_base(folder: Path) -> Parts:
     if path.is_absolute() or named.startswith((".", "~")) or named.count("/") > 1:
         raise FileFault(f"its base {named} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
     return Parts(named, revision or None, folder)
+
+
+def check_template(model: Model) -> None:
+    """Raise InputError where the chat template is surely not there. Of the Hub and GGUF files only loading tells."""
+    if model.chat_template:
+        given_template(model.chat_template)
+    elif not model.trust_remote_code and (model.tokenizer or not model.gguf_file):
+        # Where a file is broken, whoever loads it says so.
+        with suppress(FileFault):
+            folder = Path(model.tokenizer or model.source)
+            if folder.is_dir() and not model.tokenizer:
+                folder = Path(parts_of(model.source, None).tokenizer[0])
+            if lacks_template(folder):
+                raise no_template(str(folder))
 
 
 def check_model(path: Path) -> None:

@@ -20,10 +20,11 @@ from transformers import AutoTokenizer
 from slime_ray.config.model import Model
 from slime_ray.config.settings import Data, Settings, fingerprint
 from slime_ray.data import tasks
-from slime_ray.data.chat_template import stop_token_ids, template_hash
+from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.corpus import load_corpus
 from slime_ray.data.pairs import PAIRS_FORMAT, PairFile, write_pairs
 from slime_ray.data.splits import content_hash
+from slime_ray.data.template_text import template_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
 from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck

@@ -326,7 +326,9 @@ def test_a_first_experiment_is_one_that_check_accepts_and_an_editor_knows(tmp_pa
         ({}, False),
     ],
 )
-def test_a_first_experiment_names_a_chat_template_where_the_tokenizer_has_none(tmp_path, monkeypatch, files, lacks):
+def test_a_first_experiment_names_a_chat_template_where_the_tokenizer_has_none(
+    tmp_path, monkeypatch, capsys, files, lacks
+):
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     for name, text in files.items():
@@ -334,6 +336,12 @@ def test_a_first_experiment_names_a_chat_template_where_the_tokenizer_has_none(t
     assert cli.main(["init", "--model", "tiny", "--data", "org/pairs"]) == 0
     assert load_yaml("experiment.yaml").data["base"]["model"].get("chat_template") == ("chatml" if lacks else None)
     assert cli.main(["check", "experiment.yaml"]) == 0
+    # Whoever writes the file by hand is told.
+    capsys.readouterr()
+    without = [*("check", "experiment.yaml"), *("--set", "model.chat_template=null")]
+    assert cli.main(without) == (2 if lacks else 0)
+    told = capsys.readouterr().err
+    assert ("no chat template" in told and "model.chat_template to a .jinja file" in told) is lacks
 
 
 @pytest.mark.parametrize(

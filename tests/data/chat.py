@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from slime_ray.data.chat_template import resolve_chat_template
+from slime_ray.data.template_text import resolve_chat_template
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -188,9 +188,23 @@ BAD_LINES = {
         "chosen": [{"role": "human", "content": "u"}],
         "rejected": [assistant("b")],
     },
-    "a message calls tools": {
-        "chosen": [user("u"), {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
+    "a tool call names no function": {
+        "chosen": [user("u"), {"role": "assistant", "tool_calls": [{"id": "1"}]}],
         "rejected": [user("u"), assistant("b")],
+    },
+    "the arguments of a tool call are neither an object nor the JSON text of one": {
+        "chosen": [user("u"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{'city': 'Oslo'}"}]}],
+        "rejected": [user("u"), assistant("b")],
+    },
+    "tool_calls is not a list, or not in a message of the assistant": {
+        "chosen": [user("u") | {"tool_calls": [{"name": "f"}]}, assistant("a")],
+        "rejected": [user("u"), assistant("b")],
+    },
+    "tools is neither a list of objects nor the JSON text of one": plain(2) | {"tools": "search"},
+    "a completion goes on after the answer of a tool": {
+        "prompt": [user("u")],
+        "chosen": [assistant("a"), {"role": "tool", "content": "9"}, assistant("b")],
+        "rejected": [assistant("b")],
     },
     "no prompt, and the text has no Human and Assistant turns": {"chosen": "a", "rejected": "b"},
     "text is not valid Unicode (half of a surrogate pair)": (b'{"prompt": "u", "chosen": "\\ud800", "rejected": "b"}'),

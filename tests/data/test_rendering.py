@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from slime_ray.data.chat_template import resolve_chat_template, stop_token_ids, template_hash
+from slime_ray.data.chat_template import stop_token_ids
+from slime_ray.data.template_text import resolve_chat_template, template_hash
 from slime_ray.data.tokenizing import tokenize_pairs
 from slime_ray.errors import InputError
 from tests.rendered import render_pair, render_prompt

@@ -27,7 +27,6 @@ def with_fields(number, **fields):
     ("more", "reason"),
     [
         ({"system": "Answer in French."}, "with a column system"),
-        ({"tools": [{"type": "function", "name": "f"}]}, "with a column tools"),
         ({"images": ["a.png"]}, "with a column images"),
         ({"chosen_reasoning": "Think long."}, "with a column chosen_reasoning"),
         ({"history": [["before", "then"]]}, "with a column history"),

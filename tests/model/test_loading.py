@@ -1,5 +1,6 @@
 """Real loading code on local files, and (slow) on a real pretrained model from a GGUF file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from slime_ray.errors import InputError
 from slime_ray.model import loading
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.lora import add_lora
+from slime_ray.model.parts import check_template
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
 LORA = Lora(rank=4, alpha=8)
@@ -28,6 +30,39 @@ def folder(tmp_path) -> Path:
 def logits(lm, ids=((1, 5, 9, 12, 7),)) -> torch.Tensor:
     with torch.no_grad():
         return lm(input_ids=torch.tensor(ids)).logits
+
+
+@pytest.mark.parametrize(
+    ("kept", "where"),
+    [
+        (None, None),
+        ("{{ messages }}", "chat_template.jinja"),
+        ("{{ messages }}", "additional_chat_templates/tool_use.jinja"),
+        ("{{ messages }}", "tokenizer_config.json"),
+        ([{"name": "default", "template": "{{ messages }}"}], "tokenizer_config.json"),
+    ],
+)
+def test_a_missing_chat_template_is_seen_in_the_files_as_by_loading(folder, kept, where):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    if where == "tokenizer_config.json":
+        config["chat_template"] = kept
+    elif where:
+        (folder / where).parent.mkdir(exist_ok=True)
+        (folder / where).write_text(kept)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = Model(source=str(folder))
+    complaints = []
+    for look in (check_template, load_tokenizer):
+        try:
+            look(model)
+        except InputError as error:
+            complaints.append(str(error))
+    assert len(set(complaints)) == len(complaints) // 2
+    assert len(complaints) in (0, 2)
+    assert all("no chat template" in complaint for complaint in complaints)
+    check_template(model.model_copy(update={"chat_template": "chatml"}))
 
 
 def test_a_local_folder_gives_the_model_and_the_tokenizer_with_its_template(folder):

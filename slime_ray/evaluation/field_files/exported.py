@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.data.forms import Messages
+from slime_ray.data.messages import shown_text
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
@@ -75,8 +76,8 @@ def judgments_of(
 def prompt_text(messages: Messages) -> str:
     """A prompt as one text, as the field's files have it: a lone user message, else every message under its role."""
     if [message["role"] for message in messages] == ["user"]:
-        return messages[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return shown_text(messages[0])
+    return "\n\n".join(f"{message['role']}: {shown_text(message)}" for message in messages)
 
 
 def file_name(name: str) -> str:

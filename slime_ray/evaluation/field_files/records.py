@@ -16,6 +16,7 @@ class Question:
 
     category: None where the file has none. turns: the user's messages, one after each answer. context: messages before
     the first turn, such as a system prompt. reference: reference answers, one a turn, where the file has them.
+    first: the message of the first turn, where it is more than the user's text.
     """
 
     id: str
@@ -23,14 +24,18 @@ class Question:
     turns: tuple[str, ...]
     context: tuple[Message, ...] = ()
     reference: tuple[str, ...] = ()
+    first: Message | None = None
     place: str = field(default="", compare=False)
 
     def messages(self, answers: Sequence[str] = ()) -> Messages:
         """The conversation up to the turn that follows `answers`, which are the model's own to the turns before."""
         conversation = [dict(message) for message in self.context]
-        for turn, answer in zip(self.turns, answers, strict=False):
-            conversation += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-        return [*conversation, {"role": "user", "content": self.turns[len(answers)]}]
+        asked = [{"role": "user", "content": turn} for turn in self.turns]
+        if self.first is not None:
+            asked[0] = self.first
+        for turn, answer in zip(asked, answers, strict=False):
+            conversation += [turn, {"role": "assistant", "content": answer}]
+        return [*conversation, asked[len(answers)]]
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,31 @@ text. `prompt` without either is a plain form of our own.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from slime_ray.data.forms import TOOLS, BadRow, Message, Messages
+from slime_ray.data.messages import read_tool_fields, read_tools, with_tool_fields
 from slime_ray.evaluation.field_files.records import Game, Judgment, ModelAnswer, Question, Rating
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict
+
+T = TypeVar("T")
 
 
 def _text_under(key: str) -> BeforeValidator:
     """Text as it is, or what stands under `key` of an object."""
     return BeforeValidator(lambda value: value[key] if isinstance(value, dict) and key in value else value)
+
+
+def _readable(read: Callable[..., T], *given: Any) -> T:
+    """What `read` returns. Its BadRow becomes a complaint of the row."""
+    try:
+        return read(*given)
+    except BadRow as error:
+        raise ValueError(str(error)) from None
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -42,10 +55,25 @@ class Row(Part):
 
 
 class Said(Part):
-    """A message of a conversation."""
+    """A message of a conversation. tool_fields: as `messages.TOOL_FIELDS` has them."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Words
+    tool_fields: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tools(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        fields = _readable(read_tool_fields, message)
+        content = {"content": ""} if "content" in fields else {}
+        return {**_readable(with_tool_fields, message, fields), **content} if fields else message
+
+    @property
+    def message(self) -> Message:
+        """The message as the chat template is given it."""
+        return self.model_dump(exclude_none=True)
 
 
 class Metadata(Part):
@@ -83,8 +111,8 @@ class TurnsQuestion(Row):
 
 
 def _ends_with_the_user(messages: list[Said]) -> list[Said]:
-    if not messages or messages[-1].role != "user" or not messages[-1].content:
-        raise ValueError("a prompt ends with a message of the user that says something")
+    if not messages or messages[-1].role not in ("user", "tool") or not messages[-1].content:
+        raise ValueError("a prompt ends with a message of the user, or the answer of a tool, that says something")
     return messages
 
 
@@ -97,11 +125,18 @@ class Plain(Row):
         AfterValidator(_ends_with_the_user),
     ]
     id: Id | None = None
+    tools: Annotated[list[Any], BeforeValidator(lambda value: _readable(read_tools, value))] = []
+
+    @property
+    def messages(self) -> Messages:
+        """The prompt, its tools in the first message."""
+        first, *others = [each.message for each in self.prompt]
+        return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *others]
 
     @property
     def own_id(self) -> str:
-        """The given id, or 16 hexadecimal digits of SHA-256 over the prompt's roles and contents."""
-        said = json.dumps([[message.role, message.content] for message in self.prompt])
+        """The given id, or 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools."""
+        said = json.dumps([list(message.values()) for message in self.messages])
         return self.id or hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -111,8 +146,8 @@ class PlainQuestion(Plain):
     category: str | None = None
 
     def record(self, place: str) -> Question:
-        context = tuple(message.model_dump() for message in self.prompt[:-1])
-        return Question(self.own_id, self.category, (self.prompt[-1].content,), context, place=place)
+        *context, first = self.messages
+        return Question(self.own_id, self.category, (first["content"],), tuple(context), first=first, place=place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

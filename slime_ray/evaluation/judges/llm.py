@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from slime_ray.config.judge import Llm
+from slime_ray.data.messages import shown_text
 from slime_ray.evaluation.judges.asking import Asker, Chat, JudgeQuestion
 from slime_ray.evaluation.judges.base import Judge, Messages, ScoringJudge, Verdict
 from slime_ray.evaluation.judges.prompting import read_label, read_rating, render
@@ -62,7 +63,7 @@ class RatingLlmJudge(ScoringJudge):
 
 
 def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str], repeat: int) -> JudgeQuestion:
-    about = [settings.identity, [[turn["role"], turn["content"]] for turn in prompt], sorted(answers.items())]
+    about = [settings.identity, [[turn["role"], shown_text(turn)] for turn in prompt], sorted(answers.items())]
     key = _hash(about if repeat == 1 else [*about, repeat])
 
     def chat(time: int) -> Chat:
@@ -74,7 +75,7 @@ def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str], repea
 
 
 def _all_turns(prompt: Messages, answer: str) -> str:
-    earlier = [str(message["content"]) for message in prompt if message["role"] == "assistant"]
+    earlier = [shown_text(message) for message in prompt if message["role"] == "assistant"]
     return "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate([*earlier, answer], 1))
 
 

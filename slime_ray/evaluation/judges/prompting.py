@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from slime_ray.config.judge import PLACES, Template
+from slime_ray.data.messages import shown_text
 from slime_ray.evaluation.judges.base import POINTS_OF_A, Messages
 
 _OPEN, _CLOSE = r"[\[［【]", r"[\]］】]"
@@ -36,7 +37,7 @@ RULE = (
 
 def render(template: Template, *, question: Messages, answers: Mapping[str, str], nonce: str) -> list[dict[str, str]]:
     """The messages to the judge. question: the conversation that was answered. answers: by place in the template."""
-    turns = [(str(turn["role"]), str(turn["content"])) for turn in question]
+    turns = [(str(turn["role"]), shown_text(turn)) for turn in question]
     if len(turns) == 1:
         turns = [("question", turns[0][1])]
     shown = {"question": "\n\n".join(_marked(role, text, nonce) for role, text in turns)}

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from slime_ray.config.judge import RewardModel
 from slime_ray.data.chat_template import ChatRenderer, Refusal
+from slime_ray.data.messages import shown_text
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, Summary
 from slime_ray.evaluation.verdict_cache import Verdicts
@@ -171,7 +172,7 @@ class RewardModelJudge(ScoringJudge):
         return f"{commit or ''}{local}"
 
     def _key(self, prompt: Messages, answer: str) -> str:
-        turns = [[turn["role"], turn["content"]] for turn in prompt]
+        turns = [[turn["role"], shown_text(turn)] for turn in prompt]
         return hashlib.sha256(json.dumps([self.key, turns, answer]).encode()).hexdigest()
 
 
