@@ -58,6 +58,8 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
         if keys and field.isidentifier() and keys[-1] != field and keys[-1] == "objective":
             return (*keys, field), f"{path}.{message}"
         return keys, f"{path}: {message}" if keys else message
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return keys, f"{path} is {value!r:.200}, and a mapping of keys to values is expected{_such_as(keys, value)}"
     text = f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
     if kind in ("string_type", "literal_error") and isinstance(value, bool):
         return keys, f"{path} is {value}: {text}. YAML reads yes, no, on and off as true and false: put it in quotes"
@@ -68,6 +70,40 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
         way_out = "Use letters, digits, dots, dashes and underscores, a letter or digit first"
         return keys, f"{path:.60} is {value!r:.200}. {way_out}"
     return keys, f"{path} is {value!r:.200}: {text}"
+
+
+def _such_as(keys: KeyPath, value: Any) -> str:
+    """An example of the mapping that is expected, made of the words of a list where these can be its keys."""
+    key, above = ([""] * 2 + [str(key) for key in keys])[:-3:-1]
+    words = value if isinstance(value, list) and all(isinstance(word, str) for word in value) else []
+    example = _MAPPINGS.get(key, _MAPPINGS.get(f"{above}.", ""))
+    if words and key in ("entries", "arms"):
+        own = [f"{word}: {'{}' if key == 'entries' else f'{{objective.name: {word}}}'}" for word in words]
+        example = f"{{{', '.join(own)}}}"
+    return f", such as {key}: {example}" if example else ""
+
+
+_MAPPINGS = {
+    "entries": "{dpo: {}, ipo: {}}",
+    "entries.": "{}",
+    "arms": "{slime: {}, dpo: {objective.name: dpo}}",
+    "arms.": "{objective.name: dpo}",
+    "grid": "{objective.beta: [0.1, 0.5]}",
+    "search": "{objective.beta: {log_uniform: [0.01, 1.0]}}",
+    "across": "{sft.seed: [0, 1, 2]}",
+    "goals": "{win_rate: maximize}",
+    "set": "{objective.name: dpo}",
+    "league": "{trials: 16, entries: {dpo: {}, ipo: {}}}",
+    "base": "{data: {train: pairs.jsonl}}",
+    "model": "{source: FOLDER}",
+    "data": "{train: pairs.jsonl}",
+    "lora": "{rank: 64}",
+    "budget": "{trials: 16}",
+    "objective": "{name: dpo}",
+    "judge": "{name: exact}",
+    "ablate": "{design: leave_one_out}",
+}
+"""Examples of mappings by their key; with a dot, of those that are below it."""
 
 
 FOREIGN = {

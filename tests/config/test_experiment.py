@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_spaces
@@ -154,6 +155,28 @@ def test_a_mistake_in_base_or_an_arm_is_named_with_its_line(tmp_path, old, new, 
     assert old in GOOD
     with pytest.raises(InputError, match=message):
         load_experiment(write(tmp_path, GOOD.replace(old, new)))
+
+
+LEAGUE = "league: {{trials: 2, seeds: 2, {}}}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "example"),
+    [
+        (LEAGUE.format("entries: [dpo, ipo]"), LEAGUE.format("entries: {dpo: {}, ipo: {}}"), "entries: {dpo: {}, ipo: {}}"),
+        (LEAGUE.format("entries: [{label: x}]"), LEAGUE.format("entries: {dpo: {}, ipo: {}}"), "entries: {dpo: {}, ipo: {}}"),
+        (LEAGUE.format("entries: {dpo: , ipo: {}}"), LEAGUE.format("entries: {dpo: {}, ipo: {}}"), "dpo: {}"),
+        ("arms: [dpo]", "arms: {dpo: {objective.name: dpo}}", "arms: {dpo: {objective.name: dpo}}"),
+        ("arms: {dpo: dpo}", "arms: {dpo: {objective.name: dpo}}", "dpo: {objective.name: dpo}"),
+        ("{arms: {a: {}}, base: {objective: dpo}}", "{arms: {a: {}}, base: {objective: {name: dpo}}}", "objective: {name: dpo}"),
+    ],
+)  # fmt: skip
+def test_what_should_be_a_mapping_is_refused_with_an_example_that_is_taken(wrong, right, example):
+    with pytest.raises(InputError, match="and a mapping of keys to values is expected") as caught:
+        load_experiment({"name": "x", "preset": "arithmetic", **yaml.safe_load(wrong)})
+    assert str(caught.value).endswith(f", such as {example}.")
+    assert example in right
+    load_experiment({"name": "x", "preset": "arithmetic", **yaml.safe_load(right)})
 
 
 @pytest.mark.parametrize(
