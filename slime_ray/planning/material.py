@@ -54,8 +54,8 @@ def parse_lengths(text: str) -> tuple[float, float, float]:
         prompt = chosen = rejected = math.nan
     if not all(1 <= length <= LONGEST for length in (prompt, chosen, rejected)):
         raise InputError(
-            f"--lengths {text}: give three numbers of tokens, 1 to {LONGEST:,} each, for prompt, chosen and rejected, such "
-            "as 180,250,250."
+            f"--lengths {text}: give three numbers of tokens, 1 to {LONGEST:,} each, for prompt, chosen and rejected, "
+            "such as 180,250,250."
         )
     return prompt, chosen, rejected
 
