@@ -137,6 +137,8 @@ def reproduction(
         "name": name or f"table{table}-{model or scale}",
         "summary": f"The paper's Table {table}, {model or scale}",
     }
+    # What is wrong with it is said before the file is there.
+    load_experiment(data)
     into.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return Reproduction(table, model or "on the embedded arithmetic task", scale, load_experiment(into), into)
 

@@ -274,6 +274,12 @@ class Settings(Strict):
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
                 f"data.train is {self.data.label!r}. Give both the same embedded task, or a real model"
             )
+        idle = "sft" if self.sft and not self.data.sft_fraction else "training" if self.data.sft_fraction == 1 else None
+        if idle and not self.data.task:
+            raise ValueError(
+                f"data.sft_fraction is {self.data.sft_fraction:g}, which leaves no pair for {idle}. Give a share "
+                "between 0 and 1" + (", or set sft: null" if idle == "sft" else "")
+            )
         if self.kept_by and self.kept_by[0] == "win_rate" and not self.judged_on_the_way:
             raise ValueError(
                 "training.keep chooses by win_rate, and nothing is judged during training. Set sentinel: {judge: true} "

@@ -92,7 +92,7 @@
   function showRunning(state) {
     for (const [name, trial] of Object.entries(state.running)) {
       const made = shown.get(name) || card(name);
-      const step = trial.updates ? `, update ${trial.step || 0} of ${trial.updates}` : "";
+      const step = trial.updates ? `, ${trial.doing === "training" ? "update " : ""}${trial.step || 0} of ${trial.updates}` : "";
       const left = trial.left === null ? "" : `, about ${time(trial.left)} of training left`;
       put(made.doing, trial.stopping ? "Will stop at its next report" : (trial.doing || "starting") + step + left);
       made.bar.hidden = !trial.updates;

@@ -150,7 +150,8 @@ class LiveRun:
     def _seconds_left(self, name: str, trial: Mapping[str, Any], last_seen: float) -> float | None:
         """What is left of a trial's training, at the pace since it was first seen; None before there is one."""
         step, updates = trial.get("step"), trial.get("updates")
-        if not isinstance(step, int) or not isinstance(updates, int):
+        # While it is judged, these count verdicts.
+        if trial.get("doing") != "training" or not isinstance(step, int) or not isinstance(updates, int):
             return None
         since, first = self._paces.setdefault(name, (last_seen, step))
         if step < first:

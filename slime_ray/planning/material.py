@@ -25,6 +25,8 @@ PROBED = 512
 SPREAD = 0.7
 """Width of the log-normal distribution that lengths are taken to have where only their mean is known; that of answers
 in UltraFeedback, about."""
+LONGEST = 10_000_000
+"""Tokens of a prompt or a completion at most."""
 KNOWN_PAIRS = {("huggingfaceh4/ultrafeedback_binarized", "train_prefs"): 61_135}
 """Rows of hub data, as their cards say."""
 KNOWN_LENGTHS = {"huggingfaceh4/ultrafeedback_binarized": (180.0, 250.0, 250.0)}
@@ -50,10 +52,10 @@ def parse_lengths(text: str) -> tuple[float, float, float]:
         prompt, chosen, rejected = (float(part) for part in text.split(","))
     except ValueError:
         prompt = chosen = rejected = math.nan
-    if not all(1 <= length < math.inf for length in (prompt, chosen, rejected)):
+    if not all(1 <= length <= LONGEST for length in (prompt, chosen, rejected)):
         raise InputError(
-            f"--lengths {text}: give three numbers of tokens, at least 1 each, for prompt, chosen and rejected, such "
-            "as 180,250,250."
+            f"--lengths {text}: give three numbers of tokens, 1 to {LONGEST:,} each, for prompt, chosen and rejected, "
+            "such as 180,250,250."
         )
     return prompt, chosen, rejected
 
@@ -210,6 +212,11 @@ def _split(data: Data, pairs: int | None) -> tuple[int, int, int]:
         )
     sft = round(data.sft_fraction * rest)
     train = rest - sft
+    if not train or not (sft or data.sft_fraction == 0):
+        raise InputError(
+            f"Of {pairs} pairs none would be left for {'SFT' if train else 'training'}: data.sft_fraction is "
+            f"{data.sft_fraction:g}. Give another share, or more data."
+        )
     return min(sft, data.sft_examples or sft), min(train, data.pairs or train), data.held_out_pairs
 
 

@@ -121,7 +121,7 @@ class Amounts:
             tokens = float(sum(times * self._row(part.lengths[index]) for index, times in counts.items()))
         else:
             # The last update of an epoch holds what is left.
-            epochs, rest = divmod(updates, -(-part.count // per_update))
+            epochs, rest = divmod(updates, max(1, -(-part.count // per_update)))
             seen = epochs * part.count + rest * per_update
             tokens = seen * self._mean_row(part)
         lora = self.settings.model.lora if kind == "preference" else self.settings.sft_model.lora

@@ -91,10 +91,12 @@ def best_rows(
     Those that keep the constraints come first: by how many of them dominate each, then those within tolerance, then by
     the first goal. The others follow, by how much they break.
     """
+    # Equal ones by their ids, or a sweep that goes on would choose others than it did: rows come in any order.
+    ordered = sorted(rows, key=lambda row: (len(str(row.get("trial_id"))), str(row.get("trial_id"))))
     # A frame has NaN where a trial was not measured, which no other would dominate.
     complete = [
         row
-        for row in rows
+        for row in ordered
         if row.get("status") == "completed"
         and all(np.isfinite(np.nan if row.get(goal) is None else row[goal]) for goal in goals)
     ]

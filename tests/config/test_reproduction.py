@@ -97,3 +97,11 @@ def test_the_command_prints_the_plan_or_writes_the_file(into, capsys):
     assert cli.main([*command, "--write", str(into)]) == 0
     assert load_experiment(into).name == "table4-demo"
     assert cli.main(["reproduce", "--table", "4", "--model", "nope", "--plan"]) == 2
+
+
+def test_what_is_wrong_with_a_table_leaves_the_file_as_it_was(into, capsys):
+    into.write_text("mine")
+    command = ["reproduce", "--table", "4", "--scale", "demo", "--set", "training.nope=1", "--write", str(into)]
+    assert cli.main(command) == 2
+    assert "training.nope: unknown key" in capsys.readouterr().err
+    assert into.read_text() == "mine"

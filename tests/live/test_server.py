@@ -134,6 +134,9 @@ def test_time_left_follows_the_pace_of_the_training(run, monkeypatch):
     live.look(build=False)
     # Two updates took ten seconds, and four are left.
     assert live.snapshot["running"]["search-0002"]["left"] == pytest.approx(20, abs=0.2)
+    at_work(run, doing="judging", step=16, updates=512)
+    live.look(build=False)
+    assert live.snapshot["running"]["search-0002"]["left"] is None
 
 
 def test_a_stop_is_asked_once(run):

@@ -69,6 +69,13 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, capsys):
         ),
         (["--pairs", "0"], "--pairs 0: must be at least 1"),
         (["--lengths", "1,2"], "--lengths 1,2: give three numbers"),
+        (["--lengths", "1e300,1,1"], "--lengths 1e300,1,1: give three numbers of tokens, 1 to 10,000,000 each"),
+        (["--set", "data.sft_fraction=0.0"], "data.sft_fraction is 0, which leaves no pair for sft"),
+        (["--set", "data.sft_fraction=1.0"], "data.sft_fraction is 1, which leaves no pair for training"),
+        (
+            ["--pairs", "1002", "--set", "data.held_out_pairs=1000", "--set", "data.sft_fraction=0.9"],
+            "Of 1002 pairs none would be left for training",
+        ),
         (["--prices", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--set", "model.source=somebody/something"], "its shape is not known here"),
         (["--set", "data.train=somebody/something"], "since it is not on this machine. Say how much it is with"),

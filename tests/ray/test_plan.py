@@ -136,6 +136,24 @@ def test_a_search_that_runs_is_extended_and_one_that_is_over_is_not(experiment, 
     assert "search-0006" not in plan.missing()
 
 
+def test_of_equal_trials_the_first_wins_whichever_ended_first(tmp_path):
+    experiment = load_experiment(
+        {
+            "name": "ties", "preset": "arithmetic", "goals": {"win_rate": "maximize"},
+            "search": {"objective.hard_margin": {"uniform": [0.5, 3.0]}},
+            "budget": {"trials": 2, "confirm": {"best": 1, "seeds": 1}},
+        }
+    )  # fmt: skip
+    plan = plan_for(experiment, tmp_path)
+    for tune_id in ("1", "2"):
+        plan.suggest(tune_id)
+    for tune_id in ("2", "1"):
+        plan.on_trial_complete(tune_id, result(3))
+    assert plan.suggest("3")["trial"]["trial_id"] == "confirm-search-0001-s0"
+    plan.on_trial_complete("3", result(3))
+    assert plan_for(experiment, tmp_path, rows=dict(sorted(plan.rows.items()))).missing() == []
+
+
 def test_a_search_that_was_extended_is_gone_on_with_by_the_command_that_began_it(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     run(plan, stop_after=6)
