@@ -272,7 +272,7 @@ def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
 def _plan(sweep: Sweep) -> TrialPlan:
     experiment, run, memory, seed = sweep.experiment, sweep.run, sweep.memory, sweep.seed
     rows = {
-        trial_id: {**row, "values": json.loads(row["overrides"])}
+        trial_id: {**row, "values": json.loads(row["overrides"] or "{}")}
         for trial_id, row in results.finished_trials(run).items()
     }
     studies: dict[str, StudySearch] = {}

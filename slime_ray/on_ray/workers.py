@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle, tune
 
+from slime_ray.config.metrics import METRICS
 from slime_ray.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -32,18 +33,9 @@ if TYPE_CHECKING:
     from slime_ray.training.loop import Runtime
     from slime_ray.training.orders import Command
 
-REPORTED = (
-    "status",
-    "reason",
-    "win_rate",
-    "stability",
-    "preference_accuracy",
-    "mean_margin",
-    "chosen_drift",
-    "tokens",
-    "total_seconds",
-)
-"""Columns that a finished trial reports to the driver; the rest is in its files."""
+REPORTED = ("status", "reason", *METRICS)
+"""Columns that a finished trial reports to the driver, which ranks and confirms by any of them; the rest is in its
+files."""
 
 
 GPU_FAILED = "a GPU failed"

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slime_ray.config.metrics import METRICS
 from slime_ray.errors import InputError
 from slime_ray.runs import files
 from slime_ray.runs.redaction import redact, redact_sentence
@@ -115,7 +116,8 @@ def finished_trial(folder: Path) -> dict[str, Any] | None:
             row = {RENAMED.get(name, name): value for name, value in row.items()}
         whole = row["trial_id"] == folder.name and isinstance(json.loads(row["overrides"] or "{}"), dict)
         texts = all(isinstance(row[name], str | None) for name in ("phase", "label", "status"))
-        return row if whole and texts else None
+        numbers = all(isinstance(row.get(name), int | float | None) for name in METRICS)
+        return row if whole and texts and numbers else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return None
     except OSError as error:
@@ -212,7 +214,10 @@ _MANIFEST_KINDS = {
     **dict.fromkeys(("versions", "host", "experiment", "goals", "hashes", "inputs", "code", "decoding", "data"), dict),
     **dict.fromkeys(("experiment.search", "experiment.search.dimensions", "experiment.league"), dict),
     **dict.fromkeys(("experiment.budget", "experiment.budget.confirm", "data.truncated"), dict),
-    **dict.fromkeys(("seeds", "failed_trials", "experiment.arms", "data.skipped", "data.rows_skipped"), list),
+    **dict.fromkeys(
+        ("seeds", "failed_trials", "experiment.arms", "experiment.constraints", "data.skipped", "data.rows_skipped"),
+        list,
+    ),
 }
 """What readers of a manifest take apart, outer entries first; any of it may be absent."""
 

@@ -169,7 +169,10 @@ def _front(
     rows: Mapping[str, Mapping[str, Any]], goals: Mapping[str, str], constraints: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Completed search trials that keep the constraints and that no other such trial beats, by the first goal."""
-    limits = [Constraint.parse(text) for text in constraints]
+    try:
+        limits = [Constraint.parse(str(text)) for text in constraints]
+    except ValueError as error:
+        raise InputError(f"manifest.json: experiment.constraints: {error}. Copy the run again.") from None
     complete = [
         row
         for row in rows.values()

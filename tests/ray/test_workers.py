@@ -11,6 +11,7 @@ from ray import cloudpickle, tune
 
 from slime_ray.config.experiment import Faults, Resources, Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
+from slime_ray.config.metrics import METRICS
 from slime_ray.on_ray import workers as module
 from slime_ray.on_ray.workers import WorkerContext, run_worker, tune_function
 from slime_ray.runs import results
@@ -110,3 +111,13 @@ def test_a_storage_that_refuses_a_trials_files_starts_it_no_second_time(trial, c
     tune_function({"trial": trial.model_dump(mode="json")}, context=cloudpickle.dumps(context))
     reason = "the storage does not take what is written (OSError: [Errno 28] No space left on device)"
     assert told == [{"finished": False, "status": "paused", "reason": reason}]
+
+
+def test_a_trial_reports_every_number_that_may_be_a_goal_or_a_constraint(trial, context, monkeypatch):
+    told: list[dict[str, Any]] = []
+    row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", **dict.fromkeys(METRICS, 0.25)}
+    monkeypatch.setattr(module, "run_worker", lambda *arguments: row)
+    monkeypatch.setattr(tune, "report", told.append)
+    monkeypatch.setattr(context.monitor, "begin", lambda name: None, raising=False)
+    tune_function({"trial": trial.model_dump(mode="json")}, context=cloudpickle.dumps(context))
+    assert {name: told[0].get(name) for name in METRICS} == dict.fromkeys(METRICS, 0.25)

@@ -310,3 +310,12 @@ def test_a_run_that_cannot_be_written_is_told_in_a_sentence(run, command, capsys
     (run / "instructions").write_text("no folder")
     assert cli.main([command[0], str(run), "search-0002", *command[1:]]) == 1
     assert "could not be used (FileExistsError: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("constraints", [3, "win_rate <= 1", ["x <= y"], [[]]])
+def test_constraints_that_cannot_be_read_are_a_sentence(run, constraints):
+    manifest = results.read_manifest(run)
+    manifest["experiment"]["constraints"] = constraints
+    results.write_manifest(run, manifest)
+    with pytest.raises(InputError, match=r"manifest\.json: experiment\.constraints"):
+        describe(run)

@@ -174,6 +174,13 @@ def test_a_damaged_mark_is_a_trial_that_was_interrupted(run):
     assert results.load(run).trials["trial_id"].tolist() == ["a", "b"]
 
 
+@pytest.mark.parametrize("number", ["much", [1], {}])
+def test_a_measure_that_is_no_number_is_a_trial_that_was_interrupted(run, number):
+    mark = run / "trials" / "a" / "trial.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"win_rate": number}))
+    assert list(results.finished_trials(run)) == ["b"]
+
+
 def test_damaged_answers_of_a_finished_trial_are_a_sentence_with_a_way_out(run):
     (run / "trials" / "a" / "answers.parquet").write_bytes(b"x")
     with pytest.raises(InputError, match=r"trials/a/answers\.parquet cannot be read.*--resume"):

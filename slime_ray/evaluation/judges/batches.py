@@ -160,7 +160,7 @@ class Batches:
             if not state.get(name):
                 continue
             file = _text_of(state, name)
-            for line in self._patiently(partial(self.endpoint.content, file)).splitlines():
+            for line in self._content(file).splitlines():
                 key, reply = _line(line)
                 if key not in batch.requests or key in results or key in anew:
                     unread += bool(line.strip())
@@ -187,6 +187,16 @@ class Batches:
                 verdicts.abandon(batch.requests[key])
         verdicts.end_batch(batch.token)
         return results
+
+    def _content(self, file: str) -> bytes:
+        """A file of results; nothing where the endpoint has it no more, so that what it held is asked for again."""
+        try:
+            return self._patiently(partial(self.endpoint.content, file))
+        except Failure as failure:
+            if failure.status != 404:
+                raise
+            logger.warning("the results %s of a batch are gone from %s", file, self.endpoint.server.base_url)
+            return b""
 
     def _wait(self, batch: OpenBatch) -> dict[str, Any] | None:
         """The state of a batch that has ended; None if it was never created."""

@@ -265,6 +265,26 @@ def test_a_batch_that_the_endpoint_does_not_know_is_not_submitted_again(batch):
         assert labels(batch(server, mode="live")) == (AB, BA)
 
 
+def test_results_that_are_gone_are_asked_for_again(batch, caplog):
+    with batching() as server:
+        look = server._look
+
+        def gone(asked):
+            found = look(asked)
+            server.files.pop(found.get("output_file_id"), None)
+            return found
+
+        server._look = gone
+        with pytest.raises(RunError, match=f"{ALL} of {ALL} have no result in a batch that completed"):
+            batch(server)
+        assert "of a batch are gone from" in caplog.text
+        server._look = look
+        judged = batch(server)
+        assert labels(judged) == (AB, BA)
+        # The first ones were paid for.
+        assert judged.summary.requests == 2 * ALL
+
+
 def test_a_refused_key_is_not_shown(batch, monkeypatch, caplog, verdicts):
     monkeypatch.setenv(VARIABLE, "sk-wrong-9999")
     with batching() as server, pytest.raises(RunError, match=VARIABLE) as stopped:
