@@ -301,10 +301,15 @@ class Claim:
 
 
 def p_columns(claim: Claim | None) -> dict[str, float]:
-    """Columns of a frame: a comparison's corrected p, and that of each test. NaN where there is none."""
+    """Columns of a frame: a comparison's corrected p, that of each test, and on how many seeds and items it rests."""
     corrected = {} if claim is None else claim.corrected
     found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
-    return {"p": np.nan if claim is None else claim.p, **found}
+    rests = (0, 0) if claim is None else (claim.effect.seeds, claim.effect.prompts)
+    return {
+        "p": np.nan if claim is None else claim.p,
+        **found,
+        **dict(zip(("tested_seeds", "tested_items"), rests, strict=True)),
+    }
 
 
 def claims(
