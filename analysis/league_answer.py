@@ -46,7 +46,8 @@ def sentences(found: Standings, table: Table) -> Sentences:
         if others := [one for one in frame["entry"] if one in beside and one != label]:
             open_.append(f"Which is best of {', '.join([label, *others])}: they are not separable by {name}.")
         apart = sum(claim.matters for claim in claims.values())
-        least = [min(rests) for rests in zip(*((one.effect.seeds, one.effect.prompts) for one in claims.values()))]
+        made = [one.effect for one in claims.values()]
+        least = made and (min(one.seeds for one in made), min(one.prompts for one in made))
         rests = f" (at least {basis(found.run, *least)} each)" if least else ""
         settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
     near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
