@@ -165,7 +165,6 @@ def _row(
         "control": cell.control,
         "seeds": len(have),
         "compared_seeds": 0 if rate is None else len(rate),
-        "compared_items": 0 if rate is None else rate.shape[1],
         **{end: known.get(end, np.nan) for end in _ends(found.rate)},
         **statistics.columns(intervals),
         **effects.p_columns(claim),
@@ -385,10 +384,9 @@ def sentences(
         words = f"{row[of]} around {row['center']}" if several else row[of]
         value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
         words = f"{words} {claim} {value} {unit} [{low}, {high}]"
-        seeds, items = (int(row.get(name) or 0) for name in ("compared_seeds", "compared_items"))
-        rests = f" ({rows.basis(found.run, seeds, items)})" if seeds else ""
+        rests = f" ({rows.basis(found.run, row['tested_seeds'], row['tested_items'])})"
         if row["verdict"].startswith("matters"):
             settled.append(f"{words}, corrected p {p_words(row['p'])}{row['verdict'].removeprefix('matters')}{rests}.")
         elif row["verdict"].startswith("not settled"):
-            open_.append(f"Whether {words}; {row['verdict'].partition(': ')[2]}.")
+            open_.append(f"Whether {words}{rests}; {row['verdict'].partition(': ')[2]}.")
     return open_, settled

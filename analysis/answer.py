@@ -106,7 +106,7 @@ def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[s
         f"{best['label']} has the highest win rate{from_}: {_percent(best)} {_ends(best)}{alone}{_at_stability(best)} "
         f"({basis(run, best['seeds_finished'], best['prompts'], label=best['label'])})."
     )
-    if len(tied) > 1:
+    if len(tied) > 1 and known["stability"][known["label"].isin(tied)].notna().any():
         calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
         said.append(
             f"Of the rows that cannot be told apart, {calm['label']} is the most stable ({calm['stability']:.2f})."

@@ -18,6 +18,8 @@ POWER = 0.8
 MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
 """More than these are not counted."""
 FLIPS = 10_000
+SAME = 1e-9
+"""Differences that are no farther apart than this are the same but for rounding."""
 LEVEL = 0.05
 """A variant is said to matter where no corrected p-value is above this."""
 ONE_SEED = ", but one seed decides"
@@ -59,7 +61,8 @@ def to_settle(d: np.ndarray, level: float) -> Settling:
     d: (seeds, prompts) or (seeds,) differences, at least two seeds. level: of the two-sided tests.
     """
     if d.ndim > 1:
-        return of_two_way(TwoWay.of(d), level)
+        # No number of seeds tells of other prompts, or topics, where there is one.
+        return of_two_way(TwoWay.of(d), level) if d.shape[1] > 1 else Settling(None)
     mean, variance = float(d.mean()), float(d.var(ddof=1))
 
     def with_seeds(seeds: int) -> float:
@@ -158,7 +161,7 @@ def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[s
     p_values = {}
     if seeds > 1:
         of_seeds = each.mean(axis=2) if of_prompts else each
-        errors = of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds)
+        errors = of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds) if of_prompts else np.array(list(map(_error, each)))
         pairs = zip(of_seeds.mean(axis=1), errors, strict=True)
         p_values["seeds"] = np.array([t_test_p(mean, error, seeds - 1) for mean, error in pairs])
     if of_prompts:
@@ -169,6 +172,12 @@ def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[s
     return p_values
 
 
+def _error(d: np.ndarray) -> float:
+    """Standard error of the mean of (seeds,) differences of S. Seeds that are all the same have room, as prompts do."""
+    spread = float(d.std(ddof=1) / np.sqrt(len(d)))
+    return spread if np.ptp(d) > SAME else statistics.difference_error(0.0, len(d))
+
+
 def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
     """p of the t over seeds and prompts; with few seeds, as where one is left out, too."""
     error, freedom = TwoWay.of(statistics.by_topic(d, topics)).error()
@@ -177,10 +186,10 @@ def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
 
 
 def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = statistics.CONFIDENCE) -> Interval:
-    """Return the mean of paired values with its interval.
+    """Return the mean of paired values from -1 to 1 with its interval.
 
     Over other seeds and prompts from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of these checkpoints
-    (`difference_interval`). Of a scalar per seed Student's, without ends where all seeds are the same.
+    (`difference_interval`). Of a scalar per seed Student's, without ends for one seed.
 
     Args:
         d: (seeds, prompts) or (seeds,), none missing.
@@ -192,10 +201,10 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
     if d.ndim > 1:
         return statistics.difference_interval(d, topics, confidence=confidence)
     mean, seeds = float(d.mean()), len(d)
-    if np.ptp(d) == 0:
+    if seeds < 2:
         return Interval(mean, np.nan, np.nan)
-    half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(seeds))
-    return Interval(mean, mean - half, mean + half)
+    half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * _error(d))
+    return Interval(mean, *np.clip([mean - half, mean + half], -1.0, 1.0).tolist())
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
@@ -301,10 +310,15 @@ class Claim:
 
 
 def p_columns(claim: Claim | None) -> dict[str, float]:
-    """Columns of a frame: a comparison's corrected p, and that of each test. NaN where there is none."""
+    """Columns of a frame: a comparison's corrected p, that of each test, and on how many seeds and items it rests."""
     corrected = {} if claim is None else claim.corrected
     found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
-    return {"p": np.nan if claim is None else claim.p, **found}
+    rests = (0, 0) if claim is None else (claim.effect.seeds, claim.effect.prompts)
+    return {
+        "p": np.nan if claim is None else claim.p,
+        **found,
+        **dict(zip(("tested_seeds", "tested_items"), rests, strict=True)),
+    }
 
 
 def claims(

@@ -79,6 +79,8 @@ def compare_samples(paths: Sequence[Path]) -> Table:
     ]
     if apart := sorted(first.keys() ^ second.keys()):
         notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
+    if any(math.isnan(row["change_low"]) for row in rows):
+        notes.append("Without ends: fewer than 3 documents, or the same change in all, of values that are no shares.")
     return _table(rows, f"{paths[1]} against {paths[0]}: samples of lm-evaluation-harness.", notes)
 
 
@@ -156,6 +158,7 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
 
 
 def _row(task: str, metric: Metric, pairs: np.ndarray, alone: Sequence[int]) -> dict[str, Any]:
+    shares = bool(((pairs >= 0) & (pairs <= 1)).all())
     return {
         "task": task,
         "metric": metric[0],
@@ -164,19 +167,24 @@ def _row(task: str, metric: Metric, pairs: np.ndarray, alone: Sequence[int]) -> 
         "left_out": sum(alone),
         "first": pairs[0].mean(),
         "second": pairs[1].mean(),
-        **statistics.columns({"change": _mean_of_tasks([pairs[1] - pairs[0]])}),
+        "shares": shares,
+        **statistics.columns({"change": _mean_of_tasks([pairs[1] - pairs[0]], shares=shares)}),
     }
 
 
-def _mean_of_tasks(changes: Sequence[np.ndarray]) -> statistics.Interval:
-    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom."""
+def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics.Interval:
+    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom.
+
+    shares: whether values are from 0 to 1, so that documents that all agree leave room, as in `difference_interval`.
+    """
     value = float(np.mean([change.mean() for change in changes]))
-    if min(map(len, changes)) < statistics.FEWEST_UNITS:
-        return statistics.Interval(value, math.nan, math.nan)
     sizes = np.array([len(change) for change in changes])
+    if sizes.min() < statistics.FEWEST_UNITS:
+        return statistics.Interval(value, math.nan, math.nan)
     variances = np.array([change.var(ddof=1) for change in changes]) / sizes
+    variances += 2 * statistics.PRIOR / sizes**2 * shares
     if not variances.any():
-        return statistics.Interval(value, value, value)
+        return statistics.Interval(value, math.nan, math.nan)
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
     half = float(student.ppf((1 + statistics.CONFIDENCE) / 2, freedom) * math.sqrt(variances.sum()) / len(changes))
     return statistics.Interval(value, value - half, value + half)
@@ -196,7 +204,8 @@ def _pooled(
                 "filter": metric[1],
                 **{name: sum(row[name] for row in own) for name in ("documents", "left_out")},
                 **{name: float(np.mean([row[name] for row in own])) for name in ("first", "second")},
-                **statistics.columns({"change": _mean_of_tasks(of_tasks)}),
+                "shares": all(row["shares"] for row in own),
+                **statistics.columns({"change": _mean_of_tasks(of_tasks, shares=all(row["shares"] for row in own))}),
             }
 
 

@@ -6,6 +6,7 @@ from .front import expected_best
 from .knobs import unit_of
 from .league import Standings
 from .printing import Sentences, Table, number
+from .rows import basis
 
 
 def sentences(found: Standings, table: Table) -> Sentences:
@@ -19,14 +20,17 @@ def sentences(found: Standings, table: Table) -> Sentences:
         return open_, settled
     unit = unit_of(found.rate)[0].removesuffix(" %")
     first = frame.iloc[0]
-    shown = f"{number(first[found.rate], 1, scale=100)} %"
-    settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}.")
+    ends = ", ".join(number(first[f"{found.rate}_{end}"], 1, scale=100) for end in ("low", "high"))
+    shown = f"{number(first[found.rate], 1, scale=100)} % [{ends}]"
+    outcomes = found.of_entry(str(first["entry"]))
+    rests = "" if outcomes is None else f" ({basis(found.run, *outcomes[1].shape, label=str(first['winner']))})"
+    settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}{rests}.")
     scored = frame.dropna(subset=["stability"])
     steady = scored.sort_values("stability", ascending=False, kind="stable").iloc[0] if len(scored) else None
     if steady is not None:
         settled.append(
             f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "
-            f"{number(steady[found.rate], 1, scale=100)} %."
+            f"{number(steady[found.rate], 1, scale=100)} % ({basis(found.run, int(steady['seeds_finished']), 0)})."
         )
     if not found.claims:
         open_.append("Which entries differ: no two of them have confirmed seeds in common.")
@@ -42,7 +46,10 @@ def sentences(found: Standings, table: Table) -> Sentences:
         if others := [one for one in frame["entry"] if one in beside and one != label]:
             open_.append(f"Which is best of {', '.join([label, *others])}: they are not separable by {name}.")
         apart = sum(claim.matters for claim in claims.values())
-        settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}.")
+        made = [one.effect for one in claims.values()]
+        least = made and (min(one.seeds for one in made), min(one.prompts for one in made))
+        rests = f" (at least {basis(found.run, *least)} each)" if least else ""
+        settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
     near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
     three = 3 * found.league.seeds
     more = [

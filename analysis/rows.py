@@ -213,15 +213,26 @@ def baseline_of(run: results.Run) -> str:
 
 
 def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None) -> str:
-    """What a claim rests on, in one clause: seeds, prompts and judge, and of one row how many verdicts."""
+    """What a claim rests on, in one clause: seeds, prompts, judges with their repeats, and of one row its verdicts.
+
+    items: prompts, or pairs where nothing was judged; 0 for a claim of what a seed has one number of.
+    """
     of_seeds = f"{seeds} seeds" if seeds != 1 else "1 seed"
+    if not items:
+        return of_seeds
     if not is_judged(run):
         return f"{of_seeds}, {items:,} held-out pairs"
     words = f"{of_seeds}, {items:,} prompts, judge {judge_of(run)}"
+    by_panel = judged_verdicts(run)
+    if len(by_panel):
+        repeats = int(by_panel["repeat"].max())
+        words += (
+            f" ({by_panel['judge'].nunique()} judges, {f'up to {repeats} repeats' if repeats > 1 else 'no repeats'})"
+        )
     if label is None:
         return words
-    answers = judged_answers(run)
-    verdicts = answers.loc[answers["label"] == label, ["verdict_ab", "verdict_ba"]].count().sum()
+    single = by_panel if len(by_panel) else judged_answers(run)
+    verdicts = single.loc[single["label"] == label, ["verdict_ab", "verdict_ba"]].count().sum()
     return f"{words}, {verdicts:,} verdicts"
 
 

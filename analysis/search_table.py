@@ -259,5 +259,7 @@ class Understanding:
         for goal in self.searched.names if len(ranks) else ():
             first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
             if first:
-                said.append(f"For {goal.replace('_', ' ')} {first[0]} is the most important knob that was searched.")
+                trials = int(self.searched.complete.sum())
+                words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
+                said.append(f"For {goal.replace('_', ' ')} {words}.")
         return said

@@ -297,7 +297,7 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
     apart = []
     for label in known[1:]:
         seeds = {name: outcomes[name][0] for name in (known[0], label)}
-        if not set.intersection(*map(set, seeds.values())):
+        if difference(outcomes[known[0]], outcomes[label]) is None:
             apart.append(label)
         elif left := left_out(seeds):
             words.setdefault(left, []).append(label)
@@ -307,7 +307,8 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
         notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {seeds_words}.")
     if apart:
         notes.append(
-            f"No seed in common with {known[0]}, so neither compared with it nor told apart: {', '.join(apart)}."
+            f"No seed, or no prompt, in common with {known[0]}, so neither compared with it nor told apart: "
+            f"{', '.join(apart)}."
         )
     return notes
 
@@ -326,6 +327,12 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
         notes.append(
             f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. "
             f"{whose} over prompts."
+        )
+    enough = (frame["seeds_finished"] >= statistics.FEWEST_SEEDS) & frame["win_rate"].notna()
+    if judged and len(lone := frame["label"][enough & (frame["win_rate_over"] == OVER[0])]):
+        notes.append(
+            f"Fewer than {statistics.FEWEST_UNITS} prompts have a verdict with every seed of {', '.join(lone)}: the "
+            "interval is of these checkpoints, over prompts."
         )
     if judged:
         notes.append(

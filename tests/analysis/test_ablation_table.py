@@ -348,7 +348,18 @@ def test_the_sentences_say_what_the_tables_say(loo):
     assert said == [
         f"without-anchor differs from its reference: {100 * less['difference']:+.1f} points "
         f"[{100 * less['difference_low']:+.1f}, {100 * less['difference_high']:+.1f}], corrected p {ablation_table.p_words(less['p'])} "
-        f"({less['compared_seeds']} seeds, {less['compared_items']} prompts, judge exact)."
+        f"({less['tested_seeds']} seeds, {less['tested_items']} prompts, judge exact)."
     ]
     assert len(open_) == 3
-    assert all(sentence.startswith("Whether without-") and "seeds" in sentence for sentence in open_)
+    assert all(sentence.startswith("Whether without-") for sentence in open_)
+    assert all(" prompts, judge exact); about " in sentence for sentence in open_)
+
+
+def test_the_sentences_on_main_effects_say_what_they_rest_on():
+    design = factorial()
+    run = run_of(design, played(design, {"anchor": 0.5}))
+    cells = Cells.of(run, design)
+    open_, said = factorial_table.sentences(cells, factorial_table.factorial_effects(cells))
+    assert len(open_) + len(said) == 4
+    seeds, prompts = next(iter(cells.rates.values()))[1].shape
+    assert all(f"({seeds} seeds, {prompts} prompts, judge exact)" in sentence for sentence in [*open_, *said])

@@ -97,6 +97,27 @@ def test_the_same_outcomes_have_no_effect_and_a_certain_one_has_no_doubt():
     assert np.isnan(certain.effect.d_z)
 
 
+@pytest.mark.parametrize("size", [0.01, 1.0])
+def test_stabilities_that_differ_by_the_same_with_every_seed_leave_room(size):
+    # But for rounding. One more seed that gains all of S and one that loses it: 1/5 for each of five seeds.
+    found = effects.claims({"same": np.array([size, size, size + 1e-16, size, size])})["same"]
+    expected = 2 * stats.t.sf(size / 0.2, 4)
+    assert found.corrected == {"seeds": pytest.approx(expected)}
+    half = stats.t.ppf(0.975, 4) * 0.2
+    ends = (found.effect.difference.low, found.effect.difference.high)
+    assert ends == pytest.approx((size - half, min(size + half, 1.0)))
+    assert found.matters == (size == 1.0)
+
+
+def test_one_prompt_settles_nothing_whatever_the_seeds():
+    found = effects.claims({"one": np.ones((6, 1))})["one"]
+    assert found.verdict == "not settled: more than 1,000 seeds"
+
+
+def test_a_difference_lies_between_losing_and_winning_all():
+    assert effects.interval(np.ones((1, 3))).high == 1.0
+
+
 def test_it_matters_only_where_all_tests_agree():
     # Every seed agrees, and two prompts of forty make all of the difference: others would not show it.
     few_prompts = np.zeros((8, 40))

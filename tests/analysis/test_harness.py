@@ -47,8 +47,23 @@ def test_a_task_has_the_mean_paired_change_with_an_interval_over_documents(write
     found = row(table, "arc_easy")
     assert (found["first"], found["second"]) == pytest.approx((before.mean(), after.mean()))
     assert found["change"] == pytest.approx((after - before).mean())
-    expected = ttest_rel(after, before).confidence_interval(0.95)
-    assert (found["change_low"], found["change_high"]) == pytest.approx(tuple(expected))
+    # Of shares, one more document that is won and one that is lost.
+    wider = np.sqrt(1 + 1 / 200**2 / ((after - before).var(ddof=1) / 200))
+    low, high = ttest_rel(after, before).confidence_interval(0.95)
+    assert (found["change_high"] - found["change_low"]) / (high - low) == pytest.approx(wider)
+
+
+def test_models_that_agree_on_all_documents_have_an_interval_or_are_said_to_have_none(write):
+    right = [float(place % 3 > 0) for place in range(50)]
+    table = compare_samples([write("sft", a=values(*right)), write("slime", a=values(*right))])
+    found = row(table, "a")
+    # Student's t of 49 degrees, times sqrt(2 * 0.5) / 50.
+    assert (found["change_low"], found["change_high"]) == pytest.approx((-2.0096 / 50, 2.0096 / 50), rel=1e-4)
+    # A perplexity, or points of a hundred, have no bounds that are known.
+    points = [10.0 * number for number in right]
+    table = compare_samples([write("sft", a=values(*points)), write("slime", a=values(*points))])
+    assert np.isnan(row(table, "a")["change_low"])
+    assert table.notes[-1].startswith("Without ends")
 
 
 def test_every_task_counts_the_same_in_the_mean_of_tasks(write):

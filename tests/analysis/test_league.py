@@ -375,6 +375,11 @@ def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
     near = [pair for pair, claim in found.claims.items() if not claim.matters]
     assert any(f"of the {len(near)} open pairs" in sentence and "(15)" in sentence for sentence in open_)
     assert settled[0].startswith("Highest win rate: a")
+    # 200 prompts in both orders with each of five seeds.
+    assert settled[0].endswith("(5 seeds, 200 prompts, judge exact, 2,000 verdicts).")
+    assert settled[1].endswith("(5 seeds).")
+    assert settled[2].endswith("by win rate (at least 5 seeds, 200 prompts, judge exact each).")
+    assert settled[3].endswith("by stability (at least 5 seeds each).")
 
 
 def test_the_manifest_of_a_run_without_a_league_has_no_standings():

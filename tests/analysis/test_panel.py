@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from slime_ray.analysis import judging, panel, tables
+from slime_ray.analysis.answer import answer
 
 from slime_ray.runs import results, schema
 
@@ -57,6 +58,15 @@ def test_each_judge_has_a_win_rate_of_its_own_and_the_pooled_one_is_of_the_promp
     assert "not all judges have a verdict on 1 of 5 prompts of t." in found.notes[-1]
     assert found.notes[0].startswith("Of fewer than 5 judges nothing is claimed of others")
     assert found.frame["any_judge_low"].isna().all()
+
+
+def test_the_first_screen_says_on_how_many_judges_and_repeats_a_claim_rests(tmp_path, run):
+    _, said = answer(run, tables.win_rate_stability(run))
+    assert said[0].endswith("(1 seed, 5 prompts, judge panel:llm:a + llm:b (2 judges, no repeats), 18 verdicts).")
+    outcomes = {"llm:a": [1.0, 1.0, 0.0, 0.5], "llm:b": [1.0, 0.0, 0.0, 0.5]}
+    again = panel_run(tmp_path / "again", outcomes, {"llm:a": [1.0, 0.5]})
+    _, said = answer(again, tables.win_rate_stability(again))
+    assert "(2 judges, up to 2 repeats), 20 verdicts)." in said[0]
 
 
 def test_agreement_is_of_single_verdicts_and_names_where_the_judges_differ(run):

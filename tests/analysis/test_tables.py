@@ -83,7 +83,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have_and_the_rest_is_named(tmp
     assert table.frame["win_rate_mark"].tolist() == ["best", "best", "best"]
     notes = "\n".join(table.notes)
     assert "on the seeds that both have. Left out of that: seed 2 of a and seed 0 of b (beside b)." in notes
-    assert "No seed in common with a, so neither compared with it nor told apart: c." in notes
+    assert "No seed, or no prompt, in common with a, so neither compared with it nor told apart: c." in notes
 
 
 def test_rows_of_equal_truths_are_told_apart_at_most_as_often_as_promised_where_one_lost_a_seed():
@@ -426,3 +426,26 @@ def test_rows_whose_weights_were_chosen_by_held_out_pairs_are_said_to_be_flatter
     assert [note[:61] for note in notes if "training.keep" in note] == [
         "1 of 2 trials keep the weights of their best evaluation (trai"
     ]
+
+
+def test_prompts_that_rows_or_seeds_do_not_share_are_said(tmp_path):
+    for seed in range(5):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=outcomes(0.9))
+        add_trial(tmp_path, f"b{seed}", label="b", seed=seed, won=outcomes(0.5), prompt_id=lambda index: f"q{index}")
+        alone = {"won": outcomes(0.4), "prompt_id": lambda index, seed=seed: f"c{seed}-{index}"}
+        add_trial(tmp_path, f"c{seed}", label="c", seed=seed, **alone)
+    table = tables.win_rate_stability(results.load(finish(tmp_path)))
+    assert "No seed, or no prompt, in common with a, so neither compared with it nor told apart: b, c." in table.notes
+    said = (
+        "Fewer than 3 prompts have a verdict with every seed of c: the interval is of these checkpoints, over prompts."
+    )
+    assert said in table.notes
+
+
+def test_rows_without_a_stability_are_not_called_the_most_stable(tmp_path):
+    for label in "ab":
+        add_trial(tmp_path, label, label=label, won=outcomes(0.5), stability=None)
+    run = results.load(finish(tmp_path))
+    _, said = answer.answer(run, tables.win_rate_stability(run))
+    assert said
+    assert not any("nan" in sentence or "most stable" in sentence for sentence in said)
