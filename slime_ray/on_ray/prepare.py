@@ -4,9 +4,11 @@ The shared stages, and the probe of a plan: in workers with a trial's resources,
 """
 
 import logging
+import math
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.resources import trials_at_once, why_never
-from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer, print_line, steps
+from slime_ray.on_ray.watch import STATUS_SECONDS, PlacementTimeout, PlacementTimer, print_line, steps
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
@@ -48,12 +50,17 @@ MOST_SIDE_BY_SIDE = 8
 """Probes at a time. What more trials at a time do to each other, they do on other nodes."""
 PATIENCE = 600.0
 """Seconds after which a probe is given up."""
+Note = Callable[[Mapping[str, Any]], object]
 AGAIN = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
 
-def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Console) -> dict[str, Any]:
+def prepare_on_cluster(
+    experiment: Experiment, place: WorkerContext, console: Console, note: Note = lambda told: None
+) -> dict[str, Any]:
     """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
+
+    note: Takes how far the making is, again and again.
 
     Raises InputError for a model or data that cannot be used, and RunError where making them fails.
     """
@@ -73,7 +80,7 @@ def prepare_on_cluster(experiment: Experiment, place: WorkerContext, console: Co
     try:
         with errors_as_sentences("The shared stages could not be made"):
             with ending():
-                _follow(making, place, console)
+                _follow(making, place, console, note)
             made = ray.get(making)
     except PlacementTimeout as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
@@ -99,7 +106,7 @@ def _end(making: Any, maker: Any) -> None:
             ray.cancel(making, force=force)
 
 
-def _follow(making: Any, place: WorkerContext, console: Console) -> None:
+def _follow(making: Any, place: WorkerContext, console: Console, note: Note = lambda told: None) -> None:
     """Say how it goes until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
@@ -109,8 +116,9 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
         logger.info(line)
         print_line(console, line)
 
-    wait, said = PlacementTimer(place.resources, place.faults, say), ""
+    wait, said, noted = PlacementTimer(place.resources, place.faults, say), "", -math.inf
     notices: set[str] = set()
+    mark: tuple[Any, int] | None = None
 
     def listen() -> "TrialStatus | None":
         voice = place.monitor.heard().get(STAGES)
@@ -122,6 +130,9 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
             voice = listen()
+            if time.monotonic() - noted > STATUS_SECONDS:
+                noted = time.monotonic()
+                note(voice.told if voice else {})
             if voice is None or not voice.at_work:
                 wait.go_on()
                 continue
@@ -135,11 +146,17 @@ def _follow(making: Any, place: WorkerContext, console: Console) -> None:
             if line and line != said:
                 said = line
                 status.update(line)
-                if console.is_terminal or voice.told.get("step") is not None:
+                before, mark = mark, _mark(voice.told)
+                if console.is_terminal or mark == before:
                     logger.info(line)
                 else:
                     say(line)
     listen()
+
+
+def _mark(told: dict[str, Any]) -> tuple[Any, int]:
+    """What is done, and which quarter of it: where there is no line to be rewritten, each is said once."""
+    return told.get("doing"), 4 * (told.get("step") or 0) // (told.get("updates") or 1)
 
 
 def _line(told: dict[str, Any]) -> str:
