@@ -179,7 +179,8 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
     if standing["said"] is not None and not standing["total"]:
         done = f"No trial has begun{age}: Ray starts, or the stages that all trials share are made."
     lines = [f"{standing['name']}: {standing['state']}. {done}"]
-    for name, trial in standing["running"].items():
+    stages = {"stages": standing["stages"]} if standing["stages"] else {}
+    for name, trial in {**stages, **standing["running"]}.items():
         step = f" {trial['step']}/{trial['updates']}" if trial.get("updates") else ""
         numbers = [f"{key} {trial[key]:.3f}" for key in ("loss", "chosen_drift") if isinstance(trial.get(key), float)]
         alarm = [f"alarm: {trial['alarm']}"] if trial.get("alarm") else []

@@ -115,7 +115,9 @@
     }
     part("idle").hidden = shown.size > 0;
     put(part("idle"), state.ended ? "Nothing runs any more." : state.waiting.length
-      ? `Next: ${state.waiting.join(", ")}.` : "Nothing runs at the moment: a sweep prepares its data and models first.");
+      ? `Next: ${state.waiting.join(", ")}.` : state.stages.doing
+      ? `For all trials: ${state.stages.doing}${state.stages.updates ? `, ${state.stages.step || 0} of ${state.stages.updates}` : ""}.`
+      : "Nothing runs at the moment: a sweep prepares its data and models first.");
     part("clone").hidden = part("extend").hidden = !token || state.ended;
     part("extend").hidden ||= state.budget === null;
     part("locked").hidden = Boolean(token) || state.ended;

@@ -6,7 +6,6 @@ allocator takes besides is assumed.
 """
 
 import copy
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -250,9 +249,7 @@ class Footprint:
         from slime_ray.model.lora import make_trainable
         from slime_ray.model.train_mode import set_train_mode
 
-        with torch.device("meta"), warnings.catch_warnings():
-            # transformers renames gradient checkpointing, which peft asks for by its old name.
-            warnings.simplefilter("ignore", FutureWarning)
+        with torch.device("meta"):
             lm = make_trainable(lm, self.model.lora)
         set_train_mode(lm, dropout=False)
         return lm

@@ -1,6 +1,7 @@
 """Low-rank adapters through peft: which weights get them, and tied weights that must be untied before."""
 
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -199,7 +200,10 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped = get_peft_model(lm, config)
+        with warnings.catch_warnings():
+            # peft asks for gradient checkpointing by the name that transformers is giving up.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            wrapped = get_peft_model(lm, config)
     except ValueError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(

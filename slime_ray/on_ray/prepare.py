@@ -4,9 +4,11 @@ The shared stages, and the probe of a plan: in workers with a trial's resources,
 """
 
 import logging
+import math
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import errors_as_sentences
 from slime_ray.on_ray.progress import print_line, steps
 from slime_ray.on_ray.resources import trials_at_once, why_never
-from slime_ray.on_ray.watch import PlacementTimeout, PlacementTimer
+from slime_ray.on_ray.watch import STATUS_SECONDS, PlacementTimeout, PlacementTimer
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
 from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
@@ -49,12 +51,17 @@ MOST_SIDE_BY_SIDE = 8
 """Probes at a time. What more trials at a time do to each other, they do on other nodes."""
 PATIENCE = 600.0
 """Seconds after which a probe is given up."""
+Note = Callable[[Mapping[str, Any]], object]
 AGAIN = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
 
-def prepare_on_cluster(experiment: Experiment, context: WorkerContext, console: Console) -> dict[str, Any]:
+def prepare_on_cluster(
+    experiment: Experiment, context: WorkerContext, console: Console, note: Note = lambda metrics: None
+) -> dict[str, Any]:
     """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
+
+    note: Takes how far the making is, again and again.
 
     Raises InputError for a model or data that cannot be used, and RunError where making them fails.
     """
@@ -74,7 +81,7 @@ def prepare_on_cluster(experiment: Experiment, context: WorkerContext, console: 
     try:
         with errors_as_sentences("The shared stages could not be made"):
             with ending():
-                _follow(making, context, console)
+                _follow(making, context, console, note)
             made = ray.get(making)
     except PlacementTimeout as error:
         raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
@@ -100,7 +107,7 @@ def _end(making: Any, maker: Any) -> None:
             ray.cancel(making, force=force)
 
 
-def _follow(making: Any, context: WorkerContext, console: Console) -> None:
+def _follow(making: Any, context: WorkerContext, console: Console, note: Note = lambda metrics: None) -> None:
     """Say how it goes until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
@@ -110,8 +117,9 @@ def _follow(making: Any, context: WorkerContext, console: Console) -> None:
         logger.info(line)
         print_line(console, line)
 
-    placement, last = PlacementTimer(context.resources, context.faults, say), ""
+    placement, last, noted = PlacementTimer(context.resources, context.faults, say), "", -math.inf
     notices: set[str] = set()
+    mark: tuple[Any, int] | None = None
 
     def listen() -> "TrialStatus | None":
         latest = context.monitor.statuses().get(STAGES)
@@ -123,6 +131,9 @@ def _follow(making: Any, context: WorkerContext, console: Console) -> None:
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
             latest = listen()
+            if time.monotonic() - noted > STATUS_SECONDS:
+                noted = time.monotonic()
+                note(latest.metrics if latest else {})
             if latest is None or not latest.at_work:
                 placement.check()
                 continue
@@ -136,11 +147,17 @@ def _follow(making: Any, context: WorkerContext, console: Console) -> None:
             if line and line != last:
                 last = line
                 status.update(line)
-                if console.is_terminal or latest.metrics.get("step") is not None:
+                before, mark = mark, _mark(latest.metrics)
+                if console.is_terminal or mark == before:
                     logger.info(line)
                 else:
                     say(line)
     listen()
+
+
+def _mark(metrics: dict[str, Any]) -> tuple[Any, int]:
+    """Return what is done and which quarter of it: where no line can be rewritten, each is said once."""
+    return metrics.get("doing"), 4 * (metrics.get("step") or 0) // (metrics.get("updates") or 1)
 
 
 def _line(metrics: dict[str, Any]) -> str:

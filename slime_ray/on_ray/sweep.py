@@ -151,7 +151,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
-    made = prepare_on_cluster(experiment, context, sweep.console)
+    made = prepare_on_cluster(experiment, context, sweep.console, lambda metrics: announce(run, stages=metrics))
     refuse_other_stages(run, manifest, made["hashes"])
     manifest |= made
     earlier = [EarlierRun.from_json(one) for one in manifest["earlier"]]

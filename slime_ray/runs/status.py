@@ -29,7 +29,8 @@ class RunStatus:
     """What a sweep last said of itself.
 
     written: seconds since 1970. started: the same of the process, which tells it from a later one of its number; 0
-    where that was not written. trials: those that run, as they reported. spent: by part of the budget, such as `hours`.
+    where that was not written. trials: those that run, as they reported. stages: how the making of what trials share
+    gets on, while it is made. spent: by part of the budget, such as `hours`.
     seconds_left: as its driver expects, None where it cannot tell.
     """
 
@@ -41,6 +42,7 @@ class RunStatus:
     finished: int = 0
     total: int = 0
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, float | None] = field(default_factory=dict)
     seconds_left: float | None = None
 
@@ -62,7 +64,7 @@ class RunStatus:
 
 def write_status(
     run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False,
-    spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
+    stages: Mapping[str, Any] = {}, spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
 ) -> None:  # fmt: skip
     """Say how the sweep of this process stands. Arguments are those of `RunStatus`."""
     import psutil
@@ -70,20 +72,20 @@ def write_status(
     status = RunStatus(
         written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
         finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
-        spent=dict(spent), seconds_left=seconds_left,
+        stages=dict(stages), spent=dict(spent), seconds_left=seconds_left,
     )  # fmt: skip
     results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
-def announce(run: Path, *, ended: bool = False) -> None:
-    """Say that the sweep of this process begins or ends; of earlier trials the values alone are still known."""
+def announce(run: Path, *, ended: bool = False, stages: Mapping[str, Any] = {}) -> None:
+    """Say that the sweep of this process begins, makes stages or ends; of earlier trials only values are known yet."""
     status = read_status(run)
     waiting = {name: {"doing": "waiting", "values": state.get("values") or {}} for name, state in status.trials.items()}
     # A disk that takes nothing is told by those who have more to write.
     with suppress(OSError):
         write_status(
             run, finished=status.finished, total=status.total, trials={} if ended else waiting, ended=ended,
-            spent=status.spent,
+            stages=stages, spent=status.spent,
         )  # fmt: skip
 
 
@@ -110,7 +112,12 @@ def read_status(run: Path) -> RunStatus:
         for one in (status.written, status.pid, status.started, status.finished, status.total)
     )
     trials = isinstance(status.trials, dict) and all(isinstance(one, dict) for one in status.trials.values())
-    trials = trials and isinstance(status.spent, dict) and isinstance(status.seconds_left, int | float | None)
+    trials = (
+        trials
+        and isinstance(status.stages, dict)
+        and isinstance(status.spent, dict)
+        and isinstance(status.seconds_left, int | float | None)
+    )
     return status if numbers and trials else RunStatus()
 
 
@@ -130,8 +137,9 @@ def describe(run: Path, rows: Mapping[str, Mapping[str, Any]] | None = None) -> 
     """All that `slime-ray status` shows. Raises InputError where `run` is no run.
 
     state: `at work`, `finished` or `interrupted`. ends: trials that have ended, counted by how. front: ids of the
-    search's best so far. running: trials at work, as they last reported. spent: of each part of the budget, with its
-    limit or None. budget: trials of a search that may have more. left: seconds, or None where that is unknown.
+    search's best so far. running: trials at work, as they last reported. stages: the making of what they share.
+    spent: of each part of the budget, with its limit or None. budget: trials of a search that may have more. left:
+    seconds, or None where that is unknown.
 
     Args:
         run: Its folder.
@@ -157,6 +165,7 @@ def describe(run: Path, rows: Mapping[str, Mapping[str, Any]] | None = None) -> 
         "running": {name: report for name, report in status.trials.items() if name not in rows}
         if status.at_work
         else {},
+        "stages": status.stages if status.at_work else {},
         "front": _front(rows, manifest.get("goals") or {}, experiment.get("constraints") or ()),
         "alarms": {name: row["alarm"] for name, row in rows.items() if row.get("alarm")},
         "spent": {name: [value, budget.get(name)] for name, value in spent.items() if value or budget.get(name)},

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 from slime_ray.runs.instructions import Instructions
 from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser, pages, playwright  # noqa: F401
 from tests.end_to_end.conftest import environment
-from tests.live.conftest import MARKUP, add, at_work, end
+from tests.live.conftest import MARKUP, add, at_work, end, said
 from tests.processes import left_behind
 
 pytestmark = [
@@ -91,6 +91,14 @@ def test_what_comes_appears_and_stays_chosen_and_the_end_is_said(run, serve, vis
     # Nobody is asked any more, and the last report is still there.
     assert page.locator("main button:visible").count() == 0
     assert points(report_of(page, 3)).count() == 2
+
+
+def test_stages_that_are_made_are_shown_with_their_steps(run, serve, visit):
+    said(run, trials={}, stages={"doing": "making sft", "step": 12, "updates": 80})
+    page = visit(serve(run).address)
+    assert page.locator("#idle").inner_text() == "For all trials: making sft, 12 of 80."
+    said(run, stages={"doing": f"making {MARKUP}"})
+    page.locator("#idle").get_by_text(MARKUP).wait_for()
 
 
 def test_markup_of_a_run_is_text(run, serve, visit):

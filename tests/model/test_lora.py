@@ -1,6 +1,7 @@
 """Which weights get adapters, told by hand, and that a merged and saved model is the adapted one."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,12 @@ def test_layers_that_no_text_reaches_get_no_adapters(targets, tmp_path):
     assert all(".language_model.layers." in name for name in names)
     lm.save_pretrained(tmp_path)
     torch.testing.assert_close(logits(PeftModel.from_pretrained(make("gemma3"), tmp_path).eval()), logits(lm))
+
+
+def test_adapters_are_laid_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(make("gemma3"), Lora(rank=2))
 
 
 LINEAR = {

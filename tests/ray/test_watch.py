@@ -235,7 +235,9 @@ def making(clock: Clock, experiment: Experiment, monitor: FakeMonitor, monkeypat
     lines: list[str] = []
     console: Any = prepare.Console(quiet=True)
     monkeypatch.setattr(console, "print", lambda line, **options: lines.append(line))
-    return SimpleNamespace(follow=lambda: prepare._follow(None, context, console), lines=lines)
+    notes: list[dict[str, Any]] = []
+    follow = lambda: prepare._follow(None, context, console, lambda metrics: notes.append(dict(metrics)))  # noqa: E731
+    return SimpleNamespace(follow=follow, lines=lines, notes=notes)
 
 
 def test_stages_that_find_no_place_are_told_and_given_up(making):
@@ -246,6 +248,30 @@ def test_stages_that_find_no_place_are_told_and_given_up(making):
         "Waiting for 400 s",
         "Waiting for 600 s",
     ]
+
+
+def test_the_steps_of_a_stage_are_noted_and_each_quarter_is_a_line(making, monitor, monkeypatch, clock):
+    steps = iter([None, *range(1, 11)])
+
+    def look(*arguments: Any, **options: Any) -> tuple[list[Any], list[Any]]:
+        clock.now += prepare.STATUS_SECONDS + 1
+        if (step := next(steps, 0)) == 0:
+            return [1], []
+        told = {"doing": "making sft", "step": step, "updates": 10, "loss": 0.5} if step else {"doing": "making sft"}
+        monitor.trials = {"stages": TrialStatus(told, 0.0, at_work=True)}
+        return [], []
+
+    monkeypatch.setattr(prepare, "time", clock)
+    monkeypatch.setattr(prepare.ray, "wait", look)
+    making.follow()
+    assert making.lines == [
+        "making sft",
+        "making sft 3/10 loss 0.500",
+        "making sft 5/10 loss 0.500",
+        "making sft 8/10 loss 0.500",
+        "making sft 10/10 loss 0.500",
+    ]
+    assert [told.get("step") for told in making.notes] == [None, *range(1, 11)]
 
 
 def test_stages_whose_making_falls_silent_are_given_up(making, monitor):

@@ -16,7 +16,7 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.runs import results
 from slime_ray.runs.folder import reopened, taken
 from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
-from slime_ray.runs.status import STATUS, announced, describe, read_status, write_status
+from slime_ray.runs.status import STATUS, announce, announced, describe, read_status, write_status
 from tests.analysis.conftest import add_trial
 
 TEXT = """\
@@ -131,6 +131,18 @@ def test_a_sweep_whose_process_is_gone_is_interrupted(run):
     assert describe(run)["state"] == "at work"
     (run / STATUS).write_text(json.dumps(said | {"node": "elsewhere", "written": said["written"] - 120}))
     assert describe(run)["state"] == "interrupted"
+
+
+def test_status_says_how_far_the_stages_are_until_trials_run(run, capsys):
+    with announced(run):
+        announce(run, stages={"doing": "making sft", "step": 12, "updates": 80, "loss": 0.5})
+        assert describe(run)["stages"]["step"] == 12
+        assert cli.main(["status", str(run)]) == 0
+        assert "\n  stages: making sft 12/80, loss 0.500\n" in capsys.readouterr().out
+        write_status(run, finished=1, total=5, trials={})
+        assert describe(run)["stages"] == {}
+        announce(run, stages={"doing": "making sft"})
+    assert describe(run)["stages"] == {}
 
 
 def test_a_sweep_is_at_work_from_its_first_second_to_its_last(run):
