@@ -264,7 +264,7 @@ class Footprint:
         return Policy(
             strip(lm),
             kernel="varlen" if gpu and fits and self.model.attention != "segments" else "segments",
-            chunk_logits=self.model.chunk_logits or CHUNK_LOGITS["cuda" if gpu else "cpu"],
+            chunk_logits=self.model.chunk_logits or (CHUNK_LOGITS["cuda"] if gpu else None),
             dtype=getattr(torch, self.model.dtype),
         )
 

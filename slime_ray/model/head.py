@@ -4,13 +4,14 @@ A whole matrix of logits never exists, neither forward nor backward. Three ways 
 
 - a frozen linear head: d logp_t / d h_t = W[y_t] - sum_v p_v W[v] does not depend on the incoming gradient, so one pass
   stores that row beside logp_t and nothing is computed again;
-- a trained linear head: the backward pass computes each tile's logits again, unless one tile holds them all;
+- a trained linear head: the backward pass takes the tiles that were kept, and computes the logits of the others again;
 - any other head (adapters on it, a custom module): torch's own checkpointing, some positions at a time.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -62,13 +63,15 @@ class Head:
     """An output head: `module` maps (positions, hidden size) to logits, times `scale`, then soft-capped at `cap`.
 
     vocabulary: logits a position. limit: logits alive at a time, at least those of one position for a head that is no
-    plain linear layer. fused: whether elementwise work is compiled where it can be.
+    plain linear layer. kept: logits on top of them that a trained linear head keeps for the backward pass, in tiles of
+    an eighth of it. fused: whether elementwise work is compiled where it can be.
     """
 
     module: nn.Module
     cap: float | None
     vocabulary: int
     limit: int
+    kept: int = 0
     scale: float = 1.0
     fused: bool = False
 
@@ -123,6 +126,10 @@ def plain_linear(module: nn.Module) -> nn.Linear | None:
     return module if type(module) is nn.Linear and not hooked else None
 
 
+_Kept = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]
+"""Tiles that wait for the backward pass, by where they start: exponentials, and the largest logits, above them."""
+
+
 class _Tiles:
     """The logits of a linear head, tile after tile in one buffer: fresh memory for each would cost more than its use.
 
@@ -141,40 +148,51 @@ class _Tiles:
         head: Head,
         dtype: torch.dtype,
     ):
-        positions, vocabulary, limit = len(targets), len(weight), head.limit
+        positions, vocabulary, limit, narrowest = len(targets), len(weight), head.limit, 4096
+        if head.kept and positions * vocabulary > limit:
+            # As fast on a CPU as larger ones.
+            limit, narrowest = min(limit, max(1, head.kept // 8)), 1024
         self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
         self.targets, self.cap, self.dtype = targets, head.cap, dtype
         self.fused = head.fused and runs_fused(hidden)
-        self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, 4096)))
+        self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, narrowest)))
         if ALIGNMENT <= self.width < vocabulary:
             self.width -= self.width % ALIGNMENT
         self.height = max(1, min(positions, limit // self.width))
         self.wide = torch.promote_types(dtype, torch.float32)
-        self.buffer = hidden.new_empty(self.height * self.width, dtype=self.wide)
+        # One tile that holds everything takes no more when it is kept.
+        single = self.height >= positions and self.width >= vocabulary
+        self.kept = self.height * self.width if single else head.kept
 
-    @property
-    def single(self) -> bool:
-        """Whether one tile holds everything."""
-        return self.height >= len(self.targets) and self.width >= len(self.weight)
+    @cached_property
+    def buffer(self) -> torch.Tensor:
+        """Where the logits of a tile are until the next one's."""
+        return self.hidden.new_empty(self.height * self.width, dtype=self.wide)
 
     def blocks(self) -> Iterator[slice]:
         """The positions, a tile's height at a time."""
         return (slice(start, start + self.height) for start in range(0, len(self.targets), self.height))
 
-    def across(self, block: slice) -> Iterator["_Tile"]:
-        """The tiles of some positions. Each is overwritten by the next."""
-        states, targets = self.hidden[block], self.targets[block]
+    def across(self, block: slice, kept: _Kept | None = None) -> Iterator["_Tile"]:
+        """The tiles of some positions. Each is overwritten by the next. kept: taken from it instead of computed."""
+        targets = self.targets[block]
         for start in range(0, len(self.weight), self.width):
             piece = slice(start, min(start + self.width, len(self.weight)))
-            weight = self.weight[piece]
-            logits = self.buffer[: len(states) * len(weight)].view(len(states), len(weight))
-            _product(states, weight.T, out=logits)
-            if self.bias is not None:
-                logits += self.bias[piece]
-            if self.cap is not None:
-                logits.div_(self.cap).tanh_().mul_(self.cap)
+            before = kept.pop((block.start, start), None) if kept else None
+            logits, top = before or (self._logits(self.hidden[block], piece), None)
             inside = (targets >= piece.start) & (targets < piece.stop)
-            yield _Tile(piece, weight, logits, inside[:, None], (targets - start).clamp(0, len(weight) - 1)[:, None])
+            column = (targets - start).clamp(0, logits.shape[1] - 1)
+            yield _Tile(piece, self.weight[piece], logits, inside[:, None], column[:, None], top)
+
+    def _logits(self, states: torch.Tensor, piece: slice) -> torch.Tensor:
+        weight = self.weight[piece]
+        logits = self.buffer[: len(states) * len(weight)].view(len(states), len(weight))
+        _product(logits, states, weight.T)
+        if self.bias is not None:
+            logits += self.bias[piece]
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits
 
     def softmax(
         self, tile: "_Tile", top: torch.Tensor, dtype: torch.dtype | None
@@ -192,21 +210,23 @@ class _Tiles:
         return (exponentials if slope is None else exponentials.mul_(slope)).to(dtype), total, largest
 
     def gradient(
-        self, tile: "_Tile", normaliser: torch.Tensor, incoming: torch.Tensor, own: torch.Tensor, *, done: bool
+        self, tile: "_Tile", normaliser: torch.Tensor, incoming: torch.Tensor, own: torch.Tensor
     ) -> torch.Tensor:
         """The gradient by raw logits, incoming * (onehot - p), written over the logits where that is not compiled.
 
-        own: incoming times the cap's derivative at the target. done: the logits are probabilities already.
+        own: incoming times the cap's derivative at the target.
         """
         own = torch.where(tile.inside, own, 0.0)
-        if self.fused and not done:
+        if tile.top is not None:
+            return tile.logits.mul_((tile.top - normaliser).exp_().mul_(-incoming)).scatter_add_(1, tile.column, own)
+        if self.fused:
             dtype = self.dtype if self.bias is None else self.wide
             fused: torch.Tensor = compiled(head_gradient)(
                 tile.logits, normaliser, incoming, own, tile.column, self.cap, dtype
             )
             return fused
-        slope = None if done else self.slope(tile.logits)
-        probabilities = tile.logits if done else tile.logits.sub_(normaliser).exp_()
+        slope = self.slope(tile.logits)
+        probabilities = tile.logits.sub_(normaliser).exp_()
         probabilities = probabilities if slope is None else probabilities.mul_(slope)
         return probabilities.mul_(-incoming).scatter_add_(1, tile.column, own)
 
@@ -217,7 +237,8 @@ class _Tiles:
 
 class _Tile(NamedTuple):
     """vocabulary: which part. weight: (width, hidden size). logits: (height, width). inside: (height, 1), whether a
-    position's target is in this part; column: (height, 1), where, and anything for one that is not.
+    position's target is in this part; column: (height, 1), where, and anything for one that is not. top: (height, 1),
+    the largest logits, of a tile that was kept and holds exponentials below them, times the cap's derivative.
 
     Masks instead of indices, whose number would have to come from the device first.
     """
@@ -227,6 +248,7 @@ class _Tile(NamedTuple):
     logits: torch.Tensor
     inside: torch.Tensor
     column: torch.Tensor
+    top: torch.Tensor | None = None
 
     def pick(self, target: torch.Tensor) -> torch.Tensor:
         """(height, 1) logits of the targets: this tile's where they are in it, else those of `target`."""
@@ -285,8 +307,7 @@ class _FrozenHead(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """logp_t with gradients for hidden states, weight and bias; backward computes the logits again, tile by tile,
-    unless one tile held them all."""
+    """logp_t with gradients for hidden states, weight and bias; backward computes tiles again that were not kept."""
 
     @staticmethod
     def forward(
@@ -300,15 +321,18 @@ class _TrainedHead(torch.autograd.Function):
         tiles = _Tiles(hidden, weight, bias, targets, head, _compute_dtype(hidden))
         target = hidden.new_empty(len(targets), 1, dtype=tiles.wide)
         normaliser = torch.full_like(target, -math.inf)
-        kept = None
+        kept: _Kept = {}
         for block in tiles.blocks():
             for tile in tiles.across(block):
                 target[block] = tile.pick(target[block])
                 lowest = torch.full_like(target[block], -math.inf)
-                exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide if tiles.single else None)
+                keep = tile.logits.numel() <= tiles.kept
+                exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide if keep else None)
                 normaliser[block] = torch.logaddexp(normaliser[block], top + total.log())
-                if tiles.single:
-                    kept = tile._replace(logits=exponentials.div_(total))
+                if keep:
+                    kept[block.start, tile.vocabulary.start] = exponentials, top
+                    tiles.kept -= tile.logits.numel()
+                    del tiles.buffer
         ctx.save_for_backward(hidden, weight, bias, targets, target, normaliser)
         ctx.head, ctx.dtype, ctx.kept = head, tiles.dtype, kept
         return (target - normaliser).squeeze(1)
@@ -321,21 +345,21 @@ class _TrainedHead(torch.autograd.Function):
         tiles = _Tiles(hidden, weight, bias, targets, ctx.head, ctx.dtype)
         # Sums over tiles are kept wide; over none, where autograd would have none either.
         to_hidden = hidden.new_zeros(hidden.shape, dtype=tiles.wide) if ctx.needs_input_grad[0] else None
-        to_weight = weight.new_zeros(weight.shape, dtype=tiles.wide)
+        to_weight = (weight.new_empty if len(targets) else weight.new_zeros)(weight.shape, dtype=tiles.wide)
         to_bias = None if bias is None else bias.new_zeros(bias.shape, dtype=tiles.wide)
         target_slope = tiles.slope(target)
         incoming = gradient[:, None].to(tiles.wide)
         own = incoming if target_slope is None else incoming * target_slope
         for block in tiles.blocks():
-            for tile in [ctx.kept] if ctx.kept else tiles.across(block):
-                to_logits = tiles.gradient(tile, normaliser[block], incoming[block], own[block], done=bool(ctx.kept))
+            for tile in tiles.across(block, ctx.kept):
+                to_logits = tiles.gradient(tile, normaliser[block], incoming[block], own[block])
                 if to_bias is not None:
                     to_bias[tile.vocabulary] += to_logits.sum(0)
                 to_logits = to_logits.to(tiles.dtype)
-                _add_product(to_weight[tile.vocabulary], to_logits.T, tiles.hidden[block])
+                add = _add_product if block.start else _product
+                add(to_weight[tile.vocabulary], to_logits.T, tiles.hidden[block])
                 if to_hidden is not None:
                     _add_product(to_hidden[block], to_logits, tile.weight)
-        ctx.kept = None
         return (
             None if to_hidden is None else to_hidden.to(hidden.dtype),
             to_weight.to(weight.dtype),
@@ -345,8 +369,8 @@ class _TrainedHead(torch.autograd.Function):
         )
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    """left @ right in the dtype of `out`. Only a CPU, which cannot do else, rounds it to a narrower one first."""
+def _product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right into `out`, in its dtype. Only a CPU, which cannot do else, rounds it to a narrower one first."""
     if out.dtype == left.dtype:
         return torch.mm(left, right, out=out)
     if left.device.type == "cpu":
@@ -359,4 +383,4 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
-        total += _product(left, right, out=torch.empty_like(total))
+        total += _product(torch.empty_like(total), left, right)

@@ -21,6 +21,8 @@ from slime_ray.model.probe import Findings, probe, why_not_padded
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at a time, positions times vocabulary, by device: 32 MiB and 1 GiB of float32."""
+KEPT_LOGITS = {"cpu": 2**24, "cuda": 0}
+"""Logits on top of those that a trained head keeps for its backward pass: 64 MiB. On a GPU memory is dearer."""
 
 EXACT_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
 """Model types whose packed rows are tested to equal separate sequences to the last bits of float64."""
@@ -203,13 +205,14 @@ class Policy(nn.Module):
     @property
     def head(self) -> Head:
         """The output head as it is now; adapters may have been switched off."""
-        limit = self.chunk_logits or CHUNK_LOGITS["cuda" if self.device.type == "cuda" else "cpu"]
+        device = "cuda" if self.device.type == "cuda" else "cpu"
         return Head(
             module=self.causal_lm.get_output_embeddings(),
             cap=logit_cap(self.causal_lm.config),
             scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
-            limit=limit,
+            limit=self.chunk_logits or CHUNK_LOGITS[device],
+            kept=0 if self.chunk_logits else KEPT_LOGITS[device],
             fused=self.fused,
         )
 

@@ -28,26 +28,28 @@ def whole(linear, hidden, targets, cap):
     return logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
 
 
-# One logit at a time; some of the vocabulary at a time; whole positions but not all; everything in one tile.
+# One logit at a time; some of the vocabulary at a time; whole positions but not all; everything in one tile. Of a
+# trained head no tile is kept for the backward pass, or some are, or all.
+@pytest.mark.parametrize("kept", [0, 200, 10**6], ids="{} kept".format)
 @pytest.mark.parametrize("limit", [1, 50, 5 * VOCABULARY, 10**6], ids="{} logits".format)
 @pytest.mark.parametrize("cap", [None, 0.7], ids="cap {}".format)
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-def test_values_and_gradients_are_those_of_autograd(trained, bias, cap, limit):
+def test_values_and_gradients_are_those_of_autograd(trained, bias, cap, limit, kept):
     linear, hidden, targets, incoming = case(bias=bias, trained=trained)
     wanted = [hidden, *(linear.parameters() if trained else [])]
     expected = whole(linear, hidden, targets, cap)
-    found = Head(linear, cap, VOCABULARY, limit).logps(hidden, targets)
+    found = Head(linear, cap, VOCABULARY, limit, kept).logps(hidden, targets)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     expected_gradients = torch.autograd.grad(expected, wanted, incoming)
     for mine, theirs in zip(torch.autograd.grad(found, wanted, incoming), expected_gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("limit", [50, 10**6])
-def test_a_second_backward_pass_gives_the_same(limit):
+@pytest.mark.parametrize(("limit", "kept"), [(50, 0), (50, 200), (10**6, 0)])
+def test_a_second_backward_pass_gives_the_same(limit, kept):
     linear, hidden, targets, incoming = case()
-    logps = Head(linear, None, VOCABULARY, limit).logps(hidden, targets)
+    logps = Head(linear, None, VOCABULARY, limit, kept).logps(hidden, targets)
     first = torch.autograd.grad(logps, [hidden, linear.weight], incoming, retain_graph=True)
     second = torch.autograd.grad(logps, [hidden, linear.weight], incoming)
     for one, other in zip(first, second, strict=True):
@@ -115,6 +117,22 @@ def test_a_tile_that_is_not_the_whole_vocabulary_is_aligned_and_keeps_to_the_lim
     tiles = _Tiles(hidden, weight, None, targets, Head(nn.Identity(), None, vocabulary, limit), torch.float32)
     assert 1 <= tiles.width * tiles.height <= limit
     assert tiles.width == vocabulary or tiles.width % ALIGNMENT == 0 or limit < ALIGNMENT
+
+
+# In the first three cases a tile is one position.
+@pytest.mark.parametrize(("limit", "kept", "again"), [(50, 0, 13), (50, 240, 5), (50, 10**6, 0), (10**6, 0, 0)])
+def test_what_is_kept_is_not_computed_again(limit, kept, again, monkeypatch):
+    linear, hidden, targets, incoming = case()
+    computed, logits = [], _Tiles._logits
+
+    def counted(*arguments):
+        computed.append(logits(*arguments))
+        return computed[-1]
+
+    monkeypatch.setattr(_Tiles, "_logits", counted)
+    logps = Head(linear, None, VOCABULARY, limit, kept).logps(hidden, targets)
+    torch.autograd.grad(logps, [hidden, linear.weight], incoming)
+    assert sum(tile.numel() for tile in computed) == (POSITIONS + again) * VOCABULARY
 
 
 class Products(TorchFunctionMode):
