@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
+_ON_HUB = re.compile(r"(?:hf://|https?://(?:huggingface\.co|hf\.co)/)(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)")
+
+
 def located(value: str) -> str:
-    """A local file or folder by its absolute path, since trials run in other folders; anything else as it was given."""
+    """A local file or folder by its absolute path, since trials run in other folders; anything else as it was given.
+
+    Raises ValueError for an address, which is not repeated: it may hold a password. So it does for what can be no path.
+    """
+    if "://" in value:
+        hub = _ON_HUB.match(value)
+        way_out = f"Give the Hub id {hub[1]}" if hub else "Download it and give its path"
+        scheme = value.partition("://")[0]
+        raise ValueError(f"a file, a folder or a Hub id is read, and no address such as {scheme:.9}://. {way_out}")
     try:
         path = Path(value).expanduser()
         return str(path.absolute()) if not value.startswith(EMBEDDED) and path.exists() else value

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -155,6 +156,37 @@ def test_a_mistake_in_base_or_an_arm_is_named_with_its_line(tmp_path, old, new, 
     assert old in GOOD
     with pytest.raises(InputError, match=message):
         load_experiment(write(tmp_path, GOOD.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("address", "way_out"),
+    [
+        ("hf://datasets/org/pairs@main/train.parquet", "Give the Hub id org/pairs"),
+        ("hf://org/model", "Give the Hub id org/model"),
+        ("https://huggingface.co/datasets/org/pairs/resolve/main/a.jsonl?token=secret", "Give the Hub id org/pairs"),
+        ("s3://user:secret@bucket/pairs.jsonl", "Download it and give its path"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("data.train", ""),
+        ("data.train.0.source", ""),
+        ("model.source", ""),
+        ("model.tokenizer", ""),
+        ("model.chat_template", ".jinja"),
+        ("evaluation.questions", ""),
+    ],
+)
+def test_an_address_in_the_place_of_a_file_is_refused_before_anything_starts(key, more, address, way_out):
+    value: Any = address + more
+    if key.startswith("data.train."):
+        key, value = "data.train", [{"source": value}]
+    overrides = {"model.source": "org/m", "data.train": "org/p", "evaluation.judge": "none", key: value}
+    base = {"name": "x", "preset": "arithmetic", "arms": {"a": {}}, "goals": {"stability": "maximize"}}
+    with pytest.raises(InputError, match=rf"{key}.*no address such as {address[:2]}.*{way_out}") as caught:
+        load_experiment(base, overrides=overrides)
+    assert "secret" not in str(caught.value)
 
 
 LEAGUE = "league: {{trials: 2, seeds: 2, {}}}"
