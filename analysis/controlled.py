@@ -264,9 +264,11 @@ def alpaca_eval_rate(
 
 def _of_model(answers: pd.DataFrame, difficulties: Difficulties) -> np.ndarray | None:
     """(answers,) what each answer of one model stands for of the rate."""
-    y = answers["outcome"].to_numpy(dtype=float)
+    lengths = answers["baseline_answer"].str.len() - answers["answer"].str.len()
+    more = lengths.to_numpy(dtype=float, na_value=np.nan)
+    # An answer whose text was not kept says nothing of lengths.
+    y, more = np.where(np.isnan(more), np.nan, answers["outcome"].to_numpy(dtype=float)), np.nan_to_num(more)
     known = ~np.isnan(y)
-    more = (answers["baseline_answer"].str.len() - answers["answer"].str.len()).to_numpy(dtype=float)
     spread = more.std(ddof=1) if len(more) > 1 else 0.0
     at = np.column_stack([np.zeros(len(y)), difficulties.of(answers["prompt_id"]), np.ones(len(y))])
     if known.sum() < FEWEST * at.shape[1]:

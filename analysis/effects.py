@@ -186,7 +186,7 @@ def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
 
 
 def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = statistics.CONFIDENCE) -> Interval:
-    """Return the mean of paired values from -1 to 1 with its interval.
+    """Return the mean of paired values with its interval.
 
     Over other seeds and prompts from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of these checkpoints
     (`difference_interval`). Of a scalar per seed Student's, without ends for one seed.
@@ -204,7 +204,7 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
     if seeds < 2:
         return Interval(mean, np.nan, np.nan)
     half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * _error(d))
-    return Interval(mean, *np.clip([mean - half, mean + half], -1.0, 1.0).tolist())
+    return Interval(mean, mean - half, mean + half)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:

@@ -75,6 +75,14 @@ def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     return np.tensordot(weights, outcomes, axes=1)
 
 
+def scale(weights: np.ndarray) -> float:
+    """How many times an effect with these weights has to be to scatter as the difference of two cells does.
+
+    What was not seen is given room by that measure, and a mean of many cells needs less of it.
+    """
+    return float(np.sqrt(2 / (weights**2).sum()))
+
+
 def factorial_effects(found: Cells) -> Table:
     """For each center a row per component, per interaction, and one for all components together.
 
@@ -151,17 +159,21 @@ class _Grid:
         return cls(components, values, missing, topics)
 
     def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
-        """The values of each component's main effect, per seed and item."""
+        """What the test of each component's main effect is made of, per seed and item: the effect on its scale."""
         weights = effect_weights(self.components)
-        return {name: self._contrast(weights[(name,)], metric) for name in self.components}
+        return {name: self._contrast(weights[(name,)] * scale(weights[(name,)]), metric) for name in self.components}
 
     def _contrast(self, weights: np.ndarray, metric: str | None) -> np.ndarray | None:
         values = self.values.get(metric or "")
         return None if values is None else contrast(weights, values)
 
     def _interval(self, weights: np.ndarray, metric: str) -> statistics.Interval | None:
-        values = self._contrast(weights, metric)
-        return None if values is None else effects.interval(values, self.topics if values.ndim > 1 else None)
+        times = scale(weights)
+        values = self._contrast(weights * times, metric)
+        if values is None:
+            return None
+        found = effects.interval(values, self.topics if values.ndim > 1 else None)
+        return statistics.Interval(found.value / times, found.low / times, found.high / times)
 
     def rows(self, center: str, found: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
         """Components, interactions, and all components together, whose effect is the sum of the Shapley values."""

@@ -232,7 +232,7 @@ def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, conf
     """
     scatter, mean = Scatter.of(d, topics), float(d.mean())
     half = scatter.quantile(confidence) * difference_error(scatter.variance, scatter.items)
-    return Interval(mean, *np.clip([mean - half, mean + half], -1.0, 1.0).tolist())
+    return Interval(mean, mean - half, mean + half)
 
 
 def difference_error(variance: float, items: float) -> float:

@@ -195,6 +195,16 @@ def test_the_rate_is_that_of_the_package_alpaca_eval(gamed):
     assert controlled.alpaca_eval_rate(public_answers(outcomes=missing), difficulties).value != found.value
 
 
+def test_an_answer_without_a_text_counts_as_one_without_a_verdict(gamed):
+    difficulties, place = controlled.Difficulties.read(gamed), 7
+    silent = public_answers()
+    silent["answer"] = silent["answer"].where(silent.index != place, None)
+    silent["baseline_answer"] = silent["baseline_answer"].where(silent.index != place, None)
+    equal = public_answers(outcomes=PUBLIC["preference"].where(PUBLIC.index != place))
+    equal.loc[place, ["answer", "baseline_answer"]] = "same"
+    assert controlled.alpaca_eval_rate(silent, difficulties) == controlled.alpaca_eval_rate(equal, difficulties)
+
+
 def test_seeds_are_fitted_alone_and_averaged(gamed):
     difficulties = controlled.Difficulties.read(gamed)
     other = PUBLIC["preference"] * 0.8

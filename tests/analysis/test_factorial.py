@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 from slime_ray.analysis import effects, factorial_table
+from slime_ray.analysis.ablation_table import Cells
 
 from slime_ray.config.design import COMPONENTS
+
+from . import designs
 
 TWO = ("a", "b")
 
@@ -83,3 +87,16 @@ def test_a_contrast_of_outcomes_has_the_interval_of_a_difference():
         factorial_table.total_weights(["a"]),
     ):
         assert effects.interval(factorial_table.contrast(weights, outcomes)) == paired
+
+
+def test_what_was_not_seen_has_room_by_the_scale_of_the_effect():
+    # Cells that all answer alike: of a main effect each of 16 cells counts 1/8, so that one prompt more that it wins
+    # and one that it loses move the effect by a quarter as much as they do a difference, all cells together by 1/sqrt(8).
+    design = designs.factorial()
+    won = np.tile(np.arange(40) % 2.0, (6, 1))
+    run = designs.run_of(design, {cell.label: won for cell in design.cells})
+    frame = factorial_table.factorial_effects(Cells.of(run, design)).frame.set_index("effect_of")
+    half = stats.t.ppf(0.975, 39) / 40
+    assert frame.loc[factorial_table.ALL, ["effect_low", "effect_high"]].tolist() == pytest.approx([-half, half])
+    main = [-half / np.sqrt(8), half / np.sqrt(8)]
+    assert frame.loc["anchor", ["effect_low", "effect_high"]].tolist() == pytest.approx(main)

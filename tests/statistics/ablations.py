@@ -96,7 +96,8 @@ def main_effects(study: Study) -> DrawDifferences:
 
     def draw(rng: np.random.Generator) -> Differences:
         outcomes = study.draw(rng)
-        return {name: factorial_table.contrast(own, outcomes) for name, own in weights.items()}
+        scaled = {name: own * factorial_table.scale(own) for name, own in weights.items()}
+        return {name: factorial_table.contrast(own, outcomes) for name, own in scaled.items()}
 
     return draw
 
@@ -163,8 +164,8 @@ def upper_bound(count: int, total: int) -> float:
     return 1.0 if count == total else float(betaincinv(count + 1, total - count, 0.95))
 
 
-Estimates = Iterator[tuple[str, float, np.ndarray]]
-"""Kinds of effects, their truth, and their values by seed and prompt, or by seed."""
+Estimates = Iterator[tuple[str, float, np.ndarray, float]]
+"""Kinds of effects, their truth, their values by seed and prompt, or by seed, and the scale they are measured on."""
 DrawEstimates = Callable[[np.random.Generator], Estimates]
 
 
@@ -175,7 +176,7 @@ def differences_of(study: Study) -> DrawEstimates:
     def draw(rng: np.random.Generator) -> Estimates:
         outcomes = study.draw(rng)
         for cell in range(1, len(rates)):
-            yield "difference", rates[cell] - rates[0], outcomes[cell] - outcomes[0]
+            yield "difference", rates[cell] - rates[0], outcomes[cell] - outcomes[0], 1.0
 
     return draw
 
@@ -192,7 +193,8 @@ def effects_of(study: Study) -> DrawEstimates:
     def draw(rng: np.random.Generator) -> Estimates:
         outcomes = study.draw(rng)
         for name, weights in kinds:
-            yield name, float(weights @ rates), factorial_table.contrast(weights, outcomes)
+            times = factorial_table.scale(weights)
+            yield name, float(weights @ rates), factorial_table.contrast(weights, outcomes), times
 
     return draw
 
@@ -203,7 +205,7 @@ def stability_difference(seeds: int) -> DrawEstimates:
 
     def draw(rng: np.random.Generator) -> Estimates:
         steady, other = (stabilities(rng, 1, seeds, at)[0] for at in (0.7, 0.4))
-        yield "difference of S", truth, other - steady
+        yield "difference of S", truth, other - steady, 1.0
 
     return draw
 
@@ -220,9 +222,9 @@ def count_covered(
     """How often `interval` covers the truth, by kind of effect. Studies with seeds 0, 1, ..."""
     found: dict[str, list[tuple[bool, float]]] = {}
     for seed in range(studies):
-        for name, truth, values in draw(np.random.default_rng(seed)):
-            one = interval(values)
-            found.setdefault(name, []).append((one.covers(truth), one.high - one.low))
+        for name, truth, values, times in draw(np.random.default_rng(seed)):
+            one = interval(values * times)
+            found.setdefault(name, []).append((one.covers(truth * times), (one.high - one.low) / times))
     return [
         Covering(
             name + note, size, studies, len(own), float(np.mean([hit for hit, _ in own])),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import ablation_cases, coverage, edges, leagues
+from . import ablation_cases, coverage, edges, leagues, test_panel
 from .ablations import count_claims
 
 EVALUATIONS = RESAMPLES = STUDIES = 2000
@@ -48,6 +48,15 @@ def test_the_interval_of_where_the_knee_lies_holds_the_true_one(show):
         for trials in (5, 9, 20)
         for noise in (0.01, 0.03, 0.06)
         for edge in edges.knee_cases(STUDIES // 4, trials=trials, noise=noise)
+    ]
+    show(edges.edges_table(counted))
+    assert [one for one in counted if not one.kept] == []
+
+
+def test_the_intervals_of_a_panel_cover_the_truth_as_promised(show):
+    counted = [
+        edges.cover(name, regime, draw, count=STUDIES, promised=coverage.PROMISED)
+        for name, regime, draw in test_panel.draws()
     ]
     show(edges.edges_table(counted))
     assert [one for one in counted if not one.kept] == []

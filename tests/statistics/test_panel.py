@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -51,6 +52,27 @@ class World:
         return mean_of(0.3, math.sqrt(self.ease**2 + self.taste**2 + self.bias**2))
 
 
+THESE = [World(1, 0.5, repeats=5), World(2, 0.5), World(3, 1.0, repeats=3)]
+ANY = [World(5, 0.3), World(5, 1.0, repeats=3), World(8, 0.5)]
+
+
+def draws():
+    """What a panel's tables print: its name, the world in words, and a draw of truth and interval."""
+
+    def these(rng, world):
+        outcomes, own = world.draw(rng)
+        return own, win_rate_interval(outcomes)
+
+    def anyone(rng, world):
+        return world.of_all_judges, panel.pooled_interval(world.draw(rng)[0])
+
+    for name, worlds, draw in (("pooled, these judges", THESE, these), ("pooled, any judge", ANY, anyone)):
+        for world in worlds:
+            repeats = f", {world.repeats} repeats on a third" if world.repeats > 1 else ""
+            words = f"{world.judges} judge{'s' * (world.judges > 1)}, bias {world.bias}{repeats}"
+            yield name, words, partial(draw, world=world)
+
+
 def covered(world, interval, *, truth=None):
     hits = []
     for seed in range(EVALUATIONS):
@@ -64,12 +86,12 @@ def kept(share):
     return low - tolerance(low, EVALUATIONS) <= share <= high + tolerance(high, EVALUATIONS)
 
 
-@pytest.mark.parametrize("world", [World(1, 0.5, repeats=5), World(2, 0.5), World(3, 1.0, repeats=3)], ids=str)
+@pytest.mark.parametrize("world", THESE, ids=str)
 def test_the_interval_of_these_judges_covers_their_own_win_rate(world):
     assert kept(covered(world, win_rate_interval))
 
 
-@pytest.mark.parametrize("world", [World(5, 0.3), World(5, 1.0, repeats=3), World(8, 0.5)], ids=str)
+@pytest.mark.parametrize("world", ANY, ids=str)
 def test_the_interval_of_any_judge_covers_the_win_rate_of_all_judges(world):
     assert kept(covered(world, panel.pooled_interval, truth=world.of_all_judges))
 
