@@ -161,7 +161,9 @@ for name in {names!r}:
         importlib.import_module(inner.name)
 print(sorted(set({heavy!r}) & set(sys.modules)))
 """
-HEAVY = ["torch", "ray", "optuna", "transformers", "datasets", "peft"]
+COUNTER = "torch.utils.flop_counter"
+"""A module that imports Triton, where that is installed."""
+HEAVY = ["torch", "ray", "optuna", "transformers", "datasets", "peft", COUNTER]
 
 
 def loaded(names: list[str]) -> str:
@@ -202,3 +204,7 @@ def test_the_modules_of_a_plan_load_neither_ray_nor_transformers() -> None:
 
 def test_the_command_starts_without_loading_torch_or_ray() -> None:
     assert loaded(["slime_ray.cli"]) == "[]"
+
+
+def test_planning_loads_triton_only_to_count() -> None:
+    assert COUNTER not in loaded(["slime_ray.planning.plan"])

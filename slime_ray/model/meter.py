@@ -16,11 +16,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-FLOPS: dict[Any, Callable[..., int]] = flop_registry | {aten.addmm_: flop_registry[aten.addmm]}
-"""torch's own count of products; it leaves out the one that adds in place."""
 NO_KERNEL = frozenset(
     {
         aten.detach, aten.alias, aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided,
@@ -45,6 +42,17 @@ class Amounts:
     flops: int = 0
 
 
+@functools.cache
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Return torch's own count of products by operation; it leaves out the one that adds in place."""
+    # Here, since it imports Triton, which every command would wait for, and whose exit some versions fill stderr with.
+    from torch.utils.flop_counter import flop_registry
+
+    # Kernels of attention add themselves when they are imported, and are counted by a formula of ours.
+    products = {operation: count for operation, count in flop_registry.items() if str(operation).startswith("aten.")}
+    return products | {aten.addmm_: products[aten.addmm]}
+
+
 class Meter(TorchDispatchMode):
     """Count what runs inside it.
 
@@ -57,6 +65,7 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.products, self.others = Amounts(), Amounts()
         self._record = record
+        self._formulas = _formulas()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
         self._inside = False
@@ -76,7 +85,8 @@ class Meter(TorchDispatchMode):
             self._track(tensor.untyped_storage(), before)
         operation = func.overloadpacket
         if not func.is_view and operation not in NO_KERNEL:
-            flops = FLOPS[operation](*args, **kwargs, out_val=out) if operation in FLOPS else 0
+            formula = self._formulas.get(operation)
+            flops = formula(*args, **kwargs, out_val=out) if formula else 0
             self._count(operation.__name__, _traffic(operation, func, args, read, written), flops)
         return out
 

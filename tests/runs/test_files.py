@@ -5,6 +5,7 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ def names(folder: Path) -> list[str]:
 # Errors of a storage
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """Every write of more than so many bytes fails, as on a full disk, and a library says so in words of its own."""
+    """Every write of more than so many bytes fails, as on a full disk, and a library says so in words of its own.
+
+    No fixture: pytest's own report may go to a file, which is longer than that.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 NUMBERS = np.random.default_rng(0).random(100_000)
@@ -52,8 +58,8 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("library", WRITERS)
-def test_a_full_disk_is_an_os_error_whatever_library_meets_it(no_room, tmp_path, library):
-    with pytest.raises(Exception) as raised:
+def test_a_full_disk_is_an_os_error_whatever_library_meets_it(tmp_path, library):
+    with pytest.raises(Exception) as raised, no_room():
         WRITERS[library](tmp_path / "file")
     found = files.storage_error(raised.value)
     assert isinstance(found, OSError)
