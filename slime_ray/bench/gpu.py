@@ -84,8 +84,9 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
     sizes = FULL if found.type == "cuda" else CUT
     clock = time.perf_counter()
     parts = [
-        ("attention", "kernels"), *(("step", name) for name in RECIPES), ("memory", "against the plan"),
-        *(("answers", f"batch {batch}") for batch in sizes.batches), ("trial", "bfloat16, end to end"),
+        ("engine", "checks"), ("attention", "kernels"), *(("step", name) for name in RECIPES),
+        ("memory", "against the plan"), *(("answers", f"batch {batch}") for batch in sizes.batches),
+        ("trial", "bfloat16, end to end"),
     ]  # fmt: skip
     rows: list[Row] = []
     for part, case in parts:
@@ -109,9 +110,9 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
 def run_part(part: str, case: str, sizes: Sizes, *, seconds: float) -> list[Row]:
     """One part's rows, from a process of its own."""
     request = {"part": part, "case": case, "sizes": asdict(sizes)}
-    answer: Answer = in_a_process(
-        "slime_ray.bench.gpu_child", request, seconds=seconds, environment={"TORCH_LOGS": "recompiles"}
-    )
+    # Memory is asked for as trials ask for it.
+    environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    answer: Answer = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
     if answer.values is None:
         return [Row(part, case, failure=answer.failure)]
     rows = [Row(**values) for values in answer.values]

@@ -13,11 +13,11 @@ from typing import Any, get_args
 import torch
 
 from slime_ray.data.packing import Segment
-from slime_ray.errors import is_memory_error
 from slime_ray.model.flops import Lengths
 
 from .cases import SHAPES, Case, build_case
 from .gpu import Row, Sizes
+from .gpu_checks import attend, engine, reason, timed
 from .lengths import BenchPair
 from .machine import find_device
 from .memory_child import weigh
@@ -53,12 +53,6 @@ def main() -> None:
     print(json.dumps([asdict(row) for row in rows]))
 
 
-def reason(error: BaseException) -> str:
-    """An error in a line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "out of memory" if is_memory_error(error) else lines[0][:160]
-
-
 def attention(case: str, sizes: Sizes) -> list[Row]:
     """Each kernel's attention over a row in bfloat16, beside float32 by segments: outputs and gradients."""
     from slime_ray.model.attention import Kernel
@@ -72,13 +66,13 @@ def attention(case: str, sizes: Sizes) -> list[Row]:
     weights = torch.randn(1, tokens, shape.heads, shape.head_size, device=device)
     rows = []
     for window in (None, shape.window):
-        exact, _ = _attend("segments", window, inputs, weights, segments)
+        exact, _ = attend("segments", window, inputs, weights, segments)
         for kernel in get_args(Kernel):
             name = f"{kernel}, {'full' if window is None else f'window {window}'}"
             if kernel == "auto":
                 continue
             try:
-                found, seconds = _attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
+                found, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
             except (RuntimeError, TypeError) as error:
                 rows.append(Row("attention", name, failure=reason(error)))
                 continue
@@ -86,39 +80,6 @@ def attention(case: str, sizes: Sizes) -> list[Row]:
             figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
             rows.append(Row("attention", name, figures))
     return rows
-
-
-def _attend(
-    kernel: Any, window: int | None, inputs: list[Any], weights: Any, segments: list[Segment]
-) -> tuple[list[Any], float]:
-    """Output and gradients, and seconds of a pass forward and backward, the last of three."""
-    from slime_ray.data.packing import Spans
-    from slime_ray.model.attention import RowLayout, row_attention
-
-    layout = RowLayout(segments, Spans.of(segments).to(weights.device), kernel)
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    found: list[Any] = []
-
-    options: Any = {"scaling": leaves[0].shape[-1] ** -0.5, "sliding_window": window, "row_layout": layout}
-
-    def run() -> None:
-        query, key, value = leaves
-        out, _ = row_attention(None, query, key, value, None, **options)
-        found[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
-
-    return found, [_timed(run, weights.device) for _ in range(3)][-1]
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    clock = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - clock
 
 
 def step(case: str, sizes: Sizes) -> list[Row]:
@@ -184,7 +145,7 @@ def answers(case: str, sizes: Sizes) -> list[Row]:
 
     def draw(tokens: int) -> float:
         exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens}
-        return _timed(lambda: policy.generate(**options, **exactly), device)
+        return timed(lambda: policy.generate(**options, **exactly), device)
 
     draw(2)
     seconds = draw(sizes.answer)
@@ -210,7 +171,7 @@ def trial(case: str, sizes: Sizes) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[str, Sizes], list[Row]]] = {
-    function.__name__: function for function in (attention, step, memory, answers, trial)
+    function.__name__: function for function in (engine, attention, step, memory, answers, trial)
 }
 
 if __name__ == "__main__":

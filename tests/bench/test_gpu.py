@@ -45,7 +45,7 @@ def test_a_part_that_ends_badly_is_a_row_with_its_reason(monkeypatch):
     reasons = iter(["failed with exit code 3: boom", "not done after 120 s", "killed, out of memory"] * 9)
     monkeypatch.setattr(gpu, "in_a_process", lambda *_, **__: Answer(None, next(reasons)))
     report = measure_gpu(minutes=9, device="cpu", say=quiet)
-    assert len(report.rows) == 11
+    assert len(report.rows) == 12
     assert "no figure: failed with exit code 3: boom" in report.text()
     assert all(row.failure and not row.figures for row in report.rows)
 
@@ -79,6 +79,14 @@ def test_attention_is_off_by_bfloat16s_rounding_and_a_kernel_that_is_not_here_sa
     assert segments["gradients off by"] < 2e-2
     if not torch.cuda.is_available():
         assert rows["varlen, full"].failure
+
+
+def test_what_the_engine_relies_on_is_checked_first_and_what_needs_a_gpu_says_so():
+    rows = {row.case: row for row in gpu_child.engine("checks", TINY)}
+    assert 1e-4 < rows["head"].figures["gradients off by"] < 1e-2
+    assert rows["continuous"].figures == {"% equal": 100}
+    if not torch.cuda.is_available():
+        assert {rows[name].failure for name in ("segments", "halving", "bits")} == {"it needs a GPU, and this is a CPU"}
 
 
 def test_memory_is_weighed_and_planned():

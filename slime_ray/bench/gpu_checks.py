@@ -1,0 +1,169 @@
+"""What the engine relies on and only a GPU can confirm, in seconds: each check is a row whose figures are foreseen."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from slime_ray.data.packing import Segment
+from slime_ray.errors import SlimeRayError, is_memory_error
+
+from .gpu import Row, Sizes
+from .machine import find_device
+
+Figures = dict[str, float]
+
+
+def engine(case: str, sizes: Sizes) -> list[Row]:
+    """All checks. One that fails, or needs a GPU that is not here, is a row with its reason."""
+    device, rows = find_device(sizes.device), []
+    for name, check in CHECKS.items():
+        torch.manual_seed(0)
+        try:
+            rows.append(Row("engine", name, check(device)))
+        except (RuntimeError, ImportError, TypeError, SlimeRayError) as error:
+            rows.append(Row("engine", name, failure=reason(error)))
+    return rows
+
+
+def head(device: torch.device) -> Figures:
+    """Tiles in bfloat16, compiled on a GPU, beside all logits in float32: some thousandths."""
+    from slime_ray.model.head import Head
+
+    linear = nn.Linear(256, 5000, bias=False, device=device)
+    hidden = torch.randn(300, 256, device=device, requires_grad=True)
+    targets = torch.randint(5000, (300,), device=device)
+    wanted = [hidden, linear.weight]
+    exact = linear(hidden).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        found = Head(linear, None, 5000, 2**19, fused=True).logps(hidden, targets)
+    gradients = [torch.autograd.grad(logps.sum(), wanted) for logps in (found, exact)]
+    off = max(_off(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
+    return {"log-probabilities off by": _off(found, exact), "gradients off by": off}
+
+
+def segments(device: torch.device) -> Figures:
+    """The allocator took the setting that trials give it: 100 %."""
+    _needs_gpu(device)
+    held = torch.zeros(2**20, device=device)
+    known = [segment["is_expandable"] for segment in torch.cuda.memory_snapshot()]
+    return {"% expandable": 100 * sum(known) / len(known), "MiB": held.nbytes / 2**20}
+
+
+def halving(device: torch.device) -> Figures:
+    """Memory that runs out of 768 MiB, at 1 MiB a token, and is given back: 512 tokens, 0 MiB."""
+    from slime_ray.model.memory import in_rows_that_fit
+
+    _needs_gpu(device)
+    torch.cuda.set_per_process_memory_fraction(768 * 2**20 / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        tokens = in_rows_that_fit(
+            lambda row: torch.empty(row * 2**18, device=device).numel() // 2**18, 2**12, longest=16
+        )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return {"tokens a row": tokens, "MiB held": torch.cuda.memory_allocated(device) / 2**20}
+
+
+def bits(device: torch.device) -> Figures:
+    """Gradients of variable-length attention that differ when it runs twice, and if torch is asked for none: 0."""
+    _needs_gpu(device)
+    pairs = [Segment(180, 250, 250)] * 4
+    inputs = [torch.randn(1, count, 4 * 680, 256, device=device).bfloat16() for count in (8, 4, 4)]
+    weights = torch.randn(1, 4 * 680, 8, 256, device=device).bfloat16()
+
+    def differing() -> float:
+        one, other = ([x.clone() for x in attend("varlen", None, inputs, weights, pairs)[0]] for _ in range(2))
+        return 100 * max(float((a != b).double().mean()) for a, b in zip(one, other, strict=True))
+
+    figures = {"% differ": differing()}
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return figures | {"% differ, deterministic": differing()}
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def continuous(device: torch.device) -> Figures:
+    """Greedy answers by continuous batching that are those of `generate`: 100 %."""
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
+
+    from slime_ray.evaluation.continuous import continuous_batching
+    from slime_ray.model.logprobs import Policy
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, eos_token_id=None,
+    )  # fmt: skip
+    policy: Any = Policy(AutoModelForCausalLM.from_config(config).to(device)).eval()
+    prompts = [torch.randint(2, 512, (length,)).tolist() for length in (3, 9, 17, 40)]
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=12, pad_token_id=0, eos_token_id=[1], use_cache=True)
+
+    def alone(prompt: list[int]) -> list[int]:
+        ids = torch.tensor([prompt], device=device)
+        found: list[int] = policy.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
+        )[0, len(prompt) :].tolist()
+        return found
+
+    with torch.no_grad():
+        found = continuous_batching(policy, prompts, greedy, seed=0)
+        equal = [ids == alone(prompt) for ids, prompt in zip(found, prompts, strict=True)]
+    return {"% equal": 100 * sum(equal) / len(equal)}
+
+
+def reason(error: BaseException) -> str:
+    """An error in a line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "out of memory" if is_memory_error(error) else lines[0][:160]
+
+
+def attend(
+    kernel: Any, window: int | None, inputs: list[Any], weights: Any, segments: list[Segment]
+) -> tuple[list[Any], float]:
+    """Output and gradients of a kernel, and seconds of a pass forward and backward, the last of three."""
+    from slime_ray.data.packing import Spans
+    from slime_ray.model.attention import RowLayout, row_attention
+
+    layout = RowLayout(segments, Spans.of(segments).to(weights.device), kernel)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    found: list[Any] = []
+
+    options: Any = {"scaling": leaves[0].shape[-1] ** -0.5, "sliding_window": window, "row_layout": layout}
+
+    def run() -> None:
+        query, key, value = leaves
+        out, _ = row_attention(None, query, key, value, None, **options)
+        found[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+
+    return found, [timed(run, weights.device) for _ in range(3)][-1]
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of some work, once the device has done what it was given."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    clock = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - clock
+
+
+def _off(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float(((found - exact).norm() / exact.norm()).detach())
+
+
+def _needs_gpu(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise RuntimeError("it needs a GPU, and this is a CPU")
+
+
+CHECKS: dict[str, Callable[[torch.device], Figures]] = {
+    function.__name__: function for function in (head, segments, halving, bits, continuous)
+}
