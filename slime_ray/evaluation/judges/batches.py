@@ -215,7 +215,7 @@ class Batches:
                 if name is None:
                     name = _text_of(state, "id")
                     self.asker.verdicts.name_batch(batch.token, name)
-                if state["status"] in ENDED:
+                if state.get("status") in ENDED:
                     return state
                 self._tell(batch, state)
             if time.monotonic() >= until:

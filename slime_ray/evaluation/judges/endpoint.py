@@ -263,7 +263,7 @@ class Endpoint(Connection):
             raise
 
     def cleaned(self, reply: Reply) -> Reply:
-        """The judgment without the key, should the server have sent that back: it is kept, and its model is reported."""
+        """The judgment without the key, should the server have sent that: it is kept, and its model is reported."""
         if len(self.key) < SHORTEST_KEY:
             return reply
         return replace(reply, text=self.masked(reply.text), model=reply.model and self.masked(reply.model))
