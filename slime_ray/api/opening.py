@@ -1,7 +1,7 @@
 """Open an experiment, whatever form it has, and check what it names before anything is started."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ def open_experiment(
         InputError: Something in it is wrong, or a file that it names cannot be read.
     """
     from slime_ray.config.experiment_file import load_experiment
+    from slime_ray.config.yaml_source import from_mapping
     from slime_ray.search_spaces import find_space
 
     changes = dict(overrides or {})
     if trials is not None:
         changes["budget.trials"] = trials
     if seeds is not None:
-        changes["seeds"] = list(seeds)
+        changes["seeds"] = list(seeds) if isinstance(seeds, Iterable) else seeds
     if isinstance(experiment, Experiment):
         if changes:
             raise InputError(f"{', '.join(changes)}: an Experiment is changed before it is given, or give its file.")
@@ -50,7 +51,7 @@ def open_experiment(
         return named, FROM_MODEL
     if isinstance(experiment, Mapping):
         read = load_experiment(experiment, overrides=changes, name=name)
-        return read, json.dumps(experiment, indent=1, default=str) + "\n"
+        return read, json.dumps(from_mapping(experiment).data, indent=1) + "\n"
     source = find_space(str(experiment))
     return load_experiment(source, overrides=changes, name=name), source
 

@@ -51,7 +51,7 @@ def load_experiment(
     """
     source = from_mapping(path) if isinstance(path, Mapping) else load_yaml(path)
     data = source.data
-    for key, value in (overrides or {}).items():
+    for key, value in from_mapping(overrides or {}).data.items():
         data = with_values(data, {from_top(key): value})
     if name is not None:
         data = {**data, "name": name}

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def load_yaml(path: str | Path) -> YamlSource:
 def from_mapping(data: Mapping[str, Any]) -> YamlSource:
     """The same from Python: errors name the experiment, since there are no lines. Raises InputError for other values.
 
-    Tuples are read as lists, and paths as text.
+    Tuples are read as lists, paths as text, and any library's numbers as Python's.
     """
 
     def plain(value: Any, at: KeyPath) -> Any:
@@ -134,9 +135,12 @@ def from_mapping(data: Mapping[str, Any]) -> YamlSource:
             return [plain(inner, (*at, index)) for index, inner in enumerate(value)]
         if isinstance(value, Path):
             return str(value)
-        if value is None or type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value)):
+        if value is None or type(value) in (str, bool, int):
             return value
-        shown = f"{value}" if isinstance(value, float) else f"a {type(value).__name__}"
+        if isinstance(value, Real) and math.isfinite(value):
+            # NumPy's numbers, too.
+            return int(value) if isinstance(value, Integral) else float(value)
+        shown = f"{value}" if isinstance(value, Real) else f"a {type(value).__name__}"
         raise InputError(
             f"experiment: {'.'.join(map(str, at))} is {shown}. Give mappings, lists, text, flags and finite numbers."
         )

@@ -25,6 +25,7 @@ from slime_ray.config.points import Point, Rules, Search, exists, path_of
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
 from slime_ray.runs.folder import STUDY
+from slime_ray.runs.instructions import is_clone
 from slime_ray.runs.redaction import redact, redact_sentence, remember
 from slime_ray.runs.warm_start import Observation
 from slime_ray.training.outcome import one_sentence
@@ -225,8 +226,10 @@ class StudySearch:
             **points,
         }
         # A study of version 0.1.0 may hold further points of an id.
-        others = [point for entry in kept if _id(entry) and (point := self._point(entry))]
-        self.sampler.history.update(map(key, [*self.points.values(), *others]))
+        others = [(_id(entry), point) for entry in kept if _id(entry) and (point := self._point(entry))]
+        # A clone takes no point away: where there are as many trials as points, one would be left without any.
+        drawn = (point for name, point in [*self.points.items(), *others] if not is_clone(name))
+        self.sampler.history.update(map(key, drawn))
         self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.final_ids})
         self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 
@@ -369,7 +372,6 @@ class StudySearch:
             self._end(self._begin(point, trial_id=trial_id), result)
         self.final_ids.add(trial_id)
         self.points[trial_id] = point
-        self.sampler.history.add(key(point))
 
     def _end(self, trial: Trial, result: Mapping[str, Any]) -> None:
         state = self._state(result)

@@ -32,6 +32,11 @@ _STOP, _CLONE = re.compile(r"stop-(.+)"), re.compile(r"(.+)-clone-(\d+)")
 _EXTEND = re.compile(r"extend-(\d+)")
 
 
+def is_clone(trial_id: str) -> bool:
+    """Whether a trial is one that a person added."""
+    return _CLONE.fullmatch(trial_id) is not None
+
+
 @dataclass(frozen=True)
 class Clone:
     """A trial of the search that a person added. values: all that it sets over base, by path."""

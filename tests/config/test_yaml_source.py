@@ -1,9 +1,13 @@
 """YAML that a person or a program may have written: read as it looks, or refused within a moment, with its line."""
 
+import json
+import math
 import re
 
+import numpy as np
 import pytest
 
+from slime_ray.api.opening import open_experiment
 from slime_ray.config.experiment_file import load_experiment, parse_override
 from slime_ray.config.yaml_source import MOST_BYTES, load_yaml
 from slime_ray.errors import InputError
@@ -119,3 +123,30 @@ def test_an_experiment_with_values_of_another_kind_is_refused_or_right(tmp_path,
         return
     with pytest.raises(InputError, match=rf"mine\.yaml:4: .*{message}"):
         load_experiment(path)
+
+
+OWN = {"name": "one", "preset": "arithmetic", "arms": {"slime": {}}}
+
+
+def test_numbers_of_numpys_are_numbers_wherever_python_gives_them():
+    found, text = open_experiment(
+        OWN | {"seeds": (np.int64(3),)}, overrides={"training.learning_rate": np.float64(2e-4)}
+    )
+    assert (found.seeds, found.settings.training.learning_rate) == ([3], 2e-4)
+    assert found.model_validate_json(found.model_dump_json()) == found
+    assert json.loads(text)["seeds"] == [3]
+    assert open_experiment(OWN, seeds=np.arange(2))[0].seeds == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"overrides": {"training.weight_decay": math.inf}}, "training.weight_decay is inf"),
+        ({"overrides": {"evaluation.decoding.temperature": np.float32("nan")}}, "temperature is nan"),
+        ({"overrides": {"seeds": {1, 2}}}, "seeds is a set"),
+        ({"seeds": 3}, "seeds is 3: input should be a valid list"),
+    ],
+)
+def test_values_from_python_are_refused_as_those_of_a_file_are(change, complaint):
+    with pytest.raises(InputError, match=complaint):
+        open_experiment(OWN, **change)

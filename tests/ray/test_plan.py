@@ -154,6 +154,30 @@ def test_of_equal_trials_the_first_wins_whichever_ended_first(tmp_path):
     assert plan_for(experiment, tmp_path, rows=dict(sorted(plan.rows.items()))).missing() == []
 
 
+def test_a_clone_at_a_point_of_the_grid_leaves_no_trial_without_a_point(tmp_path):
+    experiment = load_experiment(
+        {
+            "name": "grid", "preset": "arithmetic", "sampler": "grid",
+            "search": {"objective.hard_margin": {"choice": [1.0, 2.0, 3.0]}}, "budget": {"trials": 3},
+        }
+    )  # fmt: skip
+    plan = plan_for(experiment, tmp_path)
+    first = run(plan, stop_after=1)
+    (tried,) = (row["values"]["objective.hard_margin"] for row in plan.rows.values())
+    other = next(value for value in (1.0, 2.0, 3.0) if value != tried)
+    plan.add(Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": other}))
+    plan.suggest("clone")
+    plan.on_trial_complete("clone", result(1))
+    again = plan_for(experiment, tmp_path, rows=plan.rows)
+    for each in (plan, again):
+        each.suggest("second")
+        each.on_trial_complete("second", result(2))
+        each.suggest("third")
+        each.on_trial_complete("third", result(3))
+        assert each.missing() == []
+    assert first == ["search-0001"]
+
+
 def test_a_search_that_was_extended_is_gone_on_with_by_the_command_that_began_it(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     run(plan, stop_after=6)

@@ -173,6 +173,7 @@ class Batches:
                     else:
                         results[key] = Missing(reply.reason)
                 else:
+                    reply = self.endpoint.cleaned(reply)
                     value = verdicts.finish(batch.requests[key], reply, read(reply.text))
                     self.models.update([reply.model] if reply.model else [])
                     results[key] = self.asker.without_verdict(reply) if value is None else value
@@ -214,7 +215,7 @@ class Batches:
                 if name is None:
                     name = _text_of(state, "id")
                     self.asker.verdicts.name_batch(batch.token, name)
-                if state["status"] in ENDED:
+                if state.get("status") in ENDED:
                     return state
                 self._tell(batch, state)
             if time.monotonic() >= until:

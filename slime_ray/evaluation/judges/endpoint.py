@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +35,8 @@ LONGEST_CONNECT = 30.0
 
 UNCONNECTED = ("Connect", "Proxy", "UnsupportedProtocol")
 """In the names of errors before anything was sent to the endpoint."""
+SHORTEST_KEY = 8
+"""Letters of a key that may be looked for in a judgment; a shorter one is a stopgap, and may be a part of a verdict."""
 CLOSING = 2.0
 """Seconds that cancelled requests have to close their connections."""
 
@@ -251,13 +254,19 @@ class Endpoint(Connection):
         """The judgment. Raises Failure."""
         asked = self.body(messages)
         try:
-            return read_reply(self.send("/chat/completions", asked))
+            return self.cleaned(read_reply(self.send("/chat/completions", asked)))
         except Failure as failure:
             if "max_tokens" in asked and _renames(failure):
                 self.limit_name = "max_completion_tokens"
                 return self.ask(messages)
             failure.reason = self.masked(failure.reason)
             raise
+
+    def cleaned(self, reply: Reply) -> Reply:
+        """The judgment without the key, should the server have sent that: it is kept, and its model is reported."""
+        if len(self.key) < SHORTEST_KEY:
+            return reply
+        return replace(reply, text=self.masked(reply.text), model=reply.model and self.masked(reply.model))
 
     def body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """The request for one judgment."""

@@ -170,6 +170,18 @@ def test_a_batch_whose_id_was_lost_is_found_by_its_token(batch):
         assert len(server.batches) == 1
 
 
+def test_a_list_of_batches_that_tells_no_status_is_asked_for_each(batch):
+    with batching() as server:
+        server.lose = "after"
+        with pytest.raises(RunError, match="--resume"):
+            batch(server)
+        server.lose, page = None, server._page
+        server._page = lambda asked: {
+            **page(asked), "data": [{"id": one["id"], "metadata": one["metadata"]} for one in page(asked)["data"]]
+        }  # fmt: skip
+        assert labels(batch(server)) == (AB, BA)
+
+
 def test_a_batch_whose_id_was_lost_is_found_behind_many_later_ones(batch):
     with batching() as server:
         server.lose, server.page = "after", 2

@@ -324,6 +324,17 @@ def test_the_key_is_neither_in_the_cache_nor_in_the_settings(server, llm, verdic
     assert KEY not in judge.settings.model_dump_json()
 
 
+def test_a_key_that_the_endpoint_sends_back_is_neither_kept_nor_reported(llm, verdicts):
+    def echo(number, judgment):
+        return Response(body=completion(f"Bearer {KEY}\n{judgment}", model=f"rule {KEY}"))
+
+    with serving(echo) as server:
+        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+    assert labels(judged) == (AB, BA)
+    assert judged.summary.models == ("rule ***",)
+    assert KEY.encode() not in verdicts.own.read_bytes()
+
+
 def test_a_missing_key_or_package_is_a_sentence(server, monkeypatch):
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(InputError, match=rf"{VARIABLE} holds no key.*api_key_env"):
