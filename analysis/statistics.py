@@ -327,13 +327,3 @@ def degrees_of_test(freedom: float, seeds: float) -> float:
     tail, where corrected tests are made, that shows: docs/ablation.md.
     """
     return min(freedom, 3 * (seeds - 1))
-
-
-def two_way_interval(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
-    """The mean of (seeds, prompts) values, at least two of each, with Student's interval over both."""
-    from scipy.special import stdtrit
-
-    found = TwoWay.of(values)
-    error, freedom = found.error()
-    half = float(stdtrit(freedom, (1 + confidence) / 2) * error)
-    return Interval(found.mean, found.mean - half, found.mean + half)

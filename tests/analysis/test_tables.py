@@ -407,7 +407,10 @@ def test_retention_over_five_seeds_is_the_two_way_interval(tmp_path):
     rng = np.random.default_rng(0)
     changes = rng.normal(-2, 1, (5, 12))
     table = with_retention(tmp_path, changes.tolist())
-    expected = statistics.two_way_interval(changes)
+    two_way = statistics.TwoWay.of(changes)
+    error, freedom = two_way.error()
+    half = stats.t.ppf(0.975, freedom) * error
+    expected = statistics.Interval(two_way.mean, two_way.mean - half, two_way.mean + half)
     found = [row(table, "a")[name] for name in ("retention", "retention_low", "retention_high")]
     assert found == pytest.approx([expected.value, expected.low, expected.high])
     assert expected.low < -1  # Not cut to the range of a win rate.

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 from slime_ray.analysis import panel
-from slime_ray.analysis.statistics import two_way_interval, win_rate_interval
+from slime_ray.analysis.statistics import Interval, TwoWay, win_rate_interval
 
 from .coverage import PROMISED
 from .test_coverage import tolerance
@@ -101,9 +101,16 @@ def test_two_judges_cannot_speak_of_others_so_nothing_is_claimed():
     outcomes, _ = world.draw(np.random.default_rng(0))
     assert panel.pooled_interval(outcomes) is None
     # The formula alone would miss the truth too often: that both judges look alike is likely.
-    assert covered(world, two_way_interval, truth=world.of_all_judges) < PROMISED[0] - tolerance(
-        PROMISED[0], EVALUATIONS
-    )
+    found = covered(world, formula, truth=world.of_all_judges)
+    assert found < PROMISED[0] - tolerance(PROMISED[0], EVALUATIONS)
+
+
+def formula(outcomes):
+    """Student's interval by the two-way analysis, of however few judges."""
+    two_way = TwoWay.of(outcomes)
+    error, freedom = two_way.error()
+    half = stdtrit(freedom, 0.975) * error
+    return Interval(two_way.mean, two_way.mean - half, two_way.mean + half)
 
 
 def test_the_interval_of_these_judges_is_not_one_of_all_judges():
