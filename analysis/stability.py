@@ -186,15 +186,17 @@ def _resampled_sums(
     }
 
 
-def _spiking(curves: pd.DataFrame) -> dict[str, list[list[float]]]:
-    """By trial, the values of the metrics of SPIKING in the order of its updates."""
+def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
+    """By trial, the values of both metrics of SPIKING in the order of its updates."""
     curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
     groups = dict(curves.groupby(["trial_id", "metric"]).indices)
     values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
-    return {
-        name: [values[groups.get((name, metric), none)].tolist() for metric in SPIKING]
-        for name in curves["trial_id"].unique()
-    }
+
+    def of(name: str, metric: str) -> list[float]:
+        return list(values[groups.get((name, metric), none)].tolist())
+
+    loss, norm = SPIKING
+    return {name: (of(name, loss), of(name, norm)) for name in curves["trial_id"].unique()}
 
 
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
