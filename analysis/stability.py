@@ -187,16 +187,16 @@ def _resampled_sums(
 
 
 def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
-    """By trial, losses and gradient norms in the order of its updates."""
+    """By trial, the values of both metrics of SPIKING in the order of its updates."""
     curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
     groups = dict(curves.groupby(["trial_id", "metric"]).indices)
     values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
 
     def of(name: str, metric: str) -> list[float]:
-        series: list[float] = values[groups.get((name, metric), none)].tolist()
-        return series
+        return list(values[groups.get((name, metric), none)].tolist())
 
-    return {name: (of(name, SPIKING[0]), of(name, SPIKING[1])) for name in curves["trial_id"].unique()}
+    loss, norm = SPIKING
+    return {name: (of(name, loss), of(name, norm)) for name in curves["trial_id"].unique()}
 
 
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
