@@ -39,7 +39,7 @@ from slime_ray.on_ray.workers import WorkerContext, tune_function
 from slime_ray.runs import results
 from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
 from slime_ray.runs.inputs import digests
-from slime_ray.runs.instructions import Instructions
+from slime_ray.runs.instructions import FOLDER, Instructions, forget_stops
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import announce, announced, read_status, write_status
 from slime_ray.runs.store import RunStore
@@ -118,6 +118,8 @@ def run_sweep(
         log_file(run / "log.txt"),
         announced(run),
     ):
+        if forget_stops(run):
+            mirror.push(run / FOLDER, prune=True)
         experiment = with_extensions(experiment, run)
         manifest["experiment"]["budget"]["trials"] = experiment.budget.trials
         memory = study_storage(run, study) if experiment.searches else None

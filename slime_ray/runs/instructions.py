@@ -93,6 +93,15 @@ def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
     return path
 
 
+def forget_stops(run: Path) -> list[Path]:
+    """Delete the orders to stop trials whose folders were deleted, so that they run again. Returns their files."""
+    found = [(file, _STOP.fullmatch(file.stem)) for file in (run / FOLDER).glob("stop-*.json")]
+    stale = [file for file, match in found if match and not (run / "trials" / match[1]).is_dir()]
+    for file in stale:
+        file.unlink(missing_ok=True)
+    return stale
+
+
 def ask_for_more(run: Path, budget: int, trials: int) -> None:
     """Have the search go on after its budget. Raises InputError where that was asked over this budget already."""
     if not results.write_new(_folder(run) / f"extend-{budget}.json", json.dumps({"trials": trials})):

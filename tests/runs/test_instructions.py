@@ -15,7 +15,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs import results
 from slime_ray.runs.folder import reopened, taken
-from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop
+from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop, forget_stops
 from slime_ray.runs.status import STATUS, announce, announced, describe, read_status, write_status
 from tests.analysis.conftest import add_trial
 
@@ -104,6 +104,14 @@ def test_only_a_running_trial_can_be_stopped(run):
         ask_to_stop(run, "search-0001", known={"search-0002"})
     with pytest.raises(InputError, match=r"no running trial search-0003\. Running: search-0002"):
         ask_to_stop(run, "search-0003", known={"search-0002"})
+
+
+def test_a_stopped_trial_whose_folder_was_deleted_may_run_again(run):
+    for name in ("search-0002", "search-0003"):
+        ask_to_stop(run, name, known={name})
+    (run / "trials" / "search-0002").mkdir()
+    assert [file.name for file in forget_stops(run)] == ["stop-search-0003.json"]
+    assert Instructions.read(run).stops == {"search-0002": "stopped by hand"}
 
 
 def test_damaged_instructions_count_as_absent(run):
