@@ -110,7 +110,8 @@ def write_adapter(settings: Settings, checkpoint: Path, stage: Path | None, fold
         config.save_pretrained(str(folder))
         shutil.copy(checkpoint / ADAPTER_WEIGHTS, folder)
         return
-    lm = load_model(settings.sft_model, seed=settings.sft.seed)
+    # In another dtype of the base peft would round the sum to it.
+    lm = load_model(settings.sft_model.model_copy(update={"dtype": "float32"}), seed=settings.sft.seed)
     with warnings.catch_warnings():
         # peft warns of tied weights. What is written is compared.
         warnings.simplefilter("ignore")
