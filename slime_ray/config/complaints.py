@@ -116,6 +116,8 @@ FOREIGN = {
     "modules_to_save": "model.lora.train_head",
     "model_name_or_path": "model.source",
     **dict.fromkeys(("torch_dtype", "bf16"), "model.dtype"),
+    **dict.fromkeys(("load_in_4bit", "bnb_4bit_quant_type"), "model.quantization: nf4"),
+    **dict.fromkeys(("use_bnb_nested_quant", "bnb_4bit_use_double_quant"), "model.double_quantization"),
     "attn_implementation": "model.attention",
     "dataset_name": "data.train",
     "dataset_config": "data.subset",

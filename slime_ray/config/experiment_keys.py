@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from slime_ray.config.ablation import AnyAblation
-from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS, Arm, Budget, EarlyStopping, Faults, Resources
+from slime_ray.config.experiment import (
+    MOST_SEEDS,
+    MOST_TRIALS,
+    Arm,
+    Budget,
+    EarlyStopping,
+    Faults,
+    Resources,
+    quantizes,
+)
 from slime_ray.config.league_file import LeagueKeys
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.parts import idle_knobs
@@ -96,6 +105,12 @@ def refusals(file: ExperimentKeys, settings: Settings, arms: Sequence[Arm]) -> I
         yield (
             ("resources", "strategy"),
             "model.lora keeps an adapter, and fsdp2 divides only models that adapters are new to. Set strategy: ddp",
+        )
+    if file.resources.strategy == "fsdp2" and quantizes(settings, arms):
+        yield (
+            ("resources", "strategy"),
+            "model.quantization makes 4-bit base weights, which fsdp2 does not divide. Set strategy: ddp, or "
+            "model.quantization: null",
         )
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"

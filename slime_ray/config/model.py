@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,6 +87,13 @@ def _dtype(value: Any) -> Any:
     return value
 
 
+def lacking_bitsandbytes() -> str | None:
+    """Say that what 4-bit weights need is not installed, and the way out; None where it is."""
+    if find_spec("bitsandbytes") is not None:
+        return None
+    return "4-bit base weights need the package bitsandbytes, which is not installed. Install slime-ray[quantized]."
+
+
 class Model(Strict):
     """The pretrained model."""
 
@@ -103,6 +111,11 @@ class Model(Strict):
     """Whether code that comes with the model may run. Only for repositories that you trust."""
     dtype: Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)] = "float32"
     """Of the forward pass and of frozen weights. What is trained is held in float32."""
+    quantization: Literal["nf4", "fp4"] | None = None
+    """The 4-bit type of bitsandbytes that linear layers but the head are frozen in, under adapters (QLoRA, Dettmers et
+    al. 2023); they compute in `dtype`. Null quantizes nothing. Needs a GPU and the extra `quantized`."""
+    double_quantization: bool = True
+    """Whether the scales of 4-bit weights are quantized as well."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
     """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
     lora: Annotated[
@@ -135,6 +148,25 @@ class Model(Strict):
             raise ValueError(
                 f"lora.kept is true, and other settings were given than those of the adapter {self.source}, which has "
                 f"{own.model_dump()}. Leave them out, or set kept: false for new adapters on the merged model"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_quantized(self) -> "Model":
+        if self.quantization is None:
+            return self
+        said = f"quantization is {self.quantization}"
+        if self.task:
+            raise ValueError(f"{said}, and {self.source} is a tiny model made by this package. Set quantization: null")
+        if self.gguf_file or self.source.endswith(".gguf"):
+            raise ValueError(
+                f"{said}, and a GGUF file has a quantization of its own. Give the model as it was before, or set "
+                "quantization: null"
+            )
+        if self.lora is None:
+            raise ValueError(
+                f"{said}, and lora is null, which trains every weight; 4-bit weights cannot be trained. Give settings "
+                "of adapters, or set quantization: null"
             )
         return self
 

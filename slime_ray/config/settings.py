@@ -292,6 +292,8 @@ class Settings(Strict):
             )
         if self.evaluation.engine is not None:
             self._check_served()
+        if self.model.quantization is not None:
+            self._check_quantized()
         unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
         if unscored and not self.data.task:
             raise ValueError(
@@ -317,6 +319,31 @@ class Settings(Strict):
             raise ValueError(
                 "evaluation.engine: the server loads adapters of low rank alone, and model.lora.train_head trains the "
                 f"output head in full. Set it to false, {way_out}"
+            )
+
+    def _check_quantized(self) -> None:
+        """Refuse what cannot be trained, or not be exported as it was trained, on 4-bit weights."""
+        said, model, stage = f"model.quantization is {self.model.quantization}", self.model, self.sft_model
+        adapters = [one for one in (model.lora, stage.lora if self.sft else None) if one]
+        if self.sft is not None and stage.lora is None:
+            raise ValueError(
+                f"{said}, and sft.lora is null, which trains every weight; 4-bit weights cannot be trained. Set "
+                "sft.lora: same, or model.quantization: null"
+            )
+        if any(one.train_head for one in adapters):
+            raise ValueError(
+                f"{said}, and lora.train_head trains the head in full, which the adapters of SFT and of a trial, side "
+                "by side on the 4-bit base, cannot share. Set train_head: false, or model.quantization: null"
+            )
+        if self.sft is not None and not model.kept and any(one.dora for one in adapters):
+            raise ValueError(
+                f"{said}, and DoRA's updates do not add up with those of the SFT stage, whose adapter stays beside a "
+                "trial's on the 4-bit base. Set dora: false, sft: null, or model.quantization: null"
+            )
+        if self.evaluation.engine is not None:
+            raise ValueError(
+                f"{said}, and the server of evaluation.engine loads adapters on a whole SFT checkpoint, which a 4-bit "
+                "base has none of. Leave evaluation.engine out, or set model.quantization: null"
             )
 
     @property

@@ -58,8 +58,9 @@ class Footprint:
     """One model with its adapters, without data.
 
     source: where its shape comes from, in words. numbers, weights: all parameters, and those of matrices and tables.
-    held, trained, plain: bytes of all weights as they are trained, of those that training changes, and of the model
-    without adapters. tied: whether head and embeddings are one.
+    held, trained, plain: bytes of all weights as they are trained, of those that training changes, and of the model's
+    files without adapters. unpacked: bytes of the largest layer of a 4-bit base, which is unpacked to compute with it.
+    tied: whether head and embeddings are one.
     """
 
     def __init__(self, model: Model):
@@ -75,8 +76,15 @@ class Footprint:
         head = plain.get_output_embeddings().weight
         self.tied = head is plain.get_input_embeddings().weight
         self.layers: int = text.num_hidden_layers
+        saved = self.unpacked = 0
+        if model.quantization:
+            from slime_ray.model.quantized import quantized_bytes, quantized_weights
+
+            packed = quantized_weights(plain)
+            self.unpacked = max(map(_size, packed), default=0)
+            saved = _bytes(packed) - round(sum(quantized_bytes(model, weight.numel()) for weight in packed))
         lm = self._with_adapters(plain)
-        self.held = _bytes(lm.parameters())
+        self.held = _bytes(lm.parameters()) - saved
         self.trained = _bytes(parameter for parameter in lm.parameters() if parameter.requires_grad)
         self.sizes: Sizes = sizes_of(lm)
         self._peaks: dict[Any, float] = {}
@@ -100,10 +108,12 @@ class Footprint:
 
     @property
     def merged(self) -> int:
-        """Bytes of the whole model after training, which is saved in float32.
+        """Bytes of the whole model after training, which is saved in float32; on a 4-bit base of its adapters alone.
 
         A head that was trained is no longer that of the embeddings.
         """
+        if self.model.quantization:
+            return self.trained
         untied = self.tied and self.model.lora is not None and self.trains_head
         return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
 
@@ -257,16 +267,21 @@ class Footprint:
     def _policy(self, lm: Any, *, gpu: bool) -> Any:
         """The policy on the CPU, computing attention and logits as on a GPU where that is wanted."""
         from slime_ray.model.attention import HEAD_SIZE, varlen_kernel
+        from slime_ray.model.fused_lora import unfuse_lora
         from slime_ray.model.logprobs import CHUNK_LOGITS, Policy
 
         size = self.sizes.head_size
         fits = self.model.dtype == "bfloat16" and size <= HEAD_SIZE and not size % 8 and varlen_kernel() is not None
-        return Policy(
+        policy = Policy(
             strip(lm),
             kernel="varlen" if gpu and fits and self.model.attention != "segments" else "segments",
             chunk_logits=self.model.chunk_logits or (CHUNK_LOGITS["cuda"] if gpu else None),
             dtype=getattr(torch, self.model.dtype),
         )
+        if self.model.quantization:
+            # On 4-bit layers adapters compute as peft's do.
+            unfuse_lora(policy)
+        return policy
 
 
 @contextmanager
@@ -286,7 +301,11 @@ def _autocast(policy: Any) -> torch.autocast:
 
 
 def _bytes(parameters: Any) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return sum(map(_size, parameters))
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def fill_row(row: int, pair: Lengths) -> list[Lengths]:
@@ -325,11 +344,15 @@ def footprint(model: Model) -> Footprint:
     return _footprint(model.model_dump_json())
 
 
-def _held(model: Footprint, *, workers: int, sharded: bool) -> dict[str, float]:
+def _held(settings: Settings, *, workers: int, sharded: bool) -> dict[str, float]:
     """Bytes of one worker that do not depend on the row, by part."""
-    share = workers if sharded else 1
+    share, model = workers if sharded else 1, footprint(settings.model)
+    # On a 4-bit base the adapter of the SFT stage stays next to a trial's.
+    frozen = bool(settings.sft and settings.model.quantization and not settings.model.kept)
     return {
         "weights": model.held / share,
+        "the SFT stage's adapter": float(footprint(settings.sft_model).trained if frozen else 0),
+        "an unpacked layer": float(model.unpacked),
         "gradients": model.trained / share,
         "moments": 2 * model.trained / share,
         "exchange": float(model.trained if workers > 1 and not sharded else 0),
@@ -356,7 +379,7 @@ def gpu_row(settings: Settings, memory: float, *, workers: int = 1, sharded: boo
         InputError: Nothing is known of the model's memory.
     """
     model, most = footprint(settings.model), settings.data.row_budget(gpu=True)
-    left = sum(_held(model, workers=workers, sharded=sharded).values())
+    left = sum(_held(settings, workers=workers, sharded=sharded).values())
 
     def peak(tokens: int) -> float:
         checkpointing = settings.training.gradient_checkpointing
@@ -384,7 +407,7 @@ def peak_memory(
     answered. sharded: parameters, gradients and moments are divided among the workers.
     """
     print_of = footprint(settings.model)
-    held = _held(print_of, workers=workers, sharded=sharded)
+    held = _held(settings, workers=workers, sharded=sharded)
     checkpointing = settings.training.gradient_checkpointing
     training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing)
     decoding = settings.evaluation.decoding

@@ -90,3 +90,10 @@ def fuse_lora(lm: nn.Module) -> None:
     for module in lm.modules():
         if type(module) is lora.Linear:
             module.__class__ = FusedLinear
+
+
+def unfuse_lora(lm: nn.Module) -> None:
+    """Undo `fuse_lora`."""
+    for module in lm.modules():
+        if type(module) is FusedLinear:
+            module.__class__ = lora.Linear  # type: ignore[assignment]

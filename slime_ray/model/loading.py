@@ -20,13 +20,15 @@ from slime_ray.model.decoder import DECODER_NAMES, text_decoder
 from slime_ray.model.files import ADAPTER, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, untie_head
-from slime_ray.model.merging import attach_adapter, heads_tied, load_parts, merge_adapter
+from slime_ray.model.merging import attach_adapter, attach_sft, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
 from slime_ray.model.pretrained import LoadError, Note, blaming, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
 SFT_ADAPTER = "adapter"
-"""Folder, in an SFT checkpoint, of the adapter that is merged into it: `lora: keep` and `export` go on from it."""
+"""Folder, in an SFT checkpoint, of the adapter that is merged into it: `lora: keep` and `export` go on from it. Into
+4-bit weights none is merged: there it stays an adapter, and the checkpoint holds nothing else."""
 
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:
@@ -71,14 +73,16 @@ def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     """The pretrained causal language model; an embedded one gets random weights from `seed`.
 
     An adapter is merged into its base. Of a vision-language model that is known, only the text decoder is loaded, since
-    no text passes through the rest; with an adapter, which names the parts of the whole, all of it is. `note` receives
-    what a user should know of what was loaded. Raises InputError for a model that cannot be found or read, or whose
-    files do not hold every weight of it.
+    no text passes through the rest; with an adapter, which names the parts of the whole, all of it is, and so it is in
+    4 bits, on which adapters stay. `note` receives what a user should know of what was loaded. Raises InputError for a
+    model that cannot be found or read, or whose files do not hold every weight of it.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
     with _reading("model", model.source):
-        return _load(model, model.weights_dtype, note, towers=False)
+        lm = _load(model, model.weights_dtype, note, towers=model.quantization is not None)
+        check_quantized(lm, model)
+        return lm
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
@@ -90,15 +94,60 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
         return _load(Model(source=str(folder)), dtype, note)
 
 
-def load_start(stage: Path, model: Model) -> Any:
+def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
     """What trials start from and are compared with: an SFT checkpoint, or a base with the adapter that is kept on it.
 
-    Raises InputError as `load_checkpoint` and `load_kept` do.
+    Args:
+        stage: The SFT checkpoint's folder.
+        model: Of the trial.
+        whole: Whether a 4-bit base has the adapter of its SFT stage on it. A trial lays its own on it first.
+
+    Raises:
+        InputError: As `load_checkpoint`, `load_model` and `load_kept` do.
     """
-    if not model.kept:
-        return load_checkpoint(stage, dtype=model.weights_dtype)
     trained = stage / SFT_ADAPTER
-    return load_kept(model, trained if trained.is_dir() else Path(model.source))
+    if model.kept:
+        return load_kept(model, trained if trained.is_dir() else Path(model.source))
+    if model.quantization is None:
+        return load_checkpoint(stage, dtype=model.weights_dtype)
+    lm = load_model(model, seed=0)
+    # What adapters name as their base.
+    lm.name_or_path = str(stage)
+    return with_sft(lm, stage, model) if whole else lm
+
+
+def with_sft(lm: Any, stage: Path, model: Model) -> Any:
+    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already.
+
+    Raises InputError for one that is damaged.
+    """
+    folder = stage / SFT_ADAPTER
+    if model.quantization is None or model.kept or not folder.is_dir():
+        return lm
+    with refusing(partial(_damaged, folder)):
+        check_adapter(folder)
+        return attach_sft(lm, folder)
+
+
+def load_trained(stage: Path, model: Model, adapter: Path, *, note: Note = log_note) -> Any:
+    """A trial's adapter on the SFT checkpoint that it was trained on. Raises InputError unless all of it fits."""
+    if model.quantization is None:
+        return load_adapter(load_checkpoint(stage, dtype=model.weights_dtype, note=note), adapter)
+    return with_sft(load_adapter(load_start(stage, model, whole=False), adapter), stage, model)
+
+
+def load_given(folder: Path, model: Model, *, note: Note = log_note) -> Any:
+    """A policy from elsewhere: a whole model, or an adapter, merged into its base or on its 4-bit base as `model` is.
+
+    Raises InputError as `load_checkpoint` and `load_adapter` do.
+    """
+    if model.quantization is None or not (folder / ADAPTER).is_file():
+        return load_checkpoint(folder, dtype=model.weights_dtype, note=note)
+    with refusing(partial(_damaged, folder)):
+        parts = parts_of(str(folder), None)
+    base = model.model_copy(update={"source": parts.source, "revision": parts.revision})
+    note(f"The adapter {folder} is measured on its base {parts.source} in 4 bits ({model.quantization}).")
+    return load_adapter(load_model(base, seed=0, note=note), folder)
 
 
 def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
@@ -109,7 +158,9 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
     with _reading("model", model.source):
         base = parts_of(model.source, model.revision)
         options = {"dtype": getattr(torch, model.weights_dtype), "trust_remote_code": model.trust_remote_code}
+        options |= quantization_options(model)
         lm = load_parts(AutoModelForCausalLM, Parts(base.source, base.revision), note=note, **options)
+        check_quantized(lm, model)
         lora: Any = model.lora
         expected = {*find_adapted(lm, lora).modules}
         ends = (lm.get_output_embeddings(), lm.get_input_embeddings())
@@ -156,7 +207,12 @@ def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
         del lm.config.quantization_config
         return lm
     parts = parts_of(model.source, model.revision)
-    options |= {"trust_remote_code": model.trust_remote_code}
+    options |= {"trust_remote_code": model.trust_remote_code} | quantization_options(model)
+    if model.quantization and parts.adapter:
+        raise InputError(
+            f"model.source {model.source} is an adapter, and none is merged exactly into the 4-bit weights of "
+            "model.quantization. Set lora: keep, give the merged model, or set model.quantization: null."
+        )
     if not towers and parts.adapter is None:
         options |= _decoder_alone(parts, note, trust_remote_code=model.trust_remote_code)
     lm = load_parts(AutoModelForCausalLM, parts, note=note, **options)
@@ -201,7 +257,7 @@ def load_config(model: Model) -> Any | None:
                 trust_remote_code=model.trust_remote_code,
                 local_files_only=True,
             )
-            return config if parts.adapter else text_decoder(config)
+            return config if parts.adapter or model.quantization else text_decoder(config)
     except InputError:
         if Path(source).exists():
             raise

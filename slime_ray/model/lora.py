@@ -72,7 +72,7 @@ class _Layers:
             if not (id(module) in ours or not inside or name.startswith(f"{inside}.")):
                 self.outside |= {name} if _is_linear(module) else set()
             elif _is_linear(module):
-                self.linear[name] = module.weight.numel()
+                self.linear[name] = _weights_of(module)
             elif isinstance(module, nn.Embedding):
                 self.embeddings.add(name)
             elif not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
@@ -268,9 +268,21 @@ def _is_linear(module: nn.Module) -> bool:
         return True
     if not isinstance(module, (nn.Linear, Conv1D)):
         return False
+    if _is_packed(module):
+        return True
     with torch.no_grad():
         probe = module.weight.new_zeros(1, module.weight.shape[0 if isinstance(module, Conv1D) else 1])
         return isinstance(module(probe), torch.Tensor)
+
+
+def _is_packed(module: Any) -> bool:
+    """Whether a layer's weights are quantized, in a tensor of another shape and number."""
+    return not module.weight.is_floating_point()
+
+
+def _weights_of(module: Any) -> int:
+    count: int = module.in_features * module.out_features if _is_packed(module) else module.weight.numel()
+    return count
 
 
 def _ends(name: str, target: str) -> bool:

@@ -34,6 +34,8 @@ from slime_ray.model.pretrained import (
     some,
 )
 
+OWN, SFT = "default", "sft"
+"""peft's names of an adapter, and of that of an SFT stage which stays next to it."""
 CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """How far merging may change the logits, as a share of their size: what rounding does, and not more."""
@@ -93,14 +95,15 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
     return None
 
 
-def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False) -> Any:
+def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = OWN) -> Any:
     """Lay an adapter on its base, not merged. Raises LoadError unless every weight of it finds its place.
 
     Args:
-        lm: The base model.
+        lm: The base model, or one with an adapter of another name, which stays as it is.
         folder: The adapter's folder, with adapter_config.json and adapter_model.safetensors.
         task: peft's name of what the model is for.
         trainable: Whether it goes on being trained.
+        name: What peft calls it.
     """
     from peft import PeftConfig, get_peft_model
 
@@ -115,13 +118,17 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool
             kind = config.peft_type.value
             raise LoadError(f"the adapter {folder} is of type {kind}, which adds to prompts, not to weights")
         config.task_type, config.inference_mode = task, not trainable
-        adapted = get_peft_model(lm, config)
+        adapted: Any = lm
+        if hasattr(lm, "peft_config"):
+            lm.add_adapter(name, config)
+        else:
+            adapted = get_peft_model(lm, config, adapter_name=name)
         try:
-            result = adapted.load_adapter(str(folder), "default", torch_device="cpu", is_trainable=trainable)
+            result = adapted.load_adapter(str(folder), name, torch_device="cpu", is_trainable=trainable)
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
             raise LoadError(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
-    missing = {_in_file(name) for name in result.missing_keys} | _biases(adapted) - set(
+    missing = {weight.replace(f".{name}", "") for weight in result.missing_keys} | _biases(adapted, name) - set(
         weight_dtypes(folder / ADAPTER_WEIGHTS)
     )
     if missing:
@@ -133,16 +140,27 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool
     return adapted
 
 
-def _in_file(name: str) -> str:
-    """The name in an adapter's file of one that has the adapter's own name in it."""
-    return name.replace(".default", "")
+def attach_sft(lm: Any, folder: Path) -> Any:
+    """Lay the adapter of an SFT stage on its base, frozen, next to a trial's where `lm` has one."""
+    adapted = attach_adapter(lm, folder, name=SFT)
+    tuner: Any = adapted.base_model
+    tuner.set_adapter([SFT, *(name for name in adapted.peft_config if name != SFT)])
+    for name, module in adapted.named_modules():
+        if name.endswith(f".{SFT}"):
+            module.requires_grad_(False)
+    for module in adapted.modules():
+        if SFT in getattr(module, "lora_dropout", ()):
+            # It was trained with it, and is what it came to now.
+            layer: Any = module
+            layer.lora_dropout[SFT] = nn.Identity()
+    return adapted
 
 
-def _biases(adapted: Any) -> set[str]:
+def _biases(adapted: Any, adapter: str) -> set[str]:
     """Names of the base's biases that the adapter has trained, which peft does not miss."""
     from peft import get_peft_model_state_dict
 
-    names = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    names = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
     return {name for name in names if name.endswith(".bias") and "lora_" not in name}
 
 

@@ -18,8 +18,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from slime_ray.config.experiment import Experiment
+from slime_ray.config.experiment import Experiment, quantizes
 from slime_ray.config.judge import RewardModel
+from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import EMBEDDED, Settings
 from slime_ray.errors import InputError
 from slime_ray.model.files import AGAIN, FileFault
@@ -76,6 +77,7 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
         findings += _lacks(reports)
         findings += _disk(reports, experiment, storage)
         findings += _rows(reports, experiment)
+        findings += _quantized(experiment)
     if gpus and settings:
         findings += _gpus(reports, settings)
     return findings
@@ -308,9 +310,9 @@ def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunSto
 def forecast_bytes(experiment: Experiment) -> int | None:
     """The most that a run may write, from the size of a local model's weights; None where that is unknown.
 
-    One SFT checkpoint and one merged copy while it is made; for every model that is kept, and for every trial that runs
-    at a time (a checkpoint and its successor, with two moments of every trained parameter), the weights, or for
-    adapters a twentieth of them.
+    One SFT checkpoint and one merged copy while it is made, neither of a 4-bit base; for every model that is kept, and
+    for every trial that runs at a time (a checkpoint and its successor, with two moments of every trained parameter),
+    the weights, or for adapters a twentieth of them.
     """
     settings = experiment.settings
     # An adapter is merged, so what counts is what it was trained on.
@@ -324,7 +326,8 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     search = sum(part.trials for part in experiment.searches)
     kept += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
     side_by_side = max(1, concurrent_trials(experiment.resources, alive_nodes()))
-    return 2 * weights + kept * trained + min(side_by_side, kept) * 6 * trained
+    stage = 0 if settings.model.quantization else 2 * weights
+    return stage + kept * trained + min(side_by_side, kept) * 6 * trained
 
 
 def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding]:
@@ -346,6 +349,20 @@ def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding
             yield Finding("fine", "gpu", f"Node {report.name}: {report.gpus} x {report.gpu}, driver {report.driver}.")
             if report.bf16 and (cost := settings.model.float32_cost(f"the {report.gpu} of node {report.name}")):
                 yield Finding("warning", "gpu", cost)
+
+
+def _quantized(experiment: Experiment) -> Iterator[Finding]:
+    """What 4-bit base weights need; that nodes have the same packages is looked at elsewhere."""
+    if not quantizes(experiment.settings, experiment.arms):
+        return
+    if lack := lacking_bitsandbytes():
+        yield Finding("error", "quantization", f"model.quantization: {lack}")
+    if not experiment.resources.gpu_per_worker:
+        yield Finding(
+            "error", "quantization",
+            "4-bit base weights (model.quantization) need a GPU, and resources.gpu_per_worker is 0. Set it to 1, or "
+            "model.quantization: null.",
+        )  # fmt: skip
 
 
 def _rows(reports: Sequence[NodeReport], experiment: Experiment) -> Iterator[Finding]:

@@ -288,7 +288,9 @@ class _Estimate:
         checkpoints = len(self.experiment.bases)
         held = 6 + 3 * any(each.kept_by for group in self.groups for each in group.settings)
         step0 = checkpoints * (4 * 8 * held_out + 16.0 * material.train.count * self._references())
-        weights = footprint(self.base.sft_model).merged if self.base.sft else model.plain
+        # Of a 4-bit base nothing but adapters is written.
+        plain = 0 if self.base.model.quantization else model.plain
+        weights = footprint(self.base.sft_model).merged if self.base.sft else plain
         return Disk(
             {
                 "tokens and step 0": ID_BYTES * tokens + step0,

@@ -25,9 +25,10 @@ from slime_ray.evaluation.judges import ScoringJudge, build_judge
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.model.footprint import CONTEXT
-from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
+from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_model, load_tokenizer, make_policy, with_sft
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
+from slime_ray.model.quantized import refuse_quantized
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
@@ -101,6 +102,7 @@ def probe(
     cannot be loaded.
     """
     reset_process(seed=0, threads=threads)
+    refuse_quantized(settings.model)
     timed: dict[str, Clock] = {"process": _since(started)}
     clock, model = now(), settings.model
     stage = settings.sft_model if settings.sft and not sharded else model
@@ -116,11 +118,16 @@ def probe(
         whole, half = run.both(policy, SftObjective(), demonstrations, settings.sft, settings.sft.examples_per_update)
         timed["sft_update"], timed["sft_token"] = _affine(whole, half)
     if settings.sft and not sharded:
-        # As a trial begins: from a plain model, with adapters of its own.
-        base, copied = _copied(lm.merge_and_unload() if stage.lora else lm, settings, scratch)
+        # As a trial begins: from a plain model, with adapters of its own, or next to those of SFT.
+        if model.quantization:
+            lm.save_pretrained(scratch / SFT_ADAPTER, save_embedding_layers=False)
+            base, copied = lm.unload(), None
+        else:
+            base, copied = _copied(lm.merge_and_unload() if stage.lora else lm, settings, scratch)
         timed["load"] = copied or timed["load"]
         del policy, lm
-        policy = to_device(make_policy(make_trainable(base, model.lora), model), sharded=False)
+        lm = with_sft(make_trainable(base, model.lora), scratch, model)
+        policy = to_device(make_policy(lm, model), sharded=False)
     _forget_peaks()
 
     pairs = [TokenPair(*ids) for ids in sample.train]

@@ -12,6 +12,7 @@ from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.model.files import ADAPTER, ADAPTER_WEIGHTS, AGAIN, FileFault, read_object
 from slime_ray.model.loading import SFT_ADAPTER, find_parts, load_model
+from slime_ray.model.quantized import keep_layout, quantization_options
 from slime_ray.runs import results
 from slime_ray.training.stages import MADE
 
@@ -110,7 +111,8 @@ def write_adapter(settings: Settings, checkpoint: Path, stage: Path | None, fold
         config.save_pretrained(str(folder))
         shutil.copy(checkpoint / ADAPTER_WEIGHTS, folder)
         return
-    lm = load_model(settings.sft_model, seed=settings.sft.seed)
+    # In another dtype of the base peft would round the sum to it.
+    lm = load_model(settings.sft_model.model_copy(update={"dtype": "float32"}), seed=settings.sft.seed)
     with warnings.catch_warnings():
         # peft warns of tied weights. What is written is compared.
         warnings.simplefilter("ignore")
@@ -148,12 +150,17 @@ def load_adapted(settings: Settings, folder: Path) -> Any:
 
     source, revision = base_named(settings)
     stage = settings.sft_model if settings.sft else settings.model
+    if stage.quantization:
+        # What is quantized does not widen once it is loaded.
+        stage = stage.model_copy(update={"dtype": "float32"})
     lm = AutoModelForCausalLM.from_pretrained(
         source,
         revision=revision,
         dtype=getattr(torch, stage.weights_dtype),
         trust_remote_code=settings.model.trust_remote_code,
+        **quantization_options(stage),
     )
+    keep_layout(lm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(lm.float(), str(folder))
+        return PeftModel.from_pretrained(lm if stage.quantization else lm.float(), str(folder))

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from slime_ray.config.model import Model
 from slime_ray.config.settings import Settings
 from slime_ray.data.places import may_be_hub_id
 from slime_ray.runs.redaction import redact
@@ -31,9 +32,7 @@ CARD = """\
 ## Use
 
 ```python
-from transformers import pipeline
-
-pipeline("text-generation", "{name}")([{{"role": "user", "content": "..."}}])
+{use}
 ```
 
 ## Repeat
@@ -50,6 +49,25 @@ SLIME: Stabilized Likelihood Implicit Margin Enforcement for Preference Optimiza
 the objective that slime_ray studies. Cite the software by its version, and the base model and the data by their own
 cards.
 """
+
+
+USE = """\
+from transformers import pipeline
+
+pipeline("text-generation", "{name}")([{{"role": "user", "content": "..."}}])"""
+QUANTIZED = """\
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig, pipeline
+
+config = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="{type}", bnb_4bit_use_double_quant={double},
+    bnb_4bit_compute_dtype=torch.{dtype},
+)
+lm = AutoPeftModelForCausalLM.from_pretrained("{name}", dtype=torch.{dtype}, quantization_config=config)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+pipeline("text-generation", lm, tokenizer=tokenizer)([{{"role": "user", "content": "..."}}])"""
+"""On the base that it was trained on. On the unquantized one the adapter computes something else."""
 
 
 def model_card(
@@ -80,10 +98,11 @@ def model_card(
     )
     knobs = json.loads(row.get("overrides") or "{}")
     kept = f"of update {row.get('kept_update')} of {row.get('updates')}" if settings.kept_by else ""
-    packages = ("slime-ray", "torch", "transformers", "peft")
+    packages = ["slime-ray", "torch", "transformers", "peft", *(["bitsandbytes"] if model.quantization else [])]
     rows = {
         "base model": source,
         **({"went on from": _shown(model.source, names)} if model.kept else {}),
+        **({"base weights": _bits(model)} if model.quantization else {}),
         "preference data": ", ".join(_shown(data_sets, names)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
         **{f"`{knob}`": f"`{json.dumps(_shown(value, names))}`" for knob, value in knobs.items()},
@@ -103,13 +122,20 @@ def model_card(
             trial=row["trial_id"],
             run=run,
             rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
-            name=name,
+            use=(QUANTIZED if model.quantization else USE).format(
+                name=name, type=model.quantization, double=model.double_quantization, dtype=model.dtype
+            ),
             numbered=" Different files of one name are numbered."
             if any(Path(path).name != shown for path, shown in names.items())
             else "",
             experiment=_experiment(settings, row["seed"], names),
         )
     )
+
+
+def _bits(model: Model) -> str:
+    double = " with double quantization" if model.double_quantization else ""
+    return f"4-bit {model.quantization}{double}, by bitsandbytes"
 
 
 def _experiment(settings: Settings, seed: int, names: Mapping[str, str]) -> str:

@@ -10,11 +10,19 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.errors import InputError
 from slime_ray.model.files import ADAPTER
-from slime_ray.model.loading import base_of, load_adapter, load_checkpoint, load_tokenizer
+from slime_ray.model.loading import (
+    base_of,
+    load_adapter,
+    load_checkpoint,
+    load_given,
+    load_tokenizer,
+    load_trained,
+)
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
 from slime_ray.training.adapters import base_named, check_stage, load_adapted, read_whole, why_merge, write_adapter
@@ -70,12 +78,12 @@ def export_model(
     adapter = adapted and not merge
     if adapted:
         _refuse(settings, checkpoint, stage, trial_id, merge=merge, dtype=dtype, pushed=push_to is not None)
+    if settings.model.quantization and (lack := lacking_bitsandbytes()):
+        raise InputError(f"{trial_id} was trained on 4-bit weights: {lack}")
     if push_to:
         check_push(push_to)
     with _without_bars():
-        lm = load_checkpoint(stage or checkpoint, dtype="float32")
-        if stage is not None:
-            lm = load_adapter(lm, checkpoint, merge=True)
+        lm = _load(settings, checkpoint, stage)
         tokenizer = _tokenizer(checkpoint, settings)
         to.parent.mkdir(parents=True, exist_ok=True)
         if to.is_dir():
@@ -101,6 +109,15 @@ def export_model(
     if push_to:
         push(to, push_to, private=private)
     return to
+
+
+def _load(settings: Settings, checkpoint: Path, stage: Path | None) -> Any:
+    """The trial's policy, in float32: merged, or adapters on a 4-bit base."""
+    if settings.model.quantization is None:
+        lm = load_checkpoint(stage or checkpoint, dtype="float32")
+        return lm if stage is None else load_adapter(lm, checkpoint, merge=True)
+    model = settings.model.model_copy(update={"dtype": "float32"})
+    return load_given(checkpoint, model) if stage is None else load_trained(stage, model, checkpoint)
 
 
 def _kept(run: Path, trial_id: str) -> tuple[Mapping[str, Any], Path]:
@@ -144,17 +161,21 @@ def _refuse(
 ) -> None:
     """Raise InputError for what cannot be exported of a trial that was trained with LoRA."""
     if merge:
-        if stage is not None and "quantization_config" in read_whole(stage / "config.json"):
-            raise InputError(f"{trial_id} was trained on quantized weights, into which nothing is merged exactly.")
+        quantized = stage is not None and "quantization_config" in read_whole(stage / "config.json")
+        if settings.model.quantization or quantized:
+            raise InputError(
+                f"{trial_id} was trained on quantized weights, into which nothing is merged exactly. Leave --merge out."
+            )
         return
     if reason := why_merge(settings, checkpoint, stage):
         raise InputError(f"{trial_id} is no adapter on the model that it came from: {reason}. Give --merge.")
     if dtype is not None:
         raise InputError("--dtype is of a whole model, and this is an adapter. Leave it out, or give --merge.")
     if pushed and Path(base_named(settings)[0]).is_dir():
+        way = "Train from its Hub id." if settings.model.quantization else "Give --merge."
         raise InputError(
             f"--push-to-hub: the adapter's base {settings.model.source} is a folder of this machine, which nobody else "
-            "has. Give --merge."
+            f"has. {way}"
         )
 
 
@@ -204,5 +225,6 @@ def _compare(lm: Any, again: Any, *, adapter: bool) -> None:
     before, after = (model.eval()(input_ids=ids.to(model.device)).logits.float().cpu() for model in (lm, again))
     share = float((before - after).norm() / before.norm())
     if not share <= (1e-4 if adapter else 1e-5):
-        way = "Give --merge for a whole model." if adapter else "Report this."
+        mergeable = adapter and not getattr(again, "is_loaded_in_4bit", False)
+        way = "Give --merge for a whole model." if mergeable else "Report this."
         raise InputError(f"The exported model computes something else (its logits change by {share:.2g}). {way}")

@@ -19,6 +19,7 @@ from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.merging import OWN
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.runs.results import RETENTION
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
@@ -191,8 +192,8 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     if not samples:
         return None
     reference = None
-    # Without an adapter that is kept the model would be its base, not what it was before this training.
-    if settings.model.kept or not hasattr(policy.lm, "peft_config"):
+    # Without an adapter that is kept, or of an SFT stage, the model would be its base, not what training started from.
+    if settings.model.kept or {*getattr(policy.lm, "peft_config", ())} != {OWN}:
         lm = load_start(stages.checkpoint, settings.model).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
     return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))

@@ -13,7 +13,7 @@ from slime_ray.config.model import Model
 from slime_ray.config.settings import Settings
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
-from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_kept, load_model, make_policy
+from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_kept, load_model, load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, make_trainable
 from slime_ray.model.sharding import is_sharded, whole_weights
@@ -41,7 +41,7 @@ def make_sft(
     """Train on the chosen completions of `pairs`, merge any adapters, and save the whole model.
 
     What was trained is merged and saved in float32. Adapters are saved next to it as well. Without `sft` the model is
-    saved as it is.
+    saved as it is. Of a 4-bit base, into which nothing is merged exactly, configuration and adapter are saved alone.
 
     Args:
         settings: Of the experiment.
@@ -65,11 +65,12 @@ def make_sft(
         check_trained(trained, settings)
         if settings.sft and hasattr(lm, "peft_config"):
             lm.save_pretrained(folder / SFT_ADAPTER, save_embedding_layers=False)
-        _merged(lm).save_pretrained(folder)
+        model = settings.model
+        (lm.config if model.quantization else _merged(lm)).save_pretrained(folder)
         # Trainer's circles hold the optimizer, and there may be no to_device for a second model beside it.
         gc.collect()
-        model = settings.model
-        saved = _whole_policy(load_checkpoint(folder, dtype=model.weights_dtype), model, on_device=not sharded)
+        again = load_start(folder, model) if model.quantization else load_checkpoint(folder, dtype=model.weights_dtype)
+        saved = _whole_policy(again, model, on_device=not sharded)
         check_saved(trained, chosen_logps(saved, compared), settings)
 
     World.current().from_main(save)
@@ -90,7 +91,7 @@ def _trained(
     torch.manual_seed(seed)
     lm = (
         load_kept(model, Path(model.source), note=note)
-        if model.kept and sft
+        if model.kept and (sft or model.quantization)
         else load_model(model, seed=seed, note=note)
     )
     if settings.model.lora and not hasattr(lm, "peft_config"):

@@ -35,6 +35,7 @@ from slime_ray.evaluation.served import answering
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
+from slime_ray.model.quantized import refuse_quantized
 from slime_ray.runs.results import RETENTION
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import cached, content_of, using_stages
@@ -80,6 +81,7 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
 
     Raises InputError for a model or data that cannot be used.
     """
+    refuse_quantized(settings.model)
     tokens = cached(storage, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
     model = settings.sft_model.model_dump(exclude={"chat_template"})
@@ -260,7 +262,9 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
 
     make_sft(settings, pairs, folder, report, sharded=sharded, check=check, note=notes.append)
     if World.current().main:
-        weights = fingerprint([content_of(str(file)) for file in sorted(folder.glob("*.safetensors"))])
+        # Of a 4-bit base it is the adapter alone, which its own folder holds.
+        written = folder.rglob if settings.model.quantization else folder.glob
+        weights = fingerprint([content_of(str(file)) for file in sorted(written("*.safetensors"))])
         (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
         (folder / NOTES).write_text(json.dumps({"model_notes": notes}), encoding="utf-8")
 

@@ -33,9 +33,10 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.model.loading import load_start, make_policy
+from slime_ray.model.loading import load_start, make_policy, with_sft
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
+from slime_ray.model.merging import OWN
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.runs import files, results
 from slime_ray.runs.inputs import change
@@ -232,7 +233,7 @@ def _train_and_measure(
     stages, pairs, lm = _start(trial, storage, report, hosting)
     if torch.cuda.is_available():
         gpu_row_budget(settings, sharded=hosting.sharded, longest=pairs.longest)
-    lm = make_trainable(lm, settings.model.lora)
+    lm = with_sft(make_trainable(lm, settings.model.lora), stages.checkpoint, settings.model)
     policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
     if settings.evaluation.engine:
         _rehearse(trial, stages, policy, folder / REHEARSAL, report, hosting)
@@ -279,7 +280,7 @@ def _train_and_measure(
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
-    """What the trial starts from: the shared stages, its pairs, and the SFT checkpoint. Raises StageError."""
+    """The shared stages, the trial's pairs, and the model that its adapters are laid on. Raises StageError."""
     settings = trial.settings
     try:
         with stage_errors("used", storage):
@@ -287,7 +288,7 @@ def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) ->
             pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
             # Whether this trial had to make a stage first must not change what it draws.
             set_seed(trial.seed)
-            return stages, pairs, load_start(stages.checkpoint, settings.model)
+            return stages, pairs, load_start(stages.checkpoint, settings.model, whole=False)
     except InputError as error:
         if any(_changes_stages(path) for path in trial.values):
             raise
@@ -341,14 +342,18 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting:
     Beside an adapter is the hash of the SFT weights that it goes on.
     """
     made = stages.checkpoint / MADE
-    weights = whole_weights(policy, trained_only=hasattr(policy.lm, "peft_config")) if is_sharded(policy) else None
+    adapted = hasattr(policy.lm, "peft_config")
+    # That of the SFT stage may be next to it, and is saved there.
+    options: dict[str, Any] = {"selected_adapters": [OWN]} if adapted else {}
+    if is_sharded(policy):
+        options["state_dict"] = whole_weights(policy, trained_only=adapted)
 
     def write() -> None:
         with files.replacing(folder) as partial:
-            policy.lm.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
+            policy.lm.save_pretrained(partial, **options)
             stages.tokenizer.save_pretrained(partial)
             stopping(stages.tokenizer, stages.stop_tokens).save_pretrained(partial)
-            if hasattr(policy.lm, "peft_config") and made.is_file():
+            if adapted and made.is_file():
                 shutil.copy(made, partial)
 
     if World.current().main:

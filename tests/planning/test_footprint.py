@@ -19,11 +19,12 @@ from transformers import (
 
 from slime_ray.bench.cases import SHAPES
 from slime_ray.config.model import Lora, Model
+from slime_ray.config.settings import Settings
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Lengths
-from slime_ray.model.footprint import Footprint, fill_row, footprint
+from slime_ray.model.footprint import Footprint, fill_row, footprint, peak_memory
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 
@@ -65,6 +66,44 @@ def test_what_is_held_and_trained_is_what_the_real_model_has(tmp_path, name, lor
     assert found.trained == sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     assert found.sizes.windows == ((8, 8, None) if name == "gemma3" else (None,) * 3)
     assert found.packed
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_4_bit_weights_take_half_a_byte_and_their_scales(tmp_path, name, double):
+    """Scales are of 64 weights, in 4 bytes; or of one byte, with 4 for 256 of them."""
+    lm = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.bfloat16)
+    layers = [module.weight for module in lm.model.modules() if type(module) is torch.nn.Linear]
+    packed = sum(weight.numel() for weight in layers)
+    found = saved(tmp_path, CONFIGS[name], lora=LORA, dtype="bfloat16", quantization="nf4", double_quantization=double)
+    rest = sum(p.numel() for p in lm.parameters()) - packed
+    per_weight = 0.5 + (1 / 64 + 4 / 64 / 256 if double else 4 / 64)
+    assert found.held - found.trained == pytest.approx(2 * rest + per_weight * packed, abs=1)
+    assert found.unpacked == 2 * max(weight.numel() for weight in layers)
+    # What is written of it are adapters.
+    assert found.merged == found.saved == found.trained
+    whole = saved(tmp_path, CONFIGS[name], lora=LORA, dtype="bfloat16")
+    # peft's layers keep more than the fused ones do.
+    steps = [each.step(128, PAIR, gpu=True, checkpointing=False) for each in (found, whole)]
+    assert steps[0] > steps[1]
+
+
+def test_the_sft_stages_adapter_counts_where_it_stays_next_to_a_trials(tmp_path):
+    CONFIGS["llama"].save_pretrained(tmp_path)
+    other = {"rank": 8, "alpha": 8.0}
+    found = {}
+    for quantization in (None, "nf4"):
+        model = {"source": str(tmp_path), "quantization": quantization, "lora": LORA.model_dump()}
+        settings = Settings.model_validate(
+            {
+                "model": model, "data": {"train": "pairs.jsonl"}, "objective": {"name": "slime"},
+                "sft": {"learning_rate": 1e-3, "lora": other}, "training": {"learning_rate": 1e-3},
+                "evaluation": {"judge": {"name": "none"}},
+            }
+        )  # fmt: skip
+        peak = peak_memory(settings, gpu=True, workers=1, sharded=False, row=128, pair=PAIR, prompt=24)
+        found[quantization] = peak.parts.get("the SFT stage's adapter")
+    assert found == {None: None, "nf4": 2 * footprint(settings.model).trained}
 
 
 def test_adapters_on_some_layers_only(tmp_path):

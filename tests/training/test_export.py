@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -152,6 +153,27 @@ def test_it_computes_the_same_where_this_package_and_the_stages_are_not(run, tmp
     torch.testing.assert_close(torch.tensor(there["logits"]), logits, rtol=1e-4, atol=1e-5)
     assert there["answers"] == there["spoken"] == answers
     assert AutoConfig.from_pretrained(model).tie_word_embeddings == (run.parents[1].name.startswith("qwen3"))
+
+
+def test_adapters_that_were_trained_in_bfloat16_are_exported_as_they_are(tmp_path):
+    """Those of both stages are in float32, whatever the base is in."""
+
+    def change(base):
+        base["model"]["dtype"] = "bfloat16"
+
+    run, _ = trained(tmp_path, save_model(tmp_path / "mine", **MODELS["llama"]), change)
+    out = export_model(run, "arm-slime-s0", tmp_path / "out", facts={})
+    assert peft.PeftConfig.from_pretrained(str(out)).r == 8
+    weights = load_file(out / "adapter_model.safetensors")
+    stages = run.parent / ".stages"
+    sft = load_file(next(stages.glob("sft-*/adapter/adapter_model.safetensors")))
+    own = load_file(run / "trials" / "arm-slime-s0" / "checkpoint" / "adapter_model.safetensors")
+    for name in own:
+        if "lora_A" in name:
+            both = torch.cat([sft[name], own[name]])
+            down = weights[name] / both
+            # Scales are folded into the one or the other.
+            assert down.std() < 1e-5
 
 
 def test_every_trained_checkpoint_of_a_run_can_answer_by_itself(run):
