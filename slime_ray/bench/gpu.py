@@ -4,6 +4,7 @@ A part that fails, hangs or finds no time left is a row with its reason. On a CP
 says that it works and nothing about a GPU.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -111,7 +112,8 @@ def run_part(part: str, case: str, sizes: Sizes, *, seconds: float) -> list[Row]
     """One part's rows, from a process of its own."""
     request = {"part": part, "case": case, "sizes": asdict(sizes)}
     # Memory is asked for as trials ask for it.
-    environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    allocator = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": allocator}
     answer: Answer = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
     if answer.values is None:
         return [Row(part, case, failure=answer.failure)]
