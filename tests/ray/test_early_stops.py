@@ -75,7 +75,7 @@ def instance() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-    until(lambda: descendants(os.getpid()).keys() <= before, 90, "Ray's processes to end")
+    until(lambda: descendants(os.getpid()).keys() <= before, 300, "Ray's processes to end")
 
 
 def sweep(folder: Path, **values: object) -> tuple[Path, dict]:
@@ -107,7 +107,7 @@ def check(run: Path, rows: dict, *, trials: int) -> None:
         # Not measured further: nobody asks how well a stopped model answers.
         assert row["win_rate"] is None
         assert not (run / "trials" / row["trial_id"] / "resume").exists()
-    until(nothing_is_held, 90, "every CPU to be free")
+    until(nothing_is_held, 300, "every CPU to be free")
     study = optuna.load_study(study_name=None, storage=study_storage(run))
     assert len(study.trials) == trials
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED", "FAIL"}

@@ -76,7 +76,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        until(answers, 60, "the dashboard")
+        until(answers, 300, "the dashboard")
         yield Head(f"http://127.0.0.1:{port}", folder, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -127,7 +127,7 @@ def test_leaving_it_leaves_it_running_and_the_same_command_follows_it_again(head
     first = start(head, *options)
     assert first.stdout is not None
     submitted = first.stdout.readline()
-    until((head.folder / "runs" / "followed" / "manifest.json").exists, 60, "the sweep")
+    until((head.folder / "runs" / "followed" / "manifest.json").exists, 300, "the sweep")
     first.send_signal(signal.SIGINT)
     text, _ = first.communicate(timeout=30)
     assert "The sweep goes on" in text
@@ -151,7 +151,7 @@ def test_a_sweep_that_failed_is_gone_on_with_by_the_same_command(head):
     options = ("--name", "broken", "--set", "training.updates=300", "--set", "faults.checkpoint_minutes=0.01")
     first = start(head, *options)
     trial = head.folder / "runs" / "broken" / "trials" / "arm-slime-s0"
-    until((trial / "attempts.json").exists, 60, "the trial")
+    until((trial / "attempts.json").exists, 300, "the trial")
     driver = [
         int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline")
         if b"--name\0broken\0--storage" in path.read_bytes() and b"--go-on" in path.read_bytes()
