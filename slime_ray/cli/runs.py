@@ -199,21 +199,21 @@ def _extend(options: argparse.Namespace) -> None:
     from slime_ray.runs.folder import reopened
     from slime_ray.runs.results import read_manifest
 
-    with opened(options.run) as (run, mirror):
+    with opened(options.run) as (run, run_store):
         experiment, manifest = reopened(run), read_manifest(run)
     experiment = extended(experiment, options.trials, options.run)
     run_and_report(
         # The folder may have been renamed, or be a copy.
         experiment.model_copy(update={"name": run.name}), run / "experiment.yaml", options, start="resume",
-        storage=mirror.url or str(mirror.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
+        storage=run_store.url or str(run_store.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
     )  # fmt: skip
 
 
 def _stop(options: argparse.Namespace) -> None:
     from slime_ray.runs.control import opened, stop_trial
 
-    with opened(options.run) as (run, mirror):
-        stop_trial(run, mirror, options.trial)
+    with opened(options.run) as (run, run_store):
+        stop_trial(run, run_store, options.trial)
     print(f"{options.trial} will end at its next report and be recorded as stopped.")
 
 
@@ -222,8 +222,8 @@ def _clone(options: argparse.Namespace) -> None:
     from slime_ray.runs.control import clone_trial, opened
     from slime_ray.runs.status import read_status
 
-    with opened(options.run) as (run, mirror):
-        clone = clone_trial(run, mirror, options.trial, dict(map(parse_override, options.overrides)))
+    with opened(options.run) as (run, run_store):
+        clone = clone_trial(run, run_store, options.trial, dict(map(parse_override, options.overrides)))
         at_work = read_status(run).at_work
     when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"
     print(f"{clone.trial_id} {when}.")

@@ -253,10 +253,10 @@ def _refusal(error: SlimeRayError) -> web.Response:
 def _stop(body: dict[str, Any]) -> Action:
     trial = str(body["trial"])
 
-    def act(run: Path, mirror: RunStore) -> str:
+    def act(run: Path, run_store: RunStore) -> str:
         if trial in Instructions.read(run).stops:
             raise InputError(f"{trial} was asked to stop already: it ends at its next report.")
-        control.stop_trial(run, mirror, trial)
+        control.stop_trial(run, run_store, trial)
         return f"{trial} will end at its next report and be recorded as stopped."
 
     return act
@@ -265,12 +265,12 @@ def _stop(body: dict[str, Any]) -> Action:
 def _clone(body: dict[str, Any]) -> Action:
     trial, changes = str(body["trial"]), dict(parse_override(str(text)) for text in body["changes"])
 
-    def act(run: Path, mirror: RunStore) -> str:
+    def act(run: Path, run_store: RunStore) -> str:
         values = values_of(run, trial) | changes
         for clone in Instructions.read(run).clones:
             if clone.of == trial and clone.values == values:
                 raise InputError(f"{clone.trial_id} has these knobs already.")
-        return f"{control.clone_trial(run, mirror, trial, changes).trial_id} runs next."
+        return f"{control.clone_trial(run, run_store, trial, changes).trial_id} runs next."
 
     return act
 
@@ -278,8 +278,8 @@ def _clone(body: dict[str, Any]) -> Action:
 def _extend(body: dict[str, Any]) -> Action:
     trials, budget = int(body["trials"]), int(body["budget"])
 
-    def act(run: Path, mirror: RunStore) -> str:
-        control.extend_search(run, mirror, budget, trials)
+    def act(run: Path, run_store: RunStore) -> str:
+        control.extend_search(run, run_store, budget, trials)
         return f"The search will go on for {trials} trials more."
 
     return act

@@ -38,7 +38,7 @@ class LiveRun:
         self.ended = False
         self.report: Path | None = None
         self._turn = threading.Lock()
-        self._mirror: RunStore | None = None
+        self._run_store: RunStore | None = None
         self._rows: dict[str, tuple[Stamp, dict[str, Any] | None]] = {}
         self._built: dict[str, Stamp] = {}
         self._version = 0
@@ -48,9 +48,9 @@ class LiveRun:
 
     def act(self, action: Callable[[Path, RunStore], str]) -> str:
         """Do something to the run and give the sentence that says so. Raises SlimeRayError."""
-        with self._turn, opened(self.address, self._mirror) as (run, mirror):
-            self._mirror = mirror
-            return action(run, mirror)
+        with self._turn, opened(self.address, self._run_store) as (run, run_store):
+            self._run_store = run_store
+            return action(run, run_store)
 
     def look(self, *, build: bool) -> None:
         """Look how the run stands; with `build`, build its page anew where results have changed.
@@ -58,8 +58,8 @@ class LiveRun:
         Raises:
             SlimeRayError: It cannot be read.
         """
-        with self._turn, opened(self.address, self._mirror) as (run, mirror):
-            self._mirror = mirror
+        with self._turn, opened(self.address, self._run_store) as (run, run_store):
+            self._run_store = run_store
             rows = self._finished(run)
             standing = describe(run, rows)
             stamps = {name: self._rows[name][0] for name in rows}
@@ -72,7 +72,7 @@ class LiveRun:
 
     def knobs(self) -> dict[str, Any]:
         """By trial of the search what it sets over the base, for whoever clones one."""
-        with self._turn, opened(self.address, self._mirror) as (run, _):
+        with self._turn, opened(self.address, self._run_store) as (run, _):
             finished = {
                 name: json.loads(row["overrides"] or "{}")
                 for name, row in self._finished(run).items()

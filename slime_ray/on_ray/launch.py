@@ -247,12 +247,12 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
     """Print the job's log until it ends, over broken connections too. The server tells a log from its start."""
     printed, silent_since = 0, time.monotonic()
     while True:
-        told = 0
+        received = 0
         try:
             async for text in client.tail_job_logs(job):
-                new = text[max(0, printed - told) :]
-                told += len(text)
-                printed = max(printed, told)
+                new = text[max(0, printed - received) :]
+                received += len(text)
+                printed = max(printed, received)
                 silent_since = time.monotonic()
                 print(new, end="", flush=True, file=out)
             info = await asyncio.to_thread(client.get_job_info, job)

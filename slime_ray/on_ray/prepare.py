@@ -222,14 +222,14 @@ def _make(settings: Settings, context: WorkerContext, *, gpu: float) -> "Stages"
     # A judge that cannot be used would be noticed only after the first trial's training.
     build_judge(settings, verdicts=Verdicts(context.storage.root / VERDICTS, run=context.name))
 
-    reset_process(seed=0, threads=context.hosting.threads)
+    reset_process(seed=0, threads=context.runtime.threads)
 
     def report(metrics: Any) -> None:
         context.monitor.report(STAGES, {"step": None, "updates": None, "loss": None, **metrics}, searched=False)
 
     try:
         start_gpu(gpu)
-        return prepare(settings, storage=context.storage, report=report, sharded=context.hosting.sharded)
+        return prepare(settings, storage=context.storage, report=report, sharded=context.runtime.sharded)
     except Exception as error:
         if failure := device_failure(error):
             report({"notice": f"A GPU failed while the stages were made ({failure}). Another process goes on."})

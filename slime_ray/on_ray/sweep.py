@@ -108,27 +108,27 @@ def run_sweep(
     before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
     model or data that cannot be used), and RunError when it ends before all trials have.
     """
-    mirror = RunStore.of(str(storage), "driver")
-    mirror.check()
-    run = mirror.root / experiment.name
+    run_store = RunStore.of(str(storage), "driver")
+    run_store.check()
+    run = run_store.root / experiment.name
     with (
-        mirror.held(run, skip=HEAVY),
-        taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=mirror.remove) as manifest,
-        mirror.answering(),
+        run_store.held(run, skip=HEAVY),
+        taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=run_store.remove) as manifest,
+        run_store.answering(),
         log_file(run / "log.txt"),
         announced(run),
     ):
         if forget_stops(run):
-            mirror.push(run / FOLDER, prune=True)
+            run_store.push(run / FOLDER, prune=True)
         experiment = with_extensions(experiment, run)
         manifest["experiment"]["budget"]["trials"] = experiment.budget.trials
         memory = study_storage(run, study) if experiment.searches else None
-        sweep = Sweep(experiment, mirror, run, manifest, memory, seed, console)
+        sweep = Sweep(experiment, run_store, run, manifest, memory, seed, console)
         if "earlier" not in manifest:
             # Kept with the run, which goes on with them whatever becomes of the runs that they came from.
             manifest["earlier"] = [one.as_json() for one in earlier_runs(experiment)]
         with connected():
-            findings, early = examine(experiment, storage=mirror), experiment.early_stopping
+            findings, early = examine(experiment, storage=run_store), experiment.early_stopping
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
             monitor = Monitor.start(early, past_reports(run) if early else ())
@@ -144,8 +144,8 @@ def run_sweep(
                 announce(run, ended=True)
                 if results.finished_trials(run):
                     sweep.save()
-        with mirror.answering():
-            mirror.push_files(run)
+        with run_store.answering():
+            run_store.push_files(run)
     return run
 
 

@@ -94,7 +94,7 @@ class WorkerContext:
         patiently(work, seconds=60 * self.faults.storage_minutes, say=say)
 
     @property
-    def hosting(self) -> "Runtime":
+    def runtime(self) -> "Runtime":
         """How each of the trial's processes is set up."""
         from slime_ray.training.loop import Runtime
 
@@ -182,7 +182,7 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
     if done:
         return done
     try:
-        return run_trial(trial, run=context.run, storage=storage, report=report, hosting=context.hosting)
+        return run_trial(trial, run=context.run, storage=storage, report=report, runtime=context.runtime)
     finally:
         if world.main:
             context.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))

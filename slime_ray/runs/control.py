@@ -20,12 +20,12 @@ from slime_ray.runs.store import RunStore, copied, is_url, one_at_a_time
 
 
 @contextmanager
-def opened(address: str, mirror: RunStore | None = None) -> Iterator[tuple[Path, RunStore]]:
+def opened(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Path, RunStore]]:
     """Give a run's folder on this machine, up to date but for models, with its storage.
 
     Args:
         address: Folder of the run, or its address.
-        mirror: The storage of an earlier call, which knows what it has fetched.
+        run_store: The storage of an earlier call, which knows what it has fetched.
     """
     if not is_url(address):
         run = Path(address).resolve()
@@ -35,27 +35,27 @@ def opened(address: str, mirror: RunStore | None = None) -> Iterator[tuple[Path,
         return
     # Bringing the copy up to date deletes what another command has yet to send.
     with one_at_a_time(address):
-        run, mirror = copied(address, skip=(CHECKPOINTS, MODEL), mirror=mirror)
-        with mirror.answering():
-            yield run, mirror
+        run, run_store = copied(address, skip=(CHECKPOINTS, MODEL), run_store=run_store)
+        with run_store.answering():
+            yield run, run_store
 
 
-def stop_trial(run: Path, mirror: RunStore, trial: str) -> None:
+def stop_trial(run: Path, run_store: RunStore, trial: str) -> None:
     """Have a running trial end at its next report. Raises InputError where none is at work on it."""
     read_manifest(run)
     status = read_status(run)
     if not status.at_work:
         raise InputError(f"No sweep is at work on {run}: there is nothing to stop.")
     ask_to_stop(run, trial, known=set(status.trials))
-    mirror.push(run / FOLDER)
+    run_store.push(run / FOLDER)
 
 
-def clone_trial(run: Path, mirror: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:
+def clone_trial(run: Path, run_store: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:
     """Have a trial run again with some knobs changed. Raises InputError where that cannot be done."""
     experiment = reopened(run)
     refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), code_of(experiment))
     clone = ask_for_clone(run, experiment, trial, changes)
-    mirror.push(run / FOLDER)
+    run_store.push(run / FOLDER)
     return clone
 
 
@@ -80,12 +80,12 @@ def extended(experiment: Experiment, trials: int, run: str) -> Experiment:
     return experiment.model_copy(update={"budget": budget.model_copy(update={"trials": budget.trials + trials})})
 
 
-def extend_search(run: Path, mirror: RunStore, budget: int, trials: int) -> None:
+def extend_search(run: Path, run_store: RunStore, budget: int, trials: int) -> None:
     """Have a search that is at work go on after its budget. Raises InputError where it cannot.
 
     Args:
         run: Its folder.
-        mirror: Its storage.
+        run_store: Its storage.
         budget: Trials of the search as whoever asks knows them: who asks twice is refused.
         trials: How many more.
     """
@@ -102,4 +102,4 @@ def extend_search(run: Path, mirror: RunStore, budget: int, trials: int) -> None
         raise InputError(f"The search is over. When its sweep has ended, `slime-ray extend {run}` goes on with it.")
     extended(experiment, trials, str(run))
     ask_for_more(run, budget, trials)
-    mirror.push(run / FOLDER)
+    run_store.push(run / FOLDER)

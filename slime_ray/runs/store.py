@@ -295,18 +295,18 @@ def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
             list(pool.map(work, group))
 
 
-def copied(address: str, *, skip: Container[str] = (), mirror: RunStore | None = None) -> tuple[Path, RunStore]:
+def copied(address: str, *, skip: Container[str] = (), run_store: RunStore | None = None) -> tuple[Path, RunStore]:
     """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
 
-    mirror: the store of an earlier call, which knows what it has fetched. Raises InputError for an address that is none
+    run_store: of an earlier call, which knows what it has fetched. Raises InputError for an address that is none
     or cannot be read, and RunError where the store fails on the way.
     """
     storage, name = parted(address)
-    mirror = mirror or RunStore.of(storage, "reports")
-    mirror.check(write=False)
-    with mirror.answering():
-        mirror.pull(mirror.root / name, skip=skip)
-    return mirror.root / name, mirror
+    run_store = run_store or RunStore.of(storage, "reports")
+    run_store.check(write=False)
+    with run_store.answering():
+        run_store.pull(run_store.root / name, skip=skip)
+    return run_store.root / name, run_store
 
 
 @contextmanager

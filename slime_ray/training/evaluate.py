@@ -143,23 +143,23 @@ def evaluate(
     )
     if not offline and (lack := settings.evaluation.lacks()):
         raise InputError(lack)
-    mirror = RunStore.of(storage, "trials")
-    mirror.check()
-    run = mirror.root / experiment.name
+    run_store = RunStore.of(storage, "trials")
+    run_store.check()
+    run = run_store.root / experiment.name
     with (
-        mirror.held(run),
+        run_store.held(run),
         taken(run, measured, source=source, seed=0, start=start, named=named) as manifest,
         log_file(run / "log.txt"),
-        mirror.answering(),
+        run_store.answering(),
         gpu_failures_as_sentences(),
     ):
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
-        judge = build_judge(settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name), offline=offline)
+        judge = build_judge(settings, verdicts=Verdicts(run_store.root / VERDICTS, run=run.name), offline=offline)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = (
             _AnswerFiles(settings, judge)
             if files_only
-            else _Models(settings, mirror, judge, ConsoleProgress(say).report)
+            else _Models(settings, run_store, judge, ConsoleProgress(say).report)
         )
         # A mistake in the last one is told before the answers of the first are judged.
         for one in given:
@@ -192,9 +192,9 @@ def evaluate(
                 "data.row_tokens and give the same command with --resume."
             ) from None
         finally:
-            mirror.push(run)
+            run_store.push(run)
         conclude(run, manifest)
-        mirror.push(run)
+        run_store.push(run)
     return run
 
 

@@ -36,17 +36,17 @@ from slime_ray.world import World
 
 @dataclass
 class Curves:
-    """Rows of curves.parquet as a trial collects them. heard: told of each measurement's source and metrics."""
+    """Rows of curves.parquet as a trial collects them. listener: called with each measurement's source and metrics."""
 
     trial: Trial
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds_before: float = 0.0
-    heard: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
+    listener: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
 
     def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
         """One row per metric."""
         self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
-        self.heard(source, metrics)
+        self.listener(source, metrics)
 
     def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
         """One row of curves.parquet."""
@@ -164,10 +164,10 @@ class Measurements:
             raise pause_for(error) from None
         self.curves.add(step, "sentinel", seen)
         self.seconds += time.perf_counter() - clock
-        told = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
+        metrics_now = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
         estimates = {name: seen[name] for name in ESTIMATED if name in seen}
         self.estimates = metrics | estimates
-        order = self.report({**told, **self.estimates, **self.last})
+        order = self.report({**metrics_now, **self.estimates, **self.last})
         if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
             return Command("stop", self.sentinel.alarm, measure=True)
         return order
@@ -202,10 +202,10 @@ class TrainingLoop:
         pairs: Sequence[TokenPair],
         policy: Policy,
         measure: Measurements,
-        hosting: Runtime,
+        runtime: Runtime,
         trackers: Trackers,
     ):
-        self.trial, self.folder, self.measure, self.hosting = trial, folder, measure, hosting
+        self.trial, self.folder, self.measure, self.runtime = trial, folder, measure, runtime
         self.trackers = trackers
         self.shown: list[TrainerCallback] = []
         self.world = World.current()
@@ -213,7 +213,7 @@ class TrainingLoop:
         self.diverged: str | None = None
         self.stopped: Command | None = None
         self.best: tuple[int, float] | None = None
-        self.clock = self.told = self.tried = time.monotonic()
+        self.clock = self.reported = self.tried = time.monotonic()
         self.seconds_before = self.measured_before = 0.0
         self.trainer = PreferenceTrainer(
             policy=policy,
@@ -285,7 +285,7 @@ class TrainingLoop:
         value = self.world.broadcast(self.measure.estimates.get(column, math.nan))
         worth = value if way == "maximize" else -value
         if math.isfinite(value) and (self.best is None or worth > self.best[1]):
-            seconds = 60 * self.hosting.faults.storage_minutes
+            seconds = 60 * self.runtime.faults.storage_minutes
             say = waiting_for_storage(self.measure.report)
             save_best(
                 self.folder / CHECKPOINTS,
@@ -312,7 +312,7 @@ class TrainingLoop:
             self.trainer.add_callback(callback)
         if self.shown:
             # Trainer logs its updates itself.
-            self.measure.curves.heard = lambda source, metrics: (
+            self.measure.curves.listener = lambda source, metrics: (
                 None if source == "train" else self.trainer.log(named(source, metrics))
             )
 
@@ -338,8 +338,8 @@ class TrainingLoop:
         # Who listens may know nothing of this trial yet. What it was told then has been obeyed.
         past = evaluations(curves.rows)
         past.setdefault(saved.step, {})
-        for step, told in past.items():
-            self.measure.report({"doing": "training", "step": step, "updates": self.updates, **told})
+        for step, metrics in past.items():
+            self.measure.report({"doing": "training", "step": step, "updates": self.updates, **metrics})
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `restore`."""
@@ -358,12 +358,12 @@ class TrainingLoop:
     def urgent(self) -> bool:
         """Whether rank 0 wants the ranks to listen to it after this update: to report, or to write a checkpoint."""
         return self.world.main and (
-            time.monotonic() - self.told > self.hosting.heartbeat_seconds or self.checkpoint_due(1.0)
+            time.monotonic() - self.reported > self.runtime.heartbeat_seconds or self.checkpoint_due(1.0)
         )
 
     def checkpoint_due(self, share: float) -> bool:
         """Whether the last checkpoint is so old, as a share of the time between two."""
-        return time.monotonic() - self.tried > share * 60 * self.hosting.faults.checkpoint_minutes
+        return time.monotonic() - self.tried > share * 60 * self.runtime.faults.checkpoint_minutes
 
     def after_update(self, step: int, metrics: Metrics) -> Next:
         """Record an update; measure, report, save and stop when it is time. Every rank comes to the same decision."""
@@ -394,7 +394,7 @@ class TrainingLoop:
         # What follows the last update may take long as well.
         due = self.checkpoint_due(0.1 if step == self.updates else 1.0)
         order, due = self.world.broadcast((order, due))
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
         self.obey(order)
         leaving = order is not None and order.kind != "stop"
         save = leaving or (due and order is None)

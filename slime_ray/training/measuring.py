@@ -170,7 +170,7 @@ def measure_policy(
     trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
 ) -> Measurement:
     """Everything, with stability-v1; see `stability_parts`."""
-    told, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
+    held_out, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
         "training_spikes": training_spikes,
@@ -178,7 +178,7 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return replace(answers, row=told.row | answers.row | row, pairs=told.pairs)
+    return replace(answers, row=held_out.row | answers.row | row, pairs=held_out.pairs)
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

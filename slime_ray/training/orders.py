@@ -12,7 +12,7 @@ from slime_ray.errors import RunError, SlimeRayError
 
 @dataclass(frozen=True)
 class Command:
-    """What a trial is told to do when it reports, and why, as a sentence.
+    """What a trial has to do, as the answer to its report, and why, as a sentence.
 
     stop: end training here and record what has been reached; with `measure`, answers are generated and judged too.
     pause: write a checkpoint and leave without a result, to go on another time. preempt: the same, since the node is
@@ -33,16 +33,16 @@ ESTIMATED = ("win_rate", "stability")
 
 
 def evaluations(curves: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """What a trial told at each of its evaluations, by step, from its rows of curves.parquet."""
-    told: dict[int, dict[str, float]] = {}
+    """What a trial reported at each of its evaluations, by step, from its rows of curves.parquet."""
+    metrics: dict[int, dict[str, float]] = {}
     for row in curves:
         if row["source"] == "held_out" or (row["source"] == "sentinel" and row["metric"] in ESTIMATED):
-            told.setdefault(row["step"], {})[row["metric"]] = row["value"]
-    return dict(sorted(told.items()))
+            metrics.setdefault(row["step"], {})[row["metric"]] = row["value"]
+    return dict(sorted(metrics.items()))
 
 
 class Paused(Exception):
-    """A trial left because it was told to, with a checkpoint where the disk took one."""
+    """A trial left on a command, with a checkpoint where the disk took one."""
 
     def __init__(self, order: Command):
         super().__init__(order.reason)

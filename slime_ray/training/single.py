@@ -51,29 +51,29 @@ def train_one(
     """
     if lack := trial.settings.evaluation.lacks():
         raise InputError(lack)
-    mirror = RunStore.of(str(storage), "trials")
-    if lack := lacks(experiment.trackers, bucket=mirror.url is not None):
+    run_store = RunStore.of(str(storage), "trials")
+    if lack := lacks(experiment.trackers, bucket=run_store.url is not None):
         raise InputError(lack)
-    mirror.check()
-    run = mirror.root / experiment.name
+    run_store.check()
+    run = run_store.root / experiment.name
     with (
-        mirror.held(run),
+        run_store.held(run),
         taken(run, experiment, source=source, seed=0, start=start) as manifest,
-        mirror.answering(),
+        run_store.answering(),
         log_file(run / "log.txt"),
         gpu_failures_as_sentences(),
     ):
-        voice = ConsoleProgress(say)
-        hosting = Runtime(
+        progress = ConsoleProgress(say)
+        runtime = Runtime(
             threads=max(1, int(experiment.resources.cpu_per_worker)),
             faults=experiment.faults,
             trackers=tuple(experiment.trackers),
         )
         # One that cannot be used would be noticed only when the stages are made.
-        build_judge(trial.settings, verdicts=Verdicts(mirror.root / VERDICTS, run=run.name))
-        reset_process(seed=0, threads=hosting.threads)
+        build_judge(trial.settings, verdicts=Verdicts(run_store.root / VERDICTS, run=run.name))
+        reset_process(seed=0, threads=runtime.threads)
         with ending():
-            stages = prepare(experiment.settings, storage=mirror, report=voice.report)
+            stages = prepare(experiment.settings, storage=run_store, report=progress.report)
         refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
         other = trial.settings.model != experiment.settings.model
@@ -84,8 +84,8 @@ def train_one(
         results.write_manifest(run, manifest)
         if trial.trial_id not in results.finished_trials(run):
             try:
-                with voice.listening():
-                    run_trial(trial, run=run, storage=mirror, report=voice.report, hosting=hosting)
+                with progress.listening():
+                    run_trial(trial, run=run, storage=run_store, report=progress.report, runtime=runtime)
             except Paused as pause:
                 kind = Interrupted if pause.order.reason == INTERRUPTED else RunError
                 raise kind(
@@ -98,9 +98,9 @@ def train_one(
                     "once more, where there is more memory."
                 ) from None
             finally:
-                mirror.push(run)
+                run_store.push(run)
         rows = conclude(run, manifest)
-        mirror.push(run)
+        run_store.push(run)
         row = rows[trial.trial_id]
         if row["status"] == "failed":
             raise RunError(f"{trial.trial_id} failed: {row['reason']}. Its traceback is in {run / 'trials'}.")

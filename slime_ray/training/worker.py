@@ -87,7 +87,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_trial(
-    trial: Trial, *, run: Path, storage: RunStore, report: Report, hosting: Runtime = LOCAL
+    trial: Trial, *, run: Path, storage: RunStore, report: Report, runtime: Runtime = LOCAL
 ) -> dict[str, Any]:
     """Train and measure one trial and write its files under `run`/trials, from its last checkpoint if it has one.
 
@@ -99,7 +99,7 @@ def run_trial(
     row.
     """
     try:
-        return _run_trial(trial, run, storage, report, hosting)
+        return _run_trial(trial, run, storage, report, runtime)
     except (RunError, files.StorageError) as error:
         if World.current().size > 1:
             raise
@@ -107,33 +107,35 @@ def run_trial(
         raise Paused(Command("pause", what_failed(error))) from error
 
 
-def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosting: Runtime) -> dict[str, Any]:
+def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runtime: Runtime) -> dict[str, Any]:
     clock = time.perf_counter()
     world = World.current()
     folder = run / "trials" / trial.trial_id
-    reset_process(trial.seed, hosting.threads)
+    reset_process(trial.seed, runtime.threads)
     if not world.agree([trial.config_hash, __version__, torch.__version__]):
         raise RanksDiffer(f"the ranks of {trial.trial_id} hold different settings or versions")
     made: list[attempts.Attempt] = []
-    seconds = 60 * hosting.faults.storage_minutes
+    seconds = 60 * runtime.faults.storage_minutes
     if world.main:
         begin = functools.partial(attempts.begin, folder, workers=world.size)
         made = patiently(begin, seconds=seconds, say=waiting_for_storage(report))
         files.clear_partials(folder)
-    enough = world.broadcast(attempts.enough(made[:-1], hosting.faults))
+    enough = world.broadcast(attempts.enough(made[:-1], runtime.faults))
     if enough:
         return record_failure(trial, run, f"given up: {enough}", workers=world.size) if world.main else {}
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
     measured = Measurement({})
-    told = report if world.main else say_nothing
-    trackers = Trackers(hosting.trackers if world.main else (), trial, run, lambda said: told({"untracked": said}))
+    report_once = report if world.main else say_nothing
+    trackers = Trackers(
+        runtime.trackers if world.main else (), trial, run, lambda sentence: report_once({"untracked": sentence})
+    )
     try:
-        start_gpu(hosting.gpu)
-        measured = _train_and_measure(trial, folder, storage, told, curves, hosting, trackers)
+        start_gpu(runtime.gpu)
+        measured = _train_and_measure(trial, folder, storage, report_once, curves, runtime, trackers)
         row |= measured.row
     except Exception as error:
-        followed_by = _consequence(error, folder, hosting.faults)
+        followed_by = _consequence(error, folder, runtime.faults)
         if isinstance(followed_by, Exception):
             trackers.end({"status": "paused"})
             raise followed_by from None
@@ -144,7 +146,7 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, hosti
     # What it would have been without an interruption: `started` is that of the first attempt.
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
-        minutes = hosting.faults.storage_minutes
+        minutes = runtime.faults.storage_minutes
         tables = measured.answers, curves.rows, measured.pairs, report
         finish(trial, run, row, *tables, storage_minutes=minutes, verdicts=measured.verdicts)
     trackers.end(row)
@@ -218,11 +220,11 @@ def _train_and_measure(
     storage: RunStore,
     report: Report,
     curves: Curves,
-    hosting: Runtime,
+    runtime: Runtime,
     trackers: Trackers,
 ) -> Measurement:
     settings = trial.settings
-    if changed := World.current().broadcast(change(hosting.inputs, settings)):
+    if changed := World.current().broadcast(change(runtime.inputs, settings)):
         raise Paused(Command("pause", changed))
     judge = build_judge(
         settings,
@@ -230,16 +232,16 @@ def _train_and_measure(
         live=trial.phase == "search" or settings.judged_on_the_way,
         progress=judging(report),
     )
-    stages, pairs, lm = _start(trial, storage, report, hosting)
+    stages, pairs, lm = _start(trial, storage, report, runtime)
     if torch.cuda.is_available():
-        gpu_row_budget(settings, sharded=hosting.sharded, longest=pairs.longest)
+        gpu_row_budget(settings, sharded=runtime.sharded, longest=pairs.longest)
     lm = with_sft(make_trainable(lm, settings.model.lora), stages.checkpoint, settings.model)
-    policy = to_device(make_policy(lm, settings.model), sharded=hosting.sharded)
+    policy = to_device(make_policy(lm, settings.model), sharded=runtime.sharded)
     if settings.evaluation.engine:
-        _rehearse(trial, stages, policy, folder / REHEARSAL, report, hosting)
+        _rehearse(trial, stages, policy, folder / REHEARSAL, report, runtime)
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
-    training = TrainingLoop(trial, folder, pairs, policy, measure, hosting, trackers)
+    training = TrainingLoop(trial, folder, pairs, policy, measure, runtime, trackers)
     outcome = training.run()
     row: dict[str, Any] = {
         "sft_checkpoint": stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"]),
@@ -266,12 +268,12 @@ def _train_and_measure(
         return Measurement(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
     if outcome.stopped and not outcome.stopped.measure:
         return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
-    _save(policy, folder / MODEL, stages, report, hosting)
+    _save(policy, folder / MODEL, stages, report, runtime)
     asked = answer_prompts(trial, stages, policy, report, adapter=folder / MODEL)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
-        minutes = hosting.faults.storage_minutes
+        minutes = runtime.faults.storage_minutes
         write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
     kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
@@ -279,13 +281,13 @@ def _train_and_measure(
     return replace(measured, row=measured.row | kept.row | row | evaluation_seconds(), answers=answers)
 
 
-def _start(trial: Trial, storage: RunStore, report: Report, hosting: Runtime) -> tuple[Stages, PairFile, Any]:
+def _start(trial: Trial, storage: RunStore, report: Report, runtime: Runtime) -> tuple[Stages, PairFile, Any]:
     """The shared stages, the trial's pairs, and the model that its adapters are laid on. Raises StageError."""
     settings = trial.settings
     try:
         with stage_errors("used", storage):
-            stages = prepare(settings, storage=storage, report=report, sharded=hosting.sharded)
-            pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=hosting.sharded)
+            stages = prepare(settings, storage=storage, report=report, sharded=runtime.sharded)
+            pairs = train_pairs(stages, settings, storage=storage, report=report, sharded=runtime.sharded)
             # Whether this trial had to make a stage first must not change what it draws.
             set_seed(trial.seed)
             return stages, pairs, load_start(stages.checkpoint, settings.model, whole=False)
@@ -324,9 +326,9 @@ def _judged(
     return judge_prompts(trial, stages, asked, judge)
 
 
-def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, hosting: Runtime) -> None:
+def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, runtime: Runtime) -> None:
     """Have the answer server load the adapter as it is before training, when nothing is lost if it does not."""
-    _save(policy, folder, stages, report, hosting)
+    _save(policy, folder, stages, report, runtime)
     prompts, engine = stages.prompts[trial.prompt_set].token_ids, trial.settings.evaluation.engine
     try:
         with answering(engine, policy, stages.tokenizer, prompts, adapter=folder):
@@ -336,7 +338,7 @@ def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting: Runtime) -> None:
+def _save(policy: Policy, folder: Path, stages: Stages, report: Report, runtime: Runtime) -> None:
     """Save the adapter, or the whole model, with its tokenizer, so that a half-written one is never seen.
 
     Beside an adapter is the hash of the SFT weights that it goes on.
@@ -357,4 +359,4 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, hosting:
                 shutil.copy(made, partial)
 
     if World.current().main:
-        patiently(write, seconds=60 * hosting.faults.storage_minutes, say=waiting_for_storage(report))
+        patiently(write, seconds=60 * runtime.faults.storage_minutes, say=waiting_for_storage(report))

@@ -239,12 +239,12 @@ def test_a_trial_sees_what_changed_since_its_sweep_began(source, file):
 def test_a_trial_pauses_before_it_computes_anything_from_a_changed_input(source, tmp_path):
     """Its sweep then ends with the reason; there is no row, and nothing failed."""
     trial = arm_trials(load_experiment(source))[0]
-    hosting = Runtime(inputs={str((tmp_path / "pairs.jsonl").absolute()): "0" * 64})
+    runtime = Runtime(inputs={str((tmp_path / "pairs.jsonl").absolute()): "0" * 64})
     run = tmp_path / "runs" / "first"
     with pytest.raises(
         Paused, match=r"pairs\.jsonl changed while the run was at work .its hash was 000000000000, and is"
     ):
-        run_trial(trial, run=run, storage=RunStore(tmp_path / "runs"), report=lambda told: None, hosting=hosting)
+        run_trial(trial, run=run, storage=RunStore(tmp_path / "runs"), report=lambda told: None, runtime=runtime)
     assert results.finished_trials(run) == {}
     assert not (tmp_path / "runs" / ".stages").exists()
 

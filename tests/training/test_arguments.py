@@ -175,7 +175,7 @@ def test_a_callback_hears_every_update_of_a_trial_and_one_that_ends_it_is_said(
     trial = arm_trials(experiment)[0]
     training = trial.settings.training.model_copy(update={"callbacks": ["trial_callbacks:Ends"]})
     ended = trial.model_copy(update={"settings": trial.settings.model_copy(update={"training": training})})
-    run_trial(ended, run=tmp_path, storage=storage, report=lambda told: None, hosting=Runtime())
+    run_trial(ended, run=tmp_path, storage=storage, report=lambda told: None, runtime=Runtime())
     row = results.finished_trials(tmp_path)[trial.trial_id]
     assert sys.modules["trial_callbacks"].STEPS == [1, 2, 3]
     assert (row["status"], row["updates"], row["planned_updates"]) == ("stopped", 3, 6)

@@ -203,7 +203,7 @@ def paused(experiment: Experiment, storage: RunStore, tmp_path_factory: pytest.T
     run = tmp_path_factory.mktemp("paused")
     told = Orders(4, Command("pause", "it was interrupted"))
     with pytest.raises(Paused):
-        run_trial(arm_trials(experiment)[0], run=run, storage=storage, report=told, hosting=OFTEN)
+        run_trial(arm_trials(experiment)[0], run=run, storage=storage, report=told, runtime=OFTEN)
     return run
 
 
@@ -216,7 +216,7 @@ def resume(
     [folder] = (copy / "trials" / trial.trial_id / "resume").iterdir()
     DAMAGES[damage](folder / name)
     told = Orders(-1, None)
-    run_trial(trial, run=copy, storage=storage, report=told, hosting=OFTEN)
+    run_trial(trial, run=copy, storage=storage, report=told, runtime=OFTEN)
     assert_same(copy, whole, trial)
     return told.steps[0]
 

@@ -102,9 +102,9 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, s
     often = Runtime(faults=Faults(checkpoint_minutes=1e-9))
     with pytest.raises(KeyboardInterrupt):
         # Nothing of ours gets to run any more: as if the process had been killed when it reported update 4.
-        run_trial(trial, run=tmp_path, storage=storage, report=Orders(4, KeyboardInterrupt()), hosting=often)
+        run_trial(trial, run=tmp_path, storage=storage, report=Orders(4, KeyboardInterrupt()), runtime=often)
     again = Orders(-1, None)
-    row = run_trial(trial, run=tmp_path, storage=storage, report=again, hosting=often)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=again, runtime=often)
     # From update 3, where its checkpoint is.
     assert again.steps[:3] == [0, 2, 3]
     assert row["attempts"] == 2

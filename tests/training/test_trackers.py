@@ -67,8 +67,8 @@ class Trainer:
 
 
 def trained(trial: Trial, run: Path, storage: RunStore, *names: Any, report: Any = nothing) -> dict[str, Any]:
-    hosting = Runtime(trackers=names, faults=Faults(checkpoint_minutes=1e-9))
-    return run_trial(trial, run=run, storage=storage, report=report, hosting=hosting)
+    runtime = Runtime(trackers=names, faults=Faults(checkpoint_minutes=1e-9))
+    return run_trial(trial, run=run, storage=storage, report=report, runtime=runtime)
 
 
 def events(run: Path, trial: Trial) -> EventAccumulator:

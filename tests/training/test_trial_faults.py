@@ -48,11 +48,11 @@ def test_a_trial_out_of_memory_has_one_more_try(experiment, storage, tmp_path):
 
 def test_a_trial_that_is_lost_too_often_is_given_up(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
-    hosting = Runtime(faults=Faults(retries=2))
+    runtime = Runtime(faults=Faults(retries=2))
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            run_trial(trial, run=tmp_path, storage=storage, report=Orders(2, KeyboardInterrupt()), hosting=hosting)
-    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
+            run_trial(trial, run=tmp_path, storage=storage, report=Orders(2, KeyboardInterrupt()), runtime=runtime)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, runtime=runtime)
     assert row["status"] == "failed"
     assert "3 times" in row["reason"]
     assert results.finished_trials(tmp_path)[trial.trial_id]["attempts"] == 4
@@ -88,9 +88,9 @@ def test_a_result_that_a_storage_does_not_take_is_given_up_after_storage_minutes
         if str(told.get("doing")).startswith("waiting for storage"):
             waited.append(told["doing"])
 
-    hosting = Runtime(faults=Faults(storage_minutes=0.02))
+    runtime = Runtime(faults=Faults(storage_minutes=0.02))
     with pytest.raises(Paused, match=r"the storage does not take what is written .*trial\.json"):
-        run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=hosting)
+        run_trial(trial, run=tmp_path, storage=storage, report=report, runtime=runtime)
     assert waited
     # The attempt did not end by a fault of the trial's: it may be made again.
     assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["paused"]
@@ -110,7 +110,7 @@ def test_a_full_disk_ends_neither_training_nor_loses_the_result(experiment, stor
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     try:
-        row = run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=often)
+        row = run_trial(trial, run=tmp_path, storage=storage, report=report, runtime=often)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (row["status"], row["updates"], len(waited)) == ("completed", 6, 1)
@@ -133,7 +133,7 @@ def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, t
             (folder / "resume").write_text("in the way")
 
     with pytest.raises(KeyboardInterrupt):
-        run_trial(trial, run=tmp_path, storage=storage, report=report, hosting=often)
+        run_trial(trial, run=tmp_path, storage=storage, report=report, runtime=often)
     after_two, after_six = seen
     assert after_two.started < after_two.saved == after_six.saved < after_six.alive
     # All since then would be computed again.
@@ -160,11 +160,11 @@ def test_a_trial_whose_starts_cannot_be_counted_is_not_begun(experiment, storage
     trial = arm_trials(experiment)[0]
     (tmp_path / "trials" / trial.trial_id / attempts.FILE).mkdir(parents=True)
     told: list[str] = []
-    hosting = Runtime(faults=Faults(storage_minutes=0.02))
+    runtime = Runtime(faults=Faults(storage_minutes=0.02))
     with pytest.raises(Paused, match=r"the storage does not take what is written .*attempts\.json"):
         run_trial(
             trial, run=tmp_path, storage=storage, report=lambda told_now: told.append(str(told_now["doing"])),
-            hosting=hosting,
+            runtime=runtime,
         )  # fmt: skip
     assert told
     assert all(doing.startswith("waiting for storage") for doing in told)
@@ -251,10 +251,10 @@ def test_it_does_so_wherever_it_fails_and_whatever_the_error_became(
 def test_a_trial_under_which_gpus_keep_failing_is_given_up_with_their_nodes(experiment, storage, tmp_path, monkeypatch):
     trial = arm_trials(experiment)[0]
     monkeypatch.setattr(worker, "start_gpu", fails(GPU_ERRORS[1]))
-    hosting = Runtime(faults=Faults(retries=1))
+    runtime = Runtime(faults=Faults(retries=1))
     with pytest.raises(DeviceFailure):
-        run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
-    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, hosting=hosting)
+        run_trial(trial, run=tmp_path, storage=storage, report=nothing, runtime=runtime)
+    row = run_trial(trial, run=tmp_path, storage=storage, report=nothing, runtime=runtime)
     assert row["status"] == "failed"
     assert f"2 times a GPU failed (node {platform.node()}: RuntimeError: CUDA error: uncorr" in row["reason"]
 
@@ -263,7 +263,7 @@ def test_a_process_that_was_given_a_gpu_and_sees_none_trains_on_no_cpu(experimen
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     with pytest.raises(DeviceFailure, match="torch sees no GPU"):
-        run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing, hosting=Runtime(gpu=0.5))
+        run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing, runtime=Runtime(gpu=0.5))
 
 
 @pytest.mark.parametrize("text", ["CUDA out of memory. Tried", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])

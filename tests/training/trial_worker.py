@@ -19,7 +19,7 @@ if __name__ == "__main__":
         run=Path(run),
         storage=RunStore(Path(storage)),
         report=lambda told: None,
-        hosting=Runtime(sharded=how == "fsdp2", trackers=("tensorboard",)),
+        runtime=Runtime(sharded=how == "fsdp2", trackers=("tensorboard",)),
     )
     # Rank 0 alone shows the curves; a process without trackers imports none of them.
     found = {"tensorboardX", "tensorboard", "wandb", "mlflow"} & set(sys.modules)

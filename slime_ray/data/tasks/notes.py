@@ -64,11 +64,11 @@ class Notes(Task):
     def answer(self, prompt: str, broken: frozenset[str], rng: random.Random) -> str:
         """A broken fact is the older note's or any other; please or the ending is missing; fillers stand before it."""
         asked, older = facts_of(prompt)
-        told = dict(asked)
+        stated = dict(asked)
         for fact in asked:
             if fact in broken:
-                told[fact] = older[fact] if rng.random() < 0.5 else _other(fact, asked[fact], rng)
-        sentences = [BODY.format(**told, please="" if "polite" in broken else "please ")]
+                stated[fact] = older[fact] if rng.random() < 0.5 else _other(fact, asked[fact], rng)
+        sentences = [BODY.format(**stated, please="" if "polite" in broken else "please ")]
         if "brief" in broken:
             sentences += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
         if "ending" not in broken:
