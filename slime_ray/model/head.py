@@ -161,8 +161,8 @@ class _Tiles:
         self.height = max(1, min(positions, limit // self.width))
         self.wide = torch.promote_types(dtype, torch.float32)
         # One tile that holds everything takes no more when it is kept.
-        single = self.height >= positions and self.width >= vocabulary
-        self.kept = self.height * self.width if single else head.kept
+        self.single = self.height >= positions and self.width >= vocabulary
+        self.kept = self.height * self.width if self.single else head.kept
 
     @cached_property
     def buffer(self) -> torch.Tensor:
@@ -330,6 +330,9 @@ class _TrainedHead(torch.autograd.Function):
                 exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide if keep else None)
                 normaliser[block] = torch.logaddexp(normaliser[block], top + total.log())
                 if keep:
+                    if tiles.single:
+                        # Probabilities, which cost one pass less than exponentials to be scaled later.
+                        exponentials, top = exponentials.div_(total), normaliser[block]
                     kept[block.start, tile.vocabulary.start] = exponentials, top
                     tiles.kept -= tile.logits.numel()
                     del tiles.buffer

@@ -188,7 +188,7 @@ class TestWhatOnlyTheClusterSees:
             (tmp_path / "pairs.jsonl").write_text(content)
         space = write(tmp_path, source=source)
         assert message in refused(capsys, "sweep", space, "--storage", tmp_path / "runs")
-        assert [path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")] == []
+        assert [path.name for path in (tmp_path / "runs").glob("[!.]*")] == []
 
     @pytest.mark.parametrize(
         ("setting", "message"),

@@ -120,7 +120,7 @@ def instance() -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, workers):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY + ARMS + f"resources: {{workers: {workers}}}\n")

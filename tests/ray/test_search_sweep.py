@@ -87,6 +87,7 @@ def test_objectives_are_switched_by_a_search_and_all_start_from_one_checkpoint(m
     assert trials["knob.objective.beta"].isna().tolist()[-3:] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_search_starts_from_an_earlier_run_and_takes_no_notice_of_its_end(methods, folder, instance):
     start = f"start_from: [{{run: {methods}}}]\n"
     text = "\n".join(line for line in TEXT.splitlines() if not line.startswith("start_from")) + "\n" + start
@@ -191,6 +192,7 @@ def test_a_league_confirms_every_entrys_winner_and_trains_only_a_new_entry_when_
     assert results.read_manifest(run)["finished"]
 
 
+@pytest.mark.slow
 def test_a_league_across_checkpoints_has_stages_for_each_and_takes_one_more_when_resumed(folder, instance):
     text = LEAGUE.replace("  defaults: true\n", "")
     run = sweep(folder, "across", text=text + "across: {sft.seed: [0, 1]}\n")
