@@ -1,7 +1,7 @@
 """One YAML says the whole experiment: what is fixed, what is searched, what is compared, and what may be spent."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,7 +16,6 @@ from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
 from slime_ray.config.strict import Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
 
-QUANTIZED = "model.quantization"
 MOST_TRIALS = 100_000
 """Of a search, and of arms with all their seeds."""
 MOST_SEEDS = 10_000
@@ -151,11 +150,6 @@ class Arm(Strict):
 
     label: str
     set: dict[str, Any]
-
-
-def quantizes(settings: Settings, arms: Sequence[Arm]) -> bool:
-    """Whether `base` or an arm trains on 4-bit base weights."""
-    return any(value is not None for value in (settings.model.quantization, *(arm.set.get(QUANTIZED) for arm in arms)))
 
 
 class Experiment(Strict):

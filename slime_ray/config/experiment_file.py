@@ -106,7 +106,9 @@ class _Resolver:
             ]
             league = league and across.league_across(league, seeds)
             design = design and across.design_across(design, seeds)
-        for keys, sentence in refusals(file, settings, arms):
+        # Of arms that are wrong by themselves it was said above.
+        of_arms = [] if self.sentences else (Settings.model_validate(with_values(base, arm.set)) for arm in arms)
+        for keys, sentence in refusals(file, settings, arms, of_arms):
             self.sentences += self.error(keys, sentence).sentences
         if not self.sentences and not arms and search is None and league is None:
             raise self.error(

@@ -1,22 +1,13 @@
 """The keys of an experiment's YAML, and what is wrong between keys that are valid by themselves."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from slime_ray.config.ablation import AnyAblation
-from slime_ray.config.experiment import (
-    MOST_SEEDS,
-    MOST_TRIALS,
-    Arm,
-    Budget,
-    EarlyStopping,
-    Faults,
-    Resources,
-    quantizes,
-)
+from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS, Arm, Budget, EarlyStopping, Faults, Resources
 from slime_ray.config.league_file import LeagueKeys
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.parts import idle_knobs
@@ -69,8 +60,10 @@ class ExperimentKeys(SearchKeys):
     """Who shows a trial's curves while it trains; an empty list is nobody."""
 
 
-def refusals(file: ExperimentKeys, settings: Settings, arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong between parts of a file that are valid by themselves."""
+def refusals(
+    file: ExperimentKeys, settings: Settings, arms: Sequence[Arm], of_arms: Iterable[Settings]
+) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong between parts of a file that are valid by themselves. of_arms: settings of the arms' trials."""
     # What a design takes away it compares at the values of its centers, and a search would move these.
     compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
     for path in file.search:
@@ -95,23 +88,10 @@ def refusals(file: ExperimentKeys, settings: Settings, arms: Sequence[Arm]) -> I
             f"{len(arms)} arms x {len(file.seeds)} seeds are {count:,} trials, and {MOST_TRIALS:,} are the limit. "
             "Give fewer seeds",
         )
-    adapters = [one for one in (settings.model.lora, settings.sft_model.lora if settings.sft else None) if one]
-    if file.resources.strategy == "fsdp2" and any(one.dora for one in adapters):
-        yield (
-            ("resources", "strategy"),
-            "DoRA takes norms of whole weights, and fsdp2 divides these. Set strategy: ddp, or dora: false",
-        )
-    if file.resources.strategy == "fsdp2" and settings.model.kept:
-        yield (
-            ("resources", "strategy"),
-            "model.lora keeps an adapter, and fsdp2 divides only models that adapters are new to. Set strategy: ddp",
-        )
-    if file.resources.strategy == "fsdp2" and quantizes(settings, arms):
-        yield (
-            ("resources", "strategy"),
-            "model.quantization makes 4-bit base weights, which fsdp2 does not divide. Set strategy: ddp, or "
-            "model.quantization: null",
-        )
+    if file.resources.strategy == "fsdp2":
+        for why in dict.fromkeys(each.undivided for each in (settings, *of_arms)):
+            if why:
+                yield ("resources", "strategy"), f"{why}, and fsdp2 divides the model. Set strategy: ddp"
     if len(set(file.trackers)) < len(file.trackers):
         yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
     yield from _arm_refusals(arms)

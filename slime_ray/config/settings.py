@@ -347,6 +347,18 @@ class Settings(Strict):
             )
 
     @property
+    def undivided(self) -> str | None:
+        """Why the model cannot be divided among workers, without a full stop; None where it can."""
+        adapters = [self.model.lora, self.sft_model.lora if self.sft else None]
+        if any(lora and lora.dora for lora in adapters):
+            return "DoRA takes norms of whole weights"
+        if self.model.kept:
+            return "model.lora keeps an adapter, which can be divided only where it is new to the model"
+        if self.model.quantization is not None:
+            return f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
+        return None
+
+    @property
     def judged_on_the_way(self) -> bool:
         """Whether the sentinel's answers are judged during training."""
         judge = self.evaluation.judge

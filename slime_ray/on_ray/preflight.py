@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from slime_ray.config.experiment import Experiment, quantizes
+from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import RewardModel
 from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import EMBEDDED, Settings
@@ -28,6 +28,7 @@ from slime_ray.model.parts import fault_of, parts_of
 from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, installed
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.resources import concurrent_trials, why_never
+from slime_ray.runs.inputs import all_settings
 from slime_ray.runs.store import RunStore
 
 NODE_SECONDS = 120.0
@@ -353,7 +354,7 @@ def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding
 
 def _quantized(experiment: Experiment) -> Iterator[Finding]:
     """What 4-bit base weights need; that nodes have the same packages is looked at elsewhere."""
-    if not quantizes(experiment.settings, experiment.arms):
+    if not any(settings.model.quantization for settings in all_settings(experiment)):
         return
     if lack := lacking_bitsandbytes():
         yield Finding("error", "quantization", f"model.quantization: {lack}")

@@ -126,13 +126,13 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runti
     curves = Curves(trial)
     row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
     measured = Measurement({})
-    report_once = report if world.main else say_nothing
+    main_report = report if world.main else say_nothing
     trackers = Trackers(
-        runtime.trackers if world.main else (), trial, run, lambda sentence: report_once({"untracked": sentence})
+        runtime.trackers if world.main else (), trial, run, lambda lost: main_report({"untracked": lost})
     )
     try:
         start_gpu(runtime.gpu)
-        measured = _train_and_measure(trial, folder, storage, report_once, curves, runtime, trackers)
+        measured = _train_and_measure(trial, folder, storage, main_report, curves, runtime, trackers)
         row |= measured.row
     except Exception as error:
         followed_by = _consequence(error, folder, runtime.faults)

@@ -69,12 +69,18 @@ def test_what_cannot_be_trained_or_exported_is_refused_by_check(tmp_path, base, 
         load_experiment(file)
 
 
-@pytest.mark.parametrize("arm", [False, True])
-def test_sharding_is_refused_by_check(tmp_path, base, arm):
-    model = {"quantization": None} if arm else {}
-    arms = {"policy": {"model.quantization": "fp4"} if arm else {}}
-    file = written(tmp_path, base, model, arms=arms, resources={"strategy": "fsdp2", "workers": 2})
-    with pytest.raises(InputError, match="4-bit base weights, which fsdp2 does not divide"):
+@pytest.mark.parametrize(
+    ("model", "arm", "sentence"),
+    [
+        ({}, {}, "model.quantization nf4 makes 4-bit weights, which cannot be divided, and fsdp2 divides the model"),
+        ({"quantization": None}, {"model.quantization": "fp4"}, "model.quantization fp4 makes 4-bit weights"),
+        ({"quantization": None, "lora": LORA | {"dora": True}}, {}, "DoRA takes norms of whole weights"),
+        ({"quantization": None}, {"model.lora.dora": True}, "DoRA takes norms of whole weights"),
+    ],
+)
+def test_sharding_is_refused_by_check_in_base_and_in_arms(tmp_path, base, model, arm, sentence):
+    file = written(tmp_path, base, model, arms={"policy": arm}, resources={"strategy": "fsdp2", "workers": 2})
+    with pytest.raises(InputError, match=sentence):
         load_experiment(file)
 
 
