@@ -78,10 +78,10 @@ def _lasso(b: np.ndarray, slope: np.ndarray, curvature: np.ndarray, penalty: flo
     z = b.copy()
     for _ in range(STEPS):
         before = z.copy()
-        for place, own in enumerate(np.diag(curvature)):
-            if own > 0:
-                pull = own * z[place] - slope[place] - curvature[place] @ (z - b)
-                z[place] = np.sign(pull) * max(abs(pull) - penalty, 0.0) / own
+        for place, diagonal in enumerate(np.diag(curvature)):
+            if diagonal > 0:
+                pull = diagonal * z[place] - slope[place] - curvature[place] @ (z - b)
+                z[place] = np.sign(pull) * max(abs(pull) - penalty, 0.0) / diagonal
         if np.abs(z - before).max() < CLOSE:
             break
     return z
@@ -101,12 +101,12 @@ def influence(
         b: Coefficients; those that a penalty made 0 are taken to stay so.
         others: (features, features) curvature of what else was fitted.
     """
-    kept, known = b != 0, ~np.isnan(y)
-    fitted, there = expit(x @ b), expit(at @ b)
-    inverse = np.linalg.pinv((_curvature(x, fitted, known.astype(float)) + others)[np.ix_(kept, kept)])
-    pull = np.where(known, y - fitted, 0.0)[:, None] * x[:, kept]
-    moved = pull @ inverse @ (at.T @ (there * (1 - there)))[kept] + there
-    return np.asarray(there.mean() + moved - moved.mean())
+    active, judged = b != 0, ~np.isnan(y)
+    fitted, rates = expit(x @ b), expit(at @ b)
+    inverse = np.linalg.pinv((_curvature(x, fitted, judged.astype(float)) + others)[np.ix_(active, active)])
+    pull = np.where(judged, y - fitted, 0.0)[:, None] * x[:, active]
+    values = pull @ inverse @ (at.T @ (rates * (1 - rates)))[active] + rates
+    return np.asarray(rates.mean() + values - values.mean())
 
 
 def _wider(values: np.ndarray, coefficients: int) -> np.ndarray:
@@ -227,14 +227,14 @@ class Difficulties:
 
     def of(self, prompts: pd.Series) -> np.ndarray:
         """The difficulties of these prompts. Raises InputError where some have none."""
-        found = prompts.map(self.by_prompt)
-        if found.isna().any():
-            lacking = prompts[found.isna()].unique()
+        difficulties = prompts.map(self.by_prompt)
+        if difficulties.isna().any():
+            lacking = prompts[difficulties.isna()].unique()
             raise InputError(
                 f"--difficulties {self.place}: {len(lacking)} of {prompts.nunique()} report prompts have no difficulty "
                 f"there, the first {lacking[0]}. Its index or prompt_id has to be the id of the question."
             )
-        return found.to_numpy(dtype=float)
+        return difficulties.to_numpy(dtype=float)
 
 
 def alpaca_eval_rate(
@@ -251,11 +251,11 @@ def alpaca_eval_rate(
         The rate; None where a trial has fewer than FEWEST judged answers to a coefficient.
     """
     values = {}
-    for trial_id, own in answers.groupby("trial_id"):
-        found = _of_model(own, difficulties)
-        if found is None:
+    for trial_id, of_trial in answers.groupby("trial_id"):
+        by_answer = _of_model(of_trial, difficulties)
+        if by_answer is None:
             return None
-        values[trial_id] = pd.Series(found).groupby(own["prompt_id"].to_numpy()).mean()
+        values[trial_id] = pd.Series(by_answer).groupby(of_trial["prompt_id"].to_numpy()).mean()
     wide = pd.DataFrame(values).T
     of_topics = None if topics is None else topics.loc[wide.columns].to_numpy()
     scatter = statistics.row_scatter(wide.to_numpy(dtype=float), of_topics)

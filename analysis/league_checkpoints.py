@@ -107,14 +107,14 @@ def _row(
     steady = [None if one is None else checkpoints.draw(one) for one in scores]
     same = _same_items(leagues)
     topics = same[0] if same else None
-    apart = [_one_a_start(each, starts, items=same is not None) for each in (own, gaps)]
+    apart = [_mean_by_start(each, starts, items=same is not None) for each in (own, gaps)]
     return {
         "entry": method,
         **columns(
             {
                 "rate": checkpoints.over(apart[0], topics, least=0.0),
                 "difference": checkpoints.over(apart[1], topics),
-                "stability": checkpoints.over(_one_a_start(steady, starts, items=True), least=0.0),
+                "stability": checkpoints.over(_mean_by_start(steady, starts, items=True), least=0.0),
             }
         ),
         "behind": sum(mean < 0 for mean in means),
@@ -124,7 +124,7 @@ def _row(
     }
 
 
-def _one_a_start(
+def _mean_by_start(
     draws: Sequence[checkpoints.Draw | None], starts: Sequence[Any], *, items: bool
 ) -> list[checkpoints.Draw]:
     """The draws of leagues as one of each SFT checkpoint, the mean of its leagues. items: keep them apart."""

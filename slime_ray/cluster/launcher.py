@@ -110,11 +110,11 @@ class LauncherFile(ClusterChecks):
         text = {key: " ".join(map(str, value)) for key, value in docker.items() if key.endswith("run_options")}
         text |= {key: " ".join(value) for key, value in self.data.items() if key.endswith("_commands")}
 
-        def asked(side: str) -> bool:
+        def requires_token(side: str) -> bool:
             keys = (f"{side}run_options", f"{side}setup_commands", f"{side}start_ray_commands")
             return any(MODE.search(text.get(key, "")) for key in keys)
 
-        if not asked("") and not (asked("head_") and asked("worker_")):
+        if not requires_token("") and not (requires_token("head_") and requires_token("worker_")):
             raise self.error(
                 ("docker", "run_options"),
                 ": nobody is asked for a token, so whoever reaches the cluster may run code on it. "

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, interleave_datasets
 
 from slime_ray.config.settings import Data
-from slime_ray.data.preferences import LoadedPreferences, of_one_kind, read_preferences
+from slime_ray.data.preferences import LoadedPreferences, read_preferences, with_same_features
 
 
 def read_mixture(data: Data) -> tuple[Dataset, dict[str, Any]]:
@@ -28,7 +28,7 @@ def read_mixture(data: Data) -> tuple[Dataset, dict[str, Any]]:
     if isinstance(data.train, str):
         return loaded[0].dataset, loaded[0].report.as_dict()
     weights = [entry.weight for entry in data.sources]
-    sets = of_one_kind([each.dataset for each in loaded])
+    sets = with_same_features([each.dataset for each in loaded])
     mixed = mix_pairs(sets, [weight for weight in weights if weight is not None], seed=data.seed)
     return mixed, _joint_report(data, loaded) | {"pairs_mixed": len(mixed)}
 

@@ -188,7 +188,7 @@ def read_preferences(
     _check(report, columns, strict=strict)
     if pairs:
         chunks.append(_dataset(pairs))
-    return LoadedPreferences(concatenate_datasets(of_one_kind(chunks)), report)
+    return LoadedPreferences(concatenate_datasets(with_same_features(chunks)), report)
 
 
 def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
@@ -233,7 +233,7 @@ def _dataset(pairs: list[Pair]) -> Dataset:
     return Dataset.from_dict(columns, features=_TOOL_FEATURES if tools else _FEATURES)
 
 
-def of_one_kind(sets: list[Dataset]) -> list[Dataset]:
+def with_same_features(sets: list[Dataset]) -> list[Dataset]:
     """The data sets with tools in the messages of all, if there are some in one of them."""
     if all(each.features == _FEATURES for each in sets):
         return sets

@@ -33,7 +33,7 @@ def resolve_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | 
     Raises:
         InputError: there is no such template, or the tokenizer has none.
     """
-    text = _own_template(tokenizer) if template is None else given_template(template)
+    text = _own_template(tokenizer) if template is None else read_template(template)
     pinned = _STRFTIME.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), text)
     if "strftime_now(" in pinned:
         logger.warning("The chat template prints today's date, so the same prompts differ from one day to the next.")
@@ -67,7 +67,7 @@ def no_template(tokenizer: str) -> InputError:
     )
 
 
-def given_template(template: str) -> str:
+def read_template(template: str) -> str:
     """The text of a .jinja file or of a shipped template. Raises InputError where there is none."""
     if template in shipped_templates():
         return (resources.files("slime_ray.presets") / "templates" / f"{template}.jinja").read_text("utf-8")

@@ -136,7 +136,7 @@ def load_trained(stage: Path, model: Model, adapter: Path, *, note: Note = log_n
     return with_sft(load_adapter(load_start(stage, model, whole=False), adapter), stage, model)
 
 
-def load_given(folder: Path, model: Model, *, note: Note = log_note) -> Any:
+def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
     """A policy from elsewhere: a whole model, or an adapter, merged into its base or on its 4-bit base as `model` is.
 
     Raises InputError as `load_checkpoint` and `load_adapter` do.

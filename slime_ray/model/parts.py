@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from slime_ray.config.model import Model, lacks_template
-from slime_ray.data.template_text import given_template, no_template
+from slime_ray.data.template_text import no_template, read_template
 from slime_ray.model.files import ADAPTER, FileFault, check_folder, check_gguf, check_weights, read_object
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -108,7 +108,7 @@ def _on_base(folder: Path) -> Parts:
 def check_template(model: Model) -> None:
     """Raise InputError where the chat template is surely not there. Of the Hub and GGUF files only loading tells."""
     if model.chat_template:
-        given_template(model.chat_template)
+        read_template(model.chat_template)
     elif not model.trust_remote_code and (model.tokenizer or not model.gguf_file):
         # Where a file is broken, whoever loads it says so.
         with suppress(FileFault):

@@ -117,7 +117,7 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note = 
         logger.info(line)
         print_line(console, line)
 
-    placement, last, noted = PlacementTimer(context.resources, context.faults, say), "", -math.inf
+    placement, last, last_note = PlacementTimer(context.resources, context.faults, say), "", -math.inf
     notices: set[str] = set()
     mark: tuple[Any, int] | None = None
 
@@ -131,8 +131,8 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note = 
     with console.status(STAGES) as status:
         while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
             latest = listen()
-            if time.monotonic() - noted > STATUS_SECONDS:
-                noted = time.monotonic()
+            if time.monotonic() - last_note > STATUS_SECONDS:
+                last_note = time.monotonic()
                 note(latest.metrics if latest else {})
             if latest is None or not latest.at_work:
                 placement.check()

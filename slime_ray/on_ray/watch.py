@@ -16,7 +16,7 @@ from slime_ray.on_ray.monitor import Monitor, TrialStatus
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Callback, Progress
 from slime_ray.on_ray.resources import Meter, waiting_for
-from slime_ray.on_ray.workers import GPU_FAILED
+from slime_ray.on_ray.workers import GPU_FAILED, RestartTrial
 from slime_ray.runs.instructions import FOLDER, Instructions
 from slime_ray.runs.status import STATUS, write_status
 from slime_ray.runs.store import RunStore
@@ -287,11 +287,12 @@ class Watch(Callback):
 
 def _ending(error: str) -> attempts.Ending:
     """How an attempt ended whose process raised or died, from Tune's error."""
-    if "OutOfMemory" in error or "RestartTrial: out of memory" in error:
+    restart = f"{RestartTrial.__name__}: "
+    if "OutOfMemory" in error or f"{restart}out of memory" in error:
         return "memory"
-    if f"RestartTrial: {GPU_FAILED}" in error:
+    if f"{restart}{GPU_FAILED}" in error:
         return "device"
-    return "preempted" if "RestartTrial: " in error else "lost"
+    return "preempted" if restart in error else "lost"
 
 
 def _node(fault: str) -> str:

@@ -29,7 +29,7 @@ from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
-from slime_ray.model.loading import load_given, load_trained, make_policy
+from slime_ray.model.loading import load_external, load_trained, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model, downloaded, parts_of
 from slime_ray.runs import results
@@ -378,7 +378,7 @@ class _Models(_AnswerFiles):
         if _is_on(one.path, stage):
             lm = load_trained(stage, model, one.path, note=self.note)
         else:
-            lm = load_given(one.path, model, note=self.note)
+            lm = load_external(one.path, model, note=self.note)
         policy = to_device(make_policy(lm, model), sharded=False).eval()
         max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
         check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)

@@ -19,7 +19,7 @@ from slime_ray.model.loading import (
     base_of,
     load_adapter,
     load_checkpoint,
-    load_given,
+    load_external,
     load_tokenizer,
     load_trained,
 )
@@ -117,7 +117,7 @@ def _load(settings: Settings, checkpoint: Path, stage: Path | None) -> Any:
         lm = load_checkpoint(stage or checkpoint, dtype="float32")
         return lm if stage is None else load_adapter(lm, checkpoint, merge=True)
     model = settings.model.model_copy(update={"dtype": "float32"})
-    return load_given(checkpoint, model) if stage is None else load_trained(stage, model, checkpoint)
+    return load_external(checkpoint, model) if stage is None else load_trained(stage, model, checkpoint)
 
 
 def _kept(run: Path, trial_id: str) -> tuple[Mapping[str, Any], Path]:

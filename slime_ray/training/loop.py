@@ -164,10 +164,10 @@ class Measurements:
             raise pause_for(error) from None
         self.curves.add(step, "sentinel", seen)
         self.seconds += time.perf_counter() - clock
-        metrics_now = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
+        state = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
         estimates = {name: seen[name] for name in ESTIMATED if name in seen}
         self.estimates = metrics | estimates
-        order = self.report({**metrics_now, **self.estimates, **self.last})
+        order = self.report({**state, **self.estimates, **self.last})
         if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
             return Command("stop", self.sentinel.alarm, measure=True)
         return order

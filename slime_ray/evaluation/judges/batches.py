@@ -173,7 +173,7 @@ class Batches:
                     else:
                         results[key] = Missing(reply.reason)
                 else:
-                    reply = self.endpoint.cleaned(reply)
+                    reply = self.endpoint.without_key(reply)
                     value = verdicts.finish(batch.requests[key], reply, read(reply.text))
                     self.models.update([reply.model] if reply.model else [])
                     results[key] = self.asker.without_verdict(reply) if value is None else value

@@ -254,7 +254,7 @@ class Endpoint(Connection):
         """The judgment. Raises Failure."""
         asked = self.body(messages)
         try:
-            return self.cleaned(read_reply(self.send("/chat/completions", asked)))
+            return self.without_key(read_reply(self.send("/chat/completions", asked)))
         except Failure as failure:
             if "max_tokens" in asked and _renames(failure):
                 self.limit_name = "max_completion_tokens"
@@ -262,7 +262,7 @@ class Endpoint(Connection):
             failure.reason = self.masked(failure.reason)
             raise
 
-    def cleaned(self, reply: Reply) -> Reply:
+    def without_key(self, reply: Reply) -> Reply:
         """The judgment without the key, should the server have sent that: it is kept, and its model is reported."""
         if len(self.key) < SHORTEST_KEY:
             return reply
