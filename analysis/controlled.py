@@ -21,6 +21,7 @@ from scipy.special import expit
 from slime_ray.errors import InputError
 
 from . import statistics
+from .rows import reading
 
 MARKS = {
     "headers": re.compile(r"^#{1,6}\s", re.MULTILINE),
@@ -194,10 +195,8 @@ class Difficulties:
     @classmethod
     def read(cls, path: Path) -> "Difficulties":
         """Read `df_gamed.csv` or `instruction_difficulty.csv`. Raises InputError where the file is neither."""
-        try:
+        with reading(f"--difficulties {path}", "df_gamed.csv of AlpacaEval's data set, or a CSV like it"):
             table = pd.read_csv(path, dtype={"index": str, "prompt_id": str})
-        except (OSError, ValueError) as error:
-            raise InputError(f"--difficulties {path}: cannot be read ({str(error).splitlines()[0]}).") from None
         names = [name for name in ("prompt_id", "index") if name in table]
         if not names or "instruction_difficulty" not in table:
             raise InputError(

@@ -12,6 +12,7 @@ prompts have to be drawn at random from all.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,14 +75,12 @@ def read_labels(path: Path) -> pd.DataFrame:
     Raises:
         InputError: The file cannot be read, or a label is none.
     """
-    try:
+    with rows.reading(f"--labels {path}", "a CSV or JSONL file with trial_id, prompt_id and outcome"):
         if path.suffix == ".csv":
             labels = pd.read_csv(path, dtype=dict.fromkeys(KEYS, str))
         else:
             lines = path.read_text(encoding="utf-8").splitlines()
-            labels = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-    except (OSError, ValueError) as error:
-        raise InputError(f"--labels {path}: cannot be read ({str(error).splitlines()[0]}).") from None
+            labels = pd.DataFrame([_object(line, number) for number, line in enumerate(lines, 1) if line.strip()])
     missing = [name for name in (*KEYS, "outcome") if name not in labels]
     if missing:
         raise InputError(f"--labels {path}: lacks {', '.join(missing)}. Give trial_id, prompt_id and outcome.")
@@ -92,6 +91,14 @@ def read_labels(path: Path) -> pd.DataFrame:
             "Give 1 for a win of the trial's answer over the baseline's, 0.5 for a tie, 0 for a loss."
         )
     return labels.assign(outcome=outcomes, **{key: labels[key].astype(str) for key in KEYS})
+
+
+def _object(line: str, number: int) -> dict[str, Any]:
+    """Read a line of JSON. A list or an object in it is no label's, and read as missing. Raises ValueError."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"line {number} holds no object")
+    return {name: None if isinstance(item, (list, dict)) else item for name, item in value.items()}
 
 
 def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:

@@ -1,6 +1,7 @@
 """Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,16 @@ LOST = ("failed", "diverged")
 
 Outcomes = tuple[list[int], np.ndarray]
 """Seeds, and their (seeds, prompts) outcomes."""
+
+
+@contextmanager
+def reading(name: str, wanted: str) -> Iterator[None]:
+    """Raise InputError for a file that cannot be read. name: as the message begins. wanted: the file to give."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
+        raise InputError(f"{name}: cannot be read: {reason}. Give {wanted}.") from None
 
 
 def is_judged(run: results.Run) -> bool:

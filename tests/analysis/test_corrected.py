@@ -103,7 +103,12 @@ def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
         (['{"trial_id": "arm-a-s9", "prompt_id": "p01", "outcome": 1}'], "trial arm-a-s9, prompt p01"),
         (['{"trial_id": "arm-a-s0", "prompt_id": "p01", "outcome": "won"}'], "label 1 has the outcome 'won'"),
         (['{"trial_id": "arm-a-s0", "prompt_id": "p01"}'], "lacks outcome"),
-        (["nonsense"], "cannot be read"),
+        (
+            ["nonsense"],
+            "cannot be read: Expecting value: line 1 column 1 (char 0). Give a CSV or JSONL file with trial_id",
+        ),
+        (['{"trial_id": "arm-a-s0"}', "5"], "cannot be read: line 2 holds no object. Give a CSV"),
+        (['{"trial_id": "arm-a-s0", "prompt_id": "p01", "outcome": [1]}'], "label 1 has the outcome None"),
     ],
 )
 def test_labels_of_something_else_are_refused(run, capsys, lines, sentence):
@@ -111,7 +116,7 @@ def test_labels_of_something_else_are_refused(run, capsys, lines, sentence):
     labels.write_text("\n".join(lines))
     assert cli.main(["report", str(path), "--labels", str(labels)]) == 2
     assert sentence in capsys.readouterr().err
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"cannot be read: No such file or directory\. Give a CSV"):
         corrected.read_labels(path / "nowhere.csv")
 
 
