@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if debug or error.filename is None or error.strerror is None:
+        if debug or error.filename is None or not error.strerror:
             raise
         place, reason = str(error.filename), error.strerror[0].lower() + error.strerror[1:]
         shown = place if len(place) <= 200 else f"{place[:60]}..."
