@@ -205,9 +205,3 @@ def _recorded(entry: Mapping[str, Any]) -> Recorded:
         seconds=entry["tokens"] / TOKENS_A_SECOND,
         row={name: entry[name] for name in names},
     )
-
-
-def from_run(trial: Trial, folder: Path) -> Recorded:
-    """A trial that was trained in `folder`, as if it came from the table."""
-    row = results.finished_trials(folder / "run")[trial.trial_id]
-    return _recorded(_entry(folder / "run" / "trials" / trial.trial_id, row))

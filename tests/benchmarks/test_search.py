@@ -139,7 +139,7 @@ def test_everything_is_measured_from_a_table_in_one_go(tmp_path, monkeypatch, ex
         known.append(made_up(f"point-{number:03d}", "search", 1000, share, 1 - share**2, **point))
     monkeypatch.setattr(bench, "load_table", lambda table: [*grid_of(27), *known])
     report = bench.measure_search(
-        recorded_table=tmp_path / "none", folder=tmp_path, seeds=2, trials=12, trained=0, say=lambda line: None
+        recorded_table=tmp_path / "none", folder=tmp_path, seeds=2, trials=12
     )
     assert len(report.truth) == 27
     assert {(found.rule, found.workers) for found in report.found} == {(n, w) for n in bench.RULES for w in (1, 4)}
