@@ -104,7 +104,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """Everything that `bench search` finds. recorded: trials in the table."""
+    """What all searches found. recorded: trials in the table."""
 
     machine: Machine
     date: str
@@ -283,7 +283,7 @@ def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def search_tables(report: SearchReport) -> str:
-    """`bench search` in text."""
+    """Render the report."""
     machine, best = report.machine, report.truth[:5]
     cells = [
         (

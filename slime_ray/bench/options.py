@@ -74,11 +74,7 @@ class Options:
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device}: must be auto, cpu or cuda.")
 
-    def as_json(self) -> dict[str, Any]:
-        """The options as JSON takes them."""
-        return dict(vars(self))
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Options":
-        """The options that `as_json` wrote."""
+        """The options that JSON holds."""
         return cls(**{**values, **{name: tuple(values[name]) for name in ("vocabularies", "recipes")}})

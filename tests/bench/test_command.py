@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_what_was_given_wrong_is_said(arguments, complaint):
 
 def test_options_survive_the_way_to_another_process():
     options = Options(vocabularies=(64,), recipes=("packed",), micro=3)
-    assert Options.from_json(json.loads(json.dumps(options.as_json()))) == options
+    assert Options.from_json(json.loads(json.dumps(asdict(options)))) == options
 
 
 def loaded(module: str, packages: list[str]) -> set[str]:
