@@ -119,12 +119,9 @@ class _Run:
             if self.failure:
                 return
         self.steps = [self.stepper.collate(pairs, self.micro) for pairs in self.pairs]
-        warmup = self.options.warmup
-        if warmup is None:
-            # On a GPU kernels are compiled, and memory is split, by shape.
-            warmup = 1 if self.device.type == "cpu" else len(self.steps)
-        for number in range(warmup):
-            self._timed(self.steps[number % len(self.steps)])
+        # On a GPU kernels are compiled, and memory is split, by shape.
+        for step in self.steps[:1] if self.device.type == "cpu" else self.steps:
+            self._timed(step)
 
     def time(self, number: int) -> None:
         """Time one step."""
