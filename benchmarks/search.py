@@ -96,7 +96,6 @@ class Cell:
     """One cell of the grid as it truly is. place: from 1, in the order in which a sweep confirms."""
 
     name: str
-    values: Mapping[str, Any]
     win_rate: float
     stability: float
     place: int
@@ -141,9 +140,9 @@ def true_cells(recorded: Sequence[Recorded]) -> list[Cell]:
     for label in sorted({trial.row["label"] for trial in recorded if trial.row["phase"] == "arm"}):
         own = [trial for trial in recorded if trial.row["label"] == label and trial.row["phase"] == "arm"]
         means = {goal: statistics.fmean(trial.row[goal] or 0.0 for trial in own) for goal in GOALS}
-        rows.append({"status": "completed", "name": label, "values": own[0].values, **means})
+        rows.append({"status": "completed", "name": label, **means})
     return [
-        Cell(row["name"], row["values"], row["win_rate"], row["stability"], place)
+        Cell(row["name"], row["win_rate"], row["stability"], place)
         for place, row in enumerate(best_rows(rows, GOALS), start=1)
     ]
 
@@ -284,16 +283,7 @@ def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def search_tables(report: SearchReport) -> str:
     """Render the report."""
-    machine, best = report.machine, report.truth[:5]
-    cells = [
-        (
-            f"{cell.place}",
-            ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in cell.values.items()),
-            f"{100 * cell.win_rate:.1f}",
-            f"{cell.stability:.2f}",
-        )
-        for cell in best
-    ]
+    machine = report.machine
     found = [
         (
             one.searcher,
@@ -303,7 +293,6 @@ def search_tables(report: SearchReport) -> str:
             f"{one.top}/{one.seeds}",
             f"{one.share:.1%}",
             f"{one.most:.1%}",
-            f"{one.trials:.1f}",
             f"{one.stopped:.1f}",
         )
         for one in report.found
@@ -325,13 +314,9 @@ def search_tables(report: SearchReport) -> str:
         [
             f"Searches over {report.recorded} recorded trials of the embedded task arithmetic, played on "
             f"{machine.processor}, {machine.cores} cores; {report.date}",
-            f"The best of {len(report.truth)} cells, in the order in which a sweep would confirm them.",
-            table(("", "cell", "win %", "S"), cells),
             "The grid searched, each cell trained with one seed. Found: what the search would confirm first is truly "
             "the best cell, or one of the two best.",
-            table(
-                ("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "trials", "stopped"), found
-            ),
+            table(("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), found),
             "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
             table(("searcher", "trials", "volume", "random", "above", "tokens", "random alike", "above"), volumes),
             "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
