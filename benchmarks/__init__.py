@@ -1,1 +1,1 @@
-"""`slime-ray bench`: what steps, sweeps, searches, answers, plans and reports take, and how far intervals hold."""
+"""Scripts that print tables of docs/; they are not shipped."""

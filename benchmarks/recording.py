@@ -18,7 +18,7 @@ from slime_ray.bench.machine import Say, describe_machine, now
 from slime_ray.config.experiment import Experiment, Search, Trial
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.space import Scalar
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import RunError
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training.orders import evaluations
@@ -138,10 +138,8 @@ def record(folder: Path, say: Say) -> None:
 
 
 def condense(folder: Path, table: Path) -> None:
-    """Write the table of the trials that `folder` holds. Raises InputError where it holds none."""
+    """Write the table of the trials that `folder` holds."""
     rows = results.finished_trials(folder / "run")
-    if not rows:
-        raise InputError(f"{folder} holds no recorded trial. Record some with --record {folder}.")
     entries = [_entry(folder / "run" / "trials" / name, rows[name]) for name in sorted(rows)]
     about = {"machine": asdict(describe_machine(torch.device("cpu"))), "condensed": now(), "space": SPACE}
     columns = pa.Table.from_pylist(entries, schema=SCHEMA).replace_schema_metadata({"recorded": json.dumps(about)})
@@ -176,16 +174,8 @@ def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_table(table: Path = TABLE) -> list[Recorded]:
-    """The recorded trials. Raises InputError for a file that is not such a table."""
-    if not table.exists():
-        raise InputError(
-            f"{table}: no trials are recorded yet, so there is nothing to play. Record them with `slime-ray bench "
-            "search --record`, which trains for an hour or more and can be interrupted."
-        )
-    try:
-        entries = pq.read_table(table, schema=SCHEMA).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{table} is no table of recorded trials: {str(error).splitlines()[0]}.") from None
+    """The recorded trials."""
+    entries = pq.read_table(table, schema=SCHEMA).to_pylist()
     return [_recorded(entry) for entry in entries]
 
 
@@ -205,9 +195,3 @@ def _recorded(entry: Mapping[str, Any]) -> Recorded:
         seconds=entry["tokens"] / TOKENS_A_SECOND,
         row={name: entry[name] for name in names},
     )
-
-
-def from_run(trial: Trial, folder: Path) -> Recorded:
-    """A trial that was trained in `folder`, as if it came from the table."""
-    row = results.finished_trials(folder / "run")[trial.trial_id]
-    return _recorded(_entry(folder / "run" / "trials" / trial.trial_id, row))

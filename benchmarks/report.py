@@ -1,6 +1,5 @@
 """What the report of a large run takes: seconds to make, bytes of its page. The run is made up."""
 
-import os
 import statistics
 import subprocess
 import sys
@@ -40,18 +39,16 @@ BOUNDS = {100: (10, 3), 1000: (60, 8)}
 
 @dataclass(frozen=True)
 class PageReport:
-    """seconds, cpu: of each round's report, by the wall and of this process. page, all_files: bytes.
+    """seconds: of each round's report. page, all_files: bytes.
 
     command: seconds of `slime-ray report` in a process of its own, Python's start and all imports with it. answer:
-    characters of an answer. load: of the machine in the last minute.
+    characters of an answer.
     """
 
     trials: int
     answer: int
     seconds: tuple[float, ...]
-    cpu: tuple[float, ...]
     command: tuple[float, ...]
-    load: float
     page: int
     all_files: int
     machine: Machine
@@ -61,7 +58,7 @@ class PageReport:
 
 def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
     """Make up a run of so many trials whose answers have so many characters, and report it. At least 24 trials."""
-    seconds, cpu, command = [], [], []
+    seconds, command = [], []
     with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
         run = Path(folder) / "run"
         say(f"making up a run of {trials} trials")
@@ -71,10 +68,9 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
         for number in range(rounds):
             # A round draws its resamples anew, as a report in a new process does.
             draws.cache_clear()
-            clock, of_process = time.perf_counter(), time.process_time()
+            clock = time.perf_counter()
             written = write_report(run, Path(folder) / "report")
             seconds.append(time.perf_counter() - clock)
-            cpu.append(time.process_time() - of_process)
             command.append(_time_command(run, Path(folder) / "report"))
             say(f"round {number + 1}: {seconds[-1]:.1f} s, the whole command {command[-1]:.1f} s")
         page, all_files = written.html.stat().st_size, sum(path.stat().st_size for path in written.files)
@@ -82,9 +78,7 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
         trials=trials,
         answer=answer,
         seconds=tuple(seconds),
-        cpu=tuple(cpu),
         command=tuple(command),
-        load=os.getloadavg()[0],
         page=page,
         all_files=all_files,
         machine=describe_machine(torch.device("cpu")),
@@ -110,17 +104,16 @@ def page_table(report: PageReport) -> str:
         f"{report.trials}",
         f"{report.answer}",
         f"{statistics.median(report.seconds):.1f}",
-        f"{statistics.median(report.cpu):.1f}",
         f"{statistics.median(report.command):.1f}",
         f"{report.page / 1e6:.2f}",
         f"{report.all_files / 1e6:.1f}",
     )
     return "\n\n".join(
         [
-            f"The report of a made-up run on {machine.processor}, {machine.cores} cores, load {report.load:.1f}; "
+            f"The report of a made-up run on {machine.processor}, {machine.cores} cores; "
             f"matplotlib {report.matplotlib}, {report.date}; {len(report.seconds)} rounds",
-            table(("trials", "characters", "seconds", "CPU s", "command s", "page MB", "all files MB"), [row]),
-            "Characters of an answer. Seconds: medians over rounds, by the wall and of this process; command: of "
+            table(("trials", "characters", "seconds", "command s", "page MB", "all files MB"), [row]),
+            "Characters of an answer. Seconds: medians over rounds; command: of "
             "`slime-ray report` in a process of its own, with Python's start and all imports. Promised are at most "
             + ", ".join(f"{time} s and {size} MB of {trials:,} trials" for trials, (time, size) in BOUNDS.items())
             + ".",

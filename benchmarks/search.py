@@ -1,7 +1,7 @@
 """How well a search finds: the grid's best cell for a part of its tokens, and hypervolume against random search.
 
 Searchers, rules of early stopping and the choice of the best are those of a sweep. They go over recorded trials of the
-embedded task on a simulated clock, or with `trained_in` over trials that are trained when they are drawn.
+embedded task on a simulated clock.
 """
 
 import random
@@ -21,7 +21,7 @@ from slime_ray.on_ray.stopping import build_rule
 from slime_ray.planning.tables import table
 from slime_ray.runs.pareto import best_rows
 
-from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, from_run, load_table, recorded_trial, train
+from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, load_table
 from .simulate import FixedPoints, Forgetful, Played, Recorded, Searcher, WithinTokens, random_points, simulate
 
 GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
@@ -30,7 +30,6 @@ RULES: dict[str, EarlyStopping] = {
     "pareto": EarlyStopping(goals=GOALS),
     "pareto, spread": EarlyStopping(goals=GOALS, tie_break="spread"),
     "asha, win_rate": EarlyStopping(rule="asha", metric="win_rate"),
-    "asha, stability": EarlyStopping(rule="asha", metric="stability"),
     "asha, preference_accuracy": EarlyStopping(rule="asha"),
     "median, win_rate": EarlyStopping(rule="median", metric="win_rate"),
 }
@@ -66,11 +65,10 @@ class Found:
 class Volume:
     """The hypervolume of a searcher's front after `trials` trials beside random search's, seed by seed.
 
-    on: what was searched. random: of as many whole trials. alike: of the first of these that took no more tokens than
+    random: of as many whole trials. alike: of the first of these that took no more tokens than
     the searcher's. tokens: of its trials, of those of as many whole ones, on average.
     """
 
-    on: str
     searcher: str
     trials: int
     volumes: list[float]
@@ -98,7 +96,6 @@ class Cell:
     """One cell of the grid as it truly is. place: from 1, in the order in which a sweep confirms."""
 
     name: str
-    values: Mapping[str, Any]
     win_rate: float
     stability: float
     place: int
@@ -106,7 +103,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """Everything that `bench search` finds. recorded: trials in the table."""
+    """What all searches found. recorded: trials in the table."""
 
     machine: Machine
     date: str
@@ -116,10 +113,8 @@ class SearchReport:
     volumes: list[Volume]
 
 
-def measure_search(
-    *, recorded_table: Path, folder: Path, seeds: int, trials: int, trained: int, say: Say
-) -> SearchReport:
-    """Everything. folder: where trials are trained, of which `trained` seeds of the second part make use."""
+def measure_search(*, recorded_table: Path, folder: Path, seeds: int, trials: int) -> SearchReport:
+    """Search the grid and the box. folder: where the experiments' files are written."""
     recorded = load_table(recorded_table)
     experiment = experiment_in(folder)
     truth = true_cells(recorded)
@@ -133,12 +128,9 @@ def measure_search(
     known = [trial for trial in recorded if trial.row["phase"] == "search" and trial.row["seed"] == SEARCH_SEEDS[0]]
     nearest = Nearest(known, experiment)
     volumes = [
-        volume("recorded trials", experiment, nearest, rule=rule, trials=trials, seeds=range(seeds))
+        volume(experiment, nearest, rule=rule, trials=trials, seeds=range(seeds))
         for rule in ("none", "pareto", "pareto, spread")
     ]
-    if trained:
-        training = Trained(experiment, folder, say)
-        volumes.append(volume("trained trials", experiment, training, rule="none", trials=trials, seeds=range(trained)))
     return SearchReport(describe_machine(torch.device("cpu")), now(), len(recorded), truth, found, volumes)
 
 
@@ -148,9 +140,9 @@ def true_cells(recorded: Sequence[Recorded]) -> list[Cell]:
     for label in sorted({trial.row["label"] for trial in recorded if trial.row["phase"] == "arm"}):
         own = [trial for trial in recorded if trial.row["label"] == label and trial.row["phase"] == "arm"]
         means = {goal: statistics.fmean(trial.row[goal] or 0.0 for trial in own) for goal in GOALS}
-        rows.append({"status": "completed", "name": label, "values": own[0].values, **means})
+        rows.append({"status": "completed", "name": label, **means})
     return [
-        Cell(row["name"], row["values"], row["win_rate"], row["stability"], place)
+        Cell(row["name"], row["win_rate"], row["stability"], place)
         for place, row in enumerate(best_rows(rows, GOALS), start=1)
     ]
 
@@ -247,21 +239,7 @@ class Nearest:
         return np.array(places)
 
 
-class Trained:
-    """Trains the trial of a point, once."""
-
-    def __init__(self, experiment: Experiment, folder: Path, say: Say):
-        self.experiment, self.folder, self.say = experiment, folder, say
-
-    def __call__(self, point: Mapping[str, Any]) -> Recorded:
-        name = "drawn-" + "-".join(f"{float(value):.6g}" for value in point.values())
-        trial = recorded_trial(self.experiment, name, "search", SEARCH_SEEDS[0], point)
-        train(trial, self.folder, self.say)
-        return from_run(trial, self.folder)
-
-
 def volume(
-    on: str,
     experiment: Experiment,
     replay: Callable[[Mapping[str, Any]], Recorded],
     *,
@@ -279,7 +257,6 @@ def volume(
     other = [play(FixedPoints(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
     spent, whole = (sum(one.tokens for played in runs for one in played) for runs in (own, other))
     return Volume(
-        on=on,
         searcher="TPE" if rule == "none" else f"TPE, {rule}",
         trials=trials,
         volumes=[hypervolume([one.row for one in played]) for played in own],
@@ -305,17 +282,8 @@ def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def search_tables(report: SearchReport) -> str:
-    """`bench search` in text."""
-    machine, best = report.machine, report.truth[:5]
-    cells = [
-        (
-            f"{cell.place}",
-            ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in cell.values.items()),
-            f"{100 * cell.win_rate:.1f}",
-            f"{cell.stability:.2f}",
-        )
-        for cell in best
-    ]
+    """Render the report."""
+    machine = report.machine
     found = [
         (
             one.searcher,
@@ -325,14 +293,13 @@ def search_tables(report: SearchReport) -> str:
             f"{one.top}/{one.seeds}",
             f"{one.share:.1%}",
             f"{one.most:.1%}",
-            f"{one.trials:.1f}",
             f"{one.stopped:.1f}",
         )
         for one in report.found
     ]
     volumes = [
         (
-            f"{one.searcher}, {one.on}",
+            one.searcher,
             f"{one.trials}",
             f"{statistics.fmean(one.volumes):.3f}",
             f"{statistics.fmean(one.random):.3f}",
@@ -347,13 +314,9 @@ def search_tables(report: SearchReport) -> str:
         [
             f"Searches over {report.recorded} recorded trials of the embedded task arithmetic, played on "
             f"{machine.processor}, {machine.cores} cores; {report.date}",
-            f"The best of {len(report.truth)} cells, in the order in which a sweep would confirm them.",
-            table(("", "cell", "win %", "S"), cells),
             "The grid searched, each cell trained with one seed. Found: what the search would confirm first is truly "
             "the best cell, or one of the two best.",
-            table(
-                ("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "trials", "stopped"), found
-            ),
+            table(("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), found),
             "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
             table(("searcher", "trials", "volume", "random", "above", "tokens", "random alike", "above"), volumes),
             "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "
@@ -366,13 +329,13 @@ if __name__ == "__main__":
     from .common import run
     from .recording import TABLE, condense, record
 
-    def measure(*, seeds: int, trials: int, train: int, record_first: int, say: Say) -> SearchReport:
+    def measure(*, seeds: int, trials: int, record_first: int, say: Say) -> SearchReport:
         """Search over the shipped table, recorded anew first where asked."""
         folder = Path("runs/recorded")
         if record_first:
             record(folder, say)
             condense(folder, TABLE)
-        return measure_search(recorded_table=TABLE, folder=folder, seeds=seeds, trials=trials, trained=train, say=say)
+        return measure_search(recorded_table=TABLE, folder=folder, seeds=seeds, trials=trials)
 
     run(
         "search",
@@ -380,7 +343,6 @@ if __name__ == "__main__":
         {
             "seeds": (10, 1, "searches of each kind"),
             "trials": (32, 1, "trials of a search in the comparison with random search"),
-            "train": (0, 0, "seeds of a comparison whose trials are trained, kept in runs/recorded"),
             "record_first": (0, 0, "1: train the table's missing trials in runs/recorded and write it anew, an hour"),
         },
         measure,

@@ -1,6 +1,5 @@
 """What the engine relies on and only a GPU can confirm, in seconds: each check is a row whose figures are foreseen."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from slime_ray.data.packing import Segment
 from slime_ray.errors import SlimeRayError, is_memory_error
 
 from .gpu import Row, Sizes
-from .machine import find_device
+from .machine import find_device, timed
 
 Figures = dict[str, float]
 
@@ -139,20 +138,6 @@ def attend(
         found[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
     return found, [timed(run, weights.device) for _ in range(3)][-1]
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of some work, once the device has done what it was given."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    clock = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - clock
 
 
 def _off(found: torch.Tensor, exact: torch.Tensor) -> float:

@@ -17,9 +17,9 @@ from slime_ray.model.flops import Lengths
 
 from .cases import SHAPES, Case, build_case
 from .gpu import Row, Sizes
-from .gpu_checks import attend, engine, reason, timed
+from .gpu_checks import attend, engine, reason
 from .lengths import BenchPair
-from .machine import find_device
+from .machine import find_device, timed
 from .memory_child import weigh
 from .options import Options
 from .step import measure_speed

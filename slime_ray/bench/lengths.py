@@ -4,7 +4,9 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,56 +35,30 @@ class BenchPair:
         return Lengths(len(self.prompt_ids), len(self.chosen_ids), len(self.rejected_ids))
 
 
-@dataclass(frozen=True)
-class LogNormal:
-    """Lengths drawn from log-normal distributions with these means in tokens and these widths."""
-
-    prompt_mean: float
-    prompt_sigma: float
-    completion_mean: float
-    completion_sigma: float
-
-    def draw(self, count: int, max_tokens: int, random_state: random.Random) -> list[Lengths]:
-        """`count` pairs' lengths, before any cut; chosen and rejected are independent."""
-
-        def one(mean: float, sigma: float) -> int:
-            return max(1, round(random_state.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
-
-        completion = (self.completion_mean, self.completion_sigma)
-        return [
-            Lengths(one(self.prompt_mean, self.prompt_sigma), one(*completion), one(*completion)) for _ in range(count)
-        ]
+Source = Callable[[int, int, random.Random], list[Lengths]]
+"""Gives that many pairs' lengths, before any cut, for a longest sequence and a random state."""
 
 
-@dataclass(frozen=True)
-class Longest:
-    """Every sequence as long as allowed, half of it prompt."""
+def ultrafeedback(count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
+    """Draw lengths about as UltraFeedback has them in the tokens of a 3-4B model: long-tailed, means 180 and 250."""
 
-    def draw(self, count: int, max_tokens: int, random_state: random.Random) -> list[Lengths]:
-        """`count` times the same lengths."""
-        return [Lengths(max_tokens // 2, max_tokens - max_tokens // 2, max_tokens - max_tokens // 2)] * count
+    def draw(mean: float, sigma: float) -> int:
+        return max(1, round(state.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
 
-
-@dataclass(frozen=True)
-class FromFile:
-    """Lengths of a file's pairs."""
-
-    lengths: tuple[Lengths, ...]
-
-    def draw(self, count: int, max_tokens: int, random_state: random.Random) -> list[Lengths]:
-        """`count` of them, each once as long as there are enough."""
-        if count <= len(self.lengths):
-            return random_state.sample(self.lengths, count)
-        return random_state.choices(self.lengths, k=count)
+    return [Lengths(draw(180, 1.0), draw(250, 0.7), draw(250, 0.7)) for _ in range(count)]
 
 
-Source = LogNormal | Longest | FromFile
+def longest(count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
+    """Give every sequence as long as allowed, half of it prompt."""
+    return [Lengths(max_tokens // 2, max_tokens - max_tokens // 2, max_tokens - max_tokens // 2)] * count
 
-DISTRIBUTIONS: dict[str, Source] = {
-    # About UltraFeedback in the tokens of a 3-4B model: long-tailed prompts, completions of a paragraph or two.
-    "ultrafeedback": LogNormal(180, 1.0, 250, 0.7),
-    "longest": Longest(),
-}
+
+def from_file(lengths: Sequence[Lengths], count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
+    """Draw from a file's lengths, each once as long as there are enough."""
+    return state.sample(lengths, count) if count <= len(lengths) else state.choices(lengths, k=count)
+
+
+DISTRIBUTIONS: dict[str, Source] = {"ultrafeedback": ultrafeedback, "longest": longest}
 """The named distributions of lengths."""
 
 
@@ -123,7 +99,7 @@ def find_source(lengths: str) -> Source:
     path = Path(lengths)
     if not path.is_file():
         raise InputError(f"--lengths {lengths}: neither a file nor one of {', '.join(DISTRIBUTIONS)}.")
-    return FromFile(tuple(read_lengths(path)))
+    return partial(from_file, read_lengths(path))
 
 
 def read_lengths(path: Path) -> list[Lengths]:
@@ -193,7 +169,7 @@ def draw_workload(
     """
     state = random.Random(seed)
     shares = max(1, (DRAWN_STEPS if sort_over == 1 else sort_over) // steps)
-    lengths = [cut(each, max_tokens, shrink) for each in source.draw(shares * steps * pairs, max_tokens, state)]
+    lengths = [cut(each, max_tokens, shrink) for each in source(shares * steps * pairs, max_tokens, state)]
     lengths.sort(key=sequence_length)
     buckets = []
     for step in range(steps):

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,20 @@ def available_bytes(device: torch.device) -> int:
 def now() -> str:
     """The date and time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of some work, once the device has done what it was given."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    clock = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - clock
 
 
 @contextmanager

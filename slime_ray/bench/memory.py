@@ -6,7 +6,7 @@ longest pairs sets it.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 import torch
@@ -19,7 +19,7 @@ from .lengths import BenchPair
 from .machine import Say, available_bytes, find_device, in_a_process
 from .options import Options
 from .recipes import layout_of
-from .stepper import Report, dtype_of, micros_of, report_on, workload_of
+from .stepper import Report, dtype_of, micros_of, ratio, report_on, workload_of
 
 LOGITS_ALIVE = {"authors": 4.5, "padded": 3.2, "chunked": 0.0, "packed": 0.0, "unshared": 0.0}
 """Copies of its float32 logits that a recipe holds at its highest point, from measurements."""
@@ -65,13 +65,22 @@ def measure_memory(options: Options, say: Say) -> MemoryReport:
 
 def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> MemoryAtVocabulary:
     workload = workload_of(options, vocabulary, steps=options.rounds)
-    found = []
+    found = {}
     for name in options.recipes:
         say(f"vocabulary {vocabulary:,}: {name}")
-        found.append(_weigh(name, options, vocabulary, workload.drawn, device))
-    return MemoryAtVocabulary(
-        vocabulary=vocabulary, mean_lengths=workload.mean_lengths, recipes=tuple(_with_ratios(found))
+        found[name] = _weigh(name, options, vocabulary, workload.drawn, device)
+    weighed = {name: [max(1, size) for size in recipe.steps] for name, recipe in found.items()}
+    recipes = tuple(
+        replace(
+            recipe,
+            to_authors=ratio(weighed.get("authors", []), weighed[name]),
+            to_padded=ratio(
+                weighed.get("padded" if recipe.head == "trained" else "padded-frozen-head", []), weighed[name]
+            ),
+        )
+        for name, recipe in found.items()
     )
+    return MemoryAtVocabulary(vocabulary=vocabulary, mean_lengths=workload.mean_lengths, recipes=recipes)
 
 
 def _weigh(
@@ -87,38 +96,34 @@ def _weigh(
     head = "frozen" if name.endswith("-frozen-head") else "trained"
     needed = estimate + weights_bytes(shape, vocabulary, itemsize)
     available = available_bytes(device)
-    measured: tuple[int, ...] = ()
-    failure: str | None = None
-    if available and needed > available:
-        failure = f"needs about {needed / 2**30:.0f} GiB, not run"
-    else:
+    failure: str | None = f"needs about {needed / 2**30:.0f} GiB, not run"
+    measured: list[int] = []
+    if not available or needed <= available:
         measured, failure = _in_a_process(name, options, vocabulary, device)
     return RecipeMemory(
         name=name,
         head=head,
-        steps=measured,
+        steps=tuple(measured),
         step_bytes=median(measured) if measured else None,
         estimate=estimate,
         failure=failure,
     )
 
 
-def _in_a_process(
-    name: str, options: Options, vocabulary: int, device: torch.device
-) -> tuple[tuple[int, ...], str | None]:
+def _in_a_process(name: str, options: Options, vocabulary: int, device: torch.device) -> tuple[list[int], str | None]:
     """Bytes of each step, or why there are none."""
     request = {
         "recipe": name,
         "vocabulary": vocabulary,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "options": options.as_json(),
+        "options": asdict(options),
     }
     # One arena, so that what was freed goes back to the system.
     answer = in_a_process("slime_ray.bench.memory_child", request, environment={"MALLOC_ARENA_MAX": "1"})
     if answer.values is None:
-        return (), answer.failure
-    return tuple(answer.values["steps"]), answer.values["failure"]
+        return [], answer.failure
+    return answer.values["steps"], answer.values["failure"]
 
 
 def estimate_bytes(name: str, layout: Layout, shape: Shape, vocabulary: int, itemsize: int) -> float:
@@ -136,23 +141,3 @@ def weights_bytes(shape: Shape, vocabulary: int, itemsize: int) -> float:
     attention = shape.hidden * shape.head_size * (2 * shape.heads + 2 * shape.key_heads)
     body = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
     return itemsize * (body + 5 * vocabulary * shape.hidden)
-
-
-def _with_ratios(found: list[RecipeMemory]) -> list[RecipeMemory]:
-    by_name = {recipe.name: recipe for recipe in found}
-
-    def ratio(baseline: str, recipe: RecipeMemory) -> tuple[float, float, float] | None:
-        theirs = by_name[baseline].steps if baseline in by_name else ()
-        if not theirs or not recipe.steps:
-            return None
-        ratios = [their / max(1, our) for their, our in zip(theirs, recipe.steps, strict=True)]
-        return median(ratios), min(ratios), max(ratios)
-
-    return [
-        replace(
-            recipe,
-            to_authors=ratio("authors", recipe),
-            to_padded=ratio("padded" if recipe.head == "trained" else "padded-frozen-head", recipe),
-        )
-        for recipe in found
-    ]

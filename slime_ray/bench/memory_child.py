@@ -39,8 +39,7 @@ def weigh_steps(recipe: str, options: Options, vocabulary: int, device: torch.de
     """Bytes of each of the options' rounds, another step's pairs each, the same pairs for every recipe."""
     workload = workload_of(options, vocabulary, steps=options.rounds)
     stepper = Stepper(recipe, build(options, vocabulary, device))
-    for number in range(1 if options.warmup is None else options.warmup):
-        stepper.run(stepper.collate(workload.drawn[number % len(workload.drawn)], options.micro))
+    stepper.run(stepper.collate(workload.drawn[0], options.micro))  # to warm up
     return [weigh(stepper, stepper.collate(pairs, options.micro), device) for pairs in workload.drawn]
 
 

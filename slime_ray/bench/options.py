@@ -23,8 +23,7 @@ class Options:
     the name of a distribution. shrink: what all lengths are divided by; None for the shape's own. max_tokens: longest
     sequence before shrinking, prompt and completion together. pairs: pairs of an optimizer step. micro: pairs of a
     forward pass; None for all of the step's. steps: steps of a round, different pairs each. sort_over: steps' worth of
-    pairs that padded recipes sort by length, 1 for none. rounds: how often the same steps are repeated. warmup: steps
-    before the clock runs, None for one on a CPU and all shapes on a GPU.
+    pairs that padded recipes sort by length, 1 for none. rounds: how often the same steps are repeated.
     Raises InputError with the option's name for a value out of range.
     """
 
@@ -37,7 +36,6 @@ class Options:
     steps: int = 4
     sort_over: int = 50
     rounds: int = 3
-    warmup: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     threads: int | None = None
     device: str = "auto"
@@ -52,7 +50,7 @@ class Options:
             if vocabulary < SMALLEST_VOCABULARY:
                 raise InputError(f"--vocab {vocabulary}: must be at least {SMALLEST_VOCABULARY}.")
         ones = dict.fromkeys(("shrink", "pairs", "micro", "steps", "sort_over", "rounds", "threads"), 1)
-        for name, bound in {**ones, "max_tokens": 4, "warmup": 0, "seed": 0}.items():
+        for name, bound in {**ones, "max_tokens": 4, "seed": 0}.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {bound}.")
@@ -74,11 +72,7 @@ class Options:
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device}: must be auto, cpu or cuda.")
 
-    def as_json(self) -> dict[str, Any]:
-        """The options as JSON takes them."""
-        return dict(vars(self))
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Options":
-        """The options that `as_json` wrote."""
+        """The options that JSON holds."""
         return cls(**{**values, **{name: tuple(values[name]) for name in ("vocabularies", "recipes")}})

@@ -14,7 +14,7 @@ with each prompt twice, as packing without shared prompts has it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,24 +33,6 @@ OBJECTIVE = SlimeObjective()
 
 TIMES_SUMMED = 3
 """The released trainer goes through the letters of its loss's name, "ipo", and adds the loss for each."""
-
-
-class Recipe(Protocol):
-    """How a step runs. lm: the recipe's own twin of the model."""
-
-    @property
-    def head(self) -> str:
-        """`trained` or `frozen`."""
-
-    @property
-    def bucketed(self) -> bool:
-        """Whether its steps are those that sorting by length gives."""
-
-    def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Any:
-        """One forward pass's tensors."""
-
-    def loss(self, micro: Any, counts: Mapping[str, int]) -> Tensor:
-        """0-d share of the loss of a step that holds `counts` items."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +229,9 @@ class Unshared(Packed):
         half = len(lengths) // 2
         split = int(lengths[:half].sum())
         return OBJECTIVE(logps[:split], lengths[:half], logps[split:], lengths[half:]).loss_over(counts)
+
+
+Recipe = Authors | Padded | Packed
 
 
 def make_recipe(name: str, lm: Any) -> Recipe:

@@ -1,7 +1,6 @@
 """How long a training step takes: all recipes in turn on the same pairs, again and again, and medians of that."""
 
 import gc
-import time
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,9 +11,9 @@ from slime_ray.errors import is_memory_error
 from slime_ray.planning.prices import peak_flops
 
 from .lengths import Workload
-from .machine import Say
+from .machine import Say, timed
 from .options import Options
-from .stepper import Report, Step, Stepper, build, dtype_of, report_on, workload_of
+from .stepper import Report, Step, Stepper, build, dtype_of, ratio, report_on, workload_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +119,9 @@ class _Run:
             if self.failure:
                 return
         self.steps = [self.stepper.collate(pairs, self.micro) for pairs in self.pairs]
-        warmup = self.options.warmup
-        if warmup is None:
-            # On a GPU kernels are compiled, and memory is split, by shape.
-            warmup = 1 if self.device.type == "cpu" else len(self.steps)
-        for number in range(warmup):
-            self._timed(self.steps[number % len(self.steps)])
+        # On a GPU kernels are compiled, and memory is split, by shape.
+        for step in self.steps[:1] if self.device.type == "cpu" else self.steps:
+            self._timed(step)
 
     def time(self, number: int) -> None:
         """Time one step."""
@@ -154,11 +150,7 @@ class _Run:
         if self.failure:
             return None
         try:
-            self._wait()
-            start = time.perf_counter()
-            self.stepper.run(step)
-            self._wait()
-            return time.perf_counter() - start
+            return timed(lambda: self.stepper.run(step), self.device)
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise
@@ -170,10 +162,6 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) -> RecipeSpeed:
@@ -195,8 +183,8 @@ def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) ->
         seconds_per_step=typical and typical / options.steps,
         tokens_per_second=typical and workload.real_tokens / typical,
         pairs_per_second=typical and len(workload.pairs) / typical,
-        to_authors=_ratio(authors, totals),
-        to_padded=_ratio(padded, totals),
+        to_authors=ratio(_round_totals(authors), totals),
+        to_padded=ratio(_round_totals(padded), totals),
         flops=flops,
         flops_to_authors=_flops_of(authors) / flops if authors else None,
         share_of_peak=flops / typical / peak if typical and peak else None,
@@ -210,14 +198,6 @@ def _flops_of(run: Any) -> int:
     return sum(run.stepper.flops(pairs, run.micro) for pairs in run.pairs)
 
 
-def _round_totals(run: _Run) -> list[float]:
-    """Seconds of each round, none where any step failed."""
-    return [] if run.failure else [sum(taken) for taken in run.seconds]
-
-
-def _ratio(baseline: _Run | None, totals: list[float]) -> tuple[float, float, float] | None:
-    theirs = _round_totals(baseline) if baseline else []
-    if not theirs or not totals:
-        return None
-    ratios = [their / our for their, our in zip(theirs, totals, strict=True)]
-    return median(ratios), min(ratios), max(ratios)
+def _round_totals(run: _Run | None) -> list[float]:
+    """Seconds of each round, none without a run or where any step failed."""
+    return [] if run is None or run.failure else [sum(taken) for taken in run.seconds]

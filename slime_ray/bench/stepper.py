@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from slime_ray.data.packing import fill_rows
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, sizes_of, step_flops
 
-from .cases import SHAPES, Case, Shape, build_case
+from .cases import SHAPES, Case, build_case
 from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length
 from .machine import Machine, describe_machine, find_device, now, threads
 from .options import Options
@@ -41,6 +42,7 @@ class Report(Generic[AtVocabulary]):
 def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabulary]) -> Report[AtVocabulary]:
     """Measure at each of the options' vocabularies. Raises InputError for lengths or a device that cannot be had."""
     device = find_device(options.device)
+    vocabularies = options.vocabularies or (SHAPES[options.shape].vocabulary,)
     with threads(options.threads):
         return Report(
             date=now(),
@@ -50,8 +52,16 @@ def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabul
             threads=torch.get_num_threads(),
             shrink=shrink_of(options),
             options=options,
-            vocabularies=tuple(measure(size, device) for size in vocabularies_of(options)),
+            vocabularies=tuple(measure(size, device) for size in vocabularies),
         )
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float, float] | None:
+    """Compare like with like: median, least and most of theirs / ours. None where one of them was not measured."""
+    if not theirs or not ours:
+        return None
+    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    return median(ratios), min(ratios), max(ratios)
 
 
 @dataclass(frozen=True)
@@ -132,45 +142,29 @@ class Stepper:
 
 
 def micros_of(name: str, pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
-    """A recipe's forward passes over a step's pairs: at most `micro` pairs each, and a row's tokens where they lie in
-    rows."""
-    micros = cut_into_micros(pairs, micro)
+    """Cut a step into forward passes: `micro` pairs at most, and where packed a row's tokens."""
+    ordered = sorted(pairs, key=lambda pair: -sequence_length(pair.lengths))
+    size = micro or len(ordered)
+    micros = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     if not name.startswith(("packed", "unshared")):
         return micros
     return [[part[index] for index in row] for part in micros for row in fill_rows(part, row_tokens=ROW_TOKENS)]
 
 
-def cut_into_micros(pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
-    """A step's pairs cut into forward passes of at most `micro` pairs, of about equal length."""
-    ordered = sorted(pairs, key=lambda pair: -sequence_length(pair.lengths))
-    size = micro or len(ordered)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
-def shape_of(options: Options) -> Shape:
-    """The options' model shape."""
-    return SHAPES[options.shape]
-
-
 def shrink_of(options: Options) -> int:
     """What lengths and windows are divided by."""
-    return shape_of(options).shrink if options.shrink is None else options.shrink
+    return SHAPES[options.shape].shrink if options.shrink is None else options.shrink
 
 
 def dtype_of(options: Options) -> Any:
     """Name of the dtype that runs."""
-    return options.dtype or shape_of(options).dtype
-
-
-def vocabularies_of(options: Options) -> tuple[int, ...]:
-    """Vocabularies to run."""
-    return options.vocabularies or (shape_of(options).vocabulary,)
+    return options.dtype or SHAPES[options.shape].dtype
 
 
 def build(options: Options, vocabulary: int, device: torch.device) -> Case:
     """The model that the options name."""
     return build_case(
-        shape_of(options),
+        SHAPES[options.shape],
         vocabulary=vocabulary,
         shrink=shrink_of(options),
         dtype=getattr(torch, dtype_of(options)),

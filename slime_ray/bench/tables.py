@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from slime_ray.planning.tables import table
 
-from .options import Options
-
 if TYPE_CHECKING:
     from .memory import MemoryReport
     from .plan import PlanReport
@@ -136,19 +134,11 @@ def plan_table(report: "PlanReport") -> str:
     )
 
 
-def measurements(benchmark: str, report: Any) -> dict[str, Any]:
-    """Return a report as JSON takes it. benchmark: the name of its subcommand."""
-    values = {"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}
-    if isinstance(getattr(report, "options", None), Options):
-        values["options"] = report.options.as_json()
-    return values
-
-
 def show(benchmark: str, report: Any, text: str, *, as_json: bool) -> None:
     """Print the table; with `as_json`, every measurement instead, and the table with the progress on standard error."""
     print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
-        print(json.dumps(measurements(benchmark, report), indent=1))
+        print(json.dumps({"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}, indent=1))
 
 
 def _header(report: Any, title: str) -> str:

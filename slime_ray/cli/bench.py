@@ -68,7 +68,6 @@ def _measurement_options(parser: argparse.ArgumentParser) -> None:
     add("--pairs", type=int, default=8, help="pairs of a training step (default 8)")
     add("--micro", type=int, help="pairs of a forward pass (default: all of the step's)")
     add("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
-    add("--warmup", type=int, help="steps before measuring (default 1; with `step` on a GPU a whole round)")
     add("--dtype", help="float32 or bfloat16 (default: the shape's, float32 for small)")
     add("--threads", type=int, help="CPU threads (default: torch's choice)")
     add("--device", default="auto", help="auto, cpu or cuda (default auto)")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from slime_ray.bench.lengths import (
-    FromFile,
     Lengths,
     cut,
     draw_workload,
     find_source,
+    from_file,
     read_lengths,
     sequence_length,
 )
@@ -105,18 +105,18 @@ def test_a_workload_follows_from_its_seed():
 def test_a_short_file_is_drawn_from_again_and_a_long_one_once():
     import random
 
-    few = FromFile((Lengths(1, 1, 1), Lengths(2, 2, 2)))
-    assert len(few.draw(10, 100, random.Random(0))) == 10
-    many = FromFile(tuple(Lengths(n, n, n) for n in range(1, 30)))
-    assert len(set(many.draw(20, 100, random.Random(0)))) == 20
+    few = [Lengths(1, 1, 1), Lengths(2, 2, 2)]
+    assert len(from_file(few, 10, 100, random.Random(0))) == 10
+    many = [Lengths(n, n, n) for n in range(1, 30)]
+    assert len(set(from_file(many, 20, 100, random.Random(0)))) == 20
 
 
 def test_the_named_distributions_have_their_means():
     import random
 
-    drawn = find_source("ultrafeedback").draw(20_000, 2048, random.Random(0))
+    drawn = find_source("ultrafeedback")(20_000, 2048, random.Random(0))
     prompt, chosen, rejected = (sum(part) / len(drawn) for part in zip(*drawn, strict=True))
     assert prompt == pytest.approx(180, rel=0.05)
     assert chosen == pytest.approx(250, rel=0.03)
     assert rejected == pytest.approx(250, rel=0.03)
-    assert find_source("longest").draw(2, 2048, random.Random(0)) == [Lengths(1024, 1024, 1024)] * 2
+    assert find_source("longest")(2, 2048, random.Random(0)) == [Lengths(1024, 1024, 1024)] * 2
