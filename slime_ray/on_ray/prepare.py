@@ -107,7 +107,7 @@ def _end(making: Any, maker: Any) -> None:
             ray.cancel(making, force=force)
 
 
-def _follow(making: Any, context: WorkerContext, console: Console, note: Note = lambda metrics: None) -> None:
+def _follow(making: Any, context: WorkerContext, console: Console, note: Note) -> None:
     """Say how it goes until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
@@ -118,8 +118,7 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note = 
         print_line(console, line)
 
     placement, last, last_note = PlacementTimer(context.resources, context.faults, say), "", -math.inf
-    notices: set[str] = set()
-    mark: tuple[Any, int] | None = None
+    notices, mark = set[str](), ("", 0)
 
     def listen() -> "TrialStatus | None":
         latest = context.monitor.statuses().get(STAGES)
@@ -147,17 +146,14 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note = 
             if line and line != last:
                 last = line
                 status.update(line)
-                before, mark = mark, _mark(latest.metrics)
+                step, updates = latest.metrics.get("step") or 0, latest.metrics.get("updates") or 1
+                # Where no line can be rewritten, each quarter of what is done is said once.
+                before, mark = mark, (str(latest.metrics.get("doing")), 4 * step // updates)
                 if console.is_terminal or mark == before:
                     logger.info(line)
                 else:
                     say(line)
     listen()
-
-
-def _mark(metrics: dict[str, Any]) -> tuple[Any, int]:
-    """Return what is done and which quarter of it: where no line can be rewritten, each is said once."""
-    return metrics.get("doing"), 4 * (metrics.get("step") or 0) // (metrics.get("updates") or 1)
 
 
 def _line(metrics: dict[str, Any]) -> str:
@@ -277,10 +273,8 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
             ray.kill(each)
         if groups:
             storage.remove(kept)
-    wall, processor = (mean_of([Rates(**each[clock]) for each in found]) for clock in ("wall", "processor"))
     return MeasuredRates(
-        wall=wall,
-        processor=processor,
+        rates=mean_of([Rates(**each["rates"]) for each in found]),
         around=around,
         peak_bytes=max(each["peak_bytes"] for each in found),
         side_by_side=runs,
@@ -291,7 +285,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
 
 def _probe(config: dict[str, Any]) -> dict[str, Any]:
     """Ray task: measure in this process."""
-    clock = time.perf_counter(), 0.0
+    clock = time.perf_counter()
     from slime_ray.planning.probe import probe
 
     resources = Resources.model_validate(config["resources"])
@@ -343,10 +337,10 @@ def _probe_worker(config: dict[str, Any]) -> None:
 
 def show(measured: MeasuredRates, console: Console) -> None:
     """What was measured, in a line."""
-    wall = measured.wall
+    rates = measured.rates
     console.print(
-        f"Probe: {1e6 * wall.token:.1f} us a training token and {1e3 * wall.update:.1f} ms an update beside, "
-        f"{1e6 * wall.read_token:.1f} us a token read, {1e3 * wall.decode_step:.2f} ms a decoding step and "
-        f"{1e6 * wall.decode_row:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
+        f"Probe: {1e6 * rates.token:.1f} us a training token and {1e3 * rates.update:.1f} ms an update beside, "
+        f"{1e6 * rates.read_token:.1f} us a token read, {1e3 * rates.decode_step:.2f} ms a decoding step and "
+        f"{1e6 * rates.decode_row:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

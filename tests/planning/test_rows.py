@@ -9,7 +9,7 @@ import torch
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Lengths
 from slime_ray.model.footprint import FRAGMENTS, gpu_row, peak_memory
-from slime_ray.planning.estimate import plan_experiment
+from slime_ray.planning.estimate import Planner
 from slime_ray.training.policies import gpu_row_budget
 
 from .conftest import ON_H100, TINY
@@ -66,11 +66,11 @@ def test_a_card_without_room_for_one_pair_is_refused_with_its_size_and_a_setting
 
 def test_a_plan_says_the_row_and_why(load):
     one = replace(ON_H100, trials=1)
-    whole = plan_experiment(load(PAPER), cluster=one)
+    whole = Planner(load(PAPER)).plan(one)
     assert (whole.row_tokens, whole.row_reason.split(" and ")[1]) == (8192, "they fit 90% of 79.0 GiB")
-    half = plan_experiment(load(PAPER, resources__gpu_per_worker=0.6), cluster=one)
+    half = Planner(load(PAPER, resources__gpu_per_worker=0.6)).plan(one)
     assert half.row_tokens == gpu_row(load(PAPER).settings, 0.6 * 79 * GIB) < 8192
     assert f"{half.row_tokens:,} tokens, since data.row_tokens is null and more would not fit 90% of" in half.text()
     assert not half.refusals
-    given = plan_experiment(load(PAPER, data__row_tokens=1024), cluster=one)
+    given = Planner(load(PAPER, data__row_tokens=1024)).plan(one)
     assert "1,024 tokens, as data.row_tokens says" in given.text()
