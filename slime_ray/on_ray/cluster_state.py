@@ -71,8 +71,7 @@ class NodeReport:
     """What a node reports of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. memory: bytes of a GPU. lack: what it lacks to judge and to ask a server. untracked: what it lacks
-    for the trackers.
+    models that are. lack: what it lacks to judge and to ask a server. untracked: what it lacks for the trackers.
     """
 
     node: str
@@ -90,7 +89,6 @@ class NodeReport:
     gpu: str | None = None
     driver: str | None = None
     bf16: bool | None = None
-    memory: int | None = None
     home: str | None = None
 
 
@@ -165,8 +163,9 @@ def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> Node
 
         seen = {"gpus": torch.cuda.device_count()}
         if seen["gpus"]:
-            seen |= {"gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported()}
-            seen |= {"driver": _driver(), "memory": torch.cuda.get_device_properties(0).total_memory}
+            seen |= {
+                "gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported(), "driver": _driver()
+            }  # fmt: skip
     return NodeReport(
         node=node,
         name=platform.node(),
