@@ -335,11 +335,12 @@ def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[
         tune_function(config, context=packed)
 
     wanted, faults = experiment.resources, experiment.faults
-    one = wanted.workers == 1
+    held = {"cpu": wanted.cpu_per_worker, "gpu": wanted.gpu_per_worker}
+    if wanted.workers > 1:
+        # The driver of its group holds no CPU, and a place on the head where that offers some.
+        held = {"cpu": 0, **({"trial_drivers": 1} if "trial_drivers" in ray.cluster_resources() else {"memory": 1})}
     tuner = tune.Tuner(
-        tune.with_resources(
-            trial, {"cpu": wanted.cpu_per_worker, "gpu": wanted.gpu_per_worker} if one else _driver_resources()
-        ),
+        tune.with_resources(trial, held),
         tune_config=tune.TuneConfig(
             search_alg=plan,
             # The plan says when it is done: people may ask for clones while it runs.
@@ -368,13 +369,6 @@ def _side_by_side(experiment: Experiment) -> int | None:
     if wanted.concurrent_trials != "auto":
         return wanted.concurrent_trials
     return None if wanted.workers == 1 else max(1, concurrent_trials(wanted, alive_nodes()))
-
-
-def _driver_resources() -> dict[str, float]:
-    """What the driver of a trial of several workers holds: no CPU, and a place on the head where that offers some."""
-    if "trial_drivers" in ray.cluster_resources():
-        return {"cpu": 0, "trial_drivers": 1}
-    return {"cpu": 0, "memory": 1}
 
 
 def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,7 +9,6 @@ from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import TrialPlan, confirm_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
 from slime_ray.on_ray.sweep import lost_values, own_rows, with_extensions
@@ -89,7 +88,7 @@ def test_arms_run_seed_by_seed_then_the_search_then_its_winner_with_the_tables_s
     assert trials["arm-no-anchor-s1"].settings.objective.anchor_weight == 0
 
 
-@pytest.mark.parametrize("done", [0, 2, 4, 5, 7, 8, 10])
+@pytest.mark.parametrize("done", [0, 2, 5, 8, 10])
 def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done):
     first = plan_for(experiment, tmp_path)
     before = run(first, stop_after=done)
@@ -219,10 +218,7 @@ def test_a_study_that_cannot_be_told_keeps_no_trial_from_ending(experiment, tmp_
 
 
 DELETIONS = [
-    ["search-0002"],
-    ["search-0003"],
     ["search-0001", "search-0003", "confirm-search-0003-s1"],
-    ["confirm-search-0003-s0", "confirm-search-0003-s2"],
     ["arm-full-s1", "search-0002"],
 ]
 
@@ -257,19 +253,6 @@ def test_a_deleted_trial_is_run_again_at_its_point_where_a_run_is_extended(exper
     again = {trial.trial_id: trial.values for trial in resumed.by_tune_id.values()}
     assert again["search-0002"] == values["search-0002"]
     assert again["search-0004"] not in [values[f"search-000{n}"] for n in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("where", ["row", "study"])
-def test_a_confirmation_of_another_point_is_refused(experiment, tmp_path, where):
-    """As an earlier version left them, which gave the id of a deleted trial to another point."""
-    first = plan_for(experiment, tmp_path)
-    run(first)
-    strange = first.rows["confirm-search-0003-s1"]
-    strange |= {"label": "search-0003", "values": {"objective.hard_margin": 0.75}}
-    if where == "study":
-        del first.rows["search-0003"]
-    with pytest.raises(InputError, match=r"trials/confirm-search-0003-s1 was trained with .*0\.75.* Delete its folder"):
-        plan_for(experiment, tmp_path, rows=first.rows)
 
 
 def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):

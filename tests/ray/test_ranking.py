@@ -116,15 +116,3 @@ def test_places_are_an_order_in_which_only_equals_share_one(tie_break, found):
     for own, rank in zip(found, ranks, strict=True):
         assert ranks.count(rank) == found.count(own)
         assert rank == sum(other < rank for other in ranks)
-
-
-@TIES
-@settings(deadline=None, max_examples=40)
-@given(found=st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, math.nan])] * 2), min_size=1, max_size=14))
-def test_two_goals_are_ranked_as_with_a_third_that_tells_nothing(tie_break, found):
-    """Two goals are sorted by a quicker way; a third one that is the same for all goes by comparing all with all."""
-    two = Ranking({"one": "maximize", "stability": "maximize"}, tie_break)
-    three = Ranking(THREE, tie_break)
-    for index, own in enumerate(found):
-        others = [*found[:index], *found[index + 1 :]]
-        assert two.before(own, others) == three.before((*own, 0.5), [(*other, 0.5) for other in others])
