@@ -211,14 +211,19 @@ class StudySearch:
         for entry in self._entries():
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
-                same = self._point(entry) == points.get(trial_id) and self._agrees(entry, rows.get(trial_id, {}))
+                row = rows.get(trial_id, {})
+                same = self._point(entry) == points.get(trial_id) and entry.state == self._state(row)
+                same &= all(map(math.isclose, self._values(row) or (), entry.values or ()))
                 if same and trial_id not in self.final_ids:
                     self.final_ids.add(trial_id)
                 else:
                     entry = _without_result(entry)
             kept.append(entry)
         if rebuilt := {_id(entry) for entry, before in zip(kept, self._entries(), strict=True) if entry is not before}:
-            self._rebuild(kept)
+            # If this is cut off, the study is made again from the results.
+            optuna.delete_study(study_name=self.name, storage=self.storage)
+            self.study = self._create()
+            self.study.add_trials(kept)
             self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
         self.points = {
             **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
@@ -250,15 +255,6 @@ class StudySearch:
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
         for entry in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(entry.number, state=TrialState.FAIL)
-
-    def _agrees(self, entry: FrozenTrial, row: Mapping[str, Any]) -> bool:
-        return entry.state == self._state(row) and all(map(math.isclose, self._values(row) or (), entry.values or ()))
-
-    def _rebuild(self, entries: list[FrozenTrial]) -> None:
-        """Write the study anew with these entries. If that is cut off, it is made again from the results."""
-        optuna.delete_study(study_name=self.name, storage=self.storage)
-        self.study = self._create()
-        self.study.add_trials(entries)
 
     def _record_missing(self, rows: Rows) -> None:
         """Add the results that the study was never told, or has lost."""

@@ -8,7 +8,7 @@ import gc
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from slime_ray.model.quantized import refuse_quantized
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
-from slime_ray.planning.rates import Rates
+from slime_ray.planning.rates import MeasuredRates, Rates
 from slime_ray.training.policies import row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.training.worker import reset_process
@@ -51,15 +51,6 @@ COPIED = 4 * 2**30
 SCORED = 16
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """What one worker saw."""
-
-    rates: Rates
-    peak_bytes: int
-    device: str
-
-
 def now() -> float:
     """Seconds of the clock, once the device has done what it was given."""
     if torch.cuda.is_available():
@@ -69,7 +60,7 @@ def now() -> float:
 
 def probe(
     settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: float
-) -> ProbeResult:
+) -> MeasuredRates:
     """Measure on this process, or on all ranks of its group, which call it together; rank 0's clock counts.
 
     scratch: an empty folder. started: when the process began to import, by the clock. Raises InputError for a model
@@ -129,7 +120,7 @@ def probe(
     timed["save"] = _took(lambda: _save(policy, scratch / "model"))
     World.current().broadcast(None)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return ProbeResult(Rates(**timed), _peak_bytes(), device)
+    return MeasuredRates(Rates(**timed), _peak_bytes(), device)
 
 
 def _updates(

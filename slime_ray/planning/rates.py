@@ -89,15 +89,15 @@ PROBED = tuple(field.name for field in fields(Rates))[:13]
 
 @dataclass(frozen=True)
 class MeasuredRates:
-    """What a probe found. around: seconds that Ray took to start, imports included. peak_bytes: of the GPU, or of the
-    process on a CPU. side_by_side: probes that ran at a time, as trials will. took: seconds of the whole probe."""
+    """What a probe found. peak_bytes: of the GPU, or of the process on a CPU. around: seconds that Ray took to start,
+    imports included. side_by_side: probes that ran at a time, as trials will. took: seconds of the whole probe."""
 
     rates: Rates
-    around: float
     peak_bytes: int
-    side_by_side: int
-    took: float
     device: str
+    around: float = 0.0
+    side_by_side: int = 1
+    took: float = 0.0
 
     @property
     def basis(self) -> str:

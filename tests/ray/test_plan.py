@@ -242,19 +242,6 @@ def test_deleted_trials_are_run_again_as_they_were_and_nothing_else_is(experimen
     assert sorted(entry.user_attrs["trial_id"] for entry in entries) == [f"search-000{n}" for n in (1, 2, 3)]
 
 
-def test_a_deleted_trial_is_run_again_at_its_point_where_a_run_is_extended(experiment, tmp_path):
-    first = plan_for(experiment, tmp_path)
-    run(first)
-    values = {trial.trial_id: trial.values for trial in first.by_tune_id.values()}
-    rows = {name: kept for name, kept in first.rows.items() if name != "search-0002"}
-    longer = experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": 4})})
-    resumed = plan_for(longer, tmp_path, rows=rows)
-    assert run(resumed)[:2] == ["search-0002", "search-0004"]
-    again = {trial.trial_id: trial.values for trial in resumed.by_tune_id.values()}
-    assert again["search-0002"] == values["search-0002"]
-    assert again["search-0004"] not in [values[f"search-000{n}"] for n in (1, 2, 3)]
-
-
 def test_with_nothing_complete_nothing_is_confirmed(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     for number in range(7):
