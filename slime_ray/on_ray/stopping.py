@@ -98,9 +98,10 @@ def build_rule(settings: EarlyStopping) -> Rule | None:
     if settings.rule == "none":
         return None
     if settings.rule == "median":
-        return Median(*settings.ranked_by, first=settings.first)
-    goals = settings.goals or dict.fromkeys(settings.ranked_by, "maximize")
-    ranking = Ranking({str(goal): way for goal, way in goals.items()}, settings.tie_break)
+        (metric,) = settings.ranked_by
+        return Median(metric, first=settings.first)
+    goals: dict[str, str] = {str(goal): way for goal, way in (settings.goals or {}).items()}
+    ranking = Ranking(goals or dict.fromkeys(settings.ranked_by, "maximize"), settings.tie_break)
     return Halving(ranking, first=settings.first, reduction=settings.reduction)
 
 

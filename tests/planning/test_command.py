@@ -60,10 +60,6 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, capsys):
         (["--gpus", "0", "--gpu", "h100"], "--gpus 0: must be at least 1"),
         (["--gpus", "4", "--gpu", "h100"], "A trial asks for 8 workers of 8 CPU and 1 GPU"),
         (
-            ["--gpus", "8", "--gpu", "l40s", "--set", "data.row_tokens=8192"],
-            "more than the 44.0 GiB that a worker has of an l40s",
-        ),
-        (
             ["--gpus", "8", "--gpu", "h100", "--set", "resources.gpu_per_worker=0"],
             "--gpus: the experiment's trials use",
         ),

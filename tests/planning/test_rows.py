@@ -18,11 +18,6 @@ GIB = 2**30
 PAPER = "name: paper\npreset: gemma3-4b/paper\narms: {slime: {}}\ngoals: {stability: maximize}\nresources: {gpu_per_worker: 1}\n"
 
 
-@pytest.fixture
-def settings(load):
-    return load(PAPER).settings
-
-
 def test_a_row_is_the_largest_that_fits_nine_tenths_of_a_card(load):
     """Of a tiny model, whose answers take less than its training, so that the peak is that of the row."""
     settings = load(f"{TINY}arms: {{slime: {{}}}}\n").settings
@@ -37,7 +32,8 @@ def test_a_row_is_the_largest_that_fits_nine_tenths_of_a_card(load):
     assert gpu_row(settings, 4 * peak(8192)) == 8192
 
 
-def test_a_longer_limit_of_tokens_raises_the_most_and_a_given_row_stays(settings):
+def test_a_longer_limit_of_tokens_raises_the_most_and_a_given_row_stays(load):
+    settings = load(f"{TINY}arms: {{slime: {{}}}}\n").settings
     long, given = (
         settings.model_copy(update={"data": settings.data.model_copy(update=changes)})
         for changes in ({"max_tokens": 8192}, {"row_tokens": 4096})
@@ -46,7 +42,8 @@ def test_a_longer_limit_of_tokens_raises_the_most_and_a_given_row_stays(settings
     assert gpu_row(given, 500 * GIB) == 4096
 
 
-def test_a_card_without_room_for_one_pair_is_refused_with_its_size_and_a_setting(settings, monkeypatch):
+def test_a_card_without_room_for_one_pair_is_refused_with_its_size_and_a_setting(load, monkeypatch):
+    settings = load(PAPER).settings
     weights = 4.0 * 3.88e9 / 2 + 4 * 4 * 0.7e9
     assert gpu_row(settings, weights / FRAGMENTS) is None
     card = SimpleNamespace(total_memory=48 * GIB)

@@ -118,4 +118,4 @@ def test_trials_stopped_early_leave_every_cpu_free_and_no_process(instance, tmp_
 
 @pytest.mark.faults
 def test_groups_of_workers_that_are_stopped_early_free_their_placement_groups(instance, tmp_path):
-    check(tmp_path, trials=6, workers=2)
+    check(tmp_path, trials=3, workers=2)

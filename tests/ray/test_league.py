@@ -9,16 +9,15 @@ from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import EarlyStopping, Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.points import with_values
 from slime_ray.errors import InputError
 from slime_ray.on_ray.monitor import MonitorActor
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.search import StudySearch, study_storage
-from slime_ray.on_ray.sweep import own_rows, seed_of
+from slime_ray.on_ray.sweep import seed_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import taken
 from slime_ray.runs.instructions import Clone
 from tests.config.test_league import TEXT
+from tests.ray.studies import plan_for
 
 Rows = dict[str, dict[str, Any]]
 SMALL = {"trials": 2, "seeds": 2, "defaults": False}
@@ -29,19 +28,6 @@ def league(*labels: str, **changes: Any) -> Experiment:
     entries = data["league"]["entries"] | {"nca": {}}
     data["league"] |= SMALL | changes | {"entries": {label: entries[label] for label in labels}}
     return load_experiment(data)
-
-
-def plan_for(experiment: Experiment, folder: Path, rows: Rows | None = None) -> TrialPlan:
-    rows = rows or {}
-    storage = study_storage(folder)
-    studies = {
-        part.label: StudySearch(
-            search=part.search, base=with_values(experiment.base, part.set), goals=experiment.goals, storage=storage,
-            name=f"study-{part.label}", trials=part.trials, seed=seed_of(part.label, 0), rows=own_rows(part, rows),
-        )
-        for part in experiment.searches
-    }  # fmt: skip
-    return TrialPlan(experiment, studies=studies, rows=rows, seed=0)
 
 
 def score(trial: dict[str, Any]) -> float:

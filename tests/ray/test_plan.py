@@ -1,6 +1,5 @@
 """TrialPlan: the order of the trials, what a resumed plan leaves out, and which trials are confirmed."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +9,13 @@ from ray.tune.search import Searcher
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray.plan import TrialPlan, confirm_trials
-from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
-from slime_ray.on_ray.sweep import lost_values, own_rows, with_extensions
+from slime_ray.on_ray.search import StudyFailed
+from slime_ray.on_ray.sweep import lost_values, with_extensions
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone, ask_for_more
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import write_status
+from tests.ray.studies import plan_for
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 TEXT = """\
@@ -33,21 +33,6 @@ def experiment(tmp_path) -> Experiment:
     path = tmp_path / "plan.yaml"
     path.write_text(TEXT)
     return load_experiment(path)
-
-
-def plan_for(experiment: Experiment, folder: Path, rows=None, lost=None) -> TrialPlan:
-    assert experiment.search is not None
-    study = StudySearch(
-        search=experiment.search,
-        base=experiment.base,
-        goals=experiment.goals,
-        storage=study_storage(folder),
-        trials=experiment.budget.trials,
-        seed=0,
-        rows=own_rows(experiment.searches[0], rows or {}),
-        lost=lost or {},
-    )
-    return TrialPlan(experiment, studies={"": study}, rows=rows or {}, seed=0)
 
 
 def result(number: int, status: str = "completed") -> dict:
