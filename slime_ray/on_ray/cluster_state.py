@@ -127,9 +127,10 @@ def free_nodes() -> list[Node]:
 
 def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
     """The Ray cluster that this process is connected to, with what an autoscaler may add."""
-    nodes = alive_nodes()
+    nodes, prefix = alive_nodes(), "accelerator_type:"
     living = [node for node in ray.nodes() if node["Alive"]]
-    kinds = sorted({name for node in living for name in _kinds(node)})
+    names = {name for node in living for name in node["Resources"] if name.startswith(prefix)}
+    kinds = sorted(name.removeprefix(prefix) for name in names)
     memory = min((node["Resources"].get("memory", 0) for node in living), default=0) or None
     gpus = sum(node.gpus * node.count for node in nodes)
     where = f"the connected cluster of {sum(node.count for node in nodes)} nodes" + (f", {gpus:g} GPUs" if gpus else "")
@@ -138,11 +139,6 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
         experiment, nodes, gpu=kinds[0] if kinds else None, where=where, memory=memory, disk=free_bytes(storage),
         notes=notes if len(kinds) > 1 else (),
     )  # fmt: skip
-
-
-def _kinds(node: Any) -> list[str]:
-    prefix = "accelerator_type:"
-    return [name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)]
 
 
 def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:

@@ -29,10 +29,6 @@ def accuracy(rule: Rule, trial: str, value: float | None, step: int) -> str | No
     return decide(rule, trial, step, preference_accuracy=value)
 
 
-def test_rungs_grow_by_the_reduction_and_end_before_the_end():
-    assert asha(first=0.1).rungs == [0.1, 0.30000000000000004, 0.9]
-
-
 def test_only_the_best_share_of_those_at_a_rung_goes_on():
     rule = asha()
     # Too few at the rung to tell, whatever they reached.
