@@ -17,7 +17,7 @@ from slime_ray.errors import InputError
 SHIPPED = Path(__file__).with_name("prices.yaml")
 
 
-Positive = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(gt=0)]
 
 
 class GpuEntry(Strict):
@@ -27,11 +27,11 @@ class GpuEntry(Strict):
     what programs see. tb_per_s: bandwidth of its memory, in 1e12 bytes a second.
     """
 
-    fp32_tflops: Positive
-    memory_gib: Positive
-    tb_per_s: Positive
+    fp32_tflops: Amount
+    memory_gib: Amount
+    tb_per_s: Amount
     usd_per_hour: Annotated[float, Field(ge=0)]
-    bf16_tflops: Positive | None = None
+    bf16_tflops: Amount | None = None
 
 
 class Gpu(GpuEntry):
