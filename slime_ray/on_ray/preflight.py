@@ -46,7 +46,6 @@ class Finding:
 
 def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding]:
     """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
-    settings = experiment.settings if experiment else None
     findings = list(_fit(experiment)) if experiment else []
     token, probe = uuid.uuid4().hex, storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     try:
@@ -60,26 +59,22 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
             )
             return findings
         request = NodeRequest(storage, probe, token)
-        if experiment and settings:
+        if experiment:
+            settings = experiment.settings
             request = NodeRequest(
                 storage, probe, token, local_paths(settings), local_models(settings), settings.evaluation,
                 tuple(experiment.trackers),
             )  # fmt: skip
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
         reports, silent = _report(request, gpus=gpus)
-        findings += silent
-        findings += _storage(reports, probe, token, storage)
+        findings += [*silent, *_storage(reports, probe, token, storage)]
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-    findings += _versions(reports)
-    findings += _token(reports)
-    if experiment and settings:
-        findings += _model_and_data(settings, reports)
-        findings += _lacks(reports)
-        findings += _disk(reports, experiment, storage)
-        findings += _quantized(experiment)
-    if gpus and settings:
-        findings += _gpus(reports, settings)
+    findings += [*_versions(reports), *_token(reports)]
+    if experiment:
+        findings += [*_model_and_data(settings, reports), *_lacks(reports)]
+        findings += [*_disk(reports, experiment, storage), *_quantized(experiment)]
+        findings += _gpus(reports, settings) if gpus else ()
     return findings
 
 
