@@ -318,7 +318,7 @@ def plan(
         InputError: Something given is wrong, or too little is known.
     """
     from slime_ray.on_ray.resources import given_cluster, this_machine
-    from slime_ray.planning.estimate import plan_experiment
+    from slime_ray.planning.estimate import Planner
     from slime_ray.runs.store import RunStore
 
     if (gpus is None) != (gpu is None):
@@ -326,8 +326,8 @@ def plan(
     opened, _ = open_experiment(experiment, trials=trials, seeds=seeds, overrides=overrides)
     read_inputs(opened)
     if gpus is None or gpu is None:
-        return plan_experiment(opened, cluster=this_machine(opened, storage=RunStore.of(str(storage), "driver")))
-    return plan_experiment(opened, cluster=given_cluster(opened, gpus=gpus, gpu=gpu))
+        return Planner(opened).plan(this_machine(opened, storage=RunStore.of(str(storage), "driver")))
+    return Planner(opened).plan(given_cluster(opened, gpus=gpus, gpu=gpu))
 
 
 def _say(quiet: bool) -> Any:

@@ -142,7 +142,6 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
         planned={
             "time": plan["time"]["expected"],
             "trial seconds": plan["trial_seconds"]["expected"],
-            "processor seconds": plan["processor_seconds"]["expected"],
             "tokens": plan["tokens"]["expected"],
             "peak MiB": plan["peak_bytes"] / mib,
             "disk MiB": sum(plan["disk"]["parts"].values()) / mib,
@@ -150,7 +149,6 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
         ran={
             "time": took,
             "trial seconds": float(trials["total_seconds"].sum()),
-            "processor seconds": watched.processor_seconds,
             "tokens": float(trials["tokens"].sum()),
             "peak MiB": watched.peak_bytes / mib,
             "disk MiB": written / mib,
@@ -180,12 +178,11 @@ def _command(arguments: list[str]) -> "tuple[str, ProcessWatch]":
 class ProcessWatch:
     """Looks at a process and its descendants, now and then, for as long as it is entered.
 
-    Of those that make stages or train: processor seconds, and the highest peak of resident memory.
+    Of those that make stages or train: the highest peak of resident memory.
     """
 
     def __init__(self, root: int):
         self.root = root
-        self.seconds: dict[int, float] = {}
         self.peak_bytes = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -198,11 +195,6 @@ class ProcessWatch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-
-    @property
-    def processor_seconds(self) -> float:
-        """Of all of them together."""
-        return sum(self.seconds.values())
 
     def _look(self) -> None:
         while not self._done.wait(EVERY):
@@ -217,8 +209,6 @@ class ProcessWatch:
             self._working.add(pid)
         if pid not in self._working:
             return
-        took = process.cpu_times()
-        self.seconds[pid] = took.user + took.system
         # psutil has no peak on Linux.
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
         peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), 0)

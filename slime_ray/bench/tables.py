@@ -21,7 +21,6 @@ NOT_MEASURED = "not measured"
 FIGURES = {
     "time": ".0f",
     "trial seconds": ".0f",
-    "processor seconds": ".0f",
     "tokens": ",.0f",
     "peak MiB": ",.0f",
     "disk MiB": ",.1f",
@@ -127,9 +126,9 @@ def plan_table(report: "PlanReport") -> str:
                 if report.failed
                 else []
             ),
-            "Planned / run. Time is that of the whole command, trial seconds those of all trials together, processor "
-            "seconds those of the processes that make stages and train. Load: processes that wanted a core, over the "
-            "minute before; with more of them than cores, what a probe saw and what a sweep saw differ.",
+            "Planned / run. Time is that of the whole command, trial seconds those of all trials together. Load: "
+            "processes that wanted a core, over the minute before; with more of them than cores, what a probe saw and "
+            "what a sweep saw differ.",
         ]
     )
 

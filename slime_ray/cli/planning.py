@@ -189,7 +189,7 @@ def _cost(table: "Reproduction", storage: str) -> str:
     """What it will take: of the paper's scale on its GPUs, of the miniature here."""
     from slime_ray.config.reproduction import GPU, GPUS, LENGTHS, PAIRS
     from slime_ray.on_ray.resources import given_cluster, this_machine
-    from slime_ray.planning.estimate import plan_experiment
+    from slime_ray.planning.estimate import Planner
     from slime_ray.planning.material import DataAssumptions
     from slime_ray.runs.store import RunStore
 
@@ -197,7 +197,7 @@ def _cost(table: "Reproduction", storage: str) -> str:
         cluster, data = this_machine(table.experiment, storage=RunStore.of(storage, "driver")), DataAssumptions()
     else:
         cluster, data = given_cluster(table.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
-    return "\n" + plan_experiment(table.experiment, cluster=cluster, given=data).text()
+    return "\n" + Planner(table.experiment, given=data).plan(cluster).text()
 
 
 def _serve_answers(options: argparse.Namespace) -> None:

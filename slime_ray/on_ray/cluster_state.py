@@ -71,8 +71,7 @@ class NodeReport:
     """What a node reports of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. memory: bytes of a GPU. lack: what it lacks to judge and to ask a server. untracked: what it lacks
-    for the trackers.
+    models that are. lack: what it lacks to judge and to ask a server. untracked: what it lacks for the trackers.
     """
 
     node: str
@@ -90,7 +89,6 @@ class NodeReport:
     gpu: str | None = None
     driver: str | None = None
     bf16: bool | None = None
-    memory: int | None = None
     home: str | None = None
 
 
@@ -129,9 +127,10 @@ def free_nodes() -> list[Node]:
 
 def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
     """The Ray cluster that this process is connected to, with what an autoscaler may add."""
-    nodes = alive_nodes()
+    nodes, prefix = alive_nodes(), "accelerator_type:"
     living = [node for node in ray.nodes() if node["Alive"]]
-    kinds = sorted({name for node in living for name in _kinds(node)})
+    names = {name for node in living for name in node["Resources"] if name.startswith(prefix)}
+    kinds = sorted(name.removeprefix(prefix) for name in names)
     memory = min((node["Resources"].get("memory", 0) for node in living), default=0) or None
     gpus = sum(node.gpus * node.count for node in nodes)
     where = f"the connected cluster of {sum(node.count for node in nodes)} nodes" + (f", {gpus:g} GPUs" if gpus else "")
@@ -140,11 +139,6 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
         experiment, nodes, gpu=kinds[0] if kinds else None, where=where, memory=memory, disk=free_bytes(storage),
         notes=notes if len(kinds) > 1 else (),
     )  # fmt: skip
-
-
-def _kinds(node: Any) -> list[str]:
-    prefix = "accelerator_type:"
-    return [name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)]
 
 
 def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:
@@ -165,8 +159,9 @@ def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> Node
 
         seen = {"gpus": torch.cuda.device_count()}
         if seen["gpus"]:
-            seen |= {"gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported()}
-            seen |= {"driver": _driver(), "memory": torch.cuda.get_device_properties(0).total_memory}
+            seen |= {
+                "gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported(), "driver": _driver()
+            }  # fmt: skip
     return NodeReport(
         node=node,
         name=platform.node(),

@@ -50,11 +50,11 @@ class TrialStatus:
 class MonitorActor:
     """Runs as a Ray actor, see the module."""
 
-    def __init__(self, early_stopping: dict[str, Any] | None, past: Sequence[TrialMetrics]):
+    def __init__(self, early_stopping: EarlyStopping | None, past: Sequence[TrialMetrics]):
         self.records: dict[str, TrialRecord] = {}
         self.leaving: Command | None = None
         self.stopped: dict[str, Command] = {}
-        self.early_stopping = EarlyStopping.model_validate(early_stopping) if early_stopping else None
+        self.early_stopping = early_stopping
         self.rules: dict[str, Rule | None] = {}
         for trial_id, metrics in past:
             # What was decided then does not change; it counts for those that come.
@@ -155,7 +155,7 @@ class Monitor:
                 num_cpus=0,
                 max_restarts=-1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(driver_node, soft=False),
-            ).remote(early_stopping.model_dump() if early_stopping else None, list(past))
+            ).remote(early_stopping, list(past))
         )
 
     def begin(self, trial_id: str) -> None:

@@ -11,13 +11,10 @@ from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.league import DEFAULTS, entry_of
 from slime_ray.config.points import SearchPart
 from slime_ray.config.settings import fingerprint
-from slime_ray.errors import InputError
 from slime_ray.on_ray.search import StudyFailed, StudySearch
+from slime_ray.planning.trials import SEARCH_SEED, confirmation_seeds
 from slime_ray.runs.instructions import Clone
 from slime_ray.runs.pareto import winners
-
-SEARCH_SEED = 1000
-"""Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""
 
 
 class Part:
@@ -119,10 +116,6 @@ class TrialPlan(Searcher):
             for part in experiment.searches
             if part.label in studies
         }
-        points = {
-            name: part.part.values(point) for part in self.parts.values() for name, point in part.study.points.items()
-        }
-        refuse_other_confirmations(self.rows, points)
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
         self.turns = list(self.parts)
@@ -172,14 +165,14 @@ class TrialPlan(Searcher):
         if self.ending:
             return Searcher.FINISHED
         if not self.waiting:
-            self.waiting += self._confirmations() or self._search()
+            # Of the first search that is done, its confirmations come before what others have yet to search.
+            confirmations = (trials for part in self.parts.values() if (trials := part.confirmations()))
+            self.waiting += next(confirmations, []) or self._search()
         if self.waiting:
-            return self._hand_out(trial_id, self.waiting.pop(0))
-        return None if self.by_tune_id.keys() - self._finished_tune_ids() else Searcher.FINISHED
-
-    def _confirmations(self) -> list[Trial]:
-        """Those of the first search that is done; they come before what others have yet to search."""
-        return next((trials for part in self.parts.values() if (trials := part.confirmations())), [])
+            self.by_tune_id[trial_id] = trial = self.waiting.pop(0)
+            return {"trial": trial.model_dump(mode="json")}
+        at_work = (tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id not in self.rows)
+        return None if set(at_work) - self.paused else Searcher.FINISHED
 
     def _search(self) -> list[Trial]:
         """The next trial of the searches, which take turns."""
@@ -189,14 +182,6 @@ class TrialPlan(Searcher):
             if trial := self.parts[label].next():
                 return [trial]
         return []
-
-    def _finished_tune_ids(self) -> set[str]:
-        rows = {tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id in self.rows}
-        return rows | self.paused
-
-    def _hand_out(self, tune_id: str, trial: Trial) -> dict[str, Any]:
-        self.by_tune_id[tune_id] = trial
-        return {"trial": trial.model_dump(mode="json")}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing is learnt from unfinished trials here."""
@@ -267,8 +252,6 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
         for row in winners(mine, experiment.goals, experiment.limits)
         if fingerprint(experiment.settings_with(row["values"])) not in standing
     ][: part.best]
-    further = iter(range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + part.seeds))
-    seeds = [*experiment.seeds, *further][: part.seeds]
     cells: list[tuple[str, Mapping[str, Any]]] = []
     for row in best:
         cells.append((row["trial_id"], row["values"]))
@@ -286,17 +269,5 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
             settings=experiment.settings_with(values),
         )
         for label, values in cells
-        for seed in seeds
+        for seed in confirmation_seeds(experiment, part)
     ]
-
-
-def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
-    for name, row in rows.items():
-        trial = str(row.get("label")) if row["phase"] == "confirm" else ""
-        values = rows[trial]["values"] if trial in rows else points.get(trial)
-        if values is not None and row["values"] != values:
-            raise InputError(
-                f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
-                "Delete its folder to have the trial's own confirmed."
-            )

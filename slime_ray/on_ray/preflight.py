@@ -46,7 +46,6 @@ class Finding:
 
 def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding]:
     """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
-    settings = experiment.settings if experiment else None
     findings = list(_fit(experiment)) if experiment else []
     token, probe = uuid.uuid4().hex, storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     try:
@@ -60,27 +59,22 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
             )
             return findings
         request = NodeRequest(storage, probe, token)
-        if experiment and settings:
+        if experiment:
+            settings = experiment.settings
             request = NodeRequest(
                 storage, probe, token, local_paths(settings), local_models(settings), settings.evaluation,
                 tuple(experiment.trackers),
             )  # fmt: skip
         gpus = bool(experiment and experiment.resources.gpu_per_worker)
         reports, silent = _report(request, gpus=gpus)
-        findings += silent
-        findings += _storage(reports, probe, token, storage)
+        findings += [*silent, *_storage(reports, probe, token, storage)]
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-    findings += _versions(reports)
-    findings += _token(reports)
-    if experiment and settings:
-        findings += _model_and_data(settings, reports)
-        findings += _lacks(reports)
-        findings += _disk(reports, experiment, storage)
-        findings += _rows(reports, experiment)
-        findings += _quantized(experiment)
-    if gpus and settings:
-        findings += _gpus(reports, settings)
+    findings += [*_versions(reports), *_token(reports)]
+    if experiment:
+        findings += [*_model_and_data(settings, reports), *_lacks(reports)]
+        findings += [*_disk(reports, experiment, storage), *_quantized(experiment)]
+        findings += _gpus(reports, settings) if gpus else ()
     return findings
 
 
@@ -364,34 +358,6 @@ def _quantized(experiment: Experiment) -> Iterator[Finding]:
             "4-bit base weights (model.quantization) need a GPU, and resources.gpu_per_worker is 0. Set it to 1, or "
             "model.quantization: null.",
         )  # fmt: skip
-
-
-def _rows(reports: Sequence[NodeReport], experiment: Experiment) -> Iterator[Finding]:
-    """How many tokens a row will have, on every kind of GPU."""
-    settings, resources = experiment.settings, experiment.resources
-    if not resources.gpu_per_worker:
-        usual = settings.data.row_budget(gpu=False)
-        yield Finding("fine", "rows", f"A row has {usual} tokens, {settings.data.row_reason(usual)}.")
-        return
-    # It imports torch, which a sweep on CPUs has no time for.
-    from slime_ray.model.footprint import STEP, gpu_row
-
-    for gpu, size in sorted({(report.gpu, report.memory) for report in reports if report.gpu and report.memory}):
-        memory, workers = size * min(1.0, resources.gpu_per_worker), resources.workers
-        try:
-            row = gpu_row(settings, memory, workers=workers, sharded=resources.strategy == "fsdp2" and workers > 1)
-        except InputError as error:
-            yield Finding("fine", "rows", f"How many tokens of a row fit the {gpu} is not known: {error}")
-            continue
-        if row is None:
-            yield Finding(
-                "error", "rows",
-                f"The {gpu} has {_gib(int(memory))} for a worker, and one row of {STEP} tokens takes more by the "
-                "estimate. Set training.gradient_checkpointing: true, lower model.lora.rank, or use a larger GPU.",
-            )  # fmt: skip
-        else:
-            why = settings.data.row_reason(row, memory)
-            yield Finding("fine", "rows", f"A row has {row} tokens on the {gpu}, {why}.")
 
 
 def _gib(size: int) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from slime_ray.on_ray.resources import trials_at_once, why_never
 from slime_ray.on_ray.watch import STATUS_SECONDS, PlacementTimeout, PlacementTimer
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
 from slime_ray.planning.material import Sample
-from slime_ray.planning.rates import MeasuredRates, Rates, mean_of
+from slime_ray.planning.rates import MeasuredRates, mean_of
 from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
@@ -107,7 +107,7 @@ def _end(making: Any, maker: Any) -> None:
             ray.cancel(making, force=force)
 
 
-def _follow(making: Any, context: WorkerContext, console: Console, note: Note = lambda metrics: None) -> None:
+def _follow(making: Any, context: WorkerContext, console: Console, note: Note) -> None:
     """Say how it goes until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
@@ -118,8 +118,7 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note = 
         print_line(console, line)
 
     placement, last, last_note = PlacementTimer(context.resources, context.faults, say), "", -math.inf
-    notices: set[str] = set()
-    mark: tuple[Any, int] | None = None
+    notices, mark = set[str](), ("", 0)
 
     def listen() -> "TrialStatus | None":
         latest = context.monitor.statuses().get(STAGES)
@@ -147,17 +146,14 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note = 
             if line and line != last:
                 last = line
                 status.update(line)
-                before, mark = mark, _mark(latest.metrics)
+                step, updates = latest.metrics.get("step") or 0, latest.metrics.get("updates") or 1
+                # Where no line can be rewritten, each quarter of what is done is said once.
+                before, mark = mark, (str(latest.metrics.get("doing")), 4 * step // updates)
                 if console.is_terminal or mark == before:
                     logger.info(line)
                 else:
                     say(line)
     listen()
-
-
-def _mark(metrics: dict[str, Any]) -> tuple[Any, int]:
-    """Return what is done and which quarter of it: where no line can be rewritten, each is said once."""
-    return metrics.get("doing"), 4 * (metrics.get("step") or 0) // (metrics.get("updates") or 1)
 
 
 def _line(metrics: dict[str, Any]) -> str:
@@ -251,9 +247,9 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
     runs = max(1, min(limit, MOST_SIDE_BY_SIDE, max(node.slots(wanted) for node in nodes) // wanted.workers))
     kept = storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     config = {
-        "settings": experiment.base,
+        "settings": experiment.settings,
         "sample": sample,
-        "resources": wanted.model_dump(mode="json"),
+        "resources": wanted,
         "storage": storage.address(kept),
     }
     # Ray Train's controller has to be in an actor.
@@ -271,65 +267,62 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
             done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
             if late:
                 raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")
-            found = ray.get(done)
+            found: list[MeasuredRates] = ray.get(done)
     finally:
         for each in groups:
             ray.kill(each)
         if groups:
             storage.remove(kept)
-    wall, processor = (mean_of([Rates(**each[clock]) for each in found]) for clock in ("wall", "processor"))
-    return MeasuredRates(
-        wall=wall,
-        processor=processor,
+    return replace(
+        found[0],
+        rates=mean_of([each.rates for each in found]),
         around=around,
-        peak_bytes=max(each["peak_bytes"] for each in found),
+        peak_bytes=max(each.peak_bytes for each in found),
         side_by_side=runs,
         took=time.perf_counter() - clock + around,
-        device=found[0]["device"],
     )
 
 
-def _probe(config: dict[str, Any]) -> dict[str, Any]:
+def _probe(config: dict[str, Any]) -> MeasuredRates:
     """Ray task: measure in this process."""
-    clock = time.perf_counter(), 0.0
+    clock = time.perf_counter()
     from slime_ray.planning.probe import probe
 
-    resources = Resources.model_validate(config["resources"])
+    resources: Resources = config["resources"]
     with tempfile.TemporaryDirectory(prefix="slime-ray-probe-") as scratch:
-        found = probe(
-            Settings.model_validate(config["settings"]),
+        return probe(
+            config["settings"],
             config["sample"],
             scratch=Path(scratch),
             threads=max(1, int(resources.cpu_per_worker)),
             sharded=resources.strategy == "fsdp2" and resources.workers > 1,
             started=clock,
         )
-    return asdict(found)
 
 
 class _Box:
     """Runs as a Ray actor: keeps what rank 0 of a group has found."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Any] | None = None
+        self.found: MeasuredRates | None = None
 
-    def put(self, found: dict[str, Any]) -> None:
+    def put(self, found: MeasuredRates) -> None:
         self.found = found
 
-    def get(self) -> dict[str, Any] | None:
+    def get(self) -> MeasuredRates | None:
         return self.found
 
 
 class _ProbeGroup:
     """Runs as a Ray actor: measures on a group of workers."""
 
-    def measure(self, config: dict[str, Any]) -> dict[str, Any]:
+    def measure(self, config: dict[str, Any]) -> MeasuredRates:
         """What rank 0 found."""
         actor: Any = ray.remote(_Box)
         box = actor.options(num_cpus=0).remote()
-        resources = Resources.model_validate(config["resources"])
-        run_group(_probe_worker, config | {"box": box}, resources=resources, name="probe", storage=config["storage"])
-        found: dict[str, Any] = ray.get(box.get.remote())
+        wanted, storage = config["resources"], config["storage"]
+        run_group(_probe_worker, config | {"box": box}, resources=wanted, name="probe", storage=storage)
+        found: MeasuredRates = ray.get(box.get.remote())
         return found
 
 
@@ -343,10 +336,10 @@ def _probe_worker(config: dict[str, Any]) -> None:
 
 def show(measured: MeasuredRates, console: Console) -> None:
     """What was measured, in a line."""
-    wall = measured.wall
+    rates = measured.rates
     console.print(
-        f"Probe: {1e6 * wall.token:.1f} us a training token and {1e3 * wall.update:.1f} ms an update beside, "
-        f"{1e6 * wall.read_token:.1f} us a token read, {1e3 * wall.decode_step:.2f} ms a decoding step and "
-        f"{1e6 * wall.decode_row:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
+        f"Probe: {1e6 * rates.token:.1f} us a training token and {1e3 * rates.update:.1f} ms an update beside, "
+        f"{1e6 * rates.read_token:.1f} us a token read, {1e3 * rates.decode_step:.2f} ms a decoding step and "
+        f"{1e6 * rates.decode_row:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -101,11 +101,8 @@ class Progress(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial whose process died."""
-        name = trial.config["trial"]["trial_id"]
-        state = self.states.setdefault(name, {"label": name, "knobs": ""})
-        state |= {"finished": True, "status": "failed", "reason": "its process died"}
-        self._done(name, state)
-        self.refresh()
+        died = {"finished": True, "status": "failed", "reason": "its process died"}
+        self.on_trial_result(iteration, trials, trial, died)
 
     def _done(self, name: str, state: Mapping[str, Any]) -> None:
         # Without a judge the table is led by the accuracy.

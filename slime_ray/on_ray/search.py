@@ -32,8 +32,6 @@ from slime_ray.training.outcome import one_sentence
 
 PAUSED = "paused"
 DELETED = "deleted"
-SPARE = ".rebuilt"
-"""Suffix of a study that is written whole before it replaces the one of the run."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 Rows = Mapping[str, Mapping[str, Any]]
 MADE_AGAIN = "it is made again from the trials' results"
@@ -154,22 +152,24 @@ class StudySearch:
         self.sampler = RuledSampler(search, rules, trials=trials, seed=seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with asking():
-            self._restore_spare()
-            self.study = self._create(name)
+            self.study = self._create()
             self._check()
-            self.study.set_user_attr("goals", self.goals)
             self._reconcile({trial_id: row for trial_id, row in rows.items() if row.get("phase") == "search"}, lost)
             self._observe(observed)
         self.queue = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
 
-    def _create(self, name: str) -> optuna.Study:
-        return optuna.create_study(
-            study_name=name,
+    def _create(self) -> optuna.Study:
+        """The study of this name, a new one where there is none."""
+        study = optuna.create_study(
+            study_name=self.name,
             storage=self.storage,
             sampler=self.sampler,
             directions=[StudyDirection[way.upper()] for way in self.goals.values()],
             load_if_exists=True,
         )
+        if "goals" not in study.user_attrs:
+            study.set_user_attr("goals", self.goals)
+        return study
 
     def _entries(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -184,7 +184,7 @@ class StudySearch:
 
     def _check(self) -> None:
         """Raise InputError where the study is about something else."""
-        before = self.study.user_attrs.get("goals", self.goals)
+        before = self.study.user_attrs["goals"]
         if list(before.items()) != list(self.goals.items()):
             raise InputError(f"The study was started with the goals {before}, not {self.goals}. {self._way_out}")
         for entry in self._entries():
@@ -211,14 +211,19 @@ class StudySearch:
         for entry in self._entries():
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
-                same = self._point(entry) == points.get(trial_id) and self._agrees(entry, rows.get(trial_id, {}))
+                row = rows.get(trial_id, {})
+                same = self._point(entry) == points.get(trial_id) and entry.state == self._state(row)
+                same &= all(map(math.isclose, self._values(row) or (), entry.values or ()))
                 if same and trial_id not in self.final_ids:
                     self.final_ids.add(trial_id)
                 else:
                     entry = _without_result(entry)
             kept.append(entry)
         if rebuilt := {_id(entry) for entry, before in zip(kept, self._entries(), strict=True) if entry is not before}:
-            self._rebuild(kept)
+            # If this is cut off, the study is made again from the results.
+            optuna.delete_study(study_name=self.name, storage=self.storage)
+            self.study = self._create()
+            self.study.add_trials(kept)
             self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
         self.points = {
             **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
@@ -250,31 +255,6 @@ class StudySearch:
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
         for entry in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(entry.number, state=TrialState.FAIL)
-
-    def _agrees(self, entry: FrozenTrial, row: Mapping[str, Any]) -> bool:
-        return entry.state == self._state(row) and all(map(math.isclose, self._values(row) or (), entry.values or ()))
-
-    def _rebuild(self, entries: list[FrozenTrial]) -> None:
-        """Write the study anew with these entries. Whenever it is cut off, one whole study is left."""
-        spare = self._create(self.name + SPARE)
-        spare.set_user_attr("goals", self.goals)
-        spare.add_trials(entries)
-        spare.set_user_attr("whole", True)
-        self._restore_spare()
-        self.study = self._create(self.name)
-
-    def _restore_spare(self) -> None:
-        spare = self.name + SPARE
-        names = optuna.get_all_study_names(self.storage)
-        if spare not in names:
-            return
-        if optuna.load_study(study_name=spare, storage=self.storage).user_attrs.get("whole"):
-            if self.name in names:
-                optuna.delete_study(study_name=self.name, storage=self.storage)
-            optuna.copy_study(
-                from_study_name=spare, from_storage=self.storage, to_storage=self.storage, to_study_name=self.name
-            )
-        optuna.delete_study(study_name=spare, storage=self.storage)
 
     def _record_missing(self, rows: Rows) -> None:
         """Add the results that the study was never told, or has lost."""

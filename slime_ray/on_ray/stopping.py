@@ -3,8 +3,8 @@
 Nothing here knows of Ray. A rule is asked at every report and answers with an order or nothing; the monitor passes it
 on. A run that is resumed reads what its trials reported from their files, so that its rungs are those of the whole run.
 
-A ranking says who stands before whom at a rung, by one metric or by non-domination among several goals. It looks at
-values alone: neither the order in which trials arrived nor their names matter, and equal trials have equal places.
+A ranking looks at values alone: neither the order in which trials arrived nor their names matter, and equal trials
+have equal places.
 """
 
 import math
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.runs import results
-from slime_ray.runs.pareto import fronts
+from slime_ray.runs.pareto import fronts, signed
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 from slime_ray.training.orders import Command, evaluations
 
@@ -33,34 +33,8 @@ Point = tuple[float, ...]
 """A trial's value of every metric of a ranking, in the ranking's order."""
 
 
-class Ranking(Protocol):
-    """The rule by which trials at a rung are ranked."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What it looks at, by the names under which trials report it."""
-
-    def before(self, own: Point, others: Sequence[Point]) -> int:
-        """How many of `others` stand before `own`. What is not a number comes last."""
-
-
 @dataclass(frozen=True)
-class ByMetric:
-    """By one metric, the highest first."""
-
-    metric: str
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return (self.metric,)
-
-    def before(self, own: Point, others: Sequence[Point]) -> int:
-        (value,) = _numbers([own])[0]
-        return int((_numbers(others)[:, 0] > value).sum()) if others else 0
-
-
-@dataclass(frozen=True)
-class ByFront:
+class Ranking:
     """By non-dominated sorting (Deb et al. 2002), as in multi-objective ASHA (Schmucker et al. 2021).
 
     First stand those that no other dominates (is at least as good in every goal and better in one), then those that
@@ -68,20 +42,17 @@ class ByFront:
     trials of a stability within tolerance before others, then the better by the first goal, then by the second.
     `spread`: an epsilon-net, so that what goes on is spread over the front (Clarkson 2006): first the best by the first
     goal, then again and again the one farthest from all before it. Distances are taken with each goal scaled to its
-    range in the front; of equally far ones the better by the first goal comes first, then by the second. goals: metric
-    -> maximize or minimize.
+    range in the front; of equally far ones the better by the first goal comes first, then by the second. With one goal
+    it is the order of that. goals: metric -> maximize or minimize.
     """
 
     goals: Mapping[str, str]
     tie_break: Literal["winner", "spread"] = "winner"
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return tuple(self.goals)
-
     def before(self, own: Point, others: Sequence[Point]) -> int:
-        signs = [1.0 if way == "maximize" else -1.0 for way in self.goals.values()]
-        values = _numbers([own, *others], signs)
+        """How many of `others` stand before `own`. One with something that is no finite number comes last."""
+        values = signed([own, *others], list(self.goals.values()))
+        values[~np.isfinite(values).all(axis=1)] = -np.inf
         points, counts = np.unique(values, axis=0, return_counts=True)
         # The best by the first goal comes first, as the tie-break wants it.
         points, counts = points[::-1], counts[::-1]
@@ -115,13 +86,6 @@ def epsilon_net(points: np.ndarray) -> np.ndarray:
     return np.array(order)
 
 
-def _numbers(points: Sequence[Point], signs: Sequence[float] = (1.0,)) -> np.ndarray:
-    """(points, metrics), higher is better. One with something that is no finite number is worse than all others."""
-    values = np.array(points, dtype=float) * signs
-    values[~np.isfinite(values).all(axis=1)] = -np.inf
-    return values
-
-
 class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
@@ -133,21 +97,17 @@ def build_rule(settings: EarlyStopping) -> Rule | None:
     """The rule that the settings name; None for `none`."""
     if settings.rule == "none":
         return None
-    if settings.rule == "pareto":
-        return Halving(
-            ByFront({str(goal): way for goal, way in (settings.goals or {}).items()}, settings.tie_break),
-            first=settings.first,
-            reduction=settings.reduction,
-        )
-    (metric,) = settings.ranked_by
     if settings.rule == "median":
+        (metric,) = settings.ranked_by
         return Median(metric, first=settings.first)
-    return Halving(ByMetric(metric), first=settings.first, reduction=settings.reduction)
+    goals: dict[str, str] = {str(goal): way for goal, way in (settings.goals or {}).items()}
+    ranking = Ranking(goals or dict.fromkeys(settings.ranked_by, "maximize"), settings.tie_break)
+    return Halving(ranking, first=settings.first, reduction=settings.reduction)
 
 
 @dataclass
 class Halving:
-    """Asynchronous successive halving (Li et al. 2020, ASHA, stopping variant) by whatever ranking it is given.
+    """Asynchronous successive halving (Li et al. 2020, ASHA, stopping variant).
 
     A trial that reaches a rung is stopped unless it is among the best 1/reduction of those that have reached it so far;
     the first `reduction` - 1 always go on. A trial that reports not everything the ranking looks at goes on. first:
@@ -167,7 +127,7 @@ class Halving:
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
         """See Rule."""
-        share, values = progress(metrics), [metrics.get(metric) for metric in self.ranking.metrics]
+        share, values = progress(metrics), [metrics.get(metric) for metric in self.ranking.goals]
         if share is None or None in values:
             return None
         own = tuple(float(value) for value in values if value is not None)
@@ -180,7 +140,7 @@ class Halving:
             kept = max(1, len(others) // self.reduction)
             # Where evaluations are far apart, the last rung may be seen at the end only, when there is nothing to save.
             if share < 1 and len(others) >= self.reduction and before >= kept:
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.ranking.metrics, own, strict=True))
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.ranking.goals, own, strict=True))
                 return _stop(metrics, shown, f"behind {before} of {len(others) - 1} other trials")
         return None
 
@@ -211,9 +171,9 @@ class Median:
         if share < self.first or share >= 1 or len(means_so_far) < LEAST:
             return None
         best, middle = max(own.values()), median(means_so_far)
-        shown = f"{self.metric} {best:.4g} at best"
         if best >= middle:
             return None
+        shown = f"{self.metric} {best:.4g} at best"
         return _stop(metrics, shown, f"below {middle:.4g}, the median of {len(means_so_far)} others")
 
 

@@ -43,7 +43,7 @@ from slime_ray.runs.instructions import FOLDER, Instructions, forget_stops
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import announce, announced, read_status, write_status
 from slime_ray.runs.store import RunStore
-from slime_ray.runs.warm_start import EarlierRun, earlier_runs, refuse_other_data
+from slime_ray.runs.warm_start import EarlierRun, Observation, earlier_runs, refuse_other_data
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -164,7 +164,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
         results.write_manifest(run, manifest)
         _close_attempts(sweep)
     sweep.save()
-    plan = _plan(sweep)
+    plan = _plan(sweep, [trial for one in earlier for trial in one.trials])
     meter = Meter(
         experiment, run=run, verdicts=Verdicts(context.storage.root / VERDICTS, run=run.name), now=time.monotonic()
     )
@@ -256,22 +256,19 @@ def _close_attempts(sweep: Sweep) -> None:
 
 def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The trials that were begun more than once: how each attempt but the last ended, and what was computed twice."""
-    found = []
-    for trial_id in rows:
-        made = attempts.read(run / "trials" / trial_id)
-        if len(made) > 1:
-            found.append(
-                {
-                    "trial_id": trial_id,
-                    "ended": [attempt.ended for attempt in made[:-1]],
-                    "faults": [attempt.fault for attempt in made if attempt.fault],
-                    "lost_seconds": round(sum(attempt.lost_seconds for attempt in made[:-1]), 1),
-                }
-            )
-    return found
+    return [
+        {
+            "trial_id": trial_id,
+            "ended": [attempt.ended for attempt in made[:-1]],
+            "faults": [attempt.fault for attempt in made if attempt.fault],
+            "lost_seconds": round(sum(attempt.lost_seconds for attempt in made[:-1]), 1),
+        }
+        for trial_id in rows
+        if len(made := attempts.read(run / "trials" / trial_id)) > 1
+    ]
 
 
-def _plan(sweep: Sweep) -> TrialPlan:
+def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
     experiment, run, memory, seed = sweep.experiment, sweep.run, sweep.memory, sweep.seed
     rows = {
         trial_id: {**row, "values": json.loads(row["overrides"] or "{}")}
@@ -279,7 +276,6 @@ def _plan(sweep: Sweep) -> TrialPlan:
     }
     studies: dict[str, StudySearch] = {}
     lost, study = lost_values(run, rows), sweep.manifest["study"]["name"]
-    observed = [trial for one in sweep.manifest["earlier"] for trial in EarlierRun.from_json(one).trials]
     for part in experiment.searches:
         if memory is None:
             break
@@ -335,11 +331,12 @@ def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[
         tune_function(config, context=packed)
 
     wanted, faults = experiment.resources, experiment.faults
-    one = wanted.workers == 1
+    held = {"cpu": wanted.cpu_per_worker, "gpu": wanted.gpu_per_worker}
+    if wanted.workers > 1:
+        # The driver of its group holds no CPU, and a place on the head where that offers some.
+        held = {"cpu": 0, **({"trial_drivers": 1} if "trial_drivers" in ray.cluster_resources() else {"memory": 1})}
     tuner = tune.Tuner(
-        tune.with_resources(
-            trial, {"cpu": wanted.cpu_per_worker, "gpu": wanted.gpu_per_worker} if one else _driver_resources()
-        ),
+        tune.with_resources(trial, held),
         tune_config=tune.TuneConfig(
             search_alg=plan,
             # The plan says when it is done: people may ask for clones while it runs.
@@ -368,13 +365,6 @@ def _side_by_side(experiment: Experiment) -> int | None:
     if wanted.concurrent_trials != "auto":
         return wanted.concurrent_trials
     return None if wanted.workers == 1 else max(1, concurrent_trials(wanted, alive_nodes()))
-
-
-def _driver_resources() -> dict[str, float]:
-    """What the driver of a trial of several workers holds: no CPU, and a place on the head where that offers some."""
-    if "trial_drivers" in ray.cluster_resources():
-        return {"cpu": 0, "trial_drivers": 1}
-    return {"cpu": 0, "memory": 1}
 
 
 def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:

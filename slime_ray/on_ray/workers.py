@@ -139,9 +139,7 @@ def tune_function(config: dict[str, Any], *, context: bytes) -> None:
         tune.report({"finished": False, "status": "paused", "reason": what_failed(refused(error))})
         return
     columns = {name: row.get(name) for name in REPORTED}
-    finite = {
-        name: value for name, value in columns.items() if not (isinstance(value, float) and not math.isfinite(value))
-    }
+    finite = {name: value for name, value in columns.items() if not isinstance(value, float) or math.isfinite(value)}
     tune.report({"finished": True, "step": row.get("updates"), **finite})
 
 

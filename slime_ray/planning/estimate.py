@@ -10,13 +10,12 @@ from slime_ray.config.experiment import Experiment
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.model.flops import Lengths
 from slime_ray.model.footprint import STEP, Footprint, Memory, footprint, gpu_row, peak_memory
-from slime_ray.planning.judging import plan_judging
 from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
 from slime_ray.planning.plan import GIB, Cluster, Disk, Plan, PlanRow, refusals, warnings
 from slime_ray.planning.prices import GpuPrices, load_prices
 from slime_ray.planning.rates import End, MeasuredRates, Range, Rates, assumed_rates, measured_rates
 from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_of, shortened
-from slime_ray.planning.work import Amounts, TrialWork, requests_an_answer
+from slime_ray.planning.work import Amounts, TrialWork, plan_judging, requests_an_answer
 
 HOUR = 3600.0
 ID_BYTES = 2.5
@@ -30,8 +29,9 @@ TRIAL_BYTES = 120_000.0
 class Planner:
     """What is known of an experiment's data and models, read once: for a plan, for a probe, and for the plan after it.
 
-    sample: of the data, for a probe; None where it was not read. Nothing is started, and nothing is downloaded. Raises
-    InputError for data or a model of which too little is known here.
+    given: of data that is not here. prices: None is the table that ships. sample: of the data, for a probe; None where
+    it was not read. Nothing is started, and nothing is downloaded. Raises InputError for data or a model of which too
+    little is known here.
     """
 
     def __init__(
@@ -59,25 +59,11 @@ class Planner:
         return self.sample or made_up(material, vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
-        """The plan on a cluster, by the formula or as a probe measured it."""
+        """The plan on a cluster. What does not fit is in its refusals.
+
+        measured: what a probe found; without it times follow from the formula, on GPUs of the table alone.
+        """
         return _Estimate(self, cluster, measured).plan()
-
-
-def plan_experiment(
-    experiment: Experiment,
-    *,
-    cluster: Cluster,
-    given: DataAssumptions = DataAssumptions(),  # noqa: B008
-    prices: GpuPrices | None = None,
-    measured: MeasuredRates | None = None,
-) -> Plan:
-    """What the experiment takes on a cluster.
-
-    given: of data that is not here. prices: None is the table that ships. measured: what a probe found; without it
-    times follow from the formula, on GPUs of the table alone. Raises InputError where too little is known; what does
-    not fit stands in the plan's refusals.
-    """
-    return Planner(experiment, given=given, prices=prices).plan(cluster, measured)
 
 
 def material_key(settings: Settings) -> str:
@@ -105,10 +91,9 @@ class _Estimate:
 
     def plan(self) -> Plan:
         material, measured, unknown = self.amounts(self.base).material, self.measured, []
-        rates, processor, basis = None, None, None
+        rates, basis = None, None
         if measured:
-            rates, processor = (measured_rates(measured, clock, self.base, material) for clock in ("wall", "processor"))
-            basis = measured.basis
+            rates, basis = measured_rates(measured, self.base, material), measured.basis
         elif self.gpu:
             share = min(1.0, self.resources.gpu_per_worker)
             model = footprint(self.base.model)
@@ -140,8 +125,6 @@ class _Estimate:
         )
         if rates:
             plan = self._timed(plan, rates)
-        if processor:
-            plan = replace(plan, processor_seconds=Range.of(lambda end: self._processor(processor, end)))
         return replace(
             plan,
             refusals=(*refusals(plan, self.experiment), *unknown),
@@ -174,7 +157,7 @@ class _Estimate:
             phase=group.phase,
             trials=group.trials,
             updates=sum(work.training.updates for work in works) / len(works),
-            tokens=Range.of(lambda end: share.at(end) * tokens),
+            tokens=share * tokens,
             exact=share.low == share.high and all(work.training.exact for work in works),
             flops=share.expected * sum(work.training.flops for work in works),
             seconds=Range.of(lambda end: sum(self._trials(group, rates, end)) / group.trials) if rates else None,
@@ -201,7 +184,7 @@ class _Estimate:
             name: Range.of(lambda end, name=name: rates[end].seconds(works[end][name]))  # type: ignore[misc]
             for name in works["expected"]
         }
-        return {name: each.times(1 if name == "tokens" else checkpoints) for name, each in seconds_of.items()}
+        return {name: each * (1 if name == "tokens" else checkpoints) for name, each in seconds_of.items()}
 
     def _references(self) -> bool:
         every = [settings for group in self.groups for settings in group.settings]
@@ -226,27 +209,18 @@ class _Estimate:
             start = rate.around + rate.process * (2 if one else 1)
             return start + stages + report + schedule(first, slots) + schedule(last, slots)
 
-        def busy(end: End) -> float:
-            return sum(map(sum, trials(end))) + sum(duration.at(end) for duration in plan.stages.values())
-
         gpu, held = self.gpu, self.resources.workers * self.resources.gpu_per_worker / HOUR
         price = gpu.usd_per_hour if gpu else 0.0
-        whole = self.cluster.gpus * price / HOUR
+        whole, busy = Range.of(time), Range.of(lambda end: sum(map(sum, trials(end))))
+        hours = sum(plan.stages.values(), busy) * held
         return replace(
             plan,
-            time=Range.of(time),
-            trial_seconds=Range.of(lambda end: sum(map(sum, trials(end)))),
-            gpu_hours=Range.of(lambda end: busy(end) * held) if held else None,
-            cost=Range.of(lambda end: busy(end) * held * price) if gpu and held else None,
-            cluster_cost=Range.of(lambda end: time(end) * whole) if gpu and self.cluster.gpus else None,
+            time=whole,
+            trial_seconds=busy,
+            gpu_hours=hours if held else None,
+            cost=hours * price if gpu and held else None,
+            cluster_cost=whole * (self.cluster.gpus * price / HOUR) if gpu and self.cluster.gpus else None,
         )
-
-    def _processor(self, rates: dict[End, Rates], end: End) -> float:
-        """Seconds of the processor that stages and trials take, with their processes' starts."""
-        count = sum(group.trials for group in self.groups)
-        starts = 1 + (min(self.cluster.trials, count) if self.resources.workers == 1 else 0)
-        trials = sum(sum(self._trials(group, rates, end)) for group in self.groups)
-        return trials + sum(duration.at(end) for duration in self._stages(rates).values()) + rates[end].process * starts
 
     def _requests(self, end: End) -> float:
         """Requests to a language model."""

@@ -14,6 +14,7 @@ from typing import Any
 from slime_ray.config.settings import Data, Settings
 from slime_ray.data.places import missing_file
 from slime_ray.errors import InputError
+from slime_ray.evaluation.questions import load_questions, load_retention
 from slime_ray.model.flops import Lengths
 from slime_ray.runs.notes import data_notes
 from slime_ray.runs.results import RETENTION
@@ -108,14 +109,14 @@ class Sample:
 @dataclass(frozen=True)
 class Material:
     """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that
-    reading took here, by the clock and by the processor; None where nothing was read. provenance: of the figures."""
+    reading took here; None where nothing was read. provenance: of the figures."""
 
     sft: DataPart
     train: DataPart
     held_out: DataPart
     prompts: Mapping[str, PromptCounts]
     answers: tuple[int, ...] | float
-    seconds: tuple[float, float] | None
+    seconds: float | None
     provenance: str
 
     def longest(self, answers: int) -> float:
@@ -177,16 +178,11 @@ def assumed_material(
         asked["selection"] = min(max(1, round(held_out * asked["selection"] / wanted)), held_out - 1)
         asked["report"] = held_out - asked["selection"]
     turns = dict(asked)
-    if evaluation.questions:
-        from slime_ray.evaluation.questions import load_questions
-
-        questions = load_questions(settings)
-        asked["report"], turns["report"] = len(questions), sum(len(question.turns) for question in questions)
-    if evaluation.retention:
-        from slime_ray.evaluation.questions import load_retention
-
-        kept = load_retention(settings)
-        asked[RETENTION], turns[RETENTION] = len(kept), sum(len(question.turns) for question in kept)
+    files = [("report", load_questions)] if evaluation.questions else []
+    files += [(RETENTION, load_retention)] if evaluation.retention else []
+    for name, load in files:
+        questions = load(settings)
+        asked[name], turns[name] = len(questions), sum(len(question.turns) for question in questions)
     return Material(
         sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
         train=_alike(train, prompt, chosen, rejected),
@@ -237,7 +233,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
 
     data = settings.data
     tokenizer = load_tokenizer(settings.model)
-    clock = time.perf_counter(), time.process_time()
+    clock = time.perf_counter()
     corpus = load_corpus(data, settings.evaluation)
     limits: dict[str, Any] = {
         "max_tokens": data.max_tokens,
@@ -260,7 +256,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     train, train_ids = tokenized(corpus.train, tokenize_pairs)
     held_out, _ = tokenized(corpus.held_out, tokenize_pairs)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
-    seconds = time.perf_counter() - clock[0], time.process_time() - clock[1]
+    seconds = time.perf_counter() - clock
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
     asked = prompts["selection"]
     every = all(part.counted for part in (sft, train, held_out))

@@ -79,11 +79,11 @@ class Judging:
 class Plan:
     """What the experiment takes. Times are seconds; None where no speed is known.
 
-    stages: of each shared stage. time: of the whole sweep. trial_seconds: of all trials together. processor_seconds: of
-    stages and trials, where a probe was made. memory_limit: bytes that a worker may take; None where that is not known.
-    row_that_fits: tokens of a row that would fit, where the budget's does not. cost: of the hours of GPUs that trials
-    and stages hold; cluster_cost: of all the cluster's GPUs for the whole time. stopping: share of the search's updates
-    that early stopping leaves. assumptions: as sentences. refusals: what does not fit, with the way out.
+    stages: of each shared stage. time: of the whole sweep. trial_seconds: of all trials together. memory_limit: bytes
+    that a worker may take; None where that is not known. row_that_fits: tokens of a row that would fit, where the
+    budget's does not. cost: of the hours of GPUs that trials and stages hold; cluster_cost: of all the cluster's GPUs
+    for the whole time. stopping: share of the search's updates that early stopping leaves. assumptions: as sentences.
+    refusals: what does not fit, with the way out.
     """
 
     name: str
@@ -108,7 +108,6 @@ class Plan:
     gpu_hours: Range | None = None
     cost: Range | None = None
     cluster_cost: Range | None = None
-    processor_seconds: Range | None = None
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
@@ -121,7 +120,7 @@ class Plan:
     @property
     def tokens(self) -> Range:
         """Of preference training, in all trials."""
-        return Range.of(lambda end: sum(row.tokens.at(end) for row in self.rows))
+        return sum((row.tokens for row in self.rows), Range.exactly(0.0))
 
     @property
     def peak(self) -> float:
@@ -138,6 +137,7 @@ class Plan:
         """As JSON has it."""
         values = asdict(self)
         values["prices"] = {"date": self.prices.date, "place": self.prices.place}
+        values["gpu"] = self.gpu and self.gpu.model_dump()
         return values | {"trials": self.trials, "tokens": asdict(self.tokens), "peak_bytes": self.peak}
 
     def text(self) -> str:
@@ -276,7 +276,7 @@ def _time(value: Range | None) -> str:
         return ""
     units = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
     unit, size = next((each for each in units if value.expected >= 2 * each[1]), units[-1])
-    expected, *ends = _figure(Range.of(lambda end: value.at(end) / size), ".3g").partition(" ")
+    expected, *ends = _figure(value * (1 / size), ".3g").partition(" ")
     return f"{expected} {unit}{''.join(ends)}"
 
 

@@ -8,7 +8,8 @@ import gc
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from slime_ray.model.quantized import refuse_quantized
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
-from slime_ray.planning.rates import PROBED, Rates
+from slime_ray.planning.rates import MeasuredRates, Rates
 from slime_ray.training.policies import row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.training.worker import reset_process
@@ -50,73 +51,38 @@ COPIED = 4 * 2**30
 SCORED = 16
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """What one worker saw. wall, processor: by the two clocks."""
-
-    wall: Rates
-    processor: Rates
-    peak_bytes: int
-    device: str
-
-
-Clock = tuple[float, float]
-
-
-def now() -> Clock:
-    """Seconds of the wall's clock and of this process's processors."""
+def now() -> float:
+    """Seconds of the clock, once the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-@dataclass
-class Laps:
-    """Times of the updates of a run. before: until the first one ended, setting up included."""
-
-    started: Clock
-    ends: list[Clock] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def before(self) -> Clock:
-        """Seconds of setting up, by both clocks."""
-        wall, processor = (max(0.0, self.ends[0][kind] - self.started[kind] - self.rest(kind)[0]) for kind in (0, 1))
-        return wall, processor
-
-    def rest(self, clock: int) -> tuple[float, float]:
-        """Mean seconds and mean tokens of the updates after the first ones."""
-        made = len(self.ends) - WARM
-        return (
-            (self.ends[-1][clock] - self.ends[WARM - 1][clock]) / made,
-            (self.tokens[-1] - self.tokens[WARM - 1]) / made,
-        )
+    return time.perf_counter()
 
 
 def probe(
-    settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: Clock
-) -> ProbeResult:
-    """Measure on this process, or on all ranks of its group, which call it together; rank 0's clocks count.
+    settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: float
+) -> MeasuredRates:
+    """Measure on this process, or on all ranks of its group, which call it together; rank 0's clock counts.
 
-    scratch: an empty folder. started: the clocks when the process began to import. Raises InputError for a model that
-    cannot be loaded.
+    scratch: an empty folder. started: when the process began to import, by the clock. Raises InputError for a model
+    that cannot be loaded.
     """
     reset_process(seed=0, threads=threads)
     refuse_quantized(settings.model)
-    timed: dict[str, Clock] = {"process": _since(started)}
+    timed = {"process": now() - started}
     clock, model = now(), settings.model
     stage = settings.sft_model if settings.sft and not sharded else model
     lm = load_model(stage, seed=0)
-    timed["load"] = _since(clock)
+    timed["load"] = now() - clock
     tokenizer = load_tokenizer(model)
-    run = _Runs(settings, scratch)
+    run = partial(_updates, settings=settings, scratch=scratch)
 
     lm = make_trainable(lm, stage.lora)
     policy = to_device(make_policy(lm, stage), sharded=sharded)
     if settings.sft and sample.sft:
         demonstrations = [TokenPair(*ids) for ids in sample.sft]
-        whole, half = run.both(policy, SftObjective(), demonstrations, settings.sft, settings.sft.examples_per_update)
-        timed["sft_update"], timed["sft_token"] = _affine(whole, half)
+        timed["sft_update"], timed["sft_token"], _ = run(
+            policy, SftObjective(), demonstrations, settings.sft, settings.sft.examples_per_update
+        )
     if settings.sft and not sharded:
         # As a trial begins: from a plain model, with adapters of its own, or next to those of SFT.
         if model.quantization:
@@ -128,58 +94,58 @@ def probe(
         del policy, lm
         lm = with_sft(make_trainable(base, model.lora), scratch, model)
         policy = to_device(make_policy(lm, model), sharded=False)
-    _forget_peaks()
+    # What follows is what a trial holds; the stage before held another model.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
     pairs = [TokenPair(*ids) for ids in sample.train]
     row_tokens = row_budget(settings, policy)
     objective = settings.objective.build()
     if objective.needs_reference:
         pairs = [replace(pair, reference_chosen=-10.0, reference_rejected=-10.0) for pair in pairs]
-    whole, half = run.both(policy, objective, pairs, settings.training, settings.training.pairs_per_update)
-    timed["update"], timed["token"] = _affine(whole, half)
-    timed["setup"] = whole.before
+    timed["update"], timed["token"], timed["setup"] = run(
+        policy, objective, pairs, settings.training, settings.training.pairs_per_update
+    )
 
     read = _fitting(pairs, 4 * row_tokens)
-    timed["read_token"] = _each(_took(lambda: measure_held_out(policy, read, row_tokens=row_tokens)), _tokens(read))
+    timed["read_token"] = _took(lambda: measure_held_out(policy, read, row_tokens=row_tokens)) / _tokens(read)
     timed["decode_step"], timed["decode_row"], answers = _decoding(policy, tokenizer, settings, sample)
     compared = [TokenPair(pair.prompt_ids, pair.chosen_ids) for pair in read[: settings.evaluation.kl_prompts]]
     reference = None if model.lora else policy
-    timed["compare_token"] = _each(
-        _took(lambda: kl_to_reference(policy, reference, compared, row_tokens=row_tokens)), _tokens(compared)
-    )
+    comparison = _took(lambda: kl_to_reference(policy, reference, compared, row_tokens=row_tokens))
+    timed["compare_token"] = comparison / max(1, _tokens(compared))
     timed["verdict"] = _judging(settings, sample, answers, scratch)
     timed["save"] = _took(lambda: _save(policy, scratch / "model"))
-    wall, processor = (Rates(**{name: timed.get(name, (0.0, 0.0))[kind] for name in PROBED}) for kind in (0, 1))
     World.current().broadcast(None)
-    return ProbeResult(wall, processor, _peak_bytes(), _device())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return MeasuredRates(Rates(**timed), _peak_bytes(), device)
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Short runs of training with an experiment's settings."""
+def _updates(
+    policy: Policy,
+    objective: Objective,
+    pairs: Sequence[TokenPair],
+    schedule: Schedule,
+    per_update: int,
+    *,
+    settings: Settings,
+    scratch: Path,
+) -> tuple[float, float, float]:
+    """Seconds of an update beside its tokens, of each of its tokens, and of setting up.
 
-    settings: Settings
-    scratch: Path
+    Updates run as they are and with half as many pairs: what one takes beside its tokens shows in the difference.
+    """
 
-    def both(
-        self, policy: Policy, objective: Objective, pairs: Sequence[TokenPair], schedule: Schedule, per_update: int
-    ) -> tuple[Laps, Laps]:
-        """Updates as they are, and of half as many pairs: what an update takes beside its tokens shows in the
-        difference."""
-        one, other = (
-            self._run(policy, objective, pairs, schedule, size) for size in (per_update, max(1, per_update // 2))
-        )
-        return one, other
-
-    def _run(
-        self, policy: Policy, objective: Objective, pairs: Sequence[TokenPair], schedule: Schedule, per_update: int
-    ) -> Laps:
-        laps, world, settings = Laps(now()), World.current(), self.settings
+    def train(pairs_per_update: int) -> tuple[float, float, float]:
+        """Mean seconds and tokens of an update after the first ones, and seconds until these began."""
+        started, world, ends, tokens = now(), World.current(), list[float](), list[int]()
 
         def after_update(step: int, metrics: Metrics) -> Next:
-            laps.ends.append(now())
-            laps.tokens.append(trainer.tokens_seen)
-            enough = step >= WARM + LEAST and laps.ends[-1][0] - laps.started[0] > SECONDS
+            ends.append(now())
+            tokens.append(trainer.tokens_seen)
+            enough = step >= WARM + LEAST and ends[-1] - started > SECONDS
             return Next(stop=True) if world.broadcast(enough) else GO_ON
 
         trainer = PreferenceTrainer(
@@ -187,52 +153,53 @@ class _Runs:
             objective=objective,
             pairs=pairs,
             schedule=schedule.model_copy(update={"updates": WARM + MOST}),
-            pairs_per_update=per_update,
+            pairs_per_update=pairs_per_update,
             row_tokens=row_budget(settings, policy),
             seed=0,
-            scratch=self.scratch / "trainer",
+            scratch=scratch / "trainer",
             after_update=after_update,
             gradient_checkpointing=settings.training.gradient_checkpointing,
             dropout=settings.model.dropout,
         )
         trainer.train()
-        return laps
+        made = len(ends) - WARM
+        seconds = (ends[-1] - ends[WARM - 1]) / made
+        return seconds, (tokens[-1] - tokens[WARM - 1]) / made, max(0.0, ends[0] - started - seconds)
+
+    most, many, setup = train(per_update)
+    least, few, _ = train(max(1, per_update // 2))
+    return *_affine(most, many, least, few), setup
 
 
-def _affine(whole: Laps, half: Laps) -> tuple[Clock, Clock]:
-    """(seconds of an update beside its tokens, seconds of a token), each by both clocks."""
-    found = []
-    for kind in (0, 1):
-        (most, many), (least, few) = whole.rest(kind), half.rest(kind)
-        slope = (most - least) / (many - few) if many > few else 0.0
-        # Between all of it being the tokens' and none of it.
-        slope = min(max(slope, 0.0), most / many)
-        found.append((most - slope * many, slope))
-    return (found[0][0], found[1][0]), (found[0][1], found[1][1])
+def _affine(most: float, many: float, least: float, few: float) -> tuple[float, float]:
+    """(seconds beside the units, seconds of each), where `many` units take `most` seconds and `few` take `least`."""
+    slope = (most - least) / (many - few) if many > few else 0.0
+    # Between all of it being the units' and none of it.
+    slope = min(max(slope, 0.0), most / many)
+    return most - slope * many, slope
 
 
-def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample) -> tuple[Clock, Clock, list[str]]:
-    """Seconds of a decoding step beside its answers and for each of them, by both clocks; and some answers."""
+def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample) -> tuple[float, float, list[str]]:
+    """Seconds of a decoding step beside its answers and for each of them; and some answers."""
     evaluation, answers = settings.evaluation, list[str]()
     decoding = evaluation.decoding
     longest = max(2, min(STEPS, decoding.max_new_tokens))
 
-    def draw(batch: int, steps: int) -> Clock:
+    def draw(batch: int, steps: int) -> float:
         prompts = [sample.prompts[index % len(sample.prompts)] for index in range(batch)]
         short = Decoding(temperature=1.0, top_p=decoding.top_p, max_new_tokens=steps, batch=batch)
         clock = now()
         # A stop token that no vocabulary has: every answer is as long as may be.
         drawn = generate_answers(policy, tokenizer, prompts, decoding=short, stop_tokens=[2**31 - 1], seed=0)
-        taken = _since(clock)
+        taken = now() - clock
         answers[:] = [answer.text for answer in drawn]
         return taken
 
-    def step(batch: int) -> Clock:
+    def step(batch: int) -> float:
         """What the first step reads, the prompts, is not of the others' kind."""
         short, long = draw(batch, 1), draw(batch, longest)
         # Noise may have cost the shorter one more; no step takes nothing.
-        wall, processor = ((b - a) / (longest - 1) if b > a else b / longest for a, b in zip(short, long, strict=True))
-        return wall, processor
+        return (long - short) / (longest - 1) if long > short else long / longest
 
     batch = min(
         decoding.batch_on(gpu=policy.device.type == "cuda"), max(evaluation.prompts, evaluation.selection_prompts)
@@ -240,33 +207,28 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
     few = max(1, min(settings.sentinel.prompts, batch // 2))
     draw(few, 1)
     of_few, of_all = step(few), step(batch)
-    slopes = [
-        min(max((many - less) / (batch - few), 0.0), many / batch) if batch > few else 0.0
-        for many, less in zip(of_all, of_few, strict=True)
-    ]
-    beside = [many - slope * batch for many, slope in zip(of_all, slopes, strict=True)]
-    return (beside[0], beside[1]), (slopes[0], slopes[1]), answers
+    return *_affine(of_all, batch, of_few, few), answers
 
 
-def _judging(settings: Settings, sample: Sample, answers: list[str], scratch: Path) -> Clock:
+def _judging(settings: Settings, sample: Sample, answers: list[str], scratch: Path) -> float:
     """Seconds of an answer's score, on average over the judges that score. A language model is not asked."""
     scoring = [judge for judge in settings.evaluation.judge.members if not isinstance(judge, Llm)]
-    clocks = [_scoring(settings, judge, sample, answers, scratch) for judge in scoring] if sample.messages else []
-    each = [sum(parts) / len(clocks) for parts in zip(*clocks, strict=True)]
-    return (each[0], each[1]) if each else (0.0, 0.0)
+    if not (scoring and sample.messages):
+        return 0.0
+    return sum(_scoring(settings, judge, sample, answers, scratch) for judge in scoring) / len(scoring)
 
 
-def _scoring(settings: Settings, judge: JudgeSettings, sample: Sample, answers: list[str], scratch: Path) -> Clock:
+def _scoring(settings: Settings, judge: JudgeSettings, sample: Sample, answers: list[str], scratch: Path) -> float:
     evaluation = settings.evaluation.model_copy(update={"judge": judge})
     settings = settings.model_copy(update={"evaluation": evaluation})
     built = build_judge(settings, verdicts=Verdicts(scratch / "verdicts", run="probe"))
     if not isinstance(built, ScoringJudge):
-        return 0.0, 0.0
+        return 0.0
     count = min(len(answers), len(sample.messages), SCORED if isinstance(judge, RewardModel) else len(answers))
-    return _each(_took(lambda: built.scores(sample.messages[:count], answers[:count])), count)
+    return _took(lambda: built.scores(sample.messages[:count], answers[:count])) / max(1, count)
 
 
-def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, Clock | None]:
+def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, float | None]:
     """The model as a trial reads it from the stage's folder, and what that takes; a large one as it is."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in lm.parameters())
     if size > COPIED:
@@ -277,7 +239,7 @@ def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, Clock | No
     save_model(lm, str(folder / "model.safetensors"), metadata={"format": "pt"})
     clock = now()
     copy = load_checkpoint(folder, dtype=settings.model.weights_dtype)
-    return copy, _since(clock)
+    return copy, now() - clock
 
 
 def _save(policy: Policy, folder: Path) -> None:
@@ -300,34 +262,13 @@ def _tokens(pairs: Sequence[TokenPair]) -> int:
     return sum(len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
 
 
-def _took(work: Callable[[], object]) -> Clock:
+def _took(work: Callable[[], object]) -> float:
     clock = now()
     work()
-    return _since(clock)
-
-
-def _since(clock: Clock) -> Clock:
-    wall, processor = now()
-    return wall - clock[0], processor - clock[1]
-
-
-def _each(taken: Clock, count: int) -> Clock:
-    return taken[0] / max(1, count), taken[1] / max(1, count)
-
-
-def _forget_peaks() -> None:
-    """What follows is what a trial holds; the stage before held another model."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    return now() - clock
 
 
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved() + CONTEXT)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"

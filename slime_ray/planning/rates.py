@@ -1,8 +1,8 @@
 """How long work takes: as a probe measured it, or from a GPU's data sheet and shares of it that are assumed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from slime_ray.config.judge import Exact, Llm, NoJudge
 from slime_ray.config.settings import Settings
@@ -35,9 +35,11 @@ class Range:
         """A figure without doubt."""
         return cls(value, value, value)
 
-    def times(self, factor: float) -> "Range":
-        """So many times the figure."""
-        return Range.of(lambda end: factor * self.at(end))
+    def __add__(self, other: "Range") -> "Range":
+        return Range.of(lambda end: self.at(end) + other.at(end))
+
+    def __mul__(self, factor: "float | Range") -> "Range":
+        return Range.of(lambda end: self.at(end) * (factor.at(end) if isinstance(factor, Range) else factor))
 
     def at(self, end: End) -> float:
         """One of the three."""
@@ -47,7 +49,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds by one clock, the wall's or the processor's, on the workers that were probed.
+    """Seconds of each unit of work, on the workers that were probed.
 
     update, token: of preference training, beside its tokens and for each of them; sft_update, sft_token: of stage 1.
     read_token: of a forward pass with its statistics. compare_token: of the divergence from the reference. decode_step,
@@ -87,20 +89,15 @@ PROBED = tuple(field.name for field in fields(Rates))[:13]
 
 @dataclass(frozen=True)
 class MeasuredRates:
-    """What a probe found. around: seconds that Ray took to start, imports included. peak_bytes: of the GPU, or of the
-    process on a CPU. side_by_side: probes that ran at a time, as trials will. took: seconds of the whole probe."""
+    """What a probe found. peak_bytes: of the GPU, or of the process on a CPU. around: seconds that Ray took to start,
+    imports included. side_by_side: probes that ran at a time, as trials will. took: seconds of the whole probe."""
 
-    wall: Rates
-    processor: Rates
-    around: float
+    rates: Rates
     peak_bytes: int
-    side_by_side: int
-    took: float
     device: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
+    around: float = 0.0
+    side_by_side: int = 1
+    took: float = 0.0
 
     @property
     def basis(self) -> str:
@@ -120,16 +117,13 @@ REQUEST = Range(2.0, 6.0, 20.0)
 """Seconds to tokenize an example, and of a request to a language model; both assumed."""
 
 
-def measured_rates(
-    measured: MeasuredRates, clock: Literal["wall", "processor"], settings: Settings, material: Material
-) -> dict[End, Rates]:
+def measured_rates(measured: MeasuredRates, settings: Settings, material: Material) -> dict[End, Rates]:
     """The rates of a probe of the same settings on the same machine."""
-    rates: Rates = getattr(measured, clock)
-    read = material.seconds and material.seconds[clock == "processor"] / max(1, material.examples)
+    read = material.seconds and material.seconds / max(1, material.examples)
 
     def at(end: End) -> Rates:
         factor = SPREAD.at(end)
-        values = {name: factor * getattr(rates, name) for name in PROBED}
+        values = {name: factor * getattr(measured.rates, name) for name in PROBED}
         return Rates(
             **values,
             request=_request(settings, end),

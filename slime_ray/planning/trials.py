@@ -14,7 +14,7 @@ from slime_ray.planning.rates import Range
 from slime_ray.runs.inputs import all_settings
 
 SEARCH_SEED = 1000
-"""Of the search's trials, as `on_ray.plan` has it."""
+"""Search trials use a seed of their own, so that confirming a winner with the table's seeds repeats none of them."""
 POINTS = 16
 """Points of the search space whose cost stands for that of all, where knobs are searched that change it."""
 COSTLESS = ("objective.", "training.learning_rate", "training.weight_decay", "training.warmup_fraction")
@@ -50,10 +50,14 @@ def groups_of(experiment: Experiment) -> list[Group]:
     for part in experiment.searches:
         points, of = _points(experiment, part), f" {part.label}" if part.label else ""
         groups.append(Group(f"search{of}", "search", points, (SEARCH_SEED,) * part.trials))
-        first = max(experiment.seeds) + 1
-        seeds = [*experiment.seeds, *range(first, first + part.seeds)][: part.seeds]
-        groups.append(Group(f"confirmations{of}", "confirm", points, tuple(seeds) * part.rows))
+        groups.append(Group(f"confirmations{of}", "confirm", points, confirmation_seeds(experiment, part) * part.rows))
     return [group for group in groups if group.trials]
+
+
+def confirmation_seeds(experiment: Experiment, part: SearchPart) -> tuple[int, ...]:
+    """The table's seeds, and further ones above them where these are too few."""
+    first = max(experiment.seeds) + 1
+    return (*experiment.seeds, *range(first, first + part.seeds))[: part.seeds]
 
 
 def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:

@@ -1,4 +1,7 @@
-"""What a trial or a shared stage computes, in amounts: updates, tokens, decoding steps, verdicts, and their FLOPs."""
+"""What a trial or a shared stage computes, in amounts: updates, tokens, decoding steps, verdicts, and their FLOPs.
+
+And what judging the answers takes: requests to language models, tokens, cost, and a budget that is too small.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -6,17 +9,23 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
+from slime_ray.config.judge import Llm
 from slime_ray.config.settings import Schedule, Settings
 from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_flops
 from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
-from slime_ray.planning.rates import End
+from slime_ray.planning.plan import Judging
+from slime_ray.planning.rates import End, Range
 from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.loop` has it."""
 Work = Mapping[str, float]
 """Amounts by the fields of `Rates`."""
+CHARACTERS = 4.0
+"""Of a token of a judge's template, about."""
+SHOWN = Range(0.7, 1.0, 1.5)
+"""What a judge may read, next to what the data's own tokenizer counts."""
 
 
 def joined(works: Iterable[Work]) -> Work:
@@ -213,3 +222,48 @@ def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> f
     """
     endpoints = settings.evaluation.judge.endpoints
     return sum(one.requests_an_answer for one in endpoints if pairwise in (None, one.template.pairwise))
+
+
+def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
+    """What so many requests cost. A judge's own tokenizer is taken for the data's."""
+    endpoints = settings.evaluation.judge.endpoints
+    parts = [
+        _judging_of(judge, requests * (judge.requests_an_answer / requests_an_answer(settings)), material)
+        for judge in endpoints
+    ]
+    if not parts:
+        return Judging(settings.judge_identity)
+    costs, nothing = [part.cost for part in parts if part.cost], Range.exactly(0.0)
+    return Judging(
+        settings.judge_identity,
+        requests,
+        sum((part.input_tokens for part in parts), nothing),
+        sum((part.output_tokens for part in parts), nothing),
+        sum(costs, nothing) if len(costs) == len(parts) else None,
+        next((part.budget for part in parts if part.budget), None),
+    )
+
+
+def _judging_of(judge: Llm, requests: Range, material: Material) -> Judging:
+    """What so many requests to one judge cost."""
+    shown = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
+    shown += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
+    most = float(judge.max_tokens)
+    answer = Range(min(100.0, most), min(400.0, most), most)
+    read, written, prices = requests * shown * SHOWN, requests * answer, judge.prices
+    cost = (read * prices.input + written * prices.output) * 1e-6 if prices else None
+    limits = (
+        ("requests", judge.budget.requests, requests.expected),
+        ("tokens", judge.budget.tokens, read.expected + written.expected),
+        ("cost", judge.budget.cost, cost.expected if cost else 0.0),
+    )
+    short = [(limit / needed, name, limit) for name, limit, needed in limits if limit is not None and needed > limit]
+    budget = None
+    if short:
+        share, name, limit = min(short)
+        then = "trials stop with a checkpoint" if judge.on_failure == "stop" else "trials go on without verdicts"
+        budget = (
+            f"evaluation.judge.budget.{name} {limit:g} is spent after about {share:.0%} of the verdicts; then {then}. "
+            "Raise it, or lower evaluation.prompts, evaluation.selection_prompts or evaluation.judge_first."
+        )
+    return Judging(judge.identity, requests, read, written, cost, budget)

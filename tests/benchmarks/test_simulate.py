@@ -11,7 +11,7 @@ from benchmarks.simulate import Forgetful, Recorded, simulate
 from slime_ray.config.experiment import Search
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
-from slime_ray.on_ray.stopping import ByFront, ByMetric, Halving
+from slime_ray.on_ray.stopping import Halving, Ranking
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 
@@ -61,7 +61,7 @@ def test_workers_take_the_next_trial_when_they_are_free():
 
 def test_a_trial_that_is_stopped_costs_its_share_and_has_no_result():
     trials = [recorded("good", 0.9), recorded("bad", 0.1), recorded("after", 0.95)]
-    found, heard = play(trials, Halving(ByMetric("win_rate"), first=0.5, reduction=2))
+    found, heard = play(trials, Halving(Ranking({"win_rate": "maximize"}), first=0.5, reduction=2))
     # One of two goes on, and the first one has been there: bad is stopped halfway, after is the better of three.
     assert [(one.recorded.name, one.ended, one.tokens) for one in found] == [
         ("good", 10.0, 1000), ("bad", 15.0, 500), ("after", 25.0, 1000)
@@ -80,7 +80,7 @@ def test_a_trial_ends_with_its_last_update_also_where_it_told_nothing_then():
 def test_side_by_side_a_rung_knows_only_who_has_been_there():
     # With two workers the first is halfway at 15 s, when the second, worse but faster, has long gone on.
     trials = [recorded("slow", 0.9, seconds=30.0), recorded("fast", 0.1)]
-    found, _ = play(trials, Halving(ByMetric("win_rate"), first=0.5, reduction=2), workers=2)
+    found, _ = play(trials, Halving(Ranking({"win_rate": "maximize"}), first=0.5, reduction=2), workers=2)
     assert [(one.recorded.name, one.row["status"]) for one in found] == [("fast", "completed"), ("slow", "completed")]
 
 
@@ -103,7 +103,7 @@ def one_search(seed: int) -> tuple[list[tuple], optuna.Study]:
         win = point[knob] if point[knob] < 0.5 else (1 - point[knob]) / 2
         return recorded("it", win)
 
-    rule = Halving(ByFront({"win_rate": "maximize"}), first=0.5, reduction=3)
+    rule = Halving(Ranking({"win_rate": "maximize"}), first=0.5, reduction=3)
     found = simulate(searcher, rule, replay, trials=24, workers=3)
     return [(one.row["trial_id"], one.row["win_rate"], one.tokens) for one in found], searcher.study.study
 

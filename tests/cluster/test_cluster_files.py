@@ -312,60 +312,55 @@ def test_a_trial_of_the_rayjob_fits_on_its_workers():
         assert resources.gpu_per_worker <= int(offered["nvidia.com/gpu"])
 
 
-class TestTheFallback:
-    """What cluster.yaml says of Ray's autoscaler, asked of the autoscaler."""
+@pytest.mark.parametrize(
+    ("gpus", "happened", "nodes"),
+    [
+        (8, None, {"gpu_spot": 8}),
+        # What spot nodes may not hold, and no more than the limit of the others.
+        (9, None, {"gpu_spot": 8, "gpu_on_demand": 1}),
+        (30, None, {"gpu_spot": 8, "gpu_on_demand": 2}),
+        # A refused request is made again; a node that never came up makes way.
+        (3, "ALLOCATION_FAILED", {"gpu_spot": 3}),
+        (2, "ALLOCATION_TIMEOUT", {"gpu_on_demand": 2}),
+    ],
+)
+def test_spot_nodes_come_first_and_on_demand_nodes_for_what_they_lack(gpus, happened, nodes):
+    """What cluster.yaml says of Ray's autoscaler, asked of the autoscaler. happened: to gpu_spot."""
+    from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+    from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated import instance_manager_pb2
 
-    def asked(self, gpus: int, *, happened: str | None = None) -> dict[str, int]:
-        """Nodes that are started for so many trials of one GPU, after something happened to gpu_spot."""
-        from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
-        from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
-        from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
-        from ray.autoscaler.v2.utils import ResourceRequestUtil
-        from ray.core.generated import instance_manager_pb2
-
-        shipped = load(AWS)
-        types = {
-            name: NodeTypeConfig(
-                name=name,
-                min_worker_nodes=given["min_workers"],
-                max_worker_nodes=given["max_workers"] + (name == "head"),
-                resources=given["resources"],
-                priority=given.get("priority", 0),
-            )
-            for name, given in shipped["available_node_types"].items()
-        }
-        monitor = CloudResourceMonitor()
-        if happened:
-            messages: Any = instance_manager_pb2
-            status = messages.Instance.InstanceStatus.Value(happened)
-            event = messages.InstanceUpdateEvent(instance_id="1", new_instance_status=status, instance_type="gpu_spot")
-            monitor.notify([event])
-        requests = [ResourceRequestUtil.make({"CPU": 4, "GPU": 1}) for _ in range(gpus)]
-        reply = ResourceDemandScheduler(None).schedule(
-            SchedulingRequest(
-                node_type_configs=types,
-                max_num_nodes=shipped["max_workers"] + 1,
-                resource_requests=ResourceRequestUtil.group_by_count(requests),
-                disable_launch_config_check=True,
-                cloud_resource_availabilities=monitor.get_resource_availabilities(),
-                recoverable_resource_availabilities=monitor.get_recoverable_resource_availabilities(),
-            )
+    shipped = load(AWS)
+    types = {
+        name: NodeTypeConfig(
+            name=name,
+            min_worker_nodes=given["min_workers"],
+            max_worker_nodes=given["max_workers"] + (name == "head"),
+            resources=given["resources"],
+            priority=given.get("priority", 0),
         )
-        return {launch.instance_type: launch.count for launch in reply.to_launch}
-
-    def test_spot_nodes_come_first(self):
-        assert self.asked(3) == {"gpu_spot": 3}
-        assert self.asked(8) == {"gpu_spot": 8}
-
-    def test_on_demand_nodes_come_for_what_spot_nodes_may_not_hold_and_no_more_than_their_limit(self):
-        assert self.asked(9) == {"gpu_spot": 8, "gpu_on_demand": 1}
-        assert self.asked(30) == {"gpu_spot": 8, "gpu_on_demand": 2}
-
-    def test_a_refused_spot_request_is_asked_again(self):
-        assert self.asked(3, happened="ALLOCATION_FAILED") == {"gpu_spot": 3}
-
-    def test_a_spot_node_that_never_came_up_makes_way_for_on_demand(self):
-        assert self.asked(2, happened="ALLOCATION_TIMEOUT") == {"gpu_on_demand": 2}
+        for name, given in shipped["available_node_types"].items()
+    }
+    monitor = CloudResourceMonitor()
+    if happened:
+        messages: Any = instance_manager_pb2
+        status = messages.Instance.InstanceStatus.Value(happened)
+        event = messages.InstanceUpdateEvent(instance_id="1", new_instance_status=status, instance_type="gpu_spot")
+        monitor.notify([event])
+    requests = [ResourceRequestUtil.make({"CPU": 4, "GPU": 1}) for _ in range(gpus)]
+    reply = ResourceDemandScheduler(None).schedule(
+        SchedulingRequest(
+            node_type_configs=types,
+            max_num_nodes=shipped["max_workers"] + 1,
+            resource_requests=ResourceRequestUtil.group_by_count(requests),
+            disable_launch_config_check=True,
+            cloud_resource_availabilities=monitor.get_resource_availabilities(),
+            recoverable_resource_availabilities=monitor.get_recoverable_resource_availabilities(),
+        )
+    )
+    assert {launch.instance_type: launch.count for launch in reply.to_launch} == nodes
 
 
 def test_the_slurm_script_gives_the_sweep_the_cluster_that_it_starts(tmp_path):

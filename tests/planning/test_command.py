@@ -60,10 +60,6 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, capsys):
         (["--gpus", "0", "--gpu", "h100"], "--gpus 0: must be at least 1"),
         (["--gpus", "4", "--gpu", "h100"], "A trial asks for 8 workers of 8 CPU and 1 GPU"),
         (
-            ["--gpus", "8", "--gpu", "l40s", "--set", "data.row_tokens=8192"],
-            "more than the 44.0 GiB that a worker has of an l40s",
-        ),
-        (
             ["--gpus", "8", "--gpu", "h100", "--set", "resources.gpu_per_worker=0"],
             "--gpus: the experiment's trials use",
         ),
@@ -105,7 +101,7 @@ def test_this_machine_has_no_gpu_for_it(space, capsys):
     assert "26,988,520" in said.out
 
 
-@pytest.mark.parametrize("space", ["demo", "sentinel", "all_knobs"])
+@pytest.mark.parametrize("space", ["demo", "all_knobs"])
 def test_spaces_that_ship_can_be_planned(space, capsys, tmp_path):
     assert main(["plan", space, "--storage", str(tmp_path)]) == 0
     assert "all trials" in capsys.readouterr().out
@@ -113,7 +109,7 @@ def test_spaces_that_ship_can_be_planned(space, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def instance() -> Iterator[None]:
-    """One Ray instance for all probes, with what one of their own would have."""
+    """One Ray instance for both probes, with what one of their own would have."""
     ray.init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -128,29 +124,15 @@ def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, w
     assert main(["plan", str(path), "--probe", "--json", "--storage", str(storage)]) == 0
     printed = capsys.readouterr()
     plan = json.loads(printed.out)
-    rates = plan["measured"]["wall"]
+    rates = plan["measured"]["rates"]
     assert all(rates[name] > 0 for name in ("read_token", "load", "save", "process"))
     # Lines through two measurements each: of the one or the other number nothing may be left on a busy machine.
     lines = [("update", "token"), ("sft_update", "sft_token"), ("decode_step", "decode_row")]
     assert all(rates[beside] + rates[each] > 0 for beside, each in lines)
-    assert all(value >= 0 for clock in ("wall", "processor") for value in plan["measured"][clock].values())
+    assert all(value >= 0 for value in rates.values())
     assert plan["measured"]["side_by_side"] == max(1, len(os.sched_getaffinity(0)) // workers)
     assert plan["measured"]["peak_bytes"] > 2**27
     assert plan["time"]["expected"] > plan["trial_seconds"]["expected"] > 0
     assert "Probe: " in printed.err
     # Nothing is left of it.
     assert [path for path in storage.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.ray
-def test_a_probe_of_a_model_that_is_not_here_says_so(instance, space, capsys, tmp_path):
-    change = [
-        "--set",
-        "resources={workers: 1, gpu_per_worker: 0, cpu_per_worker: 1}",
-        "--set",
-        "model.dtype=float32",
-        "--storage",
-        str(tmp_path),
-    ]
-    assert main(["plan", space, "--probe", *change]) == 2
-    assert "model.source google/gemma-3-4b-pt: the model cannot be loaded" in capsys.readouterr().err

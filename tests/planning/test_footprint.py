@@ -17,7 +17,6 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from slime_ray.bench.cases import SHAPES
 from slime_ray.config.model import Lora, Model
 from slime_ray.config.settings import Settings
 from slime_ray.data.packing import pack
@@ -69,7 +68,7 @@ def test_what_is_held_and_trained_is_what_the_real_model_has(tmp_path, name, lor
 
 
 @pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_4_bit_weights_take_half_a_byte_and_their_scales(tmp_path, name, double):
     """Scales are of 64 weights, in 4 bytes; or of one byte, with 4 for 256 of them."""
     lm = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.bfloat16)
@@ -136,7 +135,7 @@ class Kept:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_activations_are_those_that_torch_keeps_of_a_real_step(tmp_path, name, dtype):
     """On a CPU, whose attention is the same with data and without: the peak is above what is kept, and not by much."""
     config = CONFIGS[name].to_dict() | {"num_hidden_layers": 6, "layer_types": ["full_attention"] * 6}
@@ -153,7 +152,7 @@ def test_activations_are_those_that_torch_keeps_of_a_real_step(tmp_path, name, d
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_two_depths_say_what_the_whole_depth_says(tmp_path, name, checkpointing):
     config = CONFIGS[name].to_dict() | {"num_hidden_layers": 7, "layer_types": ["full_attention"] * 7}
     found = saved(tmp_path, type(CONFIGS[name])(**config), lora=LORA, dtype="bfloat16")
@@ -185,13 +184,6 @@ def test_rows_are_filled_to_the_token(row, pairs):
     assert len(lengths) == pairs
     assert sum(map(sum, lengths)) == row
     assert all(part > 0 for each in lengths for part in each)
-
-
-def test_the_known_model_is_that_of_the_benchmarks(tmp_path):
-    shape, lora = SHAPES["gemma3-4b"], Lora(rank=64, alpha=128.0)
-    config = shape.config(vocabulary=shape.vocabulary, shrink=1)
-    known = footprint(Model(source="google/gemma-3-4b-pt", lora=lora))
-    assert saved(tmp_path, config, lora=lora).sizes == known.sizes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Lengths
 from slime_ray.model.footprint import FRAGMENTS, footprint, peak_memory
-from slime_ray.planning.estimate import Planner, plan_experiment
+from slime_ray.planning.estimate import Planner
 from slime_ray.planning.material import DataAssumptions
 from slime_ray.planning.plan import Cluster
 from slime_ray.planning.rates import MeasuredRates, Range, Rates
@@ -27,7 +27,7 @@ GIB = 2**30
 
 
 def test_the_papers_run_on_eight_h100(load):
-    plan = plan_experiment(load(PAPER), cluster=ONE)
+    plan = Planner(load(PAPER)).plan(ONE)
     (row,) = plan.rows
     # 39,689 pairs in updates of 128, once; 680 tokens each.
     assert (row.trials, row.updates) == (1, 311)
@@ -43,6 +43,7 @@ def test_the_papers_run_on_eight_h100(load):
     assert plan.gpu_hours.expected < 10
     assert plan.cost.expected == pytest.approx(plan.gpu_hours.expected * 3.0)
     assert not plan.refusals
+    assert not plan.warnings
     assert plan.basis is not None
     assert "assumption" in plan.basis
     text = plan.text()
@@ -57,7 +58,7 @@ def test_twice_the_gpus_are_half_the_training(load):
     """What is not divided, such as the reading of the model, stays."""
     seconds = {}
     for workers in (1, 2):
-        plan = plan_experiment(load(PAPER, resources__workers=workers, training__updates=3110), cluster=ONE)
+        plan = Planner(load(PAPER, resources__workers=workers, training__updates=3110)).plan(ONE)
         seconds[workers] = plan.rows[0].seconds.expected
     assert seconds[1] / 2 < seconds[2] < 0.55 * seconds[1]
 
@@ -83,23 +84,8 @@ def test_memory_by_hand(load):
     assert memory.peak == pytest.approx(FRAGMENTS * (held + cache) + GIB)
 
 
-@pytest.mark.slow
-def test_what_saves_memory_saves_it(load):
-    experiment = load(PAPER)
-    whole = plan_experiment(experiment, cluster=ONE).peak
-    for change in (
-        {"training__gradient_checkpointing": True},
-        {"data__row_tokens": 4096},
-        {"resources__strategy": "fsdp2"},
-        {"model__lora__train_head": False},
-        {"model__lora__rank": 8},
-    ):
-        assert plan_experiment(load(PAPER, **change), cluster=ONE).peak < whole
-    assert plan_experiment(load(PAPER, model__lora=None), cluster=ONE).peak > whole
-
-
 def test_memory_above_the_gpus_is_refused_with_what_would_fit(load):
-    small = plan_experiment(load(PAPER, data__row_tokens=8192), cluster=replace(ONE, gpu="NVIDIA L40S"))
+    small = Planner(load(PAPER, data__row_tokens=8192)).plan(replace(ONE, gpu="NVIDIA L40S"))
     (refusal,) = small.refusals
     assert "more than the 44.0 GiB that a worker has of an l40s" in refusal
     with pytest.raises(InputError, match=r"Ways out: lower data\.row_tokens"):
@@ -107,74 +93,61 @@ def test_memory_above_the_gpus_is_refused_with_what_would_fit(load):
     # What it says would do does.
     fits = small.row_that_fits
     assert f"({fits} would do" in refusal
-    assert not plan_experiment(load(PAPER, data__row_tokens=fits), cluster=replace(ONE, gpu="L40S")).refusals
-    more = plan_experiment(load(PAPER, data__row_tokens=fits + 512), cluster=replace(ONE, gpu="L40S"))
+    assert not Planner(load(PAPER, data__row_tokens=fits)).plan(replace(ONE, gpu="L40S")).refusals
+    more = Planner(load(PAPER, data__row_tokens=fits + 512)).plan(replace(ONE, gpu="L40S"))
     assert more.refusals
-    # Half of an H100 is less than one.
-    half = load(PAPER, resources__workers=1, resources__gpu_per_worker=0.5, data__row_tokens=6144)
-    assert "39.5 GiB" in plan_experiment(half, cluster=ONE).refusals[0]
 
 
 def test_a_gpu_without_bfloat16_is_refused(load):
-    plan = plan_experiment(load(PAPER), cluster=replace(ONE, gpu="Tesla V100"))
+    plan = Planner(load(PAPER)).plan(replace(ONE, gpu="Tesla V100"))
     assert plan.time is None
     assert any("v100 does not compute in bfloat16" in refusal for refusal in plan.refusals)
 
 
 def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(load):
-    told = [
-        [
-            warning
-            for warning in plan_experiment(load(PAPER, model__dtype=dtype), cluster=ONE).warnings
-            if "On h" in warning
-        ]
-        for dtype in ("float32", "bfloat16")
-    ]
-    assert [len(warnings) for warnings in told] == [1, 0]
-    assert "computes several times slower than bfloat16" in told[0][0]
+    (warning,) = Planner(load(PAPER, model__dtype="float32")).plan(ONE).warnings
+    assert "computes several times slower than bfloat16" in warning
 
 
 def test_disk_above_the_free_is_refused(load):
     experiment = load(PAPER, seeds=[0, 1, 2])
-    plan = plan_experiment(experiment, cluster=replace(ONE, disk_free=20 * GIB))
+    plan = Planner(experiment).plan(replace(ONE, disk_free=20 * GIB))
     saved = footprint(experiment.settings.model).trained
     # The SFT checkpoint, three models, and one trial's two checkpoints with moments.
     assert plan.disk.parts["trained models"] == 3 * saved
     assert plan.disk.parts["checkpoints"] == 6 * saved
-    best = plan_experiment(load(PAPER, training__keep={"stability": "maximize"}), cluster=ONE)
+    best = Planner(load(PAPER, training__keep={"stability": "maximize"})).plan(ONE)
     # With its best weights, which each of the checkpoints has a copy of.
     assert best.disk.parts["checkpoints"] == 9 * saved
     assert plan.disk.wanted > 20 * GIB
     with pytest.raises(InputError, match=r"and 20.0 GiB are free at the storage.*budget.checkpoints"):
         plan.refuse()
-    assert not plan_experiment(experiment, cluster=replace(ONE, disk_free=60 * GIB)).refusals
+    assert not Planner(experiment).plan(replace(ONE, disk_free=60 * GIB)).refusals
 
 
 def test_kept_models_follow_the_budget(load):
     text = TINY + "arms: {slime: {}}\nsearch: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}\n"
     here = Cluster(trials=2, where="here")
-    one = plan_experiment(load(text, budget__trials=9, budget__checkpoints=1), cluster=here).disk.parts
-    every = plan_experiment(load(text, budget__trials=9), cluster=here).disk.parts
+    one = Planner(load(text, budget__trials=9, budget__checkpoints=1)).plan(here).disk.parts
+    every = Planner(load(text, budget__trials=9)).plan(here).disk.parts
     assert one["trained models"] * 10 == every["trained models"] * 2
 
 
 def test_more_workers_than_the_cluster_has_are_refused(load):
-    plan = plan_experiment(load(PAPER), cluster=replace(ONE, trials=0, never="A trial asks for more than there is."))
+    plan = Planner(load(PAPER)).plan(replace(ONE, trials=0, never="A trial asks for more than there is."))
     with pytest.raises(InputError, match=r"than there is\. To plan for another cluster"):
         plan.refuse()
 
 
 def test_the_machines_memory_counts_where_trials_use_no_gpu(load):
-    plan = plan_experiment(
-        load(TINY + "arms: {slime: {}}\n"), cluster=Cluster(trials=2, where="here", memory=0.5 * GIB)
-    )
+    plan = Planner(load(TINY + "arms: {slime: {}}\n")).plan(Cluster(trials=2, where="here", memory=0.5 * GIB))
     assert "more than the 0.5 GiB that a process has here" in plan.refusals[0]
     assert plan.time is None
     assert "give --probe" in plan.text()
 
 
 def test_a_budget_that_ends_it_early_is_said(load):
-    plan = plan_experiment(load(PAPER, budget__hours=0.01), cluster=ONE)
+    plan = Planner(load(PAPER, budget__hours=0.01)).plan(ONE)
     assert any("budget.hours 0.01 ends it" in warning for warning in plan.warnings)
     assert "Warning: budget.hours" in plan.text()
 
@@ -184,8 +157,7 @@ RATES = Rates(
     decode_row=0.001, load=1.0, save=2.0, setup=3.0, verdict=0.1, process=10.0,
 )  # fmt: skip
 MEASURED = MeasuredRates(
-    wall=RATES, processor=replace(RATES, token=0.0005), around=20.0, peak_bytes=GIB, side_by_side=2, took=60.0,
-    device="2 CPU threads",
+    rates=RATES, around=20.0, peak_bytes=GIB, side_by_side=2, took=60.0, device="2 CPU threads"
 )  # fmt: skip
 
 
@@ -218,9 +190,6 @@ def test_a_measured_plan_by_hand(load):
     stages = sum(taken.expected for taken in plan.stages.values())
     assert plan.time.expected == pytest.approx(20 + 10 + 10 + 10 + stages + trial)
     assert plan.trial_seconds.expected == pytest.approx(trial)
-    assert plan.processor_seconds.expected == pytest.approx(
-        stages + trial - row.tokens.expected * 0.0005 + 20 + material.seconds[1] - material.seconds[0]
-    )
     assert plan.peak == GIB
 
 
@@ -243,21 +212,17 @@ def test_trials_side_by_side_share_the_time(load):
 
 def test_a_reference_is_made_where_an_objective_needs_one(load):
     arms = "arms: {slime: {}, dpo: {objective: {name: dpo}}}\n"
-    plan = plan_experiment(load(TINY + arms), cluster=Cluster(trials=1, where="here"), measured=MEASURED)
+    plan = Planner(load(TINY + arms)).plan(Cluster(trials=1, where="here"), MEASURED)
     assert "reference" in plan.stages
-    alone = plan_experiment(
-        load(TINY + "arms: {slime: {}}\n"), cluster=Cluster(trials=1, where="here"), measured=MEASURED
-    )
+    alone = Planner(load(TINY + "arms: {slime: {}}\n")).plan(Cluster(trials=1, where="here"), MEASURED)
     assert "reference" not in alone.stages
 
 
 def test_early_stopping_leaves_fewer_tokens_and_answers(load):
     text = TINY + "arms: {slime: {}}\nsearch: {objective.anchor_weight: {log_uniform: [0.01, 2.0]}}\n"
     here = Cluster(trials=1, where="here")
-    whole = plan_experiment(load(text, budget__trials=27), cluster=here, measured=MEASURED)
-    stopped = plan_experiment(
-        load(text, budget__trials=27, early_stopping={"first": 0.3}), cluster=here, measured=MEASURED
-    )
+    whole = Planner(load(text, budget__trials=27)).plan(here, MEASURED)
+    stopped = Planner(load(text, budget__trials=27, early_stopping={"first": 0.3})).plan(here, MEASURED)
     assert stopped.stopping is not None
     assert stopped.tokens.low < stopped.tokens.expected < stopped.tokens.high == whole.tokens.expected
     assert stopped.rows[1].seconds.expected < whole.rows[1].seconds.expected
@@ -279,7 +244,7 @@ budget: {trials: 3, confirm: {best: 1, seeds: 2}}
 
 def judged(load, **changes):
     experiment = load(TINY + SEARCHED, base__evaluation__judge=JUDGE | changes)
-    return plan_experiment(experiment, cluster=Cluster(trials=1, where="here")).judging
+    return Planner(experiment).plan(Cluster(trials=1, where="here")).judging
 
 
 def test_comparisons_are_asked_for_in_both_orders(load):
@@ -298,7 +263,7 @@ def test_ratings_are_one_an_answer_and_the_baselines_once(load):
 
 def test_judging_first_prompts_only_is_a_range(load):
     experiment = load(TINY + SEARCHED, base__evaluation__judge=JUDGE, base__evaluation__judge_first=2)
-    plan = plan_experiment(experiment, cluster=Cluster(trials=1, where="here"))
+    plan = Planner(experiment).plan(Cluster(trials=1, where="here"))
     assert plan.judging.requests == Range(120 + 3 * 4, 120 + 3 * 8, 120 + 3 * 12)
 
 
@@ -321,8 +286,8 @@ def test_prices_of_the_users_count(load, tmp_path):
 
     own = tmp_path / "own.yaml"
     own.write_text("gpus: {h100: {usd_per_hour: 1.5}}\n")
-    plan = plan_experiment(load(PAPER), cluster=ONE, prices=load_prices(own))
-    shipped = plan_experiment(load(PAPER), cluster=ONE)
+    plan = Planner(load(PAPER), prices=load_prices(own)).plan(ONE)
+    shipped = Planner(load(PAPER)).plan(ONE)
     assert plan.cost.expected == pytest.approx(shipped.cost.expected / 2)
     assert str(own) in plan.text()
 
@@ -330,8 +295,6 @@ def test_prices_of_the_users_count(load, tmp_path):
 def test_given_lengths_need_no_data(load):
     """The data of an embedded task is not even made."""
     experiment = load(TINY + "arms: {slime: {}}\n", data__pairs=66)
-    plan = plan_experiment(
-        experiment, cluster=Cluster(trials=1, where="here"), given=DataAssumptions(1000, (20.0, 30.0, 30.0))
-    )
+    plan = Planner(experiment, given=DataAssumptions(1000, (20.0, 30.0, 30.0))).plan(Cluster(trials=1, where="here"))
     assert plan.rows[0].tokens == Range.exactly(80 * ((7 - 5) * 16 + 66))
     assert not plan.rows[0].exact

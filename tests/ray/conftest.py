@@ -24,7 +24,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     event.remove(Engine, "connect", pragma)
 
 
-@pytest.fixture(params=["file", "database"])
+@pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is promised of a study holds for both places that it may be in."""
     if request.param == "database":

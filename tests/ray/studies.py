@@ -1,4 +1,4 @@
-"""Studies of a small search: opened, asked and told, in a file or a database."""
+"""Studies of a small search: opened, asked and told, in a file or a database; and plans over such studies."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,12 @@ from typing import Any
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from slime_ray.config.experiment import Search
+from slime_ray.config.experiment import Experiment, Search
+from slime_ray.config.points import with_values
 from slime_ray.config.presets import preset_base
+from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch, study_storage
+from slime_ray.on_ray.sweep import own_rows, seed_of
 
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
@@ -89,3 +92,19 @@ def completed(search: StudySearch) -> dict[str, list[float]]:
     names = [entry.user_attrs["trial_id"] for entry in entries]
     assert len(set(names)) == len(names)
     return {name: entry.values for name, entry in zip(names, entries, strict=True)}
+
+
+def plan_for(
+    experiment: Experiment, folder: Path, rows: dict[str, Any] | None = None, lost: dict[str, Any] | None = None
+) -> TrialPlan:
+    """The plan of an experiment over some rows, with its studies in a folder."""
+    rows, storage = rows or {}, study_storage(folder)
+    studies = {
+        part.label: StudySearch(
+            search=part.search, base=with_values(experiment.base, part.set), goals=experiment.goals, storage=storage,
+            name=f"study-{part.label}", trials=part.trials, seed=seed_of(part.label, 0), rows=own_rows(part, rows),
+            lost=lost or {},
+        )
+        for part in experiment.searches
+    }  # fmt: skip
+    return TrialPlan(experiment, studies=studies, rows=rows, seed=0)

@@ -14,32 +14,24 @@ from slime_ray.errors import RunError
 from slime_ray.on_ray import sweep as sweep_module
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.search import StudySearch
-from slime_ray.on_ray.sweep import Recorder, Sweep, run_sweep
+from slime_ray.on_ray.sweep import Recorder, Sweep
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts, outcome
 from slime_ray.training.outcome import record_failure
+from tests.ray.sweeps import BASE, sweep
 
-TEXT = """\
-name: completion
-preset: arithmetic
-base:
-  data: {sft_examples: 200, pairs: 16, held_out_pairs: 16}
-  sft: {updates: 5}
-  training: {updates: 2, pairs_per_update: 8, evaluations: 1}
-  evaluation: {prompts: 8, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 8}}
+SEARCH = """\
 search:
   training.learning_rate: {log_uniform: [1e-6, 1e-3]}
 budget: {trials: 3, checkpoints: 1}
-resources: {concurrent_trials: 1}
 """
-ARMS = TEXT.partition("search:")[0] + "arms: {slime: {}}\n"
 
 
 @pytest.fixture
 def experiment(tmp_path) -> Experiment:
     path = tmp_path / "completion.yaml"
-    path.write_text(ARMS)
+    path.write_text(f"name: completion\n{BASE}arms: {{slime: {{}}}}\n")
     return load_experiment(path)
 
 
@@ -137,9 +129,7 @@ def test_models_are_deleted_once(experiment, tmp_path, monkeypatch):
 @pytest.mark.faults
 def test_a_sweep_that_loses_its_database_and_its_disk_repeats_no_trial(tmp_path, monkeypatch):
     """Both break when the first trial of the search completes, and are mended before the sweep is gone on with."""
-    source = tmp_path / "completion.yaml"
-    source.write_text(TEXT)
-    experiment, database, run = load_experiment(source), tmp_path / "study.db", tmp_path / "runs" / "completion"
+    database, run = tmp_path / "study.db", tmp_path / "runs" / "completion"
     monkeypatch.setattr(Recorder, "EVERY_SECONDS", 0.0)
     kept: list[bytes] = []
     end = StudySearch._end
@@ -151,10 +141,7 @@ def test_a_sweep_that_loses_its_database_and_its_disk_repeats_no_trial(tmp_path,
         end(self, *told)
 
     def go(start: Any) -> Path:
-        return run_sweep(
-            experiment, source=source, storage=tmp_path / "runs", seed=0, start=start, console=Console(quiet=True),
-            study=f"sqlite:///{database}",
-        )  # fmt: skip
+        return sweep(tmp_path, "completion", SEARCH, start, f"sqlite:///{database}")
 
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:

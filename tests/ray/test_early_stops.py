@@ -1,4 +1,4 @@
-"""Many trials stopped early in one sweep: each leaves at once, with a row, and nothing of it stays behind."""
+"""Trials stopped early in one sweep: each leaves at once, with a row, and nothing of it stays behind."""
 
 import json
 import os
@@ -12,33 +12,23 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.util import placement_group_table
-from rich.console import Console
 from slime_ray.analysis.search_table import search_trials
 
-from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import monitor
 from slime_ray.on_ray.connection import descendants
 from slime_ray.on_ray.search import study_storage
-from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.runs import results
 from slime_ray.runs.pareto import best_rows
 from slime_ray.training.orders import Command
 from tests.faults.conftest import until
+from tests.ray.sweeps import sweep
 
 pytestmark = pytest.mark.ray
 TEXT = """\
-name: stops
-preset: arithmetic
-base:
-  data: {{sft_examples: 200, pairs: 64, held_out_pairs: 24}}
-  sft: {{updates: 5}}
-  training: {{updates: 20, pairs_per_update: 8, evaluations: 10}}
-  evaluation: {{prompts: 8, selection_prompts: 8, kl_prompts: 4, decoding: {{max_new_tokens: 8}}}}
 search:
-  training.learning_rate: {{log_uniform: [1e-6, 1e-3]}}
-early_stopping: {{first: 0.1}}
-budget: {{trials: {trials}, checkpoints: 2}}
-resources: {{workers: {workers}}}
+  training.learning_rate: {log_uniform: [1e-6, 1e-3]}
+early_stopping: {first: 0.1}
+budget: {checkpoints: 2}
 """
 ENDED = ("completed", "stopped", "diverged")
 
@@ -69,23 +59,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def instance() -> Iterator[None]:
-    before = descendants(os.getpid()).keys()
+    before = descendants(os.getpid())
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield
     finally:
         ray.shutdown()
-    until(lambda: descendants(os.getpid()).keys() <= before, 300, "Ray's processes to end")
-
-
-def sweep(folder: Path, **values: object) -> tuple[Path, dict]:
-    source = folder / "stops.yaml"
-    source.write_text(TEXT.format(**values))
-    experiment = load_experiment(source)
-    run = run_sweep(
-        experiment, source=source, storage=folder / "runs", seed=0, start="fresh", console=Console(quiet=True)
-    )
-    return run, results.finished_trials(run)
+    until(lambda: descendants(os.getpid()) <= before, 300, "Ray's processes to end")
 
 
 def nothing_is_held() -> bool:
@@ -93,7 +73,12 @@ def nothing_is_held() -> bool:
     return ray.available_resources().get("CPU") == 2.0 and not groups
 
 
-def check(run: Path, rows: dict, *, trials: int) -> None:
+def check(folder: Path, *, trials: int, workers: int) -> None:
+    run = sweep(
+        folder, "stops", TEXT, training__updates=20, training__evaluations=10, budget__trials=trials,
+        resources__workers=workers, resources__concurrent_trials="auto",
+    )  # fmt: skip
+    rows = results.finished_trials(run)
     stopped = [row for row in rows.values() if row["status"] == "stopped"]
     most = max(row["tokens"] for row in rows.values())
     assert len(rows) == trials
@@ -127,12 +112,10 @@ def check(run: Path, rows: dict, *, trials: int) -> None:
     assert json.loads((run / "manifest.json").read_text())["finished"]
 
 
-def test_twenty_trials_stopped_early_leave_every_cpu_free_and_no_process(instance, tmp_path):
-    run, rows = sweep(tmp_path, trials=30, workers=1)
-    check(run, rows, trials=30)
+def test_trials_stopped_early_leave_every_cpu_free_and_no_process(instance, tmp_path):
+    check(tmp_path, trials=9, workers=1)
 
 
 @pytest.mark.faults
 def test_groups_of_workers_that_are_stopped_early_free_their_placement_groups(instance, tmp_path):
-    run, rows = sweep(tmp_path, trials=6, workers=2)
-    check(run, rows, trials=6)
+    check(tmp_path, trials=3, workers=2)

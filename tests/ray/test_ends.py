@@ -9,30 +9,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
-from rich.console import Console
 
-from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import RunError
 from slime_ray.on_ray import sweep as sweeping
 from slime_ray.on_ray import watch
-from slime_ray.on_ray.sweep import run_sweep
 from slime_ray.runs import results
-from slime_ray.runs.folder import Start
 from slime_ray.training import attempts
 from tests.faults.conftest import until
+from tests.ray.sweeps import sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
-TEXT = """\
-name: ends
-preset: arithmetic
-base:
-  data: {sft_examples: 200, pairs: 64, held_out_pairs: 24}
-  sft: {updates: 5}
-  training: {updates: 2, pairs_per_update: 8, evaluations: 1}
-  evaluation: {prompts: 8, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 8}}
-arms: {sft: {training.updates: 0}, slime: {}}
-resources: {concurrent_trials: 1}
-"""
+TEXT = "arms: {sft: {training.updates: 0}, slime: {}}\n"
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ends")
 
 
-def sweep(folder: Path, name: str, start: Start = "fresh", **overrides: object) -> Path:
-    source = folder / "ends.yaml"
-    source.write_text(TEXT)
-    changed = {name.replace("__", "."): value for name, value in overrides.items()}
-    experiment = load_experiment(source, overrides=changed, name=name)
-    return run_sweep(
-        experiment, source=source, storage=folder / "runs", seed=0, start=start, console=Console(quiet=True)
-    )
-
-
 def nothing_is_held() -> bool:
     return bool(ray.available_resources().get("CPU") == 1.0)
 
@@ -71,10 +48,10 @@ def test_stages_that_find_no_place_end_the_sweep_and_it_goes_on_later(instance, 
     holder = Holder.options(num_cpus=1).remote()
     until(lambda: not ray.available_resources().get("CPU"), 20, "the place to be taken")
     with pytest.raises(RunError, match=r"stages found no place for .* 1 CPU .* free now: 0 CPU .*--resume"):
-        sweep(folder, "placeless", faults__placement_minutes=0.02)
+        sweep(folder, "placeless", TEXT, faults__placement_minutes=0.02)
     ray.kill(holder)
     until(nothing_is_held, 20, "the place, which no stage took in the meantime")
-    run = sweep(folder, "placeless", "resume")
+    run = sweep(folder, "placeless", TEXT, "resume")
     assert results.read_manifest(run)["finished"]
     # Nothing reads what Ray Tune keeps for itself.
     assert not (run / "ray").exists()
@@ -98,7 +75,7 @@ def test_a_trial_that_does_not_leave_in_time_is_ended_and_the_files_of_the_sweep
 
     monkeypatch.setattr(sweeping, "Watch", Hasty)
     with pytest.raises(RunError, match="1 of 2 trials done, since it was interrupted"):
-        sweep(folder, "late", training__updates=300)
+        sweep(folder, "late", TEXT, training__updates=300)
     until(nothing_is_held, 20, "the CPU to be free")
     assert pd.read_parquet(run / "trials.parquet")["trial_id"].tolist() == ["arm-sft-s0"]
     manifest = json.loads((run / "manifest.json").read_text())
@@ -117,5 +94,5 @@ def test_an_interrupt_that_comes_after_the_last_trial_changes_nothing(instance, 
                 left.append(self.leaving)
 
     monkeypatch.setattr(sweeping, "Watch", Late)
-    assert results.read_manifest(sweep(folder, "done"))["finished"]
+    assert results.read_manifest(sweep(folder, "done", TEXT))["finished"]
     assert left == ["it was interrupted"]

@@ -131,20 +131,21 @@ def test_memory_that_runs_out_twice_is_recorded(trial, context, monkeypatch):
     assert "out of memory twice" in row["reason"]
 
 
-def test_the_rank_whose_memory_ran_out_is_heard_over_the_connections_that_broke():
-    full, broken = OutOfMemory("CUDA out of memory"), RuntimeError("gloo: connection closed by peer")
-    assert workers._cause(WorkerGroupError("", {0: broken, 1: full})) is full
-    assert isinstance(workers._cause(WorkerGroupError("", {0: broken, 1: ValueError("odd")})), GroupLost)
+BROKEN = RuntimeError("gloo: connection closed by peer")
 
 
-def test_the_rank_whose_gpu_failed_is_heard_over_what_the_others_made_of_it():
-    gpu, passed_on, broken = DeviceFailure("node a: CUDA error"), RunError("no stage"), RuntimeError("NCCL error")
-    assert workers._cause(WorkerGroupError("", {0: passed_on, 1: broken, 2: gpu})) is gpu
-
-
-def test_a_model_that_one_worker_cannot_read_is_the_groups_error_though_the_others_lost_it():
-    wrong, broken = InputError("m: its files lack 1 weight."), RuntimeError("gloo: connection closed by peer")
-    assert workers._cause(WorkerGroupError("", {0: wrong, 1: broken})) is wrong
+@pytest.mark.parametrize(
+    ("cause", "others"),
+    [
+        (OutOfMemory("CUDA out of memory"), [BROKEN]),
+        (DeviceFailure("node a: CUDA error"), [RunError("no stage"), RuntimeError("NCCL error")]),
+        (InputError("m: its files lack 1 weight."), [BROKEN]),
+    ],
+    ids=["memory", "device", "input"],
+)
+def test_the_rank_that_says_what_is_wrong_is_heard_over_the_connections_that_broke(cause, others):
+    assert workers._cause(WorkerGroupError("", dict(enumerate([*others, cause])))) is cause
+    assert isinstance(workers._cause(WorkerGroupError("", {0: BROKEN, 1: ValueError("odd")})), GroupLost)
 
 
 def test_a_trial_that_has_its_row_starts_no_group(trial, context, monkeypatch):

@@ -17,12 +17,12 @@ from threading import Thread
 
 import pytest
 
+from slime_ray.cli import main
 from slime_ray.runs import results
 from tests.end_to_end.conftest import environment
 from tests.faults.conftest import until
 from tests.processes import left_behind
 
-pytestmark = pytest.mark.ray
 TOKEN = "a" * 40
 TEXT = """\
 name: launched
@@ -106,6 +106,7 @@ def launch(head: Head, *arguments: str, token: str = TOKEN, **env: str) -> tuple
     return process.returncode, text
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_launch_runs_the_sweep_once_and_is_given_again_without_harm(head):
     # An address in the environment is that of another cluster; the option is what counts.
@@ -121,6 +122,7 @@ def test_a_launch_runs_the_sweep_once_and_is_given_again_without_harm(head):
     assert job[0] in again
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 def test_leaving_it_leaves_it_running_and_the_same_command_follows_it_again(head):
     options = ("--name", "followed", "--set", "training.updates=300")
@@ -145,6 +147,7 @@ def test_leaving_it_leaves_it_running_and_the_same_command_follows_it_again(head
     assert manifest["interruptions"] == []
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 def test_a_sweep_that_failed_is_gone_on_with_by_the_same_command(head):
     """Its driver is ended as when the head is lost: nothing is computed twice that had finished."""
@@ -168,6 +171,8 @@ def test_a_sweep_that_failed_is_gone_on_with_by_the_same_command(head):
     assert json.loads((trial / "trial.json").read_text())["attempts"] == 2
 
 
+@pytest.mark.ray
+@pytest.mark.faults
 def test_a_refused_token_is_a_sentence(head):
     code, text = launch(head, "--name", "other", token="b" * 40)
     assert code == 2
@@ -176,55 +181,34 @@ def test_a_refused_token_is_a_sentence(head):
     assert "b" * 40 not in text
 
 
+def refusal(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a launch from this folder is refused with."""
+    monkeypatch.chdir(folder)
+    assert main(["launch", "space.yaml", "--storage", "/shared", *arguments]) == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--storage", "runs"), "give the absolute path"),
         (("--address", "10.0.0.1:6379"), "address of Ray's dashboard"),
+        (("--address", f"http://127.0.0.1:{free_port()}"), "No Ray dashboard answers"),
     ],
 )
-def test_what_the_cluster_could_not_use_is_refused(tmp_path, arguments, words):
+def test_what_the_cluster_could_not_use_is_refused(tmp_path, monkeypatch, capsys, arguments, words):
     (tmp_path / "space.yaml").write_text(TEXT)
-    done = subprocess.run(
-        [sys.executable, "-m", "slime_ray", "launch", "space.yaml", "--storage", "/shared", *arguments],
-        capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
+    assert words in refusal(tmp_path, monkeypatch, capsys, *arguments)
 
 
-def test_a_path_of_this_machine_is_refused(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text("")
-    (tmp_path / "space.yaml").write_text(
-        "name: local\npreset: paper\narms: {slime: {}}\ngoals: {stability: maximize}\n"
-        "base:\n  model: {source: org/model}\n  data: {train: pairs.jsonl}\n  evaluation: {judge: none}\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "slime_ray", "launch", "space.yaml", "--storage", "/shared"],
-        capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"data.train is written as a path of this machine, {tmp_path / 'pairs.jsonl'}" in done.stderr
-
-
-def test_nobody_and_strangers_are_told_apart(tmp_path):
+def test_a_stranger_is_told_from_a_dashboard(tmp_path, monkeypatch, capsys):
     (tmp_path / "space.yaml").write_text(TEXT)
-
-    def said(address: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "slime_ray", "launch", "space.yaml", "--storage", "/s", "--address", address],
-            capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
-        return done.stderr
-
-    assert "No Ray dashboard answers" in said(f"http://127.0.0.1:{free_port()}")
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        assert "is no Ray dashboard" in said(f"http://127.0.0.1:{server.server_port}")
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert "is no Ray dashboard" in refusal(tmp_path, monkeypatch, capsys, "--address", address)
     finally:
         server.shutdown()
         thread.join()

@@ -9,16 +9,15 @@ from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import EarlyStopping, Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.points import with_values
 from slime_ray.errors import InputError
 from slime_ray.on_ray.monitor import MonitorActor
 from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.search import StudySearch, study_storage
-from slime_ray.on_ray.sweep import own_rows, seed_of
+from slime_ray.on_ray.sweep import seed_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import taken
 from slime_ray.runs.instructions import Clone
 from tests.config.test_league import TEXT
+from tests.ray.studies import plan_for
 
 Rows = dict[str, dict[str, Any]]
 SMALL = {"trials": 2, "seeds": 2, "defaults": False}
@@ -29,19 +28,6 @@ def league(*labels: str, **changes: Any) -> Experiment:
     entries = data["league"]["entries"] | {"nca": {}}
     data["league"] |= SMALL | changes | {"entries": {label: entries[label] for label in labels}}
     return load_experiment(data)
-
-
-def plan_for(experiment: Experiment, folder: Path, rows: Rows | None = None) -> TrialPlan:
-    rows = rows or {}
-    storage = study_storage(folder)
-    studies = {
-        part.label: StudySearch(
-            search=part.search, base=with_values(experiment.base, part.set), goals=experiment.goals, storage=storage,
-            name=f"study-{part.label}", trials=part.trials, seed=seed_of(part.label, 0), rows=own_rows(part, rows),
-        )
-        for part in experiment.searches
-    }  # fmt: skip
-    return TrialPlan(experiment, studies=studies, rows=rows, seed=0)
 
 
 def score(trial: dict[str, Any]) -> float:
@@ -82,9 +68,11 @@ def test_entries_take_turns_and_an_entrys_winner_follows_its_own_search(tmp_path
 
 def test_nobody_waits_for_another_entry(tmp_path):
     plan = plan_for(league("dpo", "ipo", "sft"), tmp_path)
+    assert plan.most_left() == 3 * 4
     names = ids(run(plan, at_once=3))
     assert len(names) == len(set(names)) == 3 * 4
     assert plan.missing() == []
+    assert plan.most_left() == 0
 
 
 def test_all_searches_use_one_seed_and_prompts_and_all_winners_the_same_others(tmp_path):
@@ -150,14 +138,6 @@ def test_one_more_entry_more_trials_and_more_seeds_train_only_what_is_new(tmp_pa
     ]  # fmt: skip
 
 
-def test_more_trials_move_the_confirmation_where_the_winner_changes(tmp_path):
-    rows = finished(league("dpo", "ipo"), tmp_path)
-    names = ids(run(plan_for(league("dpo", "ipo", trials=3), tmp_path, rows)))
-    assert [name for name in names if "dpo" in name] == [
-        "search-dpo-0003", "confirm-search-dpo-0003-s0", "confirm-search-dpo-0003-s7",
-    ]  # fmt: skip
-
-
 def test_an_entry_whose_trials_all_fail_ends_without_a_winner_and_the_rest_goes_on(tmp_path):
     plan = plan_for(league("dpo", "ipo"), tmp_path)
     names = ids(run(plan, lost="dpo"))
@@ -166,16 +146,9 @@ def test_an_entry_whose_trials_all_fail_ends_without_a_winner_and_the_rest_goes_
     assert plan.missing() == []
 
 
-def test_what_is_left_is_counted_before_winners_are_known(tmp_path):
-    plan = plan_for(league("dpo", "ipo", defaults=True), tmp_path)
-    assert plan.most_left() == 2 * (2 + 2 * 2)
-    run(plan)
-    assert plan.most_left() == 0
-
-
 def test_a_trial_is_ranked_among_those_of_its_own_entry():
     early = EarlyStopping(rule="asha", metric="preference_accuracy", reduction=2, first=0.5)
-    monitor = MonitorActor(early.model_dump(), ())
+    monitor = MonitorActor(early, ())
     told = {"step": 5, "updates": 10}
     orders = {
         name: monitor.report(name, told | {"preference_accuracy": accuracy}, searched=True)

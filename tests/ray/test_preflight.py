@@ -258,21 +258,3 @@ def test_an_adapter_without_its_base_and_a_tokenizer_that_is_broken_are_found(mo
     assert f"{broken} holds a list" in found
     change_json(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/m")
     assert "its base /nowhere/m is not here" in errors(see(tmp_path, model={"source": str(adapter)}))[0]
-
-
-def test_the_row_of_a_trial_is_said_and_a_gpu_without_room_for_one_is_refused(tmp_path):
-    path = tmp_path / "rows.yaml"
-    path.write_text(
-        "name: rows\npreset: gemma3-4b/paper\narms: {slime: {}}\ngoals: {stability: maximize}\nresources: {gpu_per_worker: 1}\n"
-    )
-    experiment = load_experiment(path)
-    large, small = report(gpu="Large", memory=200 << 30), report(gpu="Small", memory=12 << 30)
-    [fine] = preflight._rows([large, large], experiment)
-    assert fine.sentence.startswith(
-        "A row has 8192 tokens on the Large, since data.row_tokens is null and they fit 90%"
-    )
-    [refusal] = errors(preflight._rows([large, small], experiment))
-    assert refusal.startswith("The Small has 12.0 GiB for a worker, and one row of 256 tokens takes more")
-    path.write_text("name: rows\npreset: arithmetic\narms: {slime: {}}\n")
-    [fine] = preflight._rows([FINE], load_experiment(path))
-    assert fine.sentence == "A row has 2048 tokens, since data.row_tokens is null."

@@ -2,14 +2,13 @@
 
 import math
 import random
-from itertools import permutations
 from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_ray.on_ray.stopping import ByFront, ByMetric
+from slime_ray.on_ray.stopping import Ranking
 
 BOTH = {"win_rate": "maximize", "stability": "maximize"}
 # a, b and c are beaten by nobody; b beats d; d beats e and f, which do not beat each other.
@@ -19,7 +18,7 @@ POINTS = {"a": (0.7, 0.1), "b": (0.6, 0.4), "c": (0.5, 0.9), "d": (0.55, 0.35), 
 def places(
     points: dict[str, tuple], goals: dict[str, str] = BOTH, tie_break: Literal["winner", "spread"] = "spread"
 ) -> dict[str, int]:
-    rule = ByFront(goals, tie_break)
+    rule = Ranking(goals, tie_break)
     return {
         name: rule.before(own, [other for title, other in points.items() if title != name])
         for name, own in points.items()
@@ -48,7 +47,7 @@ def test_winners_stand_first_who_are_within_tolerance_and_then_by_the_first_goal
         "h": 0, "c": 1, "a": 2, "b": 3, "d": 4, "e": 5, "f": 6
     }  # fmt: skip
     assert places({"half": (0.4, 0.5), "below": (0.6, 0.49)}, tie_break="winner") == {"half": 0, "below": 1}
-    assert ByFront(BOTH) == ByFront(BOTH, "winner")
+    assert Ranking(BOTH) == Ranking(BOTH, "winner")
     # Goals without stability, or another sense of it, know no tolerance.
     front = {"a": (0.9, 0.1), "b": (0.4, 0.9), "c": (0.6, 0.6)}
     assert places(front, {"one": "maximize", "two": "maximize"}, "winner") == {"a": 0, "c": 1, "b": 2}
@@ -62,7 +61,7 @@ def test_what_is_no_number_comes_last_whatever_else_it_reached():
     found = places({**POINTS, "nan": (0.99, math.nan), "infinite": (math.inf, 0.9)})
     assert found == {**places(POINTS), "nan": 6, "infinite": 6}
     assert places({"nan": (math.nan, 0.1), "too": (0.1, math.nan)}) == {"nan": 0, "too": 0}
-    assert ByMetric("m").before((math.nan,), [(0.1,), (math.nan,)]) == 1
+    assert Ranking({"m": "maximize"}).before((math.nan,), [(0.1,), (math.nan,)]) == 1
 
 
 def test_a_goal_may_be_to_minimize():
@@ -71,10 +70,9 @@ def test_a_goal_may_be_to_minimize():
 
 
 def test_one_metric_counts_what_is_higher():
-    rule = ByMetric("mean_margin")
-    assert rule.metrics == ("mean_margin",)
+    rule = Ranking({"mean_margin": "maximize"})
     assert rule.before((0.5,), [(0.6,), (0.5,), (0.4,), (0.7,)]) == 2
-    assert rule.before((0.5,), []) == ByFront(BOTH).before((0.5, 0.5), []) == 0
+    assert rule.before((0.5,), []) == Ranking(BOTH).before((0.5, 0.5), []) == 0
 
 
 # Few values, so that ties and dominance are common.
@@ -84,12 +82,12 @@ TIES = pytest.mark.parametrize("tie_break", ["winner", "spread"])
 
 
 def all_places(given: list[tuple], tie_break: Literal["winner", "spread"]) -> list[int]:
-    rule = ByFront(THREE, tie_break)
+    rule = Ranking(THREE, tie_break)
     return [rule.before(own, [*given[:index], *given[index + 1 :]]) for index, own in enumerate(given)]
 
 
 @TIES
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(found=points)
 def test_a_dominated_trial_never_outranks_its_dominator(tie_break, found):
     ranks = all_places(found, tie_break)
@@ -100,7 +98,7 @@ def test_a_dominated_trial_never_outranks_its_dominator(tie_break, found):
 
 
 @TIES
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(found=points, seed=st.integers(0, 1000))
 def test_the_order_of_arrival_does_not_matter(tie_break, found, seed):
     order = list(range(len(found)))
@@ -111,27 +109,10 @@ def test_the_order_of_arrival_does_not_matter(tie_break, found, seed):
 
 
 @TIES
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(found=points)
 def test_places_are_an_order_in_which_only_equals_share_one(tie_break, found):
     ranks = all_places(found, tie_break)
     for own, rank in zip(found, ranks, strict=True):
         assert ranks.count(rank) == found.count(own)
         assert rank == sum(other < rank for other in ranks)
-
-
-@TIES
-@settings(deadline=None)
-@given(found=st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, math.nan])] * 2), min_size=1, max_size=14))
-def test_two_goals_are_ranked_as_with_a_third_that_tells_nothing(tie_break, found):
-    """Two goals are sorted by a quicker way; a third one that is the same for all goes by comparing all with all."""
-    two = ByFront({"one": "maximize", "stability": "maximize"}, tie_break)
-    three = ByFront(THREE, tie_break)
-    for index, own in enumerate(found):
-        others = [*found[:index], *found[index + 1 :]]
-        assert two.before(own, others) == three.before((*own, 0.5), [(*other, 0.5) for other in others])
-
-
-@pytest.mark.parametrize("order", list(permutations("abc")))
-def test_a_front_is_spread_the_same_from_wherever_it_is_asked(order):
-    assert places({name: POINTS[name] for name in order}) == {"a": 0, "b": 2, "c": 1}

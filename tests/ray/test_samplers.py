@@ -210,21 +210,6 @@ def test_a_finite_space_is_tried_to_its_end_and_no_point_twice(tmp_path, name):
         search.ask(["one more"])
 
 
-def test_a_quasi_random_search_is_more_even_than_a_random_one(tmp_path):
-    def emptiest(name: str) -> int:
-        dimensions = {"objective.hard_margin": {"uniform": [0.0, 1.0]}, "objective.anchor_weight": {"uniform": [0, 1]}}
-        points = list(played(opened(tmp_path / name, space(name, dimensions), trials=64), 64))
-        cells = [
-            int(4 * float(p["objective.hard_margin"])) * 4 + int(4 * float(p["objective.anchor_weight"]))
-            for p in points
-        ]
-        return min(cells.count(cell) for cell in range(16))
-
-    # A Sobol sequence has exactly as many of its first 64 points in each of 16 equal squares.
-    assert emptiest("quasi_random") == 4
-    assert emptiest("random") < 4
-
-
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
 def test_what_an_earlier_run_found_is_known_from_the_start(tmp_path, name):
     """Forty results say that small margins are better in both goals."""
@@ -245,13 +230,6 @@ def test_what_an_earlier_run_found_is_known_from_the_start(tmp_path, name):
         # Children have whole values of their parents.
         assert 0.2 in [point["objective.soft_margin"] for point in informed]
         assert 0.2 not in [point["objective.soft_margin"] for point in drawn]
-
-
-def test_the_children_of_nsga2_have_their_parents_knobs(tmp_path):
-    points = list(played(opened(tmp_path, space("nsga2"), trials=20), 20))
-    parents = {value for point in points[:10] for value in point.values()}
-    inherited = sum(value in parents for point in points[10:] for value in point.values())
-    assert inherited >= 5
 
 
 def test_a_sequence_goes_on_where_the_study_was_lost(tmp_path, monkeypatch):

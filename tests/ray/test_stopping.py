@@ -9,14 +9,14 @@ import yaml
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray.stopping import ByFront, ByMetric, Halving, Median, Rule, build_rule, past_reports
+from slime_ray.on_ray.stopping import Halving, Median, Ranking, Rule, build_rule, past_reports
 from slime_ray.runs import results
 
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 
 
 def asha(first: float = 0.2, reduction: int = 3) -> Halving:
-    return Halving(ByMetric("preference_accuracy"), first=first, reduction=reduction)
+    return Halving(Ranking({"preference_accuracy": "maximize"}), first=first, reduction=reduction)
 
 
 def decide(rule: Rule, trial: str, step: int, updates: int = 100, **values: float | None) -> str | None:
@@ -27,10 +27,6 @@ def decide(rule: Rule, trial: str, step: int, updates: int = 100, **values: floa
 
 def accuracy(rule: Rule, trial: str, value: float | None, step: int) -> str | None:
     return decide(rule, trial, step, preference_accuracy=value)
-
-
-def test_rungs_grow_by_the_reduction_and_end_before_the_end():
-    assert asha(first=0.1).rungs == [0.1, 0.30000000000000004, 0.9]
 
 
 def test_only_the_best_share_of_those_at_a_rung_goes_on():
@@ -75,7 +71,7 @@ def test_a_trial_that_says_no_number_goes_on_and_one_that_says_nan_does_not():
 
 
 def test_two_goals_let_both_ends_of_the_front_go_on():
-    rule = Halving(ByFront(GOALS, "spread"), first=0.2, reduction=3)
+    rule = Halving(Ranking(GOALS, "spread"), first=0.2, reduction=3)
 
     def at_rung(trial: str, win: float, stable: float) -> str | None:
         return decide(rule, trial, 20, win_rate=win, stability=stable)
@@ -126,11 +122,11 @@ def test_the_median_rule_takes_no_number_for_the_worst():
 
 def test_settings_name_the_rule():
     assert build_rule(EarlyStopping(rule="none")) is None
-    assert build_rule(EarlyStopping(goals=GOALS)) == Halving(ByFront(GOALS, "winner"), first=0.2, reduction=3)
+    assert build_rule(EarlyStopping(goals=GOALS)) == Halving(Ranking(GOALS, "winner"), first=0.2, reduction=3)
     spread = EarlyStopping(goals=GOALS, tie_break="spread")
-    assert build_rule(spread) == Halving(ByFront(GOALS, "spread"), first=0.2, reduction=3)
+    assert build_rule(spread) == Halving(Ranking(GOALS, "spread"), first=0.2, reduction=3)
     others = {"first": 0.1, "reduction": 4}
-    assert build_rule(EarlyStopping(goals=GOALS, **others)) == Halving(ByFront(GOALS, "winner"), **others)
+    assert build_rule(EarlyStopping(goals=GOALS, **others)) == Halving(Ranking(GOALS, "winner"), **others)
     assert build_rule(EarlyStopping(rule="asha", **others)) == asha(**others)
     assert build_rule(EarlyStopping(rule="median", metric="stability", first=0.1)) == Median("stability", first=0.1)
 

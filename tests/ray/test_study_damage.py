@@ -8,23 +8,11 @@ import pytest
 from optuna.trial import TrialState
 
 from slime_ray.errors import InputError
-from slime_ray.on_ray.search import StudyFailed, StudySearch, study_storage
-from tests.ray.studies import (
-    BASE,
-    GOALS,
-    KNOWN,
-    ask,
-    completed,
-    finished,
-    in_database,
-    open_search,
-    play,
-    row,
-    search_over,
-    states,
-)
+from slime_ray.on_ray.search import StudyFailed, study_storage
+from tests.ray.studies import KNOWN, ask, completed, finished, open_search, play, row, states
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
+DATABASE = pytest.mark.parametrize("backend", ["database"], indirect=True)
 HOWS = ["garbage", "a bad line", "a bad last line", "not an entry", "another operation", "no beginning", "cut", "empty"]
 
 
@@ -51,9 +39,8 @@ def refusal(path: Path, rows: Any) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("backend", ["file"], indirect=True)
 @pytest.mark.parametrize("how", HOWS)
-def test_a_damaged_journal_is_one_sentence_with_its_name_or_made_again(tmp_path, backend, how):
+def test_a_damaged_journal_is_one_sentence_with_its_name_or_made_again(tmp_path, how):
     rows = play(open_search(tmp_path), "abc")
     journal = tmp_path / "study.journal"
     journal.write_bytes(damage(journal.read_bytes(), how))
@@ -67,7 +54,7 @@ def test_a_damaged_journal_is_one_sentence_with_its_name_or_made_again(tmp_path,
     assert len(completed(open_search(tmp_path, rows=rows))) == 3
 
 
-@pytest.mark.parametrize("backend", ["database"], indirect=True)
+@DATABASE
 @pytest.mark.parametrize("how", ["garbage", "cut", "empty"])
 def test_a_damaged_database_is_one_sentence_or_made_again(tmp_path, backend, how):
     rows = play(open_search(tmp_path), "abc")
@@ -95,22 +82,20 @@ def test_a_database_that_cannot_be_used_is_a_sentence_without_its_password(tmp_p
     assert "secret" not in str(refused.value)
 
 
-def test_two_runs_share_a_database_and_no_trial(tmp_path):
-    storage = in_database(tmp_path)
-    one, other = (
-        StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, name=name)
-        for name in ("first-1", "first-2")
-    )
+@DATABASE
+def test_two_runs_share_a_database_and_no_trial(tmp_path, backend):
+    one, other = (open_search(tmp_path, name=name) for name in ("first-1", "first-2"))
     assert ask(one, "a") == ask(other, "a") == KNOWN
     one.tell("a", finished())
     assert states(one) == [TrialState.COMPLETE]
     assert states(other) == [TrialState.RUNNING]
 
 
-def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
+@DATABASE
+def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path, backend):
     """The file of the database is overwritten, and put back."""
     file = tmp_path / "study.db"
-    search = StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=in_database(tmp_path), trials=16, seed=0)
+    search = open_search(tmp_path)
     ask(search, "a")
     kept = file.read_bytes()
     file.write_bytes(b"no database at all" * 1000)
@@ -123,14 +108,9 @@ def test_a_database_that_fails_is_told_again_what_it_missed(tmp_path):
     assert states(search) == [TrialState.COMPLETE]
 
 
-def in_journal(path: Path, **known: Any) -> StudySearch:
-    storage = study_storage(path)
-    return StudySearch(search=search_over(), base=BASE, goals=GOALS, storage=storage, trials=16, seed=0, **known)
-
-
 def test_a_journal_that_a_full_disk_has_cut_off_is_gone_on_with(tmp_path):
     """RLIMIT_FSIZE lets the next entry be written in part, as a full disk does."""
-    search = in_journal(tmp_path)
+    search = open_search(tmp_path)
     ask(search, "search-0001")
     journal, before = tmp_path / "study.journal", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, before[1]))
@@ -140,5 +120,5 @@ def test_a_journal_that_a_full_disk_has_cut_off_is_gone_on_with(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not journal.read_bytes().endswith(b"\n")
-    in_journal(tmp_path, rows={"search-0001": row(KNOWN)}).ask(["b"])
-    assert list(completed(in_journal(tmp_path, rows={"search-0001": row(KNOWN)}))) == ["search-0001"]
+    open_search(tmp_path, rows={"search-0001": row(KNOWN)}).ask(["b"])
+    assert list(completed(open_search(tmp_path, rows={"search-0001": row(KNOWN)}))) == ["search-0001"]

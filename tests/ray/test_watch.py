@@ -14,7 +14,7 @@ from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray.monitor import TrialStatus
 from slime_ray.on_ray.resources import Meter, Node
-from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, PlacementTimer, ShutdownTimeout, Watch
+from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, ShutdownTimeout, Watch
 from slime_ray.runs.instructions import ask_for_clone, ask_for_more, ask_to_stop
 from slime_ray.runs.results import finished_trial
 from slime_ray.runs.status import STATUS, read_status
@@ -208,18 +208,6 @@ def test_a_silent_trial_is_ended_and_noted(watching, clock, monitor, tmp_path):
     step(watching, clock, 1)
     assert monitor.killed == ["arm-slime-s0"]
     assert [attempt.ended for attempt in attempts.read(folder)] == ["hung"]
-
-
-def test_a_wait_that_is_over_begins_anew(clock, experiment):
-    wait = PlacementTimer(experiment.resources, experiment.faults, lambda line: None)
-    clock.now += 500
-    wait.check()
-    wait.reset()
-    clock.now += 500
-    wait.check()
-    clock.now += 500
-    with pytest.raises(PlacementTimeout):
-        wait.check()
 
 
 @pytest.fixture

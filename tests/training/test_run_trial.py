@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slime_ray.config.experiment import Faults, Trial, arm_trials
-from slime_ray.on_ray.stopping import ByMetric, Halving
+from slime_ray.on_ray.stopping import Halving, Ranking
 from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, spike_flags
 from slime_ray.runs.store import RunStore
@@ -126,7 +126,7 @@ def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_pat
         {name: told.get(name) for name in ("step", *goals)} for told in after.evaluations[:3]
     ]
     assert [told["step"] for told in after.evaluations] == [0, 2, 4, 6]
-    rule = Halving(ByMetric("mean_margin"), first=0.3, reduction=2)
+    rule = Halving(Ranking({"mean_margin": "maximize"}), first=0.3, reduction=2)
     for told in (*before.evaluations, *after.evaluations):
         assert rule.decide(trial.trial_id, told) is None
     margins = {told["step"]: told["mean_margin"] for told in after.evaluations}
