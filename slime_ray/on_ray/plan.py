@@ -11,6 +11,7 @@ from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.league import DEFAULTS, entry_of
 from slime_ray.config.points import SearchPart
 from slime_ray.config.settings import fingerprint
+from slime_ray.errors import InputError
 from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.planning.trials import SEARCH_SEED, confirmation_seeds
 from slime_ray.runs.instructions import Clone
@@ -116,6 +117,10 @@ class TrialPlan(Searcher):
             for part in experiment.searches
             if part.label in studies
         }
+        points = {
+            name: part.part.values(point) for part in self.parts.values() for name, point in part.study.points.items()
+        }
+        refuse_other_confirmations(self.rows, points)
         self.by_tune_id: dict[str, Trial] = {}
         self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
         self.turns = list(self.parts)
@@ -271,3 +276,15 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
         for label, values in cells
         for seed in confirmation_seeds(experiment, part)
     ]
+
+
+def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
+    for name, row in rows.items():
+        trial = str(row.get("label")) if row["phase"] == "confirm" else ""
+        values = rows[trial]["values"] if trial in rows else points.get(trial)
+        if values is not None and row["values"] != values:
+            raise InputError(
+                f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
+                "Delete its folder to have the trial's own confirmed."
+            )

@@ -8,6 +8,7 @@ from ray.tune.search import Searcher
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
+from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import TrialPlan, confirm_trials
 from slime_ray.on_ray.search import StudyFailed
 from slime_ray.on_ray.sweep import lost_values, with_extensions
@@ -81,6 +82,15 @@ def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done)
     assert done + first.most_left() == len(EXPECTED)
     resumed = plan_for(experiment, tmp_path, rows=first.rows)
     assert before + run(resumed) == EXPECTED
+
+
+def test_a_confirmation_of_another_point_than_its_trial_has_is_refused(experiment, tmp_path):
+    first = plan_for(experiment, tmp_path)
+    run(first)
+    name = "confirm-search-0003-s0"
+    rows = {**first.rows, name: {**first.rows[name], "label": "search-0003", "values": {"objective.hard_margin": 0.75}}}
+    with pytest.raises(InputError, match=f"trials/{name} .*search-0003 .*another point"):
+        plan_for(experiment, tmp_path, rows=rows)
 
 
 def test_confirmation_waits_for_trials_that_still_run(experiment, tmp_path):
