@@ -5,15 +5,18 @@ and prompts for both, or (seeds,) for what a seed has one number of, such as sta
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from . import statistics
 from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test, standard_error
 
+Name = TypeVar("Name", bound=Hashable)
+"""Of a comparison."""
 POWER = 0.8
 MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
 """More than these are not counted."""
@@ -322,11 +325,11 @@ def p_columns(claim: Claim | None) -> dict[str, float]:
 
 
 def claims(
-    comparisons: Mapping[str, np.ndarray | None],
-    topics: Mapping[str, np.ndarray | None] | None = None,
+    comparisons: Mapping[Name, np.ndarray | None],
+    topics: Mapping[Name, np.ndarray | None] | None = None,
     *,
     flips: int = FLIPS,
-) -> dict[str, Claim]:
+) -> dict[Name, Claim]:
     """What may be claimed of all comparisons of one table, which are corrected together, by name.
 
     A comparison that could not be made (None) counts in the correction, since it was asked for; it has no claim.
@@ -334,7 +337,7 @@ def claims(
     """
     of = topics or {}
     effects = {name: effect(d, of.get(name), flips=flips) for name, d in comparisons.items() if d is not None}
-    corrected: dict[str, dict[str, float]] = {name: {} for name in effects}
+    corrected: dict[Name, dict[str, float]] = {name: {} for name in effects}
     for test in TESTS:
         p_values = [effects[name].p_values.get(test, np.nan) if name in effects else np.nan for name in comparisons]
         for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):

@@ -28,19 +28,19 @@ def search_trials(run: results.Run) -> Table:
         return empty("This run did not search.", "trial_id")
     knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
     shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
-    frame = trials[["trial_id", *knobs, *shown]].copy()
-    frame["on_front"] = searched.on_front
-    frame["eligible"] = searched.eligible
     judged, judge = is_judged(run), judge_of(run)
     lead = "win_rate" if judged else "preference_accuracy"
-    order = ["on_front", lead, "trial_id"]
-    frame = frame.sort_values(order, ascending=[False, False, True], na_position="last").reset_index(drop=True)
+    frame = trials[["trial_id", *knobs, *shown]].assign(on_front=searched.on_front, eligible=searched.eligible)
+    frame = frame.sort_values(
+        ["on_front", lead, "trial_id"], ascending=[False, False, True], na_position="last", ignore_index=True
+    )
     heads = short_names([name.removeprefix(results.KNOB) for name in knobs])
     words = "win rate %" if judged else "held-out accuracy %"
     rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9, words=words)
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
     where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"
+    kept = cells(frame, lambda row: "yes" if row["eligible"] else "no")
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
@@ -58,16 +58,10 @@ def search_trials(run: results.Run) -> Table:
             Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
             Column("status", tuple(frame["status"]), numeric=False, keep=7),
             Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
-            *_eligible(searched, frame),
+            *([Column("keeps all", kept, numeric=False, keep=7)] if searched.constraints else []),
         ),
         remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
     )
-
-
-def _eligible(searched: Searched, frame: pd.DataFrame) -> list[Column]:
-    if not searched.constraints:
-        return []
-    return [Column("keeps all", cells(frame, lambda row: "yes" if row["eligible"] else "no"), numeric=False, keep=7)]
 
 
 def _on_constraints(searched: Searched) -> list[str]:
@@ -96,12 +90,19 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
     first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
     drawn = searched.trials["trial_id"].tolist()
     outcomes = outcomes_by_label(run)
-    rows, strange = [], _of_other_knobs(confirmed, searched)
+    remarks: dict[str, str] = {}
+    # A confirmation that set something else than the trial does confirms another point.
+    own = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
+    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
+    strange = sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
+    rows = []
     for label, group in confirmed.groupby("label", sort=True):
         if label not in drawn or label in strange:
             continue
         place = drawn.index(label)
         confirmation = main.frame[main.frame["label"] == label].iloc[0]
+        ended = group[group["status"] != FINISHED].groupby("status").size()
+        remarks[str(label)] = "; ".join(f"{status} {count} of {len(group)}" for status, count in ended.items())
         row = {"trial_id": label, "seeds_finished": int((group["status"] == FINISHED).sum()), "seeds": len(group)}
         for goal in searched.names:
             if goal == "win_rate" and first is not None:
@@ -112,10 +113,8 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
     if not rows:
         return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", _warnings(strange))
     lead = searched.names[0]
-    frame = pd.DataFrame(rows).sort_values(
-        [f"{lead}_confirmed", "trial_id"], ascending=[searched.ways[0] == "minimize", True], na_position="last"
-    )
-    frame = frame.reset_index(drop=True)
+    order, ascending = [f"{lead}_confirmed", "trial_id"], [searched.ways[0] == "minimize", True]
+    frame = pd.DataFrame(rows).sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
     return Table(
         frame=frame,
         caption="The winners of the search, as the search measured them (one seed, the selection prompts, the best of "
@@ -126,15 +125,8 @@ def winners(run: results.Run, searched: Searched, main: Table) -> Table:
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
             *(column for goal in searched.names for column in _columns(frame, goal)),
         ),
-        remarks=tuple(_remark(confirmed[confirmed["label"] == label]) for label in frame["trial_id"]),
+        remarks=tuple(frame["trial_id"].map(remarks)),
     )
-
-
-def _of_other_knobs(confirmed: pd.DataFrame, searched: Searched) -> list[str]:
-    """Labels whose confirmations set something else than the trial does: they confirm another point."""
-    own = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
-    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
-    return sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
 
 
 def _warnings(strange: list[str]) -> list[str]:
@@ -180,11 +172,6 @@ def _columns(frame: pd.DataFrame, goal: str) -> list[Column]:
         measure(f"{name} {kind}", frame, f"{goal}_{kind}", digits, scale=scale, signed=kind == "change", keep=keep)
         for kind, (name, keep) in heads.items()
     ]
-
-
-def _remark(group: pd.DataFrame) -> str:
-    ended = group[group["status"] != FINISHED]
-    return "; ".join(f"{status} {len(rows)} of {len(group)}" for status, rows in ended.groupby("status"))
 
 
 def _notes(searched: Searched, frame: pd.DataFrame) -> list[str]:

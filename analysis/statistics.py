@@ -7,6 +7,7 @@ where no valid verdict was given. A prompt and everything said about it is the u
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -84,14 +85,15 @@ def interval(value: float, resampled: np.ndarray, *, units: int, confidence: flo
     return Interval(float(value), float(low), float(high))
 
 
+def interval_names(*names: str) -> list[str]:
+    """The columns of intervals: for each its value under its name, its ends under name_low and name_high."""
+    return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+
+
 def columns(found: Mapping[str, Interval | None]) -> dict[str, float]:
-    """Columns of a frame: each interval's value under its name, its ends under name_low and name_high."""
-    none = Interval(np.nan, np.nan, np.nan)
-    return {
-        column: value
-        for name, one in found.items()
-        for column, value in zip((name, f"{name}_low", f"{name}_high"), astuple(one or none), strict=True)
-    }
+    """Intervals as `interval_names` with their values; NaN for None."""
+    values = (astuple(one or Interval(np.nan, np.nan, np.nan)) for one in found.values())
+    return dict(zip(interval_names(*found), chain.from_iterable(values), strict=True))
 
 
 def prompt_means(outcomes: np.ndarray) -> np.ndarray:

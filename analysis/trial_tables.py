@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.runs import results
 from slime_ray.runs.results import Run
 
 from .printing import ABSENT, Column, Table, cells, empty, number, numbers
@@ -27,6 +26,7 @@ def cost(run: Run) -> Table:
     groups = {words: run.trials[run.trials["phase"] == phase] for phase, words in PHASES.items()}
     groups = {words: group for words, group in groups.items() if len(group)} | {"all": run.trials}
     frame = pd.DataFrame([_row(words, group) for words, group in groups.items()])
+    shares = frame["updates"] / frame["planned_updates"].where(frame["planned_updates"] > 0)
     unit, per = ("min", 60.0) if run.trials["total_seconds"].sum() < IN_MINUTES else ("h", 3600.0)
 
     def counts(name: str) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def cost(run: Run) -> Table:
             Column("trials", counts("trials"), keep=9),
             Column("completed", counts("completed"), keep=8),
             Column("updates", counts("updates"), keep=6),
-            Column("of planned %", cells(frame, _share), keep=3),
+            Column("of planned %", tuple(number(share, 0, scale=100) for share in shares), keep=3),
             Column("training tokens", counts("tokens"), keep=7),
             Column(f"training {unit}", times("train_seconds"), keep=7),
             Column(f"evaluation {unit}", times("evaluation_seconds"), keep=6),
@@ -66,10 +66,6 @@ def _row(words: str, group: pd.DataFrame) -> dict[str, Any]:
         **{name: float(group[name].sum()) for name in ("train_seconds", "evaluation_seconds", "total_seconds")},
         "lost_seconds": float(group["lost_seconds"].fillna(0).sum()),
     }
-
-
-def _share(row: pd.Series) -> str:
-    return number(row["updates"] / row["planned_updates"], 0, scale=100) if row["planned_updates"] else ABSENT
 
 
 def _notes(run: Run) -> list[str]:
@@ -100,7 +96,7 @@ def _amount(value: Any) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-def alarms(run: results.Run) -> Table:
+def alarms(run: Run) -> Table:
     """One row per arm, and one for the search: its runs, their alarms and first steps, and how stable they ended.
 
     Empty where the sentinel raised no alarm.
@@ -129,10 +125,9 @@ def alarms(run: results.Run) -> Table:
         )
     frame = pd.DataFrame(rows)
     collapsed, raised = trials["stability"] < COLLAPSED, trials["alarm"].notna()
-    name = run.manifest.get("name", run.path.name)
     return Table(
         frame=frame,
-        caption=f"{name}: the sentinel's alarms, {raised.sum()} in {len(trials)} runs.",
+        caption=f"{name_of(run)}: the sentinel's alarms, {raised.sum()} in {len(trials)} runs.",
         notes=[
             f"Of {collapsed.sum()} runs that ended with S below {COLLAPSED}, {(raised & collapsed).sum()} had raised "
             f"an alarm; of {(~collapsed).sum()} others, {(raised & ~collapsed).sum()}. A run that was stopped by its "
@@ -145,10 +140,7 @@ def alarms(run: results.Run) -> Table:
             Column("first at step", tuple(map(_span, frame["first_step"], frame["last_step"])), keep=9),
             Column(
                 "stability S",
-                tuple(
-                    f"{low:.2f}–{high:.2f}"
-                    for low, high in zip(frame["stability_min"], frame["stability_max"], strict=True)
-                ),
+                cells(frame, lambda row: f"{row['stability_min']:.2f}–{row['stability_max']:.2f}"),
                 keep=8,
             ),
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
@@ -162,7 +154,7 @@ def _span(first: Any, last: Any) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def failures(run: results.Run) -> Table:
+def failures(run: Run) -> Table:
     """Every trial that did not complete, with its reason; also those that the manifest alone knows."""
     known = run.trials[run.trials["status"] != FINISHED][["trial_id", "phase", "label", "seed", "status", "reason"]]
     listed = run.manifest.get("failed_trials") or []
@@ -170,16 +162,13 @@ def failures(run: results.Run) -> Table:
     others = pd.DataFrame([item for item in listed if isinstance(item, dict) and item.get("trial_id") not in seen])
     frame = pd.concat([known, others], ignore_index=True) if len(others) else known.reset_index(drop=True)
     frame = frame.sort_values("trial_id").reset_index(drop=True)
-    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in frame.columns}
+    if frame.empty:
+        return Table(frame, f"All {len(run.trials)} trials completed.", [])
+    shown = ("trial_id", "status", "reason")
+    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in shown}
     return Table(
         frame=frame,
-        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete."
-        if len(frame)
-        else f"All {len(run.trials)} trials completed.",
-        notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."]
-        if len(frame)
-        else [],
-        columns=tuple(Column(name, texts[name], numeric=False) for name in ("trial_id", "status", "reason"))
-        if len(frame)
-        else (),
+        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete.",
+        notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."],
+        columns=tuple(Column(name, cells_, numeric=False) for name, cells_ in texts.items()),
     )

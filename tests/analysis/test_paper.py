@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slime_ray.analysis import report
-from slime_ray.analysis.paper import methods_paragraph, paper
+from slime_ray.analysis.methods import methods_paragraph, paper
 from slime_ray.analysis.printing import Table, latex_text, one_line
 from slime_ray.analysis.sections import SECTIONS, Findings, made
 
@@ -202,6 +202,7 @@ def test_what_was_not_recorded_is_said_to_be_unknown(one_trial_run):
     assert_well_formed(written_of(bare))
 
 
+@pytest.mark.usefixtures("sketched")
 def test_paper_is_written_beside_the_report_when_it_is_asked_for(judged_run, written, tmp_path, capsys):
     assert not (written.folder / "paper.tex").exists()
     assert cli.main(["report", str(judged_run), "--out", str(tmp_path), "--paper"]) == 0

@@ -11,7 +11,6 @@ from itertools import pairwise
 import matplotlib
 import pytest
 from slime_ray.analysis import report, tables
-from slime_ray.analysis.answer import answer as sentences
 
 from slime_ray.errors import InputError
 from slime_ray.runs import results
@@ -53,7 +52,7 @@ SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 def answer(run):
     """The sentences, with plain blanks."""
-    both = sentences(run, tables.win_rate_stability(run))
+    both = report.answer(run, tables.win_rate_stability(run))
     return tuple([sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said] for said in both)
 
 
@@ -67,7 +66,7 @@ def elements(page):
 def test_all_files_are_written_and_no_partial_ones_stay(written):
     tables_ = ["win_rate_stability", "stability_parts", "search_trials", "search_winners", "search_front"]
     tables_ += ["search_budget", "cost", "failures"]
-    drawings = ["pareto", "logprob_curves", "stability_parts", "search_slices", "search_parallel", "search_budget"]
+    drawings = ["pareto", "logprob_curves", "stability_parts", "search_slices", "search_budget"]
     names = [f"{name}.{kind}" for name in tables_ for kind in ("md", "csv", "tex")]
     names += [f"{name}.{kind}" for name in drawings for kind in ("svg", "png", "pdf")]
     assert sorted(path.name for path in written.folder.iterdir()) == sorted([*names, "report.html"])

@@ -69,7 +69,7 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
 def test_a_search_of_two_goals_has_all_of_them():
     found = Findings(search_run(100))
     tables, figures = made(found)
-    assert set(figures) == {"search_importance", "search_slices", "search_contours", "search_parallel", "search_budget"}
+    assert set(figures) == {"search_importance", "search_slices", "search_budget"}
     assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
     said = found.search.sentences()
     assert any("is the most important knob" in sentence for sentence in said)
@@ -86,8 +86,7 @@ def test_a_run_without_a_search_has_nothing_to_understand():
 
 def test_figures_repeat_bit_for_bit():
     searched = Searched.of(search_run(12))
-    for draw in (knob_figures.contours, knob_figures.parallel):
-        assert render(draw(searched, [0, 1])) == render(draw(searched, [0, 1]))
+    assert render(knob_figures.slices(searched, [0, 1])) == render(knob_figures.slices(searched, [0, 1]))
 
 
 def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
@@ -115,33 +114,6 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
         inside = {tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[0] <= high}
         assert inside == shown
         assert not axis.get_minorticklocs().size
-
-
-def test_the_smoothed_mean_follows_its_trials_and_ends_where_there_are_none():
-    run = search_run(200)
-    searched = Searched.of(run)
-    first, second = searched.knobs[:2]
-    places = searched.places[:, :2]
-    x, y, means = knob_figures.smoothed(first, second, places, places[:, 0])
-    assert (x[0], x[-1]) == (first.low, first.high)
-    assert y[-1] == pytest.approx(second.high)
-    # The value is the first knob itself: it grows from left to right, but for the pull towards the middle at the ends.
-    assert means[20, 5] == pytest.approx(x[5], abs=0.25)
-    assert means[20, 34] == pytest.approx(x[34], abs=0.25)
-    near_a_corner = (first.unit(places[:, 0]) < 0.3) & (second.unit(places[:, 1]) < 0.3)
-    *_, means = knob_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
-    assert not means.mask[0, 0]
-    assert means.mask[-1, -1]
-
-
-def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
-    searched = Searched.of(search_run(30))
-    columns = list(range(len(searched.knobs)))
-    place = [knob.name for knob in searched.knobs].index("warmup_fraction")
-    (axes, _) = knob_figures.parallel(searched, columns).axes
-    lines = [path.vertices for drawn in axes.collections for path in drawn.get_paths()]
-    heights = np.array(lines)[:, :, 1]
-    assert np.isnan(heights[:, place]).sum() == np.isnan(searched.places[:, place]).sum()
 
 
 def test_the_knobs_are_those_that_matter_most_first():

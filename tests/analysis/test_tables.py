@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import answer, figures, search_table, statistics, tables, trial_tables
+from slime_ray.analysis import figures, report, rows, search_table, statistics, tables, trial_tables
 
 from slime_ray.runs import results
 
@@ -151,9 +151,9 @@ def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run)
 def test_temperatures_of_categories_are_named_with_them_and_nothing_is_said_where_there_are_none():
     decoding = {"temperature": 0.0, "temperatures": {"writing": 0.7, "stem": 0.1}, "batch": 4}
     words = "temperature 0.0, batch 4, temperature 0.7 for writing, temperature 0.1 for stem"
-    assert tables.decoding_words({"decoding": decoding}) == words
-    assert tables.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
-    assert tables.decoding_words({}) == "not recorded"
+    assert rows.decoding_words({"decoding": decoding}) == words
+    assert rows.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
+    assert rows.decoding_words({}) == "not recorded"
 
 
 def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
@@ -303,7 +303,7 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
     assert table.frame["win_rate_mark"].tolist() == ["best", "best"]
     cells = next(column.cells for column in table.columns if column.head.startswith("win rate"))
     assert cells == (f"{100 * np.mean(won):.1f}", "0.0")
-    _, said = answer.answer(run, table)
+    _, said = report.answer(run, table)
     assert "(too few prompts for an interval)" in said[0]
     figures.pareto(run, table=table)
     for text in (table.text(), table.markdown(), table.html(), *said):
@@ -449,6 +449,6 @@ def test_rows_without_a_stability_are_not_called_the_most_stable(tmp_path):
     for label in "ab":
         add_trial(tmp_path, label, label=label, won=outcomes(0.5), stability=None)
     run = results.load(finish(tmp_path))
-    _, said = answer.answer(run, tables.win_rate_stability(run))
+    _, said = report.answer(run, tables.win_rate_stability(run))
     assert said
     assert not any("nan" in sentence or "most stable" in sentence for sentence in said)
