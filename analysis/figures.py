@@ -12,7 +12,7 @@ import pandas as pd
 from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
-from . import search_table, stability, tables
+from . import stability, tables, trial_tables
 from .knobs import keeping
 from .printing import Table, one_line
 from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
@@ -289,7 +289,7 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
     shown = {label: of_label(run, curves, label) for label in _labels(run, table)}
     if not (run.trials["phase"] == "confirm").any():
-        for trial_id in search_table.search_trials(run).frame["trial_id"][:1]:
+        for trial_id in trial_tables.search_trials(run).frame["trial_id"][:1]:
             shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
     shown = {label: own for label, own in shown.items() if len(own)}
     spans = _over_seeds(shown)
@@ -370,5 +370,5 @@ def _labels(run: Run, table: Table | None) -> list[str]:
     frame = (table or tables.win_rate_stability(run)).frame
     if len(frame):
         return frame["label"].tolist()
-    best = search_table.search_trials(run).frame["trial_id"].tolist()[:PANELS]
+    best = trial_tables.search_trials(run).frame["trial_id"].tolist()[:PANELS]
     return run.trials.set_index("trial_id")["label"].loc[best].tolist()

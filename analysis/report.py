@@ -1,12 +1,10 @@
 """The report of a run: tables and figures as files, and one self-contained page that says first what is not settled."""
 
 import base64
-import gc
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,11 +18,10 @@ from slime_ray.runs import results
 from slime_ray.runs.files import write
 from slime_ray.runs.results import Run
 
-from . import methods, search_table, tables
+from . import judges, methods, tables, trial_tables
 from .controlled import Difficulties
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
-from .judges import read_labels
 from .printing import Sentences, Table, number, one_line
 from .rows import LOST, basis, is_judged, name_of
 from .sections import SECTIONS, Entry, Findings, made
@@ -156,13 +153,12 @@ def write_report(
     a file of the prompts' (`controlled.Difficulties.read`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
-    with _memory_frozen():
-        found = Findings(
-            results.load(run_path),
-            None if labels is None else read_labels(Path(labels)),
-            None if difficulties is None else Difficulties.read(Path(difficulties)),
-        )
-        files, placed = _made(found)
+    found = Findings(
+        results.load(run_path),
+        None if labels is None else judges.read_labels(Path(labels)),
+        None if difficulties is None else Difficulties.read(Path(difficulties)),
+    )
+    files, placed = _made(found)
     if paper:
         files["paper.tex"] = methods.paper(found, placed).encode()
     try:
@@ -210,19 +206,6 @@ def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]]
         files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
     files["report.html"] = build_page(found, placed).encode()
     return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)]
-
-
-@contextmanager
-def _memory_frozen() -> Iterator[None]:
-    """Leave what is in memory already out of the garbage collector's rounds, which drawing sets off by the hundred."""
-    if gc.get_freeze_count():
-        yield  # Whoever froze it thaws it.
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
@@ -330,7 +313,7 @@ def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
 
 
 def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:
-    search = search_table.search_trials(run).frame
+    search = trial_tables.search_trials(run).frame
     confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
     if search.empty:
         return

@@ -1,7 +1,7 @@
 """Every table and figure of a report: one list, in the order of the page. To add one is to add an entry."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Union
 
@@ -13,21 +13,22 @@ from . import (
     checkpoints,
     factorial_table,
     figures,
+    front,
     judges,
     judging,
     knob_figures,
+    knobs,
     league_tables,
     paper_tables,
-    search_table,
     stability,
     tables,
     trial_tables,
 )
 from .ablation_table import Cells
 from .controlled import Difficulties
+from .knobs import Searched
 from .league import Standings
-from .printing import Sentences, Table
-from .search_table import Understanding
+from .printing import Sentences, Table, empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,57 @@ LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
     "Trials that did not complete",
 )
 """Headings of the page."""
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """Tables of what a search found; without rows where there is no such thing, as in a run that did not search.
+
+    Trials of a league's methods have no front, knobs or budget in common: of them there are the winners alone.
+    """
+
+    searched: Searched
+    spent: front.Spent | None
+    front: Table
+    importance: Table
+    budget: Table
+    winners: Table
+
+    @classmethod
+    def of(cls, run: Run, main: Table, *, league: bool) -> "Understanding":
+        """main: win_rate_stability(run)."""
+        searched = Searched.of(run)
+        winners = trial_tables.winners(run, searched, main)
+        if league:
+            none = empty("The searches of a league have this each for itself.", "trial_id")
+            searched = replace(searched, knobs=(), places=searched.places[:, :0])
+            return cls(searched, None, none, none, none, winners)
+        spent = front.Spent.of(searched)
+        curve = front.budget_curve(searched, spent)
+        return cls(searched, spent, front.front(searched, run), knobs.importance(searched), curve, winners)
+
+    def by_importance(self) -> list[int]:
+        """The places of the knobs, the most important first; in the order of the space where that is not known."""
+        paths = [knob.path for knob in self.searched.knobs]
+        ranked = self.importance.frame["path"].tolist() if len(self.importance.frame) else []
+        return [paths.index(path) for path in [*ranked, *(path for path in paths if path not in ranked)]]
+
+    def sentences(self) -> list[str]:
+        """Constraints, the knee and the most important knobs, as far as they are clear."""
+        said = trial_tables.constraint_notes(self.searched)
+        frame = self.front.frame
+        if len(frame) and frame["knee"].any():
+            row = frame[frame["knee"]].iloc[0]
+            sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
+            said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
+        ranks = self.importance.frame
+        for goal in self.searched.names if len(ranks) else ():
+            first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
+            if first:
+                trials = int(self.searched.complete.sum())
+                words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
+                said.append(f"For {goal.replace('_', ' ')} {words}.")
+        return said
 
 
 @dataclass(frozen=True)
@@ -101,7 +153,7 @@ class Findings:
     @cached_property
     def search_trials(self) -> Table:
         """The trials of the search; without rows in a run that did not search."""
-        return search_table.search_trials(self.run)
+        return trial_tables.search_trials(self.run)
 
     @cached_property
     def judging(self) -> Table:
@@ -110,9 +162,8 @@ class Findings:
 
     @cached_property
     def search(self) -> Understanding:
-        """What the search says of its knobs, its front and its budget; of a league's searches the winners alone."""
-        found = Understanding.of(self.run, self.main)
-        return found.of_league() if self.leagues else found
+        """What the search says of its knobs, its front and its budget."""
+        return Understanding.of(self.run, self.main, league=bool(self.leagues))
 
     def of_design(self) -> Sentences:
         """Of a league its entries, of a factorial design its declared main effects, of others the cells."""

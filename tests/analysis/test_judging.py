@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import controlled, judging, search_table, tables
+from slime_ray.analysis import controlled, judging, tables, trial_tables
 from slime_ray.analysis.statistics import arena_hard_score
 
 from slime_ray import cli
@@ -233,7 +233,7 @@ def test_a_search_that_another_judge_ranked_is_refused_too(tmp_path):
     add_trial(tmp_path, "s", phase="search", label="s", won=[1.0, 0.0], judge="exact")
     run = judged(tmp_path)
     with pytest.raises(InputError, match="2 judges"):
-        search_table.search_trials(run)
+        trial_tables.search_trials(run)
 
 
 def test_a_failed_trial_mixes_nothing(tmp_path):

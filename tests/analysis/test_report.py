@@ -1,7 +1,6 @@
 """A report stands alone, repeats, escapes what models and users wrote, and says first what is not settled."""
 
 import base64
-import gc
 import hashlib
 import json
 import re
@@ -291,20 +290,6 @@ def test_the_search_is_explained_where_there_was_one(page, one_trial_run, tmp_pa
     written = report.write_report(one_trial_run, tmp_path)
     assert not [path.name for path in written.files if path.name.startswith("search_")]
     assert "The front of the search" not in written.html.read_text(encoding="utf-8")
-
-
-@pytest.mark.usefixtures("sketched")
-def test_the_garbage_collector_is_left_as_it_was(one_trial_run, tmp_path):
-    gc.unfreeze()
-    report.write_report(one_trial_run, tmp_path / "one")
-    assert gc.get_freeze_count() == 0
-    gc.freeze()
-    try:
-        report.write_report(one_trial_run, tmp_path / "other")
-        assert gc.get_freeze_count() > 0
-    finally:
-        # As tests/conftest.py has it.
-        gc.freeze()
 
 
 @pytest.mark.usefixtures("sketched")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import figures, report, rows, search_table, statistics, tables, trial_tables
+from slime_ray.analysis import figures, report, rows, statistics, tables, trial_tables
 
 from slime_ray.runs import results
 
@@ -223,12 +223,12 @@ def test_csv_holds_the_numbers_unrounded(main):
 
 def test_the_front_follows_the_goals(judged_run):
     run = results.load(judged_run)
-    frame = search_table.search_trials(run).frame.set_index("trial_id")
+    frame = trial_tables.search_trials(run).frame.set_index("trial_id")
     # 0 to 4 trade win rate for stability; 5 to 7 win as often as 4 and are less stable.
     assert frame["on_front"].sort_index().tolist() == [True] * 5 + [False] * 3
     run.manifest["goals"] = {"stability": "minimize"}
     assert (
-        search_table.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
+        trial_tables.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
         == [False] * 5 + [True] * 3
     )
 
@@ -236,7 +236,7 @@ def test_the_front_follows_the_goals(judged_run):
 def test_failed_search_trials_are_never_on_the_front(tmp_path):
     add_trial(tmp_path, "s1", phase="search", won=[0.0, 0.0], stability=0.1)
     add_trial(tmp_path, "s2", phase="search", status="diverged", reason="nan", won=[1.0, 1.0], stability=0.9)
-    frame = search_table.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
+    frame = trial_tables.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
     assert frame["on_front"].to_dict() == {"s1": True, "s2": False}
 
 
@@ -254,7 +254,7 @@ def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run
     searched = results.load(search_only_run)
     for table in (
         tables.win_rate_stability(searched),
-        search_table.search_trials(searched),
+        trial_tables.search_trials(searched),
         trial_tables.failures(searched),
     ):
         assert table.text()
@@ -337,7 +337,7 @@ def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_
 
 
 def test_latex_compiles_in_a_plain_document(main, judged_run, tmp_path):
-    assert_compiles(tmp_path, main, search_table.search_trials(results.load(judged_run)))
+    assert_compiles(tmp_path, main, trial_tables.search_trials(results.load(judged_run)))
 
 
 def test_latex_asks_for_no_font_encoding(main):

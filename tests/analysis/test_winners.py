@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.search_table import winners
 from slime_ray.analysis.sections import Findings, made
 from slime_ray.analysis.tables import win_rate_stability
+from slime_ray.analysis.trial_tables import winners
 
 from slime_ray.runs import results
 

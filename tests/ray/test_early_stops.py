@@ -13,7 +13,7 @@ import ray
 from ray import cloudpickle
 from ray.util import placement_group_table
 from rich.console import Console
-from slime_ray.analysis.search_table import search_trials
+from slime_ray.analysis.trial_tables import search_trials
 
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.on_ray import monitor
