@@ -122,7 +122,7 @@ def ablation(found: Cells, main: Table) -> Table:
     design = found.design
     claims = found.claims([cell for cell in design.cells if cell.label != cell.reference])
     activity = _activity(found.run)
-    known = main.frame.set_index("label").to_dict("index") if len(main.frame) else {}
+    known = main.by("label")
     rows = []
     for center in design.centers:
         own = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)

@@ -316,7 +316,10 @@ def _row(
     gap = None if d is None else effects.interval(d, shared, confidence=confidence)
     remarks = []
     if d is not None and gap is not None and gap.excludes(0.0):
-        remarks.append(f"the win rates differ{_one_seed_decides(d, shared, confidence)}")
+        # Whether that is no longer seen without some one of its seeds.
+        rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
+        decides = any(effects.two_way_p(one_less, shared) >= 1 - confidence for one_less in rest)
+        remarks.append(f"the win rates differ{effects.ONE_SEED * decides}")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")
     if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
@@ -324,12 +327,6 @@ def _row(
     agrees = unpaired != APART and not any("differ" in remark for remark in remarks)
     remarks += [unpaired] if unpaired else []
     return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
-
-
-def _one_seed_decides(d: np.ndarray, topics: np.ndarray | None, confidence: float) -> str:
-    """Say so where a difference that is seen is no longer seen without some one of its seeds."""
-    rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
-    return effects.ONE_SEED * any(effects.two_way_p(one, topics) >= 1 - confidence for one in rest)
 
 
 def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:

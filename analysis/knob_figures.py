@@ -147,7 +147,7 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
     Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
     center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
-    measured, centers = ablation.frame.set_index("label").to_dict("index"), found.design.centers
+    measured, centers = ablation.by("label"), found.design.centers
     knobs = list(dict.fromkeys(knob for center in centers for knob in found.design.reference(center).levels))
     colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
     with style():

@@ -27,9 +27,9 @@ COVERED, ESTIMATED = 5, 2
 
 def standings(found: Standings) -> Table:
     """A row per entry, the best first; what has no confirmed winner last, with its reason."""
-    known = found.main.frame.set_index("label").to_dict("index") if len(found.main.frame) else {}
+    known = found.main.by("label")
     frame = pd.DataFrame([_standing(found, member, known) for member in found.members.values()])
-    frame = frame.sort_values([found.rate, "entry"], ascending=[False, True], na_position="last").reset_index(drop=True)
+    frame = frame.sort_values([found.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
     frame["rank"] = frame[found.rate].rank(ascending=False, method="min").where(frame["rank_low"].notna())
     rate = unit_of(found.rate)[0]
     measured = f"{rate} against {rows.baseline_of(found.run)}'s answers, judge {rows.judge_of(found.run)}"
@@ -63,10 +63,8 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
     ends = statistics.interval_names("win_rate", "stability")
     others = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
     low, high = found.ranks.get(label, (np.nan, np.nan))
-    own = found.run.trials[
-        (found.run.trials["trial_id"].map(lambda name: entry_of(str(name))) == label)
-        | (found.run.trials["label"] == winner)
-    ]
+    trials = found.run.trials
+    own = trials[(trials["trial_id"].map(entry_of) == label) | (trials["label"] == winner)]
     of_answers = found.run.answers[found.run.answers["trial_id"].isin(own["trial_id"])]
     rate = results.KNOB + LEARNING_RATE
     chosen = member.trials[member.trials["trial_id"] == winner]
@@ -86,7 +84,7 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
         "trials": found.league.trials,
         "tokens": int(own["tokens"].fillna(0).sum()),
         "seconds": float((own["total_seconds"].fillna(0) * own["workers"].fillna(1)).sum()),
-        "verdicts": int(of_answers[["verdict_ab", "verdict_ba"]].notna().to_numpy().sum()),
+        "verdicts": int(of_answers[["verdict_ab", "verdict_ba"]].count().sum()),
         "note": _note(member, row),
     }
 
@@ -99,9 +97,12 @@ def _note(member: Member, row: Mapping[str, Any]) -> str:
         reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
         said.append(f"tuning: {status} {len(ended)}: {reasons[0] if reasons else 'no reason was recorded'}{more}")
-    if note := str(row.get("note") or "").removeprefix("confirmed").lstrip("; "):
-        said.append(note)
-    return "; ".join(said)
+    return "; ".join([*said, *filter(None, [_main_note(row)])])
+
+
+def _main_note(row: Mapping[str, Any]) -> str:
+    """The note of a row of the main table, which says of all of them that they are confirmed."""
+    return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
 
 
 def short(value: Any) -> str:
@@ -151,17 +152,13 @@ def pairs(found: Standings) -> Table:
     for (one, other), d in found.differences.items():
         claim = found.claims.get((one, other))
         score = found.stability_claims.get((one, other))
+        both = {"difference": claim, "stability_difference": score}
         verdict = "nothing in common" if claim is None else "separable" if claim.matters else claim.verdict
         records.append(
             {
                 "better": one,
                 "other": other,
-                **statistics.columns(
-                    {
-                        "difference": None if claim is None else claim.effect.difference,
-                        "stability_difference": None if score is None else score.effect.difference,
-                    }
-                ),
+                **statistics.columns({name: each and each.effect.difference for name, each in both.items()}),
                 **effects.p_columns(claim),
                 "stability_p": np.nan if score is None else score.p,
                 "seeds": 0 if d is None else len(d),
@@ -203,7 +200,7 @@ def tuning(found: Standings) -> Table:
         best["confirmed"] = found.interval(found.of_entry(label))
         most = float(values.max()) if len(values) else np.nan
         records.append({"entry": label, **statistics.columns(best), "best_of_all": most})
-    frame = pd.DataFrame(records).sort_values("confirmed", ascending=False, na_position="last").reset_index(drop=True)
+    frame = pd.DataFrame(records).sort_values("confirmed", ascending=False, na_position="last", ignore_index=True)
     return Table(
         frame=frame,
         caption=f"What tuning bought: expected best {unit_of(lead)[0]} of so many of an entry's own trials, as "
@@ -253,7 +250,7 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
 
 def defaults(found: Standings) -> Table:
     """How far each winner's knobs lie from its objective's defaults, and what these give at its learning rate."""
-    notes = {} if found.main.frame.empty else found.main.frame.set_index("label")["note"].to_dict()
+    known = found.main.by("label")
     records = []
     for label, member in found.members.items():
         if member.winner is None:
@@ -262,17 +259,15 @@ def defaults(found: Standings) -> Table:
         space = member.entry.search.get("dimensions") or {}
         # Behind a bracket a dimension's name says when it exists.
         on_log = {
-            name.partition("[")[0]
-            for name, dimension in space.items()
-            if any("log" in way for way in dimension if dimension[way])
+            name.partition("[")[0] for name, ways in space.items() if any("log" in way for way in ways if ways[way])
         }
         knobs = [
             _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
             for path, value in member.entry.defaults.items()
         ]
-        one, other = found.of_entry(label), found.of_entry(label, DEFAULTS)
-        d = None if one is None or other is None else rows.difference(one, other)
-        topics = None if one is None or other is None else rows.shared_topics([one, other], found.topics)
+        one, other, gap = found.of_entry(label), found.of_entry(label, DEFAULTS), None
+        if one is not None and other is not None and (d := rows.difference(one, other)) is not None:
+            gap = effects.interval(d, rows.shared_topics([one, other], found.topics))
         score = found.steadier(label, label, DEFAULTS)
         records.append(
             {
@@ -282,11 +277,11 @@ def defaults(found: Standings) -> Table:
                     {
                         "tuned": found.interval(one),
                         "defaults": found.interval(other),
-                        "difference": None if d is None else effects.interval(d, topics),
+                        "difference": gap,
                         "stability_difference": None if score is None else effects.interval(score),
                     }
                 ),
-                "note": str(notes.get(member.winner + DEFAULTS, "")).removeprefix("confirmed").lstrip("; "),
+                "note": _main_note(known.get(member.winner + DEFAULTS, {})),
             }
         )
     if not records:
@@ -335,10 +330,11 @@ def sentences(found: Standings, table: Table) -> Sentences:
     unit = unit_of(found.rate)[0].removesuffix(" %")
     first = frame.iloc[0]
     ends = ", ".join(number(first[f"{found.rate}_{end}"], 1, scale=100) for end in ("low", "high"))
-    shown = f"{number(first[found.rate], 1, scale=100)} % [{ends}]"
-    outcomes = found.of_entry(str(first["entry"]))
-    rests = "" if outcomes is None else f" ({basis(found.run, *outcomes[1].shape, label=str(first['winner']))})"
-    settled.append(f"Highest {unit}: {first['entry']} with {shown}, at stability {number(first['stability'])}{rests}.")
+    shape = found.confirmed[str(first["entry"])][1].shape
+    settled.append(
+        f"Highest {unit}: {first['entry']} with {number(first[found.rate], 1, scale=100)} % [{ends}], at stability "
+        f"{number(first['stability'])} ({basis(found.run, *shape, label=str(first['winner']))})."
+    )
     scored = frame.dropna(subset=["stability"])
     steady = scored.sort_values("stability", ascending=False, kind="stable").iloc[0] if len(scored) else None
     if steady is not None:

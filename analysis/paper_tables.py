@@ -96,7 +96,7 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
         for center in design.centers
     }
     reference = _row_of(design.reference(design.centers[0]))
-    measured = ablation.frame.set_index("label").to_dict("index")
+    measured = ablation.by("label")
     rows = []
     for name in next(iter(theirs.values())):
         row: dict[str, Any] = {"row": _words(name)}

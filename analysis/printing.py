@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from rich.cells import cell_len
@@ -81,6 +81,10 @@ class Table:
     columns: tuple[Column, ...] = ()
     remarks: tuple[str, ...] = ()
     """A remark per row ("no change", "failed 1 of 2: ..."): a last column, in the terminal lines under the table."""
+
+    def by(self, column: str) -> dict[Any, dict[Any, Any]]:
+        """The rows of `frame` by a column, none of whose values is there twice."""
+        return self.frame.set_index(column).to_dict("index") if len(self.frame) else {}
 
     def _printed(self) -> tuple[Column, ...]:
         remarks = (Column("note", self.remarks, numeric=False),) if any(self.remarks) else ()
