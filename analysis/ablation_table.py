@@ -347,12 +347,7 @@ def sentences(
 ) -> Sentences:
     """Say what a table leaves open, and what it shows, of the design's metric.
 
-    Args:
-        found: The cells of the design.
-        table: Rows with verdicts.
-        of: The column that names a row.
-        claim: What is said of a row that matters.
-        columns: Those of the difference, of the rate and of S.
+    of: the column that names a row. claim: what is said of a row that matters. columns: the differences of rate and S.
     """
     several = len(found.design.centers) > 1
     name, scale, digits, unit = (columns[0], 100, 1, "points")

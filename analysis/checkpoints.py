@@ -37,16 +37,10 @@ def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
 def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: float = -1.0) -> Interval | None:
     """Return the mean over checkpoints with Student's interval, over checkpoints and, of the same items, over these.
 
-    Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends.
-
-    Args:
-        draws: Of each checkpoint, those of (items,) with the same items in the same order.
-        topics: (items,) where these come in topics.
-        least: What a value is at least, and 1 at most: 0 of rates and of S, -1 of their differences. Student's ends
-            know of no bounds.
-
-    Returns:
-        The interval; None where no checkpoint has a value.
+    Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends,
+    and None is returned where none has a value. draws: of each checkpoint, with the same items in the same order.
+    topics: (items,) where these come in topics. least: what a value is at least, since Student's ends know of no
+    bounds: 0 of rates and of S, -1 of their differences.
     """
     from scipy.special import stdtrit
 
@@ -183,13 +177,9 @@ def _effects(results: Cells) -> Effects:
         weights, places = factorial_table.effect_weights(components), factorial_table.cells_of(components)
         grids = {}
         for center in centers:
-            label_at = {
-                frozenset(name for name in components if cell.levels.get(name)): cell.label
-                for cell in results.design.around(center)
-                if not cell.control
-            }
-            labels = [label_at.get(place, "") for place in places]
-            if outcomes.keys() >= set(labels):
+            cells_ = factorial_table.by_components(results.design, center)
+            labels = [cells_[place].label for place in places if place in cells_]
+            if len(labels) == len(places) and outcomes.keys() >= set(labels):
                 grids[center] = on_common_seeds([outcomes[label] for label in labels])[1]
         for name in components:
             draws = [factorial_table.contrast(weights[(name,)], grid).mean(axis=0) for grid in grids.values()]

@@ -192,12 +192,8 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
     """Return the mean of paired values with its interval.
 
     Over other seeds and prompts from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of these checkpoints
-    (`difference_interval`). Of a scalar per seed Student's, without ends for one seed.
-
-    Args:
-        d: (seeds, prompts) or (seeds,), none missing.
-        topics: (prompts,) number of each prompt's topic, where prompts come in topics.
-        confidence: The interval's share of coverage.
+    (`difference_interval`). Of a scalar per seed Student's, without ends for one seed. d: (seeds, prompts) or (seeds,),
+    none missing. topics: (prompts,) number of each prompt's topic, where prompts come in topics.
     """
     from scipy.special import stdtrit
 

@@ -192,12 +192,7 @@ def _search_points(axes: "Axes", search: pd.DataFrame, kept: pd.DataFrame, colum
 def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
     """Return the corners of the line below which a finished trial beats all that lies there, left to right.
 
-    Args:
-        search: Search trials that keep their constraints.
-        column: The goal beside stability.
-
-    Returns:
-        (corners, 2) stability and goal, from the left edge to the bottom; (0, 2) where no trial finished.
+    (corners, 2) stability and `column`, from the left edge to the bottom. search: trials that keep their constraints.
     """
     points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
     best = points[on_front(points)]

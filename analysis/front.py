@@ -33,14 +33,10 @@ DRAWN_ANEW = 1_000
 
 
 def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the knees of one or many fronts. Of equally far trials the knee has more of the first goal.
+    """Return the knees of fronts, -1 where no trial lies beyond the line; who is on them; distances beyond the line.
 
-    Args:
-        points: (..., trials, 2); NaN is on no front.
-
-    Returns:
-        (...,) index of the knee, -1 where no trial lies beyond the line; (..., trials) which trials are on the front;
-        (..., trials) distance beyond the line (negative: short of it) in shares of the range, NaN off the front.
+    points: (..., trials, 2); NaN is on no front. The knees are (...,), the others (..., trials); distances are shares
+    of the front's range, NaN off the front. Of equally far trials the knee has more of the first goal.
     """
     on_front = pareto.on_front(points)
     of_front = on_front[..., None]

@@ -203,15 +203,10 @@ class Corrected:
 
 
 def corrected_rate(labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray) -> Corrected | None:
-    """Correct a judge's rate; None of fewer than FEWEST_LABELLED labels.
+    """Correct a judge's rate, with Wilson's score interval on the effective number of labels.
 
-    Args:
-        labels: (n,) outcomes of labelled prompts, 0 to 1.
-        judged: (n,) the judge's outcomes of the same answers.
-        unlabelled: (N,) the judge's outcomes of the other prompts, maybe none.
-
-    Returns:
-        The rate with Wilson's score interval on the effective number of labels.
+    None of fewer than FEWEST_LABELLED labels. labels, judged: (n,) outcomes of labelled prompts by the labels and by
+    the judge. unlabelled: (N,) the judge's outcomes of the other prompts, maybe none.
     """
     n = len(labels)
     if n < FEWEST_LABELLED:

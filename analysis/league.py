@@ -164,11 +164,8 @@ class Standings:
 def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]:
     """Return the lowest and the highest rank of every entry at 95 %, by its comparisons with every other one.
 
-    Args:
-        claims: Of every pair the first minus the second, more is better; None where they have nothing in common.
-
-    Returns:
-        By label. Two with too few common seeds may stand either way; NaN of what has too few with every other.
+    Two with too few common seeds may stand either way; NaN of what has too few with every other. claims: of every pair
+    the first minus the second, more is better; None where they have nothing in common.
     """
     ranks_by_label = {}
     for label in dict.fromkeys(name for pair in claims for name in pair):
@@ -188,15 +185,7 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
 
 
 def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
-    """Compact letters (Piepho 2004): two share one exactly where they are not told apart.
-
-    Args:
-        order: All names, which letters follow.
-        apart: Pairs that are told apart.
-
-    Returns:
-        The letters of each name.
-    """
+    """Compact letters by name (Piepho 2004): two share one exactly where they are not told apart."""
     groups = [frozenset(order)]
     for one, other in apart:
         split = [group - {gone} for group in groups if {one, other} <= group for gone in (one, other)]

@@ -223,17 +223,10 @@ def tuning(found: Standings) -> Table:
 
 
 def best_of(values: np.ndarray, k: int) -> Interval | None:
-    """Return the expected best of `k` of these trials.
+    """Return the expected best of `k` of (trials,) values; None below ESTIMATED trials to each of k.
 
     The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
     none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
-
-    Args:
-        values: (trials,) of which more is better.
-        k: How many of them are drawn.
-
-    Returns:
-        The estimate; None below ESTIMATED trials to each of k.
     """
     from scipy.special import stdtrit
 

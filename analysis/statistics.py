@@ -316,7 +316,8 @@ def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple
     variances: (3,) what seeds, prompts and rest each seem to add to the variance of the mean: mean squares over size.
     """
     of_seeds, of_prompts, of_rest = variances
-    if of_seeds > of_rest:
+    # Two that are equal but for rounding are equal, in whatever order the seeds come.
+    if of_seeds > of_rest * (1 + 1e-9):
         variance = of_seeds + max(of_prompts - of_rest, 0.0)
         return float(np.sqrt(variance)), float(variance**2 / (variances**2 / degrees(seeds, prompts)).sum())
     return float(np.sqrt(max(of_prompts, of_rest))), prompts - 1

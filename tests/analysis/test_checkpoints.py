@@ -26,7 +26,10 @@ from . import designs
 from .test_league import by_rate, league_run
 
 SEEDS = (0, 3, 5)
-WON = [by_rate(rates, seed=place) for place, rates in enumerate(([0.7, 0.5, 0.3], [0.6, 0.7, 0.3], [0.8, 0.5, 0.3]))]
+WON = [
+    by_rate(rates, seed=place, prompts=100)
+    for place, rates in enumerate(([0.7, 0.5, 0.3], [0.6, 0.7, 0.3], [0.8, 0.5, 0.3]))
+]
 
 
 def across_run(won=WON, seeds=SEEDS):
@@ -171,7 +174,7 @@ SETTINGS = {
 
 def starts_of(settings, recorded=None):
     """How many SFT checkpoints a table tells apart whose rows have these settings."""
-    run = designs.run_of(designs.leave_one_out(), by_rate([0.5] * len(settings)))
+    run = designs.run_of(designs.leave_one_out(), by_rate([0.5] * len(settings), prompts=20))
     trials = run.trials.assign(settings=run.trials["label"].map({k: json.dumps(v) for k, v in settings.items()}))
     if recorded is not None:
         trials = trials.assign(sft_checkpoint=trials["label"].map(recorded))

@@ -63,19 +63,27 @@ def test_a_judge_that_is_right_counts_and_one_that_guesses_does_not():
     assert judges.corrected_rate(labels[:19], labels[:19], labels) is None
 
 
-@pytest.fixture
-def run(tmp_path):
-    """The judge gives every second loss to the policy; 40 prompts of 60 are labelled, of one of two seeds."""
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The judge gives every second loss to the policy, of two seeds."""
+    tmp_path = tmp_path_factory.mktemp("judged")
     truth = [float(index % 3 == 0) for index in range(60)]
     judged = [1.0 if index % 2 else outcome for index, outcome in enumerate(truth)]
     for seed in range(2):
         add_trial(tmp_path, f"arm-a-s{seed}", label="a", seed=seed, won=judged, judge="llm:m")
-    labels = tmp_path / "labels.jsonl"
-    rows = [{"trial_id": "arm-a-s0", "prompt_id": f"p{index:02}", "outcome": truth[index]} for index in range(40)]
-    labels.write_text("\n".join(map(json.dumps, rows)))
-    return finish(tmp_path, {"judge": "llm:m"}), labels
+    return finish(tmp_path, {"judge": "llm:m"})
 
 
+@pytest.fixture
+def run(judged, tmp_path):
+    """With a file of labels on 40 of its 60 prompts, of one seed."""
+    truth = [float(index % 3 == 0) for index in range(40)]
+    rows = [{"trial_id": "arm-a-s0", "prompt_id": f"p{index:02}", "outcome": one} for index, one in enumerate(truth)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return judged, tmp_path / "labels.jsonl"
+
+
+@pytest.mark.usefixtures("sketched")
 def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
     path, labels = run
     loaded = results.load(path)
@@ -111,6 +119,7 @@ def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
         (['{"trial_id": "arm-a-s0", "prompt_id": "p01", "outcome": [1]}'], "label 1 has the outcome None"),
     ],
 )
+@pytest.mark.usefixtures("sketched")
 def test_labels_of_something_else_are_refused(run, capsys, lines, sentence):
     path, labels = run
     labels.write_text("\n".join(lines))

@@ -13,7 +13,6 @@ from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
 from .ends import score_ends
-from .latex import assert_compiles
 
 
 @pytest.fixture(scope="session")
@@ -233,35 +232,10 @@ def test_the_front_follows_the_goals(judged_run):
     )
 
 
-def test_failed_search_trials_are_never_on_the_front(tmp_path):
-    add_trial(tmp_path, "s1", phase="search", won=[0.0, 0.0], stability=0.1)
-    add_trial(tmp_path, "s2", phase="search", status="diverged", reason="nan", won=[1.0, 1.0], stability=0.9)
-    frame = trial_tables.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
-    assert frame["on_front"].to_dict() == {"s1": True, "s2": False}
-
-
 def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
     run = results.load(judged_run)
     run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
     assert trial_tables.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
-
-
-def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run):
-    assert len(tables.win_rate_stability(results.load(one_trial_run)).frame) == 1
-    failed = tables.win_rate_stability(results.load(failed_run))
-    assert failed.frame["stability"].tolist() == [0.0, 0.0]
-    assert "failed 2 of 2: no memory" in failed.text()
-    searched = results.load(search_only_run)
-    for table in (
-        tables.win_rate_stability(searched),
-        trial_tables.search_trials(searched),
-        trial_tables.failures(searched),
-    ):
-        assert table.text()
-        assert table.markdown()
-        assert table.latex()
-        assert table.html()
-    assert len(outcomes(0.5)) == PROMPTS
 
 
 def test_small_shares_of_spikes_are_not_printed_as_none(tmp_path):
@@ -334,10 +308,6 @@ def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_
     table = tables.win_rate_stability(results.load(finish(tmp_path)))
     for name in ("win_rate", "win_rate_low", "win_rate_high"):
         assert row(table, "b")[name] == row(table, "a")[name]
-
-
-def test_latex_compiles_in_a_plain_document(main, judged_run, tmp_path):
-    assert_compiles(tmp_path, main, trial_tables.search_trials(results.load(judged_run)))
 
 
 def test_latex_asks_for_no_font_encoding(main):
