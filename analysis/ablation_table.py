@@ -128,9 +128,9 @@ def ablation(found: Cells, main: Table) -> Table:
         own = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
         rows += [_row(found, cell, known.get(cell.label, {}), claims.get(cell.label), activity) for cell in own]
     frame = pd.DataFrame(rows)
-    for _, own in frame.groupby("center", sort=False):
-        rates = dict(zip(own["label"], own[found.rate], strict=True))
-        frame.loc[own.index, "mark"] = tables.best_marks(rates, found.rates, found.topics)
+    for _, around in frame.groupby("center", sort=False):
+        rates = dict(zip(around["label"], around[found.rate], strict=True))
+        frame.loc[around.index, "mark"] = tables.best_marks(rates, found.rates, found.topics)
     return Table(
         frame=frame,
         caption=_caption(found),

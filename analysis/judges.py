@@ -61,24 +61,10 @@ def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> s
     return statistics.row_interval(outcomes[:, complete], None if topics is None else topics[complete])
 
 
-def noise(verdicts: pd.DataFrame) -> tuple[float, float]:
-    """The judges' own noise: the variance of an outcome between repeats, and the share of the win rate's variance.
-
-    The second is what the noise adds to the variance of the pooled win rate, over the whole of it: resampling prompts
-    carries it, as each prompt's verdicts have noise of their own. Both NaN without repeats.
-    """
+def noise(verdicts: pd.DataFrame) -> float:
+    """The judges' own noise: the mean variance of an outcome between repeats; NaN without repeats."""
     groups = verdicts.dropna(subset="outcome").groupby(["judge", "trial_id", "prompt_id", "turn"])["outcome"]
-    repeats = groups.agg(["var", "size", "mean"]).reset_index()
-    within = repeats[repeats["size"] > 1].groupby("judge")["var"].mean()
-    judges = repeats["judge"].nunique()
-    if len(within) < judges or not judges:
-        return (float(within.mean()) if len(within) else float("nan")), float("nan")
-    repeats["noise"] = repeats["judge"].map(within) / repeats["size"] / judges**2
-    by_prompt = repeats.groupby("prompt_id")
-    answers = by_prompt.size() / judges
-    added = (by_prompt["noise"].sum() / answers**2).mean()
-    spread = repeats.groupby(["prompt_id", "judge"])["mean"].mean().groupby("prompt_id").mean().var()
-    return float(within.mean()), float(added / spread) if spread > 0 else float("nan")
+    return float(groups.var().groupby("judge").mean().mean())
 
 
 def panel(run: results.Run, main: Table) -> Table:
@@ -94,7 +80,6 @@ def panel(run: results.Run, main: Table) -> Table:
         outcomes = answer.groupby(["judge", "prompt_id"]).mean().unstack("prompt_id")
         topics = rows.topics_by_prompt(run, outcomes.columns)
         complete = outcomes.notna().all()
-        variance, share = noise(own)
         found.append(
             {
                 **{name: row[name] for name in ("label", *statistics.interval_names("win_rate"))},
@@ -102,8 +87,7 @@ def panel(run: results.Run, main: Table) -> Table:
                 "judges": len(outcomes),
                 "lowest": outcomes.loc[:, complete].mean(axis=1).min(),
                 "highest": outcomes.loc[:, complete].mean(axis=1).max(),
-                "noise": np.sqrt(variance),
-                "noise_share": share,
+                "noise": np.sqrt(noise(own)),
                 "partial": int((~complete & outcomes.notna().any()).sum()),
                 "prompts": int(complete.sum()),
             }
@@ -115,8 +99,7 @@ def panel(run: results.Run, main: Table) -> Table:
         notes = [f"Of fewer than {FEWEST_JUDGES} judges nothing is claimed of others: the intervals are of these only."]
     if repeated:
         notes.append(
-            "noise: standard deviation of one judge's outcome of an answer between repeats; its share of the variance "
-            "that the interval comes from. The interval has it already."
+            "noise: standard deviation of a judge's outcome of an answer between repeats, which the interval has."
         )
     lacking = [
         f"{row['partial']} of {row['partial'] + row['prompts']} prompts of {row['label']}"
@@ -138,14 +121,7 @@ def panel(run: results.Run, main: Table) -> Table:
             Column("judges", numbers(frame, "judges", 0)),
             Column("lowest %", numbers(frame, "lowest", 1, scale=100)),
             Column("highest %", numbers(frame, "highest", 1, scale=100)),
-            *(
-                (
-                    Column("noise", numbers(frame, "noise", 2)),
-                    Column("of variance %", numbers(frame, "noise_share", 0, scale=100)),
-                )
-                if repeated
-                else ()
-            ),
+            *((Column("noise", numbers(frame, "noise", 2)),) if repeated else ()),
         ),
     )
 

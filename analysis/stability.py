@@ -309,7 +309,7 @@ def stability_parts(run: results.Run, main: Table) -> Table:
 
 def _part_and_share(frame: pd.DataFrame, name: str) -> tuple[Column, Column]:
     letter, words, shares = PARTS[name], rows.PART_WORDS[name], f"{name}_share"
-    of_damage = {"words": f"{words}, % of the damage", "group": DAMAGE, "bars": tuple(frame[shares])}
+    of_damage: dict[str, Any] = {"words": f"{words}, % of the damage", "group": DAMAGE, "bars": tuple(frame[shares])}
     return (
         Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8, words=words),
         Column(f"{letter} %", numbers(frame, shares, 0, scale=100), keep=1, **of_damage),
