@@ -49,18 +49,18 @@ class Cells:
     def of(cls, run: results.Run, design: Design) -> "Cells":
         """Rates are win rates unless the design is about accuracy, or nothing was judged."""
         trials = run.trials[run.trials["phase"] == "arm"]
-        by_accuracy = design.metric == "preference_accuracy" or not rows.is_judged(run)
+        rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
         lost = trials[~trials["status"].isin(rows.MEASURED)]
         reasons = (": " + lost["reason"].astype("string")).fillna("")
         return cls(
             run,
             design,
-            "preference_accuracy" if by_accuracy else "win_rate",
-            rows.accuracies_by_label(run) if by_accuracy else rows.outcomes_by_label(run),
+            rate,
+            rates,
             rows.stabilities_by_label(trials),
             tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist())),
             dict(zip(zip(lost["label"], lost["seed"], strict=True), lost["status"] + reasons, strict=True)),
-            None if by_accuracy else rows.topics_by_prompt(run),
+            topics,
         )
 
     @property

@@ -285,11 +285,9 @@ def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
         elif words := left_out(pair):
             remarks[label] = f"left out: {words}"
             gone |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
-    kept = []
-    for run in (one, other):
-        stays = [place not in gone for place in zip(run.trials["label"], run.trials["seed"], strict=True)]
-        kept.append(replace(run, trials=run.trials[stays]))
-    return kept[0], kept[1], remarks
+    rows = (zip(run.trials["label"], run.trials["seed"], strict=True) for run in (one, other))
+    kept = [[row not in gone for row in of_run] for of_run in rows]
+    return replace(one, trials=one.trials[kept[0]]), replace(other, trials=other.trials[kept[1]]), remarks
 
 
 def _row(

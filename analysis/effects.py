@@ -216,18 +216,18 @@ def t_test_p(mean: float, error: float, freedom: float) -> float:
 
 
 @lru_cache(maxsize=2)
-def signs(items: int, flips: int, seed: int) -> np.ndarray:
+def signs(items: int, flips: int) -> np.ndarray:
     """(flips, items) of -1 and 1; kept, for all comparisons of a table share their prompts."""
-    bits = np.frombuffer(np.random.default_rng(seed).bytes(-(-flips * items // 8)), dtype=np.uint8)
+    bits = np.frombuffer(np.random.default_rng(0).bytes(-(-flips * items // 8)), dtype=np.uint8)
     return 2 * np.unpackbits(bits, count=flips * items).reshape(flips, items).astype(np.float32) - 1
 
 
-def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> np.ndarray:
+def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS) -> np.ndarray:
     """(comparisons,) two-sided p of mean differences when each item's sign is flipped at random, the observed included.
 
     d: (items, comparisons). Under no effect an item's difference is as likely to be d as -d.
     """
-    sums = np.abs(signs(len(d), flips, seed) @ d.astype(np.float32))
+    sums = np.abs(signs(len(d), flips) @ d.astype(np.float32))
     # Sums that are equal but for rounding count as reached.
     reached = sums >= np.abs(d.sum(axis=0)) - 1e-5 * np.abs(d).sum(axis=0)
     return np.asarray((1 + reached.sum(axis=0)) / (flips + 1))

@@ -66,14 +66,14 @@ class ResampledFront:
     points: np.ndarray
 
 
-def draw_rates(outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
     """(resamples, trials) means over prompts, the prompts drawn anew, the same for all trials.
 
     outcomes: (trials, prompts), NaN where a trial has none.
     """
     known = ~np.isnan(outcomes)
-    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), seed=seed, resamples=resamples)
-    asked = statistics.resample_sums(known.astype(float), seed=seed, resamples=resamples)
+    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), resamples=resamples)
+    asked = statistics.resample_sums(known.astype(float), resamples=resamples)
     return np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
 
 
@@ -102,8 +102,7 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
 
 def knee_ends(drawn: ResampledFront) -> np.ndarray:
     """(2, 2) the lower and the upper end of where the knee lies, by goal: 95 % of the resamples that have one."""
-    tail = (1 - statistics.CONFIDENCE) / 2
-    return np.asarray(np.quantile(drawn.points, [tail, 1 - tail], axis=0))
+    return np.asarray(np.quantile(drawn.points, statistics.TAILS, axis=0))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
@@ -226,12 +225,12 @@ class Spent:
     resampled: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, searched: Searched, *, seed: int = 0) -> "Spent | None":
+    def of(cls, searched: Searched) -> "Spent | None":
         """None where no trial completed. Stopped and lost trials have cost their tokens and found nothing."""
         complete = searched.complete
         if not complete.any():
             return None
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         hypervolume, shuffled = None, np.empty((0, len(complete)))
         if len(searched.names) == 2 and REFERENCE.issuperset(searched.names) and set(searched.ways) == {"maximize"}:
             points = np.where(complete[:, None], searched.goals, 0.0)
@@ -283,15 +282,15 @@ def budget_curve(searched: Searched, spent: Spent | None) -> Table:
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1
     frame = pd.DataFrame({"trials": rows, "tokens": spent.tokens[at]})
-    tail = (1 - statistics.CONFIDENCE) / 2
     if spent.hypervolume is not None:
         frame["hypervolume"] = spent.hypervolume[at]
         frame["shuffled"] = spent.shuffled[:, at].mean(axis=0)
-        frame["shuffled_low"], frame["shuffled_high"] = np.quantile(spent.shuffled[:, at], [tail, 1 - tail], axis=0)
+        ends = np.quantile(spent.shuffled[:, at], statistics.TAILS, axis=0)
+        frame["shuffled_low"], frame["shuffled_high"] = ends
     for goal in searched.names:
         frame[f"best_{goal}"] = spent.best[goal][at]
         frame[f"expected_{goal}"] = spent.expected[goal][at]
-        ends = np.quantile(spent.resampled[goal][:, at], [tail, 1 - tail], axis=0)
+        ends = np.quantile(spent.resampled[goal][:, at], statistics.TAILS, axis=0)
         few = frame["trials"] <= count / COVERED
         frame[f"expected_{goal}_low"], frame[f"expected_{goal}_high"] = (np.where(few, end, np.nan) for end in ends)
     return Table(

@@ -99,7 +99,7 @@ def panel(run: results.Run, main: Table) -> Table:
         notes = [f"Of fewer than {FEWEST_JUDGES} judges nothing is claimed of others: the intervals are of these only."]
     if repeated:
         notes.append(
-            "noise: standard deviation of a judge's outcome of an answer between repeats, which the interval has."
+            "noise: standard deviation of a judge's outcome of an answer between repeats. The interval has it."
         )
     lacking = [
         f"{row['partial']} of {row['partial'] + row['prompts']} prompts of {row['label']}"

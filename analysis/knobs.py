@@ -220,11 +220,11 @@ class Importances:
 
 
 def of_goal(
-    knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES
 ) -> Importances:
     """places: (trials, knobs), NaN where a trial has no such knob. values: (trials,), more is better, -inf is worst."""
     trials = len(values)
-    counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, seed, resamples)], axis=1)
+    counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
     best = counts * is_best(values, counts, best_share(trials))
     found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
     total = found.sum(axis=1, keepdims=True)
@@ -357,11 +357,10 @@ def importance(searched: Searched) -> Table:
 
 def _ends(resampled: np.ndarray) -> np.ndarray:
     """(knobs, 2) ends of 95 % percentile intervals. Where there is none in some resample, it is left out."""
-    tail = (1 - statistics.CONFIDENCE) / 2
     known = ~np.isnan(resampled).any(axis=1)
     if not known.any():
         return np.full((resampled.shape[1], 2), np.nan)
-    return np.asarray(np.quantile(resampled[known], [tail, 1 - tail], axis=0, method="inverted_cdf").T)
+    return np.asarray(np.quantile(resampled[known], statistics.TAILS, axis=0, method="inverted_cdf").T)
 
 
 def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:

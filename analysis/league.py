@@ -39,11 +39,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Standings:
-    """What a league's tables are made of. main: win_rate_stability(run)."""
+    """What a league's tables are made of.
+
+    main: win_rate_stability(run). rate, outcomes, topics: what leads, of all rows, as `rows.rates_by_label` has it.
+    """
 
     run: results.Run
     league: League
     main: Table
+    rate: str
+    outcomes: dict[str, Outcomes]
+    topics: np.ndarray | None
 
     @classmethod
     def each(cls, run: results.Run, main: Table) -> "list[Standings]":
@@ -51,7 +57,8 @@ class Standings:
         league = League.of(run.manifest)
         if league is None:
             return []
-        return [cls(run, league.at(seed), main) for seed in league.sft_seeds] or [cls(run, league, main)]
+        rated = rows.rates_by_label(run)
+        return [cls(run, each, main, *rated) for each in [*map(league.at, league.sft_seeds)] or [league]]
 
     @property
     def sft_seed(self) -> int | None:
@@ -71,22 +78,6 @@ class Standings:
             best = winners(records, goals, constraints_of(self.run.manifest))
             members[entry.label] = Member(entry, trials, str(best[0]["trial_id"]) if best else None)
         return members
-
-    @property
-    def rate(self) -> str:
-        """What leads: the win rate, or without a judge the accuracy."""
-        return "win_rate" if rows.is_judged(self.run) else "preference_accuracy"
-
-    @cached_property
-    def outcomes(self) -> dict[str, Outcomes]:
-        """Of all rows, by their label."""
-        judged = rows.is_judged(self.run)
-        return rows.outcomes_by_label(self.run) if judged else rows.accuracies_by_label(self.run)
-
-    @cached_property
-    def topics(self) -> np.ndarray | None:
-        """(prompts,) of the outcomes, where these are of prompts that come in topics."""
-        return rows.topics_by_prompt(self.run) if rows.is_judged(self.run) else None
 
     def interval(self, outcomes: Outcomes | None) -> statistics.Interval | None:
         """A row's rate with its interval; None where it has no outcomes."""

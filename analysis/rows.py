@@ -104,6 +104,16 @@ def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
     return _by_label(pairs.assign(right=right), "pair", "right")
 
 
+def rates_by_label(run: results.Run, *, accuracy: bool = False) -> tuple[str, dict[str, Outcomes], np.ndarray | None]:
+    """Return what rates a run's rows, the outcomes of that by label, and the topics of its prompts where it has some.
+
+    The win rate; the held-out accuracy where that is asked for, or nothing was judged.
+    """
+    if accuracy or not is_judged(run):
+        return "preference_accuracy", accuracies_by_label(run), None
+    return "win_rate", outcomes_by_label(run), topics_by_prompt(run)
+
+
 def retention_by_label(run: results.Run) -> dict[str, Outcomes]:
     """Scores on the retention prompts minus the SFT checkpoint's, by label; NaN where one of them has none."""
     answers = _measured(run, run.retention)

@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 from slime_ray.analysis import comparing, effects, league, league_tables, statistics, tables
 
-from slime_ray.config.league import League
 from slime_ray.runs import results
 from slime_ray.runs.pareto import best_rows
 
@@ -362,12 +361,6 @@ def test_sentences_say_what_they_rest_on():
     assert settled[1].endswith("(5 seeds).")
     assert settled[2].endswith("by win rate (at least 5 seeds, 200 prompts, judge exact each).")
     assert settled[3].endswith("by stability (at least 5 seeds each).")
-
-
-def test_the_manifest_of_a_run_without_a_league_has_no_standings():
-    run = designs.run_of(designs.leave_one_out(), by_rate([0.5]))
-    assert League.of(run.manifest) is None
-    assert next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None) is None
 
 
 def from_checkpoint(number, won, **manifest):
