@@ -12,9 +12,9 @@ from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics, tables
 from .effects import Claim
-from .printing import Column, Mark, Sentences, Table, cells, interval_cells, number, numbers
+from .printing import Column, Sentences, Table, cells, interval_cells, number, numbers
 from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
-from .statistics import FEWEST_SEEDS
+from .statistics import FEWEST_SEEDS, interval_names
 
 METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
 TERMS = ("anchor", "stabilizer", "margin")
@@ -49,17 +49,18 @@ class Cells:
     def of(cls, run: results.Run, design: Design) -> "Cells":
         """Rates are win rates unless the design is about accuracy, or nothing was judged."""
         trials = run.trials[run.trials["phase"] == "arm"]
-        by_accuracy = design.metric == "preference_accuracy" or not rows.is_judged(run)
+        rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
         lost = trials[~trials["status"].isin(rows.MEASURED)]
+        reasons = (": " + lost["reason"].astype("string")).fillna("")
         return cls(
             run,
             design,
-            "preference_accuracy" if by_accuracy else "win_rate",
-            rows.accuracies_by_label(run) if by_accuracy else rows.outcomes_by_label(run),
+            rate,
+            rates,
             rows.stabilities_by_label(trials),
             tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist())),
-            {(row["label"], row["seed"]): _end(row) for row in lost.to_dict("records")},
-            None if by_accuracy else rows.topics_by_prompt(run),
+            dict(zip(zip(lost["label"], lost["seed"], strict=True), lost["status"] + reasons, strict=True)),
+            topics,
         )
 
     @property
@@ -112,11 +113,6 @@ class Cells:
         return said
 
 
-def _end(row: dict) -> str:
-    reason = row["reason"]
-    return str(row["status"]) if pd.isna(reason) else f"{row['status']}: {reason}"
-
-
 def ablation(found: Cells, main: Table) -> Table:
     """A row per cell, its center's reference first. In `frame` rates and differences are shares (0..1).
 
@@ -126,13 +122,15 @@ def ablation(found: Cells, main: Table) -> Table:
     design = found.design
     claims = found.claims([cell for cell in design.cells if cell.label != cell.reference])
     activity = _activity(found.run)
-    known = main.frame.set_index("label").to_dict("index") if len(main.frame) else {}
+    known = main.by("label")
     rows = []
     for center in design.centers:
         own = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
         rows += [_row(found, cell, known.get(cell.label, {}), claims.get(cell.label), activity) for cell in own]
     frame = pd.DataFrame(rows)
-    frame["mark"] = _marks(found, frame)
+    for _, around in frame.groupby("center", sort=False):
+        rates = dict(zip(around["label"], around[found.rate], strict=True))
+        frame.loc[around.index, "mark"] = tables.best_marks(rates, found.rates, found.topics)
     return Table(
         frame=frame,
         caption=_caption(found),
@@ -156,6 +154,7 @@ def _row(
     }
     have = found.rates.get(cell.label, ([], None))[0]
     settling = None if claim is None else claim.settling
+    untested = "not measured" if found.metric else f"not tested: no {METRICS[found.design.metric]}"
     planned = len(found.planned)
     fewer = "" if rate is None or len(rate) == planned else f"compared on {len(rate)} of {planned} seeds"
     return {
@@ -165,30 +164,19 @@ def _row(
         "control": cell.control,
         "seeds": len(have),
         "compared_seeds": 0 if rate is None else len(rate),
-        **{end: known.get(end, np.nan) for end in _ends(found.rate)},
+        **{end: known.get(end, np.nan) for end in interval_names(found.rate)},
         **statistics.columns(intervals),
         **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
-        **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *_ends("stability"), *PARTS)},
+        **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *interval_names("stability"))},
+        **{name: known.get(name, np.nan) for name in PARTS},
         **{f"{name}_share": known.get(f"{name}_share", np.nan) for name in PARTS},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
-        "verdict": _verdict(found, is_reference, claim),
+        "verdict": REFERENCE if is_reference else untested if claim is None else claim.verdict,
         "note": "; ".join(filter(None, [known.get("note", ""), "control" if cell.control else "", fewer])),
     }
-
-
-def _verdict(found: Cells, is_reference: bool, claim: Claim | None) -> str:
-    if is_reference:
-        return REFERENCE
-    if found.metric is None:
-        return f"not tested: no {METRICS[found.design.metric]}"
-    return "not measured" if claim is None else claim.verdict
-
-
-def _ends(name: str) -> list[str]:
-    return [name, f"{name}_low", f"{name}_high"]
 
 
 def _activity(run: results.Run) -> dict[str, dict[str, float]]:
@@ -206,15 +194,6 @@ def _activity(run: results.Run) -> dict[str, dict[str, float]]:
         str(label): {str(metric): float(value) for metric, value in row.dropna().items()}
         for label, row in means.iterrows()
     }
-
-
-def _marks(found: Cells, frame: pd.DataFrame) -> list[Mark]:
-    """Around each center: best is the highest rate and all not separable from it, second the highest of the rest."""
-    marks: dict[str, Mark] = {}
-    for _, own in frame.groupby("center", sort=False):
-        rates = dict(zip(own["label"], own[found.rate], strict=True))
-        marks |= dict(zip(rates, tables.best_marks(rates, found.rates, found.topics), strict=True))
-    return [marks[label] for label in frame["label"]]
 
 
 def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
@@ -368,12 +347,7 @@ def sentences(
 ) -> Sentences:
     """Say what a table leaves open, and what it shows, of the design's metric.
 
-    Args:
-        found: The cells of the design.
-        table: Rows with verdicts.
-        of: The column that names a row.
-        claim: What is said of a row that matters.
-        columns: Those of the difference, of the rate and of S.
+    of: the column that names a row. claim: what is said of a row that matters. columns: the differences of rate and S.
     """
     several = len(found.design.centers) > 1
     name, scale, digits, unit = (columns[0], 100, 1, "points")
@@ -382,7 +356,7 @@ def sentences(
     open_, settled = [], []
     for row in table.frame.to_dict("records"):
         words = f"{row[of]} around {row['center']}" if several else row[of]
-        value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in _ends(name))
+        value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in interval_names(name))
         words = f"{words} {claim} {value} {unit} [{low}, {high}]"
         rests = f" ({rows.basis(found.run, row['tested_seeds'], row['tested_items'])})"
         if row["verdict"].startswith("matters"):

@@ -1,14 +1,24 @@
-"""Whether what holds from one SFT checkpoint holds from others: a checkpoint is one draw, above its seeds."""
+"""Whether what holds from one SFT checkpoint holds from others, of designs and of leagues.
+
+A checkpoint is one draw, above its seeds.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from slime_ray.config.league import weights_at
+from slime_ray.runs.results import Run
+
 from . import effects, factorial_table, statistics
 from .ablation_table import METRICS, Cells
+from .knobs import unit_of
+from .league import Standings
 from .printing import Column, Sentences, Table, cells, interval_cells, number
-from .rows import Outcomes, name_of
+from .rows import Outcomes, name_of, on_common_seeds
 from .statistics import Interval, TwoWay, columns
 
 Draw = np.ndarray
@@ -19,23 +29,17 @@ def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
     """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
     if reference is None:
         return np.asarray(row[1].mean(axis=0))
-    first, second = _together([row, reference])
+    _, (first, second) = on_common_seeds([row, reference])
     return np.asarray((first - second).mean(axis=0)) if len(first) else np.full(first.shape[1:], np.nan)
 
 
 def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: float = -1.0) -> Interval | None:
     """Return the mean over checkpoints with Student's interval, over checkpoints and, of the same items, over these.
 
-    Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends.
-
-    Args:
-        draws: Of each checkpoint, those of (items,) with the same items in the same order.
-        topics: (items,) where these come in topics.
-        least: What a value is at least, and 1 at most: 0 of rates and of S, -1 of their differences. Student's ends
-            know of no bounds.
-
-    Returns:
-        The interval; None where no checkpoint has a value.
+    Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends,
+    and None is returned where none has a value. draws: of each checkpoint, with the same items in the same order.
+    topics: (items,) where these come in topics. least: what a value is at least, since Student's ends know of no
+    bounds: 0 of rates and of S, -1 of their differences.
     """
     from scipy.special import stdtrit
 
@@ -44,8 +48,6 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
         return None
     values = np.stack(known)
     if values.ndim == 1:
-        if len(values) == 1:
-            return Interval(float(values[0]), np.nan, np.nan)
         return _within(effects.interval(values), least)
     values, units = _units(values, topics)
     if not values.size:
@@ -70,20 +72,14 @@ def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, n
     return values, statistics.by_topic(values, topics)
 
 
-def to_settle(draws: Sequence[Draw], topics: np.ndarray | None = None) -> effects.Settling | None:
-    """How many checkpoints would settle such a difference in four of five tries; None where too little is known."""
+def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> str:
+    """Say how many checkpoints would settle a difference in four of five tries; empty where too little is known."""
     known = [sample for sample in draws if np.isfinite(sample).any()]
-    if len(known) < 2:
-        return None
-    values = np.stack(known)
+    values = np.stack(known) if known else np.empty(0)
     units = values if values.ndim == 1 else _units(values, topics)[1]
-    return effects.to_settle(units, effects.LEVEL) if min(units.shape) > 1 else None
-
-
-def settling_words(settling: effects.Settling | None) -> str:
-    """The same as the end of a sentence; empty where it is not known."""
-    if settling is None:
+    if min(units.shape) < 2:
         return ""
+    settling = effects.to_settle(units, effects.LEVEL)
     count = f"about {settling.seeds}" if settling.seeds else f"more than {effects.MOST_SEEDS:,}"
     items = f" and {settling.prompts:,} items" if settling.prompts else ""
     return f"; {count} checkpoints{items} would settle it, were the difference the one seen here"
@@ -92,9 +88,7 @@ def settling_words(settling: effects.Settling | None) -> str:
 def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
     """Return from how many checkpoints a difference has the sign of its mean, and from how many significantly so.
 
-    Args:
-        draws: Of each checkpoint that has one.
-        signs: Of each checkpoint's significant difference, 0 where it has none.
+    signs: Of each checkpoint's significant difference, 0 where it has none.
     """
     means = [float(np.nanmean(sample)) for sample in draws if np.isfinite(sample).any()]
     sign = np.sign(np.mean(means)) if means else 0.0
@@ -113,16 +107,17 @@ def designs(results: Cells) -> Table | None:
     rate = metric != "stability"
     scale, digits = (100, 1) if rate else (1, 2)
     rows = []
+    topics = results.topics if rate else None
     for center, name, draws, signs in _effects(results) if results.design.kind == "factorial" else _cells(results):
         means = [float(np.nanmean(sample)) if np.isfinite(sample).any() else np.nan for sample in draws]
         rows.append(
             {
                 "center": center,
                 "effect_of": name,
-                **columns({"difference": over(draws, results.topics if rate else None)}),
+                **columns({"difference": over(draws, topics)}),
                 "each": ", ".join(number(mean, digits, scale=scale, signed=True) for mean in means),
                 **agreement(draws, signs),
-                "settling": settling_words(to_settle(draws, results.topics if rate else None)),
+                "settling": settling_words(draws, topics),
             }
         )
     frame = pd.DataFrame(rows)
@@ -181,23 +176,13 @@ def _effects(results: Cells) -> Effects:
         weights, places = factorial_table.effect_weights(components), factorial_table.cells_of(components)
         grids = {}
         for center in centers:
-            label_at = {
-                frozenset(name for name in components if cell.levels.get(name)): cell.label
-                for cell in results.design.around(center)
-                if not cell.control
-            }
-            labels = [label_at.get(place, "") for place in places]
-            if outcomes.keys() >= set(labels):
-                grids[center] = _together([outcomes[label] for label in labels])
+            cells_ = factorial_table.by_components(results.design, center)
+            labels = [cells_[place].label for place in places if place in cells_]
+            if len(labels) == len(places) and outcomes.keys() >= set(labels):
+                grids[center] = on_common_seeds([outcomes[label] for label in labels])[1]
         for name in components:
             draws = [factorial_table.contrast(weights[(name,)], grid).mean(axis=0) for grid in grids.values()]
             yield home, name, list(map(np.asarray, draws)), [signs.get((center, name), 0.0) for center in grids]
-
-
-def _together(outcomes: Sequence[Outcomes]) -> np.ndarray:
-    """(rows, seeds, ...) outcomes on the seeds that all have; items that a row lacks stay, as NaN."""
-    seeds = sorted(set.intersection(*(set(row_seeds) for row_seeds, _ in outcomes)))
-    return np.stack([values[[row_seeds.index(seed) for seed in seeds]] for row_seeds, values in outcomes])
 
 
 def sentences(table: Table) -> Sentences:
@@ -216,4 +201,187 @@ def sentences(table: Table) -> Sentences:
             open_.append(f"Whether {words}; it changes between checkpoints.")
         else:
             settled.append(f"{words}.")
+    return open_, settled
+
+
+def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str]) -> Table | None:
+    """One row per entry over several leagues; None where the runs are not all leagues of the same entries.
+
+    mains: their main tables. differing: what is not the same in these runs, as the caption says it.
+    """
+    every = [Standings.each(run, main) for run, main in zip(runs, mains, strict=True)]
+    leagues = [one for each in every for one in each]
+    if not all(every) or any(_winners(one).keys() != _winners(leagues[0]).keys() for one in leagues):
+        return None
+    if len({one.rate for one in leagues}) > 1:
+        return None
+    return leagues_over(leagues, f"Not the same in all: {'; '.join(differing) or 'nothing that was recorded'}.")
+
+
+def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
+    """One row per method over the leagues of several  remark: ends the caption."""
+    runs = list({one.run.path: one.run for one in leagues}.values())
+    won = [_winners(one) for one in leagues]
+    rates = pd.DataFrame(
+        [{method: np.nan if row is None else np.nanmean(row[1]) for method, row in one.items()} for one in won]
+    )
+    places = rates.rank(axis=1, ascending=False, method="min")
+    # Which leagues start from one checkpoint is not known where one of them does not say from which it does.
+    starts = [_weights(one) for one in leagues]
+    starts = [None] * len(starts) if None in starts else starts
+    # An entry that was not confirmed from one of them cannot lead over all.
+    everywhere = rates.loc[:, rates.notna().all()].groupby(pd.factorize(np.asarray(starts, dtype=object))[0]).mean()
+    leader = None if everywhere.empty else str(everywhere.mean().idxmax())
+    frame = pd.DataFrame([_row(str(method), leader, won, leagues, starts) for method in rates])
+    frame["ranks"] = [
+        ", ".join("–" if np.isnan(place) else f"{place:.0f}" for place in places[method]) for method in frame["entry"]
+    ]
+    frame = frame.sort_values(["rate", "entry"], ascending=[False, True], na_position="last").reset_index(drop=True)
+    rate, count = unit_of(leagues[0].rate)[0], len(set(starts))
+    within, repeated = "", []
+    if count < len(leagues):
+        within, why = (
+            f" in {len(leagues)} leagues",
+            "start from the same SFT checkpoint in part, and those from one are",
+        )
+        if None in starts:
+            why = "do not all say from which SFT checkpoint they start, so they are"
+        repeated = [f"These leagues {why} one draw, their mean. ranks, behind and separable count leagues."]
+    items = "" if _same_items(leagues) is None else " and items"
+    return Table(
+        frame=frame,
+        caption=f"{' and '.join(run.path.name for run in runs)}: {len(frame)} entries from {count} SFT "
+        f"checkpoint{'s' * (count > 1)}{within}. {remark}".rstrip(),
+        notes=[
+            f"{rate} and its difference to {leader or 'a leader, which there is not'}: mean over checkpoints, each of "
+            f"which counts as one draw, with Student's t over them{items}; one comparison each, not corrected. Winners "
+            "were tuned anew from each, so that the intervals hold tuning too.",
+            "ranks: from each checkpoint, in their order. behind: from how many checkpoints the entry is "
+            "below the leader; separable: from how many the league's own table tells the two apart that way.",
+            *repeated,
+        ],
+        columns=(
+            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
+            Column(f"{rate} [95 %]", interval_cells(frame, "rate", 1, scale=100), keep=9),
+            Column("stability S [95 %]", interval_cells(frame, "stability", 2), keep=8),
+            Column("ranks", tuple(frame["ranks"]), numeric=False, keep=9),
+            Column("to the first [95 %]", interval_cells(frame, "difference", 1, scale=100, signed=True), keep=8),
+            Column("behind", cells(frame, lambda row: f"{row['behind']} of {row['checkpoints']}"), keep=7),
+            Column("separable", cells(frame, lambda row: f"{row['separable']} of {row['checkpoints']}"), keep=7),
+        ),
+    )
+
+
+def _winners(found: Standings) -> dict[str, Outcomes | None]:
+    """The confirmed outcomes of each method's winner."""
+    return {member.entry.method: found.confirmed.get(label) for label, member in found.members.items()}
+
+
+def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None:
+    """The topics of the items that all leagues are measured on; None where they are not known to be the same."""
+    first = leagues[0]
+    asked = [(one.run.manifest.get("hashes") or {}).get("prompts_report") for one in leagues]
+    alike = len(set(asked)) == 1 and asked[0] is not None and first.rate == "win_rate"
+    return (first.topics,) if alike or all(one.run is first.run for one in leagues) else None
+
+
+def _row(
+    method: str,
+    leader: str | None,
+    won: Sequence[dict[str, Outcomes | None]],
+    leagues: Sequence[Standings],
+    starts: Sequence[Any],
+) -> dict[str, Any]:
+    own = [None if (row := one[method]) is None else draw(row) for one in won]
+    pairs = [(one[method], one[leader]) for one in won] if leader not in (None, method) else []
+    gaps = [None if row is None or first is None else draw(row, first) for row, first in pairs]
+    means = [float(np.nanmean(gap)) for gap in gaps if gap is not None and np.isfinite(gap).any()]
+    labels = [{member.entry.method: label for label, member in one.members.items()} for one in leagues]
+    claims = [one.claims.get((of.get(str(leader), ""), of[method])) for one, of in zip(leagues, labels, strict=True)]
+    winners = [one.members[of[method]].winner for one, of in zip(leagues, labels, strict=True)]
+    scores = [one.scores.get(winner or "") for one, winner in zip(leagues, winners, strict=True)]
+    steady = [None if one is None else draw(one) for one in scores]
+    same = _same_items(leagues)
+    topics = same[0] if same else None
+    apart = [_mean_by_start(each, starts, items=same is not None) for each in (own, gaps)]
+    return {
+        "entry": method,
+        **columns(
+            {
+                "rate": over(apart[0], topics, least=0.0),
+                "difference": over(apart[1], topics),
+                "stability": over(_mean_by_start(steady, starts, items=True), least=0.0),
+            }
+        ),
+        "behind": sum(mean < 0 for mean in means),
+        "separable": sum(claim is not None and claim.matters for claim in claims),
+        "checkpoints": sum(each is not None for each in own),
+        "settling": settling_words(apart[1], topics),
+    }
+
+
+def _mean_by_start(draws: Sequence[Draw | None], starts: Sequence[Any], *, items: bool) -> list[Draw]:
+    """The draws of leagues as one of each SFT checkpoint, the mean of its leagues. items: keep them apart."""
+    known: dict[Any, list[Draw]] = {}
+    for drawn, start in zip(draws, starts if draws else (), strict=True):
+        if drawn is not None and np.isfinite(drawn).any():
+            known.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
+    return [np.asarray(np.mean(each, axis=0)) for each in known.values()]
+
+
+def _weights(found: Standings) -> Any:
+    """The hash of the SFT checkpoint that a league starts from."""
+    hashes = found.run.manifest.get("hashes") or {}
+    own = None if found.sft_seed is None else hashes.get(weights_at(found.sft_seed))
+    recorded = own or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
+    return recorded or (None if found.sft_seed is None else f"sft.seed {found.sft_seed}")
+
+
+def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None:
+    """One table of every checkpoint's league in one, with a column for the checkpoint; None without any."""
+    parts = [(one.sft_seed, table) for one, table in zip(leagues, made, strict=True)]
+    if len(parts) < 2:
+        return parts[0][1] if parts else None
+    first = next((table for _, table in parts if table.columns), parts[0][1])
+    parts = [(seed, table) for seed, table in parts if table.columns]
+    if not parts:
+        return first
+    seeds = [seed for seed, table in parts for _ in range(len(table.frame))]
+    together = [
+        replace(
+            column,
+            cells=tuple(cell for _, table in parts for cell in table.columns[place].cells),
+            marks=tuple(mark for _, table in parts for mark in table.columns[place].marks),
+        )
+        for place, column in enumerate(first.columns)
+    ]
+    return replace(
+        first,
+        frame=pd.concat([table.frame for _, table in parts], ignore_index=True).assign(sft_seed=pd.Series(seeds)),
+        notes=list(dict.fromkeys(note for _, table in parts for note in table.notes)),
+        columns=(together[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *together[1:]),
+        remarks=tuple(remark for _, table in parts for remark in table.remarks),
+    )
+
+
+def league_sentences(found: Sequence[Standings], table: Table) -> Sentences:
+    """What leagues from several checkpoints leave open, and what holds from all of them."""
+    frame = table.frame.dropna(subset=["rate"])
+    open_ = [f"How {entry} does: it was confirmed from no checkpoint." for entry in table.frame["entry"][len(frame) :]]
+    if frame.empty:
+        return open_, []
+    unit, first = unit_of(found[0].rate)[0].removesuffix(" %"), frame.iloc[0]
+    settled = [
+        f"Highest {unit} over {len(found)} SFT checkpoints: {first['entry']} with "
+        f"{number(first['rate'], 1, scale=100)} %."
+    ]
+    for row in frame.iloc[1:].to_dict("records"):
+        words = (
+            f"{row['entry']} is behind {first['entry']}: {number(row['difference'], 1, scale=100, signed=True)} points "
+            f"[{number(row['difference_low'], 1, scale=100, signed=True)}, "
+            f"{number(row['difference_high'], 1, scale=100, signed=True)}] over checkpoints, behind from "
+            f"{row['behind']} of {row['checkpoints']}, separable from {row['separable']}"
+        )
+        holds = row["difference_high"] < 0 and row["behind"] == len(found)
+        (settled if holds else open_).append(f"{words}." if holds else f"Whether {words}{row['settling']}.")
     return open_, settled

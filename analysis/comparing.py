@@ -13,7 +13,7 @@ import pandas as pd
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import effects, league_checkpoints, stability, statistics, tables
+from . import checkpoints, effects, stability, statistics, tables
 from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
 from .rows import (
     Outcomes,
@@ -131,24 +131,22 @@ def compare(runs: Sequence[Run]) -> Table:
             f"These runs were judged by {len(judges)} judges ({said}): their win rates cannot stand in one table. "
             "Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints and answers."
         )
-    if found := league_checkpoints.of_runs(runs, _differing(runs)):
+    mains = [tables.win_rate_stability(run) for run in runs]
+    if found := checkpoints.of_runs(runs, mains, _differing(runs)):
         return found
-    frames = [tables.win_rate_stability(run).frame.assign(run=run.path.name) for run in runs]
-    frame = pd.concat([found for found in frames if len(found)], ignore_index=True) if any(map(len, frames)) else None
-    if frame is None:
+    frames = [main.frame.assign(run=run.path.name) for run, main in zip(runs, mains, strict=True) if len(main.frame)]
+    if not frames:
         raise InputError("None of these runs has arms or confirmed winners: there is nothing to compare.")
     lead = "win_rate" if judges else "preference_accuracy"
-    frame = frame.sort_values([lead, "stability", "run", "label"], ascending=[False, False, True, True])
-    frame = frame.reset_index(drop=True)
-    reasons = why_not_comparable(runs)
+    frame = pd.concat(frames, ignore_index=True).sort_values(
+        [lead, "stability", "run", "label"], ascending=[False, False, True, True], ignore_index=True
+    )
+    caption = f"{' and '.join(run.path.name for run in runs)}: the rows of {len(runs)} runs in one table."
+    for reason in why_not_comparable(runs):
+        caption += f" Not the same in all runs: {reason}. Numbers across them do not compare."
     return Table(
         frame=frame[["run", *(name for name in frame.columns if name != "run")]],
-        caption=" ".join(
-            [
-                f"{' and '.join(run.path.name for run in runs)}: the rows of {len(runs)} runs in one table.",
-                *(f"Not the same in all runs: {reason}. Numbers across them do not compare." for reason in reasons),
-            ]
-        ),
+        caption=caption,
         notes=[
             "Intervals: as in each run's own report. Nothing is marked: rows of different runs share no correction.",
             *_unequal_seeds(runs),
@@ -212,8 +210,7 @@ class Verification:
     def another_start(self) -> bool:
         """Whether their SFT checkpoints were made from the same and have other weights, as on another processor."""
         found = {item.path: (item.one, item.other) for item in self.differences}
-        weights = found.get("hashes.sft_weights", (ABSENT,))
-        return ABSENT not in weights and "hashes.sft_checkpoint" not in found
+        return ABSENT not in found.get("hashes.sft_weights", (ABSENT,)) and "hashes.sft_checkpoint" not in found
 
     def text(self) -> str:
         """For a terminal: what differs, the rows, and the answer."""
@@ -228,14 +225,8 @@ class Verification:
                 "Their SFT checkpoints have other weights: what they are made from is rounded otherwise by other "
                 "processors and versions, and every trial starts from there."
             )
-        lines.append(
-            "Every answer is the same."
-            if self.identical
-            else "The numbers agree."
-            if self.agree
-            else "They do not agree."
-        )
-        return "\n".join(lines)
+        verdict = "The numbers agree." if self.agree else "They do not agree."
+        return "\n".join([*lines, "Every answer is the same." if self.identical else verdict])
 
     def json(self) -> str:
         """The same for a script."""
@@ -294,11 +285,9 @@ def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
         elif words := left_out(pair):
             remarks[label] = f"left out: {words}"
             gone |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
-    kept = []
-    for run in (one, other):
-        stays = [place not in gone for place in zip(run.trials["label"], run.trials["seed"], strict=True)]
-        kept.append(replace(run, trials=run.trials[stays]))
-    return kept[0], kept[1], remarks
+    rows = (zip(run.trials["label"], run.trials["seed"], strict=True) for run in (one, other))
+    kept = [[row not in gone for row in of_run] for of_run in rows]
+    return replace(one, trials=one.trials[kept[0]]), replace(other, trials=other.trials[kept[1]]), remarks
 
 
 def _row(
@@ -314,7 +303,7 @@ def _row(
     absent = pd.Series(dtype=object)
     one: Any = left.loc[label] if label in left.index else absent
     other: Any = right.loc[label] if label in right.index else absent
-    numbers = ("win_rate", "win_rate_low", "win_rate_high", "stability", "stability_low", "stability_high")
+    numbers = statistics.interval_names("win_rate", "stability")
     row: dict[str, object] = {f"{name}_1": one.get(name, math.nan) for name in numbers}
     row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
     if one.empty or other.empty:
@@ -325,7 +314,10 @@ def _row(
     gap = None if d is None else effects.interval(d, shared, confidence=confidence)
     remarks = []
     if d is not None and gap is not None and gap.excludes(0.0):
-        remarks.append(f"the win rates differ{_one_seed_decides(d, shared, confidence)}")
+        # Whether that is no longer seen without some one of its seeds.
+        rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
+        decides = any(effects.two_way_p(one_less, shared) >= 1 - confidence for one_less in rest)
+        remarks.append(f"the win rates differ{effects.ONE_SEED * decides}")
     if not _stabilities_agree(one, other, confidence):
         remarks.append("the stabilities differ")
     if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
@@ -333,12 +325,6 @@ def _row(
     agrees = unpaired != APART and not any("differ" in remark for remark in remarks)
     remarks += [unpaired] if unpaired else []
     return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
-
-
-def _one_seed_decides(d: np.ndarray, topics: np.ndarray | None, confidence: float) -> str:
-    """Say so where a difference that is seen is no longer seen without some one of its seeds."""
-    rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
-    return effects.ONE_SEED * any(effects.two_way_p(one, topics) >= 1 - confidence for one in rest)
 
 
 def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:

@@ -47,12 +47,7 @@ def fit(y: np.ndarray, x: np.ndarray, weights: np.ndarray | None = None, *, pena
     """Return the coefficients of largest likelihood minus `penalty` times their absolute sum; None without an optimum.
 
     Newton's method. With a penalty each step ends where the quadratic model is best, found coordinate by coordinate.
-
-    Args:
-        y: (rows,) outcomes from 0 to 1.
-        x: (rows, features), an intercept among them where there is one.
-        weights: (rows,) of the outcomes, 1 unless given.
-        penalty: Of the coefficients' absolute sum.
+    y: (rows,) outcomes from 0 to 1. x: (rows, features), an intercept among them where there is one.
     """
     w, b = np.ones(len(y)) if weights is None else weights, np.zeros(x.shape[1])
     for _ in range(STEPS):
@@ -93,14 +88,9 @@ def influence(
 ) -> np.ndarray:
     """(rows,) what each row stands for of the mean outcome at `at`: their mean, which they scatter around as it does.
 
-    A row counts by its own place in `at`, and to first order by its pull on the coefficients.
-
-    Args:
-        y: (rows,) outcomes; one that is NaN pulls at nothing.
-        x: (rows, features) as they are.
-        at: (rows, features) as they would be.
-        b: Coefficients; those that a penalty made 0 are taken to stay so.
-        others: (features, features) curvature of what else was fitted.
+    A row counts by its own place in `at`, and to first order by its pull on the coefficients. y: (rows,) outcomes; NaN
+    pulls at nothing. x, at: (rows, features) as they are, and as they would be. b: coefficients; those that a penalty
+    made 0 are taken to stay so. others: (features, features) curvature of what else was fitted.
     """
     active, judged = b != 0, ~np.isnan(y)
     fitted, rates = expit(x @ b), expit(at @ b)
@@ -119,14 +109,9 @@ def _wider(values: np.ndarray, coefficients: int) -> np.ndarray:
 def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> statistics.Interval | None:
     """Return sigmoid(b0), the rate where all features are 0, with its interval over prompts.
 
-    Args:
-        outcomes: (answers,) 0 to 1; NaN is left out.
-        x: (answers, features); an answer that lacks one is left out.
-        prompts: (answers,) number of each answer's prompt; answers to one are kept together.
-
-    Returns:
-        The rate, without ends where all outcomes are the same; None without answers, and where the features alone tell
-        wins from losses.
+    Without ends where all outcomes are the same; None without answers, and where the features alone tell wins from
+    losses. outcomes: (answers,). x: (answers, features). An answer that lacks one of these is left out. prompts:
+    (answers,) number of each answer's prompt; answers to one are kept together.
     """
     known = ~(np.isnan(outcomes) | np.isnan(x).any(axis=1))
     if not known.any():
@@ -163,21 +148,15 @@ def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.nda
 
 def features(answers: pd.DataFrame) -> np.ndarray:
     """(answers, 4) differences of style; NaN where a number of tokens is not known."""
-    sides = [
-        np.column_stack([tokens, *(_counts(texts, mark) / (tokens + 1) for mark in MARKS.values())])
-        for texts, tokens in (
-            (answers["answer"], answers["answer_tokens"].to_numpy(dtype=float)),
-            (answers["baseline_answer"], answers["baseline_tokens"].to_numpy(dtype=float)),
-        )
-    ]
+    sides = []
+    for texts, tokens in (("answer", "answer_tokens"), ("baseline_answer", "baseline_tokens")):
+        plain, count = [_CODE.sub("", str(text)) for text in answers[texts]], answers[tokens].to_numpy(dtype=float)
+        marks = [np.array([len(mark.findall(text)) for text in plain], dtype=float) for mark in MARKS.values()]
+        sides.append(np.column_stack([count, *(each / (count + 1) for each in marks)]))
     difference, total = sides[0] - sides[1], sides[0] + sides[1]
     total[:, 1:] += 1
     # Two answers without any token are equally long.
     return np.divide(difference, total, out=np.where(np.isnan(difference), np.nan, 0.0), where=total > 0)
-
-
-def _counts(texts: pd.Series, mark: re.Pattern[str]) -> np.ndarray:
-    return np.array([len(mark.findall(_CODE.sub("", str(text)))) for text in texts], dtype=float)
 
 
 @dataclass(frozen=True)
@@ -241,13 +220,8 @@ def alpaca_eval_rate(
 ) -> statistics.Interval | None:
     """Return AlpacaEval's length-controlled rate, the mean of the trials', with the interval of a win rate.
 
-    Args:
-        answers: Rows of answers.parquet, of one or several trials.
-        difficulties: Of all of their prompts.
-        topics: The number of each prompt's topic by its id, where prompts come in topics.
-
-    Returns:
-        The rate; None where a trial has fewer than FEWEST judged answers to a coefficient.
+    None where a trial has fewer than FEWEST judged answers to a coefficient. answers: rows of answers.parquet, of one
+    or several trials. topics: the number of each prompt's topic by its id, where prompts come in topics.
     """
     values = {}
     for trial_id, of_trial in answers.groupby("trial_id"):

@@ -5,15 +5,18 @@ and prompts for both, or (seeds,) for what a seed has one number of, such as sta
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from . import statistics
 from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test, standard_error
 
+Name = TypeVar("Name", bound=Hashable)
+"""Of a comparison."""
 POWER = 0.8
 MOST_SEEDS, MOST_PROMPTS = 1_000, 100_000
 """More than these are not counted."""
@@ -189,12 +192,8 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
     """Return the mean of paired values with its interval.
 
     Over other seeds and prompts from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of these checkpoints
-    (`difference_interval`). Of a scalar per seed Student's, without ends for one seed.
-
-    Args:
-        d: (seeds, prompts) or (seeds,), none missing.
-        topics: (prompts,) number of each prompt's topic, where prompts come in topics.
-        confidence: The interval's share of coverage.
+    (`difference_interval`). Of a scalar per seed Student's, without ends for one seed. d: (seeds, prompts) or (seeds,),
+    none missing. topics: (prompts,) number of each prompt's topic, where prompts come in topics.
     """
     from scipy.special import stdtrit
 
@@ -217,18 +216,18 @@ def t_test_p(mean: float, error: float, freedom: float) -> float:
 
 
 @lru_cache(maxsize=2)
-def signs(items: int, flips: int, seed: int) -> np.ndarray:
+def signs(items: int, flips: int) -> np.ndarray:
     """(flips, items) of -1 and 1; kept, for all comparisons of a table share their prompts."""
-    bits = np.frombuffer(np.random.default_rng(seed).bytes(-(-flips * items // 8)), dtype=np.uint8)
+    bits = np.frombuffer(np.random.default_rng(0).bytes(-(-flips * items // 8)), dtype=np.uint8)
     return 2 * np.unpackbits(bits, count=flips * items).reshape(flips, items).astype(np.float32) - 1
 
 
-def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> np.ndarray:
+def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS) -> np.ndarray:
     """(comparisons,) two-sided p of mean differences when each item's sign is flipped at random, the observed included.
 
     d: (items, comparisons). Under no effect an item's difference is as likely to be d as -d.
     """
-    sums = np.abs(signs(len(d), flips, seed) @ d.astype(np.float32))
+    sums = np.abs(signs(len(d), flips) @ d.astype(np.float32))
     # Sums that are equal but for rounding count as reached.
     reached = sums >= np.abs(d.sum(axis=0)) - 1e-5 * np.abs(d).sum(axis=0)
     return np.asarray((1 + reached.sum(axis=0)) / (flips + 1))
@@ -322,11 +321,11 @@ def p_columns(claim: Claim | None) -> dict[str, float]:
 
 
 def claims(
-    comparisons: Mapping[str, np.ndarray | None],
-    topics: Mapping[str, np.ndarray | None] | None = None,
+    comparisons: Mapping[Name, np.ndarray | None],
+    topics: Mapping[Name, np.ndarray | None] | None = None,
     *,
     flips: int = FLIPS,
-) -> dict[str, Claim]:
+) -> dict[Name, Claim]:
     """What may be claimed of all comparisons of one table, which are corrected together, by name.
 
     A comparison that could not be made (None) counts in the correction, since it was asked for; it has no claim.
@@ -334,7 +333,7 @@ def claims(
     """
     of = topics or {}
     effects = {name: effect(d, of.get(name), flips=flips) for name, d in comparisons.items() if d is not None}
-    corrected: dict[str, dict[str, float]] = {name: {} for name in effects}
+    corrected: dict[Name, dict[str, float]] = {name: {} for name in effects}
     for test in TESTS:
         p_values = [effects[name].p_values.get(test, np.nan) if name in effects else np.nan for name in comparisons]
         for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.config.design import COMPONENTS, Cell
+from slime_ray.config.design import COMPONENTS, Cell, Design
 from slime_ray.errors import InputError
 
 from . import ablation_table, effects, statistics
@@ -32,6 +32,22 @@ MARGINS = {"soft_margin", "hard_margin"}
 def cells_of(components: Sequence[str]) -> list[Present]:
     """All 2^k cells: without any component first, with all of them last."""
     return [frozenset(some) for size in range(len(components) + 1) for some in combinations(components, size)]
+
+
+def by_components(design: Design, center: str) -> dict[Present, Cell]:
+    """The cells around a center by the components that they have, without controls; two of the same are refused."""
+    components = design.reference(center).levels
+    found: dict[Present, Cell] = {}
+    for cell in design.around(center):
+        present = frozenset(name for name in components if cell.levels.get(name))
+        if present in found and not cell.control:
+            raise InputError(
+                f"{cell.label} and {found[present].label} have the same components: their design is no factorial "
+                "one. Make one of them a control."
+            )
+        if not cell.control:
+            found[present] = cell
+    return found
 
 
 def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
@@ -130,33 +146,18 @@ class _Grid:
     @classmethod
     def of(cls, found: Cells, center: str) -> "_Grid":
         """Controls are no part of it."""
-        reference = found.design.reference(center)
-        components = tuple(reference.levels)
-        own: dict[Present, Cell] = {}
-        for cell in found.design.around(center):
-            present = frozenset(name for name in components if cell.levels.get(name))
-            if cell.control:
-                continue
-            if present in own:
-                raise InputError(
-                    f"{cell.label} and {own[present].label} have the same components: their design is no factorial "
-                    "one. Make one of them a control."
-                )
-            own[present] = cell
+        components, own = tuple(found.design.reference(center).levels), by_components(found.design, center)
         absent = [place for place in cells_of(components) if place not in own]
         missing = [f"{center} has no cell with {' and '.join(sorted(place)) or 'no component'}" for place in absent]
         missing += found.missing(own.values(), found.rate)
-        values: dict[str, np.ndarray | None] = {}
-        for metric in (found.rate, "stability"):
+        values: dict[str, np.ndarray | None] = {found.rate: None, "stability": None}
+        labels = [own[place].label for place in cells_of(components) if place in own]
+        for metric in values:
             outcomes = found.outcomes(metric)
-            places = [own[place].label for place in cells_of(components) if place in own]
-            if absent or not all(label in outcomes for label in places):
-                values[metric] = None
-                continue
-            _, together = common([outcomes[label] for label in places])
-            values[metric] = together if together.size else None
-        topics = found.topics_of([cell.label for cell in own.values()], found.rate)
-        return cls(components, values, missing, topics)
+            if not absent and outcomes.keys() >= set(labels):
+                _, together = common([outcomes[label] for label in labels])
+                values[metric] = together if together.size else None
+        return cls(components, values, missing, found.topics_of(labels, found.rate))
 
     def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
         """What the test of each component's main effect is made of, per seed and item: the effect on its scale."""

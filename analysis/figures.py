@@ -2,8 +2,6 @@
 
 import io
 import warnings
-from collections import defaultdict
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +10,10 @@ import pandas as pd
 from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
-from . import search_table, stability, tables
+from . import stability, tables, trial_tables
 from .knobs import keeping
 from .printing import Table, one_line
-from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label
+from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label, version_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,8 +123,7 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
             [0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1], ["0", ".01", ".05", ".1", ".2", ".3", ".5", ".7", "1"]
         )
         axes.set_xlim(0, 1.02)
-        version = str(run.manifest.get("stability_version") or "stability-v1")
-        axes.set_xlabel(f"stability S ({plain(version)}; square-root scale), more is better")
+        axes.set_xlabel(f"stability S ({plain(version_of(run))}; square-root scale), more is better")
         axes.set_ylabel(f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %")
         axes.grid()
         axes.set_axisbelow(True)
@@ -195,12 +192,7 @@ def _search_points(axes: "Axes", search: pd.DataFrame, kept: pd.DataFrame, colum
 def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
     """Return the corners of the line below which a finished trial beats all that lies there, left to right.
 
-    Args:
-        search: Search trials that keep their constraints.
-        column: The goal beside stability.
-
-    Returns:
-        (corners, 2) stability and goal, from the left edge to the bottom; (0, 2) where no trial finished.
+    (corners, 2) stability and `column`, from the left edge to the bottom. search: trials that keep their constraints.
     """
     points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
     best = points[on_front(points)]
@@ -289,10 +281,9 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
     shown = {label: of_label(run, curves, label) for label in _labels(run, table)}
     if not (run.trials["phase"] == "confirm").any():
-        for trial_id in search_table.search_trials(run).frame["trial_id"][:1]:
+        for trial_id in trial_tables.search_trials(run).frame["trial_id"][:1]:
             shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
     shown = {label: own for label, own in shown.items() if len(own)}
-    spans = _over_seeds(shown)
     columns = min(4, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     with style():
@@ -305,10 +296,11 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
             panel.tick_params(labelbottom=True)
         for label, panel in zip(shown, panels.flat, strict=False):
             for metric, (colour, dashes) in looks.items():
-                steps, mean, low, high = spans[label, metric].T
-                look = {"color": colour, "linewidth": 1.4, "marker": "o" if len(steps) == 1 else None, "markersize": 4}
-                panel.plot(steps, mean, dashes, label=metric.removesuffix("_logp"), **look)
-                panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+                curve = shown[label][shown[label]["metric"] == metric]
+                own = curve.groupby("step")["value"].agg(["mean", "min", "max"])
+                look = {"color": colour, "linewidth": 1.4, "marker": "o" if len(own) == 1 else None, "markersize": 4}
+                panel.plot(own.index, own["mean"], dashes, label=metric.removesuffix("_logp"), **look)
+                panel.fill_between(own.index, own["min"], own["max"], color=colour, alpha=0.2, linewidth=0)
             panel.set_title(plain(label), fontsize=9)
             panel.grid()
         if not shown:
@@ -320,36 +312,25 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     return figure
 
 
-def _over_seeds(curves: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], np.ndarray]:
-    """(steps, 4) step, and mean, least and most over seeds, of every row and metric. curves: by row."""
-    spans: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.empty((0, 4)))
-    if curves:
-        over = pd.concat(curves, names=["row"]).groupby(["row", "metric", "step"])["value"].agg(["mean", "min", "max"])
-        for (row, metric), own in over.reset_index().groupby(["row", "metric"], sort=False):
-            spans[str(row), str(metric)] = own[["step", "mean", "min", "max"]].to_numpy(dtype=float)
-    return spans
-
-
 def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
     """What each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2, mean over seeds.
 
     What a bar leaves free is S. A seed that failed or diverged has lost everything to that.
     """
-    letters = list(PARTS.items())
-    colours = dict(zip(PARTS, (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE), strict=True))
-    hatches = dict(zip(PARTS, ("", "///", "", "...", "", "xxx"), strict=True))
+    colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
+    hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
+    names = {name: f"{letter} {name.replace('_', ' ')}" for name, letter in PARTS.items()} | {"failed": "failed"}
     labels = _labels(run, table)
     shares = {label: stability.taken_by_parts(of_label(run, run.trials, label)) for label in labels}
     with style():
         figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
         left = np.zeros(len(labels))
-        for name, letter in [*letters, ("failed", "failed")]:
+        for (name, words), colour, hatch in zip(names.items(), colours, hatches, strict=True):
             widths = np.array([shares[label][name] for label in labels])
             if name == "failed" and not widths.any():
                 continue
-            words = letter if name == "failed" else f"{letter} {name.replace('_', ' ')}"
-            look = {"color": colours.get(name, "#bbbbbb"), "hatch": hatches.get(name, "\\\\\\"), "edgecolor": "white"}
-            axes.barh(range(len(labels)), widths, left=left, height=0.72, linewidth=0.4, label=words, **look)
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "label": words}
+            axes.barh(range(len(labels)), widths, left=left, height=0.72, **look)
             left += widths
         for place, label in enumerate(labels):
             score = shares[label]["stability"]
@@ -370,5 +351,5 @@ def _labels(run: Run, table: Table | None) -> list[str]:
     frame = (table or tables.win_rate_stability(run)).frame
     if len(frame):
         return frame["label"].tolist()
-    best = search_table.search_trials(run).frame["trial_id"].tolist()[:PANELS]
+    best = trial_tables.search_trials(run).frame["trial_id"].tolist()[:PANELS]
     return run.trials.set_index("trial_id")["label"].loc[best].tolist()

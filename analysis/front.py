@@ -24,37 +24,19 @@ AT_ONCE = 200_000
 """Trials of all resamples whose fronts are worked out together."""
 SHOWN = 0.05
 """A trial that is not on the front is shown if it is the knee in so many resamples."""
-REFERENCE = {"win_rate": 0.0, "stability": 0.0, "preference_accuracy": 0.0}
-"""Where the hypervolume starts: the worst that a goal can be. Other goals have no such end."""
+REFERENCE = {"win_rate", "stability", "preference_accuracy"}
+"""Goals that are at least 0, where the hypervolume starts."""
 COVERED = 5
 """Of a fifth of the trials the expected best has an interval that covers; of more it would not."""
 ORDERS = 200
 DRAWN_ANEW = 1_000
 
 
-@dataclass(frozen=True)
-class Knee:
-    """How a front bends. trial: index of the knee, None where no trial lies beyond the line.
-
-    on_front: (trials,). distances: (trials,) beyond the line (negative: short of it) in shares of the front's range,
-    NaN off the front.
-    """
-
-    trial: int | None
-    on_front: np.ndarray
-    distances: np.ndarray
-
-
-def knee(points: np.ndarray) -> Knee:
-    """points: (trials, 2); NaN is on no front. Of equally far trials the one with more of the first goal."""
-    trial, on_front, distances = knees(points)
-    return Knee(None if trial < 0 else int(trial), on_front, distances)
-
-
 def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`knee` of many fronts at once: trial, -1 where there is none (...,), on_front and distances (..., trials).
+    """Return the knees of fronts, -1 where no trial lies beyond the line; who is on them; distances beyond the line.
 
-    points: (..., trials, 2).
+    points: (..., trials, 2); NaN is on no front. The knees are (...,), the others (..., trials); distances are shares
+    of the front's range, NaN off the front. Of equally far trials the knee has more of the first goal.
     """
     on_front = pareto.on_front(points)
     of_front = on_front[..., None]
@@ -84,25 +66,15 @@ class ResampledFront:
     points: np.ndarray
 
 
-def draw_rates(outcomes: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
     """(resamples, trials) means over prompts, the prompts drawn anew, the same for all trials.
 
     outcomes: (trials, prompts), NaN where a trial has none.
     """
     known = ~np.isnan(outcomes)
-    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), seed=seed, resamples=resamples)
-    asked = statistics.resample_sums(known.astype(float), seed=seed, resamples=resamples)
+    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), resamples=resamples)
+    asked = statistics.resample_sums(known.astype(float), resamples=resamples)
     return np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
-
-
-def draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
-    """(resamples, trials) S over pairs, prompts and updates drawn anew; None where a trial recorded too little."""
-    drawn = stability.resampled(run, searched.trials[searched.complete], RESAMPLES)
-    if not drawn:
-        return None
-    missing = np.full(RESAMPLES, np.nan)
-    names = searched.trials["trial_id"]
-    return np.stack([drawn[name].stability if name in drawn else missing for name in names], axis=1)
 
 
 def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFront:
@@ -130,8 +102,7 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
 
 def knee_ends(drawn: ResampledFront) -> np.ndarray:
     """(2, 2) the lower and the upper end of where the knee lies, by goal: 95 % of the resamples that have one."""
-    tail = (1 - statistics.CONFIDENCE) / 2
-    return np.asarray(np.quantile(drawn.points, [tail, 1 - tail], axis=0))
+    return np.asarray(np.quantile(drawn.points, statistics.TAILS, axis=0))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
@@ -148,21 +119,25 @@ def front(searched: Searched, run: Run) -> Table:
     if len(searched.names) != 2 or not searched.eligible.any():
         return empty("There is no front of two goals.", "trial_id")
     points = np.where(searched.eligible[:, None], searched.goals, np.nan)
-    found = knee(points)
-    frame = searched.trials[["trial_id"]].copy()
-    for place, goal in enumerate(searched.names):
-        frame[goal] = points[:, place] * searched.signs[place]
-    frame["on_front"], frame["distance"] = found.on_front, found.distances
-    frame["knee"] = np.arange(len(frame)) == (-1 if found.trial is None else found.trial)
+    knee, on_front, distances = knees(points)
+    frame = searched.trials[["trial_id"]].assign(
+        **{goal: points[:, place] * searched.signs[place] for place, goal in enumerate(searched.names)},
+        on_front=on_front,
+        distance=distances,
+        knee=np.arange(len(points)) == knee,
+    )
     outcomes = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
-    scores = draw_stabilities(searched, run) if "stability" in searched.names else None
-    rates = None if outcomes is None else draw_rates(outcomes)
-    drawn = {
-        searched.names.index(name): searched.signs[searched.names.index(name)] * values
-        for name, values in (("win_rate", rates), ("stability", scores))
-        if values is not None
-    }
-    notes = _notes(searched)
+    drawn = {}
+    for place, (goal, sign) in enumerate(zip(searched.names, searched.signs, strict=True)):
+        if goal == "win_rate" and outcomes is not None:
+            drawn[place] = sign * draw_rates(outcomes)
+        elif goal == "stability" and (scores := _draw_stabilities(searched, run)) is not None:
+            drawn[place] = sign * scores
+    names = " and ".join(name.replace("_", " ") for name in searched.names)
+    notes = [
+        f"Front: completed trials that no other equals or beats in {names} and beats in one. Knee: the trial of the "
+        "front that lies farthest beyond the line through its two ends, each goal as a share of the front's range."
+    ]
     if drawn:
         shares = resample(points, drawn)
         frame["front_share"], frame["knee_share"] = shares.on_front, shares.is_knee
@@ -200,12 +175,12 @@ def front(searched: Searched, run: Run) -> Table:
     )
 
 
-def _notes(searched: Searched) -> list[str]:
-    names = " and ".join(name.replace("_", " ") for name in searched.names)
-    return [
-        f"Front: completed trials that no other equals or beats in {names} and beats in one. Knee: the trial of the "
-        "front that lies farthest beyond the line through its two ends, each goal as a share of the front's range."
-    ]
+def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
+    """(resamples, trials) S over pairs, prompts and updates drawn anew; None where a trial recorded too little."""
+    drawn = stability.resampled(run, searched.trials[searched.complete], RESAMPLES)
+    missing = np.full(RESAMPLES, np.nan)
+    values = [drawn[name].stability if name in drawn else missing for name in searched.trials["trial_id"]]
+    return np.stack(values, axis=1) if drawn else None
 
 
 def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str]) -> list[str]:
@@ -237,27 +212,27 @@ class Spent:
     """A search by its first 1, 2, ... trials, in the order in which they were drawn.
 
     tokens: (trials,) that their training took so far. hypervolume: (trials,) of two goals, None where they have no
-    reference point; shuffled: (orders, trials) the same for the same trials in random order. best: by goal, (trials,)
+    reference point; shuffled: (orders, trials) the same in random order, of no orders then. best: by goal, (trials,)
     the best so far. expected: by goal, (trials,) expected best of so many of them at random; resampled: by goal,
     (resamples, trials) the same with the trials drawn anew.
     """
 
     tokens: np.ndarray
     hypervolume: np.ndarray | None
-    shuffled: np.ndarray | None
+    shuffled: np.ndarray
     best: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
     resampled: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, searched: Searched, *, seed: int = 0) -> "Spent | None":
+    def of(cls, searched: Searched) -> "Spent | None":
         """None where no trial completed. Stopped and lost trials have cost their tokens and found nothing."""
         complete = searched.complete
         if not complete.any():
             return None
-        rng = np.random.default_rng(seed)
-        hypervolume = shuffled = None
-        if _has_reference(searched):
+        rng = np.random.default_rng(0)
+        hypervolume, shuffled = None, np.empty((0, len(complete)))
+        if len(searched.names) == 2 and REFERENCE.issuperset(searched.names) and set(searched.ways) == {"maximize"}:
             points = np.where(complete[:, None], searched.goals, 0.0)
             hypervolume = hypervolumes(points)
             orders = (rng.permutation(len(points)) for _ in range(ORDERS))
@@ -307,41 +282,42 @@ def budget_curve(searched: Searched, spent: Spent | None) -> Table:
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1
     frame = pd.DataFrame({"trials": rows, "tokens": spent.tokens[at]})
-    tail = (1 - statistics.CONFIDENCE) / 2
-    if spent.hypervolume is not None and spent.shuffled is not None:
+    if spent.hypervolume is not None:
         frame["hypervolume"] = spent.hypervolume[at]
         frame["shuffled"] = spent.shuffled[:, at].mean(axis=0)
-        frame["shuffled_low"], frame["shuffled_high"] = np.quantile(spent.shuffled[:, at], [tail, 1 - tail], axis=0)
+        ends = np.quantile(spent.shuffled[:, at], statistics.TAILS, axis=0)
+        frame["shuffled_low"], frame["shuffled_high"] = ends
     for goal in searched.names:
         frame[f"best_{goal}"] = spent.best[goal][at]
         frame[f"expected_{goal}"] = spent.expected[goal][at]
-        ends = np.quantile(spent.resampled[goal][:, at], [tail, 1 - tail], axis=0)
+        ends = np.quantile(spent.resampled[goal][:, at], statistics.TAILS, axis=0)
         few = frame["trials"] <= count / COVERED
         frame[f"expected_{goal}_low"], frame[f"expected_{goal}_high"] = (np.where(few, end, np.nan) for end in ends)
-    columns = [
-        Column("trials", tuple(map(str, rows)), keep=10),
-        Column("tokens", tuple(f"{tokens:,.0f}" for tokens in frame["tokens"]), keep=6),
-    ]
-    if "hypervolume" in frame:
-        columns += [
-            Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),
-            Column("in random order [95 %]", interval_cells(frame, "shuffled", 3), keep=7),
-        ]
-    for goal in searched.names:
-        head, scale, digits = unit_of(goal)
-        own = f"expected_{goal}"
-        columns.append(Column(f"expected best {head} [95 %]", interval_cells(frame, own, digits, scale=scale), keep=8))
     return Table(
         frame=frame,
         caption=f"What the search found for what it spent: its first trials of {count}.",
         notes=_budget_notes(searched, spent),
-        columns=tuple(columns),
-    )
-
-
-def _has_reference(searched: Searched) -> bool:
-    return len(searched.names) == 2 and all(
-        name in REFERENCE and way == "maximize" for name, way in zip(searched.names, searched.ways, strict=True)
+        columns=(
+            Column("trials", tuple(map(str, rows)), keep=10),
+            Column("tokens", tuple(f"{tokens:,.0f}" for tokens in frame["tokens"]), keep=6),
+            *(
+                (
+                    Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),
+                    Column("in random order [95 %]", interval_cells(frame, "shuffled", 3), keep=7),
+                )
+                if "hypervolume" in frame
+                else ()
+            ),
+            *(
+                Column(
+                    f"expected best {head} [95 %]",
+                    interval_cells(frame, f"expected_{goal}", digits, scale=scale),
+                    keep=8,
+                )
+                for goal in searched.names
+                for head, scale, digits in [unit_of(goal)]
+            ),
+        ),
     )
 
 

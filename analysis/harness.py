@@ -69,8 +69,11 @@ def compare_samples(paths: Sequence[Path]) -> Table:
             pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
             if pairs.size:
                 changes[task, metric] = pairs[1] - pairs[0]
-                alone = [len(own[task]) - pairs.shape[1] for own in (first, second)]
-                rows.append(_row(task, metric, pairs, alone))
+                alone = sum(len(own[task]) - pairs.shape[1] for own in (first, second))
+                shares = bool(((pairs >= 0) & (pairs <= 1)).all())
+                rows.append(
+                    _row(task, metric, pairs.shape[1], alone, pairs.mean(axis=1), shares, [pairs[1] - pairs[0]])
+                )
     rows += _pooled(rows, changes)
     notes = [
         "change: the second minus the first, paired by document, with its 95 % interval over documents (Student's t). "
@@ -81,7 +84,25 @@ def compare_samples(paths: Sequence[Path]) -> Table:
         notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
     if any(math.isnan(row["change_low"]) for row in rows):
         notes.append("Without ends: fewer than 3 documents, or the same change in all, of values that are no shares.")
-    return _table(rows, f"{paths[1]} against {paths[0]}: samples of lm-evaluation-harness.", notes)
+    caption = f"{paths[1]} against {paths[0]}: samples of lm-evaluation-harness."
+    if not rows:
+        raise InputError(f"{caption} No metric has a number for each document, so there is nothing to compare.")
+    frame = pd.DataFrame(rows)
+    return Table(
+        frame=frame,
+        caption=caption,
+        notes=notes,
+        columns=(
+            Column("task", tuple(frame["task"]), numeric=False, keep=10),
+            Column("metric", tuple(frame["metric"]), numeric=False, keep=10),
+            Column("filter", tuple(frame["filter"]), numeric=False, keep=9),
+            Column("documents", numbers(frame, "documents", 0), keep=8),
+            Column("left out", numbers(frame, "left_out", 0), keep=7),
+            Column("first", numbers(frame, "first", 4), keep=6),
+            Column("second", numbers(frame, "second", 4), keep=6),
+            Column("change [95 %]", interval_cells(frame, "change", 4, signed=True), keep=9),
+        ),
+    )
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -157,18 +178,20 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
             )
 
 
-def _row(task: str, metric: Metric, pairs: np.ndarray, alone: Sequence[int]) -> dict[str, Any]:
-    shares = bool(((pairs >= 0) & (pairs <= 1)).all())
+def _row(
+    task: str, metric: Metric, documents: int, alone: int, means: Any, shares: bool, changes: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """A row of the table. means: of the first and the second. changes: of the documents of each task in the row."""
     return {
         "task": task,
         "metric": metric[0],
         "filter": metric[1],
-        "documents": pairs.shape[1],
-        "left_out": sum(alone),
-        "first": pairs[0].mean(),
-        "second": pairs[1].mean(),
+        "documents": documents,
+        "left_out": alone,
+        "first": float(means[0]),
+        "second": float(means[1]),
         "shares": shares,
-        **statistics.columns({"change": _mean_of_tasks([pairs[1] - pairs[0]], shares=shares)}),
+        **statistics.columns({"change": _mean_of_tasks(changes, shares=shares)}),
     }
 
 
@@ -198,33 +221,6 @@ def _pooled(
         of_tasks = [change for (_, own), change in changes.items() if own == metric]
         own = [row for row in rows if (row["metric"], row["filter"]) == metric]
         if len(of_tasks) > 1:
-            yield {
-                "task": POOLED,
-                "metric": metric[0],
-                "filter": metric[1],
-                **{name: sum(row[name] for row in own) for name in ("documents", "left_out")},
-                **{name: float(np.mean([row[name] for row in own])) for name in ("first", "second")},
-                "shares": all(row["shares"] for row in own),
-                **statistics.columns({"change": _mean_of_tasks(of_tasks, shares=all(row["shares"] for row in own))}),
-            }
-
-
-def _table(rows: Sequence[dict[str, Any]], caption: str, notes: list[str]) -> Table:
-    if not rows:
-        raise InputError(f"{caption} No metric has a number for each document, so there is nothing to compare.")
-    frame = pd.DataFrame(rows)
-    return Table(
-        frame=frame,
-        caption=caption,
-        notes=notes,
-        columns=(
-            Column("task", tuple(frame["task"]), numeric=False, keep=10),
-            Column("metric", tuple(frame["metric"]), numeric=False, keep=10),
-            Column("filter", tuple(frame["filter"]), numeric=False, keep=9),
-            Column("documents", numbers(frame, "documents", 0), keep=8),
-            Column("left out", numbers(frame, "left_out", 0), keep=7),
-            Column("first", numbers(frame, "first", 4), keep=6),
-            Column("second", numbers(frame, "second", 4), keep=6),
-            Column("change [95 %]", interval_cells(frame, "change", 4, signed=True), keep=9),
-        ),
-    )
+            documents, alone = (sum(row[name] for row in own) for name in ("documents", "left_out"))
+            means = [np.mean([row[name] for row in own]) for name in ("first", "second")]
+            yield _row(POOLED, metric, documents, alone, means, all(row["shares"] for row in own), of_tasks)

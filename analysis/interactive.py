@@ -14,7 +14,6 @@ import pandas as pd
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
-from .differences import differing
 from .figures import front_corners, limits
 from .front import outcomes_of
 from .knobs import keeping
@@ -26,6 +25,7 @@ EXAMPLES = 5
 LONGEST_ANSWER = 2000
 SHOWN = ["prompt", "answer", "baseline_answer", "outcome", "broken_reason", "baseline_broken"]
 """Columns of an answer that a pair is made of."""
+OUTCOMES = {1.0: "wins", 0.5: "ties", 0.0: "loses", 0.25: "ties and loses", 0.75: "wins and ties"}
 STRETCHES = 60
 """A curve has at most so many points; of more updates the means of as many stretches."""
 ALL_ANSWERS = 1_000_000
@@ -58,25 +58,18 @@ def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict
     first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
-        pairs.setdefault(row["trial_id"], []).append(_pair(row, longest))
+        outcome = row["outcome"]
+        pairs.setdefault(row["trial_id"], []).append(
+            {
+                "prompt": _prompt(row["prompt"]),
+                "answer": _cut(row["answer"], longest),
+                "baseline": _cut(row["baseline_answer"], longest),
+                "verdict": "no verdict" if pd.isna(outcome) else OUTCOMES.get(outcome, str(outcome)),
+                "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
+                "baseline_broken": "broken" if row["baseline_broken"] is True else "",
+            }
+        )
     return pairs
-
-
-def _pair(row: Mapping[Any, Any], longest: int) -> dict[str, Any]:
-    words = {1.0: "wins", 0.5: "ties", 0.0: "loses", 0.25: "ties and loses", 0.75: "wins and ties"}
-    outcome = row["outcome"]
-    answer, baseline = (_cut(row[name], longest) for name in ("answer", "baseline_answer"))
-    added, gone = differing(answer, baseline)
-    return {
-        "prompt": _prompt(row["prompt"]),
-        "answer": answer,
-        "baseline": baseline,
-        "added": added,
-        "gone": gone,
-        "verdict": "no verdict" if pd.isna(outcome) else words.get(outcome, str(outcome)),
-        "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
-        "baseline_broken": "broken" if row["baseline_broken"] is True else "",
-    }
 
 
 def _prompt(text: Any) -> str:
@@ -113,6 +106,9 @@ def front_data(found: Findings) -> dict[str, Any] | None:
     points += [_row(run, row, column) for _, row in rows.iloc[::-1].iterrows()]
     if not points:
         return None
+    # Where on the line at 50 %, as a share of its length, words cover the fewest points.
+    near = [np.sqrt(max(point["x"], 0.0)) for point in points if abs(point["y"] - 50) < 8]
+    free = min((0.5, 0.75, 0.25, 0.88, 0.12), key=lambda place: sum(abs(place - x) < 0.12 for x in near))
     # Texts and steps that many trials share: each kept once and named by its place.
     texts: dict[str, int] = {}
     steps: dict[tuple[int, ...], int] = {}
@@ -124,7 +120,7 @@ def front_data(found: Findings) -> dict[str, Any] | None:
         "y": f"win rate against {baseline_of(run)}, %" if judged else "held-out preference accuracy, %",
         "limits": limits(heights, judged=judged),
         "judged": judged,
-        "words": _free(points),
+        "words": free,
         "points": points,
         "front": [{"x": _short(x), "y": _short(100 * y)} for x, y in front_corners(keeping(run, search), column)],
         "details": details,
@@ -137,10 +133,9 @@ def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval 
     about = pd.Series({**trial, **statistics.columns({column: interval}), column: trial[column]})
     facts = [[_head(column), with_interval(about, column, 1, scale=100)], ["stability S", number(trial["stability"])]]
     if trial["status"] != FINISHED:
-        facts.append(
-            ["status", f"{trial['status']}: {trial['reason']}" if pd.notna(trial["reason"]) else trial["status"]]
-        )
-    place = (trial["stability"], trial["stability"], trial["stability"])
+        reason = f": {trial['reason']}" if pd.notna(trial["reason"]) else ""
+        facts.append(["status", f"{trial['status']}{reason}"])
+    place = (trial["stability"],) * 3
     return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["overrides"])])
 
 
@@ -195,19 +190,12 @@ def _said(value: Any) -> str:
     return ABSENT if value is None else str(value)
 
 
-def _free(points: list[dict[str, Any]]) -> float:
-    """Where on the line at 50 %, as a share of its length, words cover the fewest points."""
-    near = [np.sqrt(max(point["x"], 0.0)) for point in points if abs(point["y"] - 50) < 8]
-    return min((0.5, 0.75, 0.25, 0.88, 0.12), key=lambda place: sum(abs(place - x) < 0.12 for x in near))
-
-
 def _details(
     run: Run, points: list[dict[str, Any]], texts: dict[str, int], steps: dict[tuple[int, ...], int]
 ) -> dict[str, Any]:
     """Curves and answers of each point's trials, by the point's id. texts, steps: by what is shared its place."""
-    kept = [(run.curves["source"] == source) & (run.curves["metric"] == metric) for source, metric in CURVES]
-    curves = run.curves[np.any(kept, axis=0)].sort_values("step", kind="stable")
-    lines = _lines(curves, shared=steps)
+    kept = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
+    lines = _lines(run.curves[kept].sort_values("step", kind="stable"), shared=steps)
     seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
     pairs = first_pairs(run.answers, longest=longest)
@@ -221,10 +209,7 @@ def _details(
             "lines": [line for name in own for line in lines.get(name, [])],
             "seed": seeds.get(answered),
             "answers": [
-                {
-                    **pair,
-                    **{text: texts.setdefault(pair[text], len(texts)) for text in ("prompt", "baseline", "answer")},
-                }
+                pair | {text: texts.setdefault(pair[text], len(texts)) for text in ("prompt", "baseline", "answer")}
                 for pair in pairs.get(answered, ())
             ],
         }

@@ -20,6 +20,13 @@ from .printing import Column, Table, cells, empty, interval_cells, numbers
 FEWEST_EQUAL = 0.1
 """Below this share of answers near equal length LC rests on the form of the curve: it is extrapolated."""
 EXTRAPOLATED = "length_controlled_extrapolated"
+RATES = (
+    ("W_AH", "arena_hard", "as Arena-Hard counts"),
+    ("LC", "length_controlled", "length-controlled"),
+    ("AlpacaEval LC", "alpaca_eval", ""),
+    ("SC", "style_controlled", "style-controlled"),
+)
+"""Heads and columns of the rates, with the words for the heads on the page."""
 EXACT = "exact"
 """Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
 ASIDE = {
@@ -70,11 +77,9 @@ class Votes:
 
     def bounds(self) -> tuple[float, float]:
         """Win rates if every invalid verdict were a loss, and if every one were a win."""
-        return self._rate(0.0), self._rate(1.0)
-
-    def _rate(self, missing: float) -> float:
-        outcomes = np.nan_to_num(self.points, nan=missing).mean(axis=1)
-        return float((np.bincount(self.prompts, outcomes) / np.bincount(self.prompts)).mean())
+        outcomes = (np.nan_to_num(self.points, nan=missing).mean(axis=1) for missing in (0.0, 1.0))
+        worst, best = (np.bincount(self.prompts, each) / np.bincount(self.prompts) for each in outcomes)
+        return float(worst.mean()), float(best.mean())
 
     def arena_hard(self) -> statistics.Interval | None:
         """W_AH with its interval over prompts: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5."""
@@ -86,20 +91,10 @@ class Votes:
         """LC with its interval over prompts."""
         return controlled.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
 
-    def alpaca_eval(self, difficulties: Difficulties, topics: pd.Series | None) -> statistics.Interval | None:
-        """AlpacaEval's LC. topics: number of each prompt's topic by its id, where prompts come in topics."""
-        return None if self.answers is None else controlled.alpaca_eval_rate(self.answers, difficulties, topics)
-
     def equal_lengths(self) -> float:
         """Share of the answers whose length is within a quarter sd of the baseline's; NaN where none has a length."""
         d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
-
-    def style_controlled(self) -> statistics.Interval | None:
-        """The rate at equal style with its interval over prompts."""
-        if self.answers is None:
-            return None
-        return controlled.rate_at_equal_style(self.outcomes, controlled.features(self.answers), self.prompts)
 
     def consistency(self) -> float | None:
         """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
@@ -153,62 +148,29 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
         return empty("Of the judging there is nothing to say.")
     frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
     if difficulties is not None:
-        topics = _topics(run)
-        rates = [statistics.columns({"alpaca_eval": own.alpaca_eval(difficulties, topics)}) for _, own in shown]
-        frame = pd.concat([frame, pd.DataFrame(rates)], axis=1)
+        prompts = pd.Index(rows.judged_answers(run)["prompt_id"].unique())
+        topics = rows.topics_by_prompt(run, prompts)
+        of_prompts = None if topics is None else pd.Series(topics, index=prompts)
+        rates = [
+            None if own.answers is None else controlled.alpaca_eval_rate(own.answers, difficulties, of_prompts)
+            for _, own in shown
+        ]
+        frame = frame.join(pd.DataFrame([statistics.columns({"alpaca_eval": rate}) for rate in rates]))
     whose = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
         "95 % intervals over prompts: of W_AH Wilson's score on the effective number of prompts, of LC and SC "
         "Student's on the log odds with robust errors.",
-        notes=[
-            "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
-            "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
-            "baseline answer's: the win rate at equal lengths, which is not AlpacaEval's number. longer: mean of d. "
-            "near: share of the answers with |d| of at most sd / 4"
-            + (
-                f"; below {FEWEST_EQUAL:.0%} LC is extrapolated (*), and its interval does not say how far."
-                if frame[EXTRAPOLATED].any()
-                else "."
-            ),
-            *([] if difficulties is None else [_about_alpaca_eval(difficulties)]),
-            "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts; from "
-            f"{controlled.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once.",
-            *(["LC and SC have no ends where all outcomes are the same."] if _same_outcomes(frame) else []),
-            "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both "
-            "orders.",
-            "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
-            *(
-                [f"Without ends: {statistics.TOO_FEW}."]
-                if (frame["win_rate"].notna() & frame["win_rate_low"].isna()).any()
-                else []
-            ),
-            *_took(run),
-        ],
+        notes=[*_notes(frame, difficulties), *_took(run)],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             *((Column("judge", tuple(frame["judge"]), numeric=False, keep=10),) if "judge" in frame else ()),
             Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100)),
-            Column(
-                "W_AH % [95 %]",
-                interval_cells(frame, "arena_hard", 1, scale=100),
-                words="as Arena-Hard counts, W_AH % [95 %]",
-            ),
-            Column(
-                "LC % [95 %]",
-                _length_controlled_cells(frame, "length_controlled"),
-                words="length-controlled, LC % [95 %]",
-            ),
             *(
-                [Column("AlpacaEval LC % [95 %]", _length_controlled_cells(frame, "alpaca_eval"))]
-                if "alpaca_eval" in frame
-                else []
-            ),
-            Column(
-                "SC % [95 %]",
-                interval_cells(frame, "style_controlled", 1, scale=100),
-                words="style-controlled, SC % [95 %]",
+                Column(f"{head} % [95 %]", _rate_cells(frame, name), words=words and f"{words}, {head} % [95 %]")
+                for head, name, words in RATES
+                if name in frame
             ),
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
@@ -218,25 +180,33 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
     )
 
 
-def _topics(run: results.Run) -> pd.Series | None:
-    """The number of each prompt's topic by its id, where prompts come in topics."""
-    prompts = pd.Index(rows.judged_answers(run)["prompt_id"].unique())
-    topics = rows.topics_by_prompt(run, prompts)
-    return None if topics is None else pd.Series(topics, index=prompts)
-
-
-def _about_alpaca_eval(difficulties: Difficulties) -> str:
-    lacks = "" if len(difficulties.outcomes) else ", without its rows of a brief and a verbose answerer"
-    return (
-        f"AlpacaEval LC: its own model with the prompts' difficulties in {difficulties.place.name}{lacks}, each seed "
-        "fitted alone; interval like the win rate's. Beside its leaderboard only with its prompts, baseline and judge."
+def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
+    known, rates = frame["win_rate_low"].notna(), ("length_controlled", "style_controlled")
+    far = f"; below {FEWEST_EQUAL:.0%} LC is extrapolated (*), and its interval does not say how far"
+    notes = [
+        "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
+        "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
+        "baseline answer's: the win rate at equal lengths, which is not AlpacaEval's number. longer: mean of d. "
+        f"near: share of the answers with |d| of at most sd / 4{far if frame[EXTRAPOLATED].any() else ''}.",
+    ]
+    if difficulties is not None:
+        lacks = "" if len(difficulties.outcomes) else ", without its rows of a brief and a verbose answerer"
+        notes.append(
+            f"AlpacaEval LC: its own model with the prompts' difficulties in {difficulties.place.name}{lacks}, each "
+            "seed fitted alone; interval like the win rate's. Beside its leaderboard only with its prompts, baseline "
+            "and judge."
+        )
+    notes.append(
+        "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts; from "
+        f"{controlled.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once."
     )
-
-
-def _same_outcomes(frame: pd.DataFrame) -> bool:
-    known = frame["win_rate_low"].notna()
-    rates = ("length_controlled", "style_controlled")
-    return any((known & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates)
+    if any((known & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
+        notes.append("LC and SC have no ends where all outcomes are the same.")
+    notes += [
+        "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both orders.",
+        "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
+    ]
+    return notes + [f"Without ends: {statistics.TOO_FEW}."] * bool((frame["win_rate"].notna() & ~known).any())
 
 
 def _took(run: results.Run) -> list[str]:
@@ -276,20 +246,23 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
-def _length_controlled_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
+def _rate_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
+    far = frame[EXTRAPOLATED] & (name in ("length_controlled", "alpaca_eval"))
     shown = interval_cells(frame, name, 1, scale=100)
-    return tuple(f"{cell}*" if far else cell for cell, far in zip(shown, frame[EXTRAPOLATED], strict=True))
+    return tuple(f"{cell}{'*' * starred}" for cell, starred in zip(shown, far, strict=True))
 
 
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
     low, high = votes.bounds()
     equal = votes.equal_lengths()
-    found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled()}
-    found["style_controlled"] = votes.style_controlled()
+    found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled(), "style_controlled": None}
+    if votes.answers is not None:
+        style = controlled.features(votes.answers)
+        found["style_controlled"] = controlled.rate_at_equal_style(votes.outcomes, style, votes.prompts)
     return {
         "label": label,
         **({"judge": main["judge"]} if "judge" in main else {}),
-        **{name: main[name] for name in ("win_rate", "win_rate_low", "win_rate_high")},
+        **{name: main[name] for name in statistics.interval_names("win_rate")},
         **statistics.columns(found),
         EXTRAPOLATED: found["length_controlled"] is not None and equal < FEWEST_EQUAL,
         "equal_lengths": equal,

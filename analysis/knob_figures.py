@@ -1,4 +1,7 @@
-"""Figures of knobs: what those of a search did, what was found for what was spent, and a design's sensitivity."""
+"""Figures of knobs: what those of a search did, what was found for what was spent, and a design's sensitivity.
+
+They are drawn where there is something to show; `sections` decides that.
+"""
 
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -9,7 +12,7 @@ import pandas as pd
 from slime_ray.config.design import Design, Level
 
 from .ablation_table import METRICS, REFERENCE, Cells
-from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, say, style
+from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, style
 from .front import Spent
 from .knobs import Knob, Searched, unit_of
 from .printing import Table
@@ -20,24 +23,15 @@ if TYPE_CHECKING:
 
 
 KNOBS = 6
-"""At most so many knobs have slices, the most important ones; the parallel coordinates hold twice as many."""
-COLOURS = "cividis"
-STEPS = 16
-NEAR = 2.0
-"""So many bandwidths from the nearest trial a contour ends."""
-Columns = list[int]
-"""Places of knobs among those of the search."""
+"""At most so many knobs have slices, the most important ones."""
 
 
 def importance(searched: Searched, table: Table) -> "Figure":
-    """Share of the importance by knob, a panel per goal, with 95 % intervals. table: `importance.importance`."""
+    """Share of the importance by knob, a panel per goal, with 95 % intervals. table: `knobs.importance`."""
     frame = table.frame
     with style():
-        shape = {"ncols": max(1, len(searched.names)), "sharey": True, "squeeze": False}
-        figure, panels = new_figure(WIDTH, 0.28 * max(3, len(frame)) + 0.9, **shape)
-        if frame.empty:
-            say(panels[0, 0], "Too few trials.")
-            return figure
+        height = 0.28 * max(3, len(frame)) + 0.9
+        figure, panels = new_figure(WIDTH, height, ncols=len(searched.names), sharey=True, squeeze=False)
         for goal, axes in zip(searched.names, panels[0], strict=True):
             share, low, high = (
                 100 * frame[f"{goal}_share{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high")
@@ -54,146 +48,51 @@ def importance(searched: Searched, table: Table) -> "Figure":
     return figure
 
 
-def slices(searched: Searched, columns: Columns) -> "Figure":
-    """Every completed trial: each knob (columns) against each goal (rows). Later trials are lighter."""
+def slices(searched: Searched, columns: list[int]) -> "Figure":
+    """Every completed trial: each knob (columns, places among those of the search) against each goal (rows).
+
+    Later trials are lighter, and those on a front of two goals are ringed.
+    """
     columns = columns[:KNOBS]
-    complete, front = searched.complete, _ringed(searched)
+    complete, ringed = searched.complete, searched.on_front & (len(searched.names) == 2)
     drawn = np.arange(len(complete))
     with style():
-        rows, wide = max(1, len(searched.names)), max(1, len(columns))
+        rows, wide = len(searched.names), len(columns)
         shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
         figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
-        if not columns or not complete.any():
-            say(panels[0, 0], "Too few trials.")
-            return figure
         for row, goal in enumerate(searched.names):
             values = searched.shown(row)
             for panel, column in zip(panels[row], columns, strict=True):
                 x = searched.places[:, column]
                 # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.
                 panel.scatter(
-                    x[complete], values[complete], c=drawn[complete], cmap=COLOURS, s=14, linewidths=0, alpha=0.9,
+                    x[complete], values[complete], c=drawn[complete], cmap="cividis", s=14, linewidths=0, alpha=0.9,
                     clip_on=False,
                 )  # fmt: skip
                 panel.plot(
-                    x[front], values[front], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,
+                    x[ringed], values[ringed], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,
                     linestyle="none",
                 )  # fmt: skip
                 panel.grid()
             panels[row, 0].set_ylabel(unit_of(goal)[0])
         for panel, column in zip(panels[-1], columns, strict=True):
-            _axis(panel.xaxis, searched.knobs[column])
+            _knob_axis(panel, searched.knobs[column])
     return figure
 
 
-def contours(searched: Searched, columns: Columns) -> "Figure":
-    """The two most important knobs, a panel per goal: trials, and the mean of those near by.
-
-    The mean is weighted by a normal kernel of Scott's bandwidth in shares of the ranges. Between the options of a
-    choice there is nothing, so there trials stand alone.
-    """
-    pair = columns[:2]
-    with style():
-        shape = {"ncols": max(1, len(searched.names)), "sharex": True, "sharey": True, "squeeze": False}
-        figure, panels = new_figure(WIDTH, 3.2, **shape)
-        there = searched.complete & ~np.isnan(searched.places[:, pair]).any(axis=1)
-        if len(pair) < 2 or there.sum() < 4:
-            say(panels[0, 0], "Too few trials have both knobs.")
-            return figure
-        first, second = (searched.knobs[column] for column in pair)
-        places = searched.places[there][:, pair]
-        for place, (goal, axes) in enumerate(zip(searched.names, panels[0], strict=True)):
-            values = searched.shown(place)[there]
-            limits: dict[str, Any] = {"vmin": values.min(), "vmax": values.max(), "cmap": _colours()}
-            _axis(axes.xaxis, first)
-            _axis(axes.yaxis, second)
-            if "choice" not in (first.scale, second.scale) and values.min() < values.max():
-                x, y, means = smoothed(first, second, places, values)
-                levels = np.linspace(values.min(), values.max(), 9)
-                axes.contourf(x, y, means, levels=levels, alpha=0.75, **limits)
-            dots = axes.scatter(*places.T, c=values, s=22, edgecolors="white", linewidths=0.6, **limits)
-            figure.colorbar(dots, ax=axes, label=unit_of(goal)[0])
-    return figure
-
-
-def smoothed(
-    first: Knob, second: Knob, places: np.ndarray, values: np.ndarray, *, steps: int = 40
-) -> tuple[np.ndarray, np.ndarray, np.ma.MaskedArray]:
-    """The mean of the values near each point of a grid: x (steps,), y (steps,), means (steps, steps), masked far off.
-
-    places: (trials, 2). values: (trials,). Near is a normal kernel (Nadaraya 1964, Watson 1964).
-    """
-    at = np.column_stack([first.unit(places[:, 0]), second.unit(places[:, 1])])
-    share = np.linspace(0, 1, steps)
-    grid = np.stack(np.meshgrid(share, share), axis=-1).reshape(-1, 1, 2)
-    # Scott's rule in two dimensions, for trials that are spread evenly.
-    width = len(values) ** (-1 / 6) / np.sqrt(12)
-    distance = (((grid - at) / width) ** 2).sum(axis=2)
-    weights = np.exp(-0.5 * (distance - distance.min(axis=1, keepdims=True)))
-    means = (weights @ values / weights.sum(axis=1)).reshape(steps, steps)
-    far = (distance.min(axis=1) > NEAR**2).reshape(steps, steps)
-    return first.at(share), second.at(share), np.ma.MaskedArray(means, far)
-
-
-def parallel(searched: Searched, columns: Columns) -> "Figure":
-    """Parallel coordinates: a line per completed trial through its knobs and goals, coloured by the first goal."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import Normalize
-
-    columns = columns[: 2 * KNOBS]
-    complete, front = searched.complete, _ringed(searched)
-    knobs = [searched.knobs[column] for column in columns]
-    with style():
-        figure, axes = new_figure(WIDTH, 3.4)
-        if not columns or not complete.any():
-            say(axes, "Too few trials.")
-            return figure
-        goals = [searched.shown(place) for place in range(len(searched.names))]
-        ends = [(np.nanmin(values), np.nanmax(values)) for values in goals]
-        shares = [(values - low) / (high - low or 1.0) for values, (low, high) in zip(goals, ends, strict=True)]
-        heights = np.column_stack(
-            [*(knob.unit(searched.places[:, column]) for knob, column in zip(knobs, columns, strict=True)), *shares]
-        )
-        names = [*(plain(knob.name) for knob in knobs), *(unit_of(name)[0] for name in searched.names)]
-        ticks = [(knob.said(knob.low), knob.said(knob.high)) for knob in knobs]
-        ticks += [(f"{low:.3g}", f"{high:.3g}") for low, high in ends]
-        scale = Normalize(*ends[0])
-        for mask, width in ((complete & ~front, 0.8), (front, 2.0)):
-            # A trial without a knob has a gap there.
-            lines = [np.column_stack([np.arange(len(names)), line]) for line in np.ma.masked_invalid(heights[mask])]
-            drawn = LineCollection(lines, cmap=_colours(), norm=scale, linewidths=width, alpha=0.85)
-            drawn.set_array(goals[0][mask])
-            axes.add_collection(drawn)
-        for place, (low, high) in enumerate(ticks):
-            axes.axvline(place, color=GREY, linewidth=0.8)
-            axes.text(place, -0.03, plain(low), ha="center", va="top", fontsize=7.5)
-            axes.text(place, 1.03, plain(high), ha="center", va="bottom", fontsize=7.5)
-        axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-        axes.set_yticks([])
-        axes.set_xlim(-0.3, len(names) - 0.7)
-        axes.set_ylim(-0.12, 1.12)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0, pad=4)
-        figure.colorbar(drawn, ax=axes, label=unit_of(searched.names[0])[0])
-    return figure
-
-
-def budget(searched: Searched, spent: Spent | None) -> "Figure":
+def budget(searched: Searched, spent: Spent) -> "Figure":
     """Hypervolume by trials and by training tokens; for each goal the best so far and the expected best of k trials."""
     from matplotlib.ticker import EngFormatter
 
-    wide = 0 if spent is None or spent.hypervolume is None else 2
-    count = wide + (0 if spent is None else len(searched.names))
-    rows = max(1, -(-count // 2))
+    wide = 0 if spent.hypervolume is None else 2
+    count = wide + len(searched.names)
+    rows = -(-count // 2)
     with style():
         figure, panels = new_figure(WIDTH, 2.4 * rows, nrows=rows, ncols=2, squeeze=False)
-        for panel in panels.flat[max(1, count) :]:
+        for panel in panels.flat[count:]:
             panel.set_axis_off()
-        if spent is None:
-            say(panels[0, 0], "No trial completed.")
-            return figure
         trials = np.arange(1, len(spent.tokens) + 1)
-        if spent.hypervolume is not None and spent.shuffled is not None:
+        if spent.hypervolume is not None:
             by_trials, by_tokens = panels.flat[:2]
             low, high = np.quantile(spent.shuffled, [0.025, 0.975], axis=0)
             by_trials.fill_between(trials, low, high, color=ORANGE, alpha=0.2, linewidth=0)
@@ -222,40 +121,24 @@ def budget(searched: Searched, spent: Spent | None) -> "Figure":
     return figure
 
 
-def _ringed(searched: Searched) -> np.ndarray:
-    """(trials,) whether each is on a front of two goals."""
-    return searched.on_front if len(searched.names) == 2 else np.zeros_like(searched.complete)
-
-
-def _axis(axis: Any, knob: Knob) -> None:
-    """A knob's scale, range, ticks and name on an axis."""
+def _knob_axis(axes: "Axes", knob: Knob) -> None:
+    """A knob's scale, range, ticks and name below a panel."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    which: Axes = axis.axes
-    limits = which.set_xlim if axis is which.xaxis else which.set_ylim
-    scale = which.set_xscale if axis is which.xaxis else which.set_yscale
     if knob.scale == "log":
-        scale("log")
+        axes.set_xscale("log")
         # Small panels: few ticks, each with its value; within a decade there would be none without those between.
         between = (1.0,) if knob.high >= 30 * knob.low else (1.0, 2.0, 5.0)
-        axis.set_major_locator(LogLocator(subs=between, numticks=3))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_major_locator(LogLocator(subs=between, numticks=3))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if knob.scale == "choice":
-        axis.set_ticks(range(len(knob.options)), [plain(option) for option in knob.options])
-        limits(-0.5, len(knob.options) - 0.5)
+        axes.set_xticks(range(len(knob.options)), [plain(option) for option in knob.options])
+        axes.set_xlim(-0.5, len(knob.options) - 0.5)
     else:
-        margin = knob.at(np.array([-0.04, 1.04]))
-        limits(*margin)
-    axis.set_label_text(plain(knob.name), fontsize=8)
-    axis.set_tick_params(labelsize=7)
-
-
-def _colours() -> Any:
-    """In so few steps that a page has its colour bars as shapes, not as images."""
-    import matplotlib
-
-    return matplotlib.colormaps[COLOURS].resampled(STEPS)
+        axes.set_xlim(*knob.at(np.array([-0.04, 1.04])))
+    axes.set_xlabel(plain(knob.name), fontsize=8)
+    axes.xaxis.set_tick_params(labelsize=7)
 
 
 def sensitivity(found: Cells, ablation: Table) -> "Figure":
@@ -264,7 +147,7 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
     Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
     center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
-    measured, centers = ablation.frame.set_index("label").to_dict("index"), found.design.centers
+    measured, centers = ablation.by("label"), found.design.centers
     knobs = list(dict.fromkeys(knob for center in centers for knob in found.design.reference(center).levels))
     colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
     with style():

@@ -21,8 +21,6 @@ from . import statistics
 from .printing import ABSENT, Column, Table, cells, empty, number, numbers
 from .rows import FINISHED
 
-UNITS = {"win_rate": ("win rate %", 100.0, 1), "preference_accuracy": ("acc. %", 100.0, 1)}
-"""How a goal is shown where not as it is: head, factor, digits."""
 BEST = 0.1
 """The share of trials that counts as the best."""
 FEWEST_BEST = 5
@@ -69,10 +67,6 @@ class Knob:
         if self.scale == "log":
             return np.asarray(np.exp(np.log(self.low) + shares * (np.log(self.high) - np.log(self.low))))
         return self.low + shares * (self.high - self.low)
-
-    def said(self, place: float) -> str:
-        """The value at a place, in words."""
-        return self.options[int(place)] if self.scale == "choice" else f"{place:.3g}"
 
 
 @dataclass(frozen=True)
@@ -170,26 +164,27 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def unit_of(goal: str) -> tuple[str, float, int]:
-    """How a goal is shown: its head, the factor on its values, and digits."""
-    return UNITS.get(goal, (goal.replace("_", " "), 1.0, 2))
+    """Return how a goal is shown: head, factor, digits."""
+    percent = {"win_rate": "win rate %", "preference_accuracy": "acc. %"}
+    return (percent[goal], 100.0, 1) if goal in percent else (goal.replace("_", " "), 1.0, 2)
 
 
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
     """From the dimension as the manifest keeps it; from the values where they do not fit it, or it is not known."""
     spec = spec if isinstance(spec, dict) else {}
     values = [value for value in _read(column) if value is not None]
-    if spec.get("choice") is not None or not all(map(_is_number, values)):
+    if spec.get("choice") is not None or not all(map(is_number, values)):
         options = [_written(option) for option in spec.get("choice") or []]
         options += sorted({_written(value) for value in values} - set(options))
         return Knob(path, name, "choice", 0.0, len(options) - 1.0, 1.0, tuple(options))
-    # `choice` is none here; what else a dimension says, such as a step or a condition, is no range.
-    kind = next((key for key, value in spec.items() if _is_range(value)), "")
+    # `choice` is none here; a range is the one entry with two numbers.
+    kind = next((key for key, value in spec.items() if isinstance(value, list) and all(map(is_number, value))), "")
     ends = [float(value) for value in [*spec.get(kind, ()), *values]]
     low, high, step = min(ends), max(ends), spec.get("step")
     if step is None and "integer" in kind:
         step = 1
     log = low > 0 and ("log" in kind or spec.get("log") is True)
-    return Knob(path, name, "log" if log else "linear", low, high, float(step) if _is_number(step) else None)
+    return Knob(path, name, "log" if log else "linear", low, high, float(step) if is_number(step) else None)
 
 
 def _read(column: pd.Series) -> list[Any]:
@@ -199,19 +194,16 @@ def _read(column: pd.Series) -> list[Any]:
     return [None if pd.isna(value) else json.loads(value) for value in column]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a knob's value is a number; of true and false it is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _written(value: Any) -> str:
     """An option as text; numbers that are equal are the same option, whether 8 or 8.0 was written."""
     if isinstance(value, str):
         return value
-    return f"{value:.12g}" if _is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return f"{value:.12g}" if is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -228,11 +220,11 @@ class Importances:
 
 
 def of_goal(
-    knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES
 ) -> Importances:
     """places: (trials, knobs), NaN where a trial has no such knob. values: (trials,), more is better, -inf is worst."""
     trials = len(values)
-    counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, seed, resamples)], axis=1)
+    counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
     best = counts * is_best(values, counts, best_share(trials))
     found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
     total = found.sum(axis=1, keepdims=True)
@@ -264,8 +256,9 @@ def divergence(knob: Knob, places: np.ndarray, best: np.ndarray, all_: np.ndarra
     """
     active = ~np.isnan(places)
     size = grid_size(knob)
+    cell = places[active] if knob.scale == "choice" else np.ceil(knob.unit(places[active]) * (size - 1) - 0.5)
     cells_ = np.zeros((len(places), size))
-    cells_[active, _cell(knob, places[active], size)] = 1.0
+    cells_[active, np.clip(cell.astype(int), 0, size - 1)] = 1.0
     best_counts, all_counts = best.T @ cells_, all_.T @ cells_
     best_density, all_density = (density(counts, knob) + TINY for counts in (best_counts, all_counts))
     pearson = (all_density * (best_density / all_density - 1) ** 2).sum(axis=1)
@@ -283,13 +276,6 @@ def grid_size(knob: Knob) -> int:
         return GRID
     steps = round((knob.high - knob.low) / knob.step) + 1
     return min(GRID, int(np.ceil(np.log2(knob.high - knob.low + 1))) + 1 if knob.scale == "log" else steps)
-
-
-def _cell(knob: Knob, places: np.ndarray, size: int) -> np.ndarray:
-    if knob.scale == "choice":
-        return places.astype(int)
-    nearest = np.ceil(knob.unit(places) * (size - 1) - 0.5).astype(int)
-    return np.asarray(np.clip(nearest, 0, size - 1))
 
 
 def density(counts: np.ndarray, knob: Knob) -> np.ndarray:
@@ -371,11 +357,10 @@ def importance(searched: Searched) -> Table:
 
 def _ends(resampled: np.ndarray) -> np.ndarray:
     """(knobs, 2) ends of 95 % percentile intervals. Where there is none in some resample, it is left out."""
-    tail = (1 - statistics.CONFIDENCE) / 2
     known = ~np.isnan(resampled).any(axis=1)
     if not known.any():
         return np.full((resampled.shape[1], 2), np.nan)
-    return np.asarray(np.quantile(resampled[known], [tail, 1 - tail], axis=0, method="inverted_cdf").T)
+    return np.asarray(np.quantile(resampled[known], statistics.TAILS, axis=0, method="inverted_cdf").T)
 
 
 def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:

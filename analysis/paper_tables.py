@@ -12,6 +12,7 @@ from slime_ray.config.design import COMPONENTS, Cell
 from .ablation_table import METRICS, Cells, seeds_notes
 from .printing import Column, Table, empty, interval_cells, numbers
 from .rows import baseline_of, judge_of, name_of
+from .statistics import interval_names
 
 FULL = "full"
 AS_PRINTED = "[as printed, most likely 90 %]"
@@ -95,7 +96,7 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
         for center in design.centers
     }
     reference = _row_of(design.reference(design.centers[0]))
-    measured = ablation.frame.set_index("label").to_dict("index")
+    measured = ablation.by("label")
     rows = []
     for name in next(iter(theirs.values())):
         row: dict[str, Any] = {"row": _words(name)}
@@ -153,10 +154,8 @@ def _theirs(model: str, score: Score, reference: Score | None) -> dict[str, floa
 
 
 def _ours(center: str, rate: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    ends = [f"{name}{end}" for name in (rate, "difference") for end in ("", "_low", "_high")]
-    return {f"{center} {end}": row.get(end, np.nan) for end in ends} | {
-        f"{center} verdict": row.get("verdict", "not measured")
-    }
+    values = {f"{center} {end}": row.get(end, np.nan) for end in interval_names(rate, "difference")}
+    return values | {f"{center} verdict": row.get("verdict", "not measured")}
 
 
 def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: str) -> tuple[Column, ...]:

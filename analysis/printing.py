@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from rich.cells import cell_len
@@ -82,6 +82,10 @@ class Table:
     remarks: tuple[str, ...] = ()
     """A remark per row ("no change", "failed 1 of 2: ..."): a last column, in the terminal lines under the table."""
 
+    def by(self, column: str) -> dict[Any, dict[Any, Any]]:
+        """The rows of `frame` by a column, none of whose values is there twice."""
+        return self.frame.set_index(column).to_dict("index") if len(self.frame) else {}
+
     def _printed(self) -> tuple[Column, ...]:
         remarks = (Column("note", self.remarks, numeric=False),) if any(self.remarks) else ()
         return (*self.columns, *remarks)
@@ -149,9 +153,15 @@ class Table:
             return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag[:2]}>' for tag, kind, cell in parts)}</tr>"
 
         def cell(column: Column, row: int) -> str:
-            return _bars(_group(columns, column), row) if column.group else _html_cell(column, row)
+            if column.group:
+                return _bars(_group(columns, column), row)
+            text = html.escape(column.cells[row])
+            if column.numeric:
+                # An interval stands below its value.
+                text = re.sub(r"^(\S+) ([\[(].+)$", r"\1 <span>\2</span>", text)
+            return {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}[column.mark(row)].format(text)
 
-        head = line("col", [_breakable(html.escape(column.group or column.words or column.head)) for column in shown])
+        head = line("col", [_html_head(column) for column in shown])
         body = (line("row", [cell(column, row) for column in shown]) for row in range(len(self.frame)))
         caption = f"<table><caption><span>{html.escape(self.caption)}</span></caption>"
         return "\n".join([caption, f"<thead>{head}</thead>", "<tbody>", *body, "</tbody></table>"])
@@ -283,23 +293,16 @@ def _text_row(cells: list[str], columns: list[Column]) -> str:
 
 
 def _kind(column: Column) -> str:
-    if column.group or not column.numeric:
-        short = not column.group and max(map(len, column.cells), default=0) <= SHORT
-        return ' class="text short"' if short else ' class="text"'
-    return ""
+    if column.numeric and not column.group:
+        return ""
+    short = not column.group and max(map(len, column.cells), default=0) <= SHORT
+    return f' class="text{" short" * short}"'
 
 
-def _breakable(head: str) -> str:
+def _html_head(column: Column) -> str:
     """An escaped head that may go on in a new line within a setting's path, and not before a percent sign."""
+    head = html.escape(column.group or column.words or column.head)
     return re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", head.replace(" %", "&nbsp;%"))
-
-
-def _html_cell(column: Column, row: int) -> str:
-    text = html.escape(column.cells[row])
-    if column.numeric:
-        # An interval stands below its value.
-        text = re.sub(r"^(\S+) ([\[(].+)$", r"\1 <span>\2</span>", text)
-    return {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}[column.mark(row)].format(text)
 
 
 def _group(columns: Sequence[Column], one: Column) -> list[Column]:

@@ -1,34 +1,34 @@
-"""The report of a run: tables and figures as files, and one self-contained page that loads nothing."""
+"""The report of a run: tables and figures as files, and one self-contained page that says first what is not settled."""
 
 import base64
-import gc
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 from slime_ray.runs.files import write
+from slime_ray.runs.results import Run
 
-from .answer import answer, asked, facts, methods, unbroken
+from . import judges, methods, tables, trial_tables
 from .controlled import Difficulties
-from .corrected import read_labels
-from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
-from .paper import paper as paper_text
-from .printing import Table, one_line
-from .rows import name_of
+from .printing import Sentences, Table, number, one_line
+from .rows import LOST, basis, is_judged, name_of
 from .sections import SECTIONS, Entry, Findings, made
+from .statistics import TOO_FEW
 
+FEWEST_PROMPTS = 20
+"""With fewer, a resampled interval is too rough to claim anything by."""
 HERE = Path(__file__).parent
 COLOURS = {
     "#ffffff": "page",
@@ -47,31 +47,6 @@ def build_page(found: Findings, things: Sequence[tuple[Entry, Table | bytes]]) -
     """The page. things: its tables, and its figures as SVG, with their entries and in the order of those."""
     unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
     settled += map(unbroken, found.search.sentences())
-    template = _environment().get_template("report.html.jinja")
-    front = front_data(found)
-    scripts = [_web("vega.min.js"), _web("report.js")] if front else []
-    return template.render(
-        name=one_line(name_of(found.run)),
-        asked=asked(found.run),
-        unsettled=unsettled,
-        settled=settled,
-        sections=[
-            {"title": under, "things": [_placed(entry, thing) for entry, thing in group]}
-            for under, group in groupby(things, key=lambda item: item[0].under)
-        ],
-        examples=examples(found.run, found.main),
-        methods=methods(found),
-        facts=facts(found.run),
-        style=_web("report.css"),
-        scripts=scripts,
-        policy=_policy(scripts),
-        front=front,
-        front_spec=json.loads(_web("front.vega.json")),
-        curves_spec=json.loads(_web("curves.vegalite.json")),
-    )
-
-
-def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -79,9 +54,29 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["pieces"] = pieces
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    return environment
+    template = environment.get_template("report.html.jinja")
+    front = front_data(found)
+    scripts = [_web("vega.min.js"), _web("report.js")] if front else []
+    return template.render(
+        name=one_line(name_of(found.run)),
+        asked=methods.asked(found.run),
+        unsettled=unsettled,
+        settled=settled,
+        sections=[
+            {"title": under, "things": [_placed(entry, thing) for entry, thing in group]}
+            for under, group in groupby(things, key=lambda item: item[0].under)
+        ],
+        examples=examples(found.run, found.main),
+        methods=methods.methods(found),
+        facts=methods.facts(found.run),
+        style=_web("report.css"),
+        scripts=scripts,
+        policy=_policy(scripts),
+        front=front,
+        front_spec=json.loads(_web("front.vega.json")),
+        curves_spec=json.loads(_web("curves.vegalite.json")),
+    )
 
 
 def _web(name: str) -> str:
@@ -102,13 +97,9 @@ def _placed(entry: Entry, thing: Table | bytes) -> dict[str, Any]:
     if isinstance(thing, Table):
         return {"name": entry.name, "table": thing}
     svg = _inline(thing, entry.name)
-    return {
-        "name": entry.name,
-        "table": None,
-        "svg": svg if entry.paper else _recoloured(svg),
-        "caption": entry.caption,
-        "paper": entry.paper,
-    }
+    for colour, variable in () if entry.paper else COLOURS.items():
+        svg = re.sub(rf"(?<=[ :\"]){colour}(?=[;\"])", f"var(--{variable})", svg, flags=re.IGNORECASE)
+    return {"name": entry.name, "table": None, "svg": svg, "caption": entry.caption, "paper": entry.paper}
 
 
 def _inline(svg: bytes, name: str) -> str:
@@ -126,13 +117,6 @@ def _inline(svg: bytes, name: str) -> str:
     )
     text = text.replace("xlink:href=", "href=")
     return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
-
-
-def _recoloured(svg: str) -> str:
-    """The drawing in the page's colours, which are others on a dark page."""
-    for colour, variable in COLOURS.items():
-        svg = re.sub(rf"(?<=[ :\"]){colour}(?=[;\"])", f"var(--{variable})", svg, flags=re.IGNORECASE)
-    return svg
 
 
 @dataclass(frozen=True)
@@ -165,28 +149,31 @@ def write_report(
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
-    differ, or where `out` cannot be written. labels: a file of strong verdicts (`corrected.read_labels`). difficulties:
+    differ, or where `out` cannot be written. labels: a file of strong verdicts (`judges.read_labels`). difficulties:
     a file of the prompts' (`controlled.Difficulties.read`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
-    with _memory_frozen():
-        found = Findings(
-            results.load(run_path),
-            None if labels is None else read_labels(Path(labels)),
-            None if difficulties is None else Difficulties.read(Path(difficulties)),
-        )
-        files, tables = _made(found)
+    found = Findings(
+        results.load(run_path),
+        None if labels is None else judges.read_labels(Path(labels)),
+        None if difficulties is None else Difficulties.read(Path(difficulties)),
+    )
+    files, placed = _made(found)
     if paper:
-        files["paper.tex"] = paper_text(found, tables).encode()
+        files["paper.tex"] = methods.paper(found, placed).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write(folder / name, content, durable=False)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
-    written = {entry.name: table for entry, table in tables if len(table.frame) or table is found.main}
-    names = tuple(folder / name for name in files)
-    return ReportFiles(folder / "report.html", folder, names, _text(found, tables), written)
+    written = {entry.name: table for entry, table in placed if len(table.frame) or table is found.main}
+    shown = [table for entry, table in placed if entry.terminal]
+    # Of a run that only searched, its search trials replace the main table in the terminal.
+    if found.main.frame.empty:
+        shown = [found.search_trials if table is found.main else table for table in shown]
+    text = "\n\n\n".join(table.text() for table in shown)
+    return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), text, written)
 
 
 def build_live_page(run_path: str | Path) -> str:
@@ -221,22 +208,127 @@ def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]]
     return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)]
 
 
-@contextmanager
-def _memory_frozen() -> Iterator[None]:
-    """Leave what is in memory already out of the garbage collector's rounds, which drawing sets off by the hundred."""
-    if gc.get_freeze_count():
-        yield  # Whoever froze it thaws it.
+def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
+    """What the run does not settle, and what it says. of_design: the same of its design, where it has one."""
+    frame = main.frame
+    open_: list[str] = []
+    said: list[str] = []
+    lost = run.trials["status"].isin(LOST)
+    if not run.manifest.get("finished"):
+        open_.append("The run has not finished: this is what there is so far.")
+    if lost.any():
+        open_.append(
+            f"{int(lost.sum())} of {len(run.trials)} trials failed or diverged. They count as stability 0; win rates "
+            "are of the seeds that finished."
+        )
+    judged = is_judged(run)
+    # What a league says of its entries stands in its own sentences.
+    league = bool((run.manifest.get("experiment") or {}).get("league"))
+    if not judged:
+        open_.append("Which answers are better: nothing was judged, so there is no win rate.")
+    lead = "win_rate" if judged else "preference_accuracy"
+    known = frame.dropna(subset=[lead]) if len(frame) else frame
+    if len(known):
+        if seeds := tables.few_seeds(frame):
+            open_.append(
+                f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
+            )
+        if not league:
+            for own in tables.by_start(known):
+                if judged:
+                    _say_win_rates(run, own, open_, said)
+                else:
+                    said.append(_on_accuracy(run, own))
+            if judged and not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
+                said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
+    elif len(frame):
+        open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
+    open_ += of_design[0]
+    said += of_design[1]
+    if not league:
+        _say_search(run, frame, judged, open_, said)
+    # What is said of the rows from each SFT checkpoint may be the same.
+    return [unbroken(sentence) for sentence in dict.fromkeys(open_)], [unbroken(text) for text in dict.fromkeys(said)]
+
+
+def unbroken(sentence: str) -> str:
+    """No line break before a percent sign."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _percent(row: pd.Series, column: str = "win_rate") -> str:
+    return f"{100 * row[column]:.1f} %"
+
+
+def _at_stability(row: pd.Series) -> str:
+    return f", at stability {number(row['stability'])}" if pd.notna(row["stability"]) else ""
+
+
+def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
+    best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
+    tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
+    if len(tied) > 1:
+        open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
+    covers = (known["win_rate_low"] <= 0.5) & (known["win_rate_high"] >= 0.5)
+    # An arm without updates is the SFT checkpoint.
+    unclear = known[covers & (known["objective"] != "none")]["label"].tolist()
+    if unclear:
+        open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
+                     "checkpoint: the win interval covers 50 %.")  # fmt: skip
+    prompts = int(known["prompts"].max())
+    few = prompts < FEWEST_PROMPTS
+    if few:
+        open_.append(
+            f"Everything here: {prompts} prompts were answered and judged; below {FEWEST_PROMPTS} intervals are rough. "
+            "See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
+        )
+    # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
+    shared = len(tied) > 1 or len(known) == 1 or few or best["label"] in unclear
+    alone = "" if shared else f", separable from every other row{from_}"
+    low, high = 100 * best["win_rate_low"], 100 * best["win_rate_high"]
+    ends = f"({TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
+    said.append(
+        f"{best['label']} has the highest win rate{from_}: {_percent(best)} {ends}{alone}{_at_stability(best)} "
+        f"({basis(run, best['seeds_finished'], best['prompts'], label=best['label'])})."
+    )
+    if len(tied) > 1 and known["stability"][known["label"].isin(tied)].notna().any():
+        calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
+        said.append(
+            f"Of the rows that cannot be told apart, {calm['label']} is the most stable ({calm['stability']:.2f})."
+        )
+    worse = known[known["win_rate_high"] < 0.5]
+    if len(worse):
+        rests = basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
+        said.append(f"Worse than the baseline on these prompts: {_list(worse['label'].tolist())} (at least {rests}).")
+
+
+def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
+    best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
+    pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
+    return (
+        f"{best['label']} has the highest held-out preference accuracy{from_}: {_percent(best, 'preference_accuracy')}"
+        f"{_at_stability(best)} ({basis(run, best['seeds_finished'], pairs)}). Accuracy can rise while answers get "
+        "worse."
+    )
+
+
+def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:
+    search = trial_tables.search_trials(run).frame
+    confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
+    if search.empty:
         return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+    front = search[search["on_front"]]["trial_id"].tolist()
+    lead = "win_rate" if judged else "preference_accuracy"
+    if not len(confirmed):
+        open_.append("How good the search's trials are on other prompts and seeds: no winner was confirmed.")
+    if front:
+        top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
+        number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
+        where = "on the selection prompts" if judged else "by held-out accuracy"
+        items = search["prompts"].max() if judged else run.trials["pairs"].max()
+        rests = f" (a trial: {basis(run, 1, int(items))})" if pd.notna(items) else ""
+        said.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}{rests}.")
 
 
-def _text(found: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
-    """For a terminal. Of a run that only searched, its search trials stand in for the main table."""
-    shown = [table for entry, table in tables if entry.terminal]
-    if found.main.frame.empty:
-        shown = [found.search_trials if table is found.main else table for table in shown]
-    return "\n\n\n".join(table.text() for table in shown)
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -75,17 +75,20 @@ def of_label(run: results.Run, frame: pd.DataFrame, label: str) -> pd.DataFrame:
     return frame[shown & (frame["label"] == label)]
 
 
+def _measured(run: results.Run, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a result frame that are of a measured arm or confirmed winner."""
+    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
+    return frame[frame["trial_id"].isin(measured["trial_id"])]
+
+
 def judged_answers(run: results.Run) -> pd.DataFrame:
     """The answers to the report prompts of every measured arm and confirmed winner."""
-    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
-    return run.answers[run.answers["trial_id"].isin(measured["trial_id"]) & (run.answers["prompt_set"] == "report")]
+    return _measured(run, run.answers[run.answers["prompt_set"] == "report"])
 
 
 def judged_verdicts(run: results.Run) -> pd.DataFrame:
     """The single verdicts of a panel on those answers; empty where no panel judged."""
-    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
-    shown = run.verdicts["trial_id"].isin(measured["trial_id"]) & (run.verdicts["prompt_set"] == "report")
-    return run.verdicts[shown]
+    return _measured(run, run.verdicts[run.verdicts["prompt_set"] == "report"])
 
 
 def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
@@ -96,16 +99,24 @@ def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
 
 def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
     """1 where a held-out pair's chosen completion has the higher mean log-probability, 0.5 for a tie, by label."""
-    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
-    pairs = run.pairs[run.pairs["trial_id"].isin(measured["trial_id"])]
+    pairs = _measured(run, run.pairs)
     right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
     return _by_label(pairs.assign(right=right), "pair", "right")
 
 
+def rates_by_label(run: results.Run, *, accuracy: bool = False) -> tuple[str, dict[str, Outcomes], np.ndarray | None]:
+    """Return what rates a run's rows, the outcomes of that by label, and the topics of its prompts where it has some.
+
+    The win rate; the held-out accuracy where that is asked for, or nothing was judged.
+    """
+    if accuracy or not is_judged(run):
+        return "preference_accuracy", accuracies_by_label(run), None
+    return "win_rate", outcomes_by_label(run), topics_by_prompt(run)
+
+
 def retention_by_label(run: results.Run) -> dict[str, Outcomes]:
     """Scores on the retention prompts minus the SFT checkpoint's, by label; NaN where one of them has none."""
-    measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
-    answers = run.retention[run.retention["trial_id"].isin(measured["trial_id"])]
+    answers = _measured(run, run.retention)
     return _by_label(answers.assign(change=answers["score"] - answers["baseline_score"]), "prompt_id", "change")
 
 
@@ -173,17 +184,15 @@ def shared_topics(outcomes: Sequence[Outcomes], topics: np.ndarray | None) -> np
     return None if topics is None else topics[shared_items(outcomes)]
 
 
-def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
-    """Return the seeds that all rows have, and their outcomes with the items that all of these have.
-
-    Args:
-        outcomes: Of each row, (seeds, items) or (seeds,); items in the same order.
-
-    Returns:
-        The seeds, and (rows, seeds, ...) outcomes. An item that a row lacks with one of the seeds is left out for all.
-    """
+def on_common_seeds(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
+    """Return the seeds that all rows have, and (rows, seeds, ...) outcomes; items that a row lacks stay, as NaN."""
     seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
-    values = np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
+    return seeds, np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
+
+
+def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
+    """Return `on_common_seeds` without the items that a row lacks with one of the seeds."""
+    seeds, values = on_common_seeds(outcomes)
     if values.ndim == 3 and values.size:
         values = values[:, :, shared_items(outcomes)]
     return seeds, values
@@ -214,7 +223,7 @@ def name_of(run: results.Run) -> str:
 
 
 def version_of(run: results.Run) -> str:
-    """By which version of stability the run was scored."""
+    """The version of stability that scored the run."""
     return str(run.manifest.get("stability_version") or run.trials["stability_version"].iloc[0])
 
 

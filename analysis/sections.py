@@ -1,7 +1,7 @@
 """Every table and figure of a report: one list, in the order of the page. To add one is to add an entry."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Union
 
@@ -11,27 +11,24 @@ from slime_ray.runs.results import Run
 from . import (
     ablation_table,
     checkpoints,
-    corrected,
     factorial_table,
     figures,
+    front,
+    judges,
     judging,
     knob_figures,
-    league,
-    league_answer,
-    league_checkpoints,
-    league_tuning,
-    panel,
+    knobs,
+    league_tables,
     paper_tables,
-    search_table,
     stability,
     tables,
     trial_tables,
 )
 from .ablation_table import Cells
 from .controlled import Difficulties
+from .knobs import Searched
 from .league import Standings
-from .printing import Sentences, Table
-from .search_table import Understanding
+from .printing import Sentences, Table, empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,12 +48,63 @@ LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
 
 
 @dataclass(frozen=True)
+class Understanding:
+    """Tables of what a search found; without rows where there is no such thing, as in a run that did not search.
+
+    Trials of a league's methods have no front, knobs or budget in common: of them there are the winners alone.
+    """
+
+    searched: Searched
+    spent: front.Spent | None
+    front: Table
+    importance: Table
+    budget: Table
+    winners: Table
+
+    @classmethod
+    def of(cls, run: Run, main: Table, *, league: bool) -> "Understanding":
+        """main: win_rate_stability(run)."""
+        searched = Searched.of(run)
+        winners = trial_tables.winners(run, searched, main)
+        if league:
+            none = empty("The searches of a league have this each for itself.", "trial_id")
+            searched = replace(searched, knobs=(), places=searched.places[:, :0])
+            return cls(searched, None, none, none, none, winners)
+        spent = front.Spent.of(searched)
+        curve = front.budget_curve(searched, spent)
+        return cls(searched, spent, front.front(searched, run), knobs.importance(searched), curve, winners)
+
+    def by_importance(self) -> list[int]:
+        """The places of the knobs, the most important first; in the order of the space where that is not known."""
+        paths = [knob.path for knob in self.searched.knobs]
+        ranked = self.importance.frame["path"].tolist() if len(self.importance.frame) else []
+        return [paths.index(path) for path in [*ranked, *(path for path in paths if path not in ranked)]]
+
+    def sentences(self) -> list[str]:
+        """Constraints, the knee and the most important knobs, as far as they are clear."""
+        said = trial_tables.constraint_notes(self.searched)
+        frame = self.front.frame
+        if len(frame) and frame["knee"].any():
+            row = frame[frame["knee"]].iloc[0]
+            sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
+            said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
+        ranks = self.importance.frame
+        for goal in self.searched.names if len(ranks) else ():
+            first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
+            if first:
+                trials = int(self.searched.complete.sum())
+                words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
+                said.append(f"For {goal.replace('_', ' ')} {words}.")
+        return said
+
+
+@dataclass(frozen=True)
 class Findings:
     """A run and what was found in it. What the run has nothing of is None.
 
     Attributes:
         run: The run.
-        labels: Strong verdicts on some of its answers, as `corrected.read_labels` gives them.
+        labels: Strong verdicts on some of its answers, as `judges.read_labels` gives them.
         difficulties: Of its prompts, for AlpacaEval's rate.
     """
 
@@ -93,19 +141,19 @@ class Findings:
     @cached_property
     def standings(self) -> list[Table]:
         """A league's entries, for each SFT checkpoint."""
-        return [league.standings(one) for one in self.leagues]
+        return [league_tables.standings(one) for one in self.leagues]
 
     @cached_property
     def over_checkpoints(self) -> Table | None:
         """What holds from several SFT checkpoints, of a league's entries or a design's cells."""
         if self.cells is not None:
             return checkpoints.designs(self.cells)
-        return league_checkpoints.over(self.leagues) if len(self.leagues) > 1 else None
+        return checkpoints.leagues_over(self.leagues) if len(self.leagues) > 1 else None
 
     @cached_property
     def search_trials(self) -> Table:
         """The trials of the search; without rows in a run that did not search."""
-        return search_table.search_trials(self.run)
+        return trial_tables.search_trials(self.run)
 
     @cached_property
     def judging(self) -> Table:
@@ -114,17 +162,16 @@ class Findings:
 
     @cached_property
     def search(self) -> Understanding:
-        """What the search says of its knobs, its front and its budget; of a league's searches the winners alone."""
-        found = Understanding.of(self.run, self.main)
-        return found.of_league() if self.leagues else found
+        """What the search says of its knobs, its front and its budget."""
+        return Understanding.of(self.run, self.main, league=bool(self.leagues))
 
     def of_design(self) -> Sentences:
         """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
         if self.over_checkpoints is not None:
             over = self.over_checkpoints
-            return league_checkpoints.sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
+            return checkpoints.league_sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
         if self.leagues:
-            return league_answer.sentences(self.leagues[0], self.standings[0])
+            return league_tables.sentences(self.leagues[0], self.standings[0])
         if self.cells is None or self.ablation is None or self.factorial is None:
             return [], []
         if self.cells.design.kind == "factorial":
@@ -153,10 +200,10 @@ class Entry:
 
 SECTIONS: tuple[Entry, ...] = (
     Entry("league_checkpoints", LEAGUE, lambda found: found.over_checkpoints if found.leagues else None),
-    Entry("league", LEAGUE, lambda found: league_checkpoints.stacked(found.leagues, found.standings)),
-    Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league.pairs), terminal=False),
-    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league_tuning.tuning)),
-    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league_tuning.defaults)),
+    Entry("league", LEAGUE, lambda found: checkpoints.stacked(found.leagues, found.standings)),
+    Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league_tables.pairs), terminal=False),
+    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league_tables.tuning)),
+    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league_tables.defaults)),
     Entry("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
     Entry(
         "pareto",
@@ -196,11 +243,11 @@ SECTIONS: tuple[Entry, ...] = (
     Entry(
         "corrected",
         "The judging",
-        lambda found: None if found.labels is None else corrected.corrected(found.run, found.main, found.labels),
+        lambda found: None if found.labels is None else judges.corrected(found.run, found.main, found.labels),
         without_rows=True,
     ),
-    Entry("panel", "The judging", lambda found: panel.panel(found.run, found.main)),
-    Entry("agreement", "The judging", lambda found: panel.agreement(found.run)),
+    Entry("panel", "The judging", lambda found: judges.panel(found.run, found.main)),
+    Entry("agreement", "The judging", lambda found: judges.agreement(found.run)),
     Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
     Entry("search_winners", SEARCH, lambda found: found.search.winners),
     Entry("search_front", SEARCH, lambda found: found.search.front),
@@ -208,38 +255,22 @@ SECTIONS: tuple[Entry, ...] = (
     Entry(
         "search_importance",
         SEARCH,
-        lambda found: _importance(found),
+        lambda found: _importance(found.search),
         "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
         "intervals, the trials drawn anew.",
     ),
     Entry(
         "search_slices",
         SEARCH,
-        lambda found: _of_knobs(found, knob_figures.slices),
+        lambda found: _slices(found.search),
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
-        paper=True,
-    ),
-    Entry(
-        "search_contours",
-        SEARCH,
-        lambda found: _of_knobs(found, knob_figures.contours, at_least=2),
-        "The two most important knobs. Dots: completed trials. Shades: the mean of the trials near by, "
-        "blank where none is near.",
-        paper=True,
-    ),
-    Entry(
-        "search_parallel",
-        SEARCH,
-        lambda found: _of_knobs(found, knob_figures.parallel),
-        "Every completed trial as a line through its knobs and goals, coloured by the first goal; the "
-        "front thick. The figures are the ends of each axis.",
         paper=True,
     ),
     Entry("search_budget", SEARCH, lambda found: found.search.budget, terminal=False),
     Entry(
         "search_budget",
         SEARCH,
-        lambda found: _budget(found),
+        lambda found: _budget(found.search),
         "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
     ),
     Entry("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
@@ -258,7 +289,7 @@ def made(found: Findings, entries: Sequence[Entry] = SECTIONS) -> Iterator[tuple
 
 
 def _of_league(found: Findings, make: Callable[[Standings], Table]) -> Table | None:
-    return league_checkpoints.stacked(found.leagues, [make(one) for one in found.leagues])
+    return checkpoints.stacked(found.leagues, [make(one) for one in found.leagues])
 
 
 def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: str) -> Made:
@@ -268,19 +299,15 @@ def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: st
     return make(found.cells, found.ablation)
 
 
-def _importance(found: Findings) -> Made:
-    search = found.search
+def _importance(search: Understanding) -> Made:
     return knob_figures.importance(search.searched, search.importance) if len(search.importance.frame) else None
 
 
-def _of_knobs(found: Findings, draw: "Callable[..., Figure]", *, at_least: int = 1) -> Made:
-    """A figure of the knobs, the most important first, where there are trials and knobs enough to see something."""
-    search = found.search
-    if search.searched.complete.sum() < 2 or len(search.by_importance()) < at_least:
-        return None
-    return draw(search.searched, search.by_importance())
+def _slices(search: Understanding) -> Made:
+    """Where there are trials and knobs enough to see something."""
+    enough = search.searched.complete.sum() > 1 and search.searched.knobs
+    return knob_figures.slices(search.searched, search.by_importance()) if enough else None
 
 
-def _budget(found: Findings) -> Made:
-    search = found.search
+def _budget(search: Understanding) -> Made:
     return None if search.spent is None else knob_figures.budget(search.searched, search.spent)

@@ -100,13 +100,12 @@ def intervals(
     units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
     # The steps that spikes are counted over stand beside these.
     few = min(pairs, prompts)
-    return {name: _around(value, means[name], above[name], units.get(name, few)) for name, value in values.items()}
-
-
-def _around(value: float, below: np.ndarray, above: np.ndarray, units: int) -> statistics.Interval:
-    """The percentile interval, each end from resamples of its own, drawn out to the value."""
-    low, high = statistics.interval(value, below, units=units).low, statistics.interval(value, above, units=units).high
-    return statistics.Interval(float(value), float(np.minimum(low, value)), float(np.maximum(high, value)))
+    found = {}
+    for name, value in values.items():
+        low = statistics.interval(value, means[name], units=units.get(name, few)).low
+        high = statistics.interval(value, above[name], units=units.get(name, few)).high
+        found[name] = statistics.Interval(float(value), float(np.minimum(low, value)), float(np.maximum(high, value)))
+    return found
 
 
 def _shift(signed: np.ndarray) -> np.ndarray:
@@ -221,8 +220,8 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
     """Each part's share of what the trials of a row lost to all parts; not a number where they lost nothing."""
     taken = taken_by_parts(trials)
-    total = sum(taken[name] for name in rows.PARTS)
-    return {name: taken[name] / total if total else float("nan") for name in rows.PARTS}
+    total = sum(taken[name] for name in PARTS)
+    return {name: taken[name] / total if total else float("nan") for name in PARTS}
 
 
 def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
@@ -280,10 +279,11 @@ def stability_parts(run: results.Run, main: Table) -> Table:
     """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
     if main.frame.empty:
         return empty("This run has no arms and no winner.")
-    ends = [f"{name}{end}" for name in ("stability", *PARTS) for end in ("", "_low", "_high")]
+    ends = statistics.interval_names("stability", *PARTS)
     shares = [f"{name}_share" for name in PARTS]
     frame = main.frame[[*TITLES, "stability_min", "stability_max", *ends, *shares]].copy()
     tolerances = asdict(TOLERANCES)
+    lowest, highest = numbers(frame, "stability_min"), numbers(frame, "stability_max")
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: stability and its parts by {version_of(run)}, S = g / (1 + sum of (x/h)²), with "
@@ -301,30 +301,16 @@ def stability_parts(run: results.Run, main: Table) -> Table:
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("S", cells(frame, stability_cell), keep=3, words="stability S"),
-            Column(
-                "seeds",
-                cells(frame, lambda row: f"{number(row['stability_min'])}–{number(row['stability_max'])}"),
-                keep=2,
-            ),
-            *(
-                column
-                for name, letter in PARTS.items()
-                for column in (
-                    Column(
-                        letter,
-                        interval_cells(frame, name, DIGITS.get(name, 2)),
-                        keep=8,
-                        words=rows.PART_WORDS[name],
-                    ),
-                    Column(
-                        f"{letter} %",
-                        numbers(frame, f"{name}_share", 0, scale=100),
-                        keep=1,
-                        words=f"{rows.PART_WORDS[name]}, % of the damage",
-                        group=DAMAGE,
-                        bars=tuple(frame[f"{name}_share"]),
-                    ),
-                )
-            ),
+            Column("seeds", tuple(map("–".join, zip(lowest, highest, strict=True))), keep=2),
+            *(column for name in PARTS for column in _part_and_share(frame, name)),
         ),
+    )
+
+
+def _part_and_share(frame: pd.DataFrame, name: str) -> tuple[Column, Column]:
+    letter, words, shares = PARTS[name], rows.PART_WORDS[name], f"{name}_share"
+    of_damage: dict[str, Any] = {"words": f"{words}, % of the damage", "group": DAMAGE, "bars": tuple(frame[shares])}
+    return (
+        Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8, words=words),
+        Column(f"{letter} %", numbers(frame, shares, 0, scale=100), keep=1, **of_damage),
     )

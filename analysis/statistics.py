@@ -7,6 +7,7 @@ where no valid verdict was given. A prompt and everything said about it is the u
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -16,6 +17,8 @@ RESAMPLES = 10_000
 AT_ONCE = 1_000
 """Resamples that are worked out together."""
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2)
+"""Quantiles at the ends of a percentile interval."""
 FEWEST_UNITS = 3
 """Prompts or pairs that an interval takes: fewer have hardly any resamples that differ."""
 PRIOR = 0.5
@@ -75,23 +78,23 @@ def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
     return np.moveaxis(sums.reshape(*leading, resamples), -1, 0)
 
 
-def interval(value: float, resampled: np.ndarray, *, units: int, confidence: float = CONFIDENCE) -> Interval:
+def interval(value: float, resampled: np.ndarray, *, units: int) -> Interval:
     """The percentile interval of an estimate; without ends where fewer than FEWEST_UNITS units were resampled."""
     if units < FEWEST_UNITS:
         return Interval(float(value), np.nan, np.nan)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    low, high = np.quantile(resampled, TAILS)
     return Interval(float(value), float(low), float(high))
 
 
+def interval_names(*names: str) -> list[str]:
+    """The columns of intervals: for each its value under its name, its ends under name_low and name_high."""
+    return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+
+
 def columns(found: Mapping[str, Interval | None]) -> dict[str, float]:
-    """Columns of a frame: each interval's value under its name, its ends under name_low and name_high."""
-    none = Interval(np.nan, np.nan, np.nan)
-    return {
-        column: value
-        for name, one in found.items()
-        for column, value in zip((name, f"{name}_low", f"{name}_high"), astuple(one or none), strict=True)
-    }
+    """Intervals as `interval_names` with their values; NaN for None."""
+    values = (astuple(one or Interval(np.nan, np.nan, np.nan)) for one in found.values())
+    return dict(zip(interval_names(*found), chain.from_iterable(values), strict=True))
 
 
 def prompt_means(outcomes: np.ndarray) -> np.ndarray:
@@ -102,13 +105,12 @@ def prompt_means(outcomes: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(outcomes.shape[1], np.nan), where=counts > 0)
 
 
-def win_rate_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Interval | None:
+def win_rate_interval(outcomes: np.ndarray) -> Interval | None:
     """Win rate of these checkpoints with its interval over prompts; all orders and seeds of a prompt stay together.
 
-    outcomes: (seeds, prompts). topics: as `row_interval` takes them. Prompts without any verdict are left out; None
-    where none has one.
+    outcomes: (seeds, prompts). Prompts without any verdict are left out; None where none has one.
     """
-    return row_interval(prompt_means(outcomes)[None], topics)
+    return row_interval(prompt_means(outcomes)[None])
 
 
 def is_of_method(outcomes: np.ndarray) -> bool:
@@ -197,7 +199,7 @@ class Scatter:
         return float(stdtrit(self.freedom, (1 + confidence) / 2))
 
 
-def score_interval(rate: float, scatter: Scatter, *, confidence: float = CONFIDENCE) -> Interval:
+def score_interval(rate: float, scatter: Scatter) -> Interval:
     """Interval of a mean of outcomes from 0 to 1: Wilson's score (1927) on the effective number of items.
 
     So many wins and losses alone would scatter as much as the outcomes do. PRIOR items lost and as many won are added
@@ -205,7 +207,7 @@ def score_interval(rate: float, scatter: Scatter, *, confidence: float = CONFIDE
     """
     binary, seen = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
     effective = scatter.items * (binary + PRIOR / 2) / (seen + PRIOR / 2)
-    t = scatter.quantile(confidence)
+    t = scatter.quantile(CONFIDENCE)
     center = (rate + t**2 / (2 * effective)) / (1 + t**2 / effective)
     half = t * np.sqrt(rate * (1 - rate) / effective + (t / effective / 2) ** 2) / (1 + t**2 / effective)
     # Where all outcomes are the same an end is that outcome, but for rounding.
@@ -314,7 +316,8 @@ def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple
     variances: (3,) what seeds, prompts and rest each seem to add to the variance of the mean: mean squares over size.
     """
     of_seeds, of_prompts, of_rest = variances
-    if of_seeds > of_rest:
+    # Two that are equal but for rounding are equal, in whatever order the seeds come.
+    if of_seeds > of_rest * (1 + 1e-9):
         variance = of_seeds + max(of_prompts - of_rest, 0.0)
         return float(np.sqrt(variance)), float(variance**2 / (variances**2 / degrees(seeds, prompts)).sum())
     return float(np.sqrt(max(of_prompts, of_rest))), prompts - 1

@@ -10,29 +10,10 @@ import pandas as pd
 
 from slime_ray.runs import results
 
-from . import effects, stability, statistics
+from . import effects, rows, stability, statistics
 from .judging import Votes, votes_by_label
 from .printing import Column, Mark, Table, cells, interval_cells, measure, numbers
-from .rows import (
-    FINISHED,
-    LOST,
-    MEASURED,
-    PARTS,
-    Outcomes,
-    baseline_of,
-    decoding_words,
-    difference,
-    is_judged,
-    judge_of,
-    left_out,
-    name_of,
-    outcomes_by_label,
-    retention_by_label,
-    shared_topics,
-    topic_notes,
-    topics_by_prompt,
-    version_of,
-)
+from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of, shared_topics
 from .stability import stability_cell
 
 NO_CHANGE_KL = 0.005
@@ -52,20 +33,23 @@ def win_rate_stability(run: results.Run) -> Table:
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
-    outcomes, topics = outcomes_by_label(run), topics_by_prompt(run)
-    votes, retention = votes_by_label(run), retention_by_label(run)
+    outcomes, topics = rows.outcomes_by_label(run), rows.topics_by_prompt(run)
+    votes, retention = votes_by_label(run), rows.retention_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
-    rows = [
+    records = [
         _row(run, label, group, outcomes.get(label), topics, votes.get(label), judged=judged)
-        | statistics.columns({"retention": _retention_interval(retention.get(label))})
+        # A scorer's values have no bounds that are known.
+        | statistics.columns(
+            {"retention": statistics.mean_interval(retention[label][1]) if label in retention else None}
+        )
         for label, group in groups.items()
     ]
-    frame = pd.DataFrame(rows, columns=None if rows else ["label"])
+    frame = pd.DataFrame(records, columns=None if records else ["label"])
     if len(frame):
         lead = "win_rate" if judged else "preference_accuracy"
         frame = frame.sort_values(
-            [lead, "stability", "label"], ascending=[False, False, True], na_position="last"
-        ).reset_index(drop=True)
+            [lead, "stability", "label"], ascending=[False, False, True], na_position="last", ignore_index=True
+        )
         starts = frame["label"].map(_starts(groups))
         if starts.nunique() > 1:
             frame[START] = starts
@@ -146,6 +130,9 @@ def _row(
     if judged and interval is not None and math.isnan(interval.low):
         remarks.append(statistics.TOO_FEW)
     phase = str(group["phase"].iloc[0])
+    budget = (run.manifest.get("experiment") or {}).get("budget") or {}
+    seeds = run.manifest.get("seeds") or ()
+    planned = len(seeds) if phase == "arm" else int((budget.get("confirm") or {}).get("seeds") or 0)
     if votes and votes.invalid:
         low, high = votes.bounds()
         remarks.append(f"{votes.invalid} missing verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
@@ -154,7 +141,7 @@ def _row(
         "phase": phase,
         "objective": str(group["objective"].iloc[0]) if trained else "none",
         "seeds_finished": int((group["status"] == FINISHED).sum()),
-        "seeds": max(len(group), _planned_seeds(run, phase)),
+        "seeds": max(len(group), planned),
         **statistics.columns({"win_rate": interval}),
         "win_rate_over": OVER[outcomes is not None and statistics.is_of_method(outcomes[1])],
         "prompts": int(done["prompts"].max()) if done["prompts"].notna().any() else 0,
@@ -174,19 +161,6 @@ def _row(
     }
 
 
-def _retention_interval(changes: Outcomes | None) -> statistics.Interval | None:
-    """The mean change of a row's scores; a scorer's have no bounds that are known."""
-    return None if changes is None else statistics.mean_interval(changes[1])
-
-
-def _planned_seeds(run: results.Run, phase: str) -> int:
-    """How many seeds were asked for, where the manifest says so."""
-    if phase == "arm":
-        return len(run.manifest.get("seeds") or ())
-    budget = (run.manifest.get("experiment") or {}).get("budget") or {}
-    return int((budget.get("confirm") or {}).get("seeds") or 0)
-
-
 def separable(one: Outcomes | None, other: Outcomes | None, topics: np.ndarray | None = None) -> bool:
     """Whether the interval of the paired difference of two rows' win rates, on their common seeds, leaves 0 out.
 
@@ -195,9 +169,7 @@ def separable(one: Outcomes | None, other: Outcomes | None, topics: np.ndarray |
     if one is None or other is None:
         return True
     d = difference(one, other)
-    if d is None:
-        return False
-    return effects.interval(d, shared_topics([one, other], topics)).excludes(0.0)
+    return d is not None and effects.interval(d, shared_topics([one, other], topics)).excludes(0.0)
 
 
 def best_marks(
@@ -230,16 +202,12 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         words="held-out accuracy %",
     )
     margin = Column("margin", numbers(frame, "mean_margin"), keep=8)
-    win_rate = (
-        Column(
-            "win rate % [95 %]",
-            interval_cells(frame, "win_rate", 1, scale=100),
-            tuple(frame["win_rate_mark"]),
-            keep=9,
-        )
-        if judged
-        else Column("win rate", ("not judged",) * len(frame))
-    )
+    win_rate = Column("win rate", ("not judged",) * len(frame))
+    if judged:
+        rates = interval_cells(frame, "win_rate", 1, scale=100)
+        win_rate = Column("win rate % [95 %]", rates, tuple(frame["win_rate_mark"]), keep=9)
+    retention = [measure("retention", frame, "retention", 3, signed=True, keep=8)]
+    retention = retention if frame["retention"].notna().any() else []
     stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
     sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6, words="deviation σ")
     return (
@@ -251,32 +219,28 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         *stability.part_columns(frame, keep=7),
         Column("K", numbers(frame, "kl_to_sft", 3), keep=7, words="KL to SFT K"),
         Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6, words="drift of chosen"),
-        *(
-            [measure("retention", frame, "retention", 3, signed=True, keep=8)]
-            if frame["retention"].notna().any()
-            else []
-        ),
+        *retention,
         Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
         *((accuracy,) if judged else ()),
     )
 
 
 def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
-    name = name_of(run)
+    name = rows.name_of(run)
     if trials.empty:
         return f"{name}: this run has no arms and no confirmed winner; its search trials are in a table of their own."
     prompts = int(trials["prompts"].max()) if trials["prompts"].notna().any() else 0
     pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
     seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
     versus = (
-        f"Win rate against {baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
+        f"Win rate against {rows.baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
         f"{judge}; {_interval_words(frame)}."
         if judge
         else f"Not judged: preference accuracy and mean margin on {pairs} held-out pairs lead instead; report prompts."
     )
     return (
-        f"{name}: win rate and stability. {versus} Stability S by {version_of(run)}: mean over seeds, failed ones as "
-        f"0. Seeds {seeds}. Decoding: {decoding_words(run.manifest)}."
+        f"{name}: win rate and stability. {versus} Stability S by {rows.version_of(run)}: mean over seeds, failed ones "
+        f"as 0. Seeds {seeds}. Decoding: {rows.decoding_words(run.manifest)}."
     )
 
 
@@ -299,7 +263,7 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
         seeds = {name: outcomes[name][0] for name in (known[0], label)}
         if difference(outcomes[known[0]], outcomes[label]) is None:
             apart.append(label)
-        elif left := left_out(seeds):
+        elif left := rows.left_out(seeds):
             words.setdefault(left, []).append(label)
     notes = []
     if words:
@@ -311,10 +275,6 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
             f"{', '.join(apart)}."
         )
     return notes
-
-
-def _keeps_best(settings: str) -> bool:
-    return (json.loads(settings).get("training") or {}).get("keep", "last") != "last"
 
 
 def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
@@ -346,15 +306,14 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
                 f"Rows start from {len(starts)} SFT checkpoints, and each has its win rate against the answers of its "
                 "own: rows are compared, and bold or underlined, among those from the same checkpoint."
             )
-        notes += [note for own in starts for note in _left_out_notes(own, outcomes)] + topic_notes(run)
+        notes += [note for own in starts for note in _left_out_notes(own, outcomes)] + rows.topic_notes(run)
     else:
         notes.append("Bold and underlined go by the mean alone and claim nothing.")
-    parts = (
+    notes.append(
         "U unlearning (nat/token), C rejected collapse (share of rejected tokens), H entropy shift (|log ratio|), "
         "B broken outputs (added share of answers), L length shift (|log ratio|), T training spikes (share of "
         "updates), K KL to the SFT checkpoint (nat/token, not scored): means over measured seeds, 0 is no change."
     )
-    notes.append(parts)
     if frame["stability_low"].notna().any():
         notes.append(
             "[95 %] of S: percentile bootstrap over held-out pairs, prompts and blocks of updates together, of these "
@@ -375,7 +334,8 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
         )
     if frame["note"].str.contains("no change").any():
         notes.append(f'"no change": K below {NO_CHANGE_KL} nat/token and a win interval that covers 50 %.')
-    if count := sum(map(_keeps_best, run.trials["settings"].dropna())):
+    training = [json.loads(settings).get("training") or {} for settings in run.trials["settings"].dropna()]
+    if count := sum(stage.get("keep", "last") != "last" for stage in training):
         notes.append(
             f"{count} of {len(run.trials)} trials keep the weights of their best evaluation (training.keep). Where it "
             "was chosen by held-out pairs, what is measured on these, acc. and S among it, flatters them."

@@ -1,5 +1,9 @@
-"""Tables of a run's trials: what they took beside what they might spend, alarms, and what did not complete."""
+"""Tables of a run's trials: of its search, what they took, the sentinel's alarms, and what did not complete.
 
+The best of many trials on one set of prompts is partly luck (the winner's curse); on other prompts and seeds it is not.
+"""
+
+import json
 import re
 from collections import Counter
 from typing import Any
@@ -9,9 +13,13 @@ import pandas as pd
 
 from slime_ray.runs import results
 from slime_ray.runs.results import Run
+from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
-from .printing import ABSENT, Column, Table, cells, empty, number, numbers
-from .rows import FINISHED, name_of
+from . import stability, statistics
+from .front import outcomes_of
+from .knobs import Searched, short_names, unit_of
+from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers, one_line
+from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
 LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours", "judge_calls": "calls of the judge",
@@ -22,11 +30,189 @@ COLLAPSED = 0.05
 """Final stability below which the table's note counts a run as collapsed: parts that cost 19 tolerances squared."""
 
 
+def search_trials(run: Run) -> Table:
+    """One row per search trial with what it set, measured on the selection prompts; the front first."""
+    searched = Searched.of(run)
+    trials = searched.trials
+    if trials.empty:
+        return empty("This run did not search.", "trial_id")
+    knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
+    shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
+    judged, judge = is_judged(run), judge_of(run)
+    lead = "win_rate" if judged else "preference_accuracy"
+    frame = trials[["trial_id", *knobs, *shown]].assign(on_front=searched.on_front, eligible=searched.eligible)
+    frame = frame.sort_values(
+        ["on_front", lead, "trial_id"], ascending=[False, False, True], na_position="last", ignore_index=True
+    )
+    heads = short_names([name.removeprefix(results.KNOB) for name in knobs])
+    words = "win rate %" if judged else "held-out accuracy %"
+    rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9, words=words)
+    goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
+    prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
+    where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"
+    kept = cells(frame, lambda row: "yes" if row["eligible"] else "no")
+    return Table(
+        frame=frame,
+        caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
+        notes=[
+            *constraint_notes(searched),
+            f"Front: no other finished trial is at least as good in all goals and better in one. Goals: {goals}.",
+            "The best of many trials on the selection prompts looks better than it is: judge a winner by its confirmed "
+            "row, which was measured on other prompts.",
+        ],
+        columns=(
+            Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
+            *(Column(heads[name.removeprefix(results.KNOB)], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
+            rate,
+            Column("stability S", numbers(frame, "stability"), keep=9),
+            Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
+            Column("status", tuple(frame["status"]), numeric=False, keep=7),
+            Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
+            *([Column("keeps all", kept, numeric=False, keep=7)] if searched.constraints else []),
+        ),
+        remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
+    )
+
+
+def constraint_notes(searched: Searched) -> list[str]:
+    """How many trials keep the constraints; none of the others can win or be on the front."""
+    if not searched.constraints:
+        return []
+    kept, complete = int(searched.eligible.sum()), int(searched.complete.sum())
+    said = f"{kept} of {complete} completed trials keep {' and '.join(map(str, searched.constraints))}"
+    return [f"{said}; the others are on no front and cannot win." if kept else f"{said}: there is no winner."]
+
+
+def _knob(value: Any) -> str:
+    if pd.isna(value):
+        return ABSENT
+    return f"{value:.3g}" if isinstance(value, (int, float)) else one_line(str(value))
+
+
+def winners(run: Run, searched: Searched, main: Table) -> Table:
+    """One row per confirmed winner, by the first goal as confirmed: each goal in the search, confirmed, the change.
+
+    main: win_rate_stability(run), which has the confirmed stability with its interval.
+    """
+    confirmed = run.trials[run.trials["phase"] == "confirm"]
+    if confirmed.empty or not searched.names:
+        return empty("No winner of the search was confirmed.", "trial_id")
+    first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
+    drawn = searched.trials["trial_id"].tolist()
+    outcomes = outcomes_by_label(run)
+    remarks: dict[str, str] = {}
+    # A confirmation that set something else than the trial does confirms another point.
+    own = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
+    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
+    strange = sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
+    rows = []
+    for label, group in confirmed.groupby("label", sort=True):
+        if label not in drawn or label in strange:
+            continue
+        place = drawn.index(label)
+        confirmation = main.frame[main.frame["label"] == label].iloc[0]
+        ended = group[group["status"] != FINISHED].groupby("status").size()
+        remarks[str(label)] = "; ".join(f"{status} {count} of {len(group)}" for status, count in ended.items())
+        row = {"trial_id": label, "seeds_finished": int((group["status"] == FINISHED).sum()), "seeds": len(group)}
+        for goal in searched.names:
+            if goal == "win_rate" and first is not None:
+                row |= _win_rates(first[place], outcomes.get(str(label)), confirmation)
+            else:
+                row |= _plain(run, goal, searched.trials.loc[[place]], group, confirmation)
+        rows.append(row)
+    if not rows:
+        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", _warnings(strange))
+    lead = searched.names[0]
+    order, ascending = [f"{lead}_confirmed", "trial_id"], [searched.ways[0] == "minimize", True]
+    frame = pd.DataFrame(rows).sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
+    return Table(
+        frame=frame,
+        caption="The winners of the search, as the search measured them (one seed, the selection prompts, the best of "
+        f"{int(searched.complete.sum())} completed trials) and confirmed (other seeds, the report prompts).",
+        notes=[*_warnings(strange), *_winner_notes(searched, frame)],
+        columns=(
+            Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
+            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
+            *(column for goal in searched.names for column in _winner_columns(frame, goal)),
+        ),
+        remarks=tuple(frame["trial_id"].map(remarks)),
+    )
+
+
+def _warnings(strange: list[str]) -> list[str]:
+    return [
+        f"Left out: {', '.join(strange)}, whose confirmations were trained with other knobs than the trial has. Delete "
+        "their folders and resume the sweep to have it confirmed."
+    ] * bool(strange)
+
+
+def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dict[str, float]:
+    """Both win rates and their difference; the two sets of prompts are independent.
+
+    The confirmed one is that of the main table's row. The difference is of these checkpoints, over prompts.
+    """
+    searched, change = statistics.win_rate_interval(first[None]), None
+    confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
+    after = None if again is None else statistics.win_rate_interval(again[1])
+    if searched is not None and after is not None:
+        change = statistics.independent_difference(after, searched)
+    found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
+    return statistics.columns(found)
+
+
+def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
+    """Both values of another goal; of stability with intervals, the confirmed one's as the main table's row has it."""
+    both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
+    again = group[goal].mean()
+    if goal == "stability":
+        again, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
+        both = {
+            "stability_searched": stability.intervals(run, trial).get("stability"),
+            "stability_confirmed": statistics.Interval(again, low, high),
+        }
+    before = float(trial[goal].iloc[0])
+    values = {f"{goal}_searched": before, f"{goal}_confirmed": again, f"{goal}_change": again - before}
+    return statistics.columns(both) | values
+
+
+def _winner_columns(frame: pd.DataFrame, goal: str) -> list[Column]:
+    head, scale, digits = unit_of(goal)
+    heads = {"searched": (head, 8), "confirmed": (head, 9), "change": (head.removesuffix(" %"), 7)}
+    return [
+        measure(f"{name} {kind}", frame, f"{goal}_{kind}", digits, scale=scale, signed=kind == "change", keep=keep)
+        for kind, (name, keep) in heads.items()
+    ]
+
+
+def _winner_notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
+    notes = [
+        "Report the confirmed values. What was chosen for being the best looks better in the search than it is; the "
+        "confirmed values are of seeds and prompts that had no part in the choice."
+    ]
+    if "win_rate_change_low" in frame and frame["win_rate_change_low"].notna().any():
+        notes.append(
+            "change: confirmed minus searched, in points; its interval follows from both rates' own over prompts "
+            "(Newcombe 1998). It is of these checkpoints, and also holds how hard the two sets are."
+        )
+        mean = 100 * frame["win_rate_change"].mean()
+        notes.append(f"Over the {frame['win_rate_change'].notna().sum()} winners the win rate changed by {mean:+.1f}.")
+    if "stability" in searched.names:
+        notes.append("Stability: mean over seeds, one that failed or diverged as 0.")
+    within = f" of these those whose stability is {WITHIN_TOLERANCE} or more first,"
+    calm = within if "stability" in searched.trials else ""
+    notes.append(
+        f"How they were chosen: the trials that the fewest others beat in all goals,{calm} and then by "
+        f"{unit_of(searched.names[0])[0].removesuffix(' %')}. The front's knee has no part in it."
+    )
+    return notes
+
+
 def cost(run: Run) -> Table:
     """A row per phase and one for all. In `frame`: trials, updates made and planned, training tokens, and seconds."""
     groups = {words: run.trials[run.trials["phase"] == phase] for phase, words in PHASES.items()}
     groups = {words: group for words, group in groups.items() if len(group)} | {"all": run.trials}
-    frame = pd.DataFrame([_row(words, group) for words, group in groups.items()])
+    frame = pd.DataFrame([_cost_row(words, group) for words, group in groups.items()])
+    shares = frame["updates"] / frame["planned_updates"].where(frame["planned_updates"] > 0)
     unit, per = ("min", 60.0) if run.trials["total_seconds"].sum() < IN_MINUTES else ("h", 3600.0)
 
     def counts(name: str) -> tuple[str, ...]:
@@ -38,13 +224,13 @@ def cost(run: Run) -> Table:
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: what the trials took, added up over trials that ran side by side.",
-        notes=_notes(run),
+        notes=_cost_notes(run),
         columns=(
             Column("phase", tuple(frame["phase"]), numeric=False, keep=10),
             Column("trials", counts("trials"), keep=9),
             Column("completed", counts("completed"), keep=8),
             Column("updates", counts("updates"), keep=6),
-            Column("of planned %", cells(frame, _share), keep=3),
+            Column("of planned %", tuple(number(share, 0, scale=100) for share in shares), keep=3),
             Column("training tokens", counts("tokens"), keep=7),
             Column(f"training {unit}", times("train_seconds"), keep=7),
             Column(f"evaluation {unit}", times("evaluation_seconds"), keep=6),
@@ -54,7 +240,7 @@ def cost(run: Run) -> Table:
     )
 
 
-def _row(words: str, group: pd.DataFrame) -> dict[str, Any]:
+def _cost_row(words: str, group: pd.DataFrame) -> dict[str, Any]:
     known = group["planned_updates"].notna()
     return {
         "phase": words,
@@ -68,11 +254,7 @@ def _row(words: str, group: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _share(row: pd.Series) -> str:
-    return number(row["updates"] / row["planned_updates"], 0, scale=100) if row["planned_updates"] else ABSENT
-
-
-def _notes(run: Run) -> list[str]:
+def _cost_notes(run: Run) -> list[str]:
     manifest = run.manifest
     spent, budget = manifest.get("spent") or {}, (manifest.get("experiment") or {}).get("budget") or {}
     searched = int((run.trials["phase"] == "search").sum())
@@ -100,7 +282,7 @@ def _amount(value: Any) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-def alarms(run: results.Run) -> Table:
+def alarms(run: Run) -> Table:
     """One row per arm, and one for the search: its runs, their alarms and first steps, and how stable they ended.
 
     Empty where the sentinel raised no alarm.
@@ -129,10 +311,9 @@ def alarms(run: results.Run) -> Table:
         )
     frame = pd.DataFrame(rows)
     collapsed, raised = trials["stability"] < COLLAPSED, trials["alarm"].notna()
-    name = run.manifest.get("name", run.path.name)
     return Table(
         frame=frame,
-        caption=f"{name}: the sentinel's alarms, {raised.sum()} in {len(trials)} runs.",
+        caption=f"{name_of(run)}: the sentinel's alarms, {raised.sum()} in {len(trials)} runs.",
         notes=[
             f"Of {collapsed.sum()} runs that ended with S below {COLLAPSED}, {(raised & collapsed).sum()} had raised "
             f"an alarm; of {(~collapsed).sum()} others, {(raised & ~collapsed).sum()}. A run that was stopped by its "
@@ -145,10 +326,7 @@ def alarms(run: results.Run) -> Table:
             Column("first at step", tuple(map(_span, frame["first_step"], frame["last_step"])), keep=9),
             Column(
                 "stability S",
-                tuple(
-                    f"{low:.2f}–{high:.2f}"
-                    for low, high in zip(frame["stability_min"], frame["stability_max"], strict=True)
-                ),
+                cells(frame, lambda row: f"{row['stability_min']:.2f}–{row['stability_max']:.2f}"),
                 keep=8,
             ),
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
@@ -162,7 +340,7 @@ def _span(first: Any, last: Any) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def failures(run: results.Run) -> Table:
+def failures(run: Run) -> Table:
     """Every trial that did not complete, with its reason; also those that the manifest alone knows."""
     known = run.trials[run.trials["status"] != FINISHED][["trial_id", "phase", "label", "seed", "status", "reason"]]
     listed = run.manifest.get("failed_trials") or []
@@ -170,16 +348,13 @@ def failures(run: results.Run) -> Table:
     others = pd.DataFrame([item for item in listed if isinstance(item, dict) and item.get("trial_id") not in seen])
     frame = pd.concat([known, others], ignore_index=True) if len(others) else known.reset_index(drop=True)
     frame = frame.sort_values("trial_id").reset_index(drop=True)
-    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in frame.columns}
+    if frame.empty:
+        return Table(frame, f"All {len(run.trials)} trials completed.", [])
+    shown = ("trial_id", "status", "reason")
+    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in shown}
     return Table(
         frame=frame,
-        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete."
-        if len(frame)
-        else f"All {len(run.trials)} trials completed.",
-        notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."]
-        if len(frame)
-        else [],
-        columns=tuple(Column(name, texts[name], numeric=False) for name in ("trial_id", "status", "reason"))
-        if len(frame)
-        else (),
+        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete.",
+        notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."],
+        columns=tuple(Column(name, cells_, numeric=False) for name, cells_ in texts.items()),
     )

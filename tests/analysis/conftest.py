@@ -171,15 +171,8 @@ def fill(run: Path, *, judged: bool) -> Path:
             if (label, seed) == ("dpo", 1):
                 add_trial(run, trial_id, **about, status="failed", reason="out of memory", stability=0.0)
             elif (label, seed) == ("simpo", 1):
-                add_trial(
-                    run,
-                    trial_id,
-                    **about,
-                    status="diverged",
-                    reason="loss became nan",
-                    stability=0.0,
-                    entropy_shift=None,
-                )
+                about |= {"status": "diverged", "reason": "loss became nan", "stability": 0.0, "entropy_shift": None}
+                add_trial(run, trial_id, **about)
             else:
                 kl = 0.0 if updates == 0 else 0.1
                 add_trial(
@@ -194,12 +187,8 @@ def fill(run: Path, *, judged: bool) -> Path:
                     **hidden,
                 )
     for number in range(8):
-        about = {
-            "phase": "search",
-            "prompt_set": "selection",
-            "seed": 1000,
-            "overrides": {"objective.hard_margin": number / 2},
-        }
+        about = {"phase": "search", "prompt_set": "selection", "seed": 1000}
+        about["overrides"] = {"objective.hard_margin": number / 2}
         name = f"search-{number:04}"
         # Win rate rises and stability falls until number 4; the later ones are beaten by it.
         score = 0.9 - 0.1 * number if number <= 4 else 0.1
@@ -264,10 +253,7 @@ def search_only_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two search trials, no arms, no confirmed winner, an unfinished manifest without an experiment."""
     run = tmp_path_factory.mktemp("search")
     for number in (1, 2):
-        about: dict[str, Any] = {
-            "phase": "search",
-            "prompt_set": "selection",
-            "overrides": {"objective": {"name": "dpo"}},
-        }
+        about: dict[str, Any] = {"phase": "search", "prompt_set": "selection"}
+        about["overrides"] = {"objective": {"name": "dpo"}}
         add_trial(run, f"search-000{number}", won=outcomes(0.3 * number), **about)
     return finish(run, {"experiment": {}, "finished": None})

@@ -14,11 +14,10 @@ from slime_ray.analysis import (
     checkpoints,
     comparing,
     league,
-    league_checkpoints,
     sections,
     tables,
 )
-from slime_ray.analysis.answer import answer
+from slime_ray.analysis.report import answer
 
 from slime_ray.config.across import design_across, label_at, league_across
 from slime_ray.config.league import League
@@ -27,7 +26,10 @@ from . import designs
 from .test_league import by_rate, league_run
 
 SEEDS = (0, 3, 5)
-WON = [by_rate(rates, seed=place) for place, rates in enumerate(([0.7, 0.5, 0.3], [0.6, 0.7, 0.3], [0.8, 0.5, 0.3]))]
+WON = [
+    by_rate(rates, seed=place, prompts=100)
+    for place, rates in enumerate(([0.7, 0.5, 0.3], [0.6, 0.7, 0.3], [0.8, 0.5, 0.3]))
+]
 
 
 def across_run(won=WON, seeds=SEEDS):
@@ -91,7 +93,7 @@ def test_seeds_of_different_checkpoints_are_no_pairs():
         leagues_of(across_run()),
         leagues_of(across_run([WON[0], {k: v[::-1] for k, v in WON[1].items()}, WON[2]])),
     )
-    first, second = (league_checkpoints.over(each).frame for each in (one, other))
+    first, second = (checkpoints.leagues_over(each).frame for each in (one, other))
     pd.testing.assert_frame_equal(first, second)
     assert all(pair[0][-5:] == pair[1][-5:] for each in one for pair in each.claims)
 
@@ -103,7 +105,7 @@ def test_one_run_across_checkpoints_says_what_separate_runs_do():
         alone = league_run(won)
         manifest = alone.manifest | {"hashes": {"sft_checkpoint": str(place), "prompts_report": "p"}}
         separate.append(replace(alone, path=Path(f"from-{place}"), manifest=manifest))
-    mine, theirs = league_checkpoints.over(leagues_of(run)).frame, comparing.compare(separate).frame
+    mine, theirs = checkpoints.leagues_over(leagues_of(run)).frame, comparing.compare(separate).frame
     pd.testing.assert_frame_equal(mine, theirs)
     frame = mine.set_index("entry")
     assert frame["ranks"].to_dict() == {"a": "1, 2, 1", "b": "2, 1, 2", "c": "3, 3, 3"}
@@ -117,7 +119,7 @@ def test_the_interval_of_a_rate_does_not_leave_its_range():
     assert [(found.value, found.low, found.high) for found in ends.values()] == [(0.5, 0.0, 1.0), (0.5, -1.0, 1.0)]
     items = checkpoints.over([np.full(20, 0.1), np.full(20, 0.9)], least=0.0)
     assert (items.low, items.high) == (0.0, 1.0)
-    frame = league_checkpoints.over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
+    frame = checkpoints.leagues_over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
     assert frame[["rate_low", "stability_low"]].min().min() >= 0.0
     assert frame[["rate_high", "stability_high"]].max().max() <= 1.0
     assert frame["difference_low"].min() >= -1.0
@@ -133,7 +135,6 @@ def test_the_page_begins_with_what_holds_from_all_checkpoints():
     assert settled[0].startswith("Highest win rate over 3 SFT checkpoints: a with")
     assert any(sentence.startswith("c is behind a") for sentence in settled)
     assert any("b is behind a" in sentence and "behind from 2 of 3" in sentence for sentence in open_)
-    assert open_[-1].startswith("What three times the tuning would change: sft.seed 0: ")
 
 
 def design_run(effects, kind=designs.leave_one_out):
@@ -172,7 +173,7 @@ SETTINGS = {
 
 def starts_of(settings, recorded=None):
     """How many SFT checkpoints a table tells apart whose rows have these settings."""
-    run = designs.run_of(designs.leave_one_out(), by_rate([0.5] * len(settings)))
+    run = designs.run_of(designs.leave_one_out(), by_rate([0.5] * len(settings), prompts=20))
     trials = run.trials.assign(settings=run.trials["label"].map({k: json.dumps(v) for k, v in settings.items()}))
     if recorded is not None:
         trials = trials.assign(sft_checkpoint=trials["label"].map(recorded))

@@ -32,10 +32,10 @@ def run_of(
     return finish(folder, manifest)
 
 
-def test_a_run_agrees_with_itself_letter_by_letter(judged_run, tmp_path):
+def test_a_run_agrees_with_itself_letter_by_letter(one_trial_run, tmp_path):
     again = tmp_path / "again"
-    again.symlink_to(judged_run)
-    found = verify(results.load(judged_run), results.load(again))
+    again.symlink_to(one_trial_run)
+    found = verify(results.load(one_trial_run), results.load(again))
     assert found.differences == ()
     assert found.agree
     assert found.identical
@@ -214,9 +214,9 @@ def test_runs_of_two_judges_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_run_alone_is_nothing_to_compare(judged_run, count):
+def test_one_run_alone_is_nothing_to_compare(one_trial_run, count):
     with pytest.raises(InputError, match="at least two different runs"):
-        compare([results.load(judged_run)] * count)
+        compare([results.load(one_trial_run)] * count)
 
 
 def test_the_commands_print_and_answer_with_their_exit_code(tmp_path, capsys):

@@ -143,11 +143,6 @@ def test_there_is_none_where_style_tells_all_or_prompts_are_few():
     assert rate_at_equal_style(np.array([]), np.zeros((0, 4)), np.array([])) is None
 
 
-def test_answers_of_equal_style_have_the_plain_rate():
-    y = np.array([1.0, 0.0, 1.0, 1.0] * 10)
-    assert rate_at_equal_style(y, np.zeros((40, 4)), np.arange(40)).value == pytest.approx(0.75)
-
-
 # 36 prompts of AlpacaEval 2: weighted_alpaca_eval_gpt4_turbo's published preferences for FuseChat-Llama-3.2-3B-Instruct
 # against gpt4_1106_preview, and the lengths of both. Difficulties and the two answerers are stand-ins.
 PUBLIC = pd.read_csv(Path(__file__).parent / "alpaca_eval.csv")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from slime_ray.analysis import corrected, tables
+from slime_ray.analysis import judges, tables
 from slime_ray.analysis.report import write_report
 
 from slime_ray import cli
@@ -23,7 +23,7 @@ def draw(rng, n, others, *, bias, chances):
 
 def test_rate_and_weight_are_those_of_the_authors_package():
     labels, judged, others = draw(np.random.default_rng(5), 40, 260, bias=0.2, chances=[0.4, 0.1, 0.5])
-    found = corrected.corrected_rate(labels, judged, others)
+    found = judges.corrected_rate(labels, judged, others)
     # ppi_py 0.2.3: ppi_mean_ci(labels, judged, others, alpha=0.05); its covariance is divided by n, not by n - 1.
     assert found.weight * 39 / 40 == pytest.approx(0.7548464132474317)
     assert found.rate.value == pytest.approx(0.53516139, abs=1e-3)
@@ -43,7 +43,7 @@ def test_rate_and_weight_are_those_of_the_authors_package():
 )
 def test_the_interval_covers_the_truth_whatever_the_judge_gives_too_much(n, others, bias, chances, least, most):
     rng, truth, tries = np.random.default_rng(1), chances[1] / 2 + chances[2], 1500
-    rates = [corrected.corrected_rate(*draw(rng, n, others, bias=bias, chances=chances)).rate for _ in range(tries)]
+    rates = [judges.corrected_rate(*draw(rng, n, others, bias=bias, chances=chances)).rate for _ in range(tries)]
     assert least <= np.mean([rate.covers(truth) for rate in rates]) <= most
     # The judge alone is off by its bias.
     assert abs(np.mean([rate.value for rate in rates]) - truth) < 0.01
@@ -52,43 +52,51 @@ def test_the_interval_covers_the_truth_whatever_the_judge_gives_too_much(n, othe
 def test_a_judge_that_is_right_counts_and_one_that_guesses_does_not():
     rng = np.random.default_rng(0)
     labels = rng.choice([0.0, 1.0], 2000)
-    right = corrected.corrected_rate(labels[:100], labels[:100], labels[100:])
-    guessed = corrected.corrected_rate(labels[:100], rng.choice([0.0, 1.0], 100), rng.choice([0.0, 1.0], 1900))
+    right = judges.corrected_rate(labels[:100], labels[:100], labels[100:])
+    guessed = judges.corrected_rate(labels[:100], rng.choice([0.0, 1.0], 100), rng.choice([0.0, 1.0], 1900))
     assert right.weight == pytest.approx(1 / (1 + 100 / 1900), rel=0.02)
     assert guessed.weight < 0.2
     assert right.rate.high - right.rate.low < (guessed.rate.high - guessed.rate.low) / 3
     # Without other prompts the labels stand alone, and too few are nothing.
-    alone = corrected.corrected_rate(labels[:100], labels[:100], np.array([]))
+    alone = judges.corrected_rate(labels[:100], labels[:100], np.array([]))
     assert (alone.weight, alone.rate.value) == (0.0, labels[:100].mean())
-    assert corrected.corrected_rate(labels[:19], labels[:19], labels) is None
+    assert judges.corrected_rate(labels[:19], labels[:19], labels) is None
 
 
-@pytest.fixture
-def run(tmp_path):
-    """The judge gives every second loss to the policy; 40 prompts of 60 are labelled, of one of two seeds."""
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The judge gives every second loss to the policy, of two seeds."""
+    tmp_path = tmp_path_factory.mktemp("judged")
     truth = [float(index % 3 == 0) for index in range(60)]
     judged = [1.0 if index % 2 else outcome for index, outcome in enumerate(truth)]
     for seed in range(2):
         add_trial(tmp_path, f"arm-a-s{seed}", label="a", seed=seed, won=judged, judge="llm:m")
-    labels = tmp_path / "labels.jsonl"
-    rows = [{"trial_id": "arm-a-s0", "prompt_id": f"p{index:02}", "outcome": truth[index]} for index in range(40)]
-    labels.write_text("\n".join(map(json.dumps, rows)))
-    return finish(tmp_path, {"judge": "llm:m"}), labels
+    return finish(tmp_path, {"judge": "llm:m"})
 
 
+@pytest.fixture
+def run(judged, tmp_path):
+    """With a file of labels on 40 of its 60 prompts, of one seed."""
+    truth = [float(index % 3 == 0) for index in range(40)]
+    rows = [{"trial_id": "arm-a-s0", "prompt_id": f"p{index:02}", "outcome": one} for index, one in enumerate(truth)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return judged, tmp_path / "labels.jsonl"
+
+
+@pytest.mark.usefixtures("sketched")
 def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
     path, labels = run
     loaded = results.load(path)
-    table = corrected.corrected(loaded, tables.win_rate_stability(loaded), corrected.read_labels(labels))
+    table = judges.corrected(loaded, tables.win_rate_stability(loaded), judges.read_labels(labels))
     (row,) = table.frame.to_dict("records")
     judged = np.array([1.0 if index % 2 else float(index % 3 == 0) for index in range(60)])
     truth = np.array([float(index % 3 == 0) for index in range(40)])
-    expected = corrected.corrected_rate(truth, judged[:40], judged[40:])
+    expected = judges.corrected_rate(truth, judged[:40], judged[40:])
     assert row["corrected"] == pytest.approx(expected.rate.value)
     assert row["bias"] == pytest.approx((judged[:40] - truth).mean())
     assert (row["labelled"], row["prompts"], row["win_rate"]) == (40, 60, pytest.approx(judged.mean()))
     # The same as CSV.
-    corrected.read_labels(labels).to_csv(labels.with_suffix(".csv"), index=False)
+    judges.read_labels(labels).to_csv(labels.with_suffix(".csv"), index=False)
     files = write_report(path, labels=labels.with_suffix(".csv"))
     assert files.tables["corrected"].frame.equals(table.frame)
     assert cli.main(["report", str(path), "--labels", str(labels)]) == 0
@@ -111,20 +119,21 @@ def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
         (['{"trial_id": "arm-a-s0", "prompt_id": "p01", "outcome": [1]}'], "label 1 has the outcome None"),
     ],
 )
+@pytest.mark.usefixtures("sketched")
 def test_labels_of_something_else_are_refused(run, capsys, lines, sentence):
     path, labels = run
     labels.write_text("\n".join(lines))
     assert cli.main(["report", str(path), "--labels", str(labels)]) == 2
     assert sentence in capsys.readouterr().err
     with pytest.raises(InputError, match=r"cannot be read: No such file or directory\. Give a CSV"):
-        corrected.read_labels(path / "nowhere.csv")
+        judges.read_labels(path / "nowhere.csv")
 
 
 def test_too_few_labels_are_said(run):
     path, labels = run
     loaded = results.load(path)
-    few = corrected.read_labels(labels).head(7)
-    table = corrected.corrected(loaded, tables.win_rate_stability(loaded), few)
+    few = judges.read_labels(labels).head(7)
+    table = judges.corrected(loaded, tables.win_rate_stability(loaded), few)
     assert table.frame.empty
     assert table.notes[-1] == "Fewer than 20 labelled prompts: a (7)."
 
@@ -135,7 +144,7 @@ def test_labels_of_answers_without_a_verdict_are_counted(tmp_path):
     loaded = results.load(finish(tmp_path, {"judge": "llm:m"}))
     labels = [{"trial_id": "a", "prompt_id": f"p{index:02}", "outcome": outcomes[index]} for index in range(30)]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
-    read = corrected.read_labels(tmp_path / "labels.jsonl")
-    table = corrected.corrected(loaded, tables.win_rate_stability(loaded), read)
+    read = judges.read_labels(tmp_path / "labels.jsonl")
+    table = judges.corrected(loaded, tables.win_rate_stability(loaded), read)
     assert table.frame.loc[0, ["labelled", "prompts"]].tolist() == [27, 57]
     assert table.notes[-1].startswith("3 labels count for nothing")

@@ -67,14 +67,6 @@ def test_contrasts_are_orthogonal_and_find_what_made_the_cells():
     assert found == pytest.approx({name: planted.get(name, 0.0) for name in weights}, abs=1e-12)
 
 
-def test_where_nothing_interacts_main_effects_and_shapley_values_are_the_same():
-    sizes = dict(zip(COMPONENTS, (0.1, -0.2, 0.3, 0.0), strict=True))
-    cells = np.array([sum(sizes[name] for name in cell) for cell in factorial_table.cells_of(COMPONENTS)])
-    for name, size in sizes.items():
-        assert factorial_table.shapley_weights(COMPONENTS)[name] @ cells == pytest.approx(size)
-        assert factorial_table.effect_weights(COMPONENTS)[(name,)] @ cells == pytest.approx(size)
-
-
 def test_a_contrast_of_outcomes_has_the_interval_of_a_difference():
     # With one component its main effect, its Shapley value and the total effect are all one paired difference.
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
-"""The front and its knee: values by hand, and what resampled prompts do to them."""
+"""The front, its knee and what was found for what was spent: by hand, and against all that can be drawn."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from slime_ray.analysis import front
+from slime_ray.analysis.front import Spent
 from slime_ray.analysis.knobs import Searched
 
 from slime_ray.runs.results import Run
@@ -18,41 +20,48 @@ from .searches import points_run, search_run
 POINTS = arrays(float, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 5).map(float))
 
 
+def knee(points):
+    """The place of the knee, None where there is none."""
+    trial, _, _ = front.knees(np.array(points))
+    return None if trial < 0 else int(trial)
+
+
 def test_the_knee_lies_farthest_beyond_the_line_through_the_ends():
     # Ends (0, 1) and (1, 0); (0.6, 0.8) lies 0.4 / sqrt 2 beyond their line, (0.8, 0.5) 0.3 / sqrt 2.
-    found = front.knee(np.array([[0, 1], [1, 0], [0.6, 0.8], [0.8, 0.5], [0.5, 0.5], [np.nan, 2]]))
-    assert found.trial == 2
-    assert found.on_front.tolist() == [True, True, True, True, False, False]
-    assert found.distances[:4] == pytest.approx([0, 0, 0.4 / np.sqrt(2), 0.3 / np.sqrt(2)])
-    assert np.isnan(found.distances[4:]).all()
+    trial, on_front, distances = front.knees(
+        np.array([[0, 1], [1, 0], [0.6, 0.8], [0.8, 0.5], [0.5, 0.5], [np.nan, 2]])
+    )
+    assert trial == 2
+    assert on_front.tolist() == [True, True, True, True, False, False]
+    assert distances[:4] == pytest.approx([0, 0, 0.4 / np.sqrt(2), 0.3 / np.sqrt(2)])
+    assert np.isnan(distances[4:]).all()
 
 
 def test_of_equally_far_trials_the_one_with_more_of_the_first_goal_is_the_knee():
     # 0.4 + 0.8 is a rounding error more than 0.5 + 0.7.
     for low, high in (([0.5, 0.8], [0.8, 0.5]), ([0.4, 0.8], [0.5, 0.7])):
         for points in ([[0, 1], [1, 0], low, high], [[0, 1], [1, 0], high, low]):
-            assert points[front.knee(np.array(points)).trial] == high
+            assert points[knee(points)] == high
 
 
 def test_a_front_that_bends_inwards_or_has_no_middle_has_no_knee():
-    assert front.knee(np.array([[0, 1], [1, 0], [0.4, 0.4]])).trial is None
-    assert front.knee(np.array([[0, 1], [1, 0]])).trial is None
-    assert front.knee(np.array([[1.0, 1.0], [0.5, 0.5]])).trial is None
-    assert front.knee(np.full((2, 2), np.nan)).trial is None
+    assert knee([[0, 1], [1, 0], [0.4, 0.4]]) is None
+    assert knee([[0, 1], [1, 0]]) is None
+    assert knee([[1.0, 1.0], [0.5, 0.5]]) is None
+    assert knee(np.full((2, 2), np.nan)) is None
 
 
 @given(POINTS, st.floats(0.1, 100), st.floats(-10, 10))
 def test_the_knee_does_not_depend_on_the_units_of_the_goals(points, factor, shift):
-    assert front.knee(points).trial == front.knee(points * [factor, 1] + [shift, 0]).trial
+    assert knee(points) == knee(points * [factor, 1] + [shift, 0])
 
 
 @given(arrays(float, (4, 6, 2), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan])))
 def test_many_fronts_at_once_are_what_each_is_alone(points):
-    trial, on_front, distances = front.knees(points)
-    for place, alone in enumerate(map(front.knee, points)):
-        assert (None if trial[place] < 0 else trial[place]) == alone.trial
-        assert on_front[place].tolist() == alone.on_front.tolist()
-        assert distances[place].tolist() == pytest.approx(alone.distances.tolist(), nan_ok=True)
+    together = front.knees(points)
+    for place, alone in enumerate(map(front.knees, points)):
+        for many, one in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(many[place], one)
 
 
 def test_a_large_search_is_worked_out_in_parts(monkeypatch):
@@ -161,3 +170,83 @@ def test_one_goal_has_no_front():
     run = points_run([(0.2, 0.1), (0.5, 0.2)])
     run.manifest["goals"] = {"win_rate": "maximize"}
     assert front.front(Searched.of(run), run).frame.empty
+
+
+@given(arrays(int, st.tuples(st.integers(1, 9), st.just(2)), elements=st.integers(0, 5)))
+def test_the_hypervolume_is_the_number_of_cells_below_the_front(points):
+    found = front.hypervolumes(points.astype(float))
+    for count in range(1, len(points) + 1):
+        cells = [
+            any(point[0] > x and point[1] > y for point in points[:count])
+            for x, y in itertools.product(range(5), repeat=2)
+        ]
+        assert found[count - 1] == pytest.approx(sum(cells))
+
+
+@given(arrays(float, st.integers(1, 7), elements=st.integers(-4, 4).map(float)))
+def test_the_expected_best_is_unbiased_for_every_number_of_trials(values):
+    found = front.expected_best(values)
+    for count in range(1, len(values) + 1):
+        best = [max(subset) for subset in itertools.combinations(values, count)]
+        assert found[count - 1] == pytest.approx(np.mean(best))
+
+
+def test_stopped_and_lost_trials_cost_their_tokens_and_find_nothing():
+    run = points_run(
+        [(0.5, 0.5), (0.9, 0.9), (0.25, 1.0), (np.nan, 0.0)],
+        status=["completed", "stopped", "completed", "diverged"],
+        tokens=[100.0, 40.0, 100.0, np.nan],
+    )
+    spent = Spent.of(Searched.of(run))
+    assert spent.tokens.tolist() == [100, 140, 240, 240]
+    assert spent.hypervolume == pytest.approx([0.25, 0.25, 0.375, 0.375])
+    assert spent.best["win_rate"].tolist() == [0.5] * 4
+    # The worst that completed stands in for the two others: 0.25, 0.25, 0.25, 0.5.
+    assert spent.expected["win_rate"] == pytest.approx([0.3125, 0.375, 0.4375, 0.5])
+
+
+def test_the_expected_best_of_one_scatters_as_a_mean_does():
+    searched = Searched.of(search_run(40))
+    spread = searched.goals[:, 0].std() / np.sqrt(40)
+    assert Spent.of(searched).resampled["win_rate"][:, 0].std() == pytest.approx(spread, rel=0.1)
+
+
+def test_in_random_order_the_same_trials_end_at_the_same_hypervolume():
+    spent = Spent.of(Searched.of(search_run(30)))
+    assert spent.shuffled.shape == (front.ORDERS, 30)
+    assert spent.shuffled[:, -1] == pytest.approx(spent.hypervolume[-1])
+    assert (np.diff(spent.hypervolume) >= 0).all()
+
+
+def test_the_table_has_a_row_for_each_doubling_and_says_where_the_hypervolume_starts():
+    table = front.budget_curve(searched := Searched.of(search_run(20)), Spent.of(searched))
+    assert table.frame["trials"].tolist() == [1, 2, 4, 8, 16, 20]
+    assert table.frame["tokens"].tolist() == [1000, 2000, 4000, 8000, 16000, 20000]
+    assert "reference point win rate 0, stability 0" in table.notes[0]
+    assert table.frame["expected_win_rate"].iloc[-1] == searched.goals[:, 0].max()
+    # Up to a fifth of the trials has an interval.
+    assert table.frame["expected_win_rate_low"].notna().tolist() == [True, True, True, False, False, False]
+
+
+def test_goals_without_a_natural_zero_have_no_hypervolume():
+    run = search_run(20)
+    run.trials["mean_margin"] = run.trials["win_rate"]
+    run.manifest["goals"] = {"mean_margin": "maximize", "stability": "maximize"}
+    table = front.budget_curve(searched := Searched.of(run), Spent.of(searched))
+    assert "hypervolume" not in table.frame
+    assert table.notes[0].startswith("Hypervolume: none, since mean margin and stability")
+
+
+def test_a_goal_to_be_minimized_has_its_best_at_the_bottom():
+    run = points_run([(0.5, 0.5), (0.25, 1.0)])
+    run.manifest["goals"] = {"win_rate": "minimize"}
+    spent = Spent.of(Searched.of(run))
+    assert spent.best["win_rate"].tolist() == [0.5, 0.25]
+    assert spent.expected["win_rate"] == pytest.approx([0.375, 0.25])
+
+
+def test_a_search_of_which_nothing_completed_has_no_curve():
+    run = points_run([(np.nan, 0.0)], status=["diverged"])
+    searched = Searched.of(run)
+    assert Spent.of(searched) is None
+    assert front.budget_curve(searched, None).frame.empty

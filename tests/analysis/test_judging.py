@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import controlled, judging, search_table, tables
-from slime_ray.analysis.statistics import arena_hard_score
+from slime_ray.analysis import controlled, judging, tables, trial_tables
 
 from slime_ray import cli
 from slime_ray.errors import InputError
@@ -40,7 +39,6 @@ def test_the_score_of_arena_hard_counts_votes_of_both_orders():
     # Votes for the policy: 3 of 3, and as B lost by B>A = won, 1 of 1; a tie 0.5 of 1, and lost 0 of 3. 4.5 of 8.
     found = votes(("A>>B", "B>A"), ("A=B", "A>>B"))
     assert found.arena_hard().value == pytest.approx(4.5 / 8)
-    assert arena_hard_score(["A>>B", "A>B", "A=B", "B>>A"]) == pytest.approx(4.5 / 8)
 
 
 def test_an_invalid_verdict_has_no_vote():
@@ -98,6 +96,7 @@ def test_a_rate_beyond_all_lengths_seen_is_marked_as_extrapolated(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_report_with_difficulties_has_the_rate_of_alpaca_eval(tmp_path, capsys):
     won = [float(index % 3 != 0) for index in range(40)]
     run = tmp_path / "run"
@@ -233,7 +232,7 @@ def test_a_search_that_another_judge_ranked_is_refused_too(tmp_path):
     add_trial(tmp_path, "s", phase="search", label="s", won=[1.0, 0.0], judge="exact")
     run = judged(tmp_path)
     with pytest.raises(InputError, match="2 judges"):
-        search_table.search_trials(run)
+        trial_tables.search_trials(run)
 
 
 def test_a_failed_trial_mixes_nothing(tmp_path):

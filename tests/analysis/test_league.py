@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import comparing, effects, league, league_answer, league_tuning, statistics, tables
+from slime_ray.analysis import comparing, effects, league, league_tables, statistics, tables
 
-from slime_ray.config.league import League
 from slime_ray.runs import results
 from slime_ray.runs.pareto import best_rows
 
@@ -168,7 +167,7 @@ def test_ranks_are_corrected_over_the_entrys_own_pairs_and_need_all_tests():
 def test_pairs_are_separable_where_three_tests_agree_after_holm_over_all_pairs():
     won = by_rate([0.7, 0.6, 0.55, 0.3], seed=1)
     found = standings_of(won)
-    frame = league.pairs(found).frame
+    frame = league_tables.pairs(found).frame
     d = {pair: won[pair[0]] - won[pair[1]] for pair in zip(frame["better"], frame["other"], strict=True)}
     assert len(d) == 6
     over_seeds = [stats.ttest_1samp(one.mean(axis=1), 0).pvalue for one in d.values()]
@@ -201,7 +200,7 @@ def test_one_entry_with_too_few_seeds_leaves_the_others_their_ranks():
     # a beats b and d; c may stand before it or behind.
     assert found.ranks["a"] == (1, 2)
     assert found.ranks["d"] == (3, 4)
-    table = league.standings(found)
+    table = league_tables.standings(found)
     assert any("Fewer than 5 seeds in common" in note and "c" in note for note in table.notes)
     assert any("seed 4 of" in note for note in table.notes)
     assert not any("These checkpoints only" in note for note in table.notes)
@@ -211,7 +210,7 @@ def test_one_entry_with_too_few_seeds_leaves_the_others_their_ranks():
 
 def test_an_entry_without_a_completed_trial_stays_with_its_reason():
     found = standings_of(by_rate([0.8, 0.4, 0.4]), failed_searches=("b",))
-    table = league.standings(found)
+    table = league_tables.standings(found)
     last = table.frame.iloc[-1]
     assert last["entry"] == "b"
     assert "failed 3: out of memory" in last["note"]
@@ -219,33 +218,24 @@ def test_an_entry_without_a_completed_trial_stays_with_its_reason():
     assert np.isnan(last["rank"])
     assert not last["letters"]
     assert any("of the 2 confirmed" in note for note in table.notes)
-    open_, _ = league_answer.sentences(found, table)
+    open_, _ = league_tables.sentences(found, table)
     assert any(sentence.startswith("How b does: no trial completed") for sentence in open_)
-    assert set(league_tuning.tuning(found).frame["entry"]) == {"a", "b", "c"}
+    assert set(league_tables.tuning(found).frame["entry"]) == {"a", "b", "c"}
 
 
 def test_ties_share_their_rank_and_their_letter():
     same = by_rate([0.6])["a"]
     found = standings_of({"a": same, "b": same.copy(), "c": 1 - same})
-    frame = league.standings(found).frame.set_index("entry")
+    frame = league_tables.standings(found).frame.set_index("entry")
     assert frame["rank"].tolist() == [1, 1, 3]
     assert frame.loc["a", "letters"] == frame.loc["b", "letters"]
     assert (frame.loc["a", "rank_low"], frame.loc["a", "rank_high"]) == (1, 2)
-    assert league.pairs(found).frame.loc[0, "p"] == 1.0
-
-
-def test_two_entries_are_one_comparison():
-    won = by_rate([0.7, 0.4])
-    found = standings_of(won)
-    assert found.ranks["a"] == (1, 1)
-    assert league.pairs(found).frame["p_seeds"].tolist() == pytest.approx(
-        [stats.ttest_rel(won["a"].mean(axis=1), won["b"].mean(axis=1)).pvalue]
-    )
+    assert league_tables.pairs(found).frame.loc[0, "p"] == 1.0
 
 
 def test_rates_of_two_percent_stay_within_their_range():
     found = standings_of(by_rate([0.02, 0.02, 0.03], prompts=256))
-    frame = league.standings(found).frame
+    frame = league_tables.standings(found).frame
     assert (frame["win_rate_low"] >= 0).all()
     assert (frame["win_rate"] < 0.05).all()
     assert (frame["rank_low"] == 1).all()
@@ -255,15 +245,15 @@ def test_rates_of_two_percent_stay_within_their_range():
 
 def test_few_seeds_separate_nothing_and_say_so():
     found = standings_of(by_rate([0.9, 0.1], seeds=3))
-    table = league.standings(found)
+    table = league_tables.standings(found)
     assert table.frame["rank_low"].isna().all()
     assert any("3 common seeds" in note for note in table.notes)
-    open_, _ = league_answer.sentences(found, table)
+    open_, _ = league_tables.sentences(found, table)
     assert any("these checkpoints only" in sentence for sentence in open_)
 
 
 def test_cost_is_of_the_search_and_of_the_winners_confirmation():
-    table = league.standings(standings_of(by_rate([0.6, 0.4]), defaults=by_rate([0.5])))
+    table = league_tables.standings(standings_of(by_rate([0.6, 0.4]), defaults=by_rate([0.5])))
     row = row_of(table, "a")
     assert row["tokens"] == 3 * 1000 + 5 * 100
     assert row["seconds"] == 3 * 60 + 5 * 2 * 60
@@ -284,11 +274,11 @@ def test_a_completed_trial_without_a_measurement_is_no_winner():
 def test_stability_is_told_apart_by_students_t_over_common_seeds():
     scores = {"a": [0.9, 0.91, 0.88, 0.9, 0.92], "b": [0.2, 0.25, 0.22, 0.2, 0.3], "c": [0.9, 0.88, 0.9, 0.93, 0.9]}
     found = standings_of(by_rate([0.6, 0.5, 0.5]), stability=scores)
-    frame = league.pairs(found).frame
+    frame = league_tables.pairs(found).frame
     pairs = list(zip(frame["better"], frame["other"], strict=True))
     p_values = [stats.ttest_rel(scores[one], scores[other]).pvalue for one, other in pairs]
     assert frame["stability_p"].tolist() == pytest.approx(corrected(p_values).tolist())
-    open_, settled = league_answer.sentences(found, league.standings(found))
+    open_, settled = league_tables.sentences(found, league_tables.standings(found))
     assert any(
         sentence.startswith("Highest stability: c") or "Highest stability: a" in sentence for sentence in settled
     )
@@ -298,7 +288,7 @@ def test_stability_is_told_apart_by_students_t_over_common_seeds():
 
 def test_the_defaults_are_paired_with_the_winner():
     won, plain = by_rate([0.7, 0.4]), by_rate([0.5], seed=9)
-    frame = league_tuning.defaults(standings_of(won, defaults=plain)).frame.set_index("entry")
+    frame = league_tables.defaults(standings_of(won, defaults=plain)).frame.set_index("entry")
     d = won["a"] - plain["a"]
     assert frame.loc["a", "difference"] == pytest.approx(d.mean())
     assert frame.loc["a", "difference_low"] < d.mean() < frame.loc["a", "difference_high"]
@@ -317,14 +307,14 @@ def test_pairs_and_defaults_take_topics_for_units_where_prompts_come_in_topics()
     by_topic = np.subtract(wins["a"], wins["b"])
     error = math.hypot(by_topic.std(ddof=1) / math.sqrt(8), 1 / 80)
     ends = stats.t.interval(0.95, 7, loc=by_topic.mean(), scale=error)
-    for frame in (league.pairs(found).frame, league_tuning.defaults(found).frame):
+    for frame in (league_tables.pairs(found).frame, league_tables.defaults(found).frame):
         assert frame.loc[0, ["difference_low", "difference_high"]].tolist() == pytest.approx(ends)
     # Four of eight topics differ, each in favour of the first: all signs agree in 2 of 16 flips.
-    assert league.pairs(found).frame.loc[0, "p_prompts"] == pytest.approx(2 / 16, abs=0.02)
-    rates = league_tuning.defaults(found).frame.loc[0, ["tuned_low", "defaults_low"]].tolist()
+    assert league_tables.pairs(found).frame.loc[0, "p_prompts"] == pytest.approx(2 / 16, abs=0.02)
+    rates = league_tables.defaults(found).frame.loc[0, ["tuned_low", "defaults_low"]].tolist()
     main = tables.win_rate_stability(run).frame.set_index("label")["win_rate_low"]
     assert rates == pytest.approx([main["search-a-0002"], main["search-a-0002-defaults"]])
-    assert any("8 topics, which are the units" in note for note in league.standings(found).notes)
+    assert any("8 topics, which are the units" in note for note in league_tables.standings(found).notes)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -334,7 +324,7 @@ def test_the_expected_best_is_that_of_all_subsets_with_its_jackknife(k):
     def expected(some):
         return np.mean([max(subset) for subset in itertools.combinations(some, k)])
 
-    found = league_tuning.best_of(values, k)
+    found = league_tables.best_of(values, k)
     without = np.array([expected(np.delete(values, place)) for place in range(10)])
     error = math.sqrt(9 / 10 * ((without - without.mean()) ** 2).sum())
     half = stats.t.ppf(0.975, 9) * error
@@ -342,18 +332,11 @@ def test_the_expected_best_is_that_of_all_subsets_with_its_jackknife(k):
     assert (found.low, found.high) == pytest.approx((expected(values) - half, expected(values) + half))
 
 
-def test_of_one_trial_the_expected_best_is_students_mean():
-    values = np.array([0.2, 0.5, 0.1, 0.9, 0.4])
-    found = league_tuning.best_of(values, 1)
-    low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
-    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
-
-
 def test_few_trials_have_no_interval_and_fewer_no_value():
     values = np.arange(8) / 10
-    assert np.isnan(league_tuning.best_of(values, 2).low)
-    assert league_tuning.best_of(values, 5) is None
-    frame = league_tuning.tuning(standings_of(by_rate([0.6, 0.4]))).frame.set_index("entry")
+    assert np.isnan(league_tables.best_of(values, 2).low)
+    assert league_tables.best_of(values, 5) is None
+    frame = league_tables.tuning(standings_of(by_rate([0.6, 0.4]))).frame.set_index("entry")
     assert "best_of_2" not in frame
     assert frame.loc["a", "best_of_1"] == pytest.approx(0.5)
     assert frame.loc["a", "best_of_all"] == 0.6
@@ -362,30 +345,22 @@ def test_few_trials_have_no_interval_and_fewer_no_value():
 def test_a_league_without_a_judge_is_led_by_accuracy():
     won = by_rate([0.8, 0.3])
     found = standings_of(won, judged=False)
-    table = league.standings(found)
+    table = league_tables.standings(found)
     assert table.frame["preference_accuracy"].tolist() == pytest.approx([won["a"].mean(), won["b"].mean()])
     assert "Not judged" in table.caption
     assert "answers" not in table.caption
     assert found.ranks["a"] == (1, 1)
 
 
-def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
+def test_sentences_say_what_they_rest_on():
     found = standings_of(by_rate([0.8, 0.53, 0.5]))
-    open_, settled = league_answer.sentences(found, league.standings(found))
-    near = [pair for pair, claim in found.claims.items() if not claim.matters]
-    assert any(f"of the {len(near)} open pairs" in sentence and "(15)" in sentence for sentence in open_)
+    _, settled = league_tables.sentences(found, league_tables.standings(found))
     assert settled[0].startswith("Highest win rate: a")
     # 200 prompts in both orders with each of five seeds.
     assert settled[0].endswith("(5 seeds, 200 prompts, judge exact, 2,000 verdicts).")
     assert settled[1].endswith("(5 seeds).")
     assert settled[2].endswith("by win rate (at least 5 seeds, 200 prompts, judge exact each).")
     assert settled[3].endswith("by stability (at least 5 seeds each).")
-
-
-def test_the_manifest_of_a_run_without_a_league_has_no_standings():
-    run = designs.run_of(designs.leave_one_out(), by_rate([0.5]))
-    assert League.of(run.manifest) is None
-    assert next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None) is None
 
 
 def from_checkpoint(number, won, **manifest):
@@ -415,7 +390,8 @@ def test_leagues_from_several_checkpoints_are_compared_with_the_checkpoint_as_on
 @pytest.mark.parametrize("same_items", [False, True])
 def test_leagues_from_one_checkpoint_are_one_draw(same_items):
     hashes = {"prompts_report": "p"} if same_items else {}
-    won = [by_rate([0.7, 0.5, 0.3], seed=1), by_rate([0.3, 0.7, 0.3], seed=2), by_rate([0.8, 0.5, 0.3], seed=3)]
+    rates = ([0.7, 0.5, 0.3], [0.3, 0.7, 0.3], [0.8, 0.5, 0.3])
+    won = [by_rate(each, seed=seed, prompts=40) for seed, each in enumerate(rates, start=1)]
 
     def table(every, starts):
         runs = [

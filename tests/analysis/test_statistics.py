@@ -1,5 +1,7 @@
 """The estimators on cases done by hand, and their intervals against simulated truth."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -179,6 +181,21 @@ def test_the_error_of_a_mean_takes_seeds_and_prompts_together_and_the_rest_once(
     # Seeds are off by +-2, prompts by +-b, the rest by +-1: mean squares over size are 4, b^2 and 1.
     values = np.array([[2 + b + 1, 2 - b - 1], [-2 + b - 1, -2 - b + 1]])
     assert statistics.TwoWay.of(values).error() == pytest.approx((variance**0.5, freedom))
+
+
+def test_seeds_that_scatter_just_as_the_rest_does_have_one_interval_in_whatever_order_they_come():
+    # Of both mean squares, equal on paper, rounding may make either the larger one.
+    d = np.array(
+        [
+            [1, -3, 4, -2, -1, 0],
+            [1, -1, 3, 1, -1, 4],
+            [-2, -1, 2, 4, -4, 0],
+            [-1, -1, -3, -2, -1, 1],
+            [2, -1, -4, 3, 2, 4],
+        ]
+    )
+    ends = [effects.interval(d[list(order)] / 4).low for order in permutations(range(5))]
+    assert ends == pytest.approx([ends[0]] * len(ends))
 
 
 def test_arena_hard_counts_strong_verdicts_three_times():

@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import answer, figures, search_table, statistics, tables, trial_tables
+from slime_ray.analysis import figures, report, rows, statistics, tables, trial_tables
 
 from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
 from .ends import score_ends
-from .latex import assert_compiles
 
 
 @pytest.fixture(scope="session")
@@ -151,9 +150,9 @@ def test_without_a_judge_accuracy_leads_and_no_win_rate_is_claimed(unjudged_run)
 def test_temperatures_of_categories_are_named_with_them_and_nothing_is_said_where_there_are_none():
     decoding = {"temperature": 0.0, "temperatures": {"writing": 0.7, "stem": 0.1}, "batch": 4}
     words = "temperature 0.0, batch 4, temperature 0.7 for writing, temperature 0.1 for stem"
-    assert tables.decoding_words({"decoding": decoding}) == words
-    assert tables.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
-    assert tables.decoding_words({}) == "not recorded"
+    assert rows.decoding_words({"decoding": decoding}) == words
+    assert rows.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
+    assert rows.decoding_words({}) == "not recorded"
 
 
 def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
@@ -223,45 +222,20 @@ def test_csv_holds_the_numbers_unrounded(main):
 
 def test_the_front_follows_the_goals(judged_run):
     run = results.load(judged_run)
-    frame = search_table.search_trials(run).frame.set_index("trial_id")
+    frame = trial_tables.search_trials(run).frame.set_index("trial_id")
     # 0 to 4 trade win rate for stability; 5 to 7 win as often as 4 and are less stable.
     assert frame["on_front"].sort_index().tolist() == [True] * 5 + [False] * 3
     run.manifest["goals"] = {"stability": "minimize"}
     assert (
-        search_table.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
+        trial_tables.search_trials(run).frame.set_index("trial_id")["on_front"].sort_index().tolist()
         == [False] * 5 + [True] * 3
     )
-
-
-def test_failed_search_trials_are_never_on_the_front(tmp_path):
-    add_trial(tmp_path, "s1", phase="search", won=[0.0, 0.0], stability=0.1)
-    add_trial(tmp_path, "s2", phase="search", status="diverged", reason="nan", won=[1.0, 1.0], stability=0.9)
-    frame = search_table.search_trials(results.load(finish(tmp_path))).frame.set_index("trial_id")
-    assert frame["on_front"].to_dict() == {"s1": True, "s2": False}
 
 
 def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
     run = results.load(judged_run)
     run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
     assert trial_tables.failures(run).frame["reason"].tolist() == ["out of memory", "loss became nan", "killed"]
-
-
-def test_runs_of_any_size_have_tables(one_trial_run, failed_run, search_only_run):
-    assert len(tables.win_rate_stability(results.load(one_trial_run)).frame) == 1
-    failed = tables.win_rate_stability(results.load(failed_run))
-    assert failed.frame["stability"].tolist() == [0.0, 0.0]
-    assert "failed 2 of 2: no memory" in failed.text()
-    searched = results.load(search_only_run)
-    for table in (
-        tables.win_rate_stability(searched),
-        search_table.search_trials(searched),
-        trial_tables.failures(searched),
-    ):
-        assert table.text()
-        assert table.markdown()
-        assert table.latex()
-        assert table.html()
-    assert len(outcomes(0.5)) == PROMPTS
 
 
 def test_small_shares_of_spikes_are_not_printed_as_none(tmp_path):
@@ -303,7 +277,7 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
     assert table.frame["win_rate_mark"].tolist() == ["best", "best"]
     cells = next(column.cells for column in table.columns if column.head.startswith("win rate"))
     assert cells == (f"{100 * np.mean(won):.1f}", "0.0")
-    _, said = answer.answer(run, table)
+    _, said = report.answer(run, table)
     assert "(too few prompts for an interval)" in said[0]
     figures.pareto(run, table=table)
     for text in (table.text(), table.markdown(), table.html(), *said):
@@ -334,10 +308,6 @@ def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_
     table = tables.win_rate_stability(results.load(finish(tmp_path)))
     for name in ("win_rate", "win_rate_low", "win_rate_high"):
         assert row(table, "b")[name] == row(table, "a")[name]
-
-
-def test_latex_compiles_in_a_plain_document(main, judged_run, tmp_path):
-    assert_compiles(tmp_path, main, search_table.search_trials(results.load(judged_run)))
 
 
 def test_latex_asks_for_no_font_encoding(main):
@@ -449,6 +419,6 @@ def test_rows_without_a_stability_are_not_called_the_most_stable(tmp_path):
     for label in "ab":
         add_trial(tmp_path, label, label=label, won=outcomes(0.5), stability=None)
     run = results.load(finish(tmp_path))
-    _, said = answer.answer(run, tables.win_rate_stability(run))
+    _, said = report.answer(run, tables.win_rate_stability(run))
     assert said
     assert not any("nan" in sentence or "most stable" in sentence for sentence in said)

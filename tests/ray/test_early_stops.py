@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.util import placement_group_table
-from slime_ray.analysis.search_table import search_trials
+from slime_ray.analysis.trial_tables import search_trials
 
 from slime_ray.on_ray import monitor
 from slime_ray.on_ray.connection import descendants

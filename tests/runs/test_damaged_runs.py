@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from slime_ray.analysis.answer import asked, facts
 from slime_ray.analysis.comparing import differences
 from slime_ray.analysis.judging import _took
+from slime_ray.analysis.methods import asked, facts
 from slime_ray.analysis.report import write_report
 
 from slime_ray import cli

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-from slime_ray.analysis import effects, factorial_table
+from slime_ray.analysis import factorial_table
 
 from slime_ray.config.design import COMPONENTS
 from slime_ray.planning.tables import table
@@ -87,17 +86,6 @@ def claim_cases() -> Iterator[tuple[str, str, DrawDifferences, frozenset[str]]]:
         for study, spread in ((CALM, "1.5"), (RESTLESS, "2.5")):
             planted = study.with_rates((0.60, 0.60 - points / 100, 0.60, 0.60, 0.60))
             yield f"one of {points} points", f"8 seeds that differ by {spread}", leave_one_out(planted), frozenset("1")
-
-
-def shapley_gap(studies: int) -> float:
-    """The largest gap between the sum of all Shapley values and the total effect, over studies."""
-    weights, total = factorial_table.shapley_weights(COMPONENTS), factorial_table.total_weights(COMPONENTS)
-    gaps = []
-    for seed in range(studies):
-        outcomes = replace(CALM, shifts=FACTORIAL, prompts=50).draw(np.random.default_rng(seed))
-        values = [effects.interval(factorial_table.contrast(own, outcomes)).value for own in weights.values()]
-        gaps.append(abs(sum(values) - effects.interval(factorial_table.contrast(total, outcomes)).value))
-    return max(gaps)
 
 
 def claims_table(claims: Sequence[Claimed]) -> str:

@@ -182,7 +182,7 @@ def knee_cases(count: int, *, trials: int, noise: float) -> list[Edge]:
     """
     goal = np.linspace(0.3, 0.7, trials)
     truth = np.stack([goal, 1 - ((goal - 0.3) / 0.4) ** 2 * 0.6], axis=1)
-    knee = front.knee(truth).trial
+    knee, _, _ = front.knees(truth)
     held, likely, widths = np.zeros(3), np.zeros(2), []
     for seed in range(count):
         rng = np.random.default_rng(seed)

@@ -83,8 +83,8 @@ def count(name: str, spread: float, *, leagues: int) -> Planted:
     for seed in range(leagues):
         rng = np.random.default_rng(seed)
         outcomes = study.draw(rng)
-        differences = {" ".join(pair): outcomes[int(pair[0])] - outcomes[int(pair[1])] for pair in pairs}
-        claims = dict(zip(pairs, effects.claims(differences, flips=FLIPS).values(), strict=True))
+        differences = {pair: outcomes[int(pair[0])] - outcomes[int(pair[1])] for pair in pairs}
+        claims = effects.claims(differences, flips=FLIPS)
         ranks = league.ranks(claims)
         ends = np.array([ranks[str(entry)] for entry in range(len(rates))])
         covered += ((ends[:, 0] <= truth[:, 0]) & (ends[:, 1] >= truth[:, 1])).tolist()

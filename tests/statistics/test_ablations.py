@@ -72,10 +72,6 @@ def test_as_many_seeds_as_foretold_settle_it_in_four_of_five_studies():
     assert found.power == pytest.approx(0.8, abs=0.02 + tolerance(0.8, STUDIES))
 
 
-def test_shapley_values_add_up():
-    assert ablation_cases.shapley_gap(20) < 1e-9
-
-
 def test_the_truths_are_what_many_seeds_and_prompts_come_to():
     study = Study((0.0, 0.5, -1.0), 300, 2_000, seeds_differ=0.3, own=0.5, together=0.2, alike=0.3)
     drawn = study.draw(np.random.default_rng(0)).mean(axis=(1, 2))

@@ -1,22 +1,26 @@
-"""A methods paragraph and an appendix in LaTeX, from a run's manifest, its settings and the report's own tables."""
+"""How a run was made and measured: in words for the page, and in LaTeX for a paper."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 
 from slime_ray.config.league import League
-from slime_ray.runs.notes import PARTS
+from slime_ray.runs import notes as run_notes
 from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
+from slime_ray.runs.stability_v1 import TOLERANCES
 
-from .answer import asked, facts, methods
+from . import effects, rows, statistics
 from .printing import Column, Table, latex_text, one_line
-from .rows import baseline_of, is_judged, name_of, of_label
+from .rows import PARTS, baseline_of, decoding_words, is_judged, judge_of, name_of, of_label, version_of
 from .sections import Entry, Findings
 
+Facts = list[tuple[str, str]]
+"""What is told, and what there is to tell."""
 TABLES = (
     *("league_checkpoints", "league", "league_pairs", "league_tuning", "win_rate_stability", "ablation_checkpoints"),
     *("ablation", "factorial", "judging", "corrected", "panel", "agreement", "search_winners"),
@@ -37,6 +41,132 @@ MOST, LONGEST = 4, 12
 """Values of a setting that are listed, and characters of a number that was written and not drawn."""
 Flat = dict[str, Any]
 """Settings by path."""
+
+
+def methods(found: Findings) -> list[str]:
+    """Return a note for each estimator that the report uses, after what of the data was not trained on as given."""
+    limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
+    version = version_of(found.run)
+    notes = [
+        *map(one_line, run_notes.data_notes(found.run.manifest.get("data") or {})),
+        "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
+        "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
+        "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
+        f"Interval of a win rate: 95 %, Wilson's score on the effective number of prompts, {statistics.PRIOR} of a "
+        "prompt added to wins and to losses in how they scatter. With "
+        f"{statistics.FEWEST_SEEDS} or more seeds it is over seeds and prompts, by the two-way analysis below; prompts "
+        "that a seed has no verdict for add nothing to its width. With fewer it is of these checkpoints, over prompts, "
+        "both orders and all seeds of a prompt kept together.",
+        "Separable: the 95 % interval of the paired difference on the same seeds and prompts leaves 0 out: Student's "
+        f"t, over prompts, and with {statistics.FEWEST_SEEDS} or more common seeds over seeds and prompts (two-way "
+        "analysis of variance, random effects, Satterthwaite's degrees of freedom). Every row is compared with the "
+        "best one; nothing is corrected for the number of comparisons.",
+        *rows.topic_notes(found.run),
+        f"Stability ({version}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a trial that "
+        "failed or diverged, else 1. Mean over all seeds. S is 0.5 when one part is at its tolerance. Its interval, "
+        "where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out pairs, "
+        "prompts and blocks of updates.",
+        "K: full-vocabulary KL divergence from the SFT checkpoint per generated token, on the policy's own answers.",
+        "σ: standard deviation (n − 1) of the win rate over seeds. Drift: mean log-probability per token of the "
+        "held-out chosen completions, minus that of the SFT checkpoint.",
+        "The sentinel estimates the parts of stability during training, on a few held-out pairs and prompts; its "
+        "alarms are no part of any score.",
+    ]
+    if len(found.judging.frame):
+        notes += [
+            "W_AH: Arena-Hard's score, in which a strong verdict counts as three votes. LC: the length-controlled "
+            "win rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's "
+            "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt, and so not "
+            "AlpacaEval's number). *: extrapolated, as few answers are near equal length. Their intervals are over "
+            "prompts: that of W_AH a rate's, of LC Student's on the log odds with robust errors. Consistent: share of "
+            "answers whose two valid verdicts name the same winner, or a tie.",
+        ]
+    if found.cells:
+        notes += [
+            "Effect of a cell: its outcomes minus those of the cell that it is compared with, paired by seed and "
+            f"prompt. Tests: {'; '.join(effects.TESTS.values())}. Each is corrected by Holm over all comparisons of "
+            "its table, in one metric that was declared beforehand; a cell matters where all stay below "
+            f"{effects.LEVEL}, with {statistics.FEWEST_SEEDS} seeds or more. One seed decides where leaving it out "
+            "changes that.",
+            "Seeds that would settle a comparison: at which the t over seeds and the t over seeds and prompts would, "
+            "with the variance components seen here, each find a true difference of the size observed in four of "
+            "five tries.",
+        ]
+    if found.factorial is not None and len(found.factorial.frame):
+        notes += [
+            "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half "
+            "the change that one's presence makes to the effect of the other. Shapley value: exact, over all cells. "
+            "All are linear in the cells, and their intervals those of the same sum for each seed and prompt.",
+        ]
+    if len(found.search_trials.frame):
+        notes += [
+            "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
+            "Front: finished search trials that no other finished one equals or beats in all goals and beats in one. "
+            "Knee: the trial of the front farthest beyond the line through its two ends, each goal as a share of the "
+            "front's range (Das 1999); how sure it is: resamples of prompts, held-out pairs and updates.",
+            "Importance: PED-ANOVA (Watanabe et al. 2023), the divergence between a knob's values among the best "
+            "trials and among all; its intervals are percentiles over resampled trials.",
+            "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: "
+            "unbiased, without replacement, over the trials at hand (Tang et al. 2020).",
+        ]
+    return notes
+
+
+def asked(run: Run) -> Facts:
+    """What the run was to do: arms, seeds, search, goals, judge, decoding."""
+    manifest = run.manifest
+    experiment = manifest.get("experiment") or {}
+    arms = [str(arm.get("label", "")) for arm in experiment.get("arms") or [] if isinstance(arm, dict)]
+    knobs = [path.rpartition(".")[2] for path in (experiment.get("search") or {}).get("dimensions") or {}]
+    budget = experiment.get("budget") or {}
+    confirm = budget.get("confirm") or {}
+    winners = f"; the best {confirm['best']} confirmed with {confirm.get('seeds')} seeds" if confirm.get("best") else ""
+    said = [
+        ("arms", ", ".join(arms) or "none"),
+        ("seeds", ", ".join(str(seed) for seed in manifest.get("seeds") or []) or "none recorded"),
+        ("search", f"{budget.get('trials')} trials over {', '.join(knobs)}{winners}" if knobs else "none"),
+        ("goals", ", ".join(f"{way} {goal}" for goal, way in (manifest.get("goals") or {}).items()) or "none recorded"),
+        ("judge", judge_of(run)),
+        ("decoding", decoding_words(manifest)),
+    ]
+    return [(key, one_line(value)) for key, value in said]
+
+
+def facts(run: Run) -> Facts:
+    """What the manifest says of when, with what and on what the run was made."""
+    manifest, trials = run.manifest, run.trials
+    data = manifest.get("data") or {}
+    counts = {key: value for key, value in data.items() if isinstance(value, (int, float))}
+    skipped = data.get("skipped") or data.get("rows_skipped") or []
+    skips = [f"{item.get('count')} {item.get('reason')}" if isinstance(item, dict) else str(item) for item in skipped]
+    ends = {str(status): int(count) for status, count in trials["status"].value_counts().sort_index().items()}
+    truncated = {
+        name: ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in numbers.items() if isinstance(value, int))
+        for name, numbers in (data.get("truncated") or {}).items()
+        if isinstance(numbers, dict)
+    }
+    said: list[tuple[str, Any]] = [
+        ("started", manifest.get("created")),
+        ("finished", manifest.get("finished") or "not finished"),
+        ("command", " ".join(redact(list(map(str, manifest.get("command") or []))))),
+        ("trials", f"{len(trials)}: {', '.join(f'{count} {status}' for status, count in ends.items())}"),
+        ("cost", f"{trials['total_seconds'].sum():.0f} trial seconds, {int(trials['tokens'].sum()):,} training tokens"),
+        ("slime_ray", manifest.get("slime_ray")),
+        ("versions", _pairs(manifest.get("versions"))),
+        ("machine", _pairs(manifest.get("host"))),
+        ("data", _pairs(counts)),
+        ("rows skipped", "; ".join(skips) or "none"),
+        *((f"cut, {name}", words) for name, words in truncated.items()),
+        ("hashes", _pairs(manifest.get("hashes"))),
+        ("inputs", _pairs(manifest.get("inputs"))),
+        ("fingerprint", manifest.get("fingerprint")),
+        ("stability", manifest.get("stability_version")),
+    ]  # fmt: skip
+    return [(key, one_line(str(value))) for key, value in said if value not in (None, "")]
+
+
+def _pairs(mapping: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items())
 
 
 def paper(findings: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
@@ -78,7 +208,7 @@ def methods_paragraph(findings: Findings) -> list[str]:
     # The adapters are null where every weight is trained, and else have settings of their own.
     how = "every weight trained" if settings and all("model.lora" in each for each in settings) else None
     data = run.manifest.get("data") or {}
-    sizes = [f"{data[part]} {words}" for part, words in PARTS.items() if isinstance(data.get(part), int)]
+    sizes = [f"{data[part]} {words}" for part, words in run_notes.PARTS.items() if isinstance(data.get(part), int)]
     return [
         _of("Model", settings, *(f"model.{name}" for name in MODEL), more=[how]),
         _of("Data", settings, "data.train", "data.revision", "data.max_tokens", more=sizes or [f"sizes {UNKNOWN}"]),

@@ -1,18 +1,21 @@
-"""Every kind of search has its figures, or a sentence in their place."""
+"""Every kind of search and of design that varies knobs has its figures, or none where there is nothing to see."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import knob_figures, sections
-from slime_ray.analysis.figures import WIDTH, render, style
+from slime_ray.analysis import ablation_table, figures, knob_figures, sections, tables
+from slime_ray.analysis.ablation_table import Cells
+from slime_ray.analysis.figures import WIDTH, style
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
 from slime_ray.analysis.sections import Findings
 
+from slime_ray.config.design import Design
 from slime_ray.runs import results
 
+from .designs import cell, knobs, outcomes, run_of
 from .searches import points_run, search_run
 
 
@@ -69,7 +72,7 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
 def test_a_search_of_two_goals_has_all_of_them():
     found = Findings(search_run(100))
     tables, figures = made(found)
-    assert set(figures) == {"search_importance", "search_slices", "search_contours", "search_parallel", "search_budget"}
+    assert set(figures) == {"search_importance", "search_slices", "search_budget"}
     assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
     said = found.search.sentences()
     assert any("is the most important knob" in sentence for sentence in said)
@@ -82,12 +85,6 @@ def test_a_run_without_a_search_has_nothing_to_understand():
     search = Findings(run).search
     assert all(table.frame.empty for table in (search.front, search.importance, search.budget, search.winners))
     assert search.sentences() == []
-
-
-def test_figures_repeat_bit_for_bit():
-    searched = Searched.of(search_run(12))
-    for draw in (knob_figures.contours, knob_figures.parallel):
-        assert render(draw(searched, [0, 1])) == render(draw(searched, [0, 1]))
 
 
 def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
@@ -117,33 +114,6 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
         assert not axis.get_minorticklocs().size
 
 
-def test_the_smoothed_mean_follows_its_trials_and_ends_where_there_are_none():
-    run = search_run(200)
-    searched = Searched.of(run)
-    first, second = searched.knobs[:2]
-    places = searched.places[:, :2]
-    x, y, means = knob_figures.smoothed(first, second, places, places[:, 0])
-    assert (x[0], x[-1]) == (first.low, first.high)
-    assert y[-1] == pytest.approx(second.high)
-    # The value is the first knob itself: it grows from left to right, but for the pull towards the middle at the ends.
-    assert means[20, 5] == pytest.approx(x[5], abs=0.25)
-    assert means[20, 34] == pytest.approx(x[34], abs=0.25)
-    near_a_corner = (first.unit(places[:, 0]) < 0.3) & (second.unit(places[:, 1]) < 0.3)
-    *_, means = knob_figures.smoothed(first, second, places[near_a_corner], places[near_a_corner, 0])
-    assert not means.mask[0, 0]
-    assert means.mask[-1, -1]
-
-
-def test_a_missing_knob_is_a_gap_in_the_parallel_coordinates():
-    searched = Searched.of(search_run(30))
-    columns = list(range(len(searched.knobs)))
-    place = [knob.name for knob in searched.knobs].index("warmup_fraction")
-    (axes, _) = knob_figures.parallel(searched, columns).axes
-    lines = [path.vertices for drawn in axes.collections for path in drawn.get_paths()]
-    heights = np.array(lines)[:, :, 1]
-    assert np.isnan(heights[:, place]).sum() == np.isnan(searched.places[:, place]).sum()
-
-
 def test_the_knobs_are_those_that_matter_most_first():
     understanding = Findings(search_run(100)).search
     names = [understanding.searched.knobs[column].name for column in understanding.by_importance()]
@@ -158,3 +128,87 @@ def test_lines_that_several_panels_of_a_budget_have_are_named_in_the_first(kind,
     assert [axes.get_legend() is not None for axes in panels] == named
     lines = {line.get_label() for axes in panels for line in axes.lines if not str(line.get_label()).startswith("_")}
     assert lines == {text.get_text() for axes in panels if axes.get_legend() for text in axes.get_legend().texts}
+
+
+MARGIN, ANCHOR = "objective.hard_margin", "objective.anchor_weight"
+
+
+def drawn(design, rates):
+    """The figure and the table of a design with these win rates by label."""
+    rng = np.random.default_rng(0)
+    run = run_of(design, {label: outcomes(rng, rate, prompts=150) for label, rate in rates.items()})
+    found = Cells.of(run, design)
+    table = ablation_table.ablation(found, tables.win_rate_stability(run))
+    return knob_figures.sensitivity(found, table), table
+
+
+@pytest.fixture(scope="module")
+def two_knobs():
+    design = knobs("sensitivity", {MARGIN: 1.5, ANCHOR: 0.1}, {MARGIN: 3.0}, {MARGIN: 0.5}, {ANCHOR: 0.0})
+    return drawn(design, {"center": 0.6, "hard_margin-3.0": 0.6, "hard_margin-0.5": 0.3, "anchor_weight-0.0": 0.6})
+
+
+def lines(axes):
+    """The lines between points, without their bars."""
+    return [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+
+
+def test_any_number_of_knobs_fits_on_a_page_with_the_values_turned():
+    paths = [f"objective.{name}" for name in ("anchor_weight", "stabilizer_strength", "hard_margin", "soft_margin")]
+    design = knobs("sensitivity", dict.fromkeys(paths, 0.1), *({path: 1.0} for path in paths))
+    figure, _ = drawn(design, {one.label: 0.5 for one in design.cells})
+    assert figure.get_figwidth() == figures.WIDTH
+    assert {text.get_rotation() for axes in figure.axes[4:] for text in axes.get_xticklabels()} == {45}
+
+
+def test_each_knob_has_a_column_with_its_values_in_order_and_the_center_in_all(two_knobs):
+    figure, table = two_knobs
+    upper, lower = figure.axes[:2], figure.axes[2:]
+    assert [axes.get_xlabel() for axes in lower] == ["hard_margin", "anchor_weight"]
+    assert [text.get_text() for text in lower[0].get_xticklabels()] == ["0.5", "1.5", "3.0"]
+    assert [text.get_text() for text in lower[1].get_xticklabels()] == ["0.0", "0.1"]
+    rates = table.frame.set_index("label")["win_rate"]
+    (line,) = lines(upper[0])
+    assert line.get_ydata() == pytest.approx(100 * rates[["hard_margin-0.5", "center", "hard_margin-3.0"]])
+    (line,) = lines(lower[1])
+    assert line.get_ydata() == pytest.approx([0.5, 0.5])
+
+
+def test_the_center_is_a_diamond_and_only_what_is_separable_from_it_is_filled(two_knobs):
+    figure, _ = two_knobs
+    points = [container.lines[0] for container in figure.axes[0].containers]
+    assert [point.get_marker() for point in points] == ["o", "D", "o"]
+    assert [point.get_markerfacecolor() == "white" for point in points] == [False, False, True]
+
+
+def test_bars_are_the_intervals_of_the_table(two_knobs):
+    figure, table = two_knobs
+    own = table.frame.set_index("label").loc["hard_margin-0.5"]
+    (bar,) = figure.axes[0].containers[0].lines[2]
+    ends = bar.get_segments()[0][:, 1]
+    assert ends == pytest.approx([100 * own["win_rate_low"], 100 * own["win_rate_high"]])
+
+
+def test_centers_have_lines_of_their_own_and_controls_none():
+    path = "objective.stabilizer_exponent"
+    cells = []
+    for center in ("paper", "released"):
+        about = {"center": center, "reference": f"{center}-p2.5"}
+        cells += [
+            cell(f"{center}-p2.5", levels={path: 2.5}, **about),
+            cell(f"{center}-p1", levels={path: 1.0}, **about),
+            cell(f"{center}-p1-matched", levels={path: 1.0}, control=True, **about),
+        ]
+    figure, _ = drawn(Design(kind="exponent", cells=cells), {one.label: 0.5 for one in cells})
+    assert [line.get_label() for line in lines(figure.axes[0])] == ["paper", "released"]
+    assert [len(line.get_xdata()) for line in lines(figure.axes[0])] == [2, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["paper", "released"]
+    assert figures.render(figure, "svg")["svg"].startswith(b"<?xml")
+
+
+def test_a_cell_without_results_leaves_a_gap():
+    design = knobs("exponent", {"p": 2.5}, {"p": 1.0}, {"p": "off"})
+    figure, _ = drawn(design, {"center": 0.5, "p-off": 0.5})
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["1.0", "2.5", "off"]
+    (line,) = lines(figure.axes[0])
+    assert line.get_xdata() == pytest.approx([1.0, 2.0])

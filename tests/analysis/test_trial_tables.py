@@ -1,20 +1,20 @@
-"""Both estimates of a confirmed winner, against values by hand."""
+"""Both estimates of a confirmed winner, and alarms, on trials made by hand."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.search_table import winners
-from slime_ray.analysis.sections import Findings, made
 from slime_ray.analysis.tables import win_rate_stability
+from slime_ray.analysis.trial_tables import alarms, winners
 
 from slime_ray.runs import results
+from slime_ray.runs.results import Run
 
 from .conftest import add_trial, finish
-from .searches import points_run
 
 WON = {"search-0001": [1.0] * 20 + [0.0] * 4, "search-0002": [1.0] * 18 + [0.0] * 6}
 AGAIN = {"search-0001": [[1.0] * 12 + [0.0] * 12, [1.0] * 18 + [0.0] * 6], "search-0002": [[1.0] * 24, [1.0] * 24]}
@@ -87,15 +87,36 @@ def test_the_confirmed_stability_and_its_interval_are_those_of_the_main_table(ru
             assert frame.loc[label, f"stability_confirmed{end}"] == own.loc[label, f"stability{end}"]
 
 
-def names_of(run: results.Run) -> list[str]:
-    return [entry.name for entry, _ in made(Findings(run)) if entry.name.startswith("search_")]
+def watched(*trials):
+    columns = ("label", "phase", "status", "stability", "alarm")
+    return Run(
+        Path("watched"),
+        pd.DataFrame(trials, columns=columns),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        {"name": "watched"},
+    )
 
 
-def test_the_report_of_a_search_has_the_table_before_its_front(run):
-    names = names_of(results.load(run))
-    assert names.index("search_winners") < names.index("search_front")
+def test_detections_and_false_alarms_are_counted_by_how_runs_ended():
+    table = alarms(
+        watched(
+            ("good", "arm", "completed", 0.4, None),
+            ("good", "arm", "completed", 0.5, "length shift, answers 4.00 times as long at step 9"),
+            ("bad", "arm", "completed", 0.01, "unlearning, chosen drift -0.31 nat/token at step 120"),
+            ("bad", "arm", "stopped", 0.02, "broken outputs, 5 of 5 answers (3 no_stop, 2 format) at step 30"),
+            ("bad", "arm", "diverged", 0.0, None),
+            ("search-0001", "search", "completed", 0.3, None),
+            ("search-0002", "search", "failed", 0.0, None),
+        )
+    )
+    assert table.frame["label"].tolist() == ["good", "bad", "search"]
+    assert table.frame["alarms"].tolist() == [1, 2, 0]
+    assert table.columns[3].cells == ("9", "30–120", "–")
+    assert table.columns[5].cells == ("length shift 1", "unlearning 1, broken outputs 1", "–")
+    assert "Of 3 runs that ended with S below 0.05, 2 had raised an alarm; of 3 others, 1." in table.notes[0]
 
 
-def test_a_search_without_confirmations_has_no_such_table():
-    assert "search_front" in (names := names_of(points_run([(0.2, 0.9), (0.8, 0.1)])))
-    assert "search_winners" not in names
+def test_a_run_without_alarms_has_no_table():
+    assert alarms(watched(("good", "arm", "completed", 0.4, None))).frame.empty

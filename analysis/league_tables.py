@@ -1,0 +1,356 @@
+"""Tables of a league and its sentences: standings, pairs, what tuning bought, what the defaults give."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slime_ray.config.league import DEFAULTS, LEARNING_RATE, entry_of
+from slime_ray.runs import results
+
+from . import effects, rows, statistics
+from .ablation_table import p_words
+from .front import expected_best
+from .knobs import is_number, unit_of
+from .league import Member, Standings
+from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, number, numbers
+from .rows import FINISHED, basis
+from .stability import stability_cell
+from .statistics import Interval
+
+SHOWN = (1, 2, 4, 8, 16, 32)
+"""Numbers of tuning trials whose expected best is printed, up to all there are."""
+COVERED, ESTIMATED = 5, 2
+"""Trials to each of k for the expected best of k to be printed with an interval, and to be printed at all."""
+
+
+def standings(found: Standings) -> Table:
+    """A row per entry, the best first; what has no confirmed winner last, with its reason."""
+    known = found.main.by("label")
+    frame = pd.DataFrame([_standing(found, member, known) for member in found.members.values()])
+    frame = frame.sort_values([found.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
+    frame["rank"] = frame[found.rate].rank(ascending=False, method="min").where(frame["rank_low"].notna())
+    rate = unit_of(found.rate)[0]
+    measured = f"{rate} against {rows.baseline_of(found.run)}'s answers, judge {rows.judge_of(found.run)}"
+    return Table(
+        frame=frame,
+        caption=f"{rows.name_of(found.run)}: {len(frame)} entries, {found.league.trials} tuning trials each, winners "
+        f"confirmed with {found.league.seeds} seeds on other prompts. "
+        + (f"{measured}." if found.rate == "win_rate" else f"Not judged: {rate} on held-out pairs leads instead."),
+        notes=_notes(found, frame),
+        columns=(
+            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
+            Column(f"{rate} [95 %]", interval_cells(frame, found.rate, 1, scale=100), keep=9),
+            Column("not separable", tuple(frame["letters"]), numeric=False, keep=9),
+            Column("rank [95 %]", interval_cells(frame, "rank", 0), keep=8),
+            Column("stability S [95 %]", cells(frame, stability_cell), keep=8),
+            Column("learning rate", cells(frame, lambda row: short(row["learning_rate"])), keep=6),
+            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']:.0f}/{row['seeds']:.0f}"), keep=5),
+            Column("tuned", cells(frame, lambda row: f"{row['completed']:.0f}/{row['trials']:.0f}"), keep=5),
+            Column("tokens", cells(frame, lambda row: f"{row['tokens']:,.0f}"), keep=4),
+            Column("worker-min", numbers(frame, "seconds", 1, scale=1 / 60), keep=4),
+            Column("verdicts", cells(frame, lambda row: f"{row['verdicts']:,}"), keep=3),
+            Column("winner", cells(frame, lambda row: row["winner"] or ABSENT), numeric=False, keep=3),
+        ),
+        remarks=tuple(frame["note"]),
+    )
+
+
+def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dict[str, Any]:
+    label, winner = member.entry.label, member.winner
+    row = known.get(winner, {})
+    ends = statistics.interval_names("win_rate", "stability")
+    others = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
+    low, high = found.ranks.get(label, (np.nan, np.nan))
+    trials = found.run.trials
+    own = trials[(trials["trial_id"].map(entry_of) == label) | (trials["label"] == winner)]
+    of_answers = found.run.answers[found.run.answers["trial_id"].isin(own["trial_id"])]
+    rate = results.KNOB + LEARNING_RATE
+    chosen = member.trials[member.trials["trial_id"] == winner]
+    values = {name: row.get(name, np.nan) for name in [*ends, *others]}
+    if found.rate == "preference_accuracy":
+        values |= statistics.columns({"preference_accuracy": found.interval(found.of_entry(label))})
+    return {
+        "entry": label,
+        "objective": member.entry.objective,
+        **values,
+        "letters": found.groups.get(label, ""),
+        "rank_low": low,
+        "rank_high": high,
+        "learning_rate": float(chosen[rate].iloc[0]) if len(chosen) and rate in chosen else np.nan,
+        "winner": winner or "",
+        "completed": int((member.trials["status"] == FINISHED).sum()),
+        "trials": found.league.trials,
+        "tokens": int(own["tokens"].fillna(0).sum()),
+        "seconds": float((own["total_seconds"].fillna(0) * own["workers"].fillna(1)).sum()),
+        "verdicts": int(of_answers[["verdict_ab", "verdict_ba"]].count().sum()),
+        "note": _note(member, row),
+    }
+
+
+def _note(member: Member, row: Mapping[str, Any]) -> str:
+    completed = (member.trials["status"] == FINISHED).any()
+    why = "no completed trial keeps the constraints" if completed else "no trial completed"
+    said = [] if row else ["no confirmed winner" if member.winner else why]
+    for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
+        reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
+        more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
+        said.append(f"tuning: {status} {len(ended)}: {reasons[0] if reasons else 'no reason was recorded'}{more}")
+    return "; ".join([*said, *filter(None, [_main_note(row)])])
+
+
+def _main_note(row: Mapping[str, Any]) -> str:
+    """The note of a row of the main table, which says of all of them that they are confirmed."""
+    return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
+
+
+def short(value: Any) -> str:
+    """A knob's value with three digits."""
+    if not is_number(value):
+        return ABSENT if value is None else str(value)
+    return ABSENT if pd.isna(value) else f"{value:.3g}"
+
+
+def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
+    notes = [f"How winners were chosen: {found.league.rule}."]
+    if found.few:
+        notes.append(
+            f"These checkpoints only: {found.few} common seeds cannot say how a method does over other seeds, so "
+            f"nothing is separated and no rank is given. Give {statistics.FEWEST_SEEDS} seeds or more (league.seeds)."
+        )
+    else:
+        notes.append(
+            "not separable: entries that share a letter are not told apart, by all tests below "
+            f"{effects.LEVEL} after Holm's correction over all {len(found.differences)} pairs. rank: of the "
+            f"{len(found.ranks)} confirmed, 95 % for each entry alone, by the same tests "
+            "against every other one, corrected by Holm over these (Mogstad et al. 2024)."
+        )
+        if lacking := [label for label in found.groups if np.isnan(found.ranks[label][0])]:
+            notes.append(
+                f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
+                "not separable from any, and the ranks of the others leave open on which side of it they are."
+            )
+    seeds = {label: seeds for label, (seeds, _) in found.confirmed.items()}
+    if len(seeds) > 1 and (left := rows.left_out(seeds)):
+        notes.append(f"Pairs are compared on the seeds that both have. Not common to all: {left}.")
+    notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
+    notes.append(
+        f"{'One' if found.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from another "
+        "one is not in these intervals. tuned: trials that completed. "
+        "tokens, worker-min (GPU-minutes on GPUs), verdicts: of tuning and of the winner's confirmation, added up over "
+        "trials and workers that ran side by side."
+    )
+    if frame["completed"].min() < found.league.trials:
+        notes.append("An entry whose trials failed or diverged keeps its place; its winner is of those that completed.")
+    return notes
+
+
+def pairs(found: Standings) -> Table:
+    """Every pair: the better one minus the other."""
+    records = []
+    for (one, other), d in found.differences.items():
+        claim = found.claims.get((one, other))
+        score = found.stability_claims.get((one, other))
+        both = {"difference": claim, "stability_difference": score}
+        verdict = "nothing in common" if claim is None else "separable" if claim.matters else claim.verdict
+        records.append(
+            {
+                "better": one,
+                "other": other,
+                **statistics.columns({name: each.effect.difference if each else None for name, each in both.items()}),
+                **effects.p_columns(claim),
+                "stability_p": np.nan if score is None else score.p,
+                "seeds": 0 if d is None else len(d),
+                "prompts": 0 if d is None else d.shape[1],
+                "verdict": verdict,
+            }
+        )
+    if not records:
+        return empty("Fewer than two entries have a confirmed winner: there is no pair.", "better")
+    frame = pd.DataFrame(records)
+    return Table(
+        frame=frame,
+        caption="Every pair of entries, the first minus the second in points, paired by seed and prompt.",
+        notes=[
+            "Intervals are of one comparison each, not corrected; corrected p is Holm's over all pairs, the largest of "
+            f"the tests ({'; '.join(effects.TESTS.values())})."
+        ],
+        columns=(
+            Column("entry", tuple(frame["better"]), numeric=False, keep=10),
+            Column("minus", tuple(frame["other"]), numeric=False, keep=10),
+            Column("difference [95 %]", interval_cells(frame, "difference", 1, scale=100), keep=9),
+            Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
+            Column("S difference [95 %]", interval_cells(frame, "stability_difference"), keep=7),
+            Column("corrected p of S", cells(frame, lambda row: p_words(row["stability_p"])), keep=6),
+            Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
+            Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
+        ),
+    )
+
+
+def tuning(found: Standings) -> Table:
+    """What more tuning trials buy: the expected best of k on the selection prompts, and the winner as confirmed."""
+    lead, trials = found.rate, found.league.trials
+    shown = [k for k in SHOWN if ESTIMATED * k <= trials]
+    records = []
+    for label in found.members:
+        values = found.searched(label)
+        best = {f"best_of_{k}": best_of(values, k) for k in shown}
+        best["confirmed"] = found.interval(found.of_entry(label))
+        most = float(values.max()) if len(values) else np.nan
+        records.append({"entry": label, **statistics.columns(best), "best_of_all": most})
+    frame = pd.DataFrame(records).sort_values("confirmed", ascending=False, na_position="last", ignore_index=True)
+    return Table(
+        frame=frame,
+        caption=f"What tuning bought: expected best {unit_of(lead)[0]} of so many of an entry's own trials, as "
+        "searched (one seed, selection prompts), and its winner as confirmed.",
+        notes=[
+            f"An interval (jackknife) covers from {COVERED} trials to each of k on. Without one a value rests on too "
+            f"few trials to say how far off it is; below {ESTIMATED} to each none is given. Trials that did not "
+            "complete count as the worst that did.",
+            "The best of all trials looks better than it is, by luck on one seed and few prompts. Where confirmed "
+            "values lie below even the best of 1, the report prompts may be harder. The winner is chosen by all goals "
+            "and may lie below the best of all.",
+        ],
+        columns=(
+            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
+            *(measure(f"best of {k}", frame, f"best_of_{k}", 1, scale=100, keep=7) for k in shown),
+            Column(f"best of all {trials}", numbers(frame, "best_of_all", 1, scale=100), keep=8),
+            Column("confirmed [95 %]", interval_cells(frame, "confirmed", 1, scale=100), keep=9),
+        ),
+    )
+
+
+def best_of(values: np.ndarray, k: int) -> Interval | None:
+    """Return the expected best of `k` of (trials,) values; None below ESTIMATED trials to each of k.
+
+    The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
+    none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
+    """
+    from scipy.special import stdtrit
+
+    count = len(values)
+    if count < ESTIMATED * k:
+        return None
+    best = float(expected_best(values)[k - 1])
+    if count < COVERED * k:
+        return Interval(best, np.nan, np.nan)
+    without = expected_best(np.stack([np.delete(values, place) for place in range(count)]))[:, k - 1]
+    half = float(stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2) * without.std() * np.sqrt(count - 1))
+    return Interval(best, best - half, best + half)
+
+
+def defaults(found: Standings) -> Table:
+    """How far each winner's knobs lie from its objective's defaults, and what these give at its learning rate."""
+    known = found.main.by("label")
+    records = []
+    for label, member in found.members.items():
+        if member.winner is None:
+            continue
+        chosen = member.trials[member.trials["trial_id"] == member.winner].iloc[0]
+        space = member.entry.search.get("dimensions") or {}
+        # Behind a bracket a dimension's name says when it exists.
+        on_log = {
+            name.partition("[")[0] for name, ways in space.items() if any("log" in way for way in ways if ways[way])
+        }
+        knobs = [
+            _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
+            for path, value in member.entry.defaults.items()
+        ]
+        one, other, gap = found.of_entry(label), found.of_entry(label, DEFAULTS), None
+        if one is not None and other is not None and (d := rows.difference(one, other)) is not None:
+            gap = effects.interval(d, rows.shared_topics([one, other], found.topics))
+        score = found.steadier(label, label, DEFAULTS)
+        records.append(
+            {
+                "entry": label,
+                "knobs": "; ".join(knobs) or "no knobs",
+                **statistics.columns(
+                    {
+                        "tuned": found.interval(one),
+                        "defaults": found.interval(other),
+                        "difference": gap,
+                        "stability_difference": None if score is None else effects.interval(score),
+                    }
+                ),
+                "note": _main_note(known.get(member.winner + DEFAULTS, {})),
+            }
+        )
+    if not records:
+        return empty("No entry has a winner.", "entry")
+    frame = pd.DataFrame(records)
+    return Table(
+        frame=frame,
+        caption="Winners beside their objective's defaults, which are run at the winner's learning rate.",
+        notes=[
+            "knobs: default, then the winner's value; in parentheses their ratio where the knob is searched by its "
+            "logarithm, else their difference. difference: winner minus defaults in points, paired by seed and "
+            "prompt, one comparison each. Without defaults: the winner has them, or they were not run "
+            "(league.defaults)."
+        ],
+        columns=(
+            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
+            Column("knobs", tuple(frame["knobs"]), numeric=False, keep=8),
+            Column("tuned % [95 %]", interval_cells(frame, "tuned", 1, scale=100), keep=7),
+            Column("defaults % [95 %]", interval_cells(frame, "defaults", 1, scale=100), keep=8),
+            Column("difference [95 %]", interval_cells(frame, "difference", 1, scale=100), keep=9),
+            Column("S difference [95 %]", interval_cells(frame, "stability_difference"), keep=6),
+        ),
+        remarks=tuple(frame["note"]),
+    )
+
+
+def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
+    name = path.rpartition(".")[2]
+    words = f"{name} {short(default)} to {short(value)}"
+    if not (is_number(default) and is_number(value)) or pd.isna(value):
+        return words
+    if on_log_scale and default > 0 and value > 0:
+        return f"{words} (x{value / default:.2g})"
+    return f"{words} ({value - default:+.2g})"
+
+
+def sentences(found: Standings, table: Table) -> Sentences:
+    """What a league leaves open, and what it says: who is best, and who is not separable."""
+    frame = table.frame.dropna(subset=[found.rate])
+    open_: list[str] = []
+    settled: list[str] = []
+    for row in table.frame[table.frame[found.rate].isna()].to_dict("records"):
+        open_.append(f"How {row['entry']} does: {row['note'].removesuffix('.') or 'nothing of it was confirmed'}.")
+    if frame.empty:
+        return open_, settled
+    unit = unit_of(found.rate)[0].removesuffix(" %")
+    first = frame.iloc[0]
+    ends = ", ".join(number(first[f"{found.rate}_{end}"], 1, scale=100) for end in ("low", "high"))
+    shape = found.confirmed[str(first["entry"])][1].shape
+    settled.append(
+        f"Highest {unit}: {first['entry']} with {number(first[found.rate], 1, scale=100)} % [{ends}], at stability "
+        f"{number(first['stability'])} ({basis(found.run, *shape, label=str(first['winner']))})."
+    )
+    scored = frame.dropna(subset=["stability"])
+    steady = scored.sort_values("stability", ascending=False, kind="stable").iloc[0] if len(scored) else None
+    if steady is not None:
+        settled.append(
+            f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "
+            f"{number(steady[found.rate], 1, scale=100)} % ({basis(found.run, int(steady['seeds_finished']), 0)})."
+        )
+    if not found.claims:
+        open_.append("Which entries differ: no two of them have confirmed seeds in common.")
+        return open_, settled
+    if found.few:
+        open_.append("Which entries differ: with so few seeds it is about these checkpoints only.")
+        return open_, settled
+    for name, label, claims in (
+        (unit, str(first["entry"]), found.claims),
+        ("stability", "" if steady is None else str(steady["entry"]), found.stability_claims),
+    ):
+        beside = [one for pair, claim in claims.items() if label in pair and not claim.matters for one in pair]
+        if others := [one for one in frame["entry"] if one in beside and one != label]:
+            open_.append(f"Which is best of {', '.join([label, *others])}: they are not separable by {name}.")
+        apart = sum(claim.matters for claim in claims.values())
+        made = [one.effect for one in claims.values()]
+        least = made and (min(one.seeds for one in made), min(one.prompts for one in made))
+        rests = f" (at least {basis(found.run, *least)} each)" if least else ""
+        settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
+    return open_, settled
