@@ -17,6 +17,7 @@ from . import effects, factorial_table, statistics
 from .ablation_table import METRICS, Cells
 from .knobs import unit_of
 from .league import Standings
+from .league_tables import more_tuning
 from .printing import Column, Sentences, Table, cells, interval_cells, number
 from .rows import Outcomes, name_of, on_common_seeds
 from .statistics import Interval, TwoWay, columns
@@ -384,4 +385,7 @@ def league_sentences(found: Sequence[Standings], table: Table) -> Sentences:
         )
         holds = row["difference_high"] < 0 and row["behind"] == len(found)
         (settled if holds else open_).append(f"{words}." if holds else f"Whether {words}{row['settling']}.")
-    return open_, settled
+    more = {one.sft_seed: more_tuning(one).removesuffix(".") for one in found}
+    alike = len(set(more.values())) == 1
+    words = "; ".join(dict.fromkeys(text if alike else f"sft.seed {seed}: {text}" for seed, text in more.items()))
+    return [*open_, f"What three times the tuning would change: {words}."], settled

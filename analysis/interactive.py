@@ -14,6 +14,7 @@ import pandas as pd
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
+from .differences import differing
 from .figures import front_corners, limits
 from .front import outcomes_of
 from .knobs import keeping
@@ -59,11 +60,15 @@ def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
         outcome = row["outcome"]
+        answer, baseline = (_cut(row[name], longest) for name in ("answer", "baseline_answer"))
+        added, gone = differing(answer, baseline)
         pairs.setdefault(row["trial_id"], []).append(
             {
                 "prompt": _prompt(row["prompt"]),
-                "answer": _cut(row["answer"], longest),
-                "baseline": _cut(row["baseline_answer"], longest),
+                "answer": answer,
+                "baseline": baseline,
+                "added": added,
+                "gone": gone,
                 "verdict": "no verdict" if pd.isna(outcome) else OUTCOMES.get(outcome, str(outcome)),
                 "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
                 "baseline_broken": "broken" if row["baseline_broken"] is True else "",

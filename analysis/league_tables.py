@@ -312,7 +312,7 @@ def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
 
 
 def sentences(found: Standings, table: Table) -> Sentences:
-    """What a league leaves open, and what it says: who is best, and who is not separable."""
+    """What a league leaves open, and what it says: who is not separable, who is best, what more would change."""
     frame = table.frame.dropna(subset=[found.rate])
     open_: list[str] = []
     settled: list[str] = []
@@ -353,4 +353,38 @@ def sentences(found: Standings, table: Table) -> Sentences:
         least = made and (min(one.seeds for one in made), min(one.prompts for one in made))
         rests = f" (at least {basis(found.run, *least)} each)" if least else ""
         settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
+    near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
+    three = 3 * found.league.seeds
+    more = [
+        " and ".join(pair)
+        for pair, claim in near.items()
+        if claim.settling and claim.settling.seeds and claim.settling.seeds <= three and claim.settling.prompts is None
+    ]
+    if near:
+        which = f"{len(more) or 'none'} of the {len(near)} open pairs would be"
+        named = f" ({'; '.join(more[:4])}{'; ...' if len(more) > 4 else ''})" if more else ""
+        open_.append(
+            f"With three times the seeds ({three}) {which} settled in four of five tries{named}, were the differences "
+            "those seen here."
+        )
+    open_.append(f"What three times the tuning would change: {more_tuning(found)}")
     return open_, settled
+
+
+def more_tuning(found: Standings) -> str:
+    """By how much the expected best still rises from a third of the trials to all of them."""
+    rises = []
+    for label in found.members:
+        values = found.searched(label)
+        if len(values) >= 3:
+            best = expected_best(values)
+            rises.append((100 * float(best[-1] - best[len(values) // 3 - 1]), label))
+    if not rises:
+        return "too few trials completed to say."
+    rise, label = max(rises)
+    middle = np.median([one for one, _ in rises])
+    return (
+        f"from a third of the trials to all of them the expected best rose by {middle:.1f} points in the median entry "
+        f"and by {rise:.1f} in {label}. That is on the selection prompts, where luck raises it too, and three times "
+        "the trials were not measured."
+    )

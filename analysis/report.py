@@ -20,6 +20,7 @@ from slime_ray.runs.results import Run
 
 from . import judges, methods, tables, trial_tables
 from .controlled import Difficulties
+from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
 from .printing import Sentences, Table, number, one_line
@@ -54,6 +55,7 @@ def build_page(found: Findings, things: Sequence[tuple[Entry, Table | bytes]]) -
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["pieces"] = pieces
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     template = environment.get_template("report.html.jinja")
     front = front_data(found)

@@ -143,17 +143,30 @@
       const article = element("article");
       const both = element("div", "", "pair");
       const sides = [
-        [point.label + ": " + pair.verdict + (pair.broken && ` (${pair.broken})`), pair.answer],
-        ["SFT baseline" + (pair.baseline_broken && ` (${pair.baseline_broken})`), pair.baseline],
+        [point.label + ": " + pair.verdict + (pair.broken && ` (${pair.broken})`), pair.answer, pair.added, "ins"],
+        ["SFT baseline" + (pair.baseline_broken && ` (${pair.baseline_broken})`), pair.baseline, pair.gone, "del"],
       ];
-      for (const [head, text] of sides) {
+      for (const [head, text, spans, tag] of sides) {
         const side = element("div");
-        side.append(element("b", head), element("p", data.texts[text]));
+        side.append(element("b", head), marked(data.texts[text], spans, tag));
         both.append(side);
       }
       article.append(element("p", data.texts[pair.prompt], "prompt"), both);
       return article;
     })];
+  }
+
+  // The spans count characters as Python does, one for each code point.
+  function marked(text, spans, tag) {
+    const letters = [...text];
+    const said = element("p");
+    let done = 0;
+    for (const [start, end] of spans) {
+      said.append(letters.slice(done, start).join(""), element(tag, letters.slice(start, end).join("")));
+      done = end;
+    }
+    said.append(letters.slice(done).join(""));
+    return said;
   }
 
   async function start() {

@@ -135,6 +135,7 @@ def test_the_page_begins_with_what_holds_from_all_checkpoints():
     assert settled[0].startswith("Highest win rate over 3 SFT checkpoints: a with")
     assert any(sentence.startswith("c is behind a") for sentence in settled)
     assert any("b is behind a" in sentence and "behind from 2 of 3" in sentence for sentence in open_)
+    assert open_[-1].startswith("What three times the tuning would change: sft.seed 0: ")
 
 
 def design_run(effects, kind=designs.leave_one_out):

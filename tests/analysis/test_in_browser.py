@@ -140,6 +140,9 @@ def test_a_click_shows_curves_and_answers_which_do_nothing(visit):
     page.locator("#front-choice").select_option("search trial search-0002")
     page.locator("#front-detail[data-shown='search trial search-0002']").wait_for()
     assert page.locator("#front-detail h3").count() == 1
+    # "answer 0" beside "baseline 0": the words that differ are marked.
+    assert page.locator("#front-detail article ins").all_text_contents() == ["answer"] * 5
+    assert page.locator("#front-detail article del").all_text_contents() == ["baseline"] * 5
 
 
 def test_the_keyboard_does_the_same(visit):

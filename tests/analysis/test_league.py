@@ -352,9 +352,11 @@ def test_a_league_without_a_judge_is_led_by_accuracy():
     assert found.ranks["a"] == (1, 1)
 
 
-def test_sentences_say_what_they_rest_on():
+def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
     found = standings_of(by_rate([0.8, 0.53, 0.5]))
-    _, settled = league_tables.sentences(found, league_tables.standings(found))
+    open_, settled = league_tables.sentences(found, league_tables.standings(found))
+    near = [pair for pair, claim in found.claims.items() if not claim.matters]
+    assert any(f"of the {len(near)} open pairs" in sentence and "(15)" in sentence for sentence in open_)
     assert settled[0].startswith("Highest win rate: a")
     # 200 prompts in both orders with each of five seeds.
     assert settled[0].endswith("(5 seeds, 200 prompts, judge exact, 2,000 verdicts).")
