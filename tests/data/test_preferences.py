@@ -296,13 +296,6 @@ def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path):
     assert skipped(report) == {"not JSON": ("line 4",)}
 
 
-def test_limit_counts_usable_pairs(tmp_path):
-    source = write_lines(tmp_path / "data.jsonl", [b"{", plain(0), plain(1), plain(2)])
-    loaded = read_preferences(source, limit=2)
-    assert loaded.dataset.to_list() == [as_pair(0), as_pair(1)]
-    assert loaded.report.rows_read == 3
-
-
 messages = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.sampled_from(["a", "b", ""])}
