@@ -8,7 +8,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Literal
 
@@ -73,16 +72,6 @@ def local_setting(config: Any) -> str | None:
     Short sequences do not show whether an attention function honours it. config: the text model's.
     """
     return next((name for name in _LOCAL if getattr(config, name, None)), None)
-
-
-@contextmanager
-def plain_attention(lm: Any, *, usual: str) -> Iterator[None]:
-    """Have a model use transformers' eager attention meanwhile, and `usual` afterwards."""
-    lm.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(usual)
 
 
 def varlen_kernel() -> Callable[..., Any] | None:

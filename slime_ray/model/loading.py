@@ -17,12 +17,12 @@ from slime_ray.data.template_text import resolve_chat_template
 from slime_ray.errors import InputError
 from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
 from slime_ray.model.decoder import DECODER_NAMES, text_decoder
-from slime_ray.model.files import ADAPTER, check_adapter, check_gguf, read_object
+from slime_ray.model.files import ADAPTER, FileFault, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, untie_head
 from slime_ray.model.merging import attach_adapter, attach_sft, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
-from slime_ray.model.pretrained import LoadError, Note, blaming, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
@@ -165,7 +165,7 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
         expected = {*find_adapted(lm, lora).modules}
         ends = (lm.get_output_embeddings(), lm.get_input_embeddings())
         if whole := [name for name, module in lm.named_modules() if name in expected and module in ends]:
-            raise LoadError(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
+            raise FileFault(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
         check_adapter(folder)
         adapted = attach_adapter(lm, folder, trainable=True)
     if different := expected ^ {*adapted.base_model.targeted_module_names}:
