@@ -15,6 +15,7 @@ from slime_ray.errors import InputError
 from slime_ray.model import attention
 from slime_ray.model.logprobs import EXACT_ARCHITECTURES, Policy, kl_divergence
 from slime_ray.model.lora import add_lora
+from slime_ray.objectives import SlimeObjective
 
 from .conftest import CONFIGS, SIZES, VOCABULARY, all_alone, double_model, gradients, random_pairs
 
@@ -35,6 +36,30 @@ def test_logps_and_gradients_equal_each_sequence_run_alone(policy, shared, short
     parameters = list(policy.parameters())
     for mine, other in zip(gradients(ours, parameters), gradients(expected, parameters), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
+
+
+def test_loss_and_gradient_of_a_step_are_those_of_each_sequence_alone_however_it_is_divided(policy):
+    pairs, parameters, objective = random_pairs(8), list(policy.parameters()), SlimeObjective()
+    counts = pack(pairs).counts
+    lengths = [torch.tensor([len(ids) for ids in side]) for side in zip(*map(sides, pairs), strict=True)]
+    chosen, rejected = all_alone(policy.lm, pairs).split([int(side.sum()) for side in lengths])
+    expected = objective(chosen, lengths[0], rejected, lengths[1]).loss
+    gradient = torch.autograd.grad(expected, parameters)
+    for parts in (1, 2, 4):
+        loss, summed = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+        for part in range(parts):
+            logps = policy(pack(pairs[part::parts]))
+            output = objective(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths)
+            share = output.loss_over(counts)
+            loss += float(share.detach())
+            summed = list(map(torch.add, summed, torch.autograd.grad(share, parameters)))
+        assert loss == pytest.approx(float(expected.detach()), rel=0, abs=1e-12)
+        for ours, theirs in zip(summed, gradient, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def sides(pair) -> tuple:
+    return pair.chosen_ids, pair.rejected_ids
 
 
 def test_logps_and_gradients_do_not_depend_on_the_chunk_size(policy):
