@@ -30,12 +30,6 @@ KNOWN_FORMS = (
 )
 
 PROMPT_COLUMN_DIFFERS = "the prompt column is no user turn of the conversation, which was taken as it is"
-PROMPT_REPEATED = "both completions begin with the whole prompt, which is kept in them"
-NO_TEXT = "a prompt or completion is the word that an empty cell is written as (nan, None, null), taken as text"
-
-_EMPTY_CELLS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a"})
-_REPEATED_LETTERS = 20
-"""A shorter prompt may well begin an answer by chance."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +70,7 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
         first = with_tool_fields(pair.prompt[0], {TOOLS: tools})
         pair = replace(pair, prompt=[first, *pair.prompt[1:]])
     _check_unicode(pair)
-    notes = (*remarks.notes, *pair.notes, *_oddities(pair))
-    return replace(pair, notes=notes, fields=frozenset(remarks.fields))
-
-
-def _oddities(pair: Pair) -> list[str]:
-    """What of a pair is probably not what was meant."""
-    oddities = []
-    question = pair.prompt[-1]["content"].strip()
-    answers = [side[0]["content"].strip() for side in (pair.chosen, pair.rejected)]
-    if len(question) >= _REPEATED_LETTERS and all(answer.startswith(question) for answer in answers):
-        oddities.append(PROMPT_REPEATED)
-    if any(text.lower() in _EMPTY_CELLS for text in (question, *answers)):
-        oddities.append(NO_TEXT)
-    return oddities
+    return replace(pair, notes=(*remarks.notes, *pair.notes), fields=frozenset(remarks.fields))
 
 
 def _from_texts(prompt: Any, chosen: str, rejected: str, remarks: Remarks) -> Pair:

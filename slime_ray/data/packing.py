@@ -2,8 +2,7 @@
 
 A pair is one segment `[prompt, chosen, rejected]`: the prompt stands once, both completions follow it, and rejected's
 positions start again after the prompt. A row holds as many segments as its token budget takes, end to end and without
-padding. Which token may see which follows from the lengths of the segments, which are carried explicitly; nothing is
-inferred from token ids.
+padding. Which token may see which follows from the lengths of the segments, never from token ids.
 """
 
 from collections.abc import Mapping, Sequence

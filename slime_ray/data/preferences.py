@@ -68,7 +68,7 @@ class RowTally:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the rows: rows_read = rows_kept + those in `skipped`. `noted` rows were odd but kept.
+    """What became of the rows. `noted` ones were odd but kept.
 
     `columns_ignored` are the columns besides prompt, chosen and rejected. `text_ignored` counts rows by those of these
     columns, and by those fields of messages, that hold something to read and may not be metadata.
@@ -77,15 +77,18 @@ class LoadReport:
     source: str
     split: str
     rows_read: int
-    rows_kept: int
     skipped: tuple[SkippedRows, ...]
     noted: tuple[SkippedRows, ...]
     columns_ignored: tuple[str, ...]
-    text_ignored: tuple[SkippedRows, ...] = ()
+    text_ignored: tuple[SkippedRows, ...]
 
     @property
     def rows_skipped(self) -> int:
         return sum(group.count for group in self.skipped)
+
+    @property
+    def rows_kept(self) -> int:
+        return self.rows_read - self.rows_skipped
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values, for a run's manifest."""
@@ -118,10 +121,7 @@ def read_preferences(
     strict: bool = False,
     metadata: Collection[str] = (),
 ) -> LoadedPreferences:
-    """Reads and checks preference data, and reports what was skipped and why.
-
-    Each of the three columns is a list of {"role", "content"} messages. The prompt holds everything up to the last turn
-    of the user or a tool that both conversations share; chosen and rejected hold the assistant's message after it.
+    """Read and check preference data, and report what was skipped and why.
 
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file; a folder of such files or one that `save_to_disk`
@@ -139,7 +139,7 @@ def read_preferences(
     columns: set[Any] = set()
     chunks: list[Dataset] = []
     pairs: list[Pair] = []
-    read = kept = 0
+    read = 0
     for place, row in open_source(source, split=split, subset=subset, revision=revision):
         read += 1
         try:
@@ -157,20 +157,11 @@ def read_preferences(
         for name in left_text(row, pair, metadata):
             left.add(name, place)
         pairs.append(pair)
-        kept += 1
         if len(pairs) == _CHUNK:
             chunks.append(_dataset(pairs))
             pairs = []
-    report = LoadReport(
-        str(source),
-        split,
-        read,
-        kept,
-        skipped.result(),
-        noted.result(),
-        tuple(sorted(str(name) for name in columns - {*COLUMNS, *({TOOLS} - {*metadata})})),
-        left.result(),
-    )
+    ignored = tuple(sorted(str(name) for name in columns - {*COLUMNS, *({TOOLS} - {*metadata})}))
+    report = LoadReport(str(source), split, read, skipped.result(), noted.result(), ignored, left.result())
     _check(report, columns, strict=strict)
     if pairs:
         chunks.append(_dataset(pairs))

@@ -32,8 +32,7 @@ def split_pairs(dataset: Dataset, *, sft_fraction: float, held_out_pairs: int, s
 
     All pairs of one prompt go to the same split, so sizes are as near to those asked for as the groups allow.
     Groups are dealt in the order of a seeded hash of their prompt, and rows stand in that order too: neither
-    the assignment nor the order of a split's rows depends on the order of `dataset`. The paper's split
-    (section 4.1) is sft_fraction 0.34.
+    the assignment nor the order of a split's rows depends on the order of `dataset`.
 
     Raises:
         InputError: too few pairs or too few different prompts for every split to have one.

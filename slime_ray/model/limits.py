@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from slime_ray.errors import InputError
-from slime_ray.model.decoder import decoder_of, empty_model
+from slime_ray.model.decoder import decoder_of
 
 _SIZES = {"mpt": "max_seq_len"}
 """Model types whose positions end with a number of their configuration, and no table shows it."""
@@ -55,8 +57,12 @@ def declared_limits(config: Any) -> Limits:
 
     An architecture that transformers does not have is taken to have none.
     """
-    lm = empty_model(config)
-    return Limits(config.get_text_config().vocab_size) if lm is None else limits_of(lm)
+    try:
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config)
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
+        return Limits(config.get_text_config().vocab_size)
+    return limits_of(lm)
 
 
 def limits_of(lm: Any) -> Limits:

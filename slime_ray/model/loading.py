@@ -1,8 +1,7 @@
 """Models and tokenizers: embedded, from a local folder, an adapter with its base, a GGUF file, or a hub."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
 
     Raises InputError where it cannot be read, or does not hold every weight.
     """
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         return _load(Model(source=str(folder)), dtype, note)
 
 
@@ -101,9 +100,6 @@ def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
         stage: The SFT checkpoint's folder.
         model: Of the trial.
         whole: Whether a 4-bit base has the adapter of its SFT stage on it. A trial lays its own on it first.
-
-    Raises:
-        InputError: As `load_checkpoint`, `load_model` and `load_kept` do.
     """
     trained = stage / SFT_ADAPTER
     if model.kept:
@@ -117,14 +113,11 @@ def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
 
 
 def with_sft(lm: Any, stage: Path, model: Model) -> Any:
-    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already.
-
-    Raises InputError for one that is damaged.
-    """
+    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already."""
     folder = stage / SFT_ADAPTER
     if model.quantization is None or model.kept or not folder.is_dir():
         return lm
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         check_adapter(folder)
         return attach_sft(lm, folder)
 
@@ -137,13 +130,10 @@ def load_trained(stage: Path, model: Model, adapter: Path, *, note: Note = log_n
 
 
 def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
-    """A policy from elsewhere: a whole model, or an adapter, merged into its base or on its 4-bit base as `model` is.
-
-    Raises InputError as `load_checkpoint` and `load_adapter` do.
-    """
+    """A policy from elsewhere: a whole model, or an adapter, merged into its base or on a 4-bit one as `model` is."""
     if model.quantization is None or not (folder / ADAPTER).is_file():
         return load_checkpoint(folder, dtype=model.weights_dtype, note=note)
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         parts = parts_of(str(folder), None)
     base = model.model_copy(update={"source": parts.source, "revision": parts.revision})
     note(f"The adapter {folder} is measured on its base {parts.source} in 4 bits ({model.quantization}).")
@@ -179,20 +169,21 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
 
 def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:
     """Lay an adapter of peft's on the model it was trained on, or merge it. Raises InputError unless all of it fits."""
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         check_adapter(folder)
         return merge_adapter(lm, folder) if merge else attach_adapter(lm, folder)
 
 
 def base_of(folder: Path) -> str:
     """What an adapter names as its base: a path or a Hub id. Raises InputError for a damaged one."""
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         check_adapter(folder)
         return str(read_object(folder / ADAPTER).get("base_model_name_or_path"))
 
 
-def _damaged(folder: Path, reason: str) -> InputError:
-    return InputError(f"{folder} cannot be loaded: {reason}")
+def _reading_folder(folder: Path) -> AbstractContextManager[None]:
+    """Raise what goes wrong in reading a folder of ours as an InputError that names it."""
+    return refusing(lambda reason: InputError(f"{folder} cannot be loaded: {reason}"))
 
 
 def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:

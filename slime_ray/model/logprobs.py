@@ -122,7 +122,7 @@ class Policy(nn.Module):
                 for piece, targets in zip(self.pieces(hidden), rows.targets.split(self.head.positions), strict=True):
                     distribution = self.logits(piece).log_softmax(1)
                     logps.append(distribution.gather(1, targets[:, None]).squeeze(1))
-                    entropies.append(_entropy(distribution))
+                    entropies.append(-(distribution.exp() * distribution).sum(1))
                     tops.append(distribution.amax(1).exp())
                 every = torch.cat(logps)
         else:
@@ -272,11 +272,6 @@ def _set_row_attention(lm: Any) -> bool:
         return False
     lm.set_attn_implementation(ROW_ATTENTION)
     return True
-
-
-def _entropy(logp: torch.Tensor) -> torch.Tensor:
-    """(positions,) entropy in nats; logp: (positions, vocabulary) log-probabilities."""
-    return -(logp.exp() * logp).sum(1)
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -90,12 +90,8 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
 def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = OWN) -> Any:
     """Lay an adapter on its base, not merged. Raises FileFault unless every weight of it finds its place.
 
-    Args:
-        lm: The base model, or one with an adapter of another name, which stays as it is.
-        folder: The adapter's folder, with adapter_config.json and adapter_model.safetensors.
-        task: peft's name of what the model is for.
-        trainable: Whether it goes on being trained.
-        name: What peft calls it.
+    lm: may have an adapter of another name, which stays as it is. task, name: peft's names of what the model is for,
+    and of the adapter. trainable: whether it goes on being trained.
     """
     from peft import PeftConfig, get_peft_model
 

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import pytest
 from datasets import Dataset
@@ -309,7 +307,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("prompt", "chosen", "rejected"), json_values)))
 def test_any_row_is_either_a_sound_pair_or_has_a_reason(row):
     try:
@@ -321,8 +319,3 @@ def test_any_row_is_either_a_sound_pair_or_has_a_reason(row):
     for completion in (pair.chosen, pair.rejected):
         assert completion
         assert all(message["role"] == "assistant" and message["content"].strip() for message in completion)
-
-
-def test_reading_preferences_needs_no_torch():
-    code = "import slime_ray.data.splits, slime_ray.data.preferences, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

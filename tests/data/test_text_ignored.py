@@ -119,19 +119,6 @@ def test_one_message_without_a_list_and_one_part_of_text_are_read(tmp_path, chos
     assert loaded.dataset[0] == as_pair(0)
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt": "u", "chosen": "nan", "rejected": "b"}, "empty cell"),
-        ({"prompt": "Why is the sky blue?", "chosen": "Why is the sky blue? a", "rejected": "Why is the sky blue? b"},
-         "begin with the whole prompt"),
-    ],
-)  # fmt: skip
-def test_what_is_probably_not_meant_is_noted(tmp_path, row, words):
-    (group,) = read_preferences(write_lines(tmp_path / "data.jsonl", [row])).report.noted
-    assert words in group.reason
-
-
 # Columns by other names, and other encodings
 
 

@@ -99,8 +99,7 @@ def test_in_bfloat16_compiled_kernels_round_no_more_than_the_modules(family, com
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("cap", [None, 0.7], ids="cap {}".format)
+@pytest.mark.parametrize(("bias", "cap"), [(False, None), (True, 0.7)], ids=["plain", "bias and cap"])
 @pytest.mark.parametrize("limit", [50, 10**6], ids="{} logits".format)
 def test_the_fused_head_is_autograd_on_the_whole_matrix(compile_with, trained, bias, cap, limit):
     compile_with("eager")

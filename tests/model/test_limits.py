@@ -11,20 +11,9 @@ from slime_ray.model.limits import declared_limits, limits_of
 from slime_ray.model.logprobs import Policy
 
 from .conftest import Ids
-from .families import LEFT_OUT, VOCABULARY, tiny_family
+from .families import SETTINGS, VOCABULARY, tiny_family
 
-TABLES = {
-    "gpt2": {},
-    "opt": {},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
-    "gpt_bigcode": {},
-    "gptj": {"rotary_dim": 4},
-    "codegen": {"rotary_dim": 4},
-    "ctrl": {},
-    "biogpt": {},
-    "mpt": {"max_seq_len": 128},
-    "openai-gpt": {},
-}
+TABLES = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "gptj", "codegen", "ctrl", "biogpt", "mpt", "openai-gpt")
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 LONG = {
     "rope_type": "longrope",
@@ -58,7 +47,7 @@ def runs(lm: Any, tokens: int) -> bool:
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_table_of_positions_is_found_and_counted(kind):
-    lm = tiny_family(kind, **TABLES[kind])
+    lm = tiny_family(kind, **SETTINGS.get(kind, {}), **({"max_seq_len": 128} if kind == "mpt" else {}))
     limits = declared_limits(lm.config)
     assert limits.positions == 128
     assert (runs(lm, 128), runs(lm, 129)) == (True, False)
@@ -69,7 +58,7 @@ def test_a_table_of_positions_is_found_and_counted(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "bloom", "falcon", "mamba", "qwen3", "gemma2", "phi3"])
 def test_a_model_without_one_has_no_limit(kind):
-    lm = tiny_family(kind, **({"head_dim": LEFT_OUT} if kind == "falcon" else {}))
+    lm = tiny_family(kind, **SETTINGS.get(kind, {}))
     assert declared_limits(lm.config).positions is None
     assert runs(lm, 150)
 
