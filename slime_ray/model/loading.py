@@ -14,7 +14,7 @@ from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.data.template_text import resolve_chat_template
 from slime_ray.errors import InputError
-from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
+from slime_ray.model.attention import why_no_varlen
 from slime_ray.model.decoder import DECODER_NAMES, text_decoder
 from slime_ray.model.files import ADAPTER, FileFault, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
@@ -257,29 +257,13 @@ def load_config(model: Model) -> Any | None:
 
 def make_policy(lm: Any, model: Model) -> Policy:
     """The policy as the settings want it computed. Raises InputError for an attention that cannot be had."""
-    if model.attention == "varlen" and (lacking := _why_no_varlen(lm.config.get_text_config(), model)):
-        raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
-    return Policy(
-        lm,
-        kernel=model.attention,
-        chunk_logits=model.chunk_logits,
-        fused=model.fused,
-        dtype=getattr(torch, model.dtype),
-    )
-
-
-def _why_no_varlen(config: Any, model: Model) -> str | None:
-    if lacking := why_no_varlen():
-        return lacking
-    if model.dtype != "bfloat16":
-        return f"bfloat16; model.dtype is {model.dtype}"
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if size > HEAD_SIZE or size % 8:
-        return f"heads of a multiple of 8 up to {HEAD_SIZE}; this model's have {size}"
-    dropout = getattr(config, "attention_dropout", 0.0)
-    if model.dropout and dropout:
-        return f"attention without dropout; model.dropout is on, and this model's is {dropout}"
-    return None
+    config, dtype = lm.config.get_text_config(), getattr(torch, model.dtype)
+    if model.attention == "varlen":
+        size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
+        dropout = getattr(config, "attention_dropout", 0.0) if model.dropout else 0.0
+        if lacking := why_no_varlen(dtype, size, dropout):
+            raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
+    return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits, fused=model.fused, dtype=dtype)
 
 
 def _gguf(model: Model) -> tuple[str, str] | None:

@@ -159,7 +159,7 @@ class TestAuto:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.setattr(attention, "_by_row", lambda *inputs: "one call")
         monkeypatch.setattr(attention, "_by_segment", lambda *inputs, **options: torch.empty(1, 4, 1, size))
-        attention.why_no_varlen.cache_clear()
+        attention._lacking_here.cache_clear()
         query, key, value = (torch.empty(1, 4, 1, size, dtype=dtype) for _ in range(3))
         query = query.as_subclass(type("OnGpu", (torch.Tensor,), {"is_cuda": cuda}))
         try:
@@ -167,7 +167,7 @@ class TestAuto:
                 None, query, key, value, None, dropout=dropout, row_layout=layout(SEGMENTS, "auto")
             )
         finally:
-            attention.why_no_varlen.cache_clear()
+            attention._lacking_here.cache_clear()
         return isinstance(found, str)
 
     def test_on_a_gpu_in_bfloat16(self, monkeypatch):

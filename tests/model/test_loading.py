@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from slime_ray.config.model import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
-from slime_ray.model import loading
+from slime_ray.model import attention
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.parts import check_template
@@ -103,7 +103,7 @@ class TestAttentionThatCannotBeHad:
 
     @pytest.fixture
     def gpu(self, monkeypatch):
-        monkeypatch.setattr(loading, "why_no_varlen", lambda: None)
+        monkeypatch.setattr(attention, "_lacking_here", lambda: None)
 
     @staticmethod
     def refusal(*, head_dim=16, attention_dropout=0.0, **settings) -> str:
