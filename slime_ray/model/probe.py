@@ -238,4 +238,5 @@ def _made_up_pairs(lm: Any) -> list[TokenPair]:
     generator = torch.Generator().manual_seed(1)
     ids = [number for number in torch.randint(size, (256,), generator=generator).tolist() if number not in named]
     endless = cycle(ids or [0])
-    return [TokenPair(*(list(islice(endless, length)) for length in each)) for each in ((5, 3, 8), (12, 14, 6))]
+    drawn = ([list(islice(endless, length)) for length in lengths] for lengths in ((5, 3, 8), (12, 14, 6)))
+    return [TokenPair(prompt, chosen, rejected) for prompt, chosen, rejected in drawn]
