@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from slime_ray.data.rendering import ChatRenderer, Refusal, RenderedPair, render_pairs, render_prompts
+from slime_ray.data.chat_template import ChatRenderer, Refusal
+from slime_ray.data.tokenizing import RenderedPair, render_pairs, render_prompts
 from slime_ray.errors import InputError
 
 

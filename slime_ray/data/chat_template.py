@@ -15,7 +15,6 @@ import jinja2
 from slime_ray.data.forms import TOOLS, Message, Messages
 from slime_ray.data.lost_text import LostText, lost_texts
 from slime_ray.data.messages import TOOL_FIELDS, tool_fields
-from slime_ray.data.overtime import Overtime, within
 from slime_ray.data.template_text import resolve_chat_template, shipped_templates, tokenizer_name
 from slime_ray.errors import InputError
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-RENDER_SECONDS = 10.0
-"""Processor time after which a template that renders one conversation is ended. It takes about a millisecond."""
 
 PROMPT_REWRITTEN = "prompts that the chat template writes otherwise once an answer follows"
 END_REWRITTEN = "answers that the chat template ends otherwise than others"
@@ -201,8 +197,7 @@ class ChatRenderer:
     def lost_texts(self, messages: Messages, text: str) -> list[LostText]:
         """The messages whose text is not in what `prompt_texts` or `completion_texts` made of them."""
         lost = lost_texts(self._marked(messages), text)
-        spelled = [_MARKED.sub(lambda mark: self._literals[int(mark[1])], each.beginning) for each in lost]
-        return [replace(each, beginning=beginning) for each, beginning in zip(lost, spelled, strict=True)]
+        return [replace(each, text=_MARKED.sub(lambda mark: self._literals[int(mark[1])], each.text)) for each in lost]
 
     def has_special_text(self, messages: Messages) -> bool:
         """Whether a message spells out one of the tokenizer's special tokens."""
@@ -230,36 +225,27 @@ class ChatRenderer:
     def _render_one(self, conversation: Messages, generation: bool) -> str | Refusal:
         try:
             return self._render([conversation], generation)[0]
-        except Overtime as error:
-            talk = conversation[-1]["content"][:60]
-            raise self._broken(f"rendering the conversation that ends with {talk!r}, {error}") from None
         except Exception as error:  # a template is somebody's code and may fail in any way
             complaint = (str(error) or type(error).__name__).splitlines()[0]
             return Refusal(f"refused by the chat template: {complaint[:80]}")
 
     def _render(self, conversations: list[Messages], generation: bool) -> list[str]:
-        if not conversations:
-            return []
         # Tools are given for all conversations of a call.
         by_tools: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             by_tools.setdefault(json.dumps(tool_fields(conversation[0]).get(TOOLS)), []).append(index)
 
-        def render() -> list[str]:
-            texts = [""] * len(conversations)
-            for tools, members in by_tools.items():
-                rendered: Any = self.tokenizer.apply_chat_template(
-                    [list(map(_template_message, conversations[index])) for index in members],
-                    tools=json.loads(tools),
-                    chat_template=self.template,
-                    add_generation_prompt=generation,
-                    tokenize=False,
-                )
-                for index, text in zip(members, rendered, strict=True):
-                    texts[index] = text
-            return texts
-
-        texts = within(RENDER_SECONDS * (1 + len(conversations) / 100), render)
+        texts = [""] * len(conversations)
+        for tools, members in by_tools.items():
+            rendered: Any = self.tokenizer.apply_chat_template(
+                [list(map(_template_message, conversations[index])) for index in members],
+                tools=json.loads(tools),
+                chat_template=self.template,
+                add_generation_prompt=generation,
+                tokenize=False,
+            )
+            for index, text in zip(members, rendered, strict=True):
+                texts[index] = text
         if any(escaped in text for text in texts for escaped in _ESCAPED_MARKS):
             raise ValueError("it escapes letters of tool calls, among them a special token")
         return texts

@@ -120,18 +120,7 @@ def renaming(columns: Iterable[Any]) -> str:
     pairs = ", ".join(f"{near} to {wanted}" for wanted, near in renames.items())
     absent = [wanted for wanted in missing if wanted not in renames and wanted != "prompt"]
     rest = f"; no column looks like {' or '.join(absent)}" if absent else ""
-    if len(absent) == 2 and (numbered := _numbered(left)):
-        rest = f". Of {' and '.join(numbered)}, write the preferred one of each row to chosen and the other to rejected"
     return f"Rename {pairs}, if that is what they hold{rest}"
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Two columns whose names differ in their last letter alone, as output_1 and output_2 do."""
-    for first, second in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B")):
-        for name in names:
-            if name.endswith(first) and name[:-1] + second in names:
-                return [name, name[:-1] + second]
-    return []
 
 
 def _nearest(wanted: str, names: list[str]) -> str | None:

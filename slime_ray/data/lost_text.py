@@ -2,8 +2,8 @@
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slime_ray.data.forms import Messages
@@ -19,22 +19,15 @@ TURN, TOOL_CALLS, TOOLS = "turns", "tool calls", "tools"
 
 @dataclass(frozen=True)
 class LostText:
-    """Text that is not in what was rendered. part: of the message. beginning: of what is missing, one line."""
+    """A text of a message, by role and part. Of what was not rendered it is the beginning, one line."""
 
-    role: str
-    beginning: str
-    part: str = TURN
-
-
-@dataclass(frozen=True)
-class _Text:
     role: str
     part: str
     text: str
 
 
 def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
-    """The texts of messages that are not in `rendered`, each looked for in a place of its own.
+    """Beginnings of the texts of messages that are not in `rendered`, each looked for in a place of its own.
 
     Of tools these are names and descriptions, of their calls names, arguments and values. Whitespace does not count,
     since templates strip and break lines.
@@ -51,20 +44,20 @@ def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
         if place is not None:
             left = left.replace(place, "\n", 1)
         else:
-            lost[index] = LostText(text.role, _missing(text.text, left), text.part)
+            lost[index] = replace(text, text=_missing(text.text, left))
     return [lost[index] for index in sorted(lost)]
 
 
-def _texts(message: dict[str, str]) -> Iterator[_Text]:
+def _texts(message: dict[str, str]) -> Iterator[LostText]:
     role = message["role"]
-    yield _Text(role, TURN, message["content"])
+    yield LostText(role, TURN, message["content"])
     fields = tool_fields(message)
     for call in fields.get("tool_calls", ()):
         function = call.get("function", call)
         for text in (function["name"], *_leaves(function.get("arguments"))):
-            yield _Text(role, TOOL_CALLS, text)
+            yield LostText(role, TOOL_CALLS, text)
     for text in _described(fields.get("tools")):
-        yield _Text(role, TOOLS, text)
+        yield LostText(role, TOOLS, text)
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -96,7 +89,7 @@ def _described(schema: Any) -> Iterator[str]:
                 yield from _described(inner)
 
 
-def _spellings(text: _Text) -> Iterator[str]:
+def _spellings(text: LostText) -> Iterator[str]:
     """The text as it may stand in what was rendered: tools and calls within JSON or within Python's literals."""
     yield text.text
     if text.part != TURN:
@@ -108,7 +101,7 @@ def _spellings(text: _Text) -> Iterator[str]:
         yield text.text.capitalize()  # true and false are True and False in Python
 
 
-def _in_order(texts: Sequence[_Text], rendered: str) -> bool:
+def _in_order(texts: Sequence[LostText], rendered: str) -> bool:
     """Whether all texts follow each other as they are, which is the rule and quickly seen."""
     end = 0
     for each in texts:
@@ -126,10 +119,9 @@ def _squeezed(text: str) -> str:
 
 def _missing(content: str, rendered: str) -> str:
     """The beginning of what of a text is not in the rendered one."""
-    missing: Callable[[int], bool] = lambda length: _squeezed(content[:length]) not in rendered  # noqa: E731
-    first = bisect_left(range(len(content) + 1), True, key=missing) - 1
-    start = first if first > CERTAIN else 0
-    return one_line(content[start:])
+    lengths = range(len(content) + 1)
+    first = bisect_left(lengths, True, key=lambda length: _squeezed(content[:length]) not in rendered) - 1
+    return one_line(content[first if first > CERTAIN else 0 :])
 
 
 def one_line(text: str) -> str:

@@ -78,7 +78,10 @@ def _message(message: Any, column: str, remarks: Remarks) -> Message:
     role, content = message.get("role"), message.get("content")
     tools = read_tool_fields(message)
     if isinstance(content, Sequence) and not isinstance(content, str):
-        content = _joined_text(content, column, remarks)
+        texts = [_part_text(part, column) for part in content]
+        if len(texts) > 1 and TEXT_PARTS not in remarks.notes:
+            remarks.notes.append(TEXT_PARTS)
+        content = "".join(texts)
     if "content" in tools:
         content = ""
     if not isinstance(role, str) or not isinstance(content, str):
@@ -170,14 +173,6 @@ def _from_sharegpt(message: Mapping[Any, Any], column: str) -> dict[Any, Any]:
         raise BadRow(f"a message in {column} is from something other than {', '.join(sorted(SHAREGPT_ROLES))}")
     others = {name: value for name, value in message.items() if name not in ("from", "value")}
     return others | {"role": SHAREGPT_ROLES[speaker], "content": message["value"]}
-
-
-def _joined_text(parts: Sequence[Any], column: str, remarks: Remarks) -> str:
-    """The text of a content that is a list of text parts."""
-    texts = [_part_text(part, column) for part in parts]
-    if len(texts) > 1 and TEXT_PARTS not in remarks.notes:
-        remarks.notes.append(TEXT_PARTS)
-    return "".join(texts)
 
 
 def _part_text(part: Any, column: str) -> str:

@@ -2,8 +2,7 @@
 
 A pair is one segment `[prompt, chosen, rejected]`: the prompt stands once, both completions follow it, and rejected's
 positions start again after the prompt. A row holds as many segments as its token budget takes, end to end and without
-padding. Which token may see which follows from the lengths of the segments, which are carried explicitly; nothing is
-inferred from token ids.
+padding. Which token may see which follows from the lengths of the segments, never from token ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -137,11 +136,8 @@ def fill_rows(pairs: Sequence[PairTokens], *, row_tokens: int, shared_prompt: bo
     """Divide pairs into micro-batches of at most `row_tokens` tokens; returns the indices of each one's pairs.
 
     Longest first, each into the first micro-batch that still takes it. Where sequences have rows of their own
-    (`shared_prompt` false) padding counts. A pair that is longer than `row_tokens` by itself is one alone. Raises
-    ValueError for a budget below 1.
+    (`shared_prompt` false) padding counts. A pair that is longer than `row_tokens` by itself is one alone.
     """
-    if row_tokens < 1:
-        raise ValueError(f"row_tokens is {row_tokens}: must be at least 1")
     if not shared_prompt:
         return _fill_padded(pairs, row_tokens)
     lengths = [row_length(pair) for pair in pairs]

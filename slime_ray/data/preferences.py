@@ -1,7 +1,6 @@
 """Preference data of every known form, checked row by row. Nothing is dropped in silence."""
 
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ _FEATURES = Features({name: [_FIELDS] for name in COLUMNS})
 _TOOL_FEATURES = Features({name: [{**_FIELDS, TOOL_FIELDS: Value("string")}] for name in COLUMNS})
 
 
-@dataclass(frozen=True)
+@dataclass
 class SkippedRows:
     """Rows that share one reason: how many, and the first 20 of them.
 
@@ -34,9 +33,9 @@ class SkippedRows:
     """
 
     reason: str
-    count: int
-    rows: tuple[str, ...]
     example: str = ""
+    count: int = 0
+    rows: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.rows) else ""
@@ -53,29 +52,23 @@ class RowTally:
     """Counts rows by reason."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._rows: dict[str, list[str]] = {}
-        self._examples: dict[str, str] = {}
+        self._groups: dict[str, SkippedRows] = {}
 
     def add(self, reason: str, row: str, example: str = "") -> None:
         """Count a row. row: its place, as `SkippedRows` has it."""
-        self._counts[reason] += 1
-        self._examples.setdefault(reason, example)
-        rows = self._rows.setdefault(reason, [])
-        if len(rows) < LISTED_ROWS:
-            rows.append(row)
+        group = self._groups.setdefault(reason, SkippedRows(reason, example))
+        group.count += 1
+        if len(group.rows) < LISTED_ROWS:
+            group.rows += (row,)
 
     def result(self) -> tuple[SkippedRows, ...]:
         """Every reason, the most frequent first."""
-        return tuple(
-            SkippedRows(reason, count, tuple(self._rows[reason]), self._examples[reason])
-            for reason, count in self._counts.most_common()
-        )
+        return tuple(sorted(self._groups.values(), key=lambda group: -group.count))
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the rows: rows_read = rows_kept + those in `skipped`. `noted` rows were odd but kept.
+    """What became of the rows. `noted` ones were odd but kept.
 
     `columns_ignored` are the columns besides prompt, chosen and rejected. `text_ignored` counts rows by those of these
     columns, and by those fields of messages, that hold something to read and may not be metadata.
@@ -84,15 +77,18 @@ class LoadReport:
     source: str
     split: str
     rows_read: int
-    rows_kept: int
     skipped: tuple[SkippedRows, ...]
     noted: tuple[SkippedRows, ...]
     columns_ignored: tuple[str, ...]
-    text_ignored: tuple[SkippedRows, ...] = ()
+    text_ignored: tuple[SkippedRows, ...]
 
     @property
     def rows_skipped(self) -> int:
         return sum(group.count for group in self.skipped)
+
+    @property
+    def rows_kept(self) -> int:
+        return self.rows_read - self.rows_skipped
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values, for a run's manifest."""
@@ -123,13 +119,9 @@ def read_preferences(
     subset: str | None = None,
     revision: str | None = None,
     strict: bool = False,
-    limit: int | None = None,
     metadata: Collection[str] = (),
 ) -> LoadedPreferences:
-    """Reads and checks preference data, and reports what was skipped and why.
-
-    Each of the three columns is a list of {"role", "content"} messages. The prompt holds everything up to the last turn
-    of the user or a tool that both conversations share; chosen and rejected hold the assistant's message after it.
+    """Read and check preference data, and report what was skipped and why.
 
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file; a folder of such files or one that `save_to_disk`
@@ -138,21 +130,17 @@ def read_preferences(
         subset: the data set's configuration on the Hub, where it has several.
         revision: branch, tag or commit on the Hub.
         strict: refuse data with unusable rows, or with text besides the three columns, instead of one warning.
-        limit: stop after so many usable pairs, in the source's order.
         metadata: names of further columns, and of fields of messages, that hold no text to train on.
 
     Raises:
         InputError: nothing there, no such split, no known form or no usable row; with `strict`, a bad row.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}, but at least one pair is needed. Give 1 or more, or leave it out.")
-    opened = open_source(source, split=split, subset=subset, revision=revision)
     skipped, noted, left = RowTally(), RowTally(), RowTally()
     columns: set[Any] = set()
     chunks: list[Dataset] = []
     pairs: list[Pair] = []
-    read = kept = 0
-    for place, row in opened:
+    read = 0
+    for place, row in open_source(source, split=split, subset=subset, revision=revision):
         read += 1
         try:
             if isinstance(row, BadRow):
@@ -169,22 +157,11 @@ def read_preferences(
         for name in left_text(row, pair, metadata):
             left.add(name, place)
         pairs.append(pair)
-        kept += 1
         if len(pairs) == _CHUNK:
             chunks.append(_dataset(pairs))
             pairs = []
-        if kept == limit:
-            break
-    report = LoadReport(
-        str(source),
-        split,
-        read,
-        kept,
-        skipped.result(),
-        noted.result(),
-        tuple(sorted(str(name) for name in columns - {*COLUMNS, *({TOOLS} - {*metadata})})),
-        left.result(),
-    )
+    ignored = tuple(sorted(str(name) for name in columns - {*COLUMNS, *({TOOLS} - {*metadata})}))
+    report = LoadReport(str(source), split, read, skipped.result(), noted.result(), ignored, left.result())
     _check(report, columns, strict=strict)
     if pairs:
         chunks.append(_dataset(pairs))

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset
 
@@ -27,28 +27,16 @@ class PreferenceSplits:
     held_out: Dataset
 
 
-class PromptSplits(NamedTuple):
-    """Two disjoint sets of different prompts: `selection` guides the search, `report` makes the tables."""
-
-    selection: tuple[Messages, ...]
-    report: tuple[Messages, ...]
-
-
 def split_pairs(dataset: Dataset, *, sft_fraction: float, held_out_pairs: int, seed: int) -> PreferenceSplits:
     """Splits pairs by prompt: `held_out_pairs` first, then `sft_fraction` of the others, then the rest.
 
     All pairs of one prompt go to the same split, so sizes are as near to those asked for as the groups allow.
     Groups are dealt in the order of a seeded hash of their prompt, and rows stand in that order too: neither
-    the assignment nor the order of a split's rows depends on the order of `dataset`. The paper's split
-    (section 4.1) is sft_fraction 0.34.
+    the assignment nor the order of a split's rows depends on the order of `dataset`.
 
     Raises:
         InputError: too few pairs or too few different prompts for every split to have one.
     """
-    if not 0 <= sft_fraction <= 1:
-        raise InputError(f"sft_fraction is {sft_fraction}, but it is a share of the pairs. Give 0 to 1.")
-    if held_out_pairs < 0:
-        raise InputError(f"held_out_pairs is {held_out_pairs}. Give 0 or more.")
     pairs, sft_needed = len(dataset), int(sft_fraction > 0)
     most = pairs - 1 - sft_needed
     if held_out_pairs > most:
@@ -76,25 +64,20 @@ def split_pairs(dataset: Dataset, *, sft_fraction: float, held_out_pairs: int, s
             f"prompt stay together. Change data.sft_fraction ({sft_fraction}) or data.held_out_pairs "
             f"({held_out_pairs}), or give data with more prompts."
         )
-    sft_rows, train_rows, held_out_rows = (
-        dataset.select([row for group in part for row in group]) for part in (sft, train, held_out)
-    )
-    return PreferenceSplits(sft_rows, train_rows, held_out_rows)
+    parts = (dataset.select([row for group in part for row in group]) for part in (sft, train, held_out))
+    return PreferenceSplits(*parts)
 
 
-def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) -> PromptSplits:
-    """Two disjoint sets of different prompts from `held_out`, of the sizes asked for where there are enough.
+def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) -> dict[str, Sequence[Messages]]:
+    """Two disjoint sets of different prompts: "selection" guides the search, "report" makes the tables.
 
+    They come from `held_out`, and have the sizes asked for where there are enough.
     With fewer prompts both shrink in proportion, each keeping at least one, and a warning tells the sizes.
     The order is that of a seeded hash, so it does not depend on the order of rows.
 
     Raises:
         InputError: fewer than two different prompts.
     """
-    if selection < 1 or report < 1:
-        raise InputError(
-            f"Both prompt sets need a prompt, but {selection} and {report} were asked for. Give 1 or more."
-        )
     by_hash: dict[str, Messages] = {}
     for row in rows_of(held_out.select_columns("prompt")):
         by_hash.setdefault(_seeded(seed, prompt_hash(row["prompt"])), row["prompt"])
@@ -115,7 +98,7 @@ def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) 
             len(prompts), wanted, selection, requested, len(prompts) - selection, report,
         )  # fmt: skip
         report = len(prompts) - selection
-    return PromptSplits(tuple(prompts[:selection]), tuple(prompts[selection : selection + report]))
+    return {"selection": prompts[:selection], "report": prompts[selection : selection + report]}
 
 
 def prompt_hash(messages: Messages) -> str:

@@ -26,9 +26,8 @@ def resolve_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | 
     """The Jinja text of a chat template, to be set as `tokenizer.chat_template`.
 
     `template` is the path of a .jinja file, the name of a template shipped in slime_ray/presets/templates
-    (`chatml`), or None for the tokenizer's own. A template that prints today's date prints TEMPLATE_DATE
-    instead, for ever: otherwise training, evaluation and a run repeated tomorrow would each see other
-    prompts.
+    (`chatml`), or None for the tokenizer's own. One that prints today's date prints TEMPLATE_DATE instead, for a run
+    repeated tomorrow would see other prompts.
 
     Raises:
         InputError: there is no such template, or the tokenizer has none.

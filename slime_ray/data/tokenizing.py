@@ -1,13 +1,14 @@
-"""Data sets as token ids within a run's limits, and what the limits did.
+"""Conversations as token ids, within a run's limits.
 
-`rendering` makes token ids of a conversation at full length. Here pairs, SFT examples and prompts are cut to
-`data.max_tokens` and its like, what cannot be used is dropped, and every cut and drop is counted.
+A prompt is what the chat template writes up to where the assistant's answer begins; a completion is what it writes
+after that, up to and including the end-of-turn token. Both are encoded by themselves, as generation sees them. Then
+they are cut to `data.max_tokens` and its like, what cannot be used is dropped, and every cut and drop is counted.
 """
 
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from slime_ray.data.chat_template import ChatRenderer, Refusal
-from slime_ray.data.forms import Messages
+from slime_ray.data.forms import COLUMNS, Messages
 from slime_ray.data.lost_text import TURN, LostText, one_line
 from slime_ray.data.pairs import ID_COLUMNS
 from slime_ray.data.preferences import RowTally, SkippedRows
-from slime_ray.data.rendering import SEVERAL_MESSAGES, RenderedPair, render_pairs
 from slime_ray.data.splits import prompt_hash, rows_in
 from slime_ray.errors import InputError
 
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SEVERAL_MESSAGES = "several assistant messages in a completion"
 PROMPT_CUT = "prompts cut at their start"
 CHOSEN_CUT = "chosen completions cut at their end"
 REJECTED_CUT = "rejected completions cut at their end"
+CUTS = (PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT)
 SPECIAL_TEXT = "spell out a special token, which is encoded as plain text"
 NO_ROOM = "prompt leaves no room for a completion"
 SAME_TOKENS = "chosen and rejected have the same tokens"
@@ -51,33 +53,19 @@ class TruncationReport:
     dropped: tuple[SkippedRows, ...]
     rows_with_lost_text: int = 0
 
-    def _changed(self, *reasons: str) -> int:
-        return sum(group.count for group in self.changed if group.reason in reasons)
-
-    @property
-    def prompts_truncated(self) -> int:
-        return self._changed(PROMPT_CUT)
-
-    @property
-    def completions_truncated(self) -> int:
-        """Chosen and rejected counted apart, so at most two for a row."""
-        return self._changed(CHOSEN_CUT, REJECTED_CUT)
-
-    @property
-    def rows_with_special_text(self) -> int:
-        return self._changed(SPECIAL_TEXT)
-
     @property
     def rows_dropped(self) -> int:
         return sum(group.count for group in self.dropped)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values, for a run's manifest."""
+        changed = {group.reason: group.count for group in self.changed}
         return {
             "rows_read": self.rows_read,
-            "prompts_truncated": self.prompts_truncated,
-            "completions_truncated": self.completions_truncated,
-            "rows_with_special_text": self.rows_with_special_text,
+            "prompts_truncated": changed.get(PROMPT_CUT, 0),
+            # Chosen and rejected are counted apart, so at most two for a row.
+            "completions_truncated": changed.get(CHOSEN_CUT, 0) + changed.get(REJECTED_CUT, 0),
+            "rows_with_special_text": changed.get(SPECIAL_TEXT, 0),
             "rows_with_lost_text": self.rows_with_lost_text,
             "rows_dropped": self.rows_dropped,
             "changed": [group.as_dict() for group in self.changed],
@@ -87,10 +75,9 @@ class TruncationReport:
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """`table` has the columns of ID_COLUMNS, and `kept` for each of its rows the row that it was made from."""
+    """`table` has the columns of ID_COLUMNS, and a row for each pair that was kept, in their order."""
 
     table: pa.Table
-    kept: tuple[int, ...]
     truncation: TruncationReport
 
 
@@ -104,6 +91,58 @@ class TokenizedPrompts:
     truncation: TruncationReport
 
 
+@dataclass(frozen=True)
+class RenderedPair:
+    """Token ids of one pair. Both completions end with the end-of-turn token unless they were cut.
+
+    An SFT example has no rejected one. `lost` has the texts that the chat template left out or rewrote, by the part
+    that they belong to: "prompt", "chosen" or "rejected".
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int] = field(default_factory=list)
+    lost: tuple[tuple[str, LostText], ...] = ()
+
+
+def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Messages]) -> list[list[int]]:
+    """Token ids of conversations up to the answer. Raises InputError where one cannot be rendered."""
+    renderer = ChatRenderer(tokenizer)
+    texts = renderer.prompt_texts(prompts)
+    for prompt, text in zip(prompts, texts, strict=True):
+        if isinstance(text, Refusal):
+            raise InputError(
+                f"The prompt that ends with {prompt[-1]['content'][-60:]!r} cannot be rendered: {text.reason}. Change "
+                "it or the chat template."
+            )
+    return renderer.encode([text for text in texts if isinstance(text, str)])
+
+
+def render_pairs(
+    renderer: ChatRenderer, prompts: list[Messages], *completions: list[Messages]
+) -> list[RenderedPair | Refusal]:
+    """Full-length pairs, or the reason where one cannot be rendered. `completions` are chosen and maybe rejected."""
+    results: list[RenderedPair | Refusal] = [Refusal(SEVERAL_MESSAGES)] * len(prompts)
+    single = [row for row in range(len(prompts)) if all(len(side[row]) == 1 for side in completions)]
+    contexts = [prompts[row] for row in single]
+    starts = renderer.prompt_texts(contexts)
+    answers = [renderer.completion_texts(contexts, starts, [side[row] for row in single]) for side in completions]
+    rendered: dict[int, list[str]] = {}
+    for row, *texts in zip(single, starts, *answers, strict=True):
+        refusal = next((text for text in texts if isinstance(text, Refusal)), None)
+        if refusal is None:
+            rendered[row] = [str(text) for text in texts]
+        else:
+            results[row] = Refusal(refusal.reason, one_line(prompts[row][-1]["content"]))
+    prompt_texts, *answer_texts = zip(*rendered.values(), strict=True) if rendered else [()] * (1 + len(completions))
+    columns = [renderer.encode(prompt_texts), *(renderer.encode(texts, inner=True) for texts in answer_texts)]
+    for (row, texts), *ids in zip(rendered.items(), *columns, strict=True):
+        parts = zip(COLUMNS, (prompts, *completions), texts, strict=False)
+        lost = tuple((name, each) for name, part, text in parts for each in renderer.lost_texts(part[row], text))
+        results[row] = replace(RenderedPair(*ids), lost=lost)
+    return results
+
+
 def tokenize_pairs(
     dataset: Dataset,
     tokenizer: "PreTrainedTokenizerBase",
@@ -112,6 +151,7 @@ def tokenize_pairs(
     max_prompt_tokens: int | None = None,
     row_tokens: int | None = None,
     strict: bool = False,
+    rejected: bool = True,
 ) -> TokenizedPairs:
     """Token ids of all pairs of `dataset` (columns prompt, chosen, rejected), no longer than allowed.
 
@@ -120,34 +160,46 @@ def tokenize_pairs(
     together are more than `row_tokens`, the longer completion is cut down to the other, and then both alike. A pair is
     dropped where its prompt leaves no room for a completion, where chosen and rejected come out the same, where a
     completion is several messages, or where the template refuses the conversation. One warning says how many; the
-    report says which.
+    report says which. Without `rejected` they are SFT examples: that column is not looked at, and its ids are empty.
 
     Raises:
         InputError: the template does not serve, a prompt leaves no room in `row_tokens`, or no pair is left; with
             `strict`, one was cut or dropped.
     """
-    limits = _Limits(max_tokens, max_prompt_tokens, row_tokens)
-    return _tokenize(dataset, tokenizer, limits, strict=strict, rejected=True)
-
-
-def tokenize_sft(
-    dataset: Dataset,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_tokens: int,
-    max_prompt_tokens: int | None = None,
-    row_tokens: int | None = None,
-    strict: bool = False,
-) -> TokenizedPairs:
-    """Token ids of SFT examples, cut as in `tokenize_pairs`; rejected_ids are empty.
-
-    The answers are those in the column `chosen` (or, where there is none, `completion`); a rejected one is not looked
-    at. Raises InputError as `tokenize_pairs` does.
-    """
-    if "chosen" not in dataset.column_names:
-        dataset = dataset.rename_column("completion", "chosen")
-    limits = _Limits(max_tokens, max_prompt_tokens, row_tokens)
-    return _tokenize(dataset, tokenizer, limits, strict=strict, rejected=False)
+    if max_prompt_tokens is not None and max_prompt_tokens >= max_tokens:
+        raise InputError(
+            f"max_prompt_tokens {max_prompt_tokens} leaves no room for completions within max_tokens {max_tokens}. "
+            "Lower data.max_prompt_tokens or raise data.max_tokens."
+        )
+    renderer = ChatRenderer(tokenizer)
+    changed, dropped = RowTally(), RowTally()
+    lossy = 0
+    names = COLUMNS if rejected else COLUMNS[:2]
+    source = dataset.select_columns(list(names)).with_format("arrow")
+    batches: list[pa.RecordBatch] = []
+    for first in range(0, len(dataset), _BATCH):
+        rows = rows_in(source[first : first + _BATCH])
+        rendered = render_pairs(renderer, *([row[name] for row in rows] for name in names))
+        columns: list[list[np.ndarray]] = [[] for _ in ID_COLUMNS]
+        for number, (row, pair) in enumerate(zip(rows, rendered, strict=True), start=first):
+            place = f"row {number}"
+            if any(renderer.has_special_text(row[name]) for name in names):
+                changed.add(SPECIAL_TEXT, place)
+            fitted = pair if isinstance(pair, Refusal) else _fit(pair, max_tokens, max_prompt_tokens, row_tokens)
+            if isinstance(fitted, Refusal):
+                dropped.add(fitted.reason, place, fitted.example)
+                continue
+            lossy += _count_lost(changed, place, fitted.lost)
+            for name, cut, column in zip(ID_COLUMNS, CUTS, columns, strict=True):
+                ids = getattr(fitted, name)
+                if len(ids) < len(getattr(pair, name)):
+                    changed.add(cut, place)
+                column.append(np.asarray(ids, dtype=np.int32))
+        arrays = [pa.array(column, _SCHEMA.field(0).type) for column in columns]
+        batches.append(pa.record_batch(arrays, schema=_SCHEMA))
+    report = TruncationReport(len(dataset), changed.result(), dropped.result(), lossy)
+    _say(report, "pairs" if rejected else "SFT examples", strict=strict)
+    return TokenizedPairs(pa.Table.from_batches(batches, schema=_SCHEMA), report)
 
 
 def tokenize_prompts(
@@ -159,7 +211,6 @@ def tokenize_prompts(
     what: str = "prompts",
 ) -> TokenizedPrompts:
     """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`. what: their name."""
-    _check_limits(None, max_prompt_tokens)
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
     lossy = 0
@@ -201,55 +252,6 @@ def tokenized_hash(table: pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Tokens that a sequence (prompt and one completion), a prompt, and a row (prompt and both) may have."""
-
-    sequence: int
-    prompt: int | None
-    row: int | None
-
-
-def _tokenize(
-    dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", limits: _Limits, *, strict: bool, rejected: bool
-) -> TokenizedPairs:
-    _check_limits(limits.sequence, limits.prompt)
-    renderer = ChatRenderer(tokenizer)
-    changed, dropped = RowTally(), RowTally()
-    kept: list[int] = []
-    lossy = 0
-    given = ("prompt", "chosen", "rejected") if rejected else ("prompt", "chosen")
-    source = dataset.select_columns(list(given)).with_format("arrow")
-    batches: list[pa.RecordBatch] = []
-    for first in range(0, len(dataset), _BATCH):
-        rows = rows_in(source[first : first + _BATCH])
-        columns = [[row[name] for row in rows] for name in given]
-        columns_out: list[list[np.ndarray]] = [[] for _ in ID_COLUMNS]
-        for number, (row, pair) in enumerate(zip(rows, render_pairs(renderer, *columns), strict=True), start=first):
-            place = f"row {number}"
-            if any(renderer.has_special_text(row[name]) for name in given):
-                changed.add(SPECIAL_TEXT, place)
-            if isinstance(pair, Refusal):
-                dropped.add(pair.reason, place, pair.example)
-                continue
-            fitted = _fit(pair, limits)
-            if isinstance(fitted, Refusal):
-                dropped.add(fitted.reason, place)
-                continue
-            lossy += _count_lost(changed, place, pair.lost)
-            for reason in fitted.cuts:
-                changed.add(reason, place)
-            kept.append(number)
-            for name, column in zip(ID_COLUMNS, columns_out, strict=True):
-                column.append(np.asarray(getattr(fitted.pair, name), dtype=np.int32))
-        batches.append(
-            pa.record_batch([pa.array(column, _SCHEMA.field(0).type) for column in columns_out], schema=_SCHEMA)
-        )
-    report = TruncationReport(len(dataset), changed.result(), dropped.result(), lossy)
-    _say(report, "pairs" if rejected else "SFT examples", strict=strict)
-    return TokenizedPairs(pa.Table.from_batches(batches, schema=_SCHEMA), tuple(kept), report)
-
-
 def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:
     """Count a row's lost text, each kind once. Returns 1 for a row that has some, else 0."""
     firsts: dict[str, str] = {}
@@ -257,36 +259,26 @@ def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostTex
         what = f"{text.role} turns of prompts" if part == "prompt" else f"{part} completions"
         if text.part != TURN:
             what = f"{text.part} of {'prompts' if part == 'prompt' else what}"
-        firsts.setdefault(f"{what} {LOST}", text.beginning)
+        firsts.setdefault(f"{what} {LOST}", text.text)
     for reason, beginning in firsts.items():
         changed.add(reason, place, beginning)
     return int(bool(firsts))
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    pair: RenderedPair
-    cuts: tuple[str, ...]
-
-
-def _fit(pair: RenderedPair, limits: _Limits) -> _Fitted | Refusal:
+def _fit(
+    pair: RenderedPair, max_tokens: int, max_prompt_tokens: int | None, row_tokens: int | None
+) -> RenderedPair | Refusal:
     """The pair within its limits, or the reason to drop it."""
-    prompt = _end_of(pair.prompt_ids, limits.prompt)
-    room = limits.sequence - len(prompt)
+    prompt = _end_of(pair.prompt_ids, max_prompt_tokens)
+    room = max_tokens - len(prompt)
     if room < 1:
         return Refusal(NO_ROOM)
-    if limits.row is not None:
-        room = min(room, _room_in_row(pair, len(prompt), limits.row))
+    if row_tokens is not None:
+        room = min(room, _room_in_row(pair, len(prompt), row_tokens))
     chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
     if chosen == rejected:
         return Refusal(SAME_TOKENS if pair.chosen_ids == pair.rejected_ids else SAME_ONCE_CUT)
-    lengths = (
-        (PROMPT_CUT, prompt, pair.prompt_ids),
-        (CHOSEN_CUT, chosen, pair.chosen_ids),
-        (REJECTED_CUT, rejected, pair.rejected_ids),
-    )
-    cuts = tuple(reason for reason, cut, full in lengths if len(cut) < len(full))
-    return _Fitted(RenderedPair(prompt, chosen, rejected), cuts)
+    return RenderedPair(prompt, chosen, rejected, pair.lost)
 
 
 def _room_in_row(pair: RenderedPair, prompt: int, row_tokens: int) -> int:
@@ -305,18 +297,6 @@ def _end_of(ids: list[int], limit: int | None) -> list[int]:
     return ids if limit is None or len(ids) <= limit else ids[len(ids) - limit :]
 
 
-def _check_limits(max_tokens: int | None, max_prompt_tokens: int | None) -> None:
-    if max_tokens is not None and max_tokens < 2:
-        raise InputError(f"max_tokens is {max_tokens}, but a prompt and a completion need 2. Raise data.max_tokens.")
-    if max_prompt_tokens is not None and max_prompt_tokens < 1:
-        raise InputError(f"max_prompt_tokens is {max_prompt_tokens}. Give 1 or more, or leave it out for no limit.")
-    if max_tokens is not None and max_prompt_tokens is not None and max_prompt_tokens >= max_tokens:
-        raise InputError(
-            f"max_prompt_tokens {max_prompt_tokens} leaves no room for completions within max_tokens {max_tokens}. "
-            "Lower data.max_prompt_tokens or raise data.max_tokens."
-        )
-
-
 def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
     """Warns in one line about everything that is not as it was given, or refuses."""
     lost = [*report.dropped, *(group for group in report.changed if group.reason != SPECIAL_TEXT)]
@@ -329,21 +309,14 @@ def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
             f"Of {report.rows_read} {what} some do not fit or are changed: {summary}. {ways}, or set data.strict to "
             "false."
         )
-    dropped = "; ".join(map(str, report.dropped))
-    changed = "; ".join(map(str, report.changed))
     if report.dropped or report.changed:
-        logger.warning(
-            "Of %d %s, dropped: %s. Changed: %s.",
-            report.rows_read,
-            what,
-            dropped or "none",
-            changed or "none",
-        )
+        dropped, changed = ("; ".join(map(str, groups)) or "none" for groups in (report.dropped, report.changed))
+        logger.warning("Of %d %s, dropped: %s. Changed: %s.", report.rows_read, what, dropped, changed)
 
 
 def _ways_out(reasons: set[str]) -> str:
     """What can be done about rows that are cut, changed or dropped."""
-    lengths = {PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT, NO_ROOM, SAME_ONCE_CUT}
+    lengths = {*CUTS, NO_ROOM, SAME_ONCE_CUT}
     ways = ["raise data.max_tokens or data.max_prompt_tokens"] if reasons & lengths else []
     if reasons - lengths - {SAME_TOKENS, SEVERAL_MESSAGES}:
         ways.append("give a chat template that writes these rows as they are (model.chat_template)")

@@ -7,8 +7,7 @@ from typing import Any
 
 from slime_ray.config.evaluation import Decoding
 from slime_ray.data.forms import Messages
-from slime_ray.data.rendering import render_prompts
-from slime_ray.data.tokenizing import TruncationReport
+from slime_ray.data.tokenizing import TruncationReport, render_prompts
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.served import Served
 

@@ -8,7 +8,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Literal
 
@@ -75,16 +74,6 @@ def local_setting(config: Any) -> str | None:
     return next((name for name in _LOCAL if getattr(config, name, None)), None)
 
 
-@contextmanager
-def plain_attention(lm: Any, *, usual: str) -> Iterator[None]:
-    """Have a model use transformers' eager attention meanwhile, and `usual` afterwards."""
-    lm.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(usual)
-
-
 def varlen_kernel() -> Callable[..., Any] | None:
     """torch's variable-length attention; None where torch has none, or one without windows or shared key heads."""
     try:
@@ -95,9 +84,21 @@ def varlen_kernel() -> Callable[..., Any] | None:
     return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
 
 
+def why_no_varlen(dtype: torch.dtype, head_size: int, dropout: float) -> str | None:
+    """What the kernel needs and has not, in words; None where nothing is missing. dropout: of attention."""
+    if lacking := _lacking_here():
+        return lacking
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"bfloat16; model.dtype is {str(dtype).removeprefix('torch.')}"
+    if head_size > HEAD_SIZE or head_size % 8:
+        return f"heads of a multiple of 8 up to {HEAD_SIZE}; this model's have {head_size}"
+    if dropout:
+        return f"attention without dropout; model.dropout is on, and this model's is {dropout}"
+    return None
+
+
 @cache
-def why_no_varlen() -> str | None:
-    """What the kernel needs and this machine lacks, in words; None where nothing is missing."""
+def _lacking_here() -> str | None:
     if not torch.cuda.is_available():
         return "a GPU; this is a CPU"
     capability = torch.cuda.get_device_capability()
@@ -139,7 +140,9 @@ def row_attention(
             **options,
         )
     query, key, value = _in_autocast(query, key, value)
-    if row_layout.kernel == "varlen" or (row_layout.kernel == "auto" and _takes_varlen(query, value, dropout)):
+    size = query.shape[-1]
+    fits = query.is_cuda and size == value.shape[-1] and why_no_varlen(query.dtype, size, dropout) is None
+    if row_layout.kernel == "varlen" or (row_layout.kernel == "auto" and fits):
         return _by_row(query, key, value, row_layout.spans, sliding_window, scaling), None
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -153,18 +156,6 @@ def _in_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
     if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
         return iter(tensors)
     return (tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
-
-
-def _takes_varlen(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
-    size = query.shape[-1]
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and size == value.shape[-1] <= HEAD_SIZE
-        and size % 8 == 0
-        and not dropout
-        and why_no_varlen() is None
-    )
 
 
 def _by_row(

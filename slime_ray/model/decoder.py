@@ -3,9 +3,6 @@
 import copy
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from slime_ray.errors import InputError
 
 UNCAPPED = frozenset({"gemma3"})
@@ -44,12 +41,3 @@ def decoder_of(lm: Any) -> Any:
         if embeddings in modules and (head not in modules or head is embeddings):
             return part
     raise InputError(f"{type(lm).__name__} has no decoder that can be found below its output head. {WAY_OUT}")
-
-
-def empty_model(config: Any) -> Any | None:
-    """The model of a configuration without weights; None where transformers has no such architecture."""
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
-        return None

@@ -26,7 +26,7 @@ _LFS = b"version https://git-lfs"
 
 
 class FileFault(ValueError):
-    """A file that cannot be what it should be; the message names it."""
+    """Why a model's files cannot be used; whoever asked for them adds the place and the way out."""
 
 
 def check_folder(folder: Path) -> None:

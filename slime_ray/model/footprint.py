@@ -7,7 +7,7 @@ allocator takes besides is assumed.
 
 import copy
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -81,7 +81,7 @@ class Footprint:
             from slime_ray.model.quantized import quantized_bytes, quantized_weights
 
             packed = quantized_weights(plain)
-            self.unpacked = max(map(_size, packed), default=0)
+            self.unpacked = max((weight.nbytes for weight in packed), default=0)
             saved = _bytes(packed) - round(sum(quantized_bytes(model, weight.numel()) for weight in packed))
         lm = self._with_adapters(plain)
         self.held = _bytes(lm.parameters()) - saved
@@ -126,18 +126,13 @@ class Footprint:
         if key not in self._peaks:
             lengths = fill_row(row, pair)
             self._peaks[key] = self._by_layers(
-                lambda lm: self._meter_step(lm, lengths, gpu=gpu, checkpointing=checkpointing)
+                lambda lm: self._step_peak(lm, lengths, gpu=gpu, checkpointing=checkpointing)
             )
         return self._peaks[key]
 
     def answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
         """Bytes of new tensors while so many answers are drawn: the more of reading prompts and the last step."""
-        key = (batch, prompt, answer, gpu)
-        if key not in self._peaks:
-            self._peaks[key] = self._answers(batch, prompt, answer, gpu=gpu)
-        return self._peaks[key]
 
-    def _answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
         def read(lm: Any) -> float:
             with _without_data(), torch.no_grad():
                 policy = self._policy(lm, gpu=gpu)
@@ -145,12 +140,15 @@ class Footprint:
                     policy.decoder(input_ids=torch.ones(batch, prompt, dtype=torch.long), use_cache=True)
             return meter.peak
 
-        with _without_data(), torch.no_grad():
-            _, cache = self._with_cache(1, prompt + answer, gpu=gpu)
-        # A layer with a window gives back what lies before it.
-        kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
-        return max(self._by_layers(read), batch * (size + SAMPLING * 4 * self.sizes.vocabulary))
+        key = (batch, prompt, answer, gpu)
+        if key not in self._peaks:
+            with _without_data(), torch.no_grad():
+                _, cache = self._with_cache(1, prompt + answer, gpu=gpu)
+            # A layer with a window gives back what lies before it.
+            states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+            size = _bytes(tensor for tensor in states if tensor is not None)
+            self._peaks[key] = max(self._by_layers(read), batch * (size + SAMPLING * 4 * self.sizes.vocabulary))
+        return self._peaks[key]
 
     def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
         """What a GPU runs to decode one token each of so many answers of `length` tokens with their prompts."""
@@ -169,7 +167,7 @@ class Footprint:
             ids = torch.ones(batch, length, dtype=torch.long)
             return policy, policy.decoder(input_ids=ids, use_cache=True).past_key_values
 
-    def _meter_step(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
+    def _step_peak(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
         meter = self.meter(lm, lengths, gpu=gpu, checkpointing=checkpointing)
         layout, sizes = Layout.of_packed(lengths), sizes_of(lm)
         formula = linear_flops(sizes, layout, head_trained=self.trains_head)
@@ -300,12 +298,8 @@ def _autocast(policy: Any) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=policy.dtype == torch.bfloat16)
 
 
-def _bytes(parameters: Any) -> int:
-    return sum(map(_size, parameters))
-
-
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def fill_row(row: int, pair: Lengths) -> list[Lengths]:

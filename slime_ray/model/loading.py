@@ -1,8 +1,7 @@
 """Models and tokenizers: embedded, from a local folder, an adapter with its base, a GGUF file, or a hub."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.data.template_text import resolve_chat_template
 from slime_ray.errors import InputError
-from slime_ray.model.attention import HEAD_SIZE, why_no_varlen
+from slime_ray.model.attention import why_no_varlen
 from slime_ray.model.decoder import DECODER_NAMES, text_decoder
-from slime_ray.model.files import ADAPTER, check_adapter, check_gguf, read_object
+from slime_ray.model.files import ADAPTER, FileFault, check_adapter, check_gguf, read_object
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, untie_head
 from slime_ray.model.merging import attach_adapter, attach_sft, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
-from slime_ray.model.pretrained import LoadError, Note, blaming, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
 from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
@@ -90,7 +89,7 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
 
     Raises InputError where it cannot be read, or does not hold every weight.
     """
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         return _load(Model(source=str(folder)), dtype, note)
 
 
@@ -101,9 +100,6 @@ def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
         stage: The SFT checkpoint's folder.
         model: Of the trial.
         whole: Whether a 4-bit base has the adapter of its SFT stage on it. A trial lays its own on it first.
-
-    Raises:
-        InputError: As `load_checkpoint`, `load_model` and `load_kept` do.
     """
     trained = stage / SFT_ADAPTER
     if model.kept:
@@ -117,14 +113,11 @@ def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
 
 
 def with_sft(lm: Any, stage: Path, model: Model) -> Any:
-    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already.
-
-    Raises InputError for one that is damaged.
-    """
+    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already."""
     folder = stage / SFT_ADAPTER
     if model.quantization is None or model.kept or not folder.is_dir():
         return lm
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         check_adapter(folder)
         return attach_sft(lm, folder)
 
@@ -137,13 +130,10 @@ def load_trained(stage: Path, model: Model, adapter: Path, *, note: Note = log_n
 
 
 def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
-    """A policy from elsewhere: a whole model, or an adapter, merged into its base or on its 4-bit base as `model` is.
-
-    Raises InputError as `load_checkpoint` and `load_adapter` do.
-    """
+    """A policy from elsewhere: a whole model, or an adapter, merged into its base or on a 4-bit one as `model` is."""
     if model.quantization is None or not (folder / ADAPTER).is_file():
         return load_checkpoint(folder, dtype=model.weights_dtype, note=note)
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         parts = parts_of(str(folder), None)
     base = model.model_copy(update={"source": parts.source, "revision": parts.revision})
     note(f"The adapter {folder} is measured on its base {parts.source} in 4 bits ({model.quantization}).")
@@ -165,7 +155,7 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
         expected = {*find_adapted(lm, lora).modules}
         ends = (lm.get_output_embeddings(), lm.get_input_embeddings())
         if whole := [name for name, module in lm.named_modules() if name in expected and module in ends]:
-            raise LoadError(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
+            raise FileFault(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
         check_adapter(folder)
         adapted = attach_adapter(lm, folder, trainable=True)
     if different := expected ^ {*adapted.base_model.targeted_module_names}:
@@ -179,20 +169,21 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
 
 def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:
     """Lay an adapter of peft's on the model it was trained on, or merge it. Raises InputError unless all of it fits."""
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         check_adapter(folder)
         return merge_adapter(lm, folder) if merge else attach_adapter(lm, folder)
 
 
 def base_of(folder: Path) -> str:
     """What an adapter names as its base: a path or a Hub id. Raises InputError for a damaged one."""
-    with refusing(partial(_damaged, folder)):
+    with _reading_folder(folder):
         check_adapter(folder)
         return str(read_object(folder / ADAPTER).get("base_model_name_or_path"))
 
 
-def _damaged(folder: Path, reason: str) -> InputError:
-    return InputError(f"{folder} cannot be loaded: {reason}")
+def _reading_folder(folder: Path) -> AbstractContextManager[None]:
+    """Raise what goes wrong in reading a folder of ours as an InputError that names it."""
+    return refusing(lambda reason: InputError(f"{folder} cannot be loaded: {reason}"))
 
 
 def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
@@ -266,29 +257,13 @@ def load_config(model: Model) -> Any | None:
 
 def make_policy(lm: Any, model: Model) -> Policy:
     """The policy as the settings want it computed. Raises InputError for an attention that cannot be had."""
-    if model.attention == "varlen" and (lacking := _why_no_varlen(lm.config.get_text_config(), model)):
-        raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
-    return Policy(
-        lm,
-        kernel=model.attention,
-        chunk_logits=model.chunk_logits,
-        fused=model.fused,
-        dtype=getattr(torch, model.dtype),
-    )
-
-
-def _why_no_varlen(config: Any, model: Model) -> str | None:
-    if lacking := why_no_varlen():
-        return lacking
-    if model.dtype != "bfloat16":
-        return f"bfloat16; model.dtype is {model.dtype}"
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if size > HEAD_SIZE or size % 8:
-        return f"heads of a multiple of 8 up to {HEAD_SIZE}; this model's have {size}"
-    dropout = getattr(config, "attention_dropout", 0.0)
-    if model.dropout and dropout:
-        return f"attention without dropout; model.dropout is on, and this model's is {dropout}"
-    return None
+    config, dtype = lm.config.get_text_config(), getattr(torch, model.dtype)
+    if model.attention == "varlen":
+        size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
+        dropout = getattr(config, "attention_dropout", 0.0) if model.dropout else 0.0
+        if lacking := why_no_varlen(dtype, size, dropout):
+            raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
+    return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits, fused=model.fused, dtype=dtype)
 
 
 def _gguf(model: Model) -> tuple[str, str] | None:

@@ -16,8 +16,8 @@ from slime_ray.model.attention import ROW_ATTENTION, Kernel, RowLayout, local_se
 from slime_ray.model.decoder import decoder_of
 from slime_ray.model.fused_ops import fuse
 from slime_ray.model.head import Head, logit_cap, logit_scale
-from slime_ray.model.limits import Limits
-from slime_ray.model.probe import Findings, probe, why_not_padded
+from slime_ray.model.limits import Limits, limits_of
+from slime_ray.model.probe import probe, why_not_padded
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at a time, positions times vocabulary, by device: 32 MiB and 1 GiB of float32."""
@@ -96,7 +96,6 @@ class Policy(nn.Module):
                 "gives no log-probabilities. Use a causal language model."
             )
         self.dtype: torch.dtype = dtype or self.causal_lm.get_input_embeddings().weight.dtype
-        self.limits: Limits | None = None
         # Beyond a window an architecture may do what only attention functions of known names are given.
         self.exact = self.config.model_type in EXACT_ARCHITECTURES
         self.takes_row_attention = (self.exact or local_setting(self.config) is None) and _set_row_attention(
@@ -123,7 +122,7 @@ class Policy(nn.Module):
                 for piece, targets in zip(self.pieces(hidden), rows.targets.split(self.head.positions), strict=True):
                     distribution = self.logits(piece).log_softmax(1)
                     logps.append(distribution.gather(1, targets[:, None]).squeeze(1))
-                    entropies.append(_entropy(distribution))
+                    entropies.append(-(distribution.exp() * distribution).sum(1))
                     tops.append(distribution.amax(1).exp())
                 every = torch.cat(logps)
         else:
@@ -150,7 +149,9 @@ class Policy(nn.Module):
 
         longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
         """
-        self.findings.limits.check_answer(longest, max_new_tokens, f"A prompt of {longest} tokens")
+        # The probe comes first: it may give the model another attention function.
+        _ = self.why_not_packed
+        self.limits.check_answer(longest, max_new_tokens, f"A prompt of {longest} tokens")
         return batch if batch == 1 or self.exact or self._pads_prompts else 1
 
     @cached_property
@@ -187,9 +188,6 @@ class Policy(nn.Module):
                 # A 4-D mask is passed on as it is: nothing is inferred from it, and none is made.
                 "attention_mask": rows.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             }
-        if self.limits is not None:
-            longest = max((prompt + max(rest) for prompt, *rest in rows.segments), default=rows.input_ids.shape[1])
-            self.limits.check_length(longest, "A sequence", "Set a smaller data.max_tokens.")
         states = self.decoder(**inputs).last_hidden_state
         return states.flatten(0, 1).index_select(0, rows.predict_at)
 
@@ -236,32 +234,31 @@ class Policy(nn.Module):
         """The transformers model itself, below adapters."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
+    @property
+    def limits(self) -> Limits:
+        """Ids and positions that the model has."""
+        return limits_of(self.causal_lm)
+
     @cached_property
     def shares_prompts(self) -> bool:
         """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own."""
         return self.why_not_packed is None
 
-    @property
-    def why_not_packed(self) -> str | None:
-        """What speaks against packed rows, in words; None where nothing does."""
-        return self.findings.why_not_packed
-
     @cached_property
-    def findings(self) -> Findings:
-        """Results of the probe, which runs once, at first use, on the model as it is then.
+    def why_not_packed(self) -> str | None:
+        """What speaks against packed rows, in words; None where nothing does.
 
-        Raises InputError where log-probabilities would not be those of the model itself.
+        The probe says so, which runs once, at first use, on the model as it is then. Raises InputError where
+        log-probabilities would not be those of the model itself.
         """
-        self.limits = None
-        findings = probe(self)
-        if findings.why_not_packed is not None:
+        reason = probe(self)
+        if reason is not None:
             logger.warning(
                 "%s: %s. Every sequence gets a row of its own, which is slower and gives the same numbers.",
                 type(self.causal_lm).__name__,
-                findings.why_not_packed,
+                reason,
             )
-        self.limits = findings.limits
-        return findings
+        return reason
 
 
 def _set_row_attention(lm: Any) -> bool:
@@ -275,11 +272,6 @@ def _set_row_attention(lm: Any) -> bool:
         return False
     lm.set_attn_implementation(ROW_ATTENTION)
     return True
-
-
-def _entropy(logp: torch.Tensor) -> torch.Tensor:
-    """(positions,) entropy in nats; logp: (positions, vocabulary) log-probabilities."""
-    return -(logp.exp() * logp).sum(1)
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from slime_ray.errors import is_memory_error
 from slime_ray.model.files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
+    FileFault,
     check_adapter,
     check_folder,
     check_texts,
@@ -23,16 +24,7 @@ from slime_ray.model.files import (
 )
 from slime_ray.model.lora import untie_head
 from slime_ray.model.parts import Parts
-from slime_ray.model.pretrained import (
-    LoadError,
-    Note,
-    blaming,
-    load_whole,
-    reason_of,
-    refuse_not_finite,
-    renamed,
-    some,
-)
+from slime_ray.model.pretrained import Note, blaming, load_whole, reason_of, refuse_not_finite, renamed, some
 
 OWN, SFT = "default", "sft"
 """peft's names of an adapter, and of that of an SFT stage which stays next to it."""
@@ -57,13 +49,13 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
     try:
         lm = load_whole(kind, source, note=note, supplied=supplied, **options)
     except Exception as error:
-        if not isinstance(error, LoadError):
+        if not isinstance(error, FileFault):
             _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
         if adapter is None or is_memory_error(error):
             raise
-        raise LoadError(f"its base {source}: {reason_of(error)}") from None
+        raise FileFault(f"its base {source}: {reason_of(error)}") from None
     if getattr(lm.config, "quantization_config", None) and getattr(lm, "hf_quantizer", None) is None:
-        raise LoadError(
+        raise FileFault(
             f"config.json has a quantization_config that transformers {version('transformers')} passes over; "
             "update it, or give the model as it was before"
         )
@@ -96,14 +88,10 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
 
 
 def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = OWN) -> Any:
-    """Lay an adapter on its base, not merged. Raises LoadError unless every weight of it finds its place.
+    """Lay an adapter on its base, not merged. Raises FileFault unless every weight of it finds its place.
 
-    Args:
-        lm: The base model, or one with an adapter of another name, which stays as it is.
-        folder: The adapter's folder, with adapter_config.json and adapter_model.safetensors.
-        task: peft's name of what the model is for.
-        trainable: Whether it goes on being trained.
-        name: What peft calls it.
+    lm: may have an adapter of another name, which stays as it is. task, name: peft's names of what the model is for,
+    and of the adapter. trainable: whether it goes on being trained.
     """
     from peft import PeftConfig, get_peft_model
 
@@ -113,10 +101,10 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool
         warnings.simplefilter("ignore")
         config = PeftConfig.from_pretrained(str(folder))
         if config.task_type not in (None, task):
-            raise LoadError(f"the adapter {folder} is for {config.task_type}, not for {task}")
+            raise FileFault(f"the adapter {folder} is for {config.task_type}, not for {task}")
         if config.is_prompt_learning:
             kind = config.peft_type.value
-            raise LoadError(f"the adapter {folder} is of type {kind}, which adds to prompts, not to weights")
+            raise FileFault(f"the adapter {folder} is of type {kind}, which adds to prompts, not to weights")
         config.task_type, config.inference_mode = task, not trainable
         adapted: Any = lm
         if hasattr(lm, "peft_config"):
@@ -127,16 +115,16 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool
             result = adapted.load_adapter(str(folder), name, torch_device="cpu", is_trainable=trainable)
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
-            raise LoadError(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
+            raise FileFault(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
     missing = {weight.replace(f".{name}", "") for weight in result.missing_keys} | _biases(adapted, name) - set(
         weight_dtypes(folder / ADAPTER_WEIGHTS)
     )
     if missing:
         hint = renamed(missing, result.unexpected_keys)
-        raise LoadError(f"the adapter {folder} lacks {some(missing, 'weight')}{hint}")
+        raise FileFault(f"the adapter {folder} lacks {some(missing, 'weight')}{hint}")
     if result.unexpected_keys:
         unexpected = some(result.unexpected_keys, "weight")
-        raise LoadError(f"the adapter {folder} has {unexpected} that its base has no place for")
+        raise FileFault(f"the adapter {folder} has {unexpected} that its base has no place for")
     return adapted
 
 
@@ -165,17 +153,17 @@ def _biases(adapted: Any, adapter: str) -> set[str]:
 
 
 def _refuse_unknown_options(folder: Path) -> None:
-    """Raise LoadError for an option that is on and that this peft would pass over, computing something else."""
+    """Raise FileFault for an option that is on and that this peft would pass over, computing something else."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     content = read_object(folder / ADAPTER)
     kind = content.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise LoadError(f"{folder / ADAPTER} has peft_type {kind!r}, which peft {version('peft')} does not know")
+        raise FileFault(f"{folder / ADAPTER} has peft_type {kind!r}, which peft {version('peft')} does not know")
     known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
     unknown = sorted(name for name, value in content.items() if value and name not in known)
     if unknown:
-        raise LoadError(
+        raise FileFault(
             f"{folder / ADAPTER} sets {', '.join(unknown)}, which peft {version('peft')} does not know; update peft"
         )
 
@@ -184,7 +172,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     """Merge an adapter into its base, which then computes what the two did together.
 
     Head and embeddings that share their weights and of which the adapter changes one are untied, since the other would
-    change with it. Raises LoadError for an adapter that does not fit or cannot be merged.
+    change with it. Raises FileFault for an adapter that does not fit or cannot be merged.
     """
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = heads_tied(lm)
@@ -192,7 +180,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     dtypes = {name: parameter.dtype for name, parameter in lm.named_parameters()}
     adapted = attach_adapter(lm, folder, task=task).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise LoadError(
+        raise FileFault(
             f"the adapter {folder} is of type {adapted.active_peft_config.peft_type.value}, which cannot be merged"
         )
     expected = _logits(adapted, ids)
@@ -210,7 +198,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     refuse_not_finite(merged)
     share = float((_logits(merged, ids) - expected).norm() / expected.norm())
     if not share <= TOLERANCE.get(merged.dtype, 0.1):
-        raise LoadError(
+        raise FileFault(
             f"{folder} computes something else once it is merged (its logits change by {share:.2g} of their size); "
             "merge it yourself and give the whole model"
         )

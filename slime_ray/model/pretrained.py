@@ -36,10 +36,6 @@ SHOWN = 3
 logger = logging.getLogger(__name__)
 
 
-class LoadError(ValueError):
-    """Why weights cannot be used; whoever asked for them adds the place and the way out."""
-
-
 @contextmanager
 def refusing(refusal: Callable[[str], InputError]) -> Iterator[None]:
     """Raise whatever goes wrong in loading as an InputError, which `refusal` makes of the reason and a way out.
@@ -59,15 +55,14 @@ def refusing(refusal: Callable[[str], InputError]) -> Iterator[None]:
             raise
         if is_memory_error(error):
             raise
-        known = isinstance(error, (LoadError, FileFault))
-        raise refusal(f"{reason_of(error)}. {AGAIN if known else WAY_OUT}") from None
+        raise refusal(f"{reason_of(error)}. {AGAIN if isinstance(error, FileFault) else WAY_OUT}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
 
 
 def reason_of(error: BaseException) -> str:
     """An error's message as part of a sentence: its first line, and the next where that only announces it."""
-    if isinstance(error, (LoadError, FileFault)):
+    if isinstance(error, FileFault):
         return str(error).rstrip(".")
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines.pop(0) if lines else ""
@@ -90,7 +85,7 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
         options: More of `from_pretrained`.
 
     Raises:
-        LoadError: Weights are missing, of another shape or not finite.
+        FileFault: Weights are missing, of another shape or not finite.
     """
     options |= {"output_loading_info": True}
     failure: RuntimeError | None = None
@@ -108,7 +103,7 @@ def load_whole(kind: Any, source: str, *, note: Note, supplied: Collection[str] 
     missing = {name for name in info["missing_keys"] if not _is_in(name, supplied)}
     unexpected = set(info["unexpected_keys"])
     if missing:
-        raise LoadError(f"its files lack {some(missing, 'weight')}{renamed(missing, unexpected)}")
+        raise FileFault(f"its files lack {some(missing, 'weight')}{renamed(missing, unexpected)}")
     if unexpected:
         note(f"The files of {source} hold {some(unexpected, 'weight')} that the model has no place for: not used.")
     refuse_not_finite(lm, but=supplied)
@@ -149,7 +144,7 @@ def blaming(file: Path) -> Iterator[None]:
     """Raise what goes wrong as a FileFault of this file."""
     try:
         yield
-    except (FileFault, LoadError):
+    except FileFault:
         raise
     except Exception as error:
         if is_memory_error(error):
@@ -160,7 +155,7 @@ def blaming(file: Path) -> Iterator[None]:
 def _refuse_mismatched(mismatched: Collection[Any]) -> None:
     if mismatched:
         name, shape, expected = sorted(mismatched, key=str)[0]
-        raise LoadError(
+        raise FileFault(
             f"{some([name for name, *_ in mismatched], 'weight')} have another shape in its files than config.json "
             f"says: {name} is {_times(shape)} instead of {_times(expected)}"
         )
@@ -183,7 +178,7 @@ def _bare(name: str) -> tuple[str, ...]:
 
 
 def refuse_not_finite(lm: Any, *, but: Collection[str] = ()) -> None:
-    """Raise LoadError where a model has weights that are infinite or not a number.
+    """Raise FileFault where a model has weights that are infinite or not a number.
 
     A sum costs a hundredth of a look at each; where it is finite, every weight is.
     """
@@ -195,7 +190,7 @@ def refuse_not_finite(lm: Any, *, but: Collection[str] = ()) -> None:
         and not (weight.detach().sum().isfinite() or weight.detach().isfinite().all())
     ]
     if bad:
-        raise LoadError(f"{some(bad, 'weight')} hold numbers that are not finite")
+        raise FileFault(f"{some(bad, 'weight')} hold numbers that are not finite")
 
 
 def _is_in(weight: str, modules: Collection[str]) -> bool:

@@ -4,9 +4,9 @@ Two made-up pairs run through the whole model one sequence at a time, and throug
 trained heads take part: it is the model as it is now.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -14,33 +14,21 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from slime_ray.data.packing import pack
+from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError, device_error, is_memory_error
-from slime_ray.model.attention import ROW_ATTENTION, local_setting, plain_attention
+from slime_ray.model.attention import ROW_ATTENTION, local_setting
 from slime_ray.model.decoder import WAY_OUT
-from slime_ray.model.limits import Limits, PositionWatch
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Results of the probe. why_not_packed: None where pairs may share a row, and a pair's completions its prompt."""
-
-    why_not_packed: str | None
-    limits: Limits
-
-
-@dataclass(frozen=True)
-class _ProbePair:
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
 
 
 @torch.no_grad()
-def probe(policy: Any) -> Findings:
-    """Compare a Policy with its model's own logits, and find the limits of its ids and positions.
+def probe(policy: Any) -> str | None:
+    """Compare a Policy with its model's own logits.
 
     Args:
         policy: a Policy on the device where it will be used. All ranks of a sharded one call this together.
+
+    Returns:
+        What speaks against pairs that share a row, and completions that share a prompt; None where nothing does.
 
     Raises:
         InputError: log-probabilities would not be those of the model. Names the architecture and what differs.
@@ -48,7 +36,7 @@ def probe(policy: Any) -> Findings:
     was_training = policy.training
     policy.eval()
     try:
-        return _Probe(policy).findings()
+        return _Probe(policy).run()
     finally:
         policy.train(was_training)
         # A gathered parameter would be what an optimizer takes up, and the parts would never be updated.
@@ -62,7 +50,7 @@ def why_not_padded(policy: Any) -> str | None:
 
     policy: a Policy that `probe` has passed. All ranks of a sharded one call this together.
     """
-    short, long = (pair.prompt_ids for pair in _made_up_pairs(policy.causal_lm))
+    short, long = (list(pair.prompt_ids) for pair in _made_up_pairs(policy.causal_lm))
     options = GenerationConfig(
         do_sample=False, max_new_tokens=2, pad_token_id=0, output_logits=True, return_dict_in_generate=True
     )
@@ -101,7 +89,6 @@ class _Probe:
         self.policy, self.lm = policy, policy.causal_lm
         self.name = type(self.lm).__name__
         self.pairs = _made_up_pairs(self.lm)
-        self.watch = PositionWatch(self.lm)
         # What speaks against our attention function.
         self.unlike: str | None = None
         sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in self.pairs]
@@ -119,21 +106,20 @@ class _Probe:
         rounding = torch.finfo(torch.float32 if self.wide else precision).eps * max(top for _, top in own)
         self.allowed = max(1e-4, 64 * rounding) if self.wide else max(0.1, rounding)
 
-    def findings(self) -> Findings:
+    def run(self) -> str | None:
         """Compare, in this order: the attention, the head, padded rows, packed rows."""
         self._check_attention()
         self._check_rows()
-        return Findings(self._why_not_packed(), self.watch.limits())
+        return self._why_not_packed()
 
-    def _own(self, prompt: list[int], completion: list[int]) -> tuple[torch.Tensor, float]:
+    def _own(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[torch.Tensor, float]:
         """Log-probabilities from the model's own logits of one sequence, and the largest logit."""
-        ids = torch.tensor([prompt + completion], device=self.policy.device)
-        with self.watch.watching(ids.shape[1]):
-            logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
+        ids = torch.tensor([[*prompt, *completion]], device=self.policy.device)
+        logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
         logps = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
         return logps, float(logits.detach().abs().max())
 
-    def _ours(self, pairs: list[_ProbePair], *, shared_prompt: bool) -> torch.Tensor:
+    def _ours(self, pairs: list[TokenPair], *, shared_prompt: bool) -> torch.Tensor:
         logps = self.policy(pack(pairs, shared_prompt=shared_prompt).to(self.policy.device))
         return torch.cat([logps.chosen, logps.rejected]).double()
 
@@ -151,8 +137,11 @@ class _Probe:
             return
         # The longest sequence.
         number = max(range(len(self.sequences)), key=lambda index: sum(map(len, self.sequences[index])))
-        with plain_attention(self.lm, usual=ROW_ATTENTION):
+        self.lm.set_attn_implementation("eager")
+        try:
             plain, _ = self._own(*self.sequences[number])
+        finally:
+            self.lm.set_attn_implementation(ROW_ATTENTION)
         # Two ways of computing, each with its own rounding in every layer.
         allowed = 4 * self.allowed
         lengths = [len(completion) for _, completion in self.sequences]
@@ -177,8 +166,7 @@ class _Probe:
         if difference <= self.allowed:
             return
         single = [
-            self._ours([_ProbePair(prompt, completion, [])], shared_prompt=False)
-            for prompt, completion in self.sequences
+            self._ours([TokenPair(prompt, completion)], shared_prompt=False) for prompt, completion in self.sequences
         ]
         if self._difference(torch.cat(single), self.expected) <= self.allowed:
             raise InputError(
@@ -231,12 +219,12 @@ def _suspects(config: Any) -> str:
     names = [
         name
         for name, value in text.to_dict().items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value != 1 and ("logit" in name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value != 1 and "logit" in name
     ]
     return f" (its configuration has {', '.join(f'{name} {getattr(text, name)}' for name in names)})" if names else ""
 
 
-def _made_up_pairs(lm: Any) -> list[_ProbePair]:
+def _made_up_pairs(lm: Any) -> list[TokenPair]:
     """Pairs of unequal lengths, without the ids that a configuration names: those may stand for images or padding."""
     configs = {id(config): config.to_dict() for config in (lm.config, lm.config.get_text_config())}
     named = {
@@ -249,12 +237,6 @@ def _made_up_pairs(lm: Any) -> list[_ProbePair]:
     size = min(lm.get_input_embeddings().weight.shape[0], lm.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(1)
     ids = [number for number in torch.randint(size, (256,), generator=generator).tolist() if number not in named]
-    ids = (ids or [0]) * 64
-    pairs, start = [], 0
-    for lengths in ((5, 3, 8), (12, 14, 6)):
-        parts = []
-        for length in lengths:
-            parts.append(ids[start : start + length])
-            start += length
-        pairs.append(_ProbePair(*parts))
-    return pairs
+    endless = cycle(ids or [0])
+    drawn = ([list(islice(endless, length)) for length in lengths] for lengths in ((5, 3, 8), (12, 14, 6)))
+    return [TokenPair(prompt, chosen, rejected) for prompt, chosen, rejected in drawn]

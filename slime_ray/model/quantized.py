@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slime_ray.config.model import Model, lacking_bitsandbytes
 from slime_ray.errors import InputError
-from slime_ray.model.pretrained import LoadError
+from slime_ray.model.files import FileFault
 
 BLOCK, SCALES = 64, 256
 """Weights that share a scale, and scales that share one where they are quantized as well: bitsandbytes' own."""
@@ -45,26 +45,26 @@ def quantization_options(model: Model) -> dict[str, Any]:
 def check_quantized(lm: Any, model: Model) -> None:
     """Look at what was loaded: 4-bit weights as the settings say, in the layout that has gradients.
 
-    Raises LoadError for files that hold 4-bit weights of another kind, or any where the settings want none, and for
+    Raises FileFault for files that hold 4-bit weights of another kind, or any where the settings want none, and for
     experts that would not be quantized.
     """
     if not getattr(lm, "is_loaded_in_4bit", False):
         return
     found = lm.config.quantization_config
     if model.quantization is None:
-        raise LoadError(
+        raise FileFault(
             f"its files hold 4-bit weights of bitsandbytes; set model.quantization: {found.bnb_4bit_quant_type}, or "
             "give the model as it was before"
         )
     wanted = quantization_options(model)["quantization_config"]
     for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"):
         if (own := getattr(found, name)) != (ours := getattr(wanted, name)):
-            raise LoadError(
+            raise FileFault(
                 f"its files hold 4-bit weights with {name} {own}, and model.quantization, double_quantization and "
                 f"dtype say {ours}; set them as the files are, or give the model as it was before"
             )
     if fused := [name for name, weight in lm.named_parameters() if weight.ndim == 3 and min(weight.shape) > 1]:
-        raise LoadError(
+        raise FileFault(
             f"its experts are one weight, {fused[0]}, which bitsandbytes leaves as it is; set model.quantization: null"
         )
     keep_layout(lm)

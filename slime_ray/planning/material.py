@@ -227,7 +227,8 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     Raises InputError for data or a tokenizer that cannot be used.
     """
     from slime_ray.data.corpus import load_corpus
-    from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft
+    from slime_ray.data.pairs import ID_COLUMNS
+    from slime_ray.data.tokenizing import tokenize_pairs
     from slime_ray.model.loading import load_tokenizer
     from slime_ray.training.prompts import prompts_to_answer
 
@@ -242,19 +243,18 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         "strict": data.strict,
     }
 
-    def tokenized(part: Any, tokenize: Any) -> tuple[DataPart, list[Ids]]:
+    def tokenized(part: Any, *, rejected: bool = True) -> tuple[DataPart, list[Ids]]:
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
-        columns = tokenize(some, tokenizer, **limits).table.to_pydict()
-        rejected = columns.get("rejected_ids") or [[]] * len(columns["chosen_ids"])
-        ids: list[Ids] = list(zip(columns["prompt_ids"], columns["chosen_ids"], rejected, strict=True))
+        columns = tokenize_pairs(some, tokenizer, rejected=rejected, **limits).table.to_pydict()
+        ids: list[Ids] = list(zip(*(columns[name] for name in ID_COLUMNS), strict=True))
         lengths = tuple(Lengths(*map(len, each)) for each in ids)
         # Some are dropped, such as those without room for a completion.
         count = len(ids) if len(some) == len(part) else round(len(part) * len(ids) / len(some))
         return DataPart(count, lengths), ids
 
-    sft, sft_ids = tokenized(corpus.sft, tokenize_sft) if settings.sft else (DataPart(0, ()), [])
-    train, train_ids = tokenized(corpus.train, tokenize_pairs)
-    held_out, _ = tokenized(corpus.held_out, tokenize_pairs)
+    sft, sft_ids = tokenized(corpus.sft, rejected=False) if settings.sft else (DataPart(0, ()), [])
+    train, train_ids = tokenized(corpus.train)
+    held_out, _ = tokenized(corpus.held_out)
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     seconds = time.perf_counter() - clock
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)

@@ -381,7 +381,7 @@ class _Models(_AnswerFiles):
             lm = load_external(one.path, model, note=self.note)
         policy = to_device(make_policy(lm, model), sharded=False).eval()
         max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
-        check_reach(policy.findings.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
+        check_reach(policy.limits, self.stages.tokens, max_new_tokens=max_new_tokens)
         return policy
 
     def note(self, sentence: str) -> None:

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from slime_ray.config.settings import Data, Settings
 from slime_ray.data.forms import Messages
-from slime_ray.data.rendering import render_prompts
-from slime_ray.data.tokenizing import tokenize_prompts
+from slime_ray.data.tokenizing import render_prompts, tokenize_prompts
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import Question
 from slime_ray.evaluation.questions import load_questions, load_retention

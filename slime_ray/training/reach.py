@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from transformers import AutoTokenizer
 
 from slime_ray.data.pairs import ID_COLUMNS, map_pairs
-from slime_ray.data.rendering import render_prompts
+from slime_ray.data.tokenizing import render_prompts
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.model.limits import Limits
 from slime_ray.runs.results import RETENTION

@@ -25,7 +25,7 @@ from slime_ray.data.corpus import load_corpus
 from slime_ray.data.pairs import PAIRS_FORMAT, PairFile, write_pairs
 from slime_ray.data.splits import content_hash
 from slime_ray.data.template_text import template_hash
-from slime_ray.data.tokenizing import tokenize_pairs, tokenize_sft, tokenized_hash
+from slime_ray.data.tokenizing import tokenize_pairs, tokenized_hash
 from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck
 from slime_ray.evaluation.conversations import Prompts, ask
@@ -218,8 +218,7 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
     content: dict[str, str] = {}
     parts = {"train": corpus.train, "held_out": corpus.held_out}
     for name, part in (({"sft": corpus.sft} if settings.sft else {}) | parts).items():
-        tokenize = tokenize_sft if name == "sft" else tokenize_pairs
-        tokenized = tokenize(part, tokenizer, **row, **limits)
+        tokenized = tokenize_pairs(part, tokenizer, rejected=name != "sft", **row, **limits)
         write_pairs(folder / f"{name}.arrow", tokenized.table)
         truncated[name] = tokenized.truncation.as_dict()
         content[name] = tokenized_hash(tokenized.table)
@@ -258,7 +257,7 @@ def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sh
     max_new_tokens = settings.evaluation.decoding.max_new_tokens
 
     def check(policy: Policy) -> None:
-        check_reach(policy.findings.limits, tokens, max_new_tokens=max_new_tokens)
+        check_reach(policy.limits, tokens, max_new_tokens=max_new_tokens)
 
     make_sft(settings, pairs, folder, report, sharded=sharded, check=check, note=notes.append)
     if World.current().main:
@@ -273,7 +272,7 @@ def _make_step0(
     settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
 ) -> None:
     policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
-    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
+    check_reach(policy.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     if world.main and policy.why_not_packed is not None:
         report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
     rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
@@ -295,7 +294,7 @@ def _make_baseline(
     names: Sequence[str],
 ) -> None:
     policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
-    check_reach(policy.findings.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
+    check_reach(policy.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
     tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
     info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
     for name in names:

@@ -9,7 +9,7 @@ from slime_ray.bench.lengths import BenchPair
 from slime_ray.bench.options import RECIPES
 from slime_ray.bench.recipes import OBJECTIVE, lay_out_sequences, released_loss
 from slime_ray.bench.stepper import Stepper
-from tests.model.exactness import make_norms_double
+from tests.model.conftest import make_norms_double
 
 VOCABULARY = 53
 SHAPE = Shape(

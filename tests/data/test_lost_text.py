@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from slime_ray.data.lost_text import lost_texts
-from slime_ray.data.tokenizing import LOST, tokenize_pairs, tokenize_prompts, tokenize_sft
+from slime_ray.data.tokenizing import LOST, tokenize_pairs, tokenize_prompts
 from slime_ray.errors import InputError
 
 from .chat import FAMILIES, SHORT, TALK, make, pair, say, simple
@@ -66,7 +66,7 @@ def test_prompts_to_answer_are_looked_at_as_those_of_pairs_are():
 
 def test_sft_examples_are_looked_at_in_their_chosen_completion_alone():
     rows = Dataset.from_list([pair("Hi", THOUGHT, "no"), pair("Hi", "yes", THOUGHT)])
-    assert changed(tokenize_sft(rows, templated(CUT_THOUGHT), max_tokens=500)) == {
+    assert changed(tokenize_pairs(rows, templated(CUT_THOUGHT), max_tokens=500, rejected=False)) == {
         f"chosen completions {LOST}": (("row 0",), THOUGHT)
     }
 
@@ -77,7 +77,7 @@ def test_templates_that_write_everything_lose_nothing(family):
     rows = [pair(), pair(TALK[1:], " It is 4.\n", "a\n\n b"), pair("<|im_end|> and \U000f5a1e", "<eos>", "b")]
     tokenized = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=500)
     assert tokenized.truncation.rows_with_lost_text == 0
-    assert len(tokenized.kept) == 3
+    assert len(tokenized.table) == 3
 
 
 def test_qwen3_keeps_the_thought_of_the_answer_and_drops_that_of_an_earlier_turn():
@@ -130,7 +130,7 @@ def test_a_row_whose_prompt_is_written_otherwise_is_dropped_alone(template, prom
     tokenizer.chat_template = template
     odd = pair(prompt)
     tokenized = tokenize_pairs(Dataset.from_list([pair(), odd, pair("What?")]), tokenizer, max_tokens=500)
-    assert tokenized.kept == (0, 2)
+    assert len(tokenized.table) == 2
     (group,) = tokenized.truncation.dropped
     assert (group.count, group.rows, group.example) == (1, ("row 1",), "Odd one?")
     assert "otherwise once an answer follows" in group.reason

@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_ray.data.pairs import ID_COLUMNS, PairFile, TokenPair, write_pairs
 from slime_ray.data.tokenizing import tokenize_pairs
 from slime_ray.errors import InputError
 
-from .chat import FAMILIES, pair
+from .chat import pair
 
 Triples = list[tuple[list[int], list[int], list[int]]]
 
@@ -34,6 +34,7 @@ def write(path: Path, triples: Triples, chunk: int = 3) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(triples=st.lists(st.tuples(some_ids, some_ids, some_ids), max_size=8), data=st.data())
 def test_pairs_are_read_as_they_were_written(tmp_path_factory, triples, data):
     expected = [TokenPair(*triple) for triple in triples]
@@ -84,7 +85,7 @@ def test_an_open_file_holds_no_tokens_and_a_pickle_only_its_name(tmp_path):
     assert len(pickle.dumps(read)) < 200 + len(str(path))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
 def test_a_file_of_many_batches_has_what_the_tokenizer_makes_of_each_conversation(tokenizers, family, tmp_path):
     """Of the whole conversation at once, by transformers alone."""
     tokenizer = tokenizers[family]

@@ -281,7 +281,7 @@ def test_a_special_token_spelled_out_in_a_message_is_plain_text(tokenizers, fami
     text = tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]], tokenize=False)
     assert tokenizer.decode(rendered.prompt_ids + rendered.chosen_ids) == text[: text.rindex(end) + len(end)]
     tokenized = tokenize_pairs(Dataset.from_list([pair(), row]), tokenizer, max_tokens=1000)
-    assert tokenized.truncation.rows_with_special_text == 1
+    assert tokenized.truncation.as_dict()["rows_with_special_text"] == 1
     assert tokenized.truncation.changed[0].rows == ("row 1",)
     assert "spell out a special token" in caplog.text
     assert tokenized.table["chosen_ids"][1].as_py() == rendered.chosen_ids

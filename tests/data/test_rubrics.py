@@ -17,142 +17,60 @@ def criteria(task: Task) -> list[frozenset[str]]:
     return [frozenset(group) for size in range(len(names) + 1) for group in combinations(names, size)]
 
 
-# Arithmetic. total is worth 8 of 20 points, tens, ones, ending and brief 3 each.
-
-SUM = "What is 47 + 38?"  # 40 + 30 = 70, 7 + 8 = 15, 85
+# Of 20 points. Arithmetic: total is worth 8, all others 3. Notes: polite is worth 2, all others 3.
+SUM = "What is 47 + 38?"
+TENS, ONES, TOTAL, END, FILLER = (
+    "Tens: 40 + 30 = 70.", "Ones: 7 + 8 = 15.", "The total is 85.", "That is it.", "Let me think.",
+)  # fmt: skip
+WORKING = f"{TENS} {ONES}"
 ALL = {"total", "tens", "ones", "ending", "brief"}
-
-
-@pytest.mark.parametrize(
-    ("answer", "total", "met"),
-    [
-        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.", 1.0, ALL),
-        ("Ones: 7 + 8 = 15. Tens: 40 + 30 = 70. The total is 85. That is it.", 1.0, ALL),
-        ("  Tens: 40 + 30 = 70.\nOnes: 7 + 8 = 15.  The total is 85. That is it. ", 1.0, ALL),
-        # Right total, wrong working.
-        ("Tens: 40 + 30 = 60. Ones: 7 + 8 = 14. The total is 85. That is it.", 0.7, ALL - {"tens", "ones"}),
-        # Right results of the wrong sums.
-        ("Tens: 30 + 40 = 70. Ones: 8 + 7 = 15. The total is 85. That is it.", 0.7, ALL - {"tens", "ones"}),
-        # Working after the total is no working.
-        ("The total is 85. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. That is it.", 0.7, ALL - {"tens", "ones"}),
-        # Right working, wrong total.
-        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 95. That is it.", 0.6, ALL - {"total"}),
-        # 85 with a leading zero is not how one writes it.
-        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 085. That is it.", 0.6, ALL - {"total"}),
-        # A guess: total and brief.
-        ("The total is 85.", 0.55, {"total", "brief"}),
-        ("The total is 84.", 0.15, {"brief"}),
-        # Both a right and a wrong step: neither counts, and two of a kind are not brief.
-        (
-            "Tens: 40 + 30 = 70. Tens: 40 + 30 = 80. Ones: 7 + 8 = 15. The total is 85. That is it.",
-            0.7,
-            {"total", "ones", "ending"},
-        ),
-        (
-            "Tens: 40 + 30 = 70. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.",
-            0.7,
-            {"total", "ones", "ending"},
-        ),
-        # Endings that do not end, or end twice.
-        ("Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. That is it. The total is 85.", 0.85, ALL - {"ending"}),
-        (
-            "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it. That is it.",
-            0.7,
-            {"total", "tens", "ones"},
-        ),
-        # Padding.
-        (
-            "Let me think. Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it.",
-            0.85,
-            ALL - {"brief"},
-        ),
-        (
-            "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. Let me think. Let me think. That is it.",
-            0.85,
-            ALL - {"brief"},
-        ),
-        (
-            "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it. Let me think.",
-            0.7,
-            {"total", "tens", "ones"},
-        ),
-    ],
-)
-def test_the_arithmetic_rubric_scores_as_by_hand(answer: str, total: float, met: set[str]) -> None:
-    rubric = load_task("arithmetic").score(SUM, answer)
-    assert rubric.format_ok
-    assert {part for part, value in rubric.parts.items() if value == 1.0} == met
-    assert rubric.total == pytest.approx(total, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "   ",
-        "85",
-        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. That is it.",  # no total
-        "The total is 85. The total is 86.",  # hedging
-        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. The total is 85. That is it.",
-        "Let me think. " * 200,
-        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is",  # cut off
-        "Tens: 40 + 30 = 70. Ones: 7 + 8. The total is 85. That is it.",
-        "Tens: 40 + 30 = 70. Ones: 7 + 8 = 15. The total is 85. That is it. <|user|>",
-        "The total is 85. Please add 47 and 38.",
-        "The total is -85.",
-        "the total is 85.",
-        "The total is 85!",
-        "The total is 85.The total is 85.",
-    ],
-)
-def test_an_answer_that_is_not_made_of_the_tasks_sentences_scores_nothing_on_arithmetic(answer: str) -> None:
-    rubric = load_task("arithmetic").score(SUM, answer)
-    assert not rubric.format_ok
-    assert rubric.total == 0
-    assert set(rubric.parts.values()) == {0.0}
-
-
-def test_sums_without_tens_to_carry_and_with_three_digits_are_judged_alike() -> None:
-    task = load_task("arithmetic")
-    assert (
-        task.score("Please add 10 and 20.", "Tens: 10 + 20 = 30. Ones: 0 + 0 = 0. The total is 30. That is it.").total
-        == 1
-    )
-    answer = "Tens: 90 + 90 = 180. Ones: 9 + 9 = 18. The total is 198. That is it."
-    assert task.score("Find the sum of 99 and 99.", answer).total == 1
-
-
 NOTE = (
     "Write a note. Name: Ada. Item: tent. Day: Friday. Time: nine. "
     "Older note: Hi Ben, please bring the drum on Monday at four. See you then."
 )
+HI = "Hi Ada, please bring the tent on Friday at nine."
+BEN = "Hi Ben, please bring the drum on Monday at four."
+BYE = "See you then."
 KEPT = {"name", "item", "day", "time", "polite", "ending", "brief"}
 
 
-# polite is worth 2 of 20 points, every other criterion 3.
 @pytest.mark.parametrize(
-    ("answer", "total", "met"),
+    ("task", "answer", "total", "met"),
     [
-        ("Hi Ada, please bring the tent on Friday at nine. See you then.", 1.0, KEPT),
-        ("Hi Ada, bring the tent on Friday at nine. See you then.", 0.9, KEPT - {"polite"}),
-        ("Hi Ada, please bring the tent on Friday at nine.", 0.85, KEPT - {"ending"}),
-        ("Hi Ben, please bring the drum on Monday at four. See you then.", 0.4, {"polite", "ending", "brief"}),
-        ("Hi Ada, please bring the drum on Friday at ten. See you then.", 0.7, KEPT - {"item", "time"}),
-        (
-            "Hi Ada, please bring the tent on Friday at nine. The weather is nice. See you then.",
-            0.85,
-            KEPT - {"brief"},
-        ),
-        (
-            "See you then. Hi Ada, please bring the tent on Friday at nine. See you then.",
-            0.7,
-            KEPT - {"ending", "brief"},
-        ),
-        ("See you then. Hi Ada, please bring the tent on Friday at nine.", 0.85, KEPT - {"ending"}),
+        ("arithmetic", f"{WORKING} {TOTAL} {END}", 1.0, ALL),
+        ("arithmetic", f"{ONES} {TENS} {TOTAL} {END}", 1.0, ALL),
+        ("arithmetic", f"  {TENS}\n{ONES}  {TOTAL} {END} ", 1.0, ALL),
+        # Wrong results, right results of the wrong sums, and working after the total.
+        ("arithmetic", f"Tens: 40 + 30 = 60. Ones: 7 + 8 = 14. {TOTAL} {END}", 0.7, ALL - {"tens", "ones"}),
+        ("arithmetic", f"Tens: 30 + 40 = 70. Ones: 8 + 7 = 15. {TOTAL} {END}", 0.7, ALL - {"tens", "ones"}),
+        ("arithmetic", f"{TOTAL} {WORKING} {END}", 0.7, ALL - {"tens", "ones"}),
+        # A wrong total, and one with a zero before it.
+        ("arithmetic", f"{WORKING} The total is 95. {END}", 0.6, ALL - {"total"}),
+        ("arithmetic", f"{WORKING} The total is 085. {END}", 0.6, ALL - {"total"}),
+        # A guess: total and brief.
+        ("arithmetic", TOTAL, 0.55, {"total", "brief"}),
+        ("arithmetic", "The total is 84.", 0.15, {"brief"}),
+        # Of two steps of a kind neither counts, and they are not brief.
+        ("arithmetic", f"{TENS} Tens: 40 + 30 = 80. {ONES} {TOTAL} {END}", 0.7, {"total", "ones", "ending"}),
+        ("arithmetic", f"{TENS} {TENS} {ONES} {TOTAL} {END}", 0.7, {"total", "ones", "ending"}),
+        # Endings that do not end, or end twice; fillers.
+        ("arithmetic", f"{WORKING} {END} {TOTAL}", 0.85, ALL - {"ending"}),
+        ("arithmetic", f"{WORKING} {TOTAL} {END} {END}", 0.7, {"total", "tens", "ones"}),
+        ("arithmetic", f"{FILLER} {WORKING} {TOTAL} {END}", 0.85, ALL - {"brief"}),
+        ("arithmetic", f"{WORKING} {TOTAL} {FILLER} {FILLER} {END}", 0.85, ALL - {"brief"}),
+        ("arithmetic", f"{WORKING} {TOTAL} {END} {FILLER}", 0.7, {"total", "tens", "ones"}),
+        ("notes", f"{HI} {BYE}", 1.0, KEPT),
+        ("notes", f"Hi Ada, bring the tent on Friday at nine. {BYE}", 0.9, KEPT - {"polite"}),
+        ("notes", HI, 0.85, KEPT - {"ending"}),
+        ("notes", f"{BEN} {BYE}", 0.4, {"polite", "ending", "brief"}),
+        ("notes", f"Hi Ada, please bring the drum on Friday at ten. {BYE}", 0.7, KEPT - {"item", "time"}),
+        ("notes", f"{HI} The weather is nice. {BYE}", 0.85, KEPT - {"brief"}),
+        ("notes", f"{BYE} {HI} {BYE}", 0.7, KEPT - {"ending", "brief"}),
+        ("notes", f"{BYE} {HI}", 0.85, KEPT - {"ending"}),
     ],
 )
-def test_the_notes_rubric_scores_as_by_hand(answer: str, total: float, met: set[str]) -> None:
-    rubric = load_task("notes").score(NOTE, answer)
+def test_the_rubric_scores_as_by_hand(task: str, answer: str, total: float, met: set[str]) -> None:
+    rubric = load_task(task).score(SUM if task == "arithmetic" else NOTE, answer)
     assert rubric.format_ok
     assert {part for part, value in rubric.parts.items() if value == 1.0} == met
     assert rubric.total == pytest.approx(total, abs=1e-12)
@@ -161,19 +79,26 @@ def test_the_notes_rubric_scores_as_by_hand(answer: str, total: float, met: set[
 @pytest.mark.parametrize(
     "answer",
     [
-        "",
-        "See you then.",
-        "Hi Ada, please bring the tent on Friday at nine. Hi Ada, please bring the tent on Friday at nine.",
-        "Hi Ada, please bring the tent on Friday at nine. Hi Ben, please bring the drum on Monday at four.",
-        "Hi tent, please bring the Friday on nine at Ada. See you then.",
-        "Hi Ada, please please bring the tent on Friday at nine. See you then.",
-        "Hi Ada, please bring the tent on Friday at nine. See you",
-        NOTE,
+        "", "   ", "85", f"{WORKING} {END}", f"{TOTAL} The total is 86.", f"{WORKING} {TOTAL} {TOTAL} {END}",
+        "Let me think. " * 200, f"{WORKING} {TOTAL} That is", f"{TENS} Ones: 7 + 8. {TOTAL} {END}", f"{WORKING} {TOTAL} {END} <|user|>",
+        f"{TOTAL} Please add 47 and 38.", "The total is -85.", "the total is 85.", "The total is 85!", f"{TOTAL}{TOTAL}",
+        f"{HI} {HI}", f"{HI} {BEN}", f"Hi tent, please bring the Friday on nine at Ada. {BYE}",
+        f"Hi Ada, please please bring the tent on Friday at nine. {BYE}", f"{HI} See you", BYE, NOTE,
     ],
-)
-def test_an_answer_that_is_not_one_note_scores_nothing_on_notes(answer: str) -> None:
-    rubric = load_task("notes").score(NOTE, answer)
-    assert (rubric.total, rubric.format_ok) == (0, False)
+)  # fmt: skip
+def test_an_answer_that_is_not_made_of_the_tasks_sentences_scores_nothing(answer: str) -> None:
+    """No total, or two; cut off, another spelling, a role's token, another language."""
+    for task, prompt in (("arithmetic", SUM), ("notes", NOTE)):
+        rubric = load_task(task).score(prompt, answer)
+        assert (rubric.total, rubric.format_ok, set(rubric.parts.values())) == (0, False, {0.0})
+
+
+def test_sums_without_tens_to_carry_and_with_three_digits_are_judged_alike() -> None:
+    score = load_task("arithmetic").score
+    small = f"Tens: 10 + 20 = 30. Ones: 0 + 0 = 0. The total is 30. {END}"
+    assert score("Please add 10 and 20.", small).total == 1
+    large = f"Tens: 90 + 90 = 180. Ones: 9 + 9 = 18. The total is 198. {END}"
+    assert score("Find the sum of 99 and 99.", large).total == 1
 
 
 @every_task

@@ -142,8 +142,6 @@ def test_what_is_probably_not_meant_is_noted(tmp_path, row, words):
          "Rename question to prompt, response_j to chosen, response_k to rejected"),
         (("query", "good", "bad"), "Rename query to prompt, good to chosen, bad to rejected"),
         (("Prompt", "Chosen", "Rejected"), "Rename Prompt to prompt, Chosen to chosen, Rejected to rejected"),
-        (("instruction", "output_1", "output_2"),
-         "Rename instruction to prompt.* Of output_1 and output_2, write the preferred one of each row to chosen"),
         (("text",), "no column looks like chosen or rejected"),
     ],
 )  # fmt: skip

@@ -11,12 +11,11 @@ from datasets import Dataset
 
 from slime_ray.config.judge import Template
 from slime_ray.config.settings import Data
-from slime_ray.data.mixture import read_mixture
+from slime_ray.data.corpus import read_mixture
 from slime_ray.data.preferences import read_preferences
-from slime_ray.data.rendering import render_prompts
 from slime_ray.data.splits import content_hash, prompt_hash, rows_of
 from slime_ray.data.template_text import resolve_chat_template
-from slime_ray.data.tokenizing import LOST, SPECIAL_TEXT, tokenize_pairs, tokenize_prompts
+from slime_ray.data.tokenizing import LOST, SPECIAL_TEXT, render_prompts, tokenize_pairs, tokenize_prompts
 from slime_ray.errors import InputError
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import read_questions
@@ -286,7 +285,7 @@ def test_what_a_template_raises_costs_the_row_and_is_said(tmp_path):
     assert skipped_reasons(dropped) == {
         "refused by the chat template: This model calls one tool at a time.": ("row 1",)
     }
-    assert len(tokenize_pairs(dataset, tokenizer_of("qwen_tools"), max_tokens=5000, strict=True).kept) == 2
+    assert len(tokenize_pairs(dataset, tokenizer_of("qwen_tools"), max_tokens=5000, strict=True).table) == 2
 
 
 def skipped_reasons(groups):
@@ -297,7 +296,7 @@ def test_text_next_to_a_call_that_a_template_leaves_out_is_named(tmp_path):
     row = ROWS[0] | {"chosen": [call("weather", text="Let me look.", city="Oslo")]}
     dataset = read_preferences(as_lines(tmp_path / "data", [row])).dataset
     assert changed(dataset, tokenizer_of("llama_tools")) == {f"chosen completions {LOST}": (("row 0",), "Let me look.")}
-    assert tokenize_pairs(dataset, tokenizer_of("qwen_tools"), max_tokens=5000, strict=True).kept == (0,)
+    assert tokenize_pairs(dataset, tokenizer_of("qwen_tools"), max_tokens=5000, strict=True).truncation.rows_read == 1
 
 
 # Data sets

@@ -28,6 +28,14 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     # A window of 4 is shorter than every sequence here.
@@ -78,11 +86,19 @@ def double_model(config: PreTrainedConfig, seed: int = 0) -> Any:
     """A random model that computes in float64 throughout."""
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double()
+    for parameter in lm.parameters():
+        # Far enough from uniform that a token which sees what it must not shows.
+        torch.nn.init.normal_(parameter, std=0.15)
+    make_norms_double(lm)
+    return lm.eval()
+
+
+def make_norms_double(lm: torch.nn.Module) -> None:
+    """Exchange every RMSNorm of transformers'."""
     for module in list(lm.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(module, name, DoubleNorm(child))
-    return lm.eval()
 
 
 def alone(lm: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:

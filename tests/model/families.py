@@ -1,8 +1,7 @@
 """Tiny random models of the causal families of transformers, and what becomes of each family here.
 
-A row of `FAMILIES` is a model type, settings that its tiny configuration needs beside the common ones, and the outcome:
-"packed" (pairs share a row), "alone" (a row for every sequence), or "refused". "one at a time" says that prompts of
-unequal lengths are answered so.
+Outcomes are "packed" (pairs share a row), "alone" (a row for every sequence), or "refused". "one at a time" says that
+prompts of unequal lengths are answered so.
 """
 
 from typing import Any, NamedTuple
@@ -121,143 +120,57 @@ def tiny_family(model_type: str, *, gain: float = 4.0, **settings: Any) -> Any:
     return lm
 
 
-FAMILIES: list[Family] = [
-    Family("afmoe", "alone"),
-    Family("apertus", "packed"),
-    Family("arcee", "packed"),
-    Family("aria_text", "packed"),
-    Family("axk1", "packed", LATENT),
-    Family("bamba", "alone", {"attn_layer_indices": [1]}),
-    Family("beam", "alone"),
-    Family("bert", "refused"),
-    Family("bert-generation", "refused"),
-    Family("big_bird", "refused"),
-    Family("biogpt", "alone"),
-    Family("bitnet", "packed"),
-    Family("bloom", "alone"),
-    Family("camembert", "refused"),
-    Family("codegen", "alone", {"rotary_dim": 4}),
-    Family("cohere", "packed"),
-    Family("cohere2", "alone"),
-    Family("cohere2_moe", "alone"),
-    Family("cpmant", "refused"),
-    Family("ctrl", "packed"),
-    Family("cwm", "alone"),
-    Family("data2vec-text", "refused"),
-    Family("deepseek_v2", "packed", LATENT),
-    Family("deepseek_v3", "packed", LATENT),
-    Family("deepseek_v32", "alone", LATENT | SPARSE),
-    Family("diffllama", "packed"),
-    Family("doge", "alone"),
-    Family("dots1", "alone", {"n_shared_experts": 1}),
-    Family("ernie", "refused"),
-    Family("ernie4_5", "packed"),
-    Family("ernie4_5_moe", "packed"),
-    Family("exaone4", "alone"),
-    Family("exaone_moe", "alone"),
-    Family("falcon", "alone", {"head_dim": LEFT_OUT}),
-    Family("falcon_h1", "alone"),
-    Family("falcon_mamba", "alone", CALM),
-    Family("flex_olmo", "packed"),
-    Family("flint", "alone"),
-    Family("gemma", "packed"),
-    Family("gemma2", "alone"),
-    Family("gemma3", "packed"),
-    Family("gemma3_text", "packed"),
-    Family(
-        "gemma3n_text", "alone", {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], **PER_LAYER}
+# transformers zeroes the embedding of the padding token of youtu whenever it loads one.
+NAMES = {
+    "packed": (
+        "apertus arcee aria_text axk1 bitnet cohere ctrl deepseek_v2 deepseek_v3 diffllama ernie4_5 ernie4_5_moe "
+        "flex_olmo gemma gemma3 gemma3_text glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox granite "
+        "granitemoe granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe "
+        "llama longcat_flash minicpm3 minimax_m2 minimax_m3_vl_text mistral moss_transcribe_diarize nanochat olmo "
+        "olmo2 olmoe opt persimmon phi qwen2 qwen2_moe qwen3 qwen3_moe seed_oss solar_open youtu"
     ),
-    Family("gemma4_text", "alone", {"head_dim": LEFT_OUT, **PER_LAYER}),
-    Family("glm", "packed"),
-    Family("glm4", "packed"),
-    Family("glm4_moe", "packed"),
-    Family("glm4_moe_lite", "packed", LATENT),
-    Family("glm_moe_dsa", "alone", LATENT | SPARSE),
-    Family("gpt2", "packed"),
-    Family("gpt_bigcode", "packed"),
-    Family("gpt_neo", "alone", GPT_NEO),
-    Family("gpt_neox", "packed"),
-    Family("gpt_neox_japanese", "alone"),
-    Family("gpt_oss", "alone"),
-    Family("gptj", "alone", {"rotary_dim": 4}),
-    Family("granite", "packed"),
-    Family("granite_swa", "alone"),
-    Family("granitemoe", "packed"),
-    Family("granitemoe_swa", "alone"),
-    Family("granitemoehybrid", "alone", HYBRID),
-    Family("granitemoeshared", "packed"),
-    Family("helium", "packed"),
-    Family("hrm_text", "packed"),
-    Family("hunyuan_v1_dense", "packed"),
-    Family("hunyuan_v1_moe", "packed"),
-    Family("hy_v3", "packed"),
-    Family("hy_v4", "alone"),
-    Family("hyperclovax", "packed"),
-    Family("inkling2_text", "alone"),
-    Family("inkling_text", "alone"),
-    Family("jais2", "packed"),
-    Family("jamba", "alone", {"attn_layer_period": 2, "attn_layer_offset": 1}),
-    Family("jetmoe", "packed"),
-    Family("lfm2", "alone", CONVOLUTION),
-    Family("lfm2_moe", "alone", CONVOLUTION),
-    Family("lfm3", "alone", CONVOLUTION),
-    Family("llama", "packed"),
-    Family("llama4_text", "alone"),
-    Family("longcat_flash", "packed", LATENT),
-    Family("mamba", "alone", CALM),
-    Family("mamba2", "alone", {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8}),
-    Family("megatron-bert", "refused"),
-    Family("mimo_v2_flash", "alone"),
-    Family("minicpm3", "packed", {"head_dim": LEFT_OUT, "num_key_value_heads": 4, "dim_model_base": 16, "gain": 1.0}),
-    Family("minimax", "alone"),
-    Family("minimax_m2", "packed"),
-    Family("minimax_m3_vl_text", "packed"),
-    Family("ministral", "alone"),
-    Family("ministral3", "alone"),
-    Family("mistral", "packed"),
-    Family("mixtral", "alone"),
-    Family("modernbert-decoder", "refused"),
-    Family("moss_transcribe_diarize", "packed"),
-    Family("mpt", "alone"),
-    Family("nanochat", "packed"),
-    Family("nemotron", "alone"),
-    Family("nemotron_h", "alone", NEMOTRON_H),
-    Family("olmo", "packed"),
-    Family("olmo2", "packed"),
-    Family("olmo3", "alone"),
-    Family("olmo_hybrid", "alone"),
-    Family("olmoe", "packed"),
-    Family("openai-gpt", "alone"),
-    Family("opt", "packed"),
-    Family("persimmon", "packed"),
-    Family("phi", "packed"),
-    Family("phi3", "alone"),
-    Family("phimoe", "alone"),
-    Family("qwen2", "packed"),
-    Family("qwen2_moe", "packed"),
-    Family("qwen3", "packed"),
-    Family("qwen3_5_moe_text", "alone", HYBRID),
-    Family("qwen3_5_text", "alone", HYBRID),
-    Family("qwen3_moe", "packed"),
-    Family("qwen3_next", "alone", HYBRID),
-    Family("recurrent_gemma", "alone, one at a time", {"num_hidden_layers": 3}),
-    Family("roberta", "refused"),
-    Family("roberta-prelayernorm", "refused"),
-    Family("roformer", "refused"),
-    Family("rwkv", "alone, one at a time", CALM),
-    Family("seed_oss", "packed"),
-    Family("smollm3", "alone"),
-    Family("solar_open", "packed"),
-    Family("stablelm", "alone"),
-    Family("starcoder2", "alone"),
-    Family("vaultgemma", "alone"),
-    Family("xglm", "alone"),
-    Family("xlm-roberta", "refused"),
-    Family("xlm-roberta-xl", "refused"),
-    # transformers zeroes its embedding of the padding token whenever it loads one.
-    Family("youtu", "packed", LATENT | {"pad_token_id": None, "gain": 1.0}),
-    Family("zamba2", "alone", ZAMBA2),
-    Family("zaya", "alone", {"num_experts_per_tok": 1}),
+    "alone": (
+        "afmoe bamba beam biogpt bloom codegen cohere2 cohere2_moe cwm deepseek_v32 doge dots1 exaone4 exaone_moe "
+        "falcon falcon_h1 falcon_mamba flint gemma2 gemma3n_text gemma4_text glm_moe_dsa gpt_neo gpt_neox_japanese "
+        "gpt_oss gptj granite_swa granitemoe_swa granitemoehybrid hy_v4 inkling2_text inkling_text jamba lfm2 "
+        "lfm2_moe lfm3 llama4_text mamba mamba2 mimo_v2_flash minimax ministral ministral3 mixtral mpt nemotron "
+        "nemotron_h olmo3 olmo_hybrid openai-gpt phi3 phimoe qwen3_5_moe_text qwen3_5_text qwen3_next smollm3 "
+        "stablelm starcoder2 vaultgemma xglm zamba2 zaya"
+    ),
+    "alone, one at a time": "recurrent_gemma rwkv",
+    "refused": (
+        "bert bert-generation big_bird camembert cpmant data2vec-text ernie megatron-bert modernbert-decoder roberta "
+        "roberta-prelayernorm roformer xlm-roberta xlm-roberta-xl"
+    ),
+}
+"""Model types by what becomes of them."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash"), LATENT),
+    "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "deepseek_v32": LATENT | SPARSE,
+    "glm_moe_dsa": LATENT | SPARSE,
+    "dots1": {"n_shared_experts": 1},
+    "falcon": {"head_dim": LEFT_OUT},
+    **dict.fromkeys(("falcon_mamba", "mamba", "rwkv"), CALM),
+    "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], **PER_LAYER},
+    "gemma4_text": {"head_dim": LEFT_OUT, **PER_LAYER},
+    "gpt_neo": GPT_NEO,
+    **dict.fromkeys(("granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), HYBRID),
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), CONVOLUTION),
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+    "minicpm3": {"head_dim": LEFT_OUT, "num_key_value_heads": 4, "dim_model_base": 16, "gain": 1.0},
+    "nemotron_h": NEMOTRON_H,
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "youtu": LATENT | {"pad_token_id": None, "gain": 1.0},
+    "zamba2": ZAMBA2,
+    "zaya": {"num_experts_per_tok": 1},
+}
+"""Settings that tiny configurations need besides the common ones."""
+FAMILIES = [
+    Family(name, outcome, SETTINGS.get(name, {})) for outcome, names in NAMES.items() for name in sorted(names.split())
 ]
 
 
@@ -273,6 +186,5 @@ def families_table() -> str:
     """The table of docs/models.md."""
     rows = []
     for outcome, words in OUTCOMES.items():
-        names = sorted(family.model_type for family in FAMILIES if family.outcome == outcome)
-        rows.append(f"| {words} | {', '.join(f'`{name}`' for name in names)} |")
+        rows.append(f"| {words} | {', '.join(f'`{name}`' for name in sorted(NAMES[outcome].split()))} |")
     return "\n".join(["| What happens | `model_type` in config.json |", "| --- | --- |", *rows])

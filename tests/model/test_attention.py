@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from slime_ray.data.packing import Segment, Spans
+from slime_ray.data.packing import Segment, Spans, pack
 from slime_ray.model import attention
 from slime_ray.model.attention import RowLayout, row_attention
+from slime_ray.model.logprobs import Policy
 
-from .exactness import MODELS, compare, double_model, random_pairs
+from .conftest import CONFIGS, all_alone, double_model, gradients, random_pairs
 
 SEGMENTS = (Segment(7, 5, 9), Segment(3, 12, 1), Segment(4, 6, 0), Segment(1, 1, 1), Segment(2, 3, 8))
 
@@ -116,15 +117,19 @@ def test_either_kernel_is_the_definition_with_its_gradients(segments, window, ke
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_the_whole_row_in_one_call_gives_what_each_sequence_alone_gives(architecture, monkeypatch):
     """Log-probabilities and gradients of transformers' own modules, in Gemma3 with windows shorter than sequences."""
     asked = []
     monkeypatch.setattr(
         attention, "varlen_kernel", lambda: lambda *qkv, **how: asked.append(0) or varlen_semantics(*qkv, **how)
     )
-    checks = compare(double_model(MODELS[architecture](), seed=0), random_pairs(4, seed=0), kernel="varlen")
-    assert [check for check in checks if not check.passed] == []
+    lm, pairs = double_model(CONFIGS[architecture]), random_pairs(4)
+    logps = Policy(lm, kernel="varlen")(pack(pairs))
+    found, expected = torch.cat([logps.chosen, logps.rejected]), all_alone(lm, pairs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for ours, theirs in zip(*(gradients(each, lm.parameters()) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
     assert asked
 
 
@@ -154,7 +159,7 @@ class TestAuto:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.setattr(attention, "_by_row", lambda *inputs: "one call")
         monkeypatch.setattr(attention, "_by_segment", lambda *inputs, **options: torch.empty(1, 4, 1, size))
-        attention.why_no_varlen.cache_clear()
+        attention._lacking_here.cache_clear()
         query, key, value = (torch.empty(1, 4, 1, size, dtype=dtype) for _ in range(3))
         query = query.as_subclass(type("OnGpu", (torch.Tensor,), {"is_cuda": cuda}))
         try:
@@ -162,7 +167,7 @@ class TestAuto:
                 None, query, key, value, None, dropout=dropout, row_layout=layout(SEGMENTS, "auto")
             )
         finally:
-            attention.why_no_varlen.cache_clear()
+            attention._lacking_here.cache_clear()
         return isinstance(found, str)
 
     def test_on_a_gpu_in_bfloat16(self, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MistralConfig, Phi3Config, Qwen2Config
+from transformers import AutoModelForCausalLM, Phi3Config
 
 from slime_ray.config.model import Lora
 from slime_ray.data.packing import pack
@@ -22,9 +22,9 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.train_mode import checkpoint_layers
 
-from .exactness import MODELS, SIZES, alone, double_model, gradients, random_pairs, weighed
+from .conftest import CONFIGS, SIZES, VOCABULARY, all_alone, double_model, gradients, random_pairs
 
-FAMILIES = MODELS | {"Mistral": lambda: MistralConfig(**SIZES), "Qwen2": lambda: Qwen2Config(**SIZES)}
+FAMILIES = {kind.removesuffix("_text").title(): config for kind, config in CONFIGS.items()}
 
 
 @pytest.fixture
@@ -58,22 +58,17 @@ def names(lm: nn.Module) -> set[str]:
 
 
 def check_exact(family: str) -> None:
-    twin, pairs = double_model(FAMILIES[family](), seed=0), random_pairs(4, seed=0)
+    twin, pairs = double_model(FAMILIES[family]), random_pairs(4)
     # The same weights below transformers' own norms, whose double counterparts the twin has.
     lm = AutoModelForCausalLM.from_config(twin.config, attn_implementation="sdpa").double().eval()
     lm.load_state_dict(twin.state_dict())
-    expected = torch.cat(
-        [alone(twin, pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-        + [alone(twin, pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    )
+    expected = all_alone(twin, pairs)
     logps = fused_policy(lm)(pack(pairs))
     found = torch.cat([logps.chosen, logps.rejected])
     assert {f"Fused{family}RMSNorm", f"Fused{family}MLP"} <= names(lm)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    theirs = dict(
-        zip(dict(twin.named_parameters()), gradients(weighed(expected), list(twin.parameters())), strict=True)
-    )
-    ours = dict(zip(dict(lm.named_parameters()), gradients(weighed(found), list(lm.parameters())), strict=True))
+    theirs = dict(zip(dict(twin.named_parameters()), gradients(expected, twin.parameters()), strict=True))
+    ours = dict(zip(dict(lm.named_parameters()), gradients(found, lm.parameters()), strict=True))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
@@ -95,8 +90,8 @@ def test_so_do_compiled_kernels(family, compile_with):
 def test_in_bfloat16_compiled_kernels_round_no_more_than_the_modules(family, compile_with):
     """Measured from the same weights in float64: fewer kernels round fewer times."""
     compile_with("inductor")
-    lm = double_model(FAMILIES[family](), seed=0)
-    rows = pack(random_pairs(16, seed=0))
+    lm = double_model(FAMILIES[family])
+    rows = pack(random_pairs(16))
     narrow = AutoModelForCausalLM.from_config(lm.config, attn_implementation="sdpa").bfloat16().eval()
     narrow.load_state_dict(lm.state_dict())
     with torch.no_grad():
@@ -109,8 +104,7 @@ def test_in_bfloat16_compiled_kernels_round_no_more_than_the_modules(family, com
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("cap", [None, 0.7], ids="cap {}".format)
+@pytest.mark.parametrize(("bias", "cap"), [(False, None), (True, 0.7)], ids=["plain", "bias and cap"])
 @pytest.mark.parametrize("limit", [50, 10**6], ids="{} logits".format)
 def test_the_fused_head_is_autograd_on_the_whole_matrix(compile_with, trained, bias, cap, limit):
     compile_with("eager")
@@ -123,7 +117,7 @@ def test_the_fused_head_is_autograd_on_the_whole_matrix(compile_with, trained, b
     found = Head(linear, cap, 29, limit, fused=True).logps(hidden, targets)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     wanted = [hidden, *(linear.parameters() if trained else [])]
-    for ours, theirs in zip(gradients(weighed(found), wanted), gradients(weighed(expected), wanted), strict=True):
+    for ours, theirs in zip(gradients(found, wanted), gradients(expected, wanted), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
@@ -138,15 +132,15 @@ def test_a_trial_compiles_few_graphs_and_the_next_one_none(compile_with):
         return graph.forward
 
     def trial(start: int, *, train_head: bool) -> None:
-        lm = AutoModelForCausalLM.from_config(FAMILIES["Gemma3"]())
-        policy = fused_policy(add_lora(lm, Lora(rank=2, alpha=4, train_head=train_head)), chunk_logits=3000)
+        lm = AutoModelForCausalLM.from_config(FAMILIES["Gemma3"])
+        policy = fused_policy(add_lora(lm, Lora(rank=2, alpha=4, train_head=train_head)), chunk_logits=14 * VOCABULARY)
         checkpoint_layers(policy.causal_lm)
         assert policy.shares_prompts
         for seed in range(start, start + 3):
             with torch.no_grad():
                 policy.eval()(pack(random_pairs(3 + seed, seed=seed)), statistics=True)
                 policy.hidden(pack(random_pairs(2, seed=seed)))
-                policy.generate(input_ids=torch.randint(1, 200, (2, 9)), max_new_tokens=3)
+                policy.generate(input_ids=torch.randint(1, VOCABULARY, (2, 9)), max_new_tokens=3)
             for update in range(2):
                 policy.train()(pack(random_pairs(4, seed=10 * seed + update))).chosen.sum().backward()
 
@@ -162,8 +156,8 @@ def test_a_trial_compiles_few_graphs_and_the_next_one_none(compile_with):
 
 def test_answers_are_not_compiled(compile_with):
     compile_with(lambda graph, inputs: pytest.fail("compiled"))
-    policy = fused_policy(AutoModelForCausalLM.from_config(FAMILIES["Llama"]()))
-    policy.generate(input_ids=torch.randint(1, 200, (2, 9)), max_new_tokens=3)
+    policy = fused_policy(AutoModelForCausalLM.from_config(FAMILIES["Llama"]))
+    policy.generate(input_ids=torch.randint(1, VOCABULARY, (2, 9)), max_new_tokens=3)
 
 
 def test_other_families_and_other_activations_stay_as_they_are(compile_with):
@@ -190,7 +184,7 @@ def test_where_nothing_compiles_the_modules_stay_and_a_warning_says_why(compiler
     monkeypatch.setattr(fused_ops, "DEVICES", ("cpu",))
     for function in (fused_ops._compiled, fused_ops._why_not_compiled):
         function.cache_clear()
-    lm = AutoModelForCausalLM.from_config(FAMILIES["Llama"]())
+    lm = AutoModelForCausalLM.from_config(FAMILIES["Llama"])
     before = names(lm)
     assert not fuse(lm)
     assert names(lm) == before

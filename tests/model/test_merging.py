@@ -13,7 +13,6 @@ from slime_ray.config.model import Lora, Model
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.loading import load_checkpoint, load_config, load_model, load_tokenizer, weight_sources
-from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_tokenizer
 
 from .tiny_files import change_json, change_weights, copy, cut, log_probabilities, point, renamed, save_llama, without
@@ -98,13 +97,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(plain, tmp_path) -> Path:
     train(plain, lora(), tmp_path / "adapter")
     return tmp_path / "adapter"
-
-
-def test_a_merged_model_takes_adapters_of_its_own(adapter):
-    lm = add_lora(load_model(source(adapter), seed=0), Lora(rank=4, alpha=8))
-    trained = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
 
 
 @pytest.mark.parametrize("modules_to_save", [None, ["lm_head"]])

@@ -155,7 +155,7 @@ def test_attention_that_knows_functions_by_name_gets_its_own_back(monkeypatch):
     lm = tiny_family("deepseek_v32", **sparse)
     policy = Policy(lm).eval()
     assert policy.why_not_packed == "its index_topk of 4 positions is not known to be honoured in packed rows"
-    assert policy.findings.limits.positions == 4
+    assert policy.limits.positions == 4
     # Were that setting not known by name, the numbers would show it.
     monkeypatch.setattr(attention, "_LOCAL", ())
     policy = Policy(lm).eval()

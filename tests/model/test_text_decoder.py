@@ -22,6 +22,8 @@ from slime_ray.model.loading import load_adapter, load_checkpoint, load_config, 
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_tokenizer
 
+from .conftest import VISION
+
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -31,14 +33,6 @@ TEXT: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 4,
     "max_position_embeddings": 64,
-}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
 }
 GEMMA: dict[str, Any] = {"vision_config": VISION, "mm_tokens_per_image": 4}
 CONFIGS = {

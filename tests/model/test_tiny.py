@@ -14,25 +14,13 @@ from tests.rendered import render_pair, render_prompt
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
-def texts(task: Task) -> list[str]:
-    examples = task.sft_examples(task.capacity("sft"), seed=0)
-    return [messages[0]["content"] for column in examples.column_names for messages in examples[column]]
-
-
 @every_task
-def test_every_text_of_the_task_is_given_back_to_the_character(task: Task) -> None:
-    tokenizer = tiny_tokenizer(task)
-    for text in texts(task):
-        ids = tokenizer.encode(text)
-        assert tokenizer.unk_token_id not in ids
-        assert tokenizer.decode(ids) == text
-
-
-@every_task
-def test_no_token_is_there_for_nothing(task: Task) -> None:
-    tokenizer = tiny_tokenizer(task)
-    used = {token for text in texts(task) for token in tokenizer.encode(text)}
-    unused = set(range(len(tokenizer))) - used
+def test_every_text_of_the_task_is_given_back_to_the_character_and_no_token_is_there_for_nothing(task: Task) -> None:
+    tokenizer, examples = tiny_tokenizer(task), task.sft_examples(2000, seed=0)
+    texts = [messages[0]["content"] for column in examples.column_names for messages in examples[column]]
+    encoded = tokenizer(texts)["input_ids"]
+    assert tokenizer.batch_decode(encoded) == texts
+    unused = set(range(len(tokenizer))) - {token for ids in encoded for token in ids}
     assert set(tokenizer.convert_ids_to_tokens(sorted(unused))) == set(SPECIAL_TOKENS)
 
 
@@ -51,18 +39,8 @@ def test_a_turn_ends_with_the_end_of_sequence_token_and_generation_stops_there(t
     question, answer = row["prompt"][0]["content"], row["chosen"][0]["content"]
     assert tokenizer.decode(pair.prompt_ids) == f"<|user|>{question}<|end|><|assistant|>"
     assert tokenizer.decode(pair.chosen_ids) == f"{answer}<|end|>"
-    assert tokenizer.decode(pair.chosen_ids, skip_special_tokens=True) == answer
-    assert pair.chosen_ids[-1] == tokenizer.eos_token_id
-
-
-@every_task
-def test_prompt_and_answer_have_the_same_tokens_apart_and_together(task: Task) -> None:
-    tokenizer = tiny_tokenizer(task)
-    for row in task.pairs(20, seed=0):
-        pair = render_pair(tokenizer, prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"])
-        whole = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)
-        assert tokenizer.encode(whole) == pair.prompt_ids + pair.chosen_ids
-        assert pair.prompt_ids == render_prompt(tokenizer, row["prompt"])
+    whole = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)
+    assert tokenizer.encode(whole) == pair.prompt_ids + pair.chosen_ids
 
 
 def test_a_role_that_the_model_never_saw_is_refused() -> None:
@@ -74,11 +52,8 @@ def test_a_role_that_the_model_never_saw_is_refused() -> None:
 @every_task
 def test_the_longest_conversation_fits_twice_over(task: Task) -> None:
     tokenizer = tiny_tokenizer(task)
-    longest = max(
-        len(tokenizer.encode(tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)))
-        for row in task.sft_examples(2000, seed=0)
-    )
-    assert 2 * longest < CONTEXT
+    talks = [row["prompt"] + row["chosen"] for row in task.sft_examples(500, seed=0)]
+    assert 2 * max(map(len, tokenizer.apply_chat_template(talks, return_dict=False))) < CONTEXT
 
 
 @every_task
@@ -113,12 +88,6 @@ def test_the_model_has_about_a_tenth_of_a_million_float32_parameters(task: Task)
     assert sum(parameter.numel() for parameter in model.parameters()) == by_hand
     assert 100_000 < by_hand < 120_000
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def test_sizes_are_taken() -> None:
-    config = tiny_model(TASKS["notes"], seed=0, hidden_size=32, layers=1, heads=2, intermediate_size=48).config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 1, 2)
-    assert config.intermediate_size == 48
 
 
 def test_weights_follow_from_the_seed_and_leave_the_global_random_state_alone() -> None:

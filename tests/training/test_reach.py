@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from slime_ray.data.pairs import write_pairs
-from slime_ray.data.rendering import render_prompts
 from slime_ray.data.tasks import load_task
+from slime_ray.data.tokenizing import render_prompts
 from slime_ray.errors import InputError
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.model.limits import Limits

@@ -80,10 +80,7 @@ class Task(ABC):
     # What all tasks share
 
     def score(self, prompt: str, answer: str) -> Rubric:
-        """The exact rubric of an answer (the assistant's message) to a prompt (the user's).
-
-        Raises InputError where `prompt` is not a prompt of this task.
-        """
+        """The exact rubric of an answer (the assistant's message) to a prompt (the user's), as `criteria_met`."""
         met = self.criteria_met(prompt, answer)
         return Rubric(
             total=sum(self.points[criterion] for criterion in met or ()) / sum(self.points.values()),
@@ -105,10 +102,7 @@ class Task(ABC):
         return self.answer(prompt, broken, rng)
 
     def sft_examples(self, n: int, *, seed: int) -> "Dataset":
-        """`n` noisy demonstrations: columns prompt and chosen, message lists.
-
-        Facts repeat, with new answers, once each of the split has been used. Raises InputError for a negative `n`.
-        """
+        """`n` noisy demonstrations: columns prompt and chosen. Facts repeat, with new answers, once each was used."""
         rng, facts = self._open("sft", n, seed, repeat=True)
         rows = []
         for number in range(n):
@@ -122,8 +116,6 @@ class Task(ABC):
         Of four noisy answers the best is chosen, and a random one of those strictly worse is rejected. Raises
         InputError for more pairs than the split has facts.
         """
-        if split not in ("train", "held_out"):
-            raise ValueError(f"split is {split!r}: must be train or held_out")
         rng, facts = self._open(split, n, seed)
         rows = []
         for fact in facts[:n]:
@@ -132,12 +124,7 @@ class Task(ABC):
         return _dataset(("prompt", "chosen", "rejected"), rows)
 
     def prompts(self, n: int, *, purpose: Literal["selection", "report"], seed: int) -> "Dataset":
-        """`n` prompts to answer, each about facts of its own: one column, prompt, a message list.
-
-        Raises InputError for more prompts than the split has facts.
-        """
-        if purpose not in ("selection", "report"):
-            raise ValueError(f"purpose is {purpose!r}: must be selection or report")
+        """`n` prompts to answer, a column of message lists, each about facts of its own as in `pairs`."""
         rng, facts = self._open(purpose, n, seed)
         return _dataset(("prompt",), [(self.ask(fact, rng),) for fact in facts[:n]])
 
@@ -153,9 +140,11 @@ class Task(ABC):
     def _open(self, split: str, n: int, seed: int, *, repeat: bool = False) -> tuple[random.Random, list[Facts]]:
         """The random state of one call, and the split's facts in the order in which this seed uses them."""
         capacity = self.capacity(split)
-        if n < 0 or (n > capacity and not repeat):
-            allowed = "0 or more" if repeat else f"from 0 to {capacity}, for so many different prompts it has for this"
-            raise InputError(f"embedded/{self.name}: cannot give {n} examples for {split}. Ask for {allowed}.")
+        if n > capacity and not repeat:
+            raise InputError(
+                f"embedded/{self.name}: cannot give {n} examples for {split}. Ask for from 0 to {capacity}, for so "
+                "many different prompts it has for this."
+            )
         rng = random.Random(f"{self.name}/{split}/{seed}")
         return rng, rng.sample(self._facts_by_split[split], capacity)
 
