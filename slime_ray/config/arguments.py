@@ -55,18 +55,18 @@ ENGINE = "the engine packs rows, counts over whole updates and writes checkpoint
 
 
 class TrainerArguments(Strict):
-    """Arguments that go to transformers' TrainingArguments as they are; null is what Trainer does by itself."""
+    """Arguments of transformers' TrainingArguments; null is Trainer's default."""
 
     optim: Optimizer | None = None
-    """The optimizer; null is AdamW. Each resumes bit for bit; memory is planned as AdamW's."""
+    """The optimizer; null is AdamW."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
     """AdamW's first beta."""
     adam_epsilon: Annotated[float, Field(gt=0)] | None = None
     """AdamW's epsilon."""
     lr_scheduler_type: Scheduler | None = None
-    """Wins over `schedule`. `warmup_fraction` stays what warms up."""
+    """Scheduler instead of `schedule`."""
     lr_scheduler_kwargs: dict[str, float | int | str] = {}
-    """What that scheduler takes, such as `{num_cycles: 3}`."""
+    """Arguments of that scheduler, such as `{num_cycles: 3}`."""
 
     @model_validator(mode="before")
     @classmethod

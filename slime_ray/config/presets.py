@@ -5,8 +5,7 @@ One YAML per recipe and one per model family; those of objectives' published kno
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -82,49 +81,34 @@ def describe_presets() -> dict[str, str]:
 # How two presets differ
 
 
-@dataclass(frozen=True)
-class Absent:
-    """What stands for the value of a path that a preset says nothing of."""
-
-
-ABSENT = Absent()
-
-
-@dataclass(frozen=True)
-class PresetDifference:
-    """A dotted path into the settings and its two values, either of which may be ABSENT."""
-
-    path: str
-    one: Any
-    other: Any
-
-    def values(self) -> dict[str, Any]:
-        """Both values under their names; one that is ABSENT is left out."""
-        return {name: value for name in ("one", "other") if (value := getattr(self, name)) is not ABSENT}
-
-
-def compare_presets(one: str, other: str) -> list[PresetDifference]:
+def compare_presets(one: str, other: str) -> dict[str, dict[str, Any]]:
     """Every path whose value differs between two presets, single ones or joined by slashes, in order of path.
 
     A named objective has all its knobs: those that a preset leaves are at their defaults. Of the other settings it has
     what it says itself. Raises InputError that names the nearest preset for an unknown one.
+
+    Returns:
+        The values `one` and `other` of each path; a preset that says nothing of it has none.
     """
-    values = [dict(_paths(_with_defaults(preset_base(name)))) for name in (one, other)]
-    paths = sorted(values[0] | values[1])
-    differences = [PresetDifference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
-    return [difference for difference in differences if difference.one != difference.other]
+    presets = {"one": one, "other": other}
+    sides = {side: dict(_paths(_with_defaults(preset_base(name)))) for side, name in presets.items()}
+    every = {
+        path: {name: values[path] for name, values in sides.items() if path in values}
+        for path in sorted(sides["one"] | sides["other"])
+    }
+    return {path: values for path, values in every.items() if len(values) < 2 or values["one"] != values["other"]}
 
 
-def as_table(one: str, other: str, differences: Sequence[PresetDifference]) -> str:
+def as_table(one: str, other: str, differences: Mapping[str, Mapping[str, Any]]) -> str:
     """The differences as aligned columns under the names of the two presets; (absent) where one has no such path."""
-    rows = [("", one, other), *((each.path, _shown(each.one), _shown(each.other)) for each in differences)]
+    rows = [("", one, other)]
+    for path, values in differences.items():
+        rows.append((path, *(_shown(values[side]) if side in values else "(absent)" for side in ("one", "other"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _shown(value: Any) -> str:
-    if value is ABSENT:
-        return "(absent)"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -23,15 +23,15 @@ WITHOUT_NLL = "no likelihood of the chosen tokens"
 class DpoObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - r_l)), and optionally the likelihood of the chosen tokens.
 
-    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` it is RPO or IRPO (arXiv 2404.19733), but for the
-    mean over tokens, which is one over pairs there; with `normalization: mean` length-normalized DPO.
+    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` RPO or IRPO (arXiv 2404.19733), whose NLL is a mean
+    over pairs; with `normalization: mean` length-normalized DPO.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        label_smoothing: from 0 to 0.5, the assumed share of pairs with swapped labels (conservative DPO).
-        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-        normalization: Log ratios are the "sum" over a completion's tokens, or their "mean".
-        remove: Ablations. "reference" replaces log ratios by log-probs; "nll" drops that term.
+        label_smoothing: from 0 to 0.5, assumed share of swapped labels (conservative DPO).
+        nll_weight: >= 0. Weight of the chosen tokens' mean NLL.
+        normalization: "sum" or "mean" of log ratios over tokens.
+        remove: "reference" (log-probs in place of log ratios), "nll".
     """
 
     name: ClassVar[str] = "dpo"
@@ -65,9 +65,8 @@ class IpoObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger aims at a smaller margin, 1 / (2 * beta) nats: per token where means are taken.
-        normalization: Log ratios are the "mean" over a completion's tokens, as in TRL and confirmed by the authors, or
-            their "sum".
-        remove: Ablations. "reference" replaces log ratios by log-probs.
+        normalization: "mean" of log ratios over tokens, as TRL and the authors have it, or "sum".
+        remove: "reference" (log-probs in place of log ratios).
     """
 
     name: ClassVar[str] = "ipo"
@@ -91,7 +90,7 @@ class HingeObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger aims at a smaller margin, 1 / beta nats.
-        remove: Ablations. "reference" replaces log ratios by log-probs.
+        remove: "reference" (log-probs in place of log ratios).
     """
 
     name: ClassVar[str] = "hinge"
@@ -116,8 +115,7 @@ class RobustObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        label_smoothing: e, from 0 to 0.49, the share of pairs with swapped labels. A pair's push never falls below
-            beta * e / (1 - 2e), whatever its margin.
+        label_smoothing: e, from 0 to 0.49, share of swapped labels. A pair's push is beta * e / (1 - 2e) or more.
     """
 
     name: ClassVar[str] = "robust"
@@ -197,8 +195,7 @@ class NcaObjective(PairwiseObjective):
 class SppoObjective(PairwiseObjective):
     """(r_w - 1 / (2 * beta)) ** 2 + (r_l + 1 / (2 * beta)) ** 2: both completions have a target.
 
-    Self-play preference optimization with hard labels, Wu et al., arXiv 2405.00675, eq. 4.7. On pairs from a data set
-    it is one iteration of that method.
+    Self-play preference optimization with hard labels, Wu et al., arXiv 2405.00675, eq. 4.7; one iteration of it.
 
     Args:
         beta: > 0. Larger aims at smaller log ratios. Its authors' eta is 1 / beta.
@@ -254,8 +251,8 @@ class DpopObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        guard: lambda, >= 0. More of it holds the chosen completion at the reference's log-prob.
-        remove: Ablations. "guard" leaves DPO.
+        guard: lambda, >= 0. More holds chosen at the reference's log-prob.
+        remove: "guard" (DPO is left).
     """
 
     name: ClassVar[str] = "dpop"
@@ -277,15 +274,14 @@ class DpopObjective(PairwiseObjective):
 class DpoShiftObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - shift * r_l)): trades margin for the likelihood of chosen.
 
-    Yang et al. 2025, arXiv 2502.07599, whose f(lambda) is `shift`: fixed, or linear in the share of updates made. A
-    call has the shift of the start; `at` gives the objective of later.
+    Yang et al. 2025, arXiv 2502.07599, whose f(lambda) is `shift`. A call has that of the start, `at` gives later ones.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        shift: f, above 0 and up to 1. Smaller pushes the rejected completion less; 1 is DPO.
-        schedule: "fixed", or "linear" from `shift` before the first update to `final_shift` after the last.
-        final_shift: f at the end, above 0 and up to 1. Not read where the shift is fixed.
-        remove: Ablations. "shift" leaves DPO.
+        shift: f, above 0 and up to 1. Smaller pushes rejected less; 1 is DPO.
+        schedule: "fixed", or "linear" in the share of updates, from `shift` to `final_shift`.
+        final_shift: f at the end of a linear schedule, above 0 and up to 1.
+        remove: "shift" (DPO is left).
     """
 
     name: ClassVar[str] = "dpo_shift"
@@ -332,7 +328,7 @@ class DiscopopObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        temperature: tau, above 0 and up to 1. Smaller switches between the two more suddenly.
+        temperature: tau, above 0 and up to 1. Smaller switches more suddenly.
     """
 
     name: ClassVar[str] = "discopop"

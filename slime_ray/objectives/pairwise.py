@@ -70,7 +70,6 @@ class PairwiseObjective:
 
     name: ClassVar[str]
     uses_reference: ClassVar[bool] = False
-    pairs_together: ClassVar[int | None] = None
     parts: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[Mapping[str, Published]] = {}
     push_knob: ClassVar[str | None] = None
@@ -83,6 +82,11 @@ class PairwiseObjective:
 
     def __post_init__(self) -> None:
         check_fields(self, self.parts)
+
+    @property
+    def pairs_together(self) -> int | None:
+        """None: any cut of an update gives the same loss."""
+        return None
 
     @property
     def needs_reference(self) -> bool:

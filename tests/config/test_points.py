@@ -13,8 +13,7 @@ from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension
 from slime_ray.errors import InputError
-from slime_ray.objectives import OBJECTIVES, SlimeObjective
-from slime_ray.objectives.probe import differ
+from slime_ray.objectives import OBJECTIVES, SlimeObjective, differ
 
 BASE = preset_base("arithmetic")
 METHODS = {

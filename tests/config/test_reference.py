@@ -52,7 +52,7 @@ def test_every_key_of_every_experiment_that_ships_stands_in_it(space):
                 )
 
     found = {key for key in keys(yaml.safe_load(find_space(space).read_text())) if "." not in key}
-    assert found <= known | {"preset"}
+    assert found <= known | {"preset", "name", "design"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from slime_ray.search_spaces import shipped_spaces
 
 from slime_ray import cli
-from slime_ray.config.schema import ID, experiment_schema
+from slime_ray.config.reference import ID, experiment_schema
 from slime_ray.config.yaml_source import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
