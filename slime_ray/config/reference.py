@@ -26,9 +26,8 @@ FILE = "The file"
 HEAD = """\
 # Every key of the YAML
 
-Made from the schema that reads the file. `slime-ray reference` prints this page, `slime-ray reference training` a part
-of it. Unknown keys are refused, and so is text where a number belongs. On the command line `--set training.updates=50`
-changes any of them.
+`slime-ray reference` prints this page from the schema that reads the file, `slime-ray reference training` a part of it.
+Unknown keys are refused. `--set training.updates=50` changes any key. What is `null` by default may be null.
 """
 BELOW: dict[str, tuple[str, type[BaseModel]]] = {
     "base": ("base", Settings),
@@ -129,7 +128,8 @@ def _printed(title: str, schema: Schema, titles: Mapping[str, str]) -> str:
     for key, inner in keys.items():
         default = "required" if key in schema.get("required", ()) else _default(inner)
         text = " ".join(inner.get("description", "").split())
-        cells = (f"`{key}`", _words(inner, titles), default, text)
+        words = _words(inner, titles).removesuffix(" or `null`") if default == "`null`" else _words(inner, titles)
+        cells = (f"`{key}`", words, default, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -163,7 +163,7 @@ def _words(schema: Schema, titles: Mapping[str, str]) -> str:
             words = dict.fromkeys(_words(one, titles) for one in schema[several])
             if words.keys() >= SCALAR:
                 words = dict.fromkeys([*(word for word in words if word not in SCALAR), "number, flag or word"])
-            return " or ".join(words)
+            return (" or " if len(words) < 4 else ", ").join(words)
     kind = KINDS.get(schema.get("type", ""), "any value")
     if kind == "list" and "prefixItems" in schema:
         return f"list of {len(schema['prefixItems'])} {_words(schema['prefixItems'][0], titles)}s"

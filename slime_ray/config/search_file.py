@@ -257,8 +257,9 @@ class SearchReader:
         def pick(one: str, dimension: Dimension) -> Scalar:
             value = value_at(settings, path_of(one))
             if not dimension.contains(value):
+                steps = f" in steps of {dimension.step:g}" if dimension.step else ""
                 raise self.error(
-                    at, f"{name}: {path_of(one)} = {value} lies outside {_range(dimension)}. Widen the range"
+                    at, f"{name}: {path_of(one)} = {value} lies outside {dimension.ends}{steps}. Widen the range"
                 )
             return dimension.snap(value)
 
@@ -307,8 +308,3 @@ def _label(dimension: Dimension) -> str:
 
 def _words(scenario: Mapping[str, Scalar]) -> str:
     return ", ".join(f"{path} = {value}" for path, value in scenario.items())
-
-
-def _range(dimension: Dimension) -> str:
-    steps = f" in steps of {dimension.step:g}" if dimension.step else ""
-    return f"{dimension.ends}{steps}"

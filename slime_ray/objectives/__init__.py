@@ -11,7 +11,6 @@ from slime_ray.objectives.base import (
     Term,
     Unit,
     objective_at,
-    pair_means,
     pair_sums,
 )
 from slime_ray.objectives.composed import ComposedObjective
@@ -129,7 +128,6 @@ __all__ = [
     "matched_knobs",
     "matched_strength",
     "objective_at",
-    "pair_means",
     "pair_sums",
     "tuned_ranges",
 ]

@@ -25,6 +25,7 @@ class ComposedObjective(PairwiseObjective):
         exponential: exp(-x), cut at e**50
         linear:      -x
         none:        0
+
     Args:
         against_reference: Whether scores are log ratios instead of log-probs.
         normalization: "mean" or "sum" of log-probs over tokens.

@@ -51,7 +51,6 @@ class DpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 7, smoothed."""
         chosen, rejected = batch.scores(reference, self.normalization)
         logits = self.beta * (chosen - rejected)
         return -F.logsigmoid(logits) * (1 - self.label_smoothing) - F.logsigmoid(-logits) * self.label_smoothing
@@ -79,7 +78,6 @@ class IpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 17."""
         chosen, rejected = batch.scores(reference, self.normalization)
         return (chosen - rejected - 1 / (2 * self.beta)) ** 2
 
@@ -102,7 +100,6 @@ class HingeObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """The hinge of each pair."""
         chosen, rejected = batch.scores(reference, "sum")
         return F.relu(1 - self.beta * (chosen - rejected))
 
@@ -131,7 +128,6 @@ class RobustObjective(PairwiseObjective):
     label_smoothing: float = knob(0.1, at_least=0, at_most=0.49)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 12."""
         chosen, rejected = batch.scores(reference, "sum")
         logits, rate = self.beta * (chosen - rejected), self.label_smoothing
         return (rate * F.logsigmoid(-logits) - (1 - rate) * F.logsigmoid(logits)) / (1 - 2 * rate)
@@ -161,7 +157,6 @@ class ExoObjective(PairwiseObjective):
     label_smoothing: float = knob(1e-3, above=0, at_most=0.5)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 16 for two completions."""
         chosen, rejected = batch.scores(reference, "sum")
         logits = self.beta * (chosen - rejected)
         likely, unlikely = math.log1p(-self.label_smoothing), math.log(self.label_smoothing)
@@ -186,7 +181,6 @@ class NcaObjective(PairwiseObjective):
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """The pairwise form."""
         chosen, rejected = (self.beta * score for score in batch.scores(reference, "sum"))
         return -F.logsigmoid(chosen) - F.logsigmoid(-chosen) / 2 - F.logsigmoid(-rejected) / 2
 
@@ -208,7 +202,6 @@ class SppoObjective(PairwiseObjective):
     beta: float = knob(0.1, above=0, tuned=(0.001, 0.1))
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 4.7 with probabilities of 1 and 0."""
         chosen, rejected = batch.scores(reference, "sum")
         return (chosen - 0.5 / self.beta) ** 2 + (rejected + 0.5 / self.beta) ** 2
 
@@ -236,7 +229,6 @@ class ApoObjective(PairwiseObjective):
     variant: Literal["zero", "down"] = "zero"
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eqs. 7 and 8."""
         chosen, rejected = (self.beta * score for score in batch.scores(reference, "sum"))
         if self.variant == "zero":
             return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
@@ -264,7 +256,6 @@ class DpopObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 3."""
         chosen, rejected = batch.scores(reference, "sum")
         penalty = 0.0 if self.without("guard") else self.guard * F.relu(-chosen)
         return -F.logsigmoid(self.beta * (chosen - rejected - penalty))
@@ -315,7 +306,6 @@ class DpoShiftObjective(PairwiseObjective):
         return replace(self, schedule="fixed", shift=(1 - done) * self.shift + done * self.final_shift)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """The shifted loss."""
         chosen, rejected = batch.scores(reference, "sum")
         return -F.logsigmoid(self.beta * (chosen - (1.0 if self.without("shift") else self.shift) * rejected))
 
@@ -341,7 +331,6 @@ class DiscopopObjective(PairwiseObjective):
     temperature: float = knob(0.05, above=0, at_most=1)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 5."""
         chosen, rejected = batch.scores(reference, "sum")
         logits = self.beta * (chosen - rejected)
         # One exponent: exp(-x) alone overflows where its weight is 0.

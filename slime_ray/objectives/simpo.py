@@ -51,7 +51,6 @@ class SimpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 6."""
         chosen, rejected = batch.scores(None, "sum" if self.without("length_normalization") else "mean")
         gamma = 0.0 if self.without("target_margin") else self.gamma
         return -F.logsigmoid(self.beta * (chosen - rejected) - gamma)
@@ -83,7 +82,6 @@ class CpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 3."""
         return -F.logsigmoid(self.beta * (batch.chosen_sums - batch.rejected_sums))
 
 
@@ -111,7 +109,6 @@ class AlphapoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """SimPO's loss of the shaped rewards."""
         alpha = 0.0 if self.without("shape") else self.alpha
         chosen, rejected = shaped(batch.chosen_means, alpha), shaped(batch.rejected_means, alpha)
         gamma = 0.0 if self.without("target_margin") else self.gamma
@@ -151,7 +148,6 @@ class OrpoObjective(PairwiseObjective):
             raise ValueError("remove, or weights of 0, leave nothing to train: keep odds_ratio or nll")
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 7, weighted."""
         if self.without("odds_ratio"):
             return 0.0 * batch.margins
         return -self.beta * F.logsigmoid(log_odds(batch.chosen_means) - log_odds(batch.rejected_means))
@@ -164,7 +160,6 @@ class SimperObjective(PairwiseObjective):
     name: ClassVar[str] = "simper"
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 3: the inverse perplexities."""
         return torch.exp(batch.rejected_means) - torch.exp(batch.chosen_means)
 
 

@@ -77,8 +77,8 @@ def test_a_part_that_is_not_there_is_refused_with_the_nearest(capsys):
         ("learning_rate", "number > 0, < 1"),
         ("evaluations", "integer ≥ 1"),
         ("dtype", "`float32`, `bfloat16`"),
-        ("lora", "[lora](#basemodellora) or `keep` or `null`"),
-        ("uniform", "list of 2 numbers or `null`"),
+        ("lora", "[lora](#basemodellora) or `keep`"),
+        ("uniform", "list of 2 numbers"),
         ("grid", "mapping to list of number, flag or word"),
     ],
 )

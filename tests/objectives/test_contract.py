@@ -18,13 +18,12 @@ from slime_ray.objectives import (
     ReferenceLogps,
     build_objective,
     component_activity,
-    pair_means,
     pair_sums,
 )
 
 Draw = Callable[..., Any]
 SEEDS = st.integers(0, 2**31)
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=8, deadline=None)
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in OBJECTIVES},
@@ -147,9 +146,8 @@ def test_shards_add_up_to_the_loss_and_gradient_of_the_whole_batch(
         close(one, other)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_gradients_are_those_of_finite_differences(objective: Objective, draw: Draw, seed: int) -> None:
-    batch = draw(seed, longest=4)
+def test_gradients_are_those_of_finite_differences(objective: Objective, draw: Draw) -> None:
+    batch = draw(1, longest=4)
     chosen, chosen_lengths, rejected, rejected_lengths = batch.flat()
 
     def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -233,13 +231,16 @@ def test_no_operator_adds_in_an_order_of_its_own_on_a_gpu(objective: Objective, 
     assert not operators.names & {"index_add", "index_put", "scatter_add", "scatter_reduce", "put", "bincount", "histc"}
 
 
-def test_lengths_may_be_any_integers(objective: Objective, draw: Draw) -> None:
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_lengths_may_be_any_integers(dtype: torch.dtype, draw: Draw) -> None:
     batch = draw(2)
     chosen, chosen_lengths, rejected, rejected_lengths = batch.flat()
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        lengths = chosen_lengths.to(dtype), rejected_lengths.to(dtype)
-        output = objective(chosen, lengths[0], rejected, lengths[1], reference=batch.reference)
-        assert output.loss == batch.feed(objective).loss, dtype
+    for name in OBJECTIVES:
+        objective = build_objective(name)
+        output = objective(
+            chosen, chosen_lengths.to(dtype), rejected, rejected_lengths.to(dtype), reference=batch.reference
+        )
+        assert output.loss == batch.feed(objective).loss, name
 
 
 def test_reference_is_required_where_declared_and_ignored_elsewhere(objective: Objective, draw: Draw) -> None:
@@ -316,10 +317,9 @@ def test_unknown_names_and_fields_are_refused() -> None:
         build_objective("sft", beta=1.0)
 
 
-def test_pair_sums_and_means_by_hand() -> None:
+def test_pair_sums_by_hand() -> None:
     logps, lengths = torch.tensor([-1.0, -2.0, -6.0]), torch.tensor([1, 2])
     assert pair_sums(logps, lengths).tolist() == [-1.0, -8.0]
-    assert pair_means(logps, lengths).tolist() == [-1.0, -4.0]
 
 
 def test_pair_sums_do_not_lose_small_tokens_in_bfloat16() -> None:
