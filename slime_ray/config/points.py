@@ -91,14 +91,8 @@ class Search(Strict):
 
     def named(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The values of a point by the names of its dimensions. Raises KeyError where it lacks one."""
-        names: dict[str, Scalar] = {}
-
-        def pick(name: str, dimension: Dimension) -> Scalar:
-            names[name] = values[path_of(name)]
-            return names[name]
-
-        self.walk(pick)
-        return names
+        present = (name for name in self.order if exists(self.dimensions[name], values))
+        return {name: values[path_of(name)] for name in present}
 
     def locate(self, values: Mapping[str, Any]) -> Point | None:
         """The point with just these values; None where the space has none."""

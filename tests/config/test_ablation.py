@@ -12,7 +12,7 @@ from slime_ray.search_spaces import find_space, shipped_designs
 from slime_ray.config.design import COMPONENTS, FEWEST_SEEDS, Design, caution
 from slime_ray.config.expansion import lay, trained, twins
 from slime_ray.config.experiment import Experiment, arm_trials, with_values
-from slime_ray.config.experiment_file import load_experiment, parse_seeds
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
@@ -294,23 +294,6 @@ def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
     parts = [[], ["anchor"], ["hard_margin"], ["hard_margin_clip"], ["soft_margin", "hard_margin_clip"]]
     assert len({key(remove=part) for part in parts}) == len(parts)
     assert key(remove=["hard_margin_clip"], hard_margin=1.0) != key(remove=["hard_margin_clip"])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Seeds
-
-
-@pytest.mark.parametrize(
-    ("text", "seeds"), [("8", list(range(8))), ("1", [0]), ("0,1,5", [0, 1, 5]), ("7,", [7])]
-)  # fmt: skip
-def test_seeds_are_a_number_or_a_list(text, seeds):
-    assert parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "a", "1,,2", "", ",", "1.5", "3-5"])
-def test_other_seeds_are_refused(text):
-    with pytest.raises(InputError, match="give how many, such as 8, or a list"):
-        parse_seeds(text)
 
 
 def test_few_seeds_are_said_before_a_design_is_run(tmp_path):
