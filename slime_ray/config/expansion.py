@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from slime_ray.config.ablation import Ablation, Unfit, Values, has_effect, parts_of
 from slime_ray.config.complaints import Part
 from slime_ray.config.design import Cell, Design
-from slime_ray.config.experiment import Arm, Experiment, with_values
+from slime_ray.config.experiment import Arm, with_values
+from slime_ray.config.presets import flat
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.objectives.gradients import probe
@@ -80,32 +81,11 @@ def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: P
         raise Unfit(str(error.errors()[0]["ctx"]["error"])) from None
 
 
-def twins(experiment: Experiment) -> dict[str, str]:
-    """Cells that train just as one of another center does, since the centers differ in what both lack, and that one.
-
-    They are run all the same: each center has a table of its own.
-    """
-    first: dict[str, str] = {}
-    seen = {
-        arm.label: first.setdefault(trained(experiment.settings_with(arm.set)), arm.label) for arm in experiment.arms
-    }
-    return {label: same for label, same in seen.items() if label != same}
-
-
 def lay(objective: str, under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
     """`over` laid on `under`, as flat paths. objective: that of base, which either may replace."""
     nested: dict[str, Any] = {"objective": {"name": objective}}
-    flat = _flat(with_values(with_values(nested, under), over))
-    return {path: value for path, value in flat.items() if (path, value) != ("objective.name", objective)}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Values:
-    # An objective's name replaces what lies below it, so that it has to come first.
-    flat: Values = {}
-    for key in sorted(nested, key=lambda key: key != "name"):
-        value = nested[key]
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    values = flat(with_values(with_values(nested, under), over))
+    return {path: value for path, value in values.items() if (path, value) != ("objective.name", objective)}
 
 
 def trained(settings: Settings) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -161,7 +162,8 @@ class _Resolver:
         known: dict[str, str] = {}
         self._check_grid(file)
         for name, values in file.arms.items():
-            for point in _product(file.grid):
+            for combination in product(*file.grid.values()):
+                point = dict(zip(file.grid, combination, strict=True))
                 label = "-".join([name, *(_short(path, value) for path, value in point.items())])
                 arms.append(Arm(label=label, set={**values, **point}))
                 with self.noting():
@@ -196,7 +198,6 @@ class _Resolver:
                 "the design compares cells by win_rate, which needs a judge, and evaluation.judge is none. Set a "
                 "judge, or another `metric`, such as preference_accuracy",
             )
-
         try:
             return expand(ablation, base, settings, self.part)
         except Unfit as error:
@@ -241,13 +242,6 @@ def _short(path: str, value: Scalar) -> str:
     # Six digits, unless those are another number's.
     short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
     return f"{path.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+-]', '-', short)}"
-
-
-def _product(grid: Mapping[str, list[Scalar]]) -> list[dict[str, Scalar]]:
-    points: list[dict[str, Scalar]] = [{}]
-    for path, values in grid.items():
-        points = [{**point, path: value} for point in points for value in values]
-    return points
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -11,7 +11,8 @@ from slime_ray.config.complaints import Part
 from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS
 from slime_ray.config.league import LEARNING_RATE, Entry, League
 from slime_ray.config.points import Point, Rules, Search, path_of, value_at, with_values
-from slime_ray.config.search_file import SearchKeys, SearchReader
+from slime_ray.config.presets import flat
+from slime_ray.config.search_file import SearchKeys, SearchReader, below
 from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
 from slime_ray.config.space import Dimension, RequirementText, Scalar
 from slime_ray.config.strict import Label
@@ -27,7 +28,7 @@ MAY_SET = (
 
 
 def _may_differ(path: str) -> bool:
-    return any(path == one or path.startswith(one + ".") for one in MAY_SET)
+    return any(below(path, above) for above in MAY_SET)
 
 
 class EntryKeys(Strict):
@@ -101,7 +102,7 @@ class LeagueReader:
 
     def _entry(self, label: str, keys: EntryKeys, rate: Dimension) -> Entry:
         at: KeyPath = ("league", "entries", label)
-        for path in _paths(keys.set):
+        for path in flat(keys.set):
             if path == LEARNING_RATE:
                 raise self.error((*at, "set"), f"{path} is searched for every entry: leave it out of `set`")
             if not _may_differ(path):
@@ -109,7 +110,7 @@ class LeagueReader:
                     (*at, "set"),
                     f"{path} would be {label}'s alone, and all have the same data, model and updates. Set it in base",
                 )
-        chosen = keys.set if "objective.name" in _paths(keys.set) else {"objective.name": label, **keys.set}
+        chosen = keys.set if "objective.name" in flat(keys.set) else {"objective.name": label, **keys.set}
         if chosen is not keys.set and label not in OBJECTIVES:
             raise self.error(
                 at,
@@ -132,7 +133,7 @@ class LeagueReader:
         assert search is not None
         if search.earlier_runs:
             raise self.error((*at, "start_from"), "an entry starts from points alone, since none may know more")
-        defaults = _defaults(search, settings, _paths(keys.set))
+        defaults = _defaults(search, settings, flat(keys.set))
         first = self._first(search, defaults, settings)
         if first and Rules(search, base).broken(first):
             first = None
@@ -162,15 +163,6 @@ class LeagueReader:
         middle = rate.choice[len(rate.choice) // 2] if rate.choice else math.sqrt(math.prod(rate.bounds))
         values = {**defaults, LEARNING_RATE: own if rate.contains(own) else rate.snap(middle)}
         return search.locate(values)
-
-
-def _paths(values: Mapping[str, Any], above: str = "") -> list[str]:
-    """Dotted paths of everything that is set."""
-    found: list[str] = []
-    for key, value in values.items():
-        path = f"{above}.{key}".lstrip(".")
-        found += _paths(value, path) if isinstance(value, Mapping) else [path]
-    return found
 
 
 def _defaults(search: Search, settings: Settings, given: Collection[str]) -> dict[str, Scalar]:

@@ -5,7 +5,7 @@ One YAML per recipe and one per model family; those of objectives' published kno
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,15 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Everything that is set, by its dotted path. A name comes first, since it replaces what it stands with."""
+    values: dict[str, Any] = {}
+    for key in sorted(nested, key=lambda key: key != "name"):
+        value, path = nested[key], f"{above}{key}"
+        values |= flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return values
+
+
 def _same_kind(below: dict[str, Any], value: dict[str, Any]) -> bool:
     return "name" not in value or below.get("name") == value["name"]
 
@@ -91,7 +100,7 @@ def compare_presets(one: str, other: str) -> dict[str, dict[str, Any]]:
         The values `one` and `other` of each path; a preset that says nothing of it has none.
     """
     presets = {"one": one, "other": other}
-    sides = {side: dict(_paths(_with_defaults(preset_base(name)))) for side, name in presets.items()}
+    sides = {side: flat(_with_defaults(preset_base(name))) for side, name in presets.items()}
     every = {
         path: {name: values[path] for name, values in sides.items() if path in values}
         for path in sorted(sides["one"] | sides["other"])
@@ -121,11 +130,3 @@ def _with_defaults(base: Mapping[str, Any]) -> dict[str, Any]:
     # YAML has lists where dataclasses have tuples.
     defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields}
     return {**base, "objective": {**defaults, **objective}}
-
-
-def _paths(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

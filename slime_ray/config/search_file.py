@@ -109,7 +109,7 @@ class SearchReader:
     def _check_path(self, path: str) -> None:
         if (why := why_fixed(path)) is not None:
             raise self.error(("search", path), f"{path} cannot be searched: {why}. Set it in base, or make arms of it")
-        if any(_below(path, allowed) for allowed in SEARCHED):
+        if any(below(path, allowed) for allowed in SEARCHED):
             return
         training = self.base.get("training") or {}
         if training.get("updates") == 0 and "training.updates" not in self.keys.search:
@@ -288,9 +288,9 @@ class SearchReader:
 
 def why_fixed(path: str) -> str | None:
     """Why trials of a search must not differ in a setting; None where they may."""
-    if any(_below(path, allowed) for allowed in SEARCHED):
+    if any(below(path, allowed) for allowed in SEARCHED):
         return None
-    return next((why for fixed, why in NOT_SEARCHED.items() if _below(path, fixed)), None)
+    return next((why for fixed, why in NOT_SEARCHED.items() if below(path, fixed)), None)
 
 
 def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Scalar]) -> Point:
@@ -298,7 +298,8 @@ def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Sc
     return search.walk(lambda name, dimension: scenario.get(path_of(name), pick(name, dimension)))
 
 
-def _below(path: str, above: str) -> bool:
+def below(path: str, above: str) -> bool:
+    """Whether a dotted path is another one, or leads on from it."""
     return path == above or path.startswith(above + ".")
 
 

@@ -29,11 +29,11 @@ from slime_ray.objectives.dpo import (
 )
 from slime_ray.objectives.gradients import component_activity, differ, matched_knobs, matched_strength
 from slime_ray.objectives.pairwise import tuned_ranges
-from slime_ray.objectives.sft import SftObjective
 from slime_ray.objectives.simpo import (
     AlphapoObjective,
     CpoObjective,
     OrpoObjective,
+    SftObjective,
     SimperObjective,
     SimpoObjective,
 )

@@ -71,6 +71,8 @@ class PairwiseObjective:
 
     name: ClassVar[str]
     uses_reference: ClassVar[bool] = False
+    rejected_optional: ClassVar[bool] = False
+    """Whether a batch may hold no rejected completions."""
     parts: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[Mapping[str, Published]] = {}
     push_knob: ClassVar[str | None] = None
@@ -129,7 +131,9 @@ class PairwiseObjective:
         reference: ReferenceLogps | None = None,
     ) -> ObjectiveOutput:
         """Return the terms of one batch. See `Objective` for shapes."""
-        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
+        batch = read_batch(
+            chosen_logps, chosen_lengths, rejected_logps, rejected_lengths, rejected_optional=self.rejected_optional
+        )
         base = check_reference(self.name, reference, batch.chosen_sums) if self.needs_reference else None
         return ObjectiveOutput(terms=self.terms(batch, base), counts=batch.counts, **batch.diagnostics())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, ReferenceLogps
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term
 from slime_ray.objectives.pairwise import PairwiseObjective, Published, knob
 
 WITHOUT_NLL = "no likelihood of the chosen tokens"
@@ -161,6 +161,18 @@ class SimperObjective(PairwiseObjective):
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
         return torch.exp(batch.rejected_means) - torch.exp(batch.chosen_means)
+
+
+@dataclass(frozen=True)
+class SftObjective(PairwiseObjective):
+    """Mean over all chosen tokens of -log p(token). Rejected completions are ignored and may be absent."""
+
+    name: ClassVar[str] = "sft"
+    rejected_optional: ClassVar[bool] = True
+
+    def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
+        """Return the one term `nll` of a batch."""
+        return {"nll": Term(-batch.chosen.sum(), "chosen_tokens")}
 
 
 def shaped(means: Tensor, alpha: float) -> Tensor:

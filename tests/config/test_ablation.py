@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_designs
 
 from slime_ray.config.design import COMPONENTS, FEWEST_SEEDS, Design, caution
-from slime_ray.config.expansion import lay, trained, twins
+from slime_ray.config.expansion import lay, trained
 from slime_ray.config.experiment import Experiment, arm_trials, with_values
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
@@ -272,13 +272,6 @@ def test_what_is_laid_on_a_center_means_the_same_as_one_after_the_other(under, o
     assert all(not isinstance(value, dict) for value in flat.values())
     one_by_one = with_values(with_values(BASE, under), over)
     assert Settings.model_validate(with_values(BASE, flat)) == Settings.model_validate(one_by_one)
-
-
-def test_what_two_centers_have_in_common_is_run_for_both_and_said(tmp_path):
-    experiment, _ = expand(tmp_path, f"{{design: leave_one_out, centers: {TWO_CENTERS}}}")
-    assert twins(experiment) == {"released-without-stabilizer": "paper-without-stabilizer"}
-    experiment, _ = expand(tmp_path, f"{{design: baselines, centers: {TWO_CENTERS}}}")
-    assert twins(experiment) == {f"released-{name}": f"paper-{name}" for name in ("sft", "dpo", "simpo")}
 
 
 def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
