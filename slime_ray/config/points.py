@@ -109,6 +109,11 @@ class Search(Strict):
             return None
         return point if point.keys() == values.keys() else None
 
+    def at(self, quantiles: Iterable[float]) -> Point:
+        """The point at these quantiles, one for each dimension, also for those that it turns out not to have."""
+        by_name = dict(zip(self.dimensions, quantiles, strict=True))
+        return self.walk(lambda name, dimension: dimension.at(by_name[name]))
+
     def scenarios(self) -> list[Point]:
         """Every combination of switches that makes a difference: all cases of which knobs a trial has.
 

@@ -110,7 +110,7 @@ def compare_presets(one: str, other: str) -> dict[str, dict[str, Any]]:
 
 def as_table(one: str, other: str, differences: Mapping[str, Mapping[str, Any]]) -> str:
     """The differences as aligned columns under the names of the two presets; (absent) where one has no such path."""
-    rows = [("", one, other)]
+    rows: list[tuple[str, ...]] = [("", one, other)]
     for path, values in differences.items():
         rows.append((path, *(_shown(values[side]) if side in values else "(absent)" for side in ("one", "other"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -110,7 +110,7 @@ def _describe(schema: dict[str, Any], objective: type) -> None:
     schema["description"] = inspect.cleandoc(objective.__doc__ or "").split("\n\nArgs")[0]
     for key, text in descriptions.items():
         schema["properties"][key] |= {"description": text}
-    above = next((kind for kind in objective.__mro__[1:] if kind in OBJECTIVES.values()), None)
+    above: Any = next((kind for kind in objective.__mro__[1:] if kind in OBJECTIVES.values()), None)
     if above is not None:
         schema["description"] += f"\n\nIt has the keys of `{above.name}`, too."
         for field in dataclasses.fields(above):

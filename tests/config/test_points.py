@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.points import Point, Rules, Search, count_points, has_feasible_point, with_values
+from slime_ray.config.points import Rules, Search, count_points, has_feasible_point, with_values
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension
@@ -28,11 +28,6 @@ METHODS = {
 
 def search_of(dimensions: dict, **keys: object) -> Search:
     return Search.model_validate({"dimensions": dimensions, **keys})
-
-
-def point_at(search: Search, quantiles: list[float]) -> Point:
-    by_name = dict(zip(search.dimensions, quantiles, strict=True))
-    return search.walk(lambda name, dimension: dimension.at(by_name[name]))
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 50), st.integers(1, 40), st.integers(1, 7))
@@ -77,7 +72,7 @@ def test_a_point_has_the_knobs_of_its_objective_and_no_others():
     search = search_of(METHODS)
     scenarios = search.scenarios()
     assert scenarios == [{"objective.name": name} for name in ("slime", "dpo", "simpo")]
-    has = {point["objective.name"]: set(point) for point in (point_at(search, [k / 7 % 1] * 6) for k in range(1, 7))}
+    has = {point["objective.name"]: set(point) for point in (search.at([k / 7 % 1] * 6) for k in range(1, 7))}
     always = {"objective.name", "training.learning_rate"}
     assert has == {
         "slime": always | {"objective.anchor_weight"},
@@ -89,7 +84,7 @@ def test_a_point_has_the_knobs_of_its_objective_and_no_others():
 @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=6, max_size=6))
 def test_every_point_makes_valid_settings_of_its_own_objective(quantiles):
     search = search_of(METHODS)
-    point = point_at(search, quantiles)
+    point = search.at(quantiles)
     settings = Settings.model_validate(with_values(BASE, point))
     assert settings.objective.name == point["objective.name"]
     low, high = {"slime": (0, 0), "dpo": (0.01, 1), "simpo": (1, 4)}[settings.objective.name]
