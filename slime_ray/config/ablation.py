@@ -56,7 +56,7 @@ class Ablation(Strict):
     design: Kind
     """Which cells there are."""
     centers: dict[Label, Values] = {}
-    """Configurations around which the design runs, by name, as what each sets over `base`; `base` alone if empty."""
+    """Configurations to run the design around, by name, laid over `base`; empty is `base` alone."""
     metric: Metric = "win_rate"
     """The metric by which cells are said to differ."""
 
@@ -75,10 +75,9 @@ class LeaveOneOut(Ablation):
     design: Literal["leave_one_out"]
     """One component less in each cell."""
     components: Annotated[list[str], Field(min_length=1), Once] | None = None
-    """Parts to leave out; null is each whose removal changes the objective. hard_margin_clip is another reading of
-    hard_margin."""
+    """Parts to leave out; null is each whose removal changes the objective."""
     controls: Literal["gradient_matched"] | None = None
-    """Also each variant with the weight that makes its pair term push like the full one at step 0."""
+    """Also each variant with the weight at which its pair term pushes like the full one."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         objective, components = full_objective(center, settings, self.components)

@@ -61,7 +61,7 @@ class LeagueKeys(Strict):
     learning_rate: Any = {"log_uniform": [1e-5, 1e-3]}
     """How every entry draws `training.learning_rate`."""
     defaults: bool = False
-    """Whether each entry's defaults run too, at its winner's learning rate."""
+    """Whether entries' defaults run too, at their winner's learning rate."""
     entries: Annotated[dict[Label, EntryKeys], Field(min_length=2)]
     """The methods, by label."""
 

@@ -172,11 +172,11 @@ class Model(Strict):
     lora: Annotated[
         Lora | None, BeforeValidator(lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
     ] = None
-    """Adapters to train; null trains every weight, `keep` trains the adapter that `source` is further."""
+    """Adapters to train; null trains every weight, `keep` continues the adapter in `source`."""
     dropout: bool = False
     """Whether the model's own dropout is on in training."""
     attention: Literal["auto", "segments", "varlen"] = "auto"
-    """Segment by segment, or FlashAttention over the row (`varlen`: a GPU and bfloat16); `auto` is varlen where
+    """FlashAttention over the whole row (`varlen`: a GPU and bfloat16), or `segments`; `auto` is varlen where
     possible."""
     fused: bool = True
     """Whether elementwise work is compiled on a GPU."""

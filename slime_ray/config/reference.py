@@ -124,7 +124,7 @@ def _printed(title: str, schema: Schema, titles: Mapping[str, str]) -> str:
         key: inner for key, inner in schema.get("properties", {}).items() if key not in TAGS or "const" not in inner
     }
     if keys:
-        lines += ["| key | value | default | |", "| --- | --- | --- | --- |"]
+        lines += ["| key | value | default | |", "|---|---|---|---|"]
     for key, inner in keys.items():
         default = "required" if key in schema.get("required", ()) else _default(inner)
         text = " ".join(inner.get("description", "").split())

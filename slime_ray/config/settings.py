@@ -166,8 +166,8 @@ class Training(Schedule):
     evaluations: Annotated[int, Field(ge=1)] = 5
     """Held-out measurements after step 0, evenly spread."""
     keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_kept)] = "last"
-    """Weights to measure and save: the `last`, the `best` by win rate or else preference_accuracy, or the best by a
-    metric, `{win_rate: maximize}`."""
+    """Weights to measure and save: the `last`, the `best` evaluation's, or the best by a metric, `{win_rate:
+    maximize}`."""
     callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
     """TrainerCallbacks, as `package.module:Class`, made without arguments."""
 
