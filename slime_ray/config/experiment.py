@@ -71,13 +71,15 @@ class EarlyStopping(Strict):
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> "EarlyStopping":
-        if self.goals is not None and self.rule != "pareto":
-            raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
         # What a manifest or another process reads back has every field set.
-        if self.tie_break != "winner" and self.rule != "pareto":
-            raise ValueError(f"tie_break has no effect with rule {self.rule}: set rule pareto, or leave it out")
-        if self.metric is not None and self.rule not in ("asha", "median"):
-            raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
+        for name, given, rules in (
+            ("goals", self.goals is not None, ("pareto",)),
+            ("tie_break", self.tie_break != "winner", ("pareto",)),
+            ("metric", self.metric is not None, ("asha", "median")),
+        ):
+            if given and self.rule not in rules:
+                way_out = f"set rule {' or '.join(rules)}, or leave it out"
+                raise ValueError(f"{name} has no effect with rule {self.rule}: {way_out}")
         if self.goals is not None and not self.goals:
             raise ValueError("goals is empty: name what trials are ranked by, or leave it out for those of the search")
         return self
