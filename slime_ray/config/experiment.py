@@ -10,10 +10,10 @@ from slime_ray.config.across import SFT_SEED
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
-from slime_ray.config.metrics import Constraint, Estimate, Way
+from slime_ray.config.metrics import Constraint, ConstraintText, Estimate, Way
 from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
-from slime_ray.config.strict import Seed
+from slime_ray.config.strict import Once, Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
 
 MOST_TRIALS = 100_000
@@ -137,6 +137,27 @@ class Faults(Strict):
     """Minutes that a trial waits for its storage."""
 
 
+class Sweep(Strict):
+    """What a file says of its sweep as a whole, and an experiment keeps as it is."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS), Once] = [0]
+    """Seeds that every arm runs with."""
+    goals: dict[str, Way] = {"win_rate": "maximize", "stability": "maximize"}
+    """Metrics that the search optimises."""
+    constraints: list[ConstraintText] = []
+    """Limits for winners: `column <= number` or `column >= number`."""
+    budget: Budget = Budget()
+    """What the sweep may spend."""
+    resources: Resources = Resources()
+    """What one trial holds."""
+    faults: Faults = Faults()
+    """Restarts, waits and checkpoints."""
+    early_stopping: EarlyStopping | None = None
+    """Which search trials stop early; null stops none."""
+    trackers: Annotated[list[Tracker], Once] = list(DEFAULT)
+    """Services that show training curves; an empty list is none."""
+
+
 class Arm(Strict):
     """One fixed cell of the table: what it sets over `base`."""
 
@@ -144,23 +165,15 @@ class Arm(Strict):
     set: dict[str, Any]
 
 
-class Experiment(Strict):
+class Experiment(Sweep):
     """A validated experiment. Nothing in it needs the file it came from any more."""
 
     name: str
     base: dict[str, Any]
     arms: list[Arm]
     search: Search | None
-    seeds: list[Seed]
-    goals: dict[str, Way]
-    constraints: list[str] = []
-    budget: Budget
-    resources: Resources
-    faults: Faults = Faults()
-    early_stopping: EarlyStopping | None = None
     design: Design | None = None
     league: League | None = None
-    trackers: list[Tracker] = list(DEFAULT)
 
     @property
     def settings(self) -> Settings:

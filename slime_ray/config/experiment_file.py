@@ -21,6 +21,7 @@ from slime_ray.config.experiment import (
     EarlyStopping,
     Estimate,
     Experiment,
+    Sweep,
     with_values,
 )
 from slime_ray.config.experiment_keys import ExperimentKeys, refusals
@@ -115,11 +116,8 @@ class _Resolver:
                 (), "nothing to run. Give `arms`, `ablate`, `league`, or `search` with `budget: {trials: N}`"
             )
         self.refuse()
-        return Experiment(
-            name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            constraints=file.constraints, budget=file.budget, resources=file.resources, faults=file.faults,
-            early_stopping=early, design=design, league=league, trackers=file.trackers,
-        )  # fmt: skip
+        sweep = {key: getattr(file, key) for key in Sweep.model_fields} | {"early_stopping": early}
+        return Experiment(name=file.name, base=base, arms=arms, search=search, design=design, league=league, **sweep)
 
     def note(self, complaints: Iterable[tuple[KeyPath, str]]) -> None:
         """Keep what is wrong for later, when all is known that is."""

@@ -2,24 +2,23 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from slime_ray.config.ablation import AnyAblation
-from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS, Arm, Budget, EarlyStopping, Faults, Resources
+from slime_ray.config.experiment import MOST_TRIALS, Arm, Sweep
 from slime_ray.config.league_file import LeagueKeys
-from slime_ray.config.metrics import JUDGED, METRICS, Constraint, ConstraintText, contradiction
+from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.search_file import SearchKeys
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Scalar
 from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, Once, RunName, Seed
-from slime_ray.config.trackers import DEFAULT, Tracker
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import near
 
 
-class ExperimentKeys(SearchKeys):
+class ExperimentKeys(SearchKeys, Sweep):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
     name: RunName
@@ -40,22 +39,6 @@ class ExperimentKeys(SearchKeys):
     """A design, which makes the arms itself."""
     across: dict[str, Annotated[list[Seed], Once]] = {}
     """`sft.seed: [0, 1, 2]` runs league or design from each of these SFT checkpoints."""
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS), Once] = [0]
-    """Seeds that every arm runs with."""
-    goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
-    """Metrics that the search optimises."""
-    constraints: list[ConstraintText] = []
-    """Limits for winners: `column <= number` or `column >= number`."""
-    budget: Budget = Budget()
-    """What the sweep may spend."""
-    resources: Resources = Resources()
-    """What one trial holds."""
-    faults: Faults = Faults()
-    """Restarts, waits and checkpoints."""
-    early_stopping: EarlyStopping | None = None
-    """Which search trials stop early; null stops none."""
-    trackers: Annotated[list[Tracker], Once] = list(DEFAULT)
-    """Services that show training curves; an empty list is none."""
 
 
 def refusals(
