@@ -273,7 +273,7 @@ def full_objective(
         if part not in parts:
             sentence = f"{part!r} is no part of {name}{near(part, parts)}. Allowed: {', '.join(parts)}"
             raise Unfit(sentence, "components", index)
-    components = [part for part in named or parts if part not in leave_out or named]
+    components = named or [part for part in parts if part not in leave_out]
     alike = [part for part in components if not has_effect(objective, part)]
     if named and alike:
         raise Unfit(

@@ -26,8 +26,11 @@ SCHEDULER_KWARGS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """What `lr_scheduler_kwargs` may hold; the others take nothing."""
-NEEDED = {"warmup_stable_decay": ("num_decay_steps",)}
-ONE_OF = dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), ("min_lr", "min_lr_rate"))
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "warmup_stable_decay": ("num_decay_steps",),
+    **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), ("min_lr", "min_lr_rate")),
+}
+"""Of which just one has to be there."""
 INSTEAD = {
     "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_steps": "updates",
     "warmup_steps": "warmup_fraction", "weight_decay": "weight_decay", "adam_beta2": "adam_beta2",
@@ -90,10 +93,8 @@ class TrainerArguments(Strict):
         takes = SCHEDULER_KWARGS.get(kind, ())
         if unknown := sorted(set(self.lr_scheduler_kwargs) - set(takes)):
             raise ValueError(f"lr_scheduler_kwargs: {kind} takes {', '.join(takes) or 'nothing'}, not {unknown[0]}")
-        if lacking := [name for name in NEEDED.get(kind, ()) if name not in self.lr_scheduler_kwargs]:
-            raise ValueError(f"lr_scheduler_kwargs: {kind} needs {lacking[0]}")
-        if (names := ONE_OF.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
-            raise ValueError(f"lr_scheduler_kwargs: {kind} needs one of {' and '.join(names)}")
+        if (names := NEEDED.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
+            raise ValueError(f"lr_scheduler_kwargs: {kind} needs {'one of ' * (len(names) > 1)}{' and '.join(names)}")
         return self
 
     def as_arguments(self) -> dict[str, Any]:
