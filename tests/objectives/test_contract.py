@@ -62,6 +62,10 @@ def objective(request: pytest.FixtureRequest) -> Objective:
     return build_objective(name, **knobs)
 
 
+SHARED = pytest.mark.parametrize("objective", ["slime", "dpo", "sft"], indirect=True)
+"""For what all objectives have from one base."""
+
+
 def apart(objective: Objective) -> int:
     """How many pairs belong together; 1 where any cut will do."""
     return objective.pairs_together or 1
@@ -82,12 +86,14 @@ def test_every_registered_objective_is_a_frozen_dataclass_with_defaults(objectiv
     assert hash(kind()) == hash(kind())
 
 
+@SHARED
 def test_loss_is_the_sum_of_its_named_terms(objective: Objective, draw: Draw) -> None:
     output = draw(0).feed(objective)
     assert output.loss.shape == ()
     close(output.loss, torch.stack([output.value(name) for name in output.terms]).sum())
 
 
+@SHARED
 def test_output_tells_counts_means_and_margins(objective: Objective) -> None:
     output = objective(
         torch.tensor([-1.0, -3.0, -0.5]),
@@ -197,6 +203,7 @@ def test_loss_and_gradient_are_finite_at_extreme_logps(objective: Objective, dty
             assert tokens.grad is None or torch.isfinite(tokens.grad).all(), extreme
 
 
+@SHARED
 def test_bfloat16_logps_are_summed_in_float32(objective: Objective, draw: Draw) -> None:
     batch = draw(1, pairs=8, longest=300, dtype=torch.bfloat16)
     chosen, chosen_lengths, rejected, rejected_lengths = batch.flat()
@@ -300,6 +307,7 @@ def test_a_batch_without_rejected_tokens_is_refused_by_all_but_sft(objective: Ob
             objective(TWO, PAIR, *none, reference=ReferenceLogps(TWO, TWO))
 
 
+@SHARED
 def test_counts_that_cannot_hold_the_batch_are_refused(objective: Objective, draw: Draw) -> None:
     output = draw(5).feed(objective)
     with pytest.raises(ValueError, match=r"^counts lacks"):
