@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.config.ablation import Ablation, Unfit, Values, has_effect, parts_of
+from slime_ray.config.ablation import Ablation, Unfit, Values
 from slime_ray.config.complaints import Part
 from slime_ray.config.design import Cell, Design
 from slime_ray.config.experiment import Arm, with_values
@@ -94,7 +94,7 @@ def trained(settings: Settings) -> str:
     objective = settings.objective.build()
     if settings.training.updates == 0:
         return fingerprint({**plain, "objective": None, "training": None})
-    if not all(has_effect(objective, part) for part in parts_of(objective)):
-        # Without a part knobs may be idle, which loss and gradients tell. A sum makes 0 of -0.
+    if getattr(objective, "remove", ()) or 0 in plain["objective"].values():
+        # Without a part, or with a weight of 0, knobs may be idle, which loss and gradients tell. A sum makes 0 of -0.
         plain["objective"] = [(value + 0.0).tolist() for value in probe(objective)]
     return fingerprint(plain)

@@ -91,15 +91,10 @@ def test_what_cannot_be_run_is_refused(into, given, complaint):
         reproduction(spaces=shipped_spaces(), into=into, **given)
 
 
-@pytest.mark.slow
-def test_the_command_prints_the_plan(capsys):
-    assert cli.main(["reproduce", "--table", "4", "--scale", "demo", "--plan"]) == 0
-    assert "6 cells around base (against full)" in capsys.readouterr().out
-
-
-def test_the_command_writes_the_file(into):
+def test_the_command_prints_the_plan_and_writes_the_file(into, capsys):
     command = ["reproduce", "--table", "4", "--scale", "demo"]
     assert cli.main([*command, "--write", str(into)]) == 0
+    assert "6 cells around base (against full)" in capsys.readouterr().out
     assert load_experiment(into).name == "table4-demo"
     assert cli.main(["reproduce", "--table", "4", "--model", "nope", "--plan"]) == 2
 
