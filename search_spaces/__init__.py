@@ -1,10 +1,9 @@
 """The experiments that ship with the package, one YAML each."""
 
-import difflib
 from pathlib import Path
 
 from slime_ray.config.yaml_source import load_yaml
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, near
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -26,11 +25,7 @@ def find_space(given: str) -> Path:
         return path
     spaces = shipped_spaces()
     if given not in spaces:
-        near = difflib.get_close_matches(given, spaces, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"{given}: no such file, and no shipped experiment of that name.{hint} `slime-ray spaces` lists them."
-        )
+        raise InputError(f"{given}: no such file, and no shipped experiment of that name{near(given, spaces)}.")
     return spaces[given]
 
 

@@ -100,7 +100,7 @@ def _presets_diff(options: argparse.Namespace) -> None:
 
     differences = compare_presets(options.one, options.other)
     if options.json:
-        print(json.dumps({each.path: each.values() for each in differences}, indent=1))
+        print(json.dumps(differences, indent=1))
     elif differences:
         print(as_table(options.one, options.other, differences))
     else:
@@ -108,8 +108,7 @@ def _presets_diff(options: argparse.Namespace) -> None:
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from slime_ray.config.reference import reference
-    from slime_ray.config.schema import experiment_schema
+    from slime_ray.config.reference import experiment_schema, reference
 
     if options.schema:
         print(json.dumps(experiment_schema(), indent=1))
@@ -119,7 +118,7 @@ def _reference(options: argparse.Namespace) -> None:
 
 def _init(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment_file import load_experiment
-    from slime_ray.config.schema import ID, experiment_schema
+    from slime_ray.config.reference import ID, experiment_schema
     from slime_ray.config.starting import FEWEST_PAIRS, first_experiment, run_name
     from slime_ray.config.yaml_source import read_value
     from slime_ray.data.places import missing_file

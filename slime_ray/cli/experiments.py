@@ -154,12 +154,9 @@ def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) ->
 
 def _describe_design(experiment: "Experiment") -> None:
     from slime_ray.config.design import caution
-    from slime_ray.config.expansion import twins
 
     if experiment.design is not None:
         print(experiment.design.described(experiment.seeds))
-        for cell, same in twins(experiment).items():
-            print(f"{cell} trains just as {same} does; both are run.")
         if warning := caution(experiment.seeds):
             print(f"warning: {warning}")
 

@@ -5,36 +5,34 @@ Nothing is started here, and nothing is read but presets. `slime_ray.config.expa
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from slime_ray.config.design import COMPONENTS, Kind, Level, Metric
-from slime_ray.config.parts import (
-    KNOBS,
-    MARGINS,
-    REMOVE,
-    Unfit,
-    absent,
-    full_objective,
-    idle_knobs,
-    parts_of,
-    removed,
-    slime_objective,
-)
+from slime_ray.config.design import Kind, Level, Metric
 from slime_ray.config.points import value_at
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Scalar
-from slime_ray.config.strict import Label, Positive, Strict
+from slime_ray.config.strict import Label, Once, Strict
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import InputError, near
-from slime_ray.objectives import SlimeObjective, matched_knobs, matched_strength
+from slime_ray.objectives import Objective, SlimeObjective, differ, matched_knobs, matched_strength
 
 Values = dict[str, Any]
 EXPONENT, STRENGTH = "objective.stabilizer_exponent", "objective.stabilizer_strength"
+REMOVE = "objective.remove"
+MARGINS = ("soft_margin", "hard_margin")
+
+
+class Unfit(ValueError):
+    """A design that has no cells to compare, as a sentence. keys: where in `ablate` the reason stands."""
+
+    def __init__(self, sentence: str, *keys: str | int):
+        super().__init__(sentence)
+        self.keys: KeyPath = keys
 
 
 @dataclass(frozen=True)
@@ -52,31 +50,15 @@ class Planned:
     keys: KeyPath = ()
 
 
-def _once(values: list[Any]) -> list[Any]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ValueError(f"{value!r} stands there twice")
-    return values
-
-
-Once = AfterValidator(_once)
-
-
 class Ablation(Strict):
     """What all designs have."""
 
     design: Kind
     """Which cells there are."""
     centers: dict[Label, Values] = {}
-    """Configurations around which the design is run, by name, each as what it sets over `base`; default: `base`
-    alone."""
+    """Configurations to run the design around, by name, laid over `base`; empty is `base` alone."""
     metric: Metric = "win_rate"
-    """The one by which cells are said to differ."""
-
-    @property
-    def takes_away(self) -> tuple[str, ...]:
-        """Parts of the objective that cells of it lack."""
-        return ()
+    """The metric by which cells are said to differ."""
 
     def around(self) -> dict[str, Values]:
         """What each center sets; without any, `base` is the only one. Raises Unfit for an unknown preset."""
@@ -88,70 +70,49 @@ class Ablation(Strict):
 
 
 class LeaveOneOut(Ablation):
-    """The full objective, and the same without each of its components."""
+    """The full objective, and it without each of its components."""
 
     design: Literal["leave_one_out"]
     """One component less in each cell."""
     components: Annotated[list[str], Field(min_length=1), Once] | None = None
-    """Parts of the objective that are left out in turn; null is each whose removal changes it. hard_margin_clip is
-    another reading of SLIME's hard_margin."""
+    """Parts to leave out; null is each whose removal changes the objective."""
     controls: Literal["gradient_matched"] | None = None
-    """Whether each variant is run also with the weight that makes its pair term push like the full one at step 0;
-    SLIME's at D = 0."""
-    at_logp: Annotated[float, Field(lt=0)] | None = None
-    """Mean log-prob at which pushes of other objectives than SLIME are the same, in nats; null is -1."""
-    at_tokens: Positive | None = None
-    """Tokens of a completion there; null is 64. It matters where sums take the place of means."""
-
-    @model_validator(mode="after")
-    def _at_has_an_effect(self) -> "LeaveOneOut":
-        for name in ("at_logp", "at_tokens"):
-            if getattr(self, name) is not None and self.controls is None:
-                raise ValueError(f"{name} has no effect without `controls: gradient_matched`")
-        return self
-
-    @property
-    def takes_away(self) -> tuple[str, ...]:
-        return tuple(KNOBS if self.components is None else self.components)
+    """Also each variant with the weight at which its pair term pushes like the full one."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        objective, components = full_objective(center, settings, self.components, default=tuple(KNOBS))
-        slime = isinstance(objective, SlimeObjective)
-        if self.controls and not slime and not hasattr(objective, "push_term"):
+        objective, components = full_objective(center, settings, self.components)
+        if self.controls and not hasattr(objective, "push_term"):
             raise Unfit(f"{settings.objective.name} does not say which term pushes: it has no push_term", "controls")
         planned = [Planned("full", levels=dict.fromkeys(components, True), reference=True)]
         for index, gone in enumerate(components):
             plain = without((gone,), components, ("components", index) if self.components else ())
-            planned.append(plain)
-            if self.controls and (not slime or gone.endswith(("margin", "margin_clip"))):
-                planned += self._matched(objective, plain)
-        if self.controls and not slime and not any(one.control for one in planned):
+            planned += [plain, *(_matched(objective, plain) if self.controls else ())]
+        if self.controls and not any(one.control for one in planned):
             raise Unfit(
                 f"around center {center} no removal changes how hard {settings.objective.name} pushes beside its other "
-                "terms, and of a single term Adam takes no notice. Leave controls out",
+                "terms, so nothing is to be matched: of a single term Adam takes no notice. Leave controls out",
                 "controls",
             )
         return planned
 
-    def _matched(self, objective: Any, plain: Planned) -> list[Planned]:
-        at: dict[str, Any] = {"logp": self.at_logp or -1.0, "tokens": self.at_tokens or 64}
-        try:
-            knobs = matched_knobs(objective, tuple(plain.values[REMOVE]), **at)
-            values = {**plain.values, **{f"objective.{knob}": value for knob, value in knobs.items()}}
-        except ValueError as error:
-            raise Unfit(f"{plain.variant} can have no gradient-matched control: {error}", "controls") from None
-        matched = Planned(f"{plain.variant}-matched", values, plain.levels, control=True, keys=("controls",))
-        return [matched] if knobs else []
+
+def _matched(objective: Any, plain: Planned) -> list[Planned]:
+    try:
+        knobs = matched_knobs(objective, tuple(plain.values[REMOVE]))
+    except ValueError as error:
+        raise Unfit(f"{plain.variant} can have no gradient-matched control: {error}", "controls") from None
+    values = {**plain.values, **{f"objective.{knob}": value for knob, value in knobs.items()}}
+    matched = Planned(f"{plain.variant}-matched", values, plain.levels, control=True, keys=("controls",))
+    return [matched] if knobs else []
 
 
 class Factorial(Ablation):
-    """Every combination of components that are there or not: 2^4 cells, if nothing else is said."""
+    """Every combination of components."""
 
     design: Literal["factorial"]
     """All combinations."""
     components: Annotated[list[str], Field(min_length=2), Once] | None = None
-    """Parts of the objective that are there or not; null is each part that it has and whose removal changes it. Of
-    SLIME: anchor, stabilizer, soft_margin, hard_margin."""
+    """Parts that are there or not; null is each whose removal changes the objective, but hard_margin_clip."""
 
     @field_validator("components")
     @classmethod
@@ -160,12 +121,8 @@ class Factorial(Ablation):
             raise ValueError("hard_margin and hard_margin_clip are two readings of one ablation. Name one of them")
         return components
 
-    @property
-    def takes_away(self) -> tuple[str, ...]:
-        return tuple(COMPONENTS if self.components is None else self.components)
-
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        objective, components = full_objective(center, settings, self.components, default=COMPONENTS)
+        objective, components = full_objective(center, settings, self.components, leave_out=("hard_margin_clip",))
         if len(components) < 2:
             raise Unfit(
                 f"a factorial needs two parts or more, and center {center} has {', '.join(components)}", "design"
@@ -179,15 +136,12 @@ class Factorial(Ablation):
 
 
 class Sensitivity(Ablation):
-    """One knob at a time around the center.
-
-    The center's own value is the reference, so that it is not run again where it is among the values.
-    """
+    """One knob at a time around the center."""
 
     design: Literal["sensitivity"]
     """Other values of single knobs."""
     knobs: Annotated[dict[str, Annotated[list[Scalar], Field(min_length=1), Once]], Field(min_length=1)]
-    """Paths into `objective` and `training`, each with the values that it is given."""
+    """Paths into `objective` and `training`, each with its other values."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         levels_there = {path: self._center_value(center, settings, path) for path in self.knobs}
@@ -209,8 +163,6 @@ class Sensitivity(Ablation):
             raise Unfit(f"{path}: there is no such setting{near(path, known)}", "knobs", path) from None
         if not isinstance(value, Level):
             raise Unfit(f"{path} is not one number, word or flag around {center}", "knobs", path)
-        if (gone := idle_knobs(removed(settings)).get(path)) is not None:
-            raise Unfit(f"{path} has no effect around {center}: {REMOVE} takes {gone} away there", "knobs", path)
         return value
 
 
@@ -220,23 +172,18 @@ class Exponent(Ablation):
     design: Literal["exponent"]
     """Other exponents."""
     exponents: Annotated[list[float], Field(min_length=1), Once] = [1.0, 1.5, 2.0, 2.5, 3.0]
-    """The values of p; the center's own is always among the cells."""
+    """Values of p, besides the center's own."""
     controls: Literal["strength_matched"] | None = None
-    """Beside each other exponent the same with the strength that gives a rejected token of `at_logp` nats the same
-    penalty as at the center."""
-    at_logp: Annotated[float, Field(le=0)] | None = None
-    """Where the penalties are the same, in nats; null is -5."""
-    AT_LOGP: ClassVar[float] = -5.0
-
-    @model_validator(mode="after")
-    def _at_logp_has_an_effect(self) -> "Exponent":
-        if self.at_logp is not None and self.controls is None:
-            raise ValueError("at_logp has no effect without `controls: strength_matched`")
-        return self
+    """Also each other p with the strength that gives a rejected token of -5 nats the center's penalty."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
-        objective = slime_objective(center, settings)
-        if "stabilizer" in absent(objective):
+        objective = settings.objective.build()
+        if not isinstance(objective, SlimeObjective):
+            name = settings.objective.name
+            raise Unfit(
+                f"this design is about parts of SLIME, and the objective of center {center} is {name}", "design"
+            )
+        if not has_effect(objective, "stabilizer"):
             raise Unfit(f"center {center} has no stabilizer, whose exponent could be varied", "centers", center)
         planned = []
         for exponent in sorted({*self.exponents, objective.stabilizer_exponent}):
@@ -247,15 +194,12 @@ class Exponent(Ablation):
                 continue
             planned.append(Planned(variant, {EXPONENT: exponent}, levels, keys=keys))
             if self.controls:
-                values = {EXPONENT: exponent, STRENGTH: self._matched(objective, exponent, variant)}
+                try:
+                    values = {EXPONENT: exponent, STRENGTH: matched_strength(objective, exponent)}
+                except ValueError as error:
+                    raise Unfit(f"{variant} can have no control of matched strength: {error}", "controls") from None
                 planned.append(Planned(f"{variant}-matched", values, levels, control=True, keys=("controls",)))
         return planned
-
-    def _matched(self, objective: SlimeObjective, exponent: float, variant: str) -> float:
-        try:
-            return matched_strength(objective, exponent, self.AT_LOGP if self.at_logp is None else self.at_logp)
-        except ValueError as error:
-            raise Unfit(f"{variant} can have no control of matched strength: {error}", "controls") from None
 
 
 class Baselines(Ablation):
@@ -269,9 +213,9 @@ class Baselines(Ablation):
         "simpo": {"objective": {"name": "simpo"}},
         "slime": {"objective": {"name": "slime"}},
     }
-    """By name, each as what it sets over the center; `preset: name` stands for that preset's objective."""
+    """Methods by name, each as what it sets over the center; `preset: name` takes a preset's objective."""
     against: str = "slime"
-    """The one that the others are compared with."""
+    """The method that the others are compared with."""
 
     def cells(self, center: str, settings: Settings) -> list[Planned]:
         if self.against not in self.methods:
@@ -299,12 +243,64 @@ AnyAblation = Annotated[
 ]
 
 
+def full_objective(
+    center: str, settings: Settings, named: Sequence[str] | None, *, leave_out: Sequence[str] = ()
+) -> tuple[Objective, list[str]]:
+    """Return the objective at a center and the parts that a design takes away from it.
+
+    Args:
+        center: Its name.
+        settings: Of the center.
+        named: Parts as the file has them; None is each part whose removal changes the objective.
+        leave_out: Parts that are not taken away where none is named.
+
+    Raises:
+        Unfit: The objective has no such part, lacks some already, or would train alike without one.
+    """
+    objective, name = settings.objective.build(), settings.objective.name
+    parts = parts_of(objective)
+    if not parts:
+        raise Unfit(
+            f"the objective of center {center}, {name}, declares no parts that this design could take away", "design"
+        )
+    if gone := getattr(settings.objective, "remove", ()):
+        raise Unfit(
+            f"center {center} has no full objective to compare with: {REMOVE} takes {', '.join(gone)} away "
+            "there. Leave it out; the design removes components itself",
+            "centers", center,
+        )  # fmt: skip
+    for index, part in enumerate(named or ()):
+        if part not in parts:
+            sentence = f"{part!r} is no part of {name}{near(part, parts)}. Allowed: {', '.join(parts)}"
+            raise Unfit(sentence, "components", index)
+    components = named or [part for part in parts if part not in leave_out]
+    alike = [part for part in components if not has_effect(objective, part)]
+    if named and alike:
+        raise Unfit(
+            f"center {center}: {name} trains alike with and without {alike[0]} there, so that their cells would be "
+            "equal. Give it an effect, or leave the component out of `components`",
+            "centers", center,
+        )  # fmt: skip
+    if len(alike) == len(components):
+        raise Unfit(f"center {center}: no part of {name} has an effect there", "design")
+    return objective, [part for part in components if part not in alike]
+
+
+def parts_of(objective: Objective) -> tuple[str, ...]:
+    """The parts of an objective that its `remove` takes away; none where it declares none."""
+    return tuple(getattr(objective, "parts", ()))
+
+
+def has_effect(objective: Any, part: str) -> bool:
+    """Whether an objective trains otherwise without a part. One that leaves nothing to train does not count."""
+    try:
+        return differ(objective, replace(objective, remove=(*objective.remove, part)))
+    except ValueError:
+        return False
+
+
 def with_preset(values: Values, *keys: str) -> Values:
     """What a center or method sets, with the objective of the preset that it may name under the rest. Raises Unfit."""
-    gone = values.get(REMOVE)
-    idle = idle_knobs(map(str, gone)) if isinstance(gone, list) else {}
-    if both := [path for path in values if path in idle]:
-        raise Unfit(f"{both[0]} is set, and has no effect since {REMOVE} takes {idle[both[0]]} away", *keys, both[0])
     if "preset" not in values:
         return values
     name, rest = values["preset"], {path: value for path, value in values.items() if path != "preset"}

@@ -14,13 +14,14 @@ SFT_SEED = "sft.seed"
 
 
 def complaints(
-    across: Mapping[str, Sequence[int]], settings: Settings, *, compared: bool
+    across: Mapping[str, Sequence[int]], settings: Settings, arms: Mapping[str, Settings], *, compared: bool
 ) -> Iterator[tuple[KeyPath, str]]:
     """Yield what is wrong with the key, each with its place.
 
     Args:
         across: Seeds by path, as the file has them.
         settings: Of `base`.
+        arms: Settings of each arm, by label.
         compared: Whether there is a league or a design.
     """
     if across and not compared:
@@ -33,10 +34,12 @@ def complaints(
             )
         elif settings.sft is None:
             yield ("across", path), "sft is null, so there are no SFT checkpoints. Leave across out, or set sft"
-        elif len(set(seeds)) < len(seeds):
-            yield ("across", path), f"across.{path} names a seed twice, which is no other checkpoint. Leave one out"
         elif len(seeds) < 2:
             yield ("across", path), f"across.{path} needs two seeds or more. For one checkpoint set {path} in base"
+    for label, own in arms.items():
+        if across and own.sft != settings.sft:
+            sentence = f"arm {label} has an sft of its own, and across runs it from every checkpoint"
+            yield ("across",), f"{sentence}. Leave sft out of the arm"
 
 
 def label_at(label: str, seed: int) -> str:

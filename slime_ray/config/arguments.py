@@ -26,8 +26,11 @@ SCHEDULER_KWARGS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """What `lr_scheduler_kwargs` may hold; the others take nothing."""
-NEEDED = {"warmup_stable_decay": ("num_decay_steps",)}
-ONE_OF = dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), ("min_lr", "min_lr_rate"))
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "warmup_stable_decay": ("num_decay_steps",),
+    **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), ("min_lr", "min_lr_rate")),
+}
+"""Of which just one has to be there."""
 INSTEAD = {
     "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_steps": "updates",
     "warmup_steps": "warmup_fraction", "weight_decay": "weight_decay", "adam_beta2": "adam_beta2",
@@ -55,18 +58,18 @@ ENGINE = "the engine packs rows, counts over whole updates and writes checkpoint
 
 
 class TrainerArguments(Strict):
-    """Arguments that go to transformers' TrainingArguments as they are; null is what Trainer does by itself."""
+    """Arguments of transformers' TrainingArguments; null is Trainer's default."""
 
     optim: Optimizer | None = None
-    """The optimizer; null is AdamW. Each resumes bit for bit; memory is planned as AdamW's."""
+    """The optimizer; null is AdamW."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
     """AdamW's first beta."""
     adam_epsilon: Annotated[float, Field(gt=0)] | None = None
     """AdamW's epsilon."""
     lr_scheduler_type: Scheduler | None = None
-    """Wins over `schedule`. `warmup_fraction` stays what warms up."""
+    """Scheduler instead of `schedule`."""
     lr_scheduler_kwargs: dict[str, float | int | str] = {}
-    """What that scheduler takes, such as `{num_cycles: 3}`."""
+    """Arguments of that scheduler, such as `{num_cycles: 3}`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -90,10 +93,8 @@ class TrainerArguments(Strict):
         takes = SCHEDULER_KWARGS.get(kind, ())
         if unknown := sorted(set(self.lr_scheduler_kwargs) - set(takes)):
             raise ValueError(f"lr_scheduler_kwargs: {kind} takes {', '.join(takes) or 'nothing'}, not {unknown[0]}")
-        if lacking := [name for name in NEEDED.get(kind, ()) if name not in self.lr_scheduler_kwargs]:
-            raise ValueError(f"lr_scheduler_kwargs: {kind} needs {lacking[0]}")
-        if (names := ONE_OF.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
-            raise ValueError(f"lr_scheduler_kwargs: {kind} needs one of {' and '.join(names)}")
+        if (names := NEEDED.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
+            raise ValueError(f"lr_scheduler_kwargs: {kind} needs {'one of ' * (len(names) > 1)}{' and '.join(names)}")
         return self
 
     def as_arguments(self) -> dict[str, Any]:

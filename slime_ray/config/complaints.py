@@ -2,17 +2,47 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from slime_ray.config.ablation import DESIGNS
 from slime_ray.config.data_source import DataSource
 from slime_ray.config.judge import JUDGE_SETTINGS
 from slime_ray.config.settings import OBJECTIVE_SETTINGS
 from slime_ray.config.space import Dimension
-from slime_ray.config.yaml_source import KeyPath
+from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource
 from slime_ray.errors import near
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file, or all of it, whose complaints name their place in the file.
+
+    at: where the part stands. elsewhere: places of what it takes from other parts, by a key on the way there.
+    """
+
+    source: YamlSource
+    at: KeyPath = ()
+    elsewhere: Mapping[str, KeyPath] = field(default_factory=dict)
+
+    def place(self, keys: KeyPath) -> KeyPath:
+        """Where a key of the part stands in the file."""
+        return next((place for key, place in self.elsewhere.items() if key in keys), (*self.at, *keys))
+
+    def error(self, keys: KeyPath, sentence: str) -> Complaint:
+        """The error of what is wrong at a key of the part."""
+        return self.source.error((self.place(keys), sentence))
+
+    def check(self, model: Any, value: Any, keys: KeyPath, *, where: str = "") -> Any:
+        """Validate a value that stands at a key of the part. Raises Complaint."""
+        try:
+            return TypeAdapter(model).validate_python(value)
+        except ValidationError as error:
+            at = self.place(keys)
+            complaints = [((*at, *inner), where + sentence) for inner, sentence in explain(error, model)]
+            raise self.source.error(*complaints) from None
 
 
 def explain(error: ValidationError, model: Any) -> list[tuple[KeyPath, str]]:

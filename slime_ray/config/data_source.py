@@ -8,19 +8,18 @@ from slime_ray.config.strict import EMBEDDED, Located, Strict
 
 
 class DataSource(Strict):
-    """A data set and how much of it is taken."""
+    """One of several data sets."""
 
     source: Located
-    """A file, a folder or a Hub id, as `train` takes it."""
+    """A file, a folder or a Hub id."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Relative probability that the next pair is drawn from it, as in `datasets.interleave_datasets`. Of all data sets
-    or of none; without it all pairs are taken."""
+    """Relative probability that the next pair is its; null takes all pairs. Give all data sets one, or none."""
     split: str | None = None
-    """Of a Hub data set; null is `data.split`."""
+    """Split of a Hub data set; null is `data.split`."""
     subset: str | None = None
     """Configuration of a Hub data set."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null is its main branch."""
+    """Branch, tag or commit on the Hub; null is the main branch."""
 
 
 def _entries(value: Any) -> Any:

@@ -14,22 +14,20 @@ Temperature = Annotated[float, Field(ge=0)]
 
 
 class Decoding(Strict):
-    """How answers are drawn. One decoding configuration serves every cell of a table."""
+    """How answers are drawn, the same for every trial."""
 
     temperature: Temperature = 1.0
-    """0 takes the likeliest token."""
+    """Sampling temperature; 0 takes the likeliest token."""
     temperatures: dict[str, Temperature] = {}
-    """Instead of it, for the categories of `evaluation.questions` that are named."""
+    """Temperatures by category of `evaluation.questions`."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Answers are drawn from the likeliest tokens that make up this share."""
+    """Probability mass of the likeliest tokens that answers are drawn from."""
     max_new_tokens: Positive = 512
-    """Of an answer. One that gets there without an end counts as broken."""
+    """Most tokens of an answer; one without an end counts as broken."""
     batch: Positive | None = None
-    """Answers at a time; null is 256 on a GPU and 64 elsewhere. With a temperature above 0 another batch draws
-    others."""
+    """Answers at a time; null is 256 on a GPU and 64 elsewhere. It changes random draws."""
     engine: Literal["generate", "continuous"] = "generate"
-    """How they are drawn here: batch by batch, or by transformers' continuous batching, whose random draws are
-    others."""
+    """transformers' `generate`, or its `continuous` batching, whose random draws differ."""
 
     def batch_on(self, *, gpu: bool) -> int:
         """Answers at a time on a device."""
@@ -41,35 +39,34 @@ class Decoding(Strict):
 
 
 class Sentinel(Strict):
-    """Watches for collapse at every evaluation during training, by the parts of stability-v1 as they stand then."""
+    """Watches the parts of stability-v1 during training."""
 
     action: Literal["warn", "stop", "none"] = "warn"
-    """What an alarm does: `stop` ends the training there and measures the policy as it is, `none` watches nothing."""
+    """What an alarm does: `stop` ends training and measures the policy, `none` watches nothing."""
     tolerances: Annotated[float, Field(gt=0)] = 3.0
-    """How many of its tolerances a part has to be beyond."""
+    """How many tolerances off a part has to be."""
     prompts: Positive = 32
-    """Selection prompts that are answered each time."""
+    """Selection prompts answered at each evaluation."""
     judge: bool | None = None
-    """Whether these answers are judged as well, which early stopping by the win rate needs; null is where that costs
-    nothing, which is the exact judge."""
+    """Whether these answers are judged; null judges them with the exact judge alone."""
 
 
 class AnswerServer(Strict):
-    """An OpenAI-compatible server of the SFT checkpoint. It loads each trial's adapter and gives the answers."""
+    """An OpenAI-compatible server of the SFT checkpoint, which loads trials' adapters."""
 
     name: Literal["openai"] = "openai"
     model: str
-    """What the server calls the SFT checkpoint."""
+    """The server's name of the SFT checkpoint."""
     base_url: Annotated[str, AfterValidator(address)] = "http://localhost:8000/v1"
-    """Of the server."""
+    """Address of the server."""
     server: Literal["vllm", "sglang"] = "vllm"
-    """Whose calls load and unload adapters."""
+    """Whose calls load adapters."""
     api_key_env: Annotated[str, AfterValidator(variable)] | None = None
-    """Name of the environment variable that holds the key; null where none is asked for."""
+    """Environment variable that holds the key; null is none."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Of one request."""
+    """Longest request."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    """Of one set of answers, with everything that is tried again."""
+    """Longest set of answers, with retries."""
     concurrency: Positive = 256
     """Requests at a time, of each trial."""
 
@@ -84,39 +81,35 @@ class AnswerServer(Strict):
 
 
 class Retention(Strict):
-    """What the SFT checkpoint could do besides, and whether the policy still can."""
+    """Whether the policy keeps what the SFT checkpoint could do."""
 
     prompts: Located
-    """A file of questions that test it, in any form that `evaluation.questions` takes."""
+    """A file of questions, as of `evaluation.questions`."""
     scorer: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    """`package.module:function` of the last user message and an answer, importable where trials run; it returns a
-    number, higher is better."""
+    """`package.module:function` of last user message and answer, which returns a number, higher is better."""
 
 
 class Evaluation(Strict):
     """Win rate against the SFT checkpoint's answers, and stability-v1."""
 
     judge: NamedJudge = NoJudge()
-    """Who compares answers. `none` and `exact` may stand by their name alone; a list of judges is a panel."""
+    """Who compares answers: `none`, `exact`, a mapping, or a list of judges, which is a panel."""
     questions: Located | None = None
-    """A file of Arena-Hard or MT-Bench, whose questions are the report prompts, instead of `prompts` ones from the
-    data."""
+    """A file of Arena-Hard or MT-Bench questions, in place of report prompts from the data."""
     prompts: Positive = 512
     """Report prompts, which arms and confirmed winners answer."""
     selection_prompts: Positive = 256
-    """Prompts that guide the search, none of them a report prompt."""
+    """Prompts that guide the search; none is a report prompt."""
     judge_first: Positive | None = None
-    """Selection prompts on which a search trial is judged first; null judges all of them. On the others only where it
-    can still be on the front."""
+    """Selection prompts judged first; the rest only where a trial can still be on the front. Null judges all."""
     kl_prompts: Positive = 64
     """Prompts on whose answers the KL divergence to the SFT checkpoint is measured."""
     decoding: Decoding = Decoding()
     """How answers are drawn."""
     engine: AnswerServer | None = None
-    """A server that draws the answers of baseline and policies, but not the sentinel's; null draws them where trials
-    run."""
+    """A server that draws the answers; null draws them where trials run."""
     retention: Retention | None = None
-    """Prompts of their own on which the column `retention` is measured; null measures none."""
+    """Prompts of the column `retention`; null measures none."""
 
     def lacks(self) -> str | None:
         """What this machine lacks to judge and to ask the server, as a sentence with the way out."""

@@ -1,45 +1,48 @@
 """A design of `ablate`, expanded: the arms that are run, and the cells that the tables compare."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from slime_ray.config.ablation import Ablation, Values
+from slime_ray.config.ablation import Ablation, Unfit, Values
+from slime_ray.config.complaints import Part
 from slime_ray.config.design import Cell, Design
-from slime_ray.config.experiment import Arm, Experiment, with_values
-from slime_ray.config.parts import REMOVE, Unfit, absent, idle_knobs, removed
+from slime_ray.config.experiment import Arm, with_values
+from slime_ray.config.presets import flat
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
-from slime_ray.objectives import SlimeObjective
-from slime_ray.objectives.probe import gradients
+from slime_ray.objectives.gradients import probe
 
 SHARED = ("model", "data", "sft", "evaluation")
 """What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""
 
-Check = Callable[[Values, KeyPath, str], Settings]
-"""The settings with some values over base. Given where in `ablate` they stand, and a cell's name for what is wrong."""
 
+def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: Part) -> tuple[list[Arm], Design]:
+    """Every center crossed with every cell of the design, each valid and none the same as another.
 
-@dataclass(frozen=True)
-class Expansion:
-    """The arms of a design, one a cell and in the same order."""
+    Args:
+        ablation: The key `ablate`.
+        base: Of the experiment, as plain values.
+        fixed: The same as settings.
+        file: In which the key stands.
 
-    arms: list[Arm]
-    design: Design
+    Returns:
+        The arms, one a cell and in the same order, and the design.
 
-
-def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
-    """Every center crossed with every cell of the design, each valid and none the same as another. Raises Unfit."""
+    Raises:
+        Unfit: There is no such design.
+        Complaint: A cell's settings are wrong.
+    """
     arms: list[Arm] = []
     cells: list[Cell] = []
     standing: dict[tuple[str, str], str] = {}
 
-    def add(settings: Settings, what: str, keys: KeyPath, group: str) -> None:
+    def add(values: Values, what: str, keys: KeyPath, group: str) -> Settings:
         """Check what it has to have in common with all others, and what not with those of its group."""
+        settings: Settings = file.check(Settings, with_values(base, values), ("ablate", *keys), where=f"{what}: ")
         for part in SHARED:
-            if getattr(settings, part) != getattr(base, part):
+            if getattr(settings, part) != getattr(fixed, part):
                 raise Unfit(
                     f"{what} has a {part} of its own, and cells of one design share the SFT checkpoint, data, prompts, "
                     f"decoding and judge. Set {part} in `base`, for all of them",
@@ -47,11 +50,11 @@ def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
                 )
         if (same := standing.setdefault((group, trained(settings)), what)) != what:
             raise Unfit(f"{what} would train just as {same} does: nothing that has an effect differs", *keys)
+        return settings
 
     around = ablation.around()
     for center, center_values in around.items():
-        settings = check(center_values, ("centers", center), f"center {center}")
-        add(settings, f"center {center}", ("centers", center), "")
+        settings = add(center_values, f"center {center}", ("centers", center), "")
         prefix = f"{center}-" if len(around) > 1 else ""
         planned = ablation.cells(center, settings)
         if len(planned) == 1:
@@ -59,8 +62,8 @@ def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
         [reference] = [prefix + one.variant for one in planned if one.reference]
         for one in planned:
             label, keys = prefix + one.variant, one.keys or ("centers", center)
-            values = lay(base.objective.name, center_values, one.values)
-            add(check(values, keys, f"cell {label}"), f"cell {label}", keys, center)
+            values = lay(fixed.objective.name, center_values, one.values)
+            add(values, f"cell {label}", keys, center)
             arms.append(Arm(label=label, set=values))
             cells.append(
                 Cell(
@@ -73,37 +76,16 @@ def expand(ablation: Ablation, base: Settings, check: Check) -> Expansion:
                 )
             )
     try:
-        return Expansion(arms, Design(kind=ablation.design, cells=cells, metric=ablation.metric))
+        return arms, Design(kind=ablation.design, cells=cells, metric=ablation.metric)
     except ValidationError as error:
         raise Unfit(str(error.errors()[0]["ctx"]["error"])) from None
-
-
-def twins(experiment: Experiment) -> dict[str, str]:
-    """Cells that train just as one of another center does, since the centers differ in what both lack, and that one.
-
-    They are run all the same: each center has a table of its own.
-    """
-    first: dict[str, str] = {}
-    seen = {
-        arm.label: first.setdefault(trained(experiment.settings_with(arm.set)), arm.label) for arm in experiment.arms
-    }
-    return {label: same for label, same in seen.items() if label != same}
 
 
 def lay(objective: str, under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
     """`over` laid on `under`, as flat paths. objective: that of base, which either may replace."""
     nested: dict[str, Any] = {"objective": {"name": objective}}
-    flat = _flat(with_values(with_values(nested, under), over))
-    return {path: value for path, value in flat.items() if (path, value) != ("objective.name", objective)}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Values:
-    # An objective's name replaces what lies below it, so that it has to come first.
-    flat: Values = {}
-    for key in sorted(nested, key=lambda key: key != "name"):
-        value = nested[key]
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    values = flat(with_values(with_values(nested, under), over))
+    return {path: value for path, value in values.items() if (path, value) != ("objective.name", objective)}
 
 
 def trained(settings: Settings) -> str:
@@ -112,12 +94,7 @@ def trained(settings: Settings) -> str:
     objective = settings.objective.build()
     if settings.training.updates == 0:
         return fingerprint({**plain, "objective": None, "training": None})
-    if isinstance(objective, SlimeObjective):
-        gone = absent(objective)
-        without = {f"objective.{knob}": value for knob, value in plain["objective"].items()}
-        plain["objective"] = {path: value for path, value in without.items() if path not in idle_knobs(gone)}
-        plain["objective"][REMOVE] = sorted(gone)
-    elif removed(settings) and not objective.pairs_together:
-        # Without a part others may be idle, which the gradients tell.
-        plain["objective"] = [side.tolist() for side in gradients(objective)]
+    if getattr(objective, "remove", ()) or 0 in plain["objective"].values():
+        # Without a part, or with a weight of 0, knobs may be idle, which loss and gradients tell. A sum makes 0 of -0.
+        plain["objective"] = [(value + 0.0).tolist() for value in probe(objective)]
     return fingerprint(plain)

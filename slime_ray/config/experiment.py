@@ -10,10 +10,10 @@ from slime_ray.config.across import SFT_SEED
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
-from slime_ray.config.metrics import Constraint, Estimate, Way
+from slime_ray.config.metrics import Constraint, ConstraintText, Estimate, Way
 from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
-from slime_ray.config.strict import Seed
+from slime_ray.config.strict import Once, Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
 
 MOST_TRIALS = 100_000
@@ -24,68 +24,62 @@ PromptSet = Literal["selection", "report"]
 
 
 class Confirm(Strict):
-    """The best trials of the search are run again, with the table's seeds and prompts they were not chosen on."""
+    """The best search trials, run again on other prompts."""
 
     best: Annotated[int, Field(ge=0, le=MOST_SEEDS)] = 1
-    """How many: those that the fewest others beat in all goals come first."""
+    """How many winners."""
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 2
-    """How many of the table's seeds each is run with, and further ones where it has too few."""
+    """Seeds of each: the table's first, then further ones."""
 
 
 class Budget(Strict):
-    """What a sweep may spend, and what is kept of it. Whatever is spent first ends it.
-
-    When hours, gpu_hours, judge_calls or cost are spent, running trials write a checkpoint and the sweep ends; it goes
-    on with --resume. hours are of this start; the others count the whole run, with all that was computed twice.
-    """
+    """What a sweep may spend; what is spent first ends it, and --resume continues."""
 
     trials: Annotated[int, Field(ge=0, le=MOST_TRIALS)] = 0
-    """Of the search; its winners are confirmed after them."""
+    """Search trials."""
     confirm: Confirm | None = None
-    """Which winners are run again; null confirms none."""
+    """Winners to run again; null is none."""
     hours: Annotated[float, Field(gt=0)] | None = None
-    """Wall-clock time since this start."""
+    """Wall-clock hours since this start."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours of all GPUs that trials held."""
+    """GPU hours of the whole run."""
     judge_calls: Positive | None = None
-    """Requests to a judge that is paid."""
+    """Requests to a paid judge."""
     cost: Annotated[float, Field(gt=0)] | None = None
-    """Of GPUs by price_per_gpu_hour and of the judge by its `prices`, in their currency."""
+    """Cost of GPUs and judge, in the currency of the prices."""
     price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
-    """Of one GPU."""
+    """Price of a GPU hour."""
     checkpoints: Annotated[int, Field(ge=0)] | None = None
-    """Trained models that are kept of the search, best first over the whole sweep; null keeps all. Those of arms and
-    confirmations are always kept."""
+    """Models of search trials to keep, best first; null keeps all."""
 
 
 class EarlyStopping(Strict):
-    """Which trials of the search are stopped during training, by what their evaluations tell."""
+    """Which search trials stop during training."""
 
     rule: Literal["pareto", "asha", "median", "none"] = "pareto"
-    """`pareto` and `asha` are asynchronous successive halving by `goals` and by one `metric`; `median` stops what is
-    below the median of the others' means."""
+    """Successive halving by `goals` (`pareto`) or `metric` (`asha`), or stopping below the `median` of the others."""
     goals: dict[Estimate, Way] | None = None
-    """With `pareto`: what trials are ranked by. Null is the goals of the search, as they can be told during
-    training."""
+    """With `pareto`: metrics to rank by; null is the search's goals that training measures."""
     tie_break: Literal["winner", "spread"] = "winner"
-    """With `pareto`: who continues of a front that is larger than its share: by the rank of winners at the end, or
-    `spread` over the front."""
+    """With `pareto`: who of a too large front continues, by the rank of winners or by `spread`."""
     metric: Estimate | None = None
-    """With `asha` and `median`: the one metric; null is preference_accuracy."""
+    """With `asha` and `median`: the metric; null is preference_accuracy."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """About one in so many trials at a rung continues; each rung is so many times as far as the one before."""
+    """One in so many trials continues at a rung; each rung is so many times as far."""
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of a trial's updates before which none is stopped, and the first rung."""
+    """Share of the updates at the first rung."""
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> "EarlyStopping":
-        if self.goals is not None and self.rule != "pareto":
-            raise ValueError(f"goals has no effect with rule {self.rule}: set rule pareto, or leave it out")
         # What a manifest or another process reads back has every field set.
-        if self.tie_break != "winner" and self.rule != "pareto":
-            raise ValueError(f"tie_break has no effect with rule {self.rule}: set rule pareto, or leave it out")
-        if self.metric is not None and self.rule not in ("asha", "median"):
-            raise ValueError(f"metric has no effect with rule {self.rule}: set rule asha or median, or leave it out")
+        for name, given, rules in (
+            ("goals", self.goals is not None, ("pareto",)),
+            ("tie_break", self.tie_break != "winner", ("pareto",)),
+            ("metric", self.metric is not None, ("asha", "median")),
+        ):
+            if given and self.rule not in rules:
+                way_out = f"set rule {' or '.join(rules)}, or leave it out"
+                raise ValueError(f"{name} has no effect with rule {self.rule}: {way_out}")
         if self.goals is not None and not self.goals:
             raise ValueError("goals is empty: name what trials are ranked by, or leave it out for those of the search")
         return self
@@ -98,21 +92,20 @@ class EarlyStopping(Strict):
 
 
 class Resources(Strict):
-    """What one trial holds. None of it changes what a trial computes."""
+    """What one trial holds; none of it changes what it computes."""
 
     workers: Positive = 1
-    """Processes that train one trial together; the pairs of an update are divided among them."""
+    """Processes that train one trial together."""
     cpu_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """Also the threads of a process."""
+    """CPUs, and threads, of a process."""
     gpu_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """At most 1: each worker trains on one GPU. A fraction has trials share a GPU, where there is one worker."""
+    """GPUs of a process, at most 1; a fraction shares a GPU."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
-    """`ddp` gives each worker a whole copy of the model, `fsdp2` divides parameters, gradients and optimizer states
-    among them."""
+    """`ddp` copies the model to each worker, `fsdp2` divides it."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """How workers are spread over nodes, in Ray's words."""
+    """Ray's placement of workers on nodes."""
     concurrent_trials: Literal["auto"] | Positive = "auto"
-    """`auto` runs as many side by side as the cluster has room for."""
+    """Trials at a time; `auto` fills the cluster."""
 
     @field_validator("gpu_per_worker")
     @classmethod
@@ -126,23 +119,43 @@ class Resources(Strict):
 
 
 class Faults(Strict):
-    """What is done when something breaks. None of it changes what a trial computes."""
+    """What happens when something breaks."""
 
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a trial starts again after it lost a process, a node or a GPU, hung or ran out of memory (that only
-    once)."""
+    """Restarts of a trial after a lost process, node or GPU or a hang; once out of memory."""
     preemptions: Annotated[int, Field(ge=0)] = 8
-    """The same for nodes that were taken away with notice."""
+    """Restarts after nodes were taken away with notice."""
     lost_hours: Annotated[float, Field(gt=0)] | None = None
-    """Worker-hours of a trial that may be computed twice before it is given up; null sets no limit."""
+    """Worker-hours of a trial that may be computed twice; null is no limit."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
-    """Time between checkpoints."""
+    """Minutes between checkpoints."""
     hang_minutes: Annotated[float, Field(gt=0)] = 30.0
-    """Silence after which a trial counts as hung."""
+    """Minutes of silence after which a trial counts as hung."""
     placement_minutes: Annotated[float, Field(gt=0)] = 60.0
-    """How long a trial may wait for its resources."""
+    """Minutes that a trial may wait for its resources."""
     storage_minutes: Annotated[float, Field(ge=0)] = 15.0
-    """How long a trial's start, and its result, wait for a storage."""
+    """Minutes that a trial waits for its storage."""
+
+
+class Sweep(Strict):
+    """What a file says of its sweep as a whole, and an experiment keeps as it is."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS), Once] = [0]
+    """Seeds that every arm runs with."""
+    goals: dict[str, Way] = {"win_rate": "maximize", "stability": "maximize"}
+    """Metrics that the search optimises."""
+    constraints: list[ConstraintText] = []
+    """Limits for winners: `column <= number` or `column >= number`."""
+    budget: Budget = Budget()
+    """What the sweep may spend."""
+    resources: Resources = Resources()
+    """What one trial holds."""
+    faults: Faults = Faults()
+    """Restarts, waits and checkpoints."""
+    early_stopping: EarlyStopping | None = None
+    """Which search trials stop early; null stops none."""
+    trackers: Annotated[list[Tracker], Once] = list(DEFAULT)
+    """Services that show training curves; an empty list is none."""
 
 
 class Arm(Strict):
@@ -152,23 +165,15 @@ class Arm(Strict):
     set: dict[str, Any]
 
 
-class Experiment(Strict):
+class Experiment(Sweep):
     """A validated experiment. Nothing in it needs the file it came from any more."""
 
     name: str
     base: dict[str, Any]
     arms: list[Arm]
     search: Search | None
-    seeds: list[Seed]
-    goals: dict[str, Way]
-    constraints: list[str] = []
-    budget: Budget
-    resources: Resources
-    faults: Faults = Faults()
-    early_stopping: EarlyStopping | None = None
     design: Design | None = None
     league: League | None = None
-    trackers: list[Tracker] = list(DEFAULT)
 
     @property
     def settings(self) -> Settings:

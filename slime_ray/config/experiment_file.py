@@ -2,17 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import TypeAdapter, ValidationError
-
 from slime_ray.config import across
-from slime_ray.config.ablation import Ablation, Values
+from slime_ray.config.ablation import Ablation, Unfit
 from slime_ray.config.across import SFT_SEED
-from slime_ray.config.complaints import explain
+from slime_ray.config.complaints import Part
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
 from slime_ray.config.experiment import (
@@ -22,18 +21,17 @@ from slime_ray.config.experiment import (
     EarlyStopping,
     Estimate,
     Experiment,
+    Sweep,
     with_values,
 )
 from slime_ray.config.experiment_keys import ExperimentKeys, refusals
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueReader
-from slime_ray.config.metrics import Constraint
-from slime_ray.config.parts import Unfit
 from slime_ray.config.points import Search
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.search_file import SearchReader
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.config.space import Scalar, equal_values
+from slime_ray.config.space import Scalar
 from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError
@@ -50,9 +48,8 @@ def load_experiment(
     valid part of the file would show comes when that is valid.
     """
     source = from_mapping(path) if isinstance(path, Mapping) else load_yaml(path)
-    data = source.data
-    for key, value in from_mapping(overrides or {}).data.items():
-        data = with_values(data, {from_top(key): value})
+    changes = from_mapping(overrides or {}).data
+    data = with_values(source.data, {from_top(key): value for key, value in changes.items()})
     if name is not None:
         data = {**data, "name": name}
     return _Resolver(YamlSource(source.path, data, source.lines)).resolve()
@@ -67,14 +64,15 @@ class _Resolver:
     """Turns a parsed file into an Experiment, and every complaint into a sentence with its line."""
 
     def __init__(self, source: YamlSource):
-        self.source = source
+        self.data, self.part = source.data, Part(source)
+        self.error, self.check = self.part.error, self.part.check
         self.sentences: list[tuple[int, str]] = []
 
     def resolve(self) -> Experiment:
         with self.noting():
-            file: ExperimentKeys = self.check(ExperimentKeys, self.source.data, ())
+            file: ExperimentKeys = self.check(ExperimentKeys, self.data, ())
         with self.noting():
-            base, settings = self._base(self.source.data)
+            base, settings = self._base(self.data)
         self.refuse()
         if settings.model.kept:
             # What it stands for, where the adapter is: results are read elsewhere, and knobs would replace the word.
@@ -91,12 +89,18 @@ class _Resolver:
                 arms, design = self._ablation(file, file.ablate, base, settings)
         with self.noting():
             if file.league is None:
-                search = SearchReader(file, base, check=self.check, error=self.error).read(file.budget.trials)
+                search = SearchReader(file, base, self.part).read(file.budget.trials)
         with self.noting():
             league = self._league(file, base)
         with self.noting():
             early = self._early_stopping(file, settings)
-        seeds = self._across(file, base, settings, arms)
+        # Of arms that are wrong by themselves it was said above.
+        of_arms = {}
+        if not self.sentences:
+            of_arms = {arm.label: Settings.model_validate(with_values(base, arm.set)) for arm in arms}
+            compared = file.league is not None or file.ablate is not None
+            self.note(across.complaints(file.across, settings, of_arms, compared=compared))
+        seeds = [] if self.sentences else file.across.get(SFT_SEED, [])
         if seeds:
             base = with_values(base, {SFT_SEED: seeds[0]})
             arms = [
@@ -106,34 +110,19 @@ class _Resolver:
             ]
             league = league and across.league_across(league, seeds)
             design = design and across.design_across(design, seeds)
-        # Of arms that are wrong by themselves it was said above.
-        of_arms = [] if self.sentences else (Settings.model_validate(with_values(base, arm.set)) for arm in arms)
-        for keys, sentence in refusals(file, settings, arms, of_arms):
-            self.sentences += self.error(keys, sentence).sentences
+        self.note(refusals(file, settings, arms, of_arms.values()))
         if not self.sentences and not arms and search is None and league is None:
             raise self.error(
                 (), "nothing to run. Give `arms`, `ablate`, `league`, or `search` with `budget: {trials: N}`"
             )
         self.refuse()
-        return Experiment(
-            name=file.name, base=base, arms=arms, search=search, seeds=file.seeds, goals=file.goals,
-            constraints=[str(Constraint.parse(text)) for text in file.constraints],
-            budget=file.budget, resources=file.resources, faults=file.faults, early_stopping=early,
-            design=design, league=league, trackers=file.trackers,
-        )  # fmt: skip
+        sweep = {key: getattr(file, key) for key in Sweep.model_fields} | {"early_stopping": early}
+        return Experiment(name=file.name, base=base, arms=arms, search=search, design=design, league=league, **sweep)
 
-    def _across(self, file: ExperimentKeys, base: dict[str, Any], settings: Settings, arms: Sequence[Arm]) -> list[int]:
-        """Seeds of the SFT checkpoints, none where there is one; what is wrong with them is kept for later."""
-        if not file.across or self.sentences:
-            return []
-        compared = file.league is not None or file.ablate is not None
-        for keys, sentence in across.complaints(file.across, settings, compared=compared):
+    def note(self, complaints: Iterable[tuple[KeyPath, str]]) -> None:
+        """Keep what is wrong for later, when all is known that is."""
+        for keys, sentence in complaints:
             self.sentences += self.error(keys, sentence).sentences
-        for arm in arms:
-            if Settings.model_validate(with_values(base, arm.set)).sft != settings.sft:
-                sentence = f"arm {arm.label} has an sft of its own, and across runs it from every checkpoint"
-                self.sentences += self.error(("across",), f"{sentence}. Leave sft out of the arm").sentences
-        return [] if self.sentences else file.across[SFT_SEED]
 
     def _league(self, file: ExperimentKeys, base: dict[str, Any]) -> League | None:
         if file.league is None:
@@ -144,17 +133,11 @@ class _Resolver:
         for key, way in (("trials", "league.trials"), ("confirm", "league.seeds")):
             if getattr(file.budget, key):
                 raise self.error(("budget", key), f"a league has an equal budget for each entry: {way}. Leave it out")
-        return LeagueReader(
-            file.league, base, sampler=file.sampler, goals=file.goals, constraints=file.constraints, check=self.check,
-            error=self.error,
-        ).read()  # fmt: skip
-
-    def error(self, keys: KeyPath, sentence: str) -> Complaint:
-        return self.source.error((keys, sentence))
+        return LeagueReader(file.league, base, file.sampler, self.part).read(file.goals, file.constraints)
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Keep what is wrong for later, when all is known that is."""
+        """Keep what is raised for later."""
         try:
             yield
         except Complaint as complaint:
@@ -164,14 +147,6 @@ class _Resolver:
         """Raise what is wrong so far."""
         if self.sentences:
             raise Complaint(self.sentences)
-
-    def check(self, model: Any, value: Any, at: KeyPath, *, where: str = "") -> Any:
-        """Validate, turning pydantic's complaints into ours. `at`: where `value` stands in the file."""
-        try:
-            return TypeAdapter(model).validate_python(value)
-        except ValidationError as error:
-            complaints = [((*at, *keys), where + sentence) for keys, sentence in explain(error, model)]
-            raise self.source.error(*complaints) from None
 
     def _base(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], Settings]:
         """What all trials have in common, also where something else in the file is wrong."""
@@ -185,7 +160,8 @@ class _Resolver:
         known: dict[str, str] = {}
         self._check_grid(file)
         for name, values in file.arms.items():
-            for point in _product(file.grid):
+            for combination in product(*file.grid.values()):
+                point = dict(zip(file.grid, combination, strict=True))
                 label = "-".join([name, *(_short(path, value) for path, value in point.items())])
                 arms.append(Arm(label=label, set={**values, **point}))
                 with self.noting():
@@ -207,13 +183,6 @@ class _Resolver:
                 f"the grid makes {cells:,} arms, and {MOST_TRIALS:,} are the limit. Give fewer values, or make a "
                 "`search` of them with `sampler: quasi_random`",
             )
-        for path, values in file.grid.items():
-            if not values:
-                raise self.error(("grid", path), f"grid.{path} is empty. Give it values, or leave it out")
-            if (same := equal_values(values)) is not None:
-                raise self.error(
-                    ("grid", path), f"grid.{path} has {same[0]!r} and {same[1]!r}, which are equal. Remove one of them"
-                )
 
     def _ablation(
         self, file: ExperimentKeys, ablation: Ablation, base: dict[str, Any], settings: Settings
@@ -227,16 +196,10 @@ class _Resolver:
                 "the design compares cells by win_rate, which needs a judge, and evaluation.judge is none. Set a "
                 "judge, or another `metric`, such as preference_accuracy",
             )
-
-        def check(values: Values, keys: KeyPath, what: str) -> Settings:
-            checked: Settings = self.check(Settings, with_values(base, values), ("ablate", *keys), where=f"{what}: ")
-            return checked
-
         try:
-            expansion = expand(ablation, settings, check)
+            return expand(ablation, base, settings, self.part)
         except Unfit as error:
             raise self.error(("ablate", *error.keys), str(error)) from None
-        return expansion.arms, expansion.design
 
     def _early_stopping(self, file: ExperimentKeys, settings: Settings) -> EarlyStopping | None:
         """With the goals that trials are ranked by as they can be told during training."""
@@ -277,13 +240,6 @@ def _short(path: str, value: Scalar) -> str:
     # Six digits, unless those are another number's.
     short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
     return f"{path.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+-]', '-', short)}"
-
-
-def _product(grid: Mapping[str, list[Scalar]]) -> list[dict[str, Scalar]]:
-    points: list[dict[str, Scalar]] = [{}]
-    for path, values in grid.items():
-        points = [{**point, path: value} for point in points for value in values]
-    return points
 
 
 def parse_override(text: str) -> tuple[str, Any]:

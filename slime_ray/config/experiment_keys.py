@@ -2,83 +2,53 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from slime_ray.config.ablation import AnyAblation
-from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS, Arm, Budget, EarlyStopping, Faults, Resources
+from slime_ray.config.experiment import MOST_TRIALS, Arm, Sweep
 from slime_ray.config.league_file import LeagueKeys
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
-from slime_ray.config.parts import idle_knobs
 from slime_ray.config.search_file import SearchKeys
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Scalar
-from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, RunName, Seed
-from slime_ray.config.trackers import DEFAULT, Tracker
+from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, Once, RunName, Seed
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import near
 
 
-class ExperimentKeys(SearchKeys):
+class ExperimentKeys(SearchKeys, Sweep):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
     name: RunName
-    """Of the run's folder: letters, digits, dots, dashes and underscores."""
+    """Name of the run and its folder: letters, digits, dots, dashes and underscores."""
     summary: str | None = None
-    """What `slime-ray spaces` says of it."""
+    """One line for `slime-ray spaces`."""
     preset: str | None = None
-    """One of `slime-ray presets`, or several joined by slashes, later ones over earlier ones; `base` begins with it."""
+    """Presets that `base` begins with, joined by slashes; later ones win."""
     base: dict[str, Any] = {}
     """What all trials have in common, laid over the preset."""
     arms: dict[Label, dict[str, Any]] = {}
-    """Rows of the table, by label, each as what it sets over `base`, by paths such as `objective.anchor_weight`."""
-    grid: dict[str, list[Scalar]] = {}
-    """Paths with lists of values: every arm is run with every combination."""
+    """Rows of the table by label, each as paths and values that it sets over `base`."""
+    grid: dict[str, Annotated[list[Scalar], Field(min_length=1), Once]] = {}
+    """Paths with lists of values; every arm runs with every combination."""
     league: LeagueKeys | None = None
-    """Objectives compared at an equal tuning budget; in place of `search`."""
+    """Objectives compared at an equal tuning budget."""
     ablate: AnyAblation | None = None
-    """A design, which makes the arms itself; in place of `arms` and `grid`."""
-    across: dict[str, list[Seed]] = {}
-    """`sft.seed: [0, 1, 2]` runs every entry of a league, or cell of a design, and every arm from each of these SFT
-    checkpoints."""
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = [0]
-    """Every arm is run with each of them."""
-    goals: dict[str, Literal["maximize", "minimize"]] = {"win_rate": "maximize", "stability": "maximize"}
-    """What the search is after: any number that is measured of a trial, such as win_rate; one or several."""
-    constraints: list[str] = []
-    """What a winner keeps: `column <= number` or `column >= number`, such as `broken_outputs <= 0.05`."""
-    budget: Budget = Budget()
-    """What the sweep may spend."""
-    resources: Resources = Resources()
-    """What one trial holds."""
-    faults: Faults = Faults()
-    """What is done when something breaks."""
-    early_stopping: EarlyStopping | None = None
-    """Which trials of the search are stopped during training; null stops none."""
-    trackers: list[Tracker] = list(DEFAULT)
-    """Who shows a trial's curves while it trains; an empty list is nobody."""
+    """A design, which makes the arms itself."""
+    across: dict[str, Annotated[list[Seed], Once]] = {}
+    """`sft.seed: [0, 1, 2]` runs league or design from each of these SFT checkpoints."""
 
 
 def refusals(
     file: ExperimentKeys, settings: Settings, arms: Sequence[Arm], of_arms: Iterable[Settings]
 ) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong between parts of a file that are valid by themselves. of_arms: settings of the arms' trials."""
-    # What a design takes away it compares at the values of its centers, and a search would move these.
-    compared = idle_knobs(file.ablate.takes_away if file.ablate else ())
-    for path in file.search:
-        if path in compared:
-            yield (
-                ("search", path),
-                f"{path} is searched, and the design asks what {compared[path]} does at the value of its center. "
-                "Search in a file of its own first, or leave the component out of `ablate.components`",
-            )
     if file.search and file.budget.trials == 0:
         yield ("budget",), "there is a search but `budget.trials` is 0. Give the number of trials"
     if not file.search and file.budget.trials:
         yield ("budget", "trials"), "there are trials to spend but no `search` says on what"
-    if len(set(file.seeds)) < len(file.seeds):
-        yield ("seeds",), f"{file.seeds} names a seed twice; the same trial would count double"
     further = file.league.seeds if file.league else file.budget.confirm.seeds if file.budget.confirm else 0
     if further and max(file.seeds) + further > LARGEST_SEED:
         yield ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
@@ -92,8 +62,6 @@ def refusals(
         for why in dict.fromkeys(each.undivided for each in (settings, *of_arms)):
             if why:
                 yield ("resources", "strategy"), f"{why}, and fsdp2 divides the model. Set strategy: ddp"
-    if len(set(file.trackers)) < len(file.trackers):
-        yield ("trackers",), f"{file.trackers} names a tracker twice. Leave one out"
     yield from _arm_refusals(arms)
     yield from _goal_refusals(file, settings)
     yield from _constraint_refusals(file, settings)
@@ -145,14 +113,8 @@ def _unmeasured(column: str, settings: Settings) -> str | None:
 def _constraint_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     if file.constraints and not (file.search or file.league):
         yield ("constraints",), "`constraints` has no effect without a `search` or a `league`"
-    known: list[Constraint] = []
-    for index, text in enumerate(file.constraints):
-        try:
-            one = Constraint.parse(text)
-        except ValueError as error:
-            yield ("constraints", index), str(error)
-            continue
-        known.append(one)
+    known = [Constraint.parse(text) for text in file.constraints]
+    for index, one in enumerate(known):
         if one.column not in METRICS:
             yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
         elif lack := _unmeasured(one.column, settings):

@@ -45,12 +45,12 @@ PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
 
 
 class Repeats(Strict):
-    """How often the same comparison is judged, to see the judge's own noise."""
+    """How often the same comparison is judged."""
 
     times: Positive = 1
-    """Judgments of each comparison or answer."""
+    """Judgments of each comparison."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the prompts, drawn by their text, that are judged more than once."""
+    """Share of the prompts that are judged more than once."""
 
 
 def _repeats(value: Any) -> Any:
@@ -95,12 +95,11 @@ class NoJudge(JudgeSettings):
 
 
 class Exact(JudgeSettings):
-    """Scores answers with the embedded task's rubric, or with a function of yours."""
+    """Scores answers with the embedded task's rubric or a function of yours."""
 
     name: Literal["exact"] = "exact"
     scorer: str | None = None
-    """`package.module:function` of the last user message and an answer, importable where trials run; null is the
-    task's rubric."""
+    """`package.module:function` of last user message and answer; null is the task's rubric."""
 
     @property
     def identity(self) -> str:
@@ -114,17 +113,17 @@ class RewardModel(JudgeSettings):
     model: Located
     """A folder with safetensors, or a Hub id."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub."""
+    """Branch, tag or commit on the Hub; null is the main branch."""
     tie_band: Annotated[float, Field(ge=0)] = 0.0
-    """Answers whose scores differ by at most this tie."""
+    """Largest difference of scores that is a tie."""
     batch: Positive = 16
     """Conversations at a time."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Longer conversations lose their start; null is as long as the model allows."""
+    """Most tokens; longer conversations lose their start. Null is the model's limit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of its weights."""
+    """Type of its weights."""
     trust_remote_code: bool = False
-    """Whether code that comes with the model may run. Only for repositories that you trust."""
+    """Whether the model's own code may run. Only for repositories that you trust."""
 
     @property
     def scoring(self) -> str:
@@ -141,12 +140,12 @@ class Template(Strict):
     """What a language model is asked."""
 
     name: str
-    """Stands in the judge's name."""
+    """Part of the judge's name."""
     system: str = ""
     """The system message."""
     user: str
-    """Holds {question}, and {answer_a} with {answer_b} for a comparison that ends in a label such as [[A>B]], or
-    {answer} for a rating of one answer that ends in [[1]] to [[10]]."""
+    """Holds {question}, and {answer_a} with {answer_b} for a comparison that ends in [[A>B]], or {answer} for a rating
+    that ends in [[1]] to [[10]]."""
 
     @model_validator(mode="after")
     def _has_places(self) -> "Template":
@@ -191,12 +190,12 @@ def _read_template(value: Any) -> Any:
 
 
 class JudgeBudget(Strict):
-    """What a judge may spend in one run, over all its trials."""
+    """What a judge may spend in a run."""
 
     requests: Positive | None = None
-    """Judgments that are asked for."""
+    """Judgments."""
     tokens: Positive | None = None
-    """Of questions and judgments."""
+    """Tokens of questions and judgments."""
     cost: Annotated[float, Field(gt=0)] | None = None
     """In the currency of the prices."""
 
@@ -205,9 +204,9 @@ class Prices(Strict):
     """Cost of a million tokens."""
 
     input: Annotated[float, Field(ge=0)]
-    """Of tokens that are sent."""
+    """Price of tokens sent."""
     output: Annotated[float, Field(ge=0)]
-    """Of tokens that come back."""
+    """Price of tokens received."""
 
 
 def variable(value: str) -> str:
@@ -246,43 +245,41 @@ class Llm(JudgeSettings):
 
     name: Literal["llm"] = "llm"
     model: str
-    """As the endpoint calls it."""
+    """The endpoint's name of the model."""
     template: Annotated[Template, BeforeValidator(_read_template, json_schema_input_type=Template | str)]
-    """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file of yours."""
+    """`arena-hard` (compares), `mt-bench-single` (rates) or a .yaml file."""
     base_url: Annotated[str, AfterValidator(address)] = "https://api.openai.com/v1"
-    """Of the endpoint."""
+    """Address of the endpoint."""
     api_key_env: Annotated[str, AfterValidator(variable)] | None = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; null where none is asked for."""
+    """Environment variable that holds the key; null is none."""
     temperature: Annotated[float, Field(ge=0)] | None = 0.0
-    """Null leaves it out, for models that refuse it."""
+    """Sampling temperature; null leaves it out."""
     max_tokens: Positive = 2048
-    """Of a judgment."""
+    """Most tokens of a judgment."""
     request: Annotated[dict[str, Any], AfterValidator(request_fields)] = {}
-    """Further fields of each request, such as {reasoning_effort: low}, sent as they are."""
+    """Further fields of each request, such as {reasoning_effort: low}."""
     repeats: Annotated[Repeats, BeforeValidator(_repeats, json_schema_input_type=Repeats | int)] = Repeats()
-    """A number of times, or {times, share}; each repeat is a request of its own."""
+    """How often it judges the same: a number, or {times, share}."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Of one request, until its whole answer is there."""
+    """Longest request."""
     retries: Annotated[int, Field(ge=0)] = 5
-    """After a rate limit, a time-out, an error of the server or a lost connection."""
+    """Retries after a rate limit, time-out, server error or lost connection."""
     asks: Positive = 3
-    """How often a judgment without a valid verdict is asked for, before it is missing."""
+    """How often a judgment without a valid verdict is asked for."""
     concurrency: Positive = 16
     """Requests at a time."""
     mode: Literal["live", "batch"] = "live"
-    """`batch` sends all of an evaluation's requests as one batch of OpenAI's batch interface. Search trials, and trials
-    whose sentinel judges, ask live."""
+    """`batch` sends an evaluation as one batch of OpenAI's batch interface; search trials ask live."""
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Between looks at a batch."""
+    """Time between looks at a batch."""
     wait_seconds: Annotated[float, Field(ge=0)] = 90_000.0
-    """For a batch, before the trial pauses; the next time the same batch is looked for."""
+    """Wait for a batch before the trial pauses."""
     budget: JudgeBudget = JudgeBudget()
     """What it may spend."""
     prices: Prices | None = None
-    """Its prices, from which its cost follows."""
+    """Its prices, for its cost."""
     on_failure: Literal["stop", "go_on"] = "stop"
-    """When retries are used up or the budget is spent: `stop` the trial, which can be resumed, or `go_on` without
-    those verdicts."""
+    """When retries or budget are spent: `stop` the trial, which can be resumed, or `go_on` without those verdicts."""
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> "Llm":
@@ -325,11 +322,11 @@ Member = Annotated[Annotated[Exact | RewardModel | Llm, Field(discriminator="nam
 
 
 class Panel(JudgeSettings):
-    """Several judges, each of which judges every answer; the outcome is the mean of theirs."""
+    """Several judges of every answer; the outcome is the mean of theirs."""
 
     name: Literal["panel"] = "panel"
     judges: Annotated[list[Member], Field(min_length=2)]
-    """At least two; `evaluation.judge` may be this list itself."""
+    """Two judges or more; `evaluation.judge` may be this list itself."""
 
     @model_validator(mode="after")
     def _differ(self) -> "Panel":

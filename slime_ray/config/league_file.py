@@ -2,20 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from slime_ray.config.complaints import Part
 from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS
 from slime_ray.config.league import LEARNING_RATE, Entry, League
 from slime_ray.config.points import Point, Rules, Search, path_of, value_at, with_values
-from slime_ray.config.search_file import Check, SearchKeys, SearchReader
+from slime_ray.config.presets import flat
+from slime_ray.config.search_file import SearchKeys, SearchReader, below
 from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings, Strict, fingerprint
-from slime_ray.config.space import Dimension, Scalar
+from slime_ray.config.space import Dimension, RequirementText, Scalar
 from slime_ray.config.strict import Label
 from slime_ray.config.yaml_source import KeyPath
-from slime_ray.errors import InputError, near
+from slime_ray.errors import near
 from slime_ray.objectives import OBJECTIVES, find_objective, tuned_ranges
 
 MAY_SET = (
@@ -26,23 +28,20 @@ MAY_SET = (
 
 
 def _may_differ(path: str) -> bool:
-    return any(path == one or path.startswith(one + ".") for one in MAY_SET)
-
-
-BUDGET: KeyPath = ("league", "trials")
+    return any(below(path, above) for above in MAY_SET)
 
 
 class EntryKeys(Strict):
     """One entry: an objective and its space."""
 
     set: dict[str, Any] = {}
-    """What it sets over `base`; without an objective its label is the objective's name."""
+    """What it sets over `base`; without an objective, the one of its label."""
     search: dict[str, Any] = {}
-    """Its space; without one the objective's knobs are searched in their published ranges."""
-    require: list[str] = []
-    """As in a search."""
+    """Its space; without one, the objective's knobs in their published ranges."""
+    require: list[RequirementText] = []
+    """Rules for its points, as `require`."""
     start_from: list[str | dict[str, Scalar]] = []
-    """As in a search, but for earlier runs; its defaults are tried first, where they lie in its space."""
+    """Points tried first, after its defaults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,16 +52,16 @@ class EntryKeys(Strict):
 
 
 class LeagueKeys(Strict):
-    """The key `league`."""
+    """Objectives compared at an equal tuning budget."""
 
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
     """Search trials of each entry."""
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 5
-    """With which each entry's winner is confirmed: those of the file, and further ones."""
+    """Seeds that each winner is confirmed with."""
     learning_rate: Any = {"log_uniform": [1e-5, 1e-3]}
-    """How `training.learning_rate` is drawn, for every entry."""
+    """How every entry draws `training.learning_rate`."""
     defaults: bool = False
-    """Whether each entry's defaults are run too, at the learning rate of its winner and with the same seeds."""
+    """Whether entries' defaults run too, at their winner's learning rate."""
     entries: Annotated[dict[Label, EntryKeys], Field(min_length=2)]
     """The methods, by label."""
 
@@ -70,24 +69,14 @@ class LeagueKeys(Strict):
 class LeagueReader:
     """Turns the key into a League, and every mistake in it into a sentence with its line.
 
-    check, error: of the file that it stands in.
+    sampler: of the file, all of which is `part`.
     """
 
-    def __init__(
-        self,
-        keys: LeagueKeys,
-        base: Mapping[str, Any],
-        *,
-        sampler: Any,
-        goals: Mapping[str, str],
-        constraints: Sequence[str] = (),
-        check: Check,
-        error: Callable[[KeyPath, str], InputError],
-    ):
-        self.keys, self.base, self.sampler, self.goals, self.constraints = keys, base, sampler, goals, constraints
-        self.check, self.error = check, error
+    def __init__(self, keys: LeagueKeys, base: Mapping[str, Any], sampler: Any, part: Part):
+        self.keys, self.base, self.sampler, self.part = keys, base, sampler, part
+        self.check, self.error = part.check, part.error
 
-    def read(self) -> League:
+    def read(self, goals: Mapping[str, str], constraints: Sequence[str]) -> League:
         """The league. Raises InputError."""
         rate: Dimension = self.check(
             Dimension, self.keys.learning_rate, ("league", "learning_rate"), where="learning_rate: "
@@ -101,10 +90,10 @@ class LeagueReader:
                     ("league", "entries", entry.label), f"{entry.label} is the same as {same}. Remove one of them"
                 )
         # Where there is none, that is said of the file.
-        first = next(iter(self.goals), "")
-        keep = f" that keep {' and '.join(self.constraints)}" if self.constraints else ""
+        first = next(iter(goals), "")
+        keep = f" that keep {' and '.join(constraints)}" if constraints else ""
         rule = (
-            f"of an entry's completed trials{keep} the one that the fewest others beat in {' and '.join(self.goals)}, "
+            f"of an entry's completed trials{keep} the one that the fewest others beat in {' and '.join(goals)}, "
             f"of equals one of a stability within tolerance, then the best by {first}; on selection prompts"
         )
         return League(
@@ -113,7 +102,7 @@ class LeagueReader:
 
     def _entry(self, label: str, keys: EntryKeys, rate: Dimension) -> Entry:
         at: KeyPath = ("league", "entries", label)
-        for path in _paths(keys.set):
+        for path in flat(keys.set):
             if path == LEARNING_RATE:
                 raise self.error((*at, "set"), f"{path} is searched for every entry: leave it out of `set`")
             if not _may_differ(path):
@@ -121,7 +110,7 @@ class LeagueReader:
                     (*at, "set"),
                     f"{path} would be {label}'s alone, and all have the same data, model and updates. Set it in base",
                 )
-        chosen = keys.set if "objective.name" in _paths(keys.set) else {"objective.name": label, **keys.set}
+        chosen = keys.set if "objective.name" in flat(keys.set) else {"objective.name": label, **keys.set}
         if chosen is not keys.set and label not in OBJECTIVES:
             raise self.error(
                 at,
@@ -138,18 +127,13 @@ class LeagueReader:
                 raise self.error((*at, "search", path), f"{path} cannot be an entry's own: {same} the same for all")
         space = keys.search or self._published(label, settings, at)
         space = {**space, LEARNING_RATE: rate.model_dump(exclude_defaults=True)}
-        reader = SearchReader(
-            SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from),
-            base,
-            check=_Placed(self.check, at),
-            error=lambda place, sentence: self.error(place if place == BUDGET else (*at, *place), sentence),
-            budget=BUDGET,
-        )
-        search = reader.read(self.keys.trials)
+        shared = {LEARNING_RATE: ("league", "learning_rate"), "budget": ("league", "trials")}
+        search_keys = SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from)
+        search = SearchReader(search_keys, base, Part(self.part.source, at, shared)).read(self.keys.trials)
         assert search is not None
         if search.earlier_runs:
             raise self.error((*at, "start_from"), "an entry starts from points alone, since none may know more")
-        defaults = _defaults(search, settings, _paths(keys.set))
+        defaults = _defaults(search, settings, flat(keys.set))
         first = self._first(search, defaults, settings)
         if first and Rules(search, base).broken(first):
             first = None
@@ -179,27 +163,6 @@ class LeagueReader:
         middle = rate.choice[len(rate.choice) // 2] if rate.choice else math.sqrt(math.prod(rate.bounds))
         values = {**defaults, LEARNING_RATE: own if rate.contains(own) else rate.snap(middle)}
         return search.locate(values)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placed:
-    """Validates a value of an entry at its place in the file. The learning rate stands outside the entries."""
-
-    check: Check
-    entry: KeyPath
-
-    def __call__(self, model: Any, value: Any, at: KeyPath, *, where: str = "") -> Any:
-        place = ("league", "learning_rate") if LEARNING_RATE in at else (*self.entry, *at)
-        return self.check(model, value, place, where=where)
-
-
-def _paths(values: Mapping[str, Any], above: str = "") -> list[str]:
-    """Dotted paths of everything that is set."""
-    found: list[str] = []
-    for key, value in values.items():
-        path = f"{above}.{key}".lstrip(".")
-        found += _paths(value, path) if isinstance(value, Mapping) else [path]
-    return found
 
 
 def _defaults(search: Search, settings: Settings, given: Collection[str]) -> dict[str, Scalar]:

@@ -5,7 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 JUDGED = ("win_rate",)
 """Columns that need a judge."""
@@ -50,6 +52,9 @@ class Constraint:
         # An experiment keeps this text, so it has to be read as the very same limit.
         limit = f"{self.limit:g}" if float(f"{self.limit:g}") == self.limit else repr(self.limit)
         return f"{self.column} {'<=' if self.at_most else '>='} {limit}"
+
+
+ConstraintText = Annotated[str, AfterValidator(lambda text: str(Constraint.parse(text)))]
 
 
 def violation(row: Mapping[Any, Any], constraints: Sequence[Constraint]) -> float:

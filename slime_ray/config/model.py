@@ -13,7 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from slime_ray.config.adapters import kept_adapter
 from slime_ray.config.strict import EMBEDDED, Located, Positive, Strict, located
 
 
@@ -36,6 +35,61 @@ def lacks_template(folder: Path) -> bool:
         return False
 
 
+READ = {
+    "r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora", "lora_dropout": "dropout",
+    "target_modules": "targets",
+}  # fmt: skip
+"""peft's names and ours."""
+PASSED = frozenset(
+    {
+        "base_model_name_or_path", "revision", "auto_mapping", "peft_type", "task_type", "peft_version",
+        "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size",
+    }
+)  # fmt: skip
+"""What says nothing of what is trained, or is looked at when the adapter is laid on its base."""
+FRESH = (True, False, "gaussian", "orthogonal")
+"""Ways to begin that leave the base as it is."""
+
+
+def kept_adapter(source: str) -> dict[str, Any]:
+    """Read the settings of `lora: keep`.
+
+    Args:
+        source: The adapter's folder.
+
+    Raises:
+        ValueError: There is no such adapter, or it trains what these settings do not say. Without a full stop.
+    """
+    file = Path(source) / "adapter_config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"lora is keep, and model.source {source} is no adapter's folder: it has no {file.name}. Give one "
+            "(download an adapter that is on a hub), or the settings of new adapters"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind, targets = content.get("peft_type"), content.get("target_modules")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"lora is keep, and {file} cannot be read: {error}. Copy the adapter again") from None
+    more = {name: value for name, value in content.items() if value and name not in {*READ, *PASSED}}
+    if more.get("bias") == "none":
+        del more["bias"]
+    if content.get("init_lora_weights", True) in FRESH:
+        more.pop("init_lora_weights", None)
+    reason = f"it sets {', '.join(sorted(more))}" if more else ""
+    if not isinstance(targets, list):
+        reason = "its target_modules are no list of layers"
+    if kind != "LORA":
+        reason = f"it is of type {kind}"
+    if reason:
+        raise ValueError(
+            f"lora is keep, and {file} is of an adapter that cannot go on being trained here: {reason}. Have it merged "
+            "instead: give the settings of new adapters"
+        )
+    values = {ours: content[theirs] for theirs, ours in READ.items() if theirs in content}
+    return {**values, "alpha": float(values.get("alpha", 8)), "targets": sorted(targets), "kept": True}
+
+
 KEEP = "keep"
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"
@@ -49,26 +103,24 @@ def _layers(value: Any) -> Any:
 
 
 class Lora(Strict):
-    """Low-rank adapters on the linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
+    """Low-rank adapters on linear layers (Hu et al. 2021)."""
 
     rank: Positive = 64
-    """Rank of the two factors that are added to each weight."""
+    """Rank of the two factors."""
     alpha: Annotated[float, Field(gt=0)] = 128.0
     """The update is scaled by `alpha / rank`."""
     rslora: bool = False
-    """Whether it is scaled by `alpha / sqrt(rank)` instead (Kalajdzievski 2023), which keeps high ranks learning."""
+    """Whether it is scaled by `alpha / sqrt(rank)` instead (Kalajdzievski 2023)."""
     dora: bool = False
-    """Whether magnitude and direction of each weight are trained apart (DoRA, Liu et al. 2024). Slower than LoRA."""
+    """Whether magnitude and direction are trained apart (Liu et al. 2024)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a layer's input that the adapters do not see in training."""
+    """Share of a layer's input hidden from the adapters in training."""
     targets: Annotated[list[str] | Literal["all-linear"], BeforeValidator(_layers)] = list(ATTENTION_AND_MLP)
-    """Names of the linear layers that have them, or `all-linear`. Fused experts are named with their path,
-    `experts.down_proj`."""
+    """Names of the linear layers that get adapters, or `all-linear`. Fused experts have a path, `experts.down_proj`."""
     train_head: bool = False
-    """Whether the output head is trained in full, beside the adapters."""
+    """Whether the output head is trained in full."""
     kept: bool = False
-    """Whether `model.source` is an adapter that goes on being trained instead of being merged. Written as `lora:
-    keep`."""
+    """Whether `model.source` is an adapter to train further; written `lora: keep`."""
 
 
 def lora_by_name(value: Any) -> Any:
@@ -98,39 +150,36 @@ class Model(Strict):
     """The pretrained model."""
 
     source: Located
-    """A folder with `config.json` and safetensors, or of a peft adapter, which is merged into its base; a .gguf file, a
-    Hub id, or `embedded/arithmetic` or `embedded/notes`."""
+    """A folder with `config.json` and safetensors or with a peft adapter, a .gguf file, a Hub id, `embedded/arithmetic`
+    or `embedded/notes`."""
     tokenizer: Located | None = None
-    """Folder or Hub id of the tokenizer and its chat template, such as an instruction-tuned sibling; null is
-    `source`'s own."""
+    """Folder or Hub id of tokenizer and chat template; null is `source`'s own."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null is its main branch."""
+    """Branch, tag or commit on the Hub; null is the main branch."""
     gguf_file: str | None = None
-    """Name of the .gguf file, where `source` is a folder or repository that has one; needs the extra `gguf`."""
+    """Name of the .gguf file in `source`; needs the extra `gguf`."""
     trust_remote_code: bool = False
-    """Whether code that comes with the model may run. Only for repositories that you trust."""
+    """Whether the model's own code may run. Only for repositories that you trust."""
     dtype: Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)] = "float32"
-    """Of the forward pass and of frozen weights. What is trained is held in float32."""
+    """Type of the forward pass and of frozen weights; what is trained is float32."""
     quantization: Literal["nf4", "fp4"] | None = None
-    """The 4-bit type of bitsandbytes that linear layers but the head are frozen in, under adapters (QLoRA, Dettmers et
-    al. 2023); they compute in `dtype`. Null quantizes nothing. Needs a GPU and the extra `quantized`."""
+    """4-bit type of frozen linear layers under adapters (QLoRA); null quantizes none. Needs a GPU and the extra
+    `quantized`."""
     double_quantization: bool = True
-    """Whether the scales of 4-bit weights are quantized as well."""
+    """Whether the scales of 4-bit weights are quantized too."""
     chat_template: Annotated[str, AfterValidator(_located_template)] | None = None
-    """A .jinja file, or `chatml` or `gemma`, instead of the tokenizer's own template."""
+    """A .jinja file, `chatml` or `gemma`; null is the tokenizer's own."""
     lora: Annotated[
         Lora | None, BeforeValidator(lora_by_name, json_schema_input_type=Lora | Literal["keep"] | None)
     ] = None
-    """Adapters that are trained; null trains every weight. `keep` goes on training the adapter that `source` is, with
-    its own rank, scale and targets."""
+    """Adapters to train; null trains every weight, `keep` continues the adapter in `source`."""
     dropout: bool = False
-    """Whether dropout of the model's own configuration is on in training. With it DPO's first loss is not ln 2."""
+    """Whether the model's own dropout is on in training."""
     attention: Literal["auto", "segments", "varlen"] = "auto"
-    """Over packed rows: segment by segment, or FlashAttention in one call (`varlen`: a GPU and bfloat16); `auto` takes
-    varlen where it can."""
+    """FlashAttention over the whole row (`varlen`: a GPU and bfloat16), or `segments`; `auto` is varlen where
+    possible."""
     fused: bool = True
-    """Whether norms, gated activations, rotary embedding and the head's softmax are compiled on a GPU; for the Llama,
-    Mistral, Qwen2, Qwen3 and Gemma 3 families, with torch 2.13."""
+    """Whether elementwise work is compiled on a GPU."""
     chunk_logits: Positive | None = None
     """Logits alive at a time, positions times vocabulary; null is right for the device."""
 

@@ -3,6 +3,7 @@
 A point maps paths into the settings to values. Where a dimension has a `when`, not every point has every path.
 """
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,9 +33,9 @@ class EarlierRun(Strict):
     """A run whose finished search trials the sampler begins with."""
 
     run: str
-    """Its folder."""
+    """The run's folder."""
     best: Positive | None = None
-    """Only so many of them, the best; null takes all."""
+    """How many of its best trials to take; null takes all."""
 
 
 class Search(Strict):
@@ -90,14 +91,8 @@ class Search(Strict):
 
     def named(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The values of a point by the names of its dimensions. Raises KeyError where it lacks one."""
-        names: dict[str, Scalar] = {}
-
-        def pick(name: str, dimension: Dimension) -> Scalar:
-            names[name] = values[path_of(name)]
-            return names[name]
-
-        self.walk(pick)
-        return names
+        present = (name for name in self.order if exists(self.dimensions[name], values))
+        return {name: values[path_of(name)] for name in present}
 
     def locate(self, values: Mapping[str, Any]) -> Point | None:
         """The point with just these values; None where the space has none."""
@@ -277,14 +272,9 @@ class Rules:
 
 
 def has_feasible_point(search: Search, base: Mapping[str, Any]) -> bool:
-    """Whether a quasi-random sweep of TRIES points of the space finds one that meets all requirements."""
-    rules = Rules(search, base)
-    # A Kronecker sequence on powers of the generalised golden ratio covers any number of dimensions evenly.
-    root = 2.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (len(search.dimensions) + 1))
-    steps = [root ** -(k + 1) for k in range(len(search.dimensions))]
-    return any(not rules.broken(search.at(index * step % 1.0 for step in steps)) for index in range(1, TRIES + 1))
+    """Whether one of TRIES random points of the space meets all requirements."""
+    rules, draw = Rules(search, base), random.Random(0)
+    return any(not rules.broken(search.walk(lambda _, dimension: dimension.at(draw.random()))) for _ in range(TRIES))
 
 
 def count_points(search: Search, base: Mapping[str, Any]) -> int | None:

@@ -5,8 +5,7 @@ One YAML per recipe and one per model family; those of objectives' published kno
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,6 +60,15 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Everything that is set, by its dotted path. A name comes first, since it replaces what it stands with."""
+    values: dict[str, Any] = {}
+    for key in sorted(nested, key=lambda key: key != "name"):
+        value, path = nested[key], f"{above}{key}"
+        values |= flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return values
+
+
 def _same_kind(below: dict[str, Any], value: dict[str, Any]) -> bool:
     return "name" not in value or below.get("name") == value["name"]
 
@@ -82,49 +90,34 @@ def describe_presets() -> dict[str, str]:
 # How two presets differ
 
 
-@dataclass(frozen=True)
-class Absent:
-    """What stands for the value of a path that a preset says nothing of."""
-
-
-ABSENT = Absent()
-
-
-@dataclass(frozen=True)
-class PresetDifference:
-    """A dotted path into the settings and its two values, either of which may be ABSENT."""
-
-    path: str
-    one: Any
-    other: Any
-
-    def values(self) -> dict[str, Any]:
-        """Both values under their names; one that is ABSENT is left out."""
-        return {name: value for name in ("one", "other") if (value := getattr(self, name)) is not ABSENT}
-
-
-def compare_presets(one: str, other: str) -> list[PresetDifference]:
+def compare_presets(one: str, other: str) -> dict[str, dict[str, Any]]:
     """Every path whose value differs between two presets, single ones or joined by slashes, in order of path.
 
     A named objective has all its knobs: those that a preset leaves are at their defaults. Of the other settings it has
     what it says itself. Raises InputError that names the nearest preset for an unknown one.
+
+    Returns:
+        The values `one` and `other` of each path; a preset that says nothing of it has none.
     """
-    values = [dict(_paths(_with_defaults(preset_base(name)))) for name in (one, other)]
-    paths = sorted(values[0] | values[1])
-    differences = [PresetDifference(path, *(side.get(path, ABSENT) for side in values)) for path in paths]
-    return [difference for difference in differences if difference.one != difference.other]
+    presets = {"one": one, "other": other}
+    sides = {side: flat(_with_defaults(preset_base(name))) for side, name in presets.items()}
+    every = {
+        path: {name: values[path] for name, values in sides.items() if path in values}
+        for path in sorted(sides["one"] | sides["other"])
+    }
+    return {path: values for path, values in every.items() if len(values) < 2 or values["one"] != values["other"]}
 
 
-def as_table(one: str, other: str, differences: Sequence[PresetDifference]) -> str:
+def as_table(one: str, other: str, differences: Mapping[str, Mapping[str, Any]]) -> str:
     """The differences as aligned columns under the names of the two presets; (absent) where one has no such path."""
-    rows = [("", one, other), *((each.path, _shown(each.one), _shown(each.other)) for each in differences)]
+    rows: list[tuple[str, ...]] = [("", one, other)]
+    for path, values in differences.items():
+        rows.append((path, *(_shown(values[side]) if side in values else "(absent)" for side in ("one", "other"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _shown(value: Any) -> str:
-    if value is ABSENT:
-        return "(absent)"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -137,11 +130,3 @@ def _with_defaults(base: Mapping[str, Any]) -> dict[str, Any]:
     # YAML has lists where dataclasses have tuples.
     defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields}
     return {**base, "objective": {**defaults, **objective}}
-
-
-def _paths(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

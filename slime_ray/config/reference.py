@@ -1,5 +1,10 @@
-"""The reference of an experiment's YAML, made from the schema that reads it: neither can be without the other."""
+"""The reference of an experiment's YAML and its JSON Schema, made from the models that read it.
 
+The JSON Schema is for editors. It knows keys, kinds and bounds. What holds between keys, and what a preset already
+gives, only `slime-ray check` knows.
+"""
+
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -21,9 +26,8 @@ FILE = "The file"
 HEAD = """\
 # Every key of the YAML
 
-Made from the schema that reads the file. `slime-ray reference` prints this page, `slime-ray reference training` a part
-of it. Unknown keys are refused, and so is text where a number belongs. On the command line `--set training.updates=50`
-changes any of them.
+`slime-ray reference` prints this page from the schema that reads the file, `slime-ray reference training` a part of it.
+Unknown keys are refused. `--set training.updates=50` changes any key. What is `null` by default may be null.
 """
 BELOW: dict[str, tuple[str, type[BaseModel]]] = {
     "base": ("base", Settings),
@@ -45,6 +49,12 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 WORD = re.compile(r"[\w-]+")
 TAGS = ("name", "design")
 """Keys that say which of several models a mapping is."""
+ID = "experiment.schema.json"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+LINE = f"# yaml-language-server: $schema={ID}"
+"""The first line of a file that has the schema beside it; editors with a YAML language server read it."""
+OUTSIDE = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "pattern": ":"}}}
+"""An objective of the user's, whose knobs are known only where it can be imported."""
 
 
 def reference(part: str | None = None) -> str:
@@ -100,16 +110,26 @@ def _describe(schema: dict[str, Any], objective: type) -> None:
     schema["description"] = inspect.cleandoc(objective.__doc__ or "").split("\n\nArgs")[0]
     for key, text in descriptions.items():
         schema["properties"][key] |= {"description": text}
+    above: Any = next((kind for kind in objective.__mro__[1:] if kind in OBJECTIVES.values()), None)
+    if above is not None:
+        schema["description"] += f"\n\nIt has the keys of `{above.name}`, too."
+        for field in dataclasses.fields(above):
+            del schema["properties"][field.name]
 
 
 def _printed(title: str, schema: Schema, titles: Mapping[str, str]) -> str:
     lines = [f"## {title if title == FILE else f'`{title}`'}", "", *_paragraphs(schema.get("description", "")), ""]
-    if "properties" in schema:
-        lines += ["| key | value | default | |", "| --- | --- | --- | --- |"]
-    for key, inner in schema.get("properties", {}).items():
+    # The title says which of several models it is.
+    keys = {
+        key: inner for key, inner in schema.get("properties", {}).items() if key not in TAGS or "const" not in inner
+    }
+    if keys:
+        lines += ["| key | value | default | |", "|---|---|---|---|"]
+    for key, inner in keys.items():
         default = "required" if key in schema.get("required", ()) else _default(inner)
         text = " ".join(inner.get("description", "").split())
-        cells = (f"`{key}`", _words(inner, titles), default, text)
+        words = _words(inner, titles).removesuffix(" or `null`") if default == "`null`" else _words(inner, titles)
+        cells = (f"`{key}`", words, default, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -143,7 +163,7 @@ def _words(schema: Schema, titles: Mapping[str, str]) -> str:
             words = dict.fromkeys(_words(one, titles) for one in schema[several])
             if words.keys() >= SCALAR:
                 words = dict.fromkeys([*(word for word in words if word not in SCALAR), "number, flag or word"])
-            return " or ".join(words)
+            return (" or " if len(words) < 4 else ", ").join(words)
     kind = KINDS.get(schema.get("type", ""), "any value")
     if kind == "list" and "prefixItems" in schema:
         return f"list of {len(schema['prefixItems'])} {_words(schema['prefixItems'][0], titles)}s"
@@ -183,3 +203,42 @@ def _tag(schema: Schema) -> str:
 
 def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The JSON Schema
+
+
+def experiment_schema() -> dict[str, Any]:
+    """The schema of a whole file.
+
+    Returns:
+        A JSON Schema of draft 2020-12, as plain values.
+    """
+    models: list[type[BaseModel]] = [ExperimentKeys, Settings, Dimension]
+    refs, whole = models_json_schema([(model, "validation") for model in models])
+    file, settings, dimension = (refs[(model, "validation")] for model in models)
+    definitions: dict[str, Any] = {name: _partial(schema) for name, schema in whole["$defs"].items()}
+    objective = definitions[_name(settings)]["properties"]["objective"]
+    objective["anyOf"].append(OUTSIDE)
+    top = definitions.pop(_name(file))
+    properties = top["properties"]
+    properties["base"] |= settings
+    properties["search"]["additionalProperties"] = {"anyOf": [dimension, {"type": "array", "items": dimension}]}
+    return {"$schema": DIALECT, "$id": ID, **top, "title": "An experiment of slime_ray", "$defs": definitions}
+
+
+def _partial(schema: Any) -> Any:
+    """The schema of a mapping that lies over another: nothing is required, and no name has to tell it apart."""
+    if isinstance(schema, list):
+        return [_partial(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if key not in ("required", "discriminator", "title")}
+    if "properties" in kept:
+        # A key may be called as a word of the schema is.
+        kept["properties"] = {key: _partial(inner) for key, inner in kept["properties"].items()}
+    rest = {key: value if key in ("properties", "default") else _partial(value) for key, value in kept.items()}
+    if "oneOf" in rest:
+        rest["anyOf"] = rest.pop("oneOf")
+    return rest

@@ -130,10 +130,7 @@ def reproduction(
         chosen["base.evaluation.questions"] = str(questions)
     if seeds is not None:
         chosen["seeds"] = parse_seeds(seeds)
-    data = load_yaml(spaces[SPACES[table]]).data
-    for key, value in {**chosen, **overrides}.items():
-        data = with_values(data, {key: value})
-    data |= {
+    data = with_values(load_yaml(spaces[SPACES[table]]).data, {**chosen, **overrides}) | {
         "name": name or f"table{table}-{model or scale}",
         "summary": f"The paper's Table {table}, {model or scale}",
     }

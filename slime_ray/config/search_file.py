@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
+from slime_ray.config.complaints import Part
 from slime_ray.config.points import (
     COUNTED,
     LEARNING,
@@ -21,10 +22,9 @@ from slime_ray.config.points import (
 )
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings, Strict
-from slime_ray.config.space import Dimension, Requirement, Scalar
+from slime_ray.config.space import Dimension, RequirementText, Scalar
 from slime_ray.config.yaml_source import KeyPath
-from slime_ray.errors import InputError
-from slime_ray.objectives.probe import differ
+from slime_ray.objectives import differ
 
 _SHARED = "the SFT checkpoint and the held-out pairs, which all trials share, follow from it"
 _MEASURE = "it decides how trials are measured, and what is measured differently cannot be compared"
@@ -47,37 +47,24 @@ class SearchKeys(Strict):
     """The keys of the YAML that make a search."""
 
     search: dict[str, Any] = {}
-    """Paths into `base`, each with how it is drawn, or with a list of ways that `when` tells apart."""
+    """Paths into `base`, each with how it is drawn, or a list of ways that `when` tells apart."""
     sampler: SamplerName = "tpe"
-    """Who draws: `tpe`, `nsga2` and `gp` learn from results."""
-    require: list[str] = []
-    """What every point keeps: `path <= path` or `path <= number`."""
+    """How points are drawn; `tpe`, `nsga2` and `gp` learn from results."""
+    require: list[RequirementText] = []
+    """Rules for every point: `path <= path` or `path <= number`."""
     start_from: list[str | dict[str, Scalar]] = []
-    """What is tried first: presets by name, points as mappings of paths to values, and earlier runs."""
-
-
-class Check(Protocol):
-    """Validates a value that stands at a place in the file. Raises InputError."""
-
-    def __call__(self, model: Any, value: Any, at: KeyPath, *, where: str = "") -> Any: ...
+    """What is tried first: presets by name, points, and earlier runs."""
 
 
 class SearchReader:
     """Turns the keys of a search into a Search, and every mistake in them into a sentence with its line.
 
-    check, error: of the file that they stand in. budget: key of its trials there.
+    part: of the file, in which the keys stand.
     """
 
-    def __init__(
-        self,
-        keys: SearchKeys,
-        base: Mapping[str, Any],
-        *,
-        check: Check,
-        error: Callable[[KeyPath, str], InputError],
-        budget: KeyPath = ("budget", "trials"),
-    ):
-        self.keys, self.base, self.check, self.error, self.budget = keys, base, check, error, budget
+    def __init__(self, keys: SearchKeys, base: Mapping[str, Any], part: Part):
+        self.keys, self.base, self.part = keys, base, part
+        self.check, self.error = part.check, part.error
         self.places: dict[str, KeyPath] = {}
 
     def read(self, trials: int) -> Search | None:
@@ -122,7 +109,7 @@ class SearchReader:
     def _check_path(self, path: str) -> None:
         if (why := why_fixed(path)) is not None:
             raise self.error(("search", path), f"{path} cannot be searched: {why}. Set it in base, or make arms of it")
-        if any(_below(path, allowed) for allowed in SEARCHED):
+        if any(below(path, allowed) for allowed in SEARCHED):
             return
         training = self.base.get("training") or {}
         if training.get("updates") == 0 and "training.updates" not in self.keys.search:
@@ -192,14 +179,9 @@ class SearchReader:
 
     def _check_requirements(self, search: Search) -> None:
         searched = {path_of(name) for name in search.dimensions}
-        for index, text in enumerate(search.require):
-            at: KeyPath = ("require", index)
-            try:
-                requirement = Requirement.parse(text)
-            except ValueError as error:
-                raise self.error(at, str(error)) from None
+        for index, requirement in enumerate(search.requirements):
             if not searched & set(requirement.paths):
-                raise self.error(at, f"{text!r}: none of its paths is searched")
+                raise self.error(("require", index), f"{search.require[index]!r}: none of its paths is searched")
         rules = Rules(search, self.base)
         known: dict[str, Any] = {}
         for scenario in search.scenarios():
@@ -238,9 +220,10 @@ class SearchReader:
             cells = "" if search.is_conditional else f"{math.prod(sizes):,} points, "
             raise self.error(at, f"the grid has {cells}more than {COUNTED:,}. Use quasi_random, or coarser steps")
         if points is not None and trials > points:
+            budget: KeyPath = ("budget", "trials")
             raise self.error(
-                self.budget,
-                f"{'.'.join(map(str, self.budget))} is {trials}, and the space has only {points} points, "
+                budget,
+                f"{'.'.join(map(str, self.part.place(budget)))} is {trials}, and the space has only {points} points, "
                 f"of which each is tried once. Give at most {points}",
             )
 
@@ -274,8 +257,9 @@ class SearchReader:
         def pick(one: str, dimension: Dimension) -> Scalar:
             value = value_at(settings, path_of(one))
             if not dimension.contains(value):
+                steps = f" in steps of {dimension.step:g}" if dimension.step else ""
                 raise self.error(
-                    at, f"{name}: {path_of(one)} = {value} lies outside {_range(dimension)}. Widen the range"
+                    at, f"{name}: {path_of(one)} = {value} lies outside {dimension.ends}{steps}. Widen the range"
                 )
             return dimension.snap(value)
 
@@ -304,9 +288,9 @@ class SearchReader:
 
 def why_fixed(path: str) -> str | None:
     """Why trials of a search must not differ in a setting; None where they may."""
-    if any(_below(path, allowed) for allowed in SEARCHED):
+    if any(below(path, allowed) for allowed in SEARCHED):
         return None
-    return next((why for fixed, why in NOT_SEARCHED.items() if _below(path, fixed)), None)
+    return next((why for fixed, why in NOT_SEARCHED.items() if below(path, fixed)), None)
 
 
 def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Scalar]) -> Point:
@@ -314,7 +298,8 @@ def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Sc
     return search.walk(lambda name, dimension: scenario.get(path_of(name), pick(name, dimension)))
 
 
-def _below(path: str, above: str) -> bool:
+def below(path: str, above: str) -> bool:
+    """Whether a dotted path is another one, or leads on from it."""
     return path == above or path.startswith(above + ".")
 
 
@@ -324,8 +309,3 @@ def _label(dimension: Dimension) -> str:
 
 def _words(scenario: Mapping[str, Scalar]) -> str:
     return ", ".join(f"{path} = {value}" for path, value in scenario.items())
-
-
-def _range(dimension: Dimension) -> str:
-    steps = f" in steps of {dimension.step:g}" if dimension.step else ""
-    return f"{dimension.ends}{steps}"

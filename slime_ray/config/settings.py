@@ -38,39 +38,37 @@ ROW_MARGIN = 0.9
 
 
 class Data(Strict):
-    """Where pairs come from, how they are split and how long they may be. A limit of null means all there are."""
+    """Where pairs come from, how they are split and cut."""
 
     train: Train
-    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, a Hub id, or `embedded/arithmetic` or
-    `embedded/notes`; or a list of data sets, each with its `source`."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, a Hub id, `embedded/arithmetic` or
+    `embedded/notes`, or a list of data sets."""
     split: str = "train"
-    """Of a Hub data set."""
+    """Split of a Hub data set."""
     subset: str | None = None
     """Configuration of a Hub data set."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null is its main branch."""
+    """Branch, tag or commit on the Hub; null is the main branch."""
     sft_fraction: Fraction = 0.34
-    """Share of the prompts that belongs to the SFT stage. All pairs of a prompt stand on one side."""
+    """Share of the prompts that goes to the SFT stage, with all their pairs."""
     sft_examples: Positive | None = None
-    """Examples of the SFT stage at most."""
+    """Most examples of the SFT stage; null takes all."""
     pairs: Positive | None = None
-    """Pairs of preference training at most."""
+    """Most pairs of preference training; null takes all."""
     held_out_pairs: Positive = 1000
-    """Pairs that nothing is trained on: log-probabilities are measured on them, and prompts to answer are theirs."""
+    """Pairs held out for measuring and for prompts to answer."""
     max_tokens: Annotated[int, Field(ge=8)] = 2048
-    """Of prompt and completion together; a completion that does not fit keeps its start."""
+    """Most tokens of prompt and completion; longer completions lose their end."""
     max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
-    """Of a prompt; longer ones keep their end. Null sets no limit."""
+    """Most tokens of a prompt; longer ones lose their start. Null is no limit."""
     row_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Tokens of one packed row, which is one micro-batch; a pair is cut to it. Null cuts none, and takes 2048 on a CPU
-    and on a GPU what fits its memory, up to 8192 or twice `max_tokens`."""
+    """Tokens of a packed row, one micro-batch, to which pairs are cut; null is 2048 on a CPU and what fits on a GPU."""
     strict: bool = False
-    """Whether a row that cannot be used as it is, or text besides the three columns, ends the run, instead of being
-    left out and counted."""
+    """Whether an unusable row or text in other columns ends the run, instead of being left out and counted."""
     metadata: list[str] = []
-    """Further columns, and fields of messages, that hold no text to train on: `strict` does not mind them."""
+    """Columns and message fields without text to train on, which `strict` ignores."""
     seed: Seed = 0
-    """Of the split."""
+    """Seed of the split."""
 
     @property
     def task(self) -> str | None:
@@ -115,34 +113,34 @@ class Schedule(Strict):
     """One optimisation run: AdamW, a learning rate that warms up and falls, and how long it lasts."""
 
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    """The highest one."""
+    """Highest learning rate."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the data."""
     updates: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer steps; wins over `epochs` where it is given. 0 trains nothing."""
+    """Optimizer steps, instead of `epochs`; 0 trains nothing."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after warming up."""
+    """How the learning rate falls."""
     warmup_fraction: Fraction = 0.0
     """Share of the updates in which it rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's."""
+    """AdamW's weight decay."""
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's second beta."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    """Gradients are clipped to this norm; null clips nothing."""
+    """Norm to which gradients are clipped; null clips none."""
     arguments: TrainerArguments = TrainerArguments()
-    """Further arguments of transformers' Trainer, under its own names."""
+    """Further arguments of transformers' Trainer."""
 
 
 class Sft(Schedule):
-    """Stage 1: supervised fine-tuning on the chosen completions of the SFT split."""
+    """Stage 1: supervised fine-tuning on chosen completions."""
 
     examples_per_update: Positive = 64
-    """Of an update, over all workers."""
+    """Examples of an update, over all workers."""
     seed: Seed = 0
-    """Of the order of the examples and of new weights. Another one is another SFT checkpoint."""
+    """Seed of the examples' order and of new weights."""
     lora: Literal["same"] | Lora | None = "same"
-    """Its adapters, which are merged at its end: `same` as model.lora, others, or null to train every weight."""
+    """Its adapters, merged at its end: `same` as model.lora, others, or null for every weight."""
 
 
 def _kept(value: Any) -> Any:
@@ -162,16 +160,16 @@ class Training(Schedule):
     """Stage 2: preference training from the SFT checkpoint."""
 
     pairs_per_update: Positive = 128
-    """Of an update, over all workers."""
+    """Pairs of an update, over all workers."""
     gradient_checkpointing: bool = False
-    """Whether each layer is computed again in the backward pass, which saves memory and costs time."""
+    """Whether layers are computed again in the backward pass, which saves memory and costs time."""
     evaluations: Annotated[int, Field(ge=1)] = 5
-    """Held-out measurements besides that of step 0, evenly spread."""
+    """Held-out measurements after step 0, evenly spread."""
     keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_kept)] = "last"
-    """Weights that are measured and saved: the `last`, or those of the evaluation with the best number, named with its
-    direction, `{win_rate: maximize}`. `best` is the win rate where answers are judged, else preference_accuracy."""
+    """Weights to measure and save: the `last`, the `best` evaluation's, or the best by a metric, `{win_rate:
+    maximize}`."""
     callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
-    """TrainerCallbacks of yours, as `package.module:Class`, each made without arguments."""
+    """TrainerCallbacks, as `package.module:Class`, made without arguments."""
 
     @model_validator(mode="after")
     def _has_a_choice(self) -> "Training":
@@ -250,20 +248,20 @@ else:
 
 
 class Settings(Strict):
-    """All that decides what one trial computes but its seed."""
+    """What one trial computes, besides its seed."""
 
     model: Model
-    """What is trained."""
+    """The model to train."""
     data: Data
     """The pairs."""
     sft: Sft | None = None
-    """Stage 1, which makes the checkpoint that all trials start from; null starts from the model as it is."""
+    """Stage 1, the start of all trials; null starts from the model as it is."""
     objective: AnyObjective
-    """What preference training minimises."""
+    """The preference loss."""
     training: Training
     """Stage 2."""
     sentinel: Sentinel = Sentinel()
-    """What watches it."""
+    """The watch for collapse."""
     evaluation: Evaluation = Evaluation()
     """How trials are measured."""
 

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from slime_ray.config.settings import Strict
+from slime_ray.config.strict import Once, Strict
 
 Scalar = float | int | bool | str
 Bounds = Annotated[tuple[float, float], Field(strict=False)]
@@ -26,38 +26,23 @@ Values = Annotated[
 ]
 
 
-def equal_values(values: Sequence[Scalar]) -> tuple[Scalar, Scalar] | None:
-    """Two of the values that are the same one, if any are: a sampler cannot tell 1 from 1.0, nor either from true."""
-    first: dict[Scalar, Scalar] = {}
-    for value in values:
-        if value in first:
-            return first[value], value
-        first[value] = value
-    return None
-
-
 class Dimension(Strict):
-    """How one knob is drawn: exactly one of the five ways, bounds inclusive."""
+    """How a knob is drawn: one of five ways, bounds included."""
 
     uniform: Bounds | None = None
-    """`[low, high]`: a float between the two."""
+    """`[low, high]`: a float."""
     log_uniform: Bounds | None = None
-    """`[low, high]`: a float, evenly in its logarithm."""
+    """`[low, high]`: a float, on a logarithmic scale."""
     integer: IntegerBounds | None = None
     """`[low, high]`: an integer."""
     log_integer: IntegerBounds | None = None
-    """`[low, high]`: an integer, evenly in its logarithm."""
-    choice: list[Scalar] | None = None
+    """`[low, high]`: an integer, on a logarithmic scale."""
+    choice: Annotated[list[Scalar], Once] | None = None
     """One of a list."""
     step: Annotated[float, Field(gt=0)] | None = None
-    """Distance between neighbouring values of `uniform` and `integer`, from the low bound on."""
-    when: dict[
-        str,
-        Annotated[
-            list[Scalar], BeforeValidator(_listed, json_schema_input_type=list[Scalar] | Scalar), Field(min_length=1)
-        ],
-    ] = {}
-    """The dimension exists only in trials in which each of these searched paths has this value, or one of these."""
+    """Step of `uniform` and `integer`, from the low bound on."""
+    when: dict[str, Values] = {}
+    """Searched paths, with the values at which the knob exists."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dimension":
@@ -69,8 +54,6 @@ class Dimension(Strict):
         if self.choice is not None:
             if len(self.choice) < 2:
                 raise ValueError("choice needs at least two values. Give one value in base to fix it")
-            if (same := equal_values(self.choice)) is not None:
-                raise ValueError(f"choice has {same[0]!r} and {same[1]!r}, which are equal. Remove one of them")
             return self
         low, high = self.bounds
         if low >= high:
@@ -210,3 +193,11 @@ class Requirement:
 
     def __str__(self) -> str:
         return f"{self.smaller} <= {self.larger}"
+
+
+def _requirement(text: str) -> str:
+    Requirement.parse(text)
+    return text
+
+
+RequirementText = Annotated[str, AfterValidator(_requirement)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slime_ray.config.model import lacks_template
 from slime_ray.config.presets import load_preset, preset_names
-from slime_ray.config.schema import LINE
+from slime_ray.config.reference import LINE
 
 MODEL = """\
   model:

@@ -56,6 +56,20 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _once(values: list[Any]) -> list[Any]:
+    """Refuse values that are equal: a sampler cannot tell 1 from 1.0, nor either from true."""
+    first: dict[Any, Any] = {}
+    for value in values:
+        if value in first:
+            raise ValueError(f"{first[value]!r} and {value!r} are equal. Remove one of them")
+        first[value] = value
+    return values
+
+
+Once = AfterValidator(_once)
+"""Each value of a list is there once."""
+
+
 def fingerprint(value: Any) -> str:
     """16 hexadecimal digits that change with any part of `value` (pydantic models and plain JSON values)."""
 

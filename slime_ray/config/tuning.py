@@ -3,106 +3,80 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from slime_ray.config.experiment import Experiment
-from slime_ray.config.points import SearchPart, path_of, with_values
-from slime_ray.config.settings import Settings
-from slime_ray.config.space import Scalar
-from slime_ray.objectives import OBJECTIVES, find_objective, tuned_ranges
+from slime_ray.config.points import path_of, with_values
+from slime_ray.config.settings import ObjectiveSettings, Settings
+from slime_ray.objectives import find_objective
 
 FAR = 3.0
 """Factor beyond a tuning range's ends from which a value is worth a word."""
-NAME = "objective.name"
 
 
 def tuning_warnings(experiment: Experiment) -> list[str]:
     """Say which fixed and searched knobs lie far outside their objective's tuning range, each once."""
+    ends: dict[tuple[str, str, Any, str | None], list[float]] = {}
+    for place, objective, left_out in _objectives(experiment):
+        scale = _scale(objective)
+        for field in dataclasses.fields(find_objective(objective.name)):  # type: ignore[arg-type]
+            if field.metadata.get("tuned") and f"objective.{field.name}" not in left_out:
+                value = getattr(objective, field.name)
+                ends.setdefault((place, objective.name, field, scale), []).append(value)
     places: dict[str, list[str]] = {}
-    for place, objective, values in _knobs(experiment):
-        for sentence in _strange(objective, values):
-            places.setdefault(sentence, []).append(place)
-    return [f"{_shortened(list(dict.fromkeys(where)))}: {sentence}" for sentence, where in places.items()]
-
-
-def _knobs(experiment: Experiment) -> Iterator[tuple[str, Any, dict[str, list[Scalar]]]]:
-    """Each place of a file with its objective's settings, and each knob's least and largest values there."""
-    for arm in experiment.arms:
-        objective = experiment.settings_with(arm.set).objective
-        yield f"arm {arm.label}", objective, _fixed(objective)
-    for part in experiment.searches:
-        place = f"entry {part.label}" if part.label else "search"
-        for chosen in _named(part):
-            objective = Settings.model_validate(with_values(experiment.base, {**part.set, **chosen})).objective
-            yield place, objective, _fixed(objective) | _searched(part, objective.name, several=bool(chosen))
-
-
-def _named(part: SearchPart) -> list[dict[str, Any]]:
-    """What a search lays over its settings for each objective that it tries."""
-    name = part.search.dimensions.get(NAME)
-    return [{NAME: value} for value in name.choice or ()] if name else [{}]
-
-
-def _fixed(objective: Any) -> dict[str, list[Scalar]]:
-    return {knob: [value] for knob, value in objective.model_dump().items() if _is_number(value)}
-
-
-def _searched(part: SearchPart, objective: str, *, several: bool) -> dict[str, list[Scalar]]:
-    """The ends of the knobs of a search that belong to an objective."""
-    ends: dict[str, list[Scalar]] = {}
-    for name, dimension in part.search.dimensions.items():
-        section, _, knob = path_of(name).partition(".")
-        if section == "objective" and (not several or objective in dimension.when.get(NAME, [objective])):
-            ends[knob] = [value for value in dimension.ends if _is_number(value)]
-    return ends
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _strange(objective: Any, values: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
-    """One sentence for each knob that lies far out, or on a scale that is not the objective's."""
-    kind = find_objective(objective.name)
-    ranges, remove = tuned_ranges(kind), getattr(objective, "remove", ())
-    taken = "sum" if "length_normalization" in remove else getattr(objective, "normalization", None)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        numbers = [float(value) for value in values.get(field.name, ())]
+    for (place, name, field, scale), values in ends.items():
         # 0 switches a term off.
-        if field.name not in ranges or not any(numbers):
-            continue
-        least, largest, (low, high) = min(numbers), max(numbers), ranges[field.name]
-        named = f"objective.{field.name} is {_span(least, largest)}"
-        usual = f"{kind.name}{_source(kind)} is tuned from {low:g} to {high:g}"
-        scale = field.metadata.get("scale")
-        if scale and taken and taken != scale:
-            if least <= high and largest >= low:
-                yield (
-                    f"{named}, and {usual} on {scale}s over tokens, while {taken}s are taken here, which are as many "
-                    f"times {'smaller' if taken == 'mean' else 'larger'} as an answer has tokens. "
-                    f"Give a {'larger' if taken == 'mean' else 'smaller'} one"
-                )
-        elif largest < low / FAR or least > high * FAR:
-            others = _others(kind.name, field.name, least, largest)
-            hint = f"; this is usual for {', '.join(others)}" if others else ""
-            yield f"{named}, and {usual}{hint}. Give another one, unless this is what is compared"
+        if any(values) and (sentence := _warning(name, field, scale, min(values), max(values))):
+            places.setdefault(sentence, []).append(place)
+    return [f"{_shortened(where)}: {sentence}" for sentence, where in places.items()]
 
 
-def _span(least: float, largest: float) -> str:
-    return f"{least:g}" if least == largest else f"{least:g} to {largest:g}"
+def _warning(name: str, field: Any, scale: str | None, least: float, largest: float) -> str | None:
+    """What is strange about values of a knob. scale: of the log-probs that the objective takes, where that is set."""
+    low, high = field.metadata["tuned"]
+    span = f"{least:g}" if least == largest else f"{least:g} to {largest:g}"
+    words = f"objective.{field.name} is {span}, and {name}{_source(name)} is tuned from {low:g} to {high:g}"
+    tuned_scale = field.metadata.get("scale")
+    if scale and tuned_scale and scale != tuned_scale:
+        # A range for means of log-probs says nothing of one for sums, but that it is another.
+        if largest < low or least > high:
+            return None
+        size = "smaller" if scale == "mean" else "larger"
+        return (
+            f"{words} on {tuned_scale}s over tokens, while {scale}s are taken here, which are as many times {size} as "
+            f"an answer has tokens. Give a {'larger' if scale == 'mean' else 'smaller'} one"
+        )
+    if largest < low / FAR or least > high * FAR:
+        return f"{words}. Give another one, unless this is what is compared"
+    return None
 
 
-def _source(kind: Any) -> str:
+def _objectives(experiment: Experiment) -> Iterator[tuple[str, ObjectiveSettings, Collection[str]]]:
+    """Each place of a file with its objective's settings, of a search at all ends, and paths that have others there."""
+    for arm in experiment.arms:
+        yield f"arm {arm.label}", experiment.settings_with(arm.set).objective, ()
+    for part in experiment.searches:
+        searched = {path_of(name) for name in part.search.dimensions}
+        for name, scenario, end in part.search.ends():
+            path = path_of(name)
+            chosen = with_values(experiment.base, {**part.set, **scenario, path: end})
+            place = f"entry {part.label}" if part.label else "search"
+            yield place, Settings.model_validate(chosen).objective, searched - {path}
+
+
+def _scale(objective: ObjectiveSettings) -> str | None:
+    """Whether an objective takes the mean or the sum of log-probs, where that is set."""
+    if "length_normalization" in getattr(objective, "remove", ()):
+        return "sum"
+    return getattr(objective, "normalization", None)
+
+
+def _source(name: str) -> str:
     """The paper that an objective's documentation names first."""
+    kind = find_objective(name)
     found = re.search(r"arXiv \d{4}\.\d{5}", f"{kind.__doc__} {sys.modules[kind.__module__].__doc__}")
     return f" ({found[0]})" if found else ""
-
-
-def _others(objective: str, knob: str, least: float, largest: float) -> list[str]:
-    """Up to three other objectives in whose range of the same knob these values lie."""
-    ranges = {name: tuned_ranges(kind).get(knob) for name, kind in OBJECTIVES.items() if name != objective}
-    return [name for name, known in ranges.items() if known and known[0] <= least and largest <= known[1]][:3]
 
 
 def _shortened(places: list[str]) -> str:

@@ -31,22 +31,7 @@ _NUMBERS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose plain scalars are numbers, flags and nulls where they look like them, and text otherwise.
-
-    Its graph of nodes has a limited depth, before Python's own limit is met.
-    """
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose what comes next."""
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise _Wrong(_line(self.peek_event().start_mark), f"nested more than {DEEPEST} deep. Write it flatter")
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+    """SafeLoader whose plain scalars are numbers, flags and nulls where they look like them, and text otherwise."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -180,9 +165,9 @@ class _Reader:
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position) + 1
             raise _Wrong(line, f"not valid YAML: the character U+{ord(self.text[error.position]):04X}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            if isinstance(error, _Wrong):
-                raise
+        except RecursionError:
+            raise _Wrong(1, f"nested more than {DEEPEST} deep. Write it flatter") from None
+        except (yaml.YAMLError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise _Wrong(1, f"not valid YAML: {first}") from None
 
@@ -191,7 +176,9 @@ class _Reader:
         line = node.start_mark.line + 1
         self._count(line)
         if len(at) > DEEPEST:
-            raise _Wrong(line, "an alias stands in what it names, or aliases are nested too deeply. Write it out")
+            raise _Wrong(
+                line, f"nested more than {DEEPEST} deep, or an alias stands in what it names. Write it flatter"
+            )
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return {key: self.value(inner, (*at, key)) for key, inner in self._entries(node, at)}
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":

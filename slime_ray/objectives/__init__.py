@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 from typing import Any
 
-from slime_ray.objectives.activity import component_activity
 from slime_ray.objectives.base import (
     Objective,
     ObjectiveOutput,
@@ -12,7 +11,6 @@ from slime_ray.objectives.base import (
     Term,
     Unit,
     objective_at,
-    pair_means,
     pair_sums,
 )
 from slime_ray.objectives.composed import ComposedObjective
@@ -29,17 +27,17 @@ from slime_ray.objectives.dpo import (
     RobustObjective,
     SppoObjective,
 )
-from slime_ray.objectives.matching import margin_push, matched_knobs, matched_margin_weight, matched_strength
+from slime_ray.objectives.gradients import component_activity, differ, matched_knobs, matched_strength
 from slime_ray.objectives.pairwise import tuned_ranges
-from slime_ray.objectives.sft import SftObjective
 from slime_ray.objectives.simpo import (
     AlphapoObjective,
     CpoObjective,
     OrpoObjective,
+    SftObjective,
     SimperObjective,
     SimpoObjective,
 )
-from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
+from slime_ray.objectives.slime import SlimeObjective
 from slime_ray.objectives.slime_released import ReleasedSlimeObjective
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -121,18 +119,15 @@ __all__ = [
     "SftObjective",
     "SimpoObjective",
     "SlimeObjective",
-    "SlimeOutput",
     "Term",
     "Unit",
     "build_objective",
     "component_activity",
+    "differ",
     "find_objective",
-    "margin_push",
     "matched_knobs",
-    "matched_margin_weight",
     "matched_strength",
     "objective_at",
-    "pair_means",
     "pair_sums",
     "tuned_ranges",
 ]

@@ -137,14 +137,6 @@ def pair_sums(logps: Tensor, lengths: Tensor) -> Tensor:
     return sums
 
 
-def pair_means(logps: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over each completion's tokens. logps: (tokens,); lengths: (pairs,), all >= 1; returns (pairs,).
-
-    Added up in at least float32, which is also the dtype of the result.
-    """
-    return pair_sums(logps, lengths) / lengths.to(logps.device)
-
-
 def at_least_float32(logps: Tensor) -> Tensor:
     """float16 and bfloat16 become float32; float64 stays."""
     return logps.to(torch.promote_types(logps.dtype, torch.float32))

@@ -25,29 +25,27 @@ class ComposedObjective(PairwiseObjective):
         exponential: exp(-x), cut at e**50
         linear:      -x
         none:        0
-    A test shows which choices are SLIME, DPO, IPO, SLiC, SimPO, CPO, AlphaPO, ORPO, SimPER, DPOP, DPO-Shift of a fixed
-    shift, and SFT.
 
     Args:
-        against_reference: Scores are log ratios to the reference model instead of log-probs.
-        normalization: Log-probs are the "mean" over a completion's tokens or their "sum".
+        against_reference: Whether scores are log ratios instead of log-probs.
+        normalization: "mean" or "sum" of log-probs over tokens.
         score: "logp" as it is; "odds", the log odds (ORPO's); "power", (1 - exp(-power * logp)) / power (AlphaPO's).
         power: The exponent of "power"; -1 gives probabilities (SimPER's).
-        link: What is made of the margin, as above.
+        link: Function of the margin, as above.
         link_weight: >= 0. Weight of the link.
         beta: > 0. Scale of the margin. The gated link has none.
-        target: Margin aimed at, in units of the score: SimPO's gamma / beta, SLIME's hard margin.
-        soft_margin: The gated link's: around it the push fades.
+        target: Margin aimed at: SimPO's gamma / beta, SLIME's hard margin.
+        soft_margin: Around it the gated link's push fades.
         gate_sharpness: > 0. How sudden that fading is.
-        rejected_share: above 0 and up to 1. Share of the rejected score in the margin (DPO-Shift's f).
+        rejected_share: above 0 and up to 1. Share of the rejected score (DPO-Shift's f).
         chosen_guard: >= 0. Penalty on a chosen score below 0 (DPOP's lambda). Needs a reference.
-        anchor: What holds the chosen completion up: the mean score over "pairs" (SLIME's), the mean log-prob over all
-            chosen "tokens" (NLL), or "none".
+        anchor: Mean score over "pairs" (SLIME's), mean log-prob over chosen "tokens" (NLL), or "none".
         anchor_weight: >= 0. Weight of the anchor.
         stabilizer_strength: >= 0. Weight of SLIME's eq. 7 on rejected tokens.
         stabilizer_threshold: delta in nats, >= 0.
         stabilizer_exponent: p, from 1 to 8.
-        remove: Ablations, each at its neutral value. See `parts`.
+        remove: "reference", "length_normalization", "score", "link" (logistic in its place), "margin", "target_margin",
+            "chosen_guard", "rejected_share", "anchor" and "stabilizer".
 
     Raises ValueError, its sentence beginning with the field's name.
     """

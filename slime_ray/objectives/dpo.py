@@ -23,15 +23,15 @@ WITHOUT_NLL = "no likelihood of the chosen tokens"
 class DpoObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - r_l)), and optionally the likelihood of the chosen tokens.
 
-    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` it is RPO or IRPO (arXiv 2404.19733), but for the
-    mean over tokens, which is one over pairs there; with `normalization: mean` length-normalized DPO.
+    Rafailov et al. 2023, arXiv 2305.18290, eq. 7. With `nll_weight` RPO or IRPO (arXiv 2404.19733), whose NLL is a mean
+    over pairs; with `normalization: mean` length-normalized DPO.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        label_smoothing: from 0 to 0.5, the assumed share of pairs with swapped labels (conservative DPO).
-        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-        normalization: Log ratios are the "sum" over a completion's tokens, or their "mean".
-        remove: Ablations. "reference" replaces log ratios by log-probs; "nll" drops that term.
+        label_smoothing: from 0 to 0.5, assumed share of swapped labels (conservative DPO).
+        nll_weight: >= 0. Weight of the chosen tokens' mean NLL.
+        normalization: "sum" or "mean" of log ratios over tokens.
+        remove: "reference" (log-probs in place of log ratios), "nll".
     """
 
     name: ClassVar[str] = "dpo"
@@ -51,7 +51,6 @@ class DpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 7, smoothed."""
         chosen, rejected = batch.scores(reference, self.normalization)
         logits = self.beta * (chosen - rejected)
         return -F.logsigmoid(logits) * (1 - self.label_smoothing) - F.logsigmoid(-logits) * self.label_smoothing
@@ -65,9 +64,8 @@ class IpoObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger aims at a smaller margin, 1 / (2 * beta) nats: per token where means are taken.
-        normalization: Log ratios are the "mean" over a completion's tokens, as in TRL and confirmed by the authors, or
-            their "sum".
-        remove: Ablations. "reference" replaces log ratios by log-probs.
+        normalization: "mean" of log ratios over tokens, as TRL and the authors have it, or "sum".
+        remove: "reference" (log-probs in place of log ratios).
     """
 
     name: ClassVar[str] = "ipo"
@@ -80,7 +78,6 @@ class IpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 17."""
         chosen, rejected = batch.scores(reference, self.normalization)
         return (chosen - rejected - 1 / (2 * self.beta)) ** 2
 
@@ -91,7 +88,7 @@ class HingeObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger aims at a smaller margin, 1 / beta nats.
-        remove: Ablations. "reference" replaces log ratios by log-probs.
+        remove: "reference" (log-probs in place of log ratios).
     """
 
     name: ClassVar[str] = "hinge"
@@ -103,7 +100,6 @@ class HingeObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """The hinge of each pair."""
         chosen, rejected = batch.scores(reference, "sum")
         return F.relu(1 - self.beta * (chosen - rejected))
 
@@ -116,8 +112,7 @@ class RobustObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        label_smoothing: e, from 0 to 0.49, the share of pairs with swapped labels. A pair's push never falls below
-            beta * e / (1 - 2e), whatever its margin.
+        label_smoothing: e, from 0 to 0.49, share of swapped labels. A pair's push is beta * e / (1 - 2e) or more.
     """
 
     name: ClassVar[str] = "robust"
@@ -133,7 +128,6 @@ class RobustObjective(PairwiseObjective):
     label_smoothing: float = knob(0.1, at_least=0, at_most=0.49)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 12."""
         chosen, rejected = batch.scores(reference, "sum")
         logits, rate = self.beta * (chosen - rejected), self.label_smoothing
         return (rate * F.logsigmoid(-logits) - (1 - rate) * F.logsigmoid(logits)) / (1 - 2 * rate)
@@ -163,7 +157,6 @@ class ExoObjective(PairwiseObjective):
     label_smoothing: float = knob(1e-3, above=0, at_most=0.5)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 16 for two completions."""
         chosen, rejected = batch.scores(reference, "sum")
         logits = self.beta * (chosen - rejected)
         likely, unlikely = math.log1p(-self.label_smoothing), math.log(self.label_smoothing)
@@ -188,7 +181,6 @@ class NcaObjective(PairwiseObjective):
     beta: float = knob(0.1, above=0, tuned=(0.01, 1.0))
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """The pairwise form."""
         chosen, rejected = (self.beta * score for score in batch.scores(reference, "sum"))
         return -F.logsigmoid(chosen) - F.logsigmoid(-chosen) / 2 - F.logsigmoid(-rejected) / 2
 
@@ -197,8 +189,7 @@ class NcaObjective(PairwiseObjective):
 class SppoObjective(PairwiseObjective):
     """(r_w - 1 / (2 * beta)) ** 2 + (r_l + 1 / (2 * beta)) ** 2: both completions have a target.
 
-    Self-play preference optimization with hard labels, Wu et al., arXiv 2405.00675, eq. 4.7. On pairs from a data set
-    it is one iteration of that method.
+    Self-play preference optimization with hard labels, Wu et al., arXiv 2405.00675, eq. 4.7; one iteration of it.
 
     Args:
         beta: > 0. Larger aims at smaller log ratios. Its authors' eta is 1 / beta.
@@ -211,7 +202,6 @@ class SppoObjective(PairwiseObjective):
     beta: float = knob(0.1, above=0, tuned=(0.001, 0.1))
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 4.7 with probabilities of 1 and 0."""
         chosen, rejected = batch.scores(reference, "sum")
         return (chosen - 0.5 / self.beta) ** 2 + (rejected + 0.5 / self.beta) ** 2
 
@@ -239,7 +229,6 @@ class ApoObjective(PairwiseObjective):
     variant: Literal["zero", "down"] = "zero"
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eqs. 7 and 8."""
         chosen, rejected = (self.beta * score for score in batch.scores(reference, "sum"))
         if self.variant == "zero":
             return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
@@ -254,8 +243,8 @@ class DpopObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        guard: lambda, >= 0. More of it holds the chosen completion at the reference's log-prob.
-        remove: Ablations. "guard" leaves DPO.
+        guard: lambda, >= 0. More holds chosen at the reference's log-prob.
+        remove: "guard" (DPO is left).
     """
 
     name: ClassVar[str] = "dpop"
@@ -267,7 +256,6 @@ class DpopObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 3."""
         chosen, rejected = batch.scores(reference, "sum")
         penalty = 0.0 if self.without("guard") else self.guard * F.relu(-chosen)
         return -F.logsigmoid(self.beta * (chosen - rejected - penalty))
@@ -277,15 +265,14 @@ class DpopObjective(PairwiseObjective):
 class DpoShiftObjective(PairwiseObjective):
     """-log sigmoid(beta * (r_w - shift * r_l)): trades margin for the likelihood of chosen.
 
-    Yang et al. 2025, arXiv 2502.07599, whose f(lambda) is `shift`: fixed, or linear in the share of updates made. A
-    call has the shift of the start; `at` gives the objective of later.
+    Yang et al. 2025, arXiv 2502.07599, whose f(lambda) is `shift`. A call has that of the start, `at` gives later ones.
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        shift: f, above 0 and up to 1. Smaller pushes the rejected completion less; 1 is DPO.
-        schedule: "fixed", or "linear" from `shift` before the first update to `final_shift` after the last.
-        final_shift: f at the end, above 0 and up to 1. Not read where the shift is fixed.
-        remove: Ablations. "shift" leaves DPO.
+        shift: f, above 0 and up to 1. Smaller pushes rejected less; 1 is DPO.
+        schedule: "fixed", or "linear" in the share of updates, from `shift` to `final_shift`.
+        final_shift: f at the end of a linear schedule, above 0 and up to 1.
+        remove: "shift" (DPO is left).
     """
 
     name: ClassVar[str] = "dpo_shift"
@@ -319,7 +306,6 @@ class DpoShiftObjective(PairwiseObjective):
         return replace(self, schedule="fixed", shift=(1 - done) * self.shift + done * self.final_shift)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """The shifted loss."""
         chosen, rejected = batch.scores(reference, "sum")
         return -F.logsigmoid(self.beta * (chosen - (1.0 if self.without("shift") else self.shift) * rejected))
 
@@ -332,7 +318,7 @@ class DiscopopObjective(PairwiseObjective):
 
     Args:
         beta: > 0. Larger keeps the policy closer to the reference.
-        temperature: tau, above 0 and up to 1. Smaller switches between the two more suddenly.
+        temperature: tau, above 0 and up to 1. Smaller switches more suddenly.
     """
 
     name: ClassVar[str] = "discopop"
@@ -345,7 +331,6 @@ class DiscopopObjective(PairwiseObjective):
     temperature: float = knob(0.05, above=0, at_most=1)
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 5."""
         chosen, rejected = batch.scores(reference, "sum")
         logits = self.beta * (chosen - rejected)
         # One exponent: exp(-x) alone overflows where its weight is 0.

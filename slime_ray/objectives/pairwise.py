@@ -64,13 +64,15 @@ class Published:
 class PairwiseObjective:
     """Base of an objective with one loss a pair and, where it has `nll_weight`, the chosen tokens' likelihood.
 
-    A subclass is a frozen dataclass whose numbers are declared by `knob`. `parts` names what `remove` takes away, each
-    with a sentence about what is left.
+    A subclass is a frozen dataclass whose numbers are declared by `knob`, and choices as Literal. `parts` names what
+    `remove` takes away, each with a sentence about what is left. Values that are not allowed raise ValueError, its
+    sentence starting with the field's name.
     """
 
     name: ClassVar[str]
     uses_reference: ClassVar[bool] = False
-    pairs_together: ClassVar[int | None] = None
+    rejected_optional: ClassVar[bool] = False
+    """Whether a batch may hold no rejected completions."""
     parts: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[Mapping[str, Published]] = {}
     push_knob: ClassVar[str | None] = None
@@ -82,7 +84,20 @@ class PairwiseObjective:
         return self.name
 
     def __post_init__(self) -> None:
-        check_fields(self, self.parts)
+        kinds = get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if "bounds" in field.metadata:
+                check_number(field.name, value, **field.metadata["bounds"])
+            elif field.name == "remove":
+                object.__setattr__(self, "remove", check_removals(value, self.parts))
+            elif get_origin(kinds[field.name]) is Literal and value not in (choices := get_args(kinds[field.name])):
+                raise ValueError(f"{field.name} is {value!r}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+    @property
+    def pairs_together(self) -> int | None:
+        """None: any cut of an update gives the same loss."""
+        return None
 
     @property
     def needs_reference(self) -> bool:
@@ -116,31 +131,11 @@ class PairwiseObjective:
         reference: ReferenceLogps | None = None,
     ) -> ObjectiveOutput:
         """Return the terms of one batch. See `Objective` for shapes."""
-        batch = read_batch(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
+        batch = read_batch(
+            chosen_logps, chosen_lengths, rejected_logps, rejected_lengths, rejected_optional=self.rejected_optional
+        )
         base = check_reference(self.name, reference, batch.chosen_sums) if self.needs_reference else None
         return ObjectiveOutput(terms=self.terms(batch, base), counts=batch.counts, **batch.diagnostics())
-
-
-def check_fields(objective: Any, parts: Mapping[str, str]) -> None:
-    """Check the knobs, choices and removals of an objective, and order its `remove` as `parts` are.
-
-    Choices are the fields of type Literal. Raises ValueError, its sentence starting with the field's name.
-    """
-    kinds = get_type_hints(type(objective))
-    for field in dataclasses.fields(objective):
-        value = getattr(objective, field.name)
-        if "bounds" in field.metadata:
-            check_number(field.name, value, **field.metadata["bounds"])
-        elif field.name == "remove":
-            object.__setattr__(objective, "remove", check_removals(value, parts))
-        elif get_origin(kinds[field.name]) is Literal:
-            check_choice(field.name, value, get_args(kinds[field.name]))
-
-
-def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError, its sentence starting with `field`, unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{field} is {value!r}: must be {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def check_removals(remove: object, parts: Mapping[str, str]) -> tuple[str, ...]:

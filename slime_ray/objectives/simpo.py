@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, ReferenceLogps
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term
 from slime_ray.objectives.pairwise import PairwiseObjective, Published, knob
 
 WITHOUT_NLL = "no likelihood of the chosen tokens"
@@ -22,16 +22,13 @@ LARGEST_POWER = 50.0
 class SimpoObjective(PairwiseObjective):
     """-log sigmoid(beta * (m_w - m_l) - gamma), and optionally the likelihood of the chosen tokens.
 
-    Meng et al. 2024, arXiv 2405.14734, eq. 6. TRL's CPO trainer computes it for `loss_type="simpo"`; its `simpo_gamma`
-    and `cpo_alpha` are `gamma` and `nll_weight` here.
+    Meng et al. 2024, arXiv 2405.14734, eq. 6. TRL's `simpo_gamma` and `cpo_alpha` are `gamma` and `nll_weight` here.
 
     Args:
         beta: > 0. How steeply the loss falls with the margin.
-        gamma: >= 0. The target of beta * margin, so the margin aimed at is gamma / beta nats per token. Its authors
-            tune gamma / beta from 0 to 1.
-        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-        remove: Ablations. "length_normalization" takes sums over tokens for means; "target_margin" sets gamma to 0;
-            "nll" drops that term.
+        gamma: >= 0. Target of beta * margin. Its authors tune gamma / beta from 0 to 1 nats per token.
+        nll_weight: >= 0. Weight of the chosen tokens' mean NLL.
+        remove: "length_normalization" (sums in place of means), "target_margin" (gamma 0), "nll".
     """
 
     name: ClassVar[str] = "simpo"
@@ -54,7 +51,6 @@ class SimpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 6."""
         chosen, rejected = batch.scores(None, "sum" if self.without("length_normalization") else "mean")
         gamma = 0.0 if self.without("target_margin") else self.gamma
         return -F.logsigmoid(self.beta * (chosen - rejected) - gamma)
@@ -68,8 +64,8 @@ class CpoObjective(PairwiseObjective):
 
     Args:
         beta: > 0. How steeply the loss falls with the margin.
-        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-        remove: Ablations. "nll" drops that term.
+        nll_weight: >= 0. Weight of the chosen tokens' mean NLL.
+        remove: "nll".
     """
 
     name: ClassVar[str] = "cpo"
@@ -86,7 +82,6 @@ class CpoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 3."""
         return -F.logsigmoid(self.beta * (batch.chosen_sums - batch.rejected_sums))
 
 
@@ -94,15 +89,14 @@ class CpoObjective(PairwiseObjective):
 class AlphapoObjective(PairwiseObjective):
     """-log sigmoid(beta * (v_w - v_l) - gamma), v = (1 - exp(-alpha * m)) / alpha: SimPO with a shaped reward.
 
-    Gupta et al. 2025, arXiv 2501.03884. At alpha = 0 v is m, and this is SimPO. alpha * m is cut at -50, below
-    which a completion is not pushed.
+    Gupta et al. 2025, arXiv 2501.03884. alpha = 0 is SimPO. alpha * m is cut at -50, below which nothing pushes.
 
     Args:
         beta: > 0. How steeply the loss falls with the margin.
-        gamma: >= 0. The target of beta * margin.
-        alpha: The reward's shape. Above 0 improbable completions weigh more, below 0 less.
-        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-        remove: Ablations. "shape" leaves SimPO; "target_margin" sets gamma to 0; "nll" drops that term.
+        gamma: >= 0. Target of beta * margin.
+        alpha: Above 0 improbable completions weigh more, below 0 less.
+        nll_weight: >= 0. Weight of the chosen tokens' mean NLL.
+        remove: "shape" (SimPO is left), "target_margin" (gamma 0), "nll".
     """
 
     name: ClassVar[str] = "alphapo"
@@ -115,7 +109,6 @@ class AlphapoObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """SimPO's loss of the shaped rewards."""
         alpha = 0.0 if self.without("shape") else self.alpha
         chosen, rejected = shaped(batch.chosen_means, alpha), shaped(batch.rejected_means, alpha)
         gamma = 0.0 if self.without("target_margin") else self.gamma
@@ -126,13 +119,12 @@ class AlphapoObjective(PairwiseObjective):
 class OrpoObjective(PairwiseObjective):
     """NLL of the chosen tokens - beta * log sigmoid(o_w - o_l), o = m - log(1 - exp(m)), the log odds.
 
-    Hong et al. 2024, arXiv 2403.07691, eqs. 6 and 7. TRL takes the likelihood of the prompt's tokens as well; this is
-    the chosen tokens' alone.
+    Hong et al. 2024, arXiv 2403.07691, eqs. 6 and 7. TRL's NLL is of the prompt's tokens, too.
 
     Args:
         beta: lambda, >= 0. Weight of the odds ratio.
-        nll_weight: >= 0. Weight of the negative log-likelihood of the chosen tokens, averaged over tokens.
-        remove: Ablations. "odds_ratio" and "nll" drop their terms; not both.
+        nll_weight: >= 0. Weight of the chosen tokens' mean NLL.
+        remove: "odds_ratio" or "nll".
     """
 
     name: ClassVar[str] = "orpo"
@@ -156,7 +148,6 @@ class OrpoObjective(PairwiseObjective):
             raise ValueError("remove, or weights of 0, leave nothing to train: keep odds_ratio or nll")
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 7, weighted."""
         if self.without("odds_ratio"):
             return 0.0 * batch.margins
         return -self.beta * F.logsigmoid(log_odds(batch.chosen_means) - log_odds(batch.rejected_means))
@@ -169,8 +160,19 @@ class SimperObjective(PairwiseObjective):
     name: ClassVar[str] = "simper"
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
-        """Eq. 3: the inverse perplexities."""
         return torch.exp(batch.rejected_means) - torch.exp(batch.chosen_means)
+
+
+@dataclass(frozen=True)
+class SftObjective(PairwiseObjective):
+    """Mean over all chosen tokens of -log p(token). Rejected completions are ignored and may be absent."""
+
+    name: ClassVar[str] = "sft"
+    rejected_optional: ClassVar[bool] = True
+
+    def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
+        """Return the one term `nll` of a batch."""
+        return {"nll": Term(-batch.chosen.sum(), "chosen_tokens")}
 
 
 def shaped(means: Tensor, alpha: float) -> Tensor:

@@ -1,29 +1,25 @@
 """SLIME's loss as the authors' released trainer adds it up (fpsigma/trl-slime, `SlimeTrainer`, February 2026)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from slime_ray.objectives.base import Batch, ReferenceLogps, Term, check_count, nothing, pair_sums
-from slime_ray.objectives.slime import SlimeObjective, SlimeOutput
+from slime_ray.objectives.slime import SlimeObjective
 
 
 @dataclass(frozen=True)
 class ReleasedSlimeObjective(SlimeObjective):
-    """SlimeObjective with what the released trainer does differently, in three places.
+    """`slime` as the released trainer computes it, which differs in three places.
 
-    - The stabilizer, eq. 7, is averaged over the rejected tokens of each micro-batch of pairs by itself, and these
-      means over the pairs: tokens beside short completions weigh more, and the loss depends on which pairs meet.
+    - The stabilizer is averaged over the rejected tokens of each micro-batch, and these means over the pairs.
     - A rejected token of log-prob exactly 0 is taken for padding: it does not count in that mean.
-    - The loss is added up several times: the trainer goes through the letters of its loss's name, "ipo". Adam hides the
-      factor; clipping of the gradient does not.
+    - The loss is added up several times, which Adam hides, but clipping of the gradient does not.
 
     Args, beside those of SlimeObjective:
-        micro_batch_pairs: >= 1, how many pairs make a micro-batch. Pairs are taken in the order given; the last
-            micro-batch of a call holds what is left, and counts by its pairs.
-        times_summed: >= 1.
+        micro_batch_pairs: >= 1, pairs of a micro-batch, in their order. The last of a call holds what is left.
+        times_summed: >= 1, how often the loss is added up: by the letters of its name, "ipo".
 
     Raises ValueError, its sentence beginning with the field's name.
     """
@@ -43,19 +39,10 @@ class ReleasedSlimeObjective(SlimeObjective):
         """A micro-batch: cut elsewhere, the loss is another."""
         return self.micro_batch_pairs
 
-    def __call__(
-        self,
-        chosen_logps: Tensor,
-        chosen_lengths: Tensor,
-        rejected_logps: Tensor,
-        rejected_lengths: Tensor,
-        *,
-        reference: ReferenceLogps | None = None,
-    ) -> SlimeOutput:
-        """The terms of one batch of whole micro-batches; see `Objective` for shapes. `reference` is not read."""
-        once = super().__call__(chosen_logps, chosen_lengths, rejected_logps, rejected_lengths)
-        terms = {name: Term(self.times_summed * term.total, term.unit) for name, term in once.terms.items()}
-        return replace(once, terms=terms)
+    def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
+        """Return SLIME's terms of one batch of whole micro-batches, summed as often. `reference` is not read."""
+        once = super().terms(batch, reference)
+        return {name: Term(self.times_summed * term.total, term.unit) for name, term in once.items()}
 
     def _stabilizer(self, batch: Batch) -> Term:
         """Eq. 7 as a mean over each micro-batch's tokens, times its pairs."""

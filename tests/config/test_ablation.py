@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_designs
 
 from slime_ray.config.design import COMPONENTS, FEWEST_SEEDS, Design, caution
-from slime_ray.config.expansion import lay, trained, twins
+from slime_ray.config.expansion import lay, trained
 from slime_ray.config.experiment import Experiment, arm_trials, with_values
-from slime_ray.config.experiment_file import load_experiment, parse_seeds
-from slime_ray.config.parts import KNOBS
+from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
+from slime_ray.objectives.slime import REMOVABLE as KNOBS
 
 TWO_CENTERS = "{paper: {}, released: {objective.stabilizer_strength: 0.0005}}"
 
@@ -153,9 +153,9 @@ def test_exponents_are_table_5s_and_their_controls_start_from_the_same_term(tmp_
     assert list(sets(experiment)) == ["p-1.0", "p-1.5", "p-2.0", "p-2.5", "p-3.0"]
     assert design.reference("base").label == "p-2.5"
     assert sets(experiment)["p-2.5"] == {}
-    experiment, design = expand(tmp_path, "{design: exponent, exponents: [1], controls: strength_matched, at_logp: -3}")
-    # softplus(3 - 1.25) ** 1.5 is what p = 2.5 has more of than p = 1.
-    strength = 0.1 * math.log1p(math.exp(1.75)) ** 1.5
+    experiment, design = expand(tmp_path, "{design: exponent, exponents: [1], controls: strength_matched}")
+    # softplus(5 - 1.25) ** 1.5 is what p = 2.5 has more of than p = 1.
+    strength = 0.1 * math.log1p(math.exp(3.75)) ** 1.5
     assert sets(experiment)["p-1.0-matched"] == {
         "objective.stabilizer_exponent": 1.0,
         "objective.stabilizer_strength": pytest.approx(strength),
@@ -228,7 +228,7 @@ def test_designs_are_crossed_with_seeds_and_every_shipped_one_has_five(tmp_path)
 SUBSETS = st.lists(st.sampled_from(sorted(KNOBS)), min_size=1, max_size=5, unique=True)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(SUBSETS, st.integers(1, 3), st.booleans(), st.sampled_from(["leave_one_out", "factorial"]))
 def test_every_cell_stands_once_around_each_center_with_one_reference(
     tmp_path_factory, components, centers, controls, design
@@ -238,7 +238,7 @@ def test_every_cell_stands_once_around_each_center_with_one_reference(
         return
     around = {f"c{number}": {"objective.gate_sharpness": 2.0 + number} for number in range(centers)}
     ablate = {"design": design, "components": components, "centers": around}
-    if controls and design == "leave_one_out":
+    if controls and design == "leave_one_out" and {"soft_margin", "hard_margin"} & set(components):
         ablate["controls"] = "gradient_matched"
     experiment, found = expand(tmp_path_factory.mktemp("space"), str(ablate).replace("'", ""))
     assert found.centers == list(around)
@@ -274,13 +274,6 @@ def test_what_is_laid_on_a_center_means_the_same_as_one_after_the_other(under, o
     assert Settings.model_validate(with_values(BASE, flat)) == Settings.model_validate(one_by_one)
 
 
-def test_what_two_centers_have_in_common_is_run_for_both_and_said(tmp_path):
-    experiment, _ = expand(tmp_path, f"{{design: leave_one_out, centers: {TWO_CENTERS}}}")
-    assert twins(experiment) == {"released-without-stabilizer": "paper-without-stabilizer"}
-    experiment, _ = expand(tmp_path, f"{{design: baselines, centers: {TWO_CENTERS}}}")
-    assert twins(experiment) == {f"released-{name}": f"paper-{name}" for name in ("sft", "dpo", "simpo")}
-
-
 def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
     def key(**values: object) -> str:
         return trained(Settings.model_validate(with_values(BASE, {"objective": values})))
@@ -294,23 +287,6 @@ def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
     parts = [[], ["anchor"], ["hard_margin"], ["hard_margin_clip"], ["soft_margin", "hard_margin_clip"]]
     assert len({key(remove=part) for part in parts}) == len(parts)
     assert key(remove=["hard_margin_clip"], hard_margin=1.0) != key(remove=["hard_margin_clip"])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Seeds
-
-
-@pytest.mark.parametrize(
-    ("text", "seeds"), [("8", list(range(8))), ("1", [0]), ("0,1,5", [0, 1, 5]), ("7,", [7])]
-)  # fmt: skip
-def test_seeds_are_a_number_or_a_list(text, seeds):
-    assert parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "a", "1,,2", "", ",", "1.5", "3-5"])
-def test_other_seeds_are_refused(text):
-    with pytest.raises(InputError, match="give how many, such as 8, or a list"):
-        parse_seeds(text)
 
 
 def test_few_seeds_are_said_before_a_design_is_run(tmp_path):

@@ -79,7 +79,7 @@ def test_cells_of_a_design_are_compared_within_their_checkpoint():
         ({"across": {"training.updates": [1, 2]}}, r"across.training.updates: there is sft.seed alone"),
         ({"across": {"sft.seed": [1]}}, "needs two seeds or more. For one checkpoint set sft.seed in base"),
         ({"across": {"sft.seed": []}}, "needs two seeds or more"),
-        ({"across": {"sft.seed": [1, 1]}}, "names a seed twice"),
+        ({"across": {"sft.seed": [1, 1]}}, "across.sft.seed: 1 and 1 are equal"),
         ({"across": {"sft.seed": [-1, 0]}}, "across.sft.seed"),
         ({"across": {"sft.seed": 3}}, "across.sft.seed"),
         (ACROSS | {"base": {"sft": None}}, "there are no SFT checkpoints"),

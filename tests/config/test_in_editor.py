@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from slime_ray.search_spaces import shipped_spaces
 
-from slime_ray.config.schema import ID, LINE
+from slime_ray.config.reference import ID, LINE
 
 pytestmark = pytest.mark.slow
 PACKAGE = "yaml-language-server@1.25.0"

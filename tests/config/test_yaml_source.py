@@ -33,14 +33,15 @@ def refusal(tmp_path, content: str | bytes) -> str:
     [
         pytest.param(LAUGHS, "1: with its aliases written out it holds more than", id="nested aliases"),
         pytest.param(MERGES, "with its aliases written out it holds more than", id="nested merges"),
-        ("a: 1\nb: &x [*x]\n", "2: an alias stands in what it names"),
+        ("a: 1\nb: &x [*x]\n", "2: nested more than 60 deep, or an alias stands in what it names"),
         ("a: &x\n  b: {c: *x}\n", "an alias stands in what it names"),
         ("a: &x {<<: *x}\n", "1: `<<` needs a mapping"),
-        ("a: &x {b: &y {<<: *x}}\n", "1: an alias stands in what it names"),
+        ("a: &x {b: &y {<<: *x}}\n", "1: nested more than 60 deep, or an alias"),
         ("a: 1\nb: {<<: 5}\n", "2: `<<` needs a mapping"),
         ("a: *unknown\n", "1: not valid YAML: found undefined alias"),
-        pytest.param("a: 1\nb: " + "[" * 5000 + "]" * 5000, "2: nested more than", id="deep lists"),
-        pytest.param("a: 1\nb: " + "{c: " * 3000 + "1" + "}" * 3000, "2: nested more than", id="deep mappings"),
+        pytest.param("a: 1\nb: " + "[" * 5000 + "]" * 5000, "1: nested more than", id="deep lists"),
+        pytest.param("a: 1\nb: " + "[" * 100 + "]" * 100, "2: nested more than", id="lists"),
+        pytest.param("a: 1\nb: " + "{c: " * 3000 + "1" + "}" * 3000, "1: nested more than", id="deep mappings"),
         ("a: 1\nb: 'x\0y'\n", r"2: not valid YAML: the character U\+0000"),
         ("a: 1\nb:\n\t- c\n", "3: not valid YAML: found character '\\\\t'"),
         ("a: 1\na: 2\n", "2: the key 'a' stands here twice"),
@@ -64,6 +65,8 @@ def refusal(tmp_path, content: str | bytes) -> str:
         ("a: 1\nb: é\n".encode("utf-16"), r"1: not UTF-8 text \(byte 0\)"),
         pytest.param(b"a: 1\n" + b"#" * MOST_BYTES, "bytes are more than a file of settings may have", id="large"),
         ("- a\n", "1: expected a mapping of keys to values, found list"),
+        ("just text", "1: expected a mapping of keys to values, found str"),
+        ("", "the file is empty. Start from one that ships"),
     ],
 )
 def test_what_cannot_be_read_as_it_looks_is_refused_with_its_line(tmp_path, content, message):
@@ -76,12 +79,15 @@ def test_values_are_what_they_look_like(tmp_path):
     path = tmp_path / "plain.yaml"
     path.write_text(
         "\ufefftime: 1:30:00\nday: 2026-01-01\noctal: 010\nhex: 0x10\nlarge: 1_000\nnull: ~\non: yes\noff: 'no'\n1: one\n"
-        "largest: 9223372036854775807\nempty:\ntext: 0b1\nversion: 1.10.0\n",
+        "largest: 9223372036854775807\nempty:\ntext: 0b1\nversion: 1.10.0\n"
+        # PyYAML by itself reads 1e-6 as text.
+        "small: 1e-6\nbig: 5E3\nminus: -2e+4\ndot: .5\nword: e5\n",
         encoding="utf-8",
     )
     assert load_yaml(path).data == {
         "time": "1:30:00", "day": "2026-01-01", "octal": "010", "hex": 16, "large": 1000, "null": None, "on": True,
         "off": "no", "1": "one", "largest": 2**63 - 1, "empty": None, "text": "0b1", "version": "1.10.0",
+        "small": 1e-6, "big": 5000.0, "minus": -20000.0, "dot": 0.5, "word": "e5",
     }  # fmt: skip
 
 

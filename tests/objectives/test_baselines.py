@@ -16,9 +16,9 @@ from slime_ray.objectives import (
     SftObjective,
     SimpoObjective,
     build_objective,
+    differ,
     objective_at,
 )
-from slime_ray.objectives.probe import differ
 
 GOLDEN = json.loads(Path(__file__).with_name("trl_losses.json").read_text())["cases"]
 ONE = torch.tensor([1])

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_ray.objectives import SlimeObjective, SlimeOutput
+from slime_ray.objectives import ObjectiveOutput, SlimeObjective
 
 from .golden import GOLDEN, KNOBS, leaves
 
 MARGIN_ONLY = ("anchor", "stabilizer")
 
 
-def run(objective: SlimeObjective, chosen: list[list[float]], rejected: list[list[float]]) -> SlimeOutput:
+def run(objective: SlimeObjective, chosen: list[list[float]], rejected: list[list[float]]) -> ObjectiveOutput:
     return objective(*leaves(chosen), *leaves(rejected))
 
 
@@ -24,7 +24,7 @@ def margin_gradient(objective: SlimeObjective, margin: float) -> float:
     chosen = torch.tensor([-1.0 + margin], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([-1.0], dtype=torch.float64)
     one = torch.tensor([1])
-    objective(chosen, one, rejected, one).margin.backward()
+    objective(chosen, one, rejected, one).value("margin").backward()
     assert chosen.grad is not None
     return chosen.grad.item()
 
@@ -54,11 +54,11 @@ def test_the_golden_file_is_whole() -> None:
 def test_terms_of_one_pair_by_hand() -> None:
     output = run(SlimeObjective(), [[-0.5, -1.5]], [[-1.25, -2.75]])
     # lw = -1, ll = -2, so D = 1: h = 1.5 - 1 = 0.5, s = sigmoid(0) = 0.5.
-    assert output.anchor.item() == pytest.approx(0.1)
-    assert output.margin.item() == pytest.approx(0.25)
+    assert output.value("anchor").item() == pytest.approx(0.1)
+    assert output.value("margin").item() == pytest.approx(0.25)
     # u = 0 and 1.5: softplus is log 2 and log(1 + e^1.5).
     expected = 0.1 * (math.log(2) ** 2.5 + math.log1p(math.exp(1.5)) ** 2.5) / 2
-    assert output.stabilizer.item() == pytest.approx(expected)
+    assert output.value("stabilizer").item() == pytest.approx(expected)
     assert output.loss.item() == pytest.approx(0.1 + 0.25 + expected)
 
 
@@ -68,13 +68,11 @@ def test_terms_of_sums_by_hand() -> None:
     )
     mean = run(SlimeObjective(), [[-0.5, -0.5, -0.5], [-1.0]], [[-1.0, -0.25, -0.75], [-4.0, -3.0]])
     # Sums: lw = -1.5 and -1, ll = -2 and -7, so D = 0.5 and 6; h = 1 and 0, s = sigmoid(1.25) for the first.
-    assert output.anchor.item() == pytest.approx(0.1 * (1.5 + 1.0) / 2)
-    assert output.margin.item() == pytest.approx(1 / (1 + math.exp(-1.25)) / 2)
-    assert output.stabilizer.item() == mean.stabilizer.item()
-    assert output.past_hard_margin.tolist() == [False, True]
+    assert output.value("anchor").item() == pytest.approx(0.1 * (1.5 + 1.0) / 2)
+    assert output.value("margin").item() == pytest.approx(1 / (1 + math.exp(-1.25)) / 2)
+    assert output.value("stabilizer").item() == mean.value("stabilizer").item()
     # What is told of a batch stays per token.
     assert output.margins.tolist() == mean.margins.tolist() == pytest.approx([-0.5 + 2 / 3, 2.5])
-    assert mean.past_hard_margin.tolist() == [False, True]
 
 
 def test_gradients_of_sums_by_hand() -> None:
@@ -91,12 +89,6 @@ def test_gradients_of_sums_by_hand() -> None:
     assert rejected.grad.tolist() == pytest.approx([push] * 3 + [0.0, 0.0])
 
 
-def test_a_pair_counts_as_past_the_hard_margin_from_just_there_on() -> None:
-    pairs = [[-1.0]] * 3, [[-2.25], [-2.5], [-9.0]]
-    assert run(SlimeObjective(), *pairs).past_hard_margin.tolist() == [False, True, True]
-    assert run(SlimeObjective(remove=("hard_margin",)), *pairs).past_hard_margin.tolist() == [False, True, True]
-
-
 def test_stabilizer_is_a_mean_over_tokens_not_over_pairs() -> None:
     # Tokens at -1.25 have the penalty log 2, those at -50 nearly 48.75; three of one and one of the other.
     output = run(
@@ -104,7 +96,7 @@ def test_stabilizer_is_a_mean_over_tokens_not_over_pairs() -> None:
         [[-1.0], [-1.0]],
         [[-1.25, -1.25, -1.25], [-50.0]],
     )
-    assert output.stabilizer.item() == pytest.approx((3 * math.log(2) + 48.75) / 4)
+    assert output.value("stabilizer").item() == pytest.approx((3 * math.log(2) + 48.75) / 4)
 
 
 @settings(max_examples=100, deadline=None)
@@ -154,7 +146,7 @@ def test_margin_gradient_is_the_paper_formula_and_exactly_zero_from_the_hard_mar
 
 def test_anchor_gradient_is_the_paper_formula() -> None:
     chosen, lengths = leaves([[-1.0, -2.0, -3.0], [-4.0]])
-    SlimeObjective(anchor_weight=0.3)(chosen, lengths, *leaves([[-1.0], [-1.0]])).anchor.backward()
+    SlimeObjective(anchor_weight=0.3)(chosen, lengths, *leaves([[-1.0], [-1.0]])).value("anchor").backward()
     # -0.3 per pair's mean, averaged over two pairs, spread over three tokens and over one.
     assert chosen.grad is not None
     assert chosen.grad.tolist() == pytest.approx([-0.05, -0.05, -0.05, -0.15])
@@ -182,7 +174,7 @@ def test_softplus_deviates_from_the_exact_value_by_less_than_the_documented_boun
         [[-1.0]],
         [[-20.0 - 1e-9]],
     )
-    assert abs(output.stabilizer.item() - (20 + 1e-9 + math.log1p(math.exp(-20)))) < 2.1e-9
+    assert abs(output.value("stabilizer").item() - (20 + 1e-9 + math.log1p(math.exp(-20)))) < 2.1e-9
 
 
 # D = 1 and D = 2: one pair inside the hard margin of 1.5, one beyond it.
@@ -204,9 +196,9 @@ GATE = [0.5, 1 / (1 + math.exp(2.5))]
 def test_ablations_of_the_margin_by_hand(remove: tuple[str, ...], margin: float) -> None:
     output = run(SlimeObjective(remove=remove), CHOSEN, REJECTED)
     full = run(SlimeObjective(), CHOSEN, REJECTED)
-    assert output.margin.item() == pytest.approx(margin)
-    assert output.anchor.item() == full.anchor.item() == pytest.approx(0.075)
-    assert output.stabilizer.item() == full.stabilizer.item()
+    assert output.value("margin").item() == pytest.approx(margin)
+    assert output.value("anchor").item() == full.value("anchor").item() == pytest.approx(0.075)
+    assert output.value("stabilizer").item() == full.value("stabilizer").item()
 
 
 @pytest.mark.parametrize(("remove", "weight"), [("anchor", "anchor_weight"), ("stabilizer", "stabilizer_strength")])

@@ -62,7 +62,7 @@ LOG2 = math.log(2)
 
 def stabilizer(rejected: list[list[float]], **knobs: Any) -> float:
     objective = ReleasedSlimeObjective(stabilizer_strength=1.0, stabilizer_exponent=1.0, **knobs)
-    return objective(*leaves(CHOSEN), *leaves(rejected)).stabilizer.item()
+    return objective(*leaves(CHOSEN), *leaves(rejected)).value("stabilizer").item()
 
 
 def test_micro_batch_means_by_hand() -> None:
