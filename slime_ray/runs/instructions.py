@@ -21,7 +21,7 @@ from slime_ray.config.experiment import Experiment, with_values
 from slime_ray.config.search_file import why_fixed
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import files, results
 from slime_ray.runs.status import read_status
 
 FOLDER = "instructions"
@@ -89,7 +89,7 @@ def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
         running = ", ".join(sorted(known)) or "none"
         raise InputError(f"{run} has no running trial {trial_id:.100}. Running: {running}.")
     path = _folder(run) / f"stop-{trial_id}.json"
-    results.write_text(path, json.dumps({"reason": "stopped by hand"}))
+    files.write(path, json.dumps({"reason": "stopped by hand"}))
     return path
 
 

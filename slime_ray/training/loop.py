@@ -25,7 +25,7 @@ from slime_ray.training.callbacks import load_callbacks
 from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
 from slime_ray.training.measuring import measure_activity
 from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
-from slime_ray.training.outcome import CHECKPOINTS, patiently, waiting_for_storage
+from slime_ray.training.outcome import CHECKPOINTS, patiently
 from slime_ray.training.policies import row_budget
 from slime_ray.training.sentinel import SentinelWatch
 from slime_ray.training.stages import Stages
@@ -75,22 +75,6 @@ class Runtime:
     heartbeat_seconds: float = 5.0
     trackers: tuple[Tracker, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """kept: the update whose weights the policy has now. planned: updates that would have been made without a stop.
-    row_tokens: of a row at the end, fewer than the settings' where memory ran out. seconds: of training alone, over all
-    attempts."""
-
-    updates: int
-    kept: int
-    planned: int
-    tokens: int
-    row_tokens: int
-    seconds: float
-    diverged: str | None
-    stopped: Command | None
 
 
 CURVE_PAIRS = 128
@@ -238,8 +222,11 @@ class TrainingLoop:
             round(self.updates * (k + 1) / self.schedule.evaluations) for k in range(self.schedule.evaluations)
         }
 
-    def run(self) -> Outcome:
-        """Train from the last checkpoint, or from the start, to the end or to an order."""
+    def run(self) -> dict[str, Any]:
+        """Train from the last checkpoint, or from the start, to the end or to an order; returns columns of the row.
+
+        `diverged` and `stopped` then say why training ended early, if it did.
+        """
         saved = self.world.broadcast(self.find())
         if self.world.main:
             take_up_best(self.folder / CHECKPOINTS, saved)
@@ -258,16 +245,16 @@ class TrainingLoop:
             raise Paused(self.stopped)
         if self.trainer.state.global_step < self.updates and not (self.stopped or self.diverged):
             self.stopped = Command("stop", "a callback of training.callbacks ended the training", measure=True)
-        return Outcome(
-            updates=self.trainer.state.global_step,
-            kept=self.keep(),
-            planned=self.updates,
-            tokens=self.trainer.tokens_seen,
-            row_tokens=self.trainer.loader.row_tokens,
-            seconds=self.seconds,
-            diverged=self.diverged,
-            stopped=None if self.diverged else self.stopped,
-        )
+        if self.diverged:
+            self.stopped = None
+        return {
+            "updates": self.trainer.state.global_step,
+            "kept_update": self.keep(),
+            "planned_updates": self.updates,
+            "tokens": self.trainer.tokens_seen,
+            "row_tokens": self.trainer.loader.row_tokens,
+            "train_seconds": self.seconds,
+        }
 
     def keep(self) -> int:
         """Give the policy the best weights, where any are kept and training has not diverged; returns their update."""
@@ -285,12 +272,11 @@ class TrainingLoop:
         value = self.world.broadcast(self.measure.estimates.get(column, math.nan))
         worth = value if way == "maximize" else -value
         if math.isfinite(value) and (self.best is None or worth > self.best[1]):
-            seconds = 60 * self.runtime.faults.storage_minutes
-            say = waiting_for_storage(self.measure.report)
+            minutes, report = self.runtime.faults.storage_minutes, self.measure.report
             save_best(
                 self.folder / CHECKPOINTS,
                 self.trainer.model_wrapped,
-                write=lambda fill: patiently(fill, seconds=seconds, say=say),
+                write=lambda fill: patiently(fill, report, minutes=minutes),
             )
             self.best = step, worth
 

@@ -53,10 +53,6 @@ class _Arguments(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def _schedule_arguments(schedule: Schedule) -> dict[str, Any]:
-    return {"lr_scheduler_type": schedule.schedule, **schedule.arguments.as_arguments()}
-
-
 class PreferenceTrainer(Trainer):
     """Trains a `Policy` on an objective.
 
@@ -121,7 +117,7 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model=policy,
             args=_Arguments(
-                **_schedule_arguments(schedule),
+                **({"lr_scheduler_type": schedule.schedule} | schedule.arguments.as_arguments()),
                 output_dir=str(scratch),
                 # A "batch" of Trainer's is one of ours: all that a rank computes for an update.
                 per_device_train_batch_size=1,
@@ -163,22 +159,16 @@ class PreferenceTrainer(Trainer):
 
     def resume(self, saved: Saved | None) -> None:
         """Train to the end, from a checkpoint or from the start, and drop what only training needs."""
-        if saved is None:
-            self.train()
-            self._release()
-            return
-        self.loader.done = saved.step
-        self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
-        load_weights(saved.path, self.model)
-        if saved.step >= self.updates:
-            self.state.global_step = saved.step
-            return
-        self.saved = saved
+        if saved is not None:
+            self.loader.done = saved.step
+            self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
+            load_weights(saved.path, self.model)
+            if saved.step >= self.updates:
+                self.state.global_step = saved.step
+                return
+            self.saved = saved
         self.train()
-        self._release()
-
-    def _release(self) -> None:
-        """Drop gradients and the optimizer's moments: answers need the memory."""
+        # Answers need the memory.
         self.policy.zero_grad()
         self.model_wrapped = self.policy
         self.optimizer = self.lr_scheduler = None

@@ -15,7 +15,7 @@ from slime_ray.analysis.report import write_report
 
 from slime_ray import cli
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import files, results
 from slime_ray.runs.status import describe, read_status, write_status
 from tests.analysis.conftest import add_trial, finish
 
@@ -60,8 +60,8 @@ def whole(tmp_path_factory) -> Path:
             "output_tokens": 5,
             "cost": None,
         }
-        results.write_text(run / "trials" / name / "judging.json", json.dumps(said))
-        results.write_text(run / "trials" / name / "attempts.json", "[]")
+        files.write(run / "trials" / name / "judging.json", json.dumps(said))
+        files.write(run / "trials" / name / "attempts.json", "[]")
     finish(run)
     write_status(run, finished=4, total=4, trials={}, ended=True)
     (run / "instructions").mkdir()

@@ -6,6 +6,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -309,7 +310,9 @@ def test_watching_a_run_at_work_prints_what_changed_until_it_ends(run, capsys, m
         ]
     )
     write_status(run, **next(stages))
-    monkeypatch.setattr("slime_ray.cli.runs.time.sleep", lambda seconds: write_status(run, **next(stages)))
+    # The module's own name alone: threads of the package sleep too.
+    clock = SimpleNamespace(sleep=lambda seconds: write_status(run, **next(stages)))
+    monkeypatch.setattr("slime_ray.cli.runs.time", clock)
     assert cli.main(["status", str(run), "--watch"]) == 0
     out = capsys.readouterr().out
     assert out.count("trials have ended") == 3

@@ -17,7 +17,7 @@ from slime_ray.evaluation.judges import asking
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
-from slime_ray.training.orders import Command, OrderToLeave, Paused, pause_for
+from slime_ray.training.orders import Command, Paused, pause_for
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
@@ -127,7 +127,7 @@ def test_an_order_to_stop_training_does_not_end_the_judging(storage, tmp_path):
 
 
 def test_an_order_to_leave_reaches_every_rank_as_it_is():
-    error = pickle.loads(pickle.dumps(OrderToLeave(Command("preempt", "the node is needed"))))
+    error = pickle.loads(pickle.dumps(Paused(Command("preempt", "the node is needed"))))
     assert pause_for(error).order == Command("preempt", "the node is needed")
 
 
