@@ -104,7 +104,7 @@ def forget_stops(run: Path) -> list[Path]:
 
 def ask_for_more(run: Path, budget: int, trials: int) -> None:
     """Have the search go on after its budget. Raises InputError where that was asked over this budget already."""
-    if not results.write_new(_folder(run) / f"extend-{budget}.json", json.dumps({"trials": trials})):
+    if not _write_new(_folder(run) / f"extend-{budget}.json", {"trials": trials}):
         raise InputError(
             f"{run} was asked to search on after {budget} trials already: its sweep has yet to take it up."
         )
@@ -133,8 +133,7 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
     origin = _CLONE.fullmatch(trial_id)
     while True:
         clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
-        content = json.dumps({"of": clone.of, "values": clone.values})
-        if results.write_new(folder / f"{clone.trial_id}.json", content):
+        if _write_new(folder / f"{clone.trial_id}.json", {"of": clone.of, "values": clone.values}):
             return clone
         # Somebody else asked at the same moment.
         number += 1
@@ -161,6 +160,22 @@ def _finished(run: Path, trial_id: str) -> dict[str, Any] | None:
     if not _TRIAL_ID.fullmatch(trial_id) or len(trial_id.encode()) > LONGEST_ID:
         return None
     return results.finished_trial(run / "trials" / trial_id)
+
+
+def _write_new(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write a file of instructions unless there is one of this name. Returns whether it was written.
+
+    Who reads a part of it counts it as absent, and reads it again.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(content, file)
+    except FileExistsError:
+        return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _folder(run: Path) -> Path:

@@ -10,7 +10,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,23 +301,3 @@ def _replace_table(path: Path, table: pa.Table) -> None:
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
     files.write(path, content.getvalue())
-
-
-def write_new(path: Path, text: str) -> bool:
-    """Write a text file, whole, unless there is one of this name. Returns whether it was written."""
-    partial = files.partial_name(path)
-    try:
-        files.write(partial, text)
-        os.link(partial, path)
-    except FileExistsError:
-        return False
-    except OSError:
-        # A file system without links.
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            return False
-    finally:
-        partial.unlink(missing_ok=True)
-    return True

@@ -99,10 +99,8 @@ def _tell(sentence: str, report: Report) -> None:
 def clear_unfinished(storage: RunStore, *, held: str | None = None, seconds: float = 0.0) -> None:
     """Delete what killed processes left of folders that they were making, but for those that are being made.
 
-    Args:
-        storage: Where the folders are.
-        held: Name of the folder whose lock this process holds.
-        seconds: How long to wait for the locks of processes that are about to end.
+    held: name of the folder whose lock this process holds. seconds: how long to wait for the locks of processes that
+    are about to end.
     """
     for path in (storage.root / STAGES).glob(".*"):
         name = path.name[1:].rpartition(".")[0]

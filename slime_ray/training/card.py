@@ -1,9 +1,8 @@
 """The model card of an exported policy: what it is, what it measured, and an experiment that repeats it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ CARD = """\
 ## Repeat
 
 With `pip install slime-ray=={version}` and this as `experiment.yaml`, `slime-ray train experiment.yaml` trains it
-again. It looks for files by their names, in the folder where it is started.{numbered}
+again. It looks for files by their names, in the folder where it is started.
 
 ```yaml
 {experiment}```
@@ -85,8 +84,7 @@ def model_card(
     """
     model, data, objective = settings.model, settings.data, settings.objective.name
     base = base_named(settings)[0]
-    names = _file_names([settings.model_dump(mode="json", exclude_unset=True), base])
-    source, data_sets = _shown(base, names), [each.source for each in data.sources]
+    source, data_sets = _shown(base), [each.source for each in data.sources]
     on_hub = [name for name in data_sets if not data.task and _of_hub(name)]
     metadata = ModelCardData(
         # On the Hub these link to repositories, which local files and embedded tasks have none of.
@@ -101,11 +99,11 @@ def model_card(
     packages = ["slime-ray", "torch", "transformers", "peft", *(["bitsandbytes"] if model.quantization else [])]
     rows = {
         "base model": source,
-        **({"went on from": _shown(model.source, names)} if model.kept else {}),
+        **({"went on from": _shown(model.source)} if model.kept else {}),
         **({"base weights": _bits(model)} if model.quantization else {}),
-        "preference data": ", ".join(_shown(data_sets, names)),
+        "preference data": ", ".join(_shown(data_sets)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
-        **{f"`{knob}`": f"`{json.dumps(_shown(value, names))}`" for knob, value in knobs.items()},
+        **{f"`{knob}`": f"`{json.dumps(_shown(value))}`" for knob, value in knobs.items()},
         **({"weights": f"{kept}, whose {settings.kept_by[0]} was best"} if settings.kept_by else {}),
         **facts,
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
@@ -125,10 +123,7 @@ def model_card(
             use=(QUANTIZED if model.quantization else USE).format(
                 name=name, type=model.quantization, double=model.double_quantization, dtype=model.dtype
             ),
-            numbered=" Different files of one name are numbered."
-            if any(Path(path).name != shown for path, shown in names.items())
-            else "",
-            experiment=_experiment(settings, row["seed"], names),
+            experiment=_experiment(settings, row["seed"]),
         )
     )
 
@@ -138,8 +133,8 @@ def _bits(model: Model) -> str:
     return f"4-bit {model.quantization}{double}, by bitsandbytes"
 
 
-def _experiment(settings: Settings, seed: int, names: Mapping[str, str]) -> str:
-    base = _shown(settings.model_dump(mode="json", exclude_unset=True), names, here="./")
+def _experiment(settings: Settings, seed: int) -> str:
+    base = _shown(settings.model_dump(mode="json", exclude_unset=True), here="./")
     content = {"name": "repeated", "base": base, "arms": {"policy": {}}, "seeds": [seed]}
     if settings.evaluation.judge.name == "none":
         # The goals that are set by default need one.
@@ -151,32 +146,12 @@ def _of_hub(source: str) -> bool:
     return may_be_hub_id(source) and not Path(source).exists()
 
 
-def _file_names(value: Any) -> dict[str, str]:
-    """The names of all files of this machine in a setting, by path. A further one of the same name gets a number."""
-    names: dict[str, str] = {}
-    for path in dict.fromkeys(_paths(value)):
-        stem, dot, suffix = Path(path).name.partition(".")
-        numbered = (f"{stem}{'' if number == 1 else f'-{number}'}{dot}{suffix}" for number in count(1))
-        names[path] = next(name for name in numbered if name not in names.values())
-    return names
-
-
-def _paths(value: Any) -> Iterator[str]:
-    if isinstance(value, (Mapping, list)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _paths(item)
-    elif isinstance(value, str) and Path(value).is_absolute():
-        yield value
-
-
-def _shown(value: Any, names: Mapping[str, str], *, here: str = "") -> Any:
-    """A setting without secrets, and files of this machine by their `names` alone, after `here`."""
+def _shown(value: Any, *, here: str = "") -> Any:
+    """A setting without secrets, and files of this machine by their names alone, after `here`."""
     if isinstance(value, Mapping):
-        return redact({key: _shown(item, names, here=here) for key, item in value.items()})
+        return redact({key: _shown(item, here=here) for key, item in value.items()})
     if isinstance(value, list):
-        return [_shown(item, names, here=here) for item in value]
+        return [_shown(item, here=here) for item in value]
     if isinstance(value, str):
-        # Of a searched knob's value, such as another model, the name is no setting's.
-        shown = redact(names.get(value, Path(value).name if Path(value).is_absolute() else value))
-        return f"{here}{shown}" if Path(value).is_absolute() else shown
+        return f"{here}{redact(Path(value).name)}" if Path(value).is_absolute() else redact(value)
     return value

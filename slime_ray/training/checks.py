@@ -94,10 +94,7 @@ def check_saved(trained: np.ndarray, saved: np.ndarray, settings: Settings) -> N
 def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
     """Raise InputError where the tokens, or the longest answers, go beyond a model's ids or positions.
 
-    Args:
-        limits: The model's.
-        tokens: Folder of the tokens stage.
-        max_new_tokens: Length of the longest answer.
+    tokens: folder of the tokens stage. max_new_tokens: length of the longest answer.
     """
     for name in PARTS:
         if (path := tokens / f"{name}.arrow").is_file():

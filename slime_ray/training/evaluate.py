@@ -43,7 +43,6 @@ from slime_ray.training.measuring import (
     judge_prompts,
     measure_answers,
     measure_policy,
-    measure_retention,
 )
 from slime_ray.training.orders import Paused, Report, ending
 from slime_ray.training.outcome import (
@@ -339,9 +338,9 @@ class _Models(_AnswerFiles):
         after = measure_held_out(policy, self.stages.held_out, row_tokens=row_budget(self.settings, policy))
         asked = answer_prompts(trial, self.stages, policy, self.report, adapter=one.path)
         answered = judge_prompts(trial, self.stages, asked, self.judge)
-        found = measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
-        kept = measure_retention(trial, self.stages, policy, self.report, adapter=one.path)
-        return dataclasses.replace(found, row=found.row | kept.row, answers=[*found.answers, *kept.answers])
+        return measure_policy(
+            trial, self.stages, policy, after, answered, self.report, adapter=one.path, training_spikes=None
+        )
 
     def check(self, one: EvaluationRequest) -> None:
         if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):

@@ -21,16 +21,15 @@ from slime_ray.evaluation.judges import AnyJudge
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import objective_at
 from slime_ray.training import attempts
-from slime_ray.training.callbacks import load_callbacks
 from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
-from slime_ray.training.measuring import measure_activity
+from slime_ray.training.measuring import about, measure_activity
 from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
-from slime_ray.training.outcome import CHECKPOINTS, patiently
+from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.policies import row_budget
 from slime_ray.training.sentinel import SentinelWatch
 from slime_ray.training.stages import Stages
 from slime_ray.training.trackers import Trackers, named
-from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, load_callbacks
 from slime_ray.world import World
 
 
@@ -50,9 +49,7 @@ class Curves:
 
     def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
         """One row of curves.parquet."""
-        trial = self.trial
-        about = {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
-        return {**about, "step": step, "source": source, "metric": metric, "value": value}
+        return {**about(self.trial), "step": step, "source": source, "metric": metric, "value": value}
 
     def series(self, metric: str, source: str = "train") -> list[float]:
         """One metric's values in order of step."""
@@ -272,12 +269,8 @@ class TrainingLoop:
         value = self.world.broadcast(self.measure.estimates.get(column, math.nan))
         worth = value if way == "maximize" else -value
         if math.isfinite(value) and (self.best is None or worth > self.best[1]):
-            minutes, report = self.runtime.faults.storage_minutes, self.measure.report
-            save_best(
-                self.folder / CHECKPOINTS,
-                self.trainer.model_wrapped,
-                write=lambda fill: patiently(fill, report, minutes=minutes),
-            )
+            minutes = self.runtime.faults.storage_minutes
+            save_best(self.folder / CHECKPOINTS, self.trainer.model_wrapped, self.measure.report, minutes=minutes)
             self.best = step, worth
 
     @property

@@ -164,9 +164,17 @@ def stability_parts(
 
 
 def measure_policy(
-    trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
+    trial: Trial,
+    stages: Stages,
+    policy: Policy,
+    after: HeldOut,
+    answered: Answered,
+    report: Report,
+    *,
+    adapter: Path,
+    training_spikes: float | None,
 ) -> Measurement:
-    """Everything, with stability-v1; see `stability_parts`."""
+    """Everything, with stability-v1 and retention; see `stability_parts` and `measure_retention`."""
     held_out, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
@@ -175,7 +183,13 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return replace(answers, row=held_out.row | answers.row | row, pairs=held_out.pairs)
+    kept = measure_retention(trial, stages, policy, report, adapter=adapter)
+    return replace(
+        answers,
+        row=held_out.row | answers.row | row | kept.row,
+        pairs=held_out.pairs,
+        answers=[*answers.answers, *kept.answers],
+    )
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:

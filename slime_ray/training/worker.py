@@ -54,7 +54,6 @@ from slime_ray.training.measuring import (
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
-    measure_retention,
     stability_parts,
 )
 from slime_ray.training.orders import Command, Paused, Report, judging
@@ -182,11 +181,8 @@ def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | 
 def start_gpu(wanted: float) -> None:
     """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
 
-    Args:
-        wanted: GPUs that the process was given; 0 where it takes what there is.
-
-    Raises:
-        DeviceFailure: it was given one, and torch sees none any more. It would go on without, for days.
+    wanted: GPUs that the process was given; 0 where it takes what there is. Raises DeviceFailure where it was given one
+    and torch sees none any more: it would go on without, for days.
     """
     if torch.cuda.is_available():
         if 0 < wanted < 1:
@@ -267,10 +263,10 @@ def _train_and_measure(
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
         write_judging(answered.judging, folder, report, minutes=runtime.faults.storage_minutes)
-    measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
-    kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
-    answers = [*measured.answers, *kept.answers]
-    return replace(measured, row=measured.row | kept.row | row | evaluation_seconds(), answers=answers)
+    measured = measure_policy(
+        trial, stages, policy, after, answered, report, adapter=folder / MODEL, training_spikes=spikes
+    )
+    return replace(measured, row=measured.row | row | evaluation_seconds())
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, runtime: Runtime) -> tuple[Stages, PairFile, Any]:

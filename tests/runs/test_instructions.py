@@ -220,17 +220,6 @@ def test_all_who_ask_for_clones_at_once_get_one_each(run, experiment):
     assert found == {clone.trial_id: clone for clone in told}
 
 
-def test_a_file_is_new_once_where_there_are_no_links_too(tmp_path, monkeypatch):
-    for link in (os.link, None):
-        if link is None:
-            monkeypatch.setattr(os, "link", lambda *given: (_ for _ in ()).throw(PermissionError(1, "no links here")))
-        file = tmp_path / f"{link is None}.json"
-        assert results.write_new(file, "first")
-        assert not results.write_new(file, "second")
-        assert file.read_text() == "first"
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 @pytest.mark.parametrize(
     "trial",
     ["../../other/trials/search-0001", "../trials/search-0001", "/etc/passwd", "..", ".", "", "search-0001/",

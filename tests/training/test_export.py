@@ -102,16 +102,25 @@ def trained(root: Path, model: Path, change=lambda content: None):
     return root / "runs" / "first", row
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def run(request, tmp_path_factory):
+def trained_on(root, name):
     """A run on a model of the user's; the adapters of SFT and of trials differ in rank, targets and scale."""
-    root = tmp_path_factory.mktemp(request.param)
-    model = save_model(root / "mine", **MODELS[request.param])
+    model = save_model(root / "mine", **MODELS[name])
 
     def change(base):
         base["sft"]["lora"] = {"rank": 3, "alpha": 5.0, "targets": ["q_proj", "down_proj"], "rslora": True}
 
     return trained(root, model, change)[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """On a model whose head is its embeddings."""
+    return trained_on(tmp_path_factory.mktemp("tied"), "qwen3")
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    return trained_on(tmp_path_factory.mktemp("untied"), "llama")
 
 
 def as_trained(run):
@@ -126,8 +135,9 @@ def as_trained(run):
     return logits, [json.loads(row["prompt"]) for row in rows], [row["answer"] for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["adapter", "whole"])
-def test_it_computes_the_same_where_this_package_and_the_stages_are_not(run, tmp_path, kind, capfd):
+@pytest.mark.parametrize(("of", "kind"), [("run", "adapter"), ("run", "whole"), ("untied", "adapter")])
+def test_it_computes_the_same_where_this_package_and_the_stages_are_not(request, tmp_path, of, kind, capfd):
+    run = request.getfixturevalue(of)
     shutil.copytree(run.parent, tmp_path / "runs")
     logits, questions, answers = as_trained(run)
     merge = ["--merge"] if kind == "whole" else []
@@ -152,7 +162,7 @@ def test_it_computes_the_same_where_this_package_and_the_stages_are_not(run, tmp
     there = json.loads(ended.stdout.splitlines()[-1])
     torch.testing.assert_close(torch.tensor(there["logits"]), logits, rtol=1e-4, atol=1e-5)
     assert there["answers"] == there["spoken"] == answers
-    assert AutoConfig.from_pretrained(model).tie_word_embeddings == (run.parents[1].name.startswith("qwen3"))
+    assert AutoConfig.from_pretrained(model).tie_word_embeddings == (of == "run")
 
 
 def test_adapters_that_were_trained_in_bfloat16_are_exported_as_they_are(tmp_path):
@@ -291,7 +301,7 @@ def test_what_is_no_adapter_on_the_named_model_is_refused_with_the_way_out(run, 
 def test_a_base_that_is_another_one_by_now_is_noticed(run, tmp_path):
     """What is written is loaded on the named model, as a user will, and compared."""
     shutil.copytree(run.parent, tmp_path / "runs")
-    other = save_model(tmp_path / "other", **MODELS["qwen3" if run.parents[1].name.startswith("qwen3") else "llama"])
+    other = save_model(tmp_path / "other", **MODELS["qwen3"])
     lm = AutoModelForCausalLM.from_pretrained(other)
     with torch.no_grad():
         lm.get_input_embeddings().weight += 0.01
