@@ -110,7 +110,7 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runti
     world = World.current()
     folder = run / "trials" / trial.trial_id
     reset_process(trial.seed, runtime.threads)
-    if not world.agree([trial.config_hash, __version__, torch.__version__]):
+    if len(set(world.gather((trial.config_hash, __version__, str(torch.__version__))))) > 1:
         raise RanksDiffer(f"the ranks of {trial.trial_id} hold different settings or versions")
     made: list[attempts.Attempt] = []
     minutes = runtime.faults.storage_minutes

@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     GPT2Config,
-    LlamaConfig,
     MixtralConfig,
     OPTConfig,
     PhiConfig,
@@ -40,20 +39,9 @@ from slime_ray.training.checkpoint import latest
 from slime_ray.training.trainer import Next, PreferenceTrainer
 from slime_ray.training.updates import Updates, shares
 
-CONFIG = LlamaConfig(
-    vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
-)
+from .rank_worker import CONFIG, draw_pairs
+
 SCHEDULE = Schedule(learning_rate=1e-2, updates=4)
-
-
-def draw_pairs(count: int, seed: int = 0) -> list[TokenPair]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def ids(low: int, high: int) -> list[int]:
-        length = int(torch.randint(low, high, (), generator=generator))
-        return torch.randint(1, 41, (length,), generator=generator).tolist()
-
-    return [TokenPair(ids(3, 8), ids(1, 9), ids(1, 9), -3.0 - n, -4.0 - n) for n in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -379,19 +367,11 @@ def test_dpo_begins_at_ln_2_whatever_dropout_a_model_has(name, row_tokens, tmp_p
     assert drawn[0]["loss"] != pytest.approx(math.log(2), abs=1e-5), "nothing was dropped where it was asked for"
 
 
-def updates(pairs, *, ranks=1, rank=0, row_tokens=60, reference=False, pairs_per_update=8) -> list:
-    loader = Updates(
-        dataset=pairs,
-        pairs_per_update=pairs_per_update,
-        row_tokens=row_tokens,
-        shared_prompt=True,
-        reference=reference,
-        seed=0,
-        rank=rank,
-        ranks=ranks,
-        total=math.ceil(len(pairs) / pairs_per_update),
-    )
-    return [*loader]
+def updates(pairs, *, ranks=1, rank=0, row_tokens=60, epochs=1) -> Updates:
+    return Updates(
+        dataset=pairs, pairs_per_update=8, row_tokens=row_tokens, shared_prompt=True, reference=False, seed=0,
+        rank=rank, ranks=ranks, total=epochs * math.ceil(len(pairs) / 8),
+    )  # fmt: skip
 
 
 def test_ranks_share_an_update_without_loss_or_overlap():
@@ -409,7 +389,7 @@ def test_ranks_share_an_update_without_loss_or_overlap():
 
 
 def test_a_rank_without_a_pair_runs_one_that_does_not_count():
-    alone = [updates(draw_pairs(2), ranks=3, rank=rank)[0].batches for rank in range(3)]
+    alone = [next(iter(updates(draw_pairs(2), ranks=3, rank=rank))).batches for rank in range(3)]
     assert [[batch.counted for batch in batches] for batches in alone] == [[True], [True], [False]]
 
 
@@ -419,17 +399,7 @@ def test_shares_hold_about_as_many_tokens_each():
 
 
 def test_an_epoch_has_an_order_of_its_own_and_its_last_update_holds_what_is_left():
-    loader = Updates(
-        dataset=draw_pairs(20),
-        pairs_per_update=8,
-        row_tokens=1000,
-        shared_prompt=True,
-        reference=False,
-        seed=0,
-        rank=0,
-        ranks=1,
-        total=6,
-    )
+    loader = updates(draw_pairs(20), row_tokens=1000, epochs=2)
 
     def targets(some) -> list[list[int]]:
         return [update.batches[0].rows.targets.tolist() for update in some]
