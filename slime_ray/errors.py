@@ -27,8 +27,6 @@ class InputError(SlimeRayError):
 class RunError(SlimeRayError):
     """A run ended without doing what was asked. What had finished is kept."""
 
-    exit_code = 1
-
 
 class Interrupted(RunError):
     """A person ended the run. What had finished is kept."""

@@ -1,6 +1,6 @@
 """The processes that work on one trial together, seen from one of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,11 +75,6 @@ class World:
         mine = [work(items[min(turn * self.size + self.rank, len(items) - 1)]) for turn in range(rounds)]
         gathered = self.gather(mine)
         return [gathered[index % self.size][index // self.size] for index in range(len(items))]
-
-    def agree(self, values: Iterable[T]) -> bool:
-        """Whether all ranks gave the same values."""
-        mine = list(values)
-        return all(other == mine for other in self.gather(mine))
 
 
 def _device() -> torch.device | None:

@@ -79,7 +79,7 @@ def read_inputs(experiment: Experiment) -> None:
 
             load_scorer(scorer, key)
     if callbacks := experiment.settings.training.callbacks:
-        from slime_ray.training.callbacks import load_callbacks
+        from slime_ray.training.trainer import load_callbacks
 
         load_callbacks(callbacks)
 

@@ -122,7 +122,7 @@ def _init(options: argparse.Namespace) -> None:
     from slime_ray.config.starting import FEWEST_PAIRS, first_experiment, run_name
     from slime_ray.config.yaml_source import read_value
     from slime_ray.data.places import missing_file
-    from slime_ray.runs.results import write_text
+    from slime_ray.runs import files
 
     if options.to.exists():
         raise InputError(f"{options.to} is there already. Name another file with --to.")
@@ -139,10 +139,10 @@ def _init(options: argparse.Namespace) -> None:
             raise InputError(f"{options.data} has {pairs} pairs, and {FEWEST_PAIRS} are the fewest. Give more.")
     text = first_experiment(options.model, options.data, name=run_name(options.data), pairs=pairs, gpu=not options.cpu)
     load_experiment(read_value(text))
-    write_text(options.to, text)
+    files.write(options.to, text)
     schema = options.to.parent / ID
     if not schema.exists():
-        write_text(schema, json.dumps(experiment_schema(), indent=1) + "\n")
+        files.write(schema, json.dumps(experiment_schema(), indent=1) + "\n")
     counted = "" if pairs is None else f" {pairs:,} pairs were read."
     print(f"{options.to} is written.{counted} Next: slime-ray check {options.to}; slime-ray plan {options.to}.")
 

@@ -251,14 +251,14 @@ def _report(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from slime_ray.analysis.comparing import compare
     from slime_ray.analysis.harness import are_samples, compare_samples
-    from slime_ray.runs import results
+    from slime_ray.runs import files, results
 
     if any(map(are_samples, options.runs)):
         table = compare_samples(options.runs)
     else:
         table = compare([results.load(run) for run in options.runs])
     if options.csv:
-        results.write_text(options.csv, table.csv())
+        files.write(options.csv, table.csv())
     print(table.json() if options.json else table.text())
 
 

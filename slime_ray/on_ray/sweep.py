@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -126,7 +126,7 @@ def run_sweep(
         sweep = Sweep(experiment, run_store, run, manifest, memory, seed, console)
         if "earlier" not in manifest:
             # Kept with the run, which goes on with them whatever becomes of the runs that they came from.
-            manifest["earlier"] = [one.as_json() for one in earlier_runs(experiment)]
+            manifest["earlier"] = [asdict(one) for one in earlier_runs(experiment)]
         with connected():
             findings, early = examine(experiment, storage=run_store), experiment.early_stopping
             refuse(findings)

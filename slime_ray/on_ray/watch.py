@@ -244,7 +244,7 @@ class Watch(Callback):
         The trial counts its attempts itself, in a file; the driver counts too, for that may be lost or not written.
         """
         known, faults = self.attempts.setdefault(trial.trial_id, []), self.experiment.faults
-        known.append(attempts.ended_so(ended))
+        known.append(attempts.Attempt(ended=ended))
         if not (enough := attempts.enough(known, faults)):
             return
         folder = self.run / "trials" / trial.trial_id

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +89,8 @@ class WorkerContext:
         """Do what the storage may refuse for a while. Raises OSError when it has for `faults.storage_minutes`."""
         from slime_ray.training.outcome import patiently
 
-        def say(error: str) -> None:
-            self.monitor.report(trial_id, {"doing": f"waiting for storage ({error})"}, searched=False)
-
-        patiently(work, seconds=60 * self.faults.storage_minutes, say=say)
+        report = partial(self.monitor.report, trial_id, searched=False)
+        patiently(work, report, minutes=self.faults.storage_minutes)
 
     @property
     def runtime(self) -> "Runtime":

@@ -139,7 +139,7 @@ def _fresh(
     try:
         partial.mkdir(parents=True)
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        results.write_text(partial / "experiment.yaml", text, private=redact(text) != text)
+        files.write(partial / "experiment.yaml", text, private=redact(text) != text)
         results.write_manifest(partial, manifest)
         partial.rename(run)
     except OSError as error:

@@ -8,6 +8,7 @@ The sweep's driver reads the folder again and again. A clone's file stays: a swe
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from slime_ray.config.experiment import Experiment, with_values
 from slime_ray.config.search_file import why_fixed
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import files, results
 from slime_ray.runs.status import read_status
 
 FOLDER = "instructions"
@@ -89,7 +90,7 @@ def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
         running = ", ".join(sorted(known)) or "none"
         raise InputError(f"{run} has no running trial {trial_id:.100}. Running: {running}.")
     path = _folder(run) / f"stop-{trial_id}.json"
-    results.write_text(path, json.dumps({"reason": "stopped by hand"}))
+    files.write(path, json.dumps({"reason": "stopped by hand"}))
     return path
 
 
@@ -104,7 +105,7 @@ def forget_stops(run: Path) -> list[Path]:
 
 def ask_for_more(run: Path, budget: int, trials: int) -> None:
     """Have the search go on after its budget. Raises InputError where that was asked over this budget already."""
-    if not results.write_new(_folder(run) / f"extend-{budget}.json", json.dumps({"trials": trials})):
+    if not _write_new(_folder(run) / f"extend-{budget}.json", {"trials": trials}):
         raise InputError(
             f"{run} was asked to search on after {budget} trials already: its sweep has yet to take it up."
         )
@@ -133,8 +134,7 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
     origin = _CLONE.fullmatch(trial_id)
     while True:
         clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
-        content = json.dumps({"of": clone.of, "values": clone.values})
-        if results.write_new(folder / f"{clone.trial_id}.json", content):
+        if _write_new(folder / f"{clone.trial_id}.json", {"of": clone.of, "values": clone.values}):
             return clone
         # Somebody else asked at the same moment.
         number += 1
@@ -161,6 +161,26 @@ def _finished(run: Path, trial_id: str) -> dict[str, Any] | None:
     if not _TRIAL_ID.fullmatch(trial_id) or len(trial_id.encode()) > LONGEST_ID:
         return None
     return results.finished_trial(run / "trials" / trial_id)
+
+
+def _write_new(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write a file of instructions, whole, unless there is one of this name. Returns whether it was written."""
+    partial = files.partial_name(path)
+    try:
+        files.write(partial, json.dumps(content))
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without links.
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                json.dump(content, file)
+        except FileExistsError:
+            return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
 
 
 def _folder(run: Path) -> Path:

@@ -10,7 +10,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +81,8 @@ def write_trial(
     run: Path,
     *,
     row: Mapping[str, Any],
-    answers: Sequence[Mapping[str, Any]],
-    curves: Sequence[Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]] = (),
+    curves: Sequence[Mapping[str, Any]] = (),
     pairs: Sequence[Mapping[str, Any]] = (),
     verdicts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
@@ -97,7 +96,7 @@ def write_trial(
     _write_table(folder / "pairs.parquet", pairs, PAIR_SCHEMA)
     if verdicts:
         _write_table(folder / "verdicts.parquet", verdicts, VERDICT_SCHEMA)
-    write_text(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
+    files.write(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
 
 
 def finished_trials(run: Path) -> dict[str, dict[str, Any]]:
@@ -183,7 +182,7 @@ def _read_trial(file: Path, schema: pa.Schema) -> pa.Table:
 def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
     """Write manifest.json with secrets masked, for its owner alone where there was an address with a user."""
     text = json.dumps(redact(manifest), indent=1, ensure_ascii=False, default=str)
-    write_text(run / "manifest.json", text, private="://***" in text)
+    files.write(run / "manifest.json", text, private="://***" in text)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -302,28 +301,3 @@ def _replace_table(path: Path, table: pa.Table) -> None:
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
     files.write(path, content.getvalue())
-
-
-def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a text file, in UTF-8, whole or not at all. private: nobody but its owner may read it."""
-    files.write(path, text, private=private)
-
-
-def write_new(path: Path, text: str) -> bool:
-    """Write a text file, whole, unless there is one of this name. Returns whether it was written."""
-    partial = files.partial_name(path)
-    try:
-        write_text(partial, text)
-        os.link(partial, path)
-    except FileExistsError:
-        return False
-    except OSError:
-        # A file system without links.
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            return False
-    finally:
-        partial.unlink(missing_ok=True)
-    return True

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from slime_ray.config.metrics import Constraint, violation
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import files, results
 from slime_ray.runs.pareto import on_front, signed
 from slime_ray.runs.redaction import redact
 
@@ -62,19 +63,15 @@ class RunStatus:
         return time.time() - self.written < FRESH_SECONDS
 
 
-def write_status(
-    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False,
-    stages: Mapping[str, Any] = {}, spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
-) -> None:  # fmt: skip
-    """Say how the sweep of this process stands. Arguments are those of `RunStatus`."""
+def write_status(run: Path, *, ended: bool = False, **state: Any) -> None:
+    """Say how the sweep of this process stands. state: fields of `RunStatus`."""
     import psutil
 
     status = RunStatus(
         written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
-        finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
-        stages=dict(stages), spent=dict(spent), seconds_left=seconds_left,
+        **state,
     )  # fmt: skip
-    results.write_text(run / STATUS, json.dumps(redact(asdict(status)), default=str))
+    files.write(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
 def announce(run: Path, *, ended: bool = False, stages: Mapping[str, Any] = {}) -> None:
@@ -85,7 +82,7 @@ def announce(run: Path, *, ended: bool = False, stages: Mapping[str, Any] = {}) 
     with suppress(OSError):
         write_status(
             run, finished=status.finished, total=status.total, trials={} if ended else waiting, ended=ended,
-            stages=stages, spent=status.spent,
+            stages=dict(stages), spent=status.spent,
         )  # fmt: skip
 
 
@@ -104,21 +101,9 @@ def read_status(run: Path) -> RunStatus:
     try:
         text = (run / STATUS).read_text(encoding="utf-8")
         # The loss of a policy that breaks is NaN, which no browser reads as JSON.
-        status = RunStatus(**json.loads(text, parse_constant=lambda name: None))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return TypeAdapter(RunStatus).validate_python(json.loads(text, parse_constant=lambda name: None))
+    except (OSError, ValueError, RecursionError):
         return RunStatus()
-    numbers = all(
-        isinstance(one, (int, float))
-        for one in (status.written, status.pid, status.started, status.finished, status.total)
-    )
-    trials = isinstance(status.trials, dict) and all(isinstance(one, dict) for one in status.trials.values())
-    trials = (
-        trials
-        and isinstance(status.stages, dict)
-        and isinstance(status.spent, dict)
-        and isinstance(status.seconds_left, int | float | None)
-    )
-    return status if numbers and trials else RunStatus()
 
 
 def runs_in(storage: Path) -> list[dict[str, Any]]:

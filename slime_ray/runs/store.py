@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import psutil
 import pyarrow as pa
 from filelock import FileLock
 from pyarrow import fs
@@ -331,7 +332,7 @@ def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
 def _is_gone(holder: str) -> bool:
     """Whether the holder was a process of this machine that is no more."""
     node, _, pid = holder.rpartition(" ")
-    return node == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()
+    return node == platform.node() and pid.isdigit() and not psutil.pid_exists(int(pid))
 
 
 def _scratch() -> Path:

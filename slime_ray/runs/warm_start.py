@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import lasting
@@ -44,18 +44,10 @@ class EarlierRun:
     trials: list[Observation]
     outside: int
 
-    def as_json(self) -> dict[str, Any]:
-        """As the manifest of a run keeps it."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> "EarlierRun":
-        """What `as_json` wrote."""
-        trials = [
-            Observation(trial["source"], dict(trial["point"]), tuple(trial["values"]), tuple(trial.get("excesses", ())))
-            for trial in kept["trials"]
-        ]
-        return cls(kept["run"], dict(kept["hashes"]), trials, kept["outside"])
+        """Read what the manifest of a run keeps: the fields as a mapping."""
+        return TypeAdapter(cls).validate_python(kept)
 
     def __str__(self) -> str:
         passed = f"; {self.outside} more lie outside this space" if self.outside else ""

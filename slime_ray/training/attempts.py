@@ -27,14 +27,14 @@ FILE = "attempts.json"
 @dataclass(frozen=True)
 class Attempt:
     """One start of a trial. started, saved, alive: seconds since 1970; saved: of the last checkpoint, or the start.
-    host, pid: of rank 0. fault: the node whose GPU failed, and the error."""
+    host, pid: of rank 0. fault: the node whose GPU failed, and the error. Of some, only how they ended is known."""
 
-    started: float
-    saved: float
-    alive: float
-    host: str
-    pid: int
-    workers: int
+    started: float = 0.0
+    saved: float = 0.0
+    alive: float = 0.0
+    host: str = ""
+    pid: int = 0
+    workers: int = 1
     ended: Ending | None = None
     fault: str | None = None
 
@@ -91,11 +91,6 @@ def note(folder: Path, *, saved: bool = False, ended: Ending | None = None, faul
     noted = dataclasses.replace(last, alive=alive, saved=now if saved else last.saved, ended=ended, fault=fault)
     with suppress(OSError):
         _write(folder, [*attempts[:-1], noted])
-
-
-def ended_so(ended: Ending) -> Attempt:
-    """An attempt of which only its end is known."""
-    return Attempt(0.0, 0.0, 0.0, "", 0, 1, ended)
 
 
 def enough(attempts: Sequence[Attempt], faults: Faults) -> str | None:

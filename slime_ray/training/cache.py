@@ -7,14 +7,12 @@ group make it together. Where the storage is an object store, a machine that lac
 What a folder holds is recorded in it, and compared whenever it is used: a damaged one is made again.
 """
 
-import functools
 import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -22,13 +20,11 @@ from slime_ray.errors import SlimeRayError, is_memory_error
 from slime_ray.runs import files
 from slime_ray.runs.store import RunStore
 from slime_ray.training.orders import Report
-from slime_ray.training.outcome import StageError, one_sentence, patiently, waiting_for_storage
+from slime_ray.training.outcome import StageError, one_sentence, patiently
 from slime_ray.world import World
 
-P = ParamSpec("P")
-T = TypeVar("T")
 LOCK_SECONDS = 10.0
-STORAGE_SECONDS = 900.0
+STORAGE_MINUTES = 15.0
 """How long an object store may refuse a folder before that counts as an error."""
 STAGES = ".stages"
 logger = logging.getLogger(__name__)
@@ -103,10 +99,8 @@ def _tell(sentence: str, report: Report) -> None:
 def clear_unfinished(storage: RunStore, *, held: str | None = None, seconds: float = 0.0) -> None:
     """Delete what killed processes left of folders that they were making, but for those that are being made.
 
-    Args:
-        storage: Where the folders are.
-        held: Name of the folder whose lock this process holds.
-        seconds: How long to wait for the locks of processes that are about to end.
+    held: name of the folder whose lock this process holds. seconds: how long to wait for the locks of processes that
+    are about to end.
     """
     for path in (storage.root / STAGES).glob(".*"):
         name = path.name[1:].rpartition(".")[0]
@@ -137,19 +131,6 @@ def stage_errors(done: str, storage: RunStore) -> Iterator[None]:
         raise StageError(f"The shared stages could not be {done}: {'; '.join(reasons)}.{way_out}") from error
 
 
-def using_stages(work: Callable[P, T]) -> Callable[P, T]:
-    """A function that reads stages of its keyword `storage`, with errors as in `stage_errors`."""
-
-    @functools.wraps(work)
-    def careful(*arguments: P.args, **options: P.kwargs) -> T:
-        storage = options["storage"]
-        assert isinstance(storage, RunStore)
-        with stage_errors("used", storage):
-            return work(*arguments, **options)
-
-    return careful
-
-
 def _damaged(storage: RunStore) -> list[str]:
     """What is wrong with the stages on this machine."""
     with suppress(OSError):
@@ -178,7 +159,7 @@ def _brought(storage: RunStore, folder: Path, report: Report, *, locked: bool = 
 
 
 def _patiently(work: Callable[[], None], report: Report) -> None:
-    patiently(work, seconds=STORAGE_SECONDS, say=waiting_for_storage(report))
+    patiently(work, report, minutes=STORAGE_MINUTES)
 
 
 def _acquire(lock: BaseFileLock, say: Callable[[], object]) -> None:

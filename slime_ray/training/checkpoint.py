@@ -15,7 +15,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from slime_ray.errors import RunError, is_memory_error
 from slime_ray.runs import files
-from slime_ray.training.outcome import one_sentence
+from slime_ray.training.orders import Report
+from slime_ray.training.outcome import one_sentence, patiently
 from slime_ray.world import World
 
 FORMAT = "trial-state-v1"
@@ -115,10 +116,10 @@ def save_checkpoint(
     return True
 
 
-def save_best(folder: Path, model: Any, write: Callable[[Callable[[], None]], None]) -> None:
+def save_best(folder: Path, model: Any, report: Report, *, minutes: float) -> None:
     """Put the trainable parameters into `folder`, over those that were best before.
 
-    Every rank has to call it. `write` is given the writing on rank 0, to have it repeated where a storage refuses it.
+    Every rank has to call it; rank 0 writes, as `patiently` does.
     """
     weights: Any = get_model_state_dict(model, options=OPTIONS)
 
@@ -129,7 +130,7 @@ def save_best(folder: Path, model: Any, write: Callable[[Callable[[], None]], No
             save_file(_once(weights), partial / "model.safetensors")
 
     if World.current().main:
-        write(fill)
+        patiently(fill, report, minutes=minutes)
 
 
 def take_up_best(folder: Path, saved: Saved | None) -> None:

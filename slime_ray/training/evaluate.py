@@ -20,13 +20,12 @@ from slime_ray.config.strict import LONGEST_LABEL
 from slime_ray.data.places import may_be_hub_id, whereabouts
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation.answers import judge_answers
-from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import AnyJudge, build_judge
 from slime_ray.evaluation.questions import load_questions
-from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
 from slime_ray.model.loading import load_external, load_trained, make_policy
@@ -37,13 +36,13 @@ from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages
 from slime_ray.runs.notes import data_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.adapters import check_stage
+from slime_ray.training.checks import check_reach
 from slime_ray.training.measuring import (
     Measurement,
     answer_prompts,
     judge_prompts,
     measure_answers,
     measure_policy,
-    measure_retention,
 )
 from slime_ray.training.orders import Paused, Report, ending
 from slime_ray.training.outcome import (
@@ -52,11 +51,10 @@ from slime_ray.training.outcome import (
     finish,
     gpu_failures_as_sentences,
     one_sentence,
-    say_nothing,
     write_judging,
 )
 from slime_ray.training.policies import row_budget, to_device
-from slime_ray.training.reach import check_reach
+from slime_ray.training.prompts import draw_answers
 from slime_ray.training.single import ConsoleProgress, Say
 from slime_ray.training.stages import BASELINE_SEED, Stages, prepare
 from slime_ray.training.worker import reset_process
@@ -155,12 +153,9 @@ def evaluate(
     ):
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
         judge = build_judge(settings, verdicts=Verdicts(run_store.root / VERDICTS, run=run.name), offline=offline)
+        progress = ConsoleProgress(say)
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
-        bench = (
-            _AnswerFiles(settings, judge)
-            if files_only
-            else _Models(settings, run_store, judge, ConsoleProgress(say).report)
-        )
+        bench = _AnswerFiles(settings, judge) if files_only else _Models(settings, run_store, judge, progress.report)
         # A mistake in the last one is told before the answers of the first are judged.
         for one in given:
             if one.is_file:
@@ -181,7 +176,7 @@ def evaluate(
             for one, trial in zip(given, arm_trials(measured), strict=True):
                 if trial.trial_id not in done:
                     say(f"measuring {one.label}")
-                    _record(bench, one, trial, run, say)
+                    _record(bench, one, trial, run, progress)
         except Paused as pause:
             raise RunError(pause.order.reason) from None
         except Exception as error:
@@ -216,19 +211,21 @@ def _at_checkpoint(experiment: Experiment, policies: Sequence[Path]) -> Experime
     return experiment.model_copy(update={"base": found[0]}) if found else experiment
 
 
-def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, say: Say) -> None:
+def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, progress: ConsoleProgress) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
     measurement = bench.measure(one, trial)
     if measurement.judging and not measurement.judging.complete:
-        say(f"{one.label}: {measurement.judging.sentence}")
+        progress.say(f"{one.label}: {measurement.judging.sentence}")
     seconds = time.perf_counter() - clock
     row |= measurement.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
     folder.mkdir(parents=True, exist_ok=True)
-    write_judging(measurement.judging, folder, seconds=60.0, say=say)
-    answers, pairs, verdicts = measurement.answers, measurement.pairs, measurement.verdicts
-    finish(trial, run, row, answers, [], pairs, say_nothing, storage_minutes=1.0, verdicts=verdicts)
+    write_judging(measurement.judging, folder, progress.report, minutes=1.0)
+    finish(
+        trial, run, row, progress.report, storage_minutes=1.0, answers=measurement.answers, pairs=measurement.pairs,
+        verdicts=measurement.verdicts,
+    )  # fmt: skip
 
 
 class _AnswerFiles:
@@ -327,17 +324,11 @@ class _Models(_AnswerFiles):
         if baseline.is_file:
             answers = self.read(baseline)[1]
         else:
-            tokenizer, prompts = self.stages.tokenizer, self.stages.prompts["report"]
-            policy, evaluation = self.load(baseline), self.settings.evaluation
-            with answering(evaluation.engine, policy, tokenizer, prompts.token_ids, adapter=baseline.path) as source:
-                answers = ask(
-                    source,
-                    tokenizer,
-                    prompts,
-                    decoding=evaluation.decoding,
-                    stop_tokens=self.stages.stop_tokens,
-                    seed=BASELINE_SEED,
-                )[1]
+            answers = draw_answers(
+                self.load(baseline), self.stages.tokenizer, self.stages.prompts["report"], self.settings.evaluation,
+                self.report, stop_tokens=self.stages.stop_tokens, seed=BASELINE_SEED, doing="answering",
+                adapter=baseline.path,
+            )[1]  # fmt: skip
         self.stages = dataclasses.replace(self.stages, baseline={**self.stages.baseline, "report": answers})
 
     def measure(self, one: EvaluationRequest, trial: Trial) -> Measurement:
@@ -347,9 +338,9 @@ class _Models(_AnswerFiles):
         after = measure_held_out(policy, self.stages.held_out, row_tokens=row_budget(self.settings, policy))
         asked = answer_prompts(trial, self.stages, policy, self.report, adapter=one.path)
         answered = judge_prompts(trial, self.stages, asked, self.judge)
-        found = measure_policy(trial, self.stages, policy, after, answered, training_spikes=None)
-        kept = measure_retention(trial, self.stages, policy, self.report, adapter=one.path)
-        return dataclasses.replace(found, row=found.row | kept.row, answers=[*found.answers, *kept.answers])
+        return measure_policy(
+            trial, self.stages, policy, after, answered, self.report, adapter=one.path, training_spikes=None
+        )
 
     def check(self, one: EvaluationRequest) -> None:
         if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):

@@ -1,11 +1,15 @@
-"""Export a trained policy as a folder that transformers and peft load without this package."""
+"""Export a trained policy as a folder that transformers and peft load without this package, and push it to the Hub."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import logging as hub_logging
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -13,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, RunError
 from slime_ray.model.files import ADAPTER
 from slime_ray.model.loading import (
     base_of,
@@ -25,13 +29,16 @@ from slime_ray.model.loading import (
 )
 from slime_ray.model.pretrained import read_tokenizer
 from slime_ray.runs import files, results
+from slime_ray.runs.redaction import redact_sentence
 from slime_ray.training.adapters import base_named, check_stage, load_adapted, read_whole, why_merge, write_adapter
 from slime_ray.training.cache import STAGES
 from slime_ray.training.card import model_card
-from slime_ray.training.hub import check_push, push
 
 COMPARED = 16
 """Tokens on which the exported model is compared with the one that was exported."""
+NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+"""ORG/NAME."""
+T = TypeVar("T")
 
 
 def export_model(
@@ -228,3 +235,62 @@ def _compare(lm: Any, again: Any, *, adapter: bool) -> None:
         mergeable = adapter and not getattr(again, "is_loaded_in_4bit", False)
         way = "Give --merge for a whole model." if mergeable else "Report this."
         raise InputError(f"The exported model computes something else (its logits change by {share:.2g}). {way}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub, with the token of HF_TOKEN or of `hf auth login`
+
+
+def check_push(name: str) -> None:
+    """Ask the Hub whether the token here may write to the namespace of ORG/NAME; nothing is made.
+
+    Raises InputError where there is no token, no Hub, or the token is of somebody else.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"--push-to-hub {name}: a repository is called ORG/NAME.")
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"--push-to-hub {name}: HF_HUB_OFFLINE is set. Unset it to reach the Hub.")
+    if get_token() is None:
+        raise InputError(f"--push-to-hub {name}: there is no token. Set HF_TOKEN, or log in with `hf auth login`.")
+    try:
+        user = HfApi().whoami()
+    except Exception as error:
+        raise InputError(f"--push-to-hub {name}: the Hub does not take the token: {_reason(error)}.") from None
+    mine = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs") or [])]
+    owner = name.partition("/")[0]
+    if owner.lower() not in {namespace.lower() for namespace in mine}:
+        raise InputError(
+            f"--push-to-hub {name}: the token is of {mine[0]}, who may write to {', '.join(mine)} and not to {owner}. "
+            "Name one of these, or log in as somebody else."
+        )
+
+
+def push(folder: Path, name: str, *, private: bool) -> None:
+    """Upload a folder, which is kept, as one commit to the repository ORG/NAME, which is made if it is not there.
+
+    private: whether a new repository is private. Raises RunError where the Hub refused something, or failed.
+    """
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()
+    api = HfApi()
+
+    def ask(what: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except Exception as error:
+            raise RunError(
+                f"The model is in {folder}, but not on the Hub: {what} {name} failed: {_reason(error)}. Once that is "
+                f"mended, `hf upload {name} {folder}` pushes it."
+            ) from None
+
+    # None leaves a repository that is there as it is.
+    ask("making", lambda: api.create_repo(name, private=private or None, exist_ok=True))
+    ask("the upload to", lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message="Add the model"))
+
+
+def _reason(error: Exception) -> str:
+    """An error of the Hub's in a line, without the token."""
+    text = str(getattr(error, "server_message", None) or error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), type(error).__name__)
+    return redact_sentence(f"{line} (HTTP {status})" if status and str(status) not in line else line).rstrip(". ")

@@ -21,16 +21,15 @@ from slime_ray.evaluation.judges import AnyJudge
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import objective_at
 from slime_ray.training import attempts
-from slime_ray.training.callbacks import load_callbacks
 from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
-from slime_ray.training.measuring import measure_activity
+from slime_ray.training.measuring import about, measure_activity
 from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
-from slime_ray.training.outcome import CHECKPOINTS, patiently, waiting_for_storage
+from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.policies import row_budget
 from slime_ray.training.sentinel import SentinelWatch
 from slime_ray.training.stages import Stages
 from slime_ray.training.trackers import Trackers, named
-from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
+from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, load_callbacks
 from slime_ray.world import World
 
 
@@ -50,9 +49,7 @@ class Curves:
 
     def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
         """One row of curves.parquet."""
-        trial = self.trial
-        about = {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
-        return {**about, "step": step, "source": source, "metric": metric, "value": value}
+        return {**about(self.trial), "step": step, "source": source, "metric": metric, "value": value}
 
     def series(self, metric: str, source: str = "train") -> list[float]:
         """One metric's values in order of step."""
@@ -75,22 +72,6 @@ class Runtime:
     heartbeat_seconds: float = 5.0
     trackers: tuple[Tracker, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """kept: the update whose weights the policy has now. planned: updates that would have been made without a stop.
-    row_tokens: of a row at the end, fewer than the settings' where memory ran out. seconds: of training alone, over all
-    attempts."""
-
-    updates: int
-    kept: int
-    planned: int
-    tokens: int
-    row_tokens: int
-    seconds: float
-    diverged: str | None
-    stopped: Command | None
 
 
 CURVE_PAIRS = 128
@@ -238,8 +219,11 @@ class TrainingLoop:
             round(self.updates * (k + 1) / self.schedule.evaluations) for k in range(self.schedule.evaluations)
         }
 
-    def run(self) -> Outcome:
-        """Train from the last checkpoint, or from the start, to the end or to an order."""
+    def run(self) -> dict[str, Any]:
+        """Train from the last checkpoint, or from the start, to the end or to an order; returns columns of the row.
+
+        `diverged` and `stopped` then say why training ended early, if it did.
+        """
         saved = self.world.broadcast(self.find())
         if self.world.main:
             take_up_best(self.folder / CHECKPOINTS, saved)
@@ -258,16 +242,16 @@ class TrainingLoop:
             raise Paused(self.stopped)
         if self.trainer.state.global_step < self.updates and not (self.stopped or self.diverged):
             self.stopped = Command("stop", "a callback of training.callbacks ended the training", measure=True)
-        return Outcome(
-            updates=self.trainer.state.global_step,
-            kept=self.keep(),
-            planned=self.updates,
-            tokens=self.trainer.tokens_seen,
-            row_tokens=self.trainer.loader.row_tokens,
-            seconds=self.seconds,
-            diverged=self.diverged,
-            stopped=None if self.diverged else self.stopped,
-        )
+        if self.diverged:
+            self.stopped = None
+        return {
+            "updates": self.trainer.state.global_step,
+            "kept_update": self.keep(),
+            "planned_updates": self.updates,
+            "tokens": self.trainer.tokens_seen,
+            "row_tokens": self.trainer.loader.row_tokens,
+            "train_seconds": self.seconds,
+        }
 
     def keep(self) -> int:
         """Give the policy the best weights, where any are kept and training has not diverged; returns their update."""
@@ -285,13 +269,8 @@ class TrainingLoop:
         value = self.world.broadcast(self.measure.estimates.get(column, math.nan))
         worth = value if way == "maximize" else -value
         if math.isfinite(value) and (self.best is None or worth > self.best[1]):
-            seconds = 60 * self.runtime.faults.storage_minutes
-            say = waiting_for_storage(self.measure.report)
-            save_best(
-                self.folder / CHECKPOINTS,
-                self.trainer.model_wrapped,
-                write=lambda fill: patiently(fill, seconds=seconds, say=say),
-            )
+            minutes = self.runtime.faults.storage_minutes
+            save_best(self.folder / CHECKPOINTS, self.trainer.model_wrapped, self.measure.report, minutes=minutes)
             self.best = step, worth
 
     @property

@@ -1,5 +1,7 @@
 """What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,11 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import RunError, SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
-from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import AnyJudge, ExactJudge, Summary, load_scorer
 from slime_ray.evaluation.kl import kl_to_reference
-from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.merging import OWN
@@ -25,9 +26,11 @@ from slime_ray.runs.results import RETENTION
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
 from slime_ray.training.orders import Report, pause_for
 from slime_ray.training.policies import row_budget
-from slime_ray.training.stages import Stages, answers_progress
+from slime_ray.training.prompts import draw_answers
+from slime_ray.training.stages import Stages
 
 Rows = list[dict[str, Any]]
+NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,11 @@ def answer_prompts(
     report({"doing": "answering"})
     prompts, evaluation = stages.prompts[prompt_set or trial.prompt_set], trial.settings.evaluation
     try:
-        with answering(evaluation.engine, policy, stages.tokenizer, prompts.token_ids, adapter=adapter) as source:
-            return ask(
-                source,
-                stages.tokenizer,
-                prompts,
-                decoding=evaluation.decoding,
-                stop_tokens=stages.stop_tokens,
-                # The baseline's answers were drawn with seed 0: equal policies must still answer independently.
-                seed=1 + trial.seed,
-                progress=answers_progress(report, "answering"),
-            )
+        return draw_answers(
+            policy, stages.tokenizer, prompts, evaluation, report, stop_tokens=stages.stop_tokens,
+            # The baseline's answers were drawn with seed 0: equal policies must still answer independently.
+            seed=1 + trial.seed, doing="answering", adapter=adapter,
+        )  # fmt: skip
     except RunError as error:
         raise pause_for(error) from None
 
@@ -167,9 +164,17 @@ def stability_parts(
 
 
 def measure_policy(
-    trial: Trial, stages: Stages, policy: Policy, after: HeldOut, answered: Answered, *, training_spikes: float | None
+    trial: Trial,
+    stages: Stages,
+    policy: Policy,
+    after: HeldOut,
+    answered: Answered,
+    report: Report,
+    *,
+    adapter: Path,
+    training_spikes: float | None,
 ) -> Measurement:
-    """Everything, with stability-v1; see `stability_parts`."""
+    """Everything, with stability-v1 and retention; see `stability_parts` and `measure_retention`."""
     held_out, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
@@ -178,7 +183,13 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    return replace(answers, row=held_out.row | answers.row | row, pairs=held_out.pairs)
+    kept = measure_retention(trial, stages, policy, report, adapter=adapter)
+    return replace(
+        answers,
+        row=held_out.row | answers.row | row | kept.row,
+        pairs=held_out.pairs,
+        answers=[*answers.answers, *kept.answers],
+    )
 
 
 def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> float | None:
@@ -197,3 +208,28 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
         lm = load_start(stages.checkpoint, settings.model).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
     return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
+
+
+def beaten_by(win_rate: float, prompts: int, stability: float, others: Iterable[Mapping[str, Any]]) -> str | None:
+    """Id of a finished search trial that is at least as stable and wins more, beyond what both samples leave open.
+
+    win_rate: over `prompts` prompts so far. others: rows of trials.parquet; what did not complete beats nobody. The
+    difference counts once it is more than 1.96 of its standard errors, with the largest variance that outcomes of these
+    means can have, w (1 - w). None where there is no such trial.
+    """
+    error = _variance(win_rate, prompts)
+    for other in others:
+        if other["phase"] != "search" or other["status"] != "completed":
+            continue
+        if other["win_rate"] is None or not other["prompts"]:
+            continue
+        clear = NORMAL * math.sqrt(error + _variance(other["win_rate"], other["prompts"]))
+        if other["stability"] >= stability and other["win_rate"] - win_rate > clear:
+            return str(other["trial_id"])
+    return None
+
+
+def _variance(win_rate: float, prompts: int) -> float:
+    """Of a mean over so many outcomes. One more outcome of 0.5 on either side keeps it from 0 at rates of 0 and 1."""
+    smoothed = (win_rate * prompts + 0.5) / (prompts + 1)
+    return smoothed * (1 - smoothed) / prompts

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -41,47 +41,32 @@ def evaluations(curves: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, floa
     return dict(sorted(metrics.items()))
 
 
-class Paused(Exception):
+class Paused(RunError):
     """A trial left on a command, with a checkpoint where the disk took one."""
 
     def __init__(self, order: Command):
-        super().__init__(order.reason)
-        self.order = order
-
-
-class OrderToLeave(RunError):
-    """What ends judging on an order, on every rank."""
-
-    def __init__(self, order: Command):
+        # Another rank makes it anew of these arguments.
         super().__init__(order)
         self.order = order
+
+    def __str__(self) -> str:
+        return self.order.reason
 
 
 def pause_for(error: SlimeRayError) -> Paused:
     """Turn what ended judging into a pause: nothing is wrong with the trial, and it can be resumed."""
-    return Paused(error.order if isinstance(error, OrderToLeave) else Command("pause", str(error)))
+    return error if isinstance(error, Paused) else Paused(Command("pause", str(error)))
 
 
 def judging(report: Report) -> Callable[[int, int], None]:
-    """Report how many verdicts there are. Raises OrderToLeave where the answer is such an order."""
+    """Report how many verdicts there are. Raises Paused where the answer is an order to leave."""
 
     def progress(done: int, of: int) -> None:
         order = report({"doing": "judging", "step": done, "updates": of})
         if order is not None and order.kind != "stop":
-            raise OrderToLeave(order)
+            raise Paused(order)
 
     return progress
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt, so that nothing half-made stays behind."""
-
-    def handle() -> None:
-        raise KeyboardInterrupt
-
-    with interrupts(handle):
-        yield
 
 
 @contextmanager
@@ -97,3 +82,12 @@ def interrupts(handle: Callable[[], object]) -> Iterator[None]:
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def ending() -> AbstractContextManager[None]:
+    """Have Ctrl-C and SIGTERM raise KeyboardInterrupt, so that nothing half-made stays behind."""
+
+    def handle() -> None:
+        raise KeyboardInterrupt
+
+    return interrupts(handle)

@@ -71,7 +71,7 @@ def record_failure(
     row = blank_row(trial, datetime.now(UTC)) | {
         "status": "failed", "reason": reason, "healthy": False, "stability": 0.0, "workers": workers
     }  # fmt: skip
-    finish(trial, run, row, [], [], [], say_nothing, storage_minutes=storage_minutes)
+    finish(trial, run, row, say_nothing, storage_minutes=storage_minutes)
     return row
 
 
@@ -79,48 +79,37 @@ def finish(
     trial: Trial,
     run: Path,
     row: dict[str, Any],
-    answers: list[dict[str, Any]],
-    curves: list[dict[str, Any]],
-    pairs: list[dict[str, Any]],
     report: Report,
     *,
     storage_minutes: float,
-    verdicts: Sequence[Mapping[str, Any]] = (),
+    **tables: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write a trial's result, for as long as the storage may need to take it, and drop its checkpoints.
 
-    Raises StorageError where it has not taken it for so long.
+    tables: rows of its other files, as `write_trial` takes them. Raises StorageError where the storage has not taken
+    it for so long.
     """
     folder = run / "trials" / trial.trial_id
     made = attempts.read(folder)
     row |= {"attempts": max(1, len(made)), "lost_seconds": sum(attempt.lost_seconds for attempt in made[:-1])}
-    patiently(
-        lambda: results.write_trial(run, row=row, answers=answers, curves=curves, pairs=pairs, verdicts=verdicts),
-        seconds=60 * storage_minutes,
-        say=waiting_for_storage(report),
-    )
+    patiently(lambda: results.write_trial(run, row=row, **tables), report, minutes=storage_minutes)
     attempts.note(folder, ended="failed" if row["status"] == "failed" else "finished")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def write_judging(summary: "Summary | None", folder: Path, *, seconds: float, say: Callable[[str], object]) -> None:
+def write_judging(summary: "Summary | None", folder: Path, report: Report, *, minutes: float) -> None:
     """Write what the judge took, if there was one, beside the trial's other files, as `patiently` does."""
     if summary is not None:
         text = json.dumps(asdict(summary), indent=1)
-        patiently(lambda: results.write_text(folder / JUDGING, text), seconds=seconds, say=say)
+        patiently(lambda: files.write(folder / JUDGING, text), report, minutes=minutes)
 
 
-def waiting_for_storage(report: Report) -> Callable[[str], object]:
-    """Tells `report` why a result is not written yet."""
-    return lambda error: report({"doing": f"waiting for storage ({error})"})
-
-
-def patiently(work: Callable[[], T], *, seconds: float, say: Callable[[str], object]) -> T:
+def patiently(work: Callable[[], T], report: Callable[[dict[str, Any]], object], *, minutes: float) -> T:
     """Do what a storage may refuse for a while, again and again, and return what came of it.
 
-    Raises StorageError when it has refused for so long.
+    report: hears why it is not done yet. Raises StorageError when the storage has refused for so long.
     """
-    deadline, pause = time.monotonic() + seconds, 0.5
+    deadline, pause = time.monotonic() + 60 * minutes, 0.5
     while True:
         try:
             return work()
@@ -130,7 +119,7 @@ def patiently(work: Callable[[], T], *, seconds: float, say: Callable[[str], obj
                 raise
             if time.monotonic() + pause > deadline:
                 raise refused(refusal) from error
-            say(one_sentence(refusal))
+            report({"doing": f"waiting for storage ({one_sentence(refusal)})"})
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
 

@@ -46,13 +46,8 @@ def row_budget(settings: Settings, policy: Policy) -> int:
 def gpu_row_budget(settings: Settings, *, sharded: bool, longest: int = 0) -> int:
     """Tokens of one packed row on this process's GPU, by its memory.
 
-    Args:
-        settings: Of the trial, or with the model of another stage.
-        sharded: Whether ranks hold parts of the model.
-        longest: Tokens of the longest pair.
-
-    Raises:
-        InputError: The longest pair, or any row, needs more memory than there is.
+    settings: of the trial, or with the model of another stage. longest: tokens of the longest pair. Raises InputError
+    where that, or any row, needs more memory than there is.
     """
     memory = torch.cuda.get_device_properties().total_memory * torch.cuda.get_per_process_memory_fraction()
     try:

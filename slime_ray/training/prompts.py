@@ -1,4 +1,4 @@
-"""The prompts that trials answer: of the data or of a file of questions, as they are rendered, and kept in files."""
+"""The prompts that trials answer: of the data or of a file of questions, rendered, kept in files and answered."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slime_ray.config.evaluation import Evaluation
 from slime_ray.config.settings import Data, Settings
 from slime_ray.data.forms import Messages
 from slime_ray.data.tokenizing import render_prompts, tokenize_prompts
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.field_files import Question
+from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.questions import load_questions, load_retention
+from slime_ray.evaluation.served import answering
+from slime_ray.model.logprobs import Policy
 from slime_ray.runs.results import RETENTION
+from slime_ray.training.orders import Report
+from slime_ray.world import World
 
 PROMPT_SETS = ("selection", "report")
 """Sets that are always there; RETENTION is a third where the settings have `evaluation.retention`."""
@@ -79,3 +85,32 @@ def read_prompts(path: Path) -> Prompts:
         categories=columns["category"],
         later=columns["later"],
     )
+
+
+def draw_answers(
+    policy: Policy,
+    tokenizer: Any,
+    prompts: Prompts,
+    evaluation: Evaluation,
+    report: Report,
+    *,
+    stop_tokens: Sequence[int],
+    seed: int,
+    doing: str,
+    adapter: Path | None = None,
+) -> tuple[Prompts, list[Answer]]:
+    """Have a policy, or the server of `evaluation.engine` for it, answer prompts; returns what was asked, turn by turn.
+
+    report: hears of the batches, or answers of a server, that rank 0 has. doing: what it is told. adapter: the policy's
+    folder, for a server to load. Raises RunError where a server does not do its part.
+    """
+
+    def progress(done: int, of: int) -> None:
+        if World.current().main and of > 1:
+            report({"doing": doing, "step": done, "updates": of})
+
+    with answering(evaluation.engine, policy, tokenizer, prompts.token_ids, adapter=adapter) as source:
+        return ask(
+            source, tokenizer, prompts, decoding=evaluation.decoding, stop_tokens=stop_tokens, seed=seed,
+            progress=progress,
+        )  # fmt: skip

@@ -5,7 +5,7 @@ instead of all of it each; what is made is the same.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,22 +28,20 @@ from slime_ray.data.template_text import template_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenized_hash
 from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck
-from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out, sum_logps
-from slime_ray.evaluation.served import answering
 from slime_ray.model import tiny
 from slime_ray.model.loading import load_tokenizer, weight_sources
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.quantized import refuse_quantized
 from slime_ray.runs.results import RETENTION
 from slime_ray.runs.store import RunStore
-from slime_ray.training.cache import cached, content_of, using_stages
-from slime_ray.training.checks import check_finite, no_answers
+from slime_ray.training.cache import cached, content_of, stage_errors
+from slime_ray.training.checks import check_finite, check_reach, no_answers
 from slime_ray.training.orders import Report
 from slime_ray.training.policies import checkpoint_policy, model_facts, row_budget
-from slime_ray.training.prompts import PROMPT_SETS, prompts_to_answer, read_prompts, write_prompts
-from slime_ray.training.reach import check_reach
+from slime_ray.training.prompts import PROMPT_SETS, draw_answers, prompts_to_answer, read_prompts, write_prompts
 from slime_ray.training.sft import make_sft
 from slime_ray.world import World
 
@@ -75,13 +73,17 @@ class Stages:
     format_check: FormatCheck | None
 
 
-@using_stages
 def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False) -> Stages:
     """Make what is missing in the storage, and return everything. `report` is told what is being made.
 
-    Raises InputError for a model or data that cannot be used.
+    Raises InputError for a model or data that cannot be used, and StageError where the stages themselves cannot.
     """
     refuse_quantized(settings.model)
+    with stage_errors("used", storage):
+        return _prepare(settings, storage, report, sharded)
+
+
+def _prepare(settings: Settings, storage: RunStore, report: Report, sharded: bool) -> Stages:
     tokens = cached(storage, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
     content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
     model = settings.sft_model.model_dump(exclude={"chat_template"})
@@ -91,7 +93,7 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
         storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
     )
     # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
-    weights = _weights_made(checkpoint)
+    weights = _read(checkpoint / MADE)
     # An adapter that is kept is not merged, which rounds otherwise.
     kept = ["kept"] if settings.model.kept else []
     step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"], *kept])
@@ -122,7 +124,6 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
     return replace(stages, data=stages.data | model_facts(settings, checkpoint))
 
 
-@using_stages
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False
 ) -> PairFile:
@@ -193,9 +194,9 @@ def _load(
             "train_ids": info["content"]["train"],
             # Of what it is made from. Another machine makes other weights of the same.
             "sft_checkpoint": checkpoint.name.split("-")[1],
-            **_weights_made(checkpoint),
+            **_read(checkpoint / MADE),
         },
-        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")) | _model_notes(checkpoint),
+        data=info["data"] | json.loads((step0 / "info.json").read_text(encoding="utf-8")) | _read(checkpoint / NOTES),
         format_check=(lambda prompt, answer: rubric.score(prompt, answer).format_ok) if rubric else None,
     )
 
@@ -300,16 +301,10 @@ def _make_baseline(
     for name in names:
         prompts = read_prompts(tokens / f"prompts-{name}.parquet")
         try:
-            with answering(settings.evaluation.engine, policy, tokenizer, prompts.token_ids) as source:
-                _, answers = ask(
-                    source,
-                    tokenizer,
-                    prompts,
-                    decoding=settings.evaluation.decoding,
-                    stop_tokens=info["stop_tokens"],
-                    seed=BASELINE_SEED,
-                    progress=answers_progress(report, "making baseline"),
-                )
+            _, answers = draw_answers(
+                policy, tokenizer, prompts, settings.evaluation, report, stop_tokens=info["stop_tokens"],
+                seed=BASELINE_SEED, doing="making baseline",
+            )  # fmt: skip
         except FloatingPointError:
             raise no_answers(settings) from None
         except RunError as error:
@@ -317,13 +312,7 @@ def _make_baseline(
                 raise
             raise RunError(f"{error} The checkpoint that it has to serve is {checkpoint}.") from None
         if world.main:
-            _write(
-                folder / f"{name}.parquet",
-                token_ids=[list(answer.token_ids) for answer in answers],
-                text=[answer.text for answer in answers],
-                stopped=[answer.stopped for answer in answers],
-                leaked=[answer.leaked for answer in answers],
-            )
+            _write_answers(folder / f"{name}.parquet", answers)
 
 
 def _make_reference(settings: Settings, stages: Stages, pairs: PairFile, folder: Path, sharded: bool) -> None:
@@ -340,36 +329,17 @@ def _make_reference(settings: Settings, stages: Stages, pairs: PairFile, folder:
         np.savez(folder / "reference.npz", chosen=np.concatenate(chosen), rejected=np.concatenate(rejected))
 
 
-def answers_progress(report: Report, doing: str) -> Callable[[int, int], None]:
-    """Report the batches, or answers of a server, that rank 0 has."""
-
-    def progress(done: int, of: int) -> None:
-        if World.current().main and of > 1:
-            report({"doing": doing, "step": done, "updates": of})
-
-    return progress
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-def _write(path: Path, **columns: list[Any]) -> None:
-    pq.write_table(pa.table(columns), path)
-
-
-def _weights_made(checkpoint: Path) -> dict[str, str]:
-    """The hash of an SFT checkpoint's weights by its name; nothing for one of an earlier version."""
-    try:
-        return dict(json.loads((checkpoint / MADE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-
-
-def _model_notes(checkpoint: Path) -> dict[str, list[str]]:
-    """What the pretrained model's loading had to say; nothing of an earlier version."""
-    file = checkpoint / NOTES
+def _read(file: Path) -> dict[str, Any]:
+    """A file beside an SFT checkpoint, MADE or NOTES; nothing of an earlier version, which wrote none."""
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    pq.write_table(pa.Table.from_pylist([vars(answer) for answer in answers]), path)
 
 
 def _read_answers(path: Path) -> list[Answer]:

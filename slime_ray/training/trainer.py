@@ -1,5 +1,6 @@
 """PreferenceTrainer: transformers.Trainer with packed rows, an objective, and counts taken over the whole update."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from slime_ray.config.settings import Schedule
 from slime_ray.data.order import updates_of
 from slime_ray.data.packing import row_length
 from slime_ray.data.pairs import TokenPair
+from slime_ray.errors import InputError
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.memory import in_rows_that_fit
 from slime_ray.model.train_mode import checkpoint_layers, set_train_mode
@@ -51,10 +53,6 @@ class _Arguments(TrainingArguments):
     def n_gpu(self) -> int:
         """0 on a CPU, else 1."""
         return min(1, super().n_gpu)
-
-
-def _schedule_arguments(schedule: Schedule) -> dict[str, Any]:
-    return {"lr_scheduler_type": schedule.schedule, **schedule.arguments.as_arguments()}
 
 
 class PreferenceTrainer(Trainer):
@@ -121,7 +119,7 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model=policy,
             args=_Arguments(
-                **_schedule_arguments(schedule),
+                **({"lr_scheduler_type": schedule.schedule} | schedule.arguments.as_arguments()),
                 output_dir=str(scratch),
                 # A "batch" of Trainer's is one of ours: all that a rank computes for an update.
                 per_device_train_batch_size=1,
@@ -163,22 +161,16 @@ class PreferenceTrainer(Trainer):
 
     def resume(self, saved: Saved | None) -> None:
         """Train to the end, from a checkpoint or from the start, and drop what only training needs."""
-        if saved is None:
-            self.train()
-            self._release()
-            return
-        self.loader.done = saved.step
-        self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
-        load_weights(saved.path, self.model)
-        if saved.step >= self.updates:
-            self.state.global_step = saved.step
-            return
-        self.saved = saved
+        if saved is not None:
+            self.loader.done = saved.step
+            self.pairs_seen, self.tokens_seen = saved.counters["pairs_seen"], saved.counters["tokens_seen"]
+            load_weights(saved.path, self.model)
+            if saved.step >= self.updates:
+                self.state.global_step = saved.step
+                return
+            self.saved = saved
         self.train()
-        self._release()
-
-    def _release(self) -> None:
-        """Drop gradients and the optimizer's moments: answers need the memory."""
+        # Answers need the memory.
         self.policy.zero_grad()
         self.model_wrapped = self.policy
         self.optimizer = self.lr_scheduler = None
@@ -344,3 +336,28 @@ class _Last(TrainerCallback):
         """Write the checkpoint that a callback asks for at the end, where nothing is logged any more."""
         if control.should_save:
             self.trainer.write_checkpoint()
+
+
+def load_callbacks(names: Sequence[str]) -> list[TrainerCallback]:
+    """Import callbacks by `package.module:Class`, and make one of each.
+
+    Raises:
+        InputError: One cannot be imported, is no TrainerCallback, or cannot be made without arguments.
+    """
+    made = []
+    for name in names:
+        module, _, kind = name.partition(":")
+        where = f"training.callbacks: {name}"
+        try:
+            callback = getattr(importlib.import_module(module), kind)
+        except Exception as error:  # whatever the user's own file raises
+            raise InputError(
+                f"{where} cannot be imported: {error}. Write package.module:Class, with its folder on PYTHONPATH."
+            ) from None
+        if not (isinstance(callback, type) and issubclass(callback, TrainerCallback)):
+            raise InputError(f"{where} is no transformers.TrainerCallback. Derive its class from that.")
+        try:
+            made.append(callback())
+        except Exception as error:  # whatever the user's own class raises
+            raise InputError(f"{where} cannot be made without arguments: {error}. Give them defaults.") from None
+    return made

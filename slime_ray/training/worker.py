@@ -46,15 +46,14 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
 from slime_ray.training.export import stopping
-from slime_ray.training.front import beaten_by
 from slime_ray.training.loop import LOCAL, Curves, Measurements, Runtime, TrainingLoop
 from slime_ray.training.measuring import (
     Measurement,
     answer_prompts,
+    beaten_by,
     judge_prompts,
     measure_log_probabilities,
     measure_policy,
-    measure_retention,
     stability_parts,
 )
 from slime_ray.training.orders import Command, Paused, Report, judging
@@ -72,7 +71,6 @@ from slime_ray.training.outcome import (
     record_failure,
     refused,
     say_nothing,
-    waiting_for_storage,
     what_failed,
     write_judging,
 )
@@ -101,7 +99,7 @@ def run_trial(
     try:
         return _run_trial(trial, run, storage, report, runtime)
     except (RunError, files.StorageError) as error:
-        if World.current().size > 1:
+        if isinstance(error, Paused) or World.current().size > 1:
             raise
         attempts.note(run / "trials" / trial.trial_id, ended="paused")
         raise Paused(Command("pause", what_failed(error))) from error
@@ -112,13 +110,13 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runti
     world = World.current()
     folder = run / "trials" / trial.trial_id
     reset_process(trial.seed, runtime.threads)
-    if not world.agree([trial.config_hash, __version__, torch.__version__]):
+    if len(set(world.gather((trial.config_hash, __version__, str(torch.__version__))))) > 1:
         raise RanksDiffer(f"the ranks of {trial.trial_id} hold different settings or versions")
     made: list[attempts.Attempt] = []
-    seconds = 60 * runtime.faults.storage_minutes
+    minutes = runtime.faults.storage_minutes
     if world.main:
         begin = functools.partial(attempts.begin, folder, workers=world.size)
-        made = patiently(begin, seconds=seconds, say=waiting_for_storage(report))
+        made = patiently(begin, report, minutes=minutes)
         files.clear_partials(folder)
     enough = world.broadcast(attempts.enough(made[:-1], runtime.faults))
     if enough:
@@ -146,9 +144,10 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runti
     # What it would have been without an interruption: `started` is that of the first attempt.
     row["total_seconds"] = time.perf_counter() - clock + curves.seconds_before
     if world.main:
-        minutes = runtime.faults.storage_minutes
-        tables = measured.answers, curves.rows, measured.pairs, report
-        finish(trial, run, row, *tables, storage_minutes=minutes, verdicts=measured.verdicts)
+        finish(
+            trial, run, row, report, storage_minutes=minutes, answers=measured.answers, curves=curves.rows,
+            pairs=measured.pairs, verdicts=measured.verdicts,
+        )  # fmt: skip
     trackers.end(row)
     # Nobody leaves, and ends the process group with it, before the result is written.
     world.broadcast(None)
@@ -182,11 +181,8 @@ def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | 
 def start_gpu(wanted: float) -> None:
     """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
 
-    Args:
-        wanted: GPUs that the process was given; 0 where it takes what there is.
-
-    Raises:
-        DeviceFailure: it was given one, and torch sees none any more. It would go on without, for days.
+    wanted: GPUs that the process was given; 0 where it takes what there is. Raises DeviceFailure where it was given one
+    and torch sees none any more: it would go on without, for days.
     """
     if torch.cuda.is_available():
         if 0 < wanted < 1:
@@ -242,18 +238,11 @@ def _train_and_measure(
     measure = Measurements(trial, stages, policy, curves, report, judge)
 
     training = TrainingLoop(trial, folder, pairs, policy, measure, runtime, trackers)
-    outcome = training.run()
-    row: dict[str, Any] = {
+    row = training.run() | {
         "sft_checkpoint": stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"]),
-        "updates": outcome.updates,
-        "kept_update": outcome.kept,
-        "planned_updates": outcome.planned,
-        "tokens": outcome.tokens,
-        "row_tokens": outcome.row_tokens,
-        "train_seconds": outcome.seconds,
         "alarm": measure.sentinel.alarm,
-        "status": "stopped" if outcome.stopped else "completed",
-        "reason": outcome.stopped.reason if outcome.stopped else None,
+        "status": "stopped" if training.stopped else "completed",
+        "reason": training.stopped.reason if training.stopped else None,
     }
     clock = time.perf_counter()
 
@@ -262,23 +251,22 @@ def _train_and_measure(
 
     after = measure.held_out()
     held_out = measure_log_probabilities(trial, stages.step0, after)
-    if outcome.diverged is not None or not after.finite:
-        reason = outcome.diverged or "the trained model gives log-probabilities that are not finite"
+    if training.diverged is not None or not after.finite:
+        reason = training.diverged or "the trained model gives log-probabilities that are not finite"
         row |= {"status": "diverged", "reason": reason, "healthy": False, "stability": 0.0}
         return Measurement(held_out.row | row | evaluation_seconds(), pairs=held_out.pairs)
-    if outcome.stopped and not outcome.stopped.measure:
+    if training.stopped and not training.stopped.measure:
         return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
     _save(policy, folder / MODEL, stages, report, runtime)
     asked = answer_prompts(trial, stages, policy, report, adapter=folder / MODEL)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
-        minutes = runtime.faults.storage_minutes
-        write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
-    measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
-    kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
-    answers = [*measured.answers, *kept.answers]
-    return replace(measured, row=measured.row | kept.row | row | evaluation_seconds(), answers=answers)
+        write_judging(answered.judging, folder, report, minutes=runtime.faults.storage_minutes)
+    measured = measure_policy(
+        trial, stages, policy, after, answered, report, adapter=folder / MODEL, training_spikes=spikes
+    )
+    return replace(measured, row=measured.row | row | evaluation_seconds())
 
 
 def _start(trial: Trial, storage: RunStore, report: Report, runtime: Runtime) -> tuple[Stages, PairFile, Any]:
@@ -359,4 +347,4 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, runtime:
                 shutil.copy(made, partial)
 
     if World.current().main:
-        patiently(write, seconds=60 * runtime.faults.storage_minutes, say=waiting_for_storage(report))
+        patiently(write, report, minutes=runtime.faults.storage_minutes)

@@ -104,7 +104,7 @@ def test_a_store_that_does_not_list_a_model_is_asked_again(experiment, tmp_path)
 
 def test_a_row_that_cannot_be_written_ends_no_sweep(experiment, tmp_path, monkeypatch, caplog):
     """A file stands where the folder of all trials belongs."""
-    monkeypatch.setattr(outcome, "patiently", lambda work, **how: work())
+    monkeypatch.setattr(outcome, "patiently", lambda work, report, **how: work())
     sweep = sweep_of(experiment, RunStore(tmp_path / "runs"))
     (sweep.run / "trials").write_text("in the way")
     [trial] = arm_trials(experiment)

@@ -1,6 +1,7 @@
 """Earlier runs: their trials are known to a search where this one would have computed the same, and refused elsewhere."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_completed_trials_of_an_earlier_search_are_known_with_their_goals_the_be
     assert found.trials[0].point == {"objective.hard_margin": 2.0, "objective.soft_margin": 0.5}
     assert str(found) == f"3 trials of {run} are known to the search."
     # As the manifest keeps it.
-    assert EarlierRun.from_json(json.loads(json.dumps(found.as_json()))) == found
+    assert EarlierRun.from_json(json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_the_best_of_them_are_taken_and_those_outside_a_narrower_space_are_not(tmp_path, run):

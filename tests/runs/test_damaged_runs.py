@@ -15,7 +15,7 @@ from slime_ray.analysis.report import write_report
 
 from slime_ray import cli
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import files, results
 from slime_ray.runs.status import describe, read_status, write_status
 from tests.analysis.conftest import add_trial, finish
 
@@ -60,8 +60,8 @@ def whole(tmp_path_factory) -> Path:
             "output_tokens": 5,
             "cost": None,
         }
-        results.write_text(run / "trials" / name / "judging.json", json.dumps(said))
-        results.write_text(run / "trials" / name / "attempts.json", "[]")
+        files.write(run / "trials" / name / "judging.json", json.dumps(said))
+        files.write(run / "trials" / name / "attempts.json", "[]")
     finish(run)
     write_status(run, finished=4, total=4, trials={}, ended=True)
     (run / "instructions").mkdir()
@@ -93,12 +93,16 @@ def expected(whole) -> tuple[Frames, Frames]:
     return frames(whole), frames(without)
 
 
+@pytest.fixture
+def run(whole, tmp_path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
 @pytest.mark.parametrize("consolidated", [True, False])
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
-def test_tables_are_right_or_the_damaged_file_is_named(whole, expected, tmp_path, file, damage, consolidated):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_tables_are_right_or_the_damaged_file_is_named(run, expected, file, damage, consolidated):
     if not consolidated:
         for name in ("trials", "answers", "curves", "pairs"):
             (run / f"{name}.parquet").unlink()
@@ -118,9 +122,7 @@ def test_tables_are_right_or_the_damaged_file_is_named(whole, expected, tmp_path
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "answers.parquet", "trials/search-0001/trial.json"])
-def test_a_command_on_a_damaged_run_is_done_or_says_why(whole, tmp_path, file, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_command_on_a_damaged_run_is_done_or_says_why(run, whole, tmp_path, file, capsys):
     DAMAGES["cut off"](run / file)
     for command in (
         ["status", str(run)],
@@ -134,9 +136,7 @@ def test_a_command_on_a_damaged_run_is_done_or_says_why(whole, tmp_path, file, c
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_record_of_the_judge_is_named_and_a_lost_one_is_counted(whole, tmp_path, damage):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_damaged_record_of_the_judge_is_named_and_a_lost_one_is_counted(run, damage):
     DAMAGES[damage](run / "trials" / TRIALS[1] / "judging.json")
     if damage == "lost":
         assert _took(results.load(run))[0].startswith(
@@ -147,9 +147,7 @@ def test_a_damaged_record_of_the_judge_is_named_and_a_lost_one_is_counted(whole,
         _took(results.load(run))
 
 
-def test_a_run_that_was_cut_off_between_its_tables_is_read_from_its_trials(whole, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_run_that_was_cut_off_between_its_tables_is_read_from_its_trials(run, monkeypatch):
     add_trial(run, "arm-b-s0", won=[0.0, 0.0], pairs=2)
     write, written = results._replace_table, []
 
@@ -170,9 +168,7 @@ def test_a_run_that_was_cut_off_between_its_tables_is_read_from_its_trials(whole
     assert set(found["answers"]["trial_id"]) == {*TRIALS, "arm-b-s0"}
 
 
-def test_a_table_of_another_trial_is_named(whole, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_table_of_another_trial_is_named(run):
     shutil.copyfile(run / "trials" / TRIALS[0] / "answers.parquet", run / "trials" / TRIALS[1] / "answers.parquet")
     with pytest.raises(InputError, match=r"search-0001/answers\.parquet is another trial's"):
         results.consolidate(run)
@@ -186,9 +182,7 @@ def test_a_table_of_another_trial_is_named(whole, tmp_path):
         {"trial_id": "arm-c-s0", "overrides": "{}", "phase": 5, "label": "c", "status": "completed"},
     ],
 )  # fmt: skip
-def test_a_mark_that_lacks_what_a_row_has_is_a_trial_that_was_interrupted(whole, tmp_path, row):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_mark_that_lacks_what_a_row_has_is_a_trial_that_was_interrupted(run, row):
     (run / "trials" / "arm-c-s0").mkdir()
     (run / "trials" / "arm-c-s0" / "trial.json").write_text(json.dumps(row))
     assert set(results.finished_trials(run)) == set(TRIALS)
@@ -196,18 +190,14 @@ def test_a_mark_that_lacks_what_a_row_has_is_a_trial_that_was_interrupted(whole,
 
 
 @pytest.mark.parametrize("said", [{"written": "x"}, {"trials": []}, {"trials": {"a": 5}}, {"pid": None}, [], 5])
-def test_a_foreign_status_says_nothing(whole, tmp_path, said):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_foreign_status_says_nothing(run, said):
     (run / "status.json").write_text(json.dumps(said))
     assert not read_status(run).at_work
     assert describe(run)["state"] == "finished"
 
 
 @pytest.mark.parametrize("alarm", ["U", "", "U at step x", "at step 99999999999999999999"])
-def test_an_alarm_of_another_form_has_no_step(whole, tmp_path, alarm, sketched):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_an_alarm_of_another_form_has_no_step(run, alarm, sketched):
     add_trial(run, "arm-b-s0", won=[0.0], alarm=alarm)
     results.consolidate(run)
     assert write_report(run).html.is_file()
@@ -215,9 +205,7 @@ def test_an_alarm_of_another_form_has_no_step(whole, tmp_path, alarm, sketched):
 
 @pytest.mark.parametrize("entry", ["experiment", "experiment.search", "data", "data.truncated", "goals", "seeds"])
 @pytest.mark.parametrize("value", [5, "text", [1], {"a": 1}, [[]], {"a": None}])
-def test_a_manifest_of_another_form_is_reported_or_named(whole, tmp_path, entry, value):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_a_manifest_of_another_form_is_reported_or_named(run, whole, entry, value):
     manifest = json.loads((run / "manifest.json").read_text())
     *above, last = entry.split(".")
     inner = manifest

@@ -106,12 +106,6 @@ def test_numbers_that_are_not_finite_are_unknown(run):
     assert results.finished_trials(run)["c"]["kl_to_sft"] is None
 
 
-def test_writing_leaves_no_partial_file(run):
-    results.consolidate(run)
-    results.consolidate(run)
-    assert not [path.name for path in run.rglob("*") if path.name.startswith(".")]
-
-
 def test_an_unknown_column_is_refused_where_it_is_written():
     with pytest.raises(KeyError, match="win_rat"):
         row("a", win_rat=0.5)
@@ -162,16 +156,6 @@ def test_a_missing_run_and_a_run_without_trials_are_sentences(tmp_path):
     (tmp_path / "trials").mkdir()
     with pytest.raises(InputError, match="no trial has finished yet"):
         results.load(tmp_path)
-
-
-def test_a_damaged_mark_is_a_trial_that_was_interrupted(run):
-    # What a power cut leaves: the file is there, its content is not.
-    for name, content in (("c", ""), ("d", "[]"), ("e", '{"half": '), ("f", "{}")):
-        (run / "trials" / name).mkdir()
-        (run / "trials" / name / "trial.json").write_text(content)
-    assert list(results.finished_trials(run)) == ["a", "b"]
-    results.consolidate(run)
-    assert results.load(run).trials["trial_id"].tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("number", ["much", [1], {}])
@@ -255,13 +239,6 @@ def test_a_foreign_manifest_is_a_sentence_that_names_the_entry(run, entry):
     results.write_manifest(run, {"schema": schema.RUN_SCHEMA, **entry})
     with pytest.raises(InputError, match=rf"manifest\.json: {next(iter(entry))}.* should be"):
         results.read_manifest(run)
-
-
-def test_a_file_that_cannot_be_replaced_leaves_no_partial_one(tmp_path):
-    (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(OSError):
-        results.write_manifest(tmp_path, {"schema": schema.RUN_SCHEMA})
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def a_run_of_schema_v1(folder: Path) -> Path:

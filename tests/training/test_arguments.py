@@ -17,11 +17,12 @@ from slime_ray.config.settings import Schedule, Training
 from slime_ray.errors import InputError
 from slime_ray.objectives import SlimeObjective
 from slime_ray.runs import results
-from slime_ray.training.callbacks import load_callbacks
 from slime_ray.training.checkpoint import latest
 from slime_ray.training.loop import Runtime
+from slime_ray.training.trainer import load_callbacks
 from slime_ray.training.worker import run_trial
-from tests.training.test_trainer import draw_pairs, model, train
+from tests.training.rank_worker import draw_pairs
+from tests.training.test_trainer import model, train
 
 __all__ = ["model"]
 KWARGS = {

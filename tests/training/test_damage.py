@@ -172,7 +172,7 @@ def assert_same(run: Path, expected: Path, trial: Any) -> None:
         ("tokens", "slime_ray.training.stages.write_prompts"),
         ("sft", "transformers.PreTrainedModel.save_pretrained"),
         ("step0", "slime_ray.evaluation.held_out.HeldOut.save"),
-        ("baseline", "slime_ray.training.stages._write"),
+        ("baseline", "slime_ray.training.stages._write_answers"),
         ("reference", "slime_ray.training.stages.np.savez"),
         ("step0", "slime_ray.runs.files.seal"),
     ],

@@ -19,7 +19,7 @@ from slime_ray.model.lora import add_lora
 from slime_ray.objectives import DpoObjective, SlimeObjective
 from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 
-from .test_trainer import draw_pairs
+from .rank_worker import draw_pairs
 
 CONFIG = Gemma3TextConfig(
     vocab_size=41,

@@ -1,10 +1,5 @@
 """`slime-ray export --push-to-hub` against a server that speaks the Hub's calls."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from huggingface_hub import ModelCard, constants
 
@@ -60,20 +55,9 @@ def export(run, tmp_path, monkeypatch, capsys):
     return do
 
 
-def test_what_was_exported_is_on_the_hub_byte_by_byte(run, tmp_path):
-    """In a process that knows Hub and token from its environment alone, as a user's does."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    command = ["export", run, "arm-slime-s0", "--to", tmp_path / "out", "--push-to-hub", "lab/model"]
+def test_what_was_exported_is_on_the_hub_byte_by_byte(export, tmp_path):
     with serving_hub() as hub:
-        environment = {
-            **own, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": TOKEN, "PYTHONPATH": str(Path(__file__).parents[2]),
-        }  # fmt: skip
-        ended = subprocess.run(
-            [sys.executable, "-m", "slime_ray", *command, "--merge", "--private"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
+        assert export("--merge", "--private", endpoint=hub.url) == (0, [])
     assert (hub.made["organization"], hub.made["name"], hub.made["visibility"]) == ("lab", "model", "private")
     local = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {name: hub.files[name] for name in local} == local

@@ -17,7 +17,7 @@ from slime_ray.evaluation.judges import asking
 from slime_ray.runs import results
 from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
-from slime_ray.training.orders import Command, OrderToLeave, Paused, pause_for
+from slime_ray.training.orders import Command, Paused, pause_for
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
@@ -92,22 +92,21 @@ def test_a_trial_whose_judge_stops_keeps_its_model_and_goes_on_without_paying_tw
     assert any(news.get("doing") == "judging" for news in told)
 
 
-@pytest.mark.parametrize("kind", ["pause", "preempt"])
-def test_a_trial_whose_judge_hangs_leaves_on_an_order_and_goes_on_later(storage, tmp_path, monkeypatch, kind):
+def test_a_trial_whose_judge_hangs_leaves_on_an_order_and_goes_on_later(storage, tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "HEARTBEAT", 0.05)
     monkeypatch.setattr(asking, "GRACE", 0.05)
     release = threading.Event()
 
     def report(told: Any) -> Command | None:
         hangs = told.get("doing") == "judging" and told["step"] == 2
-        return Command(kind, "the node is needed") if hangs else None
+        return Command("preempt", "the node is needed") if hangs else None
 
     with serving(lambda number, _: (number < 2 or release.wait(10)) and None) as server:
         (trial,) = arm_trials(experiment(tmp_path, server))
-        run = storage.root / f"left-{kind}"
+        run = storage.root / "left"
         with pytest.raises(Paused, match="the node is needed") as paused:
             run_trial(trial, run=run, storage=storage, report=report)
-        assert paused.value.order.kind == kind
+        assert paused.value.order.kind == "preempt"
         assert results.finished_trials(run) == {}
         release.set()
         asked = len(server.requests)
@@ -127,7 +126,7 @@ def test_an_order_to_stop_training_does_not_end_the_judging(storage, tmp_path):
 
 
 def test_an_order_to_leave_reaches_every_rank_as_it_is():
-    error = pickle.loads(pickle.dumps(OrderToLeave(Command("preempt", "the node is needed"))))
+    error = pickle.loads(pickle.dumps(Paused(Command("preempt", "the node is needed"))))
     assert pause_for(error).order == Command("preempt", "the node is needed")
 
 

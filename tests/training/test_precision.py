@@ -34,8 +34,8 @@ from slime_ray.training.trainer import GO_ON, PreferenceTrainer
 from slime_ray.training.worker import run_trial
 
 from . import small_trials, tower_worker
+from .rank_worker import draw_pairs
 from .small_trials import nothing
-from .test_trainer import draw_pairs
 from .tower_worker import losses, tower_model
 
 CONFIG = LlamaConfig(

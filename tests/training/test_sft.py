@@ -21,7 +21,7 @@ from slime_ray.model import lora
 from slime_ray.model.loading import load_model
 from slime_ray.runs.notes import model_notes
 from slime_ray.runs.store import RunStore
-from slime_ray.training import sft, stages
+from slime_ray.training import prompts, sft, stages
 from slime_ray.training.cache import cached
 from slime_ray.training.checks import check_finite, check_saved, check_update
 
@@ -201,7 +201,7 @@ def test_a_baseline_without_answers_is_a_sentence(settings, tmp_path, monkeypatc
     def ask(*given: Any, **options: Any) -> Any:
         raise FloatingPointError
 
-    monkeypatch.setattr(stages, "ask", ask)
+    monkeypatch.setattr(prompts, "ask", ask)
     unable = settings.model_copy(update={"sft": None})
     with pytest.raises(InputError, match="gives logits that are not numbers, so the baseline has no answers"):
         stages.prepare(unable, storage=RunStore(tmp_path), report=nothing)

@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     GPT2Config,
-    LlamaConfig,
     MixtralConfig,
     OPTConfig,
     PhiConfig,
@@ -40,20 +39,9 @@ from slime_ray.training.checkpoint import latest
 from slime_ray.training.trainer import Next, PreferenceTrainer
 from slime_ray.training.updates import Updates, shares
 
-CONFIG = LlamaConfig(
-    vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
-)
+from .rank_worker import CONFIG, draw_pairs
+
 SCHEDULE = Schedule(learning_rate=1e-2, updates=4)
-
-
-def draw_pairs(count: int, seed: int = 0) -> list[TokenPair]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def ids(low: int, high: int) -> list[int]:
-        length = int(torch.randint(low, high, (), generator=generator))
-        return torch.randint(1, 41, (length,), generator=generator).tolist()
-
-    return [TokenPair(ids(3, 8), ids(1, 9), ids(1, 9), -3.0 - n, -4.0 - n) for n in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +91,15 @@ OBJECTIVES = [SlimeObjective(), RELEASED, DpoObjective(), SimpoObjective(), SftO
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
-@pytest.mark.parametrize("change", [{"row_tokens": 70}, {"row_tokens": 1}, {"shared_prompt": False}], ids=str)
-def test_an_update_does_not_depend_on_micro_batches_or_layout(model, tmp_path, objective, change):
+def test_an_update_does_not_depend_on_micro_batches_or_layout(model, tmp_path, objective):
     curves, weights, _ = train(model, tmp_path, objective)
-    other_curves, other_weights, _ = train(model, tmp_path, objective, **change)
-    assert [list(a) for a in curves] == [list(b) for b in other_curves]
-    for a, b in zip(curves, other_curves, strict=True):
-        # transformers' RMSNorm goes through float32, and Adam divides by gradients however small.
-        assert b == pytest.approx(a, abs=1e-6)
-    torch.testing.assert_close(other_weights, weights, rtol=0, atol=1e-6)
+    for change in ({"row_tokens": 70}, {"row_tokens": 1}, {"shared_prompt": False}):
+        other_curves, other_weights, _ = train(model, tmp_path, objective, **change)
+        assert [list(a) for a in curves] == [list(b) for b in other_curves], change
+        for a, b in zip(curves, other_curves, strict=True):
+            # transformers' RMSNorm goes through float32, and Adam divides by gradients however small.
+            assert b == pytest.approx(a, abs=1e-6), change
+        torch.testing.assert_close(other_weights, weights, rtol=0, atol=1e-6)
 
 
 def test_the_logged_loss_is_the_objective_on_the_whole_update(model, tmp_path):
@@ -219,14 +207,8 @@ def test_a_callback_of_a_resumed_run_hears_of_the_updates_that_were_made(model, 
     assert callback.began == 2
 
 
-def test_training_stops_when_told(model, tmp_path):
-    curves, _, _ = train(model, tmp_path, SlimeObjective(), stop_at=2)
-    assert [row["step"] for row in curves] == [1, 2]
-
-
-@pytest.mark.parametrize("stop_at", [1, 3, 5], ids=lambda step: f"stopped at {step}")
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_path, stop_at, lora):
+def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_path, lora):
     """20 pairs at 8 an update: 3 updates an epoch, so the stops lie inside, at the end of and after an epoch."""
     adapted = copy.deepcopy(model)
     if lora:
@@ -240,21 +222,23 @@ def test_a_resumed_run_repeats_what_an_uninterrupted_one_computes(model, tmp_pat
     }
     torch.manual_seed(5)
     whole, weights, uninterrupted = train(adapted, tmp_path, SlimeObjective(), **run)
-    torch.manual_seed(5)
-    before, _, first = train(adapted, tmp_path, SlimeObjective(), stop_at=stop_at, **run)
-    saved = latest(tmp_path / "checkpoints")
-    assert saved is not None
-    assert (saved.step, saved.counters["curve"]) == (stop_at, [1.5])
-    torch.manual_seed(99)
-    after, resumed_weights, resumed = train(adapted, tmp_path, SlimeObjective(), saved=saved, **run)
-    assert [row["step"] for row in after] == list(range(stop_at + 1, 8))
-    assert before + after == whole
-    assert torch.equal(resumed_weights, weights)
-    # What trackers hear.
-    losses = [[row["loss"] for row in each.state.log_history if "loss" in row] for each in (uninterrupted, resumed)]
-    assert losses[1] == losses[0][stop_at:]
-    assert resumed.pairs_seen == 20 + 20 + 8
-    assert first.tokens_seen < resumed.tokens_seen
+    for stop_at in (1, 3, 5):
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        torch.manual_seed(5)
+        before, _, first = train(adapted, tmp_path, SlimeObjective(), stop_at=stop_at, **run)
+        saved = latest(tmp_path / "checkpoints")
+        assert saved is not None
+        assert (saved.step, saved.counters["curve"]) == (stop_at, [1.5])
+        torch.manual_seed(99)
+        after, resumed_weights, resumed = train(adapted, tmp_path, SlimeObjective(), saved=saved, **run)
+        assert [row["step"] for row in after] == list(range(stop_at + 1, 8))
+        assert before + after == whole
+        assert torch.equal(resumed_weights, weights)
+        # What trackers hear.
+        losses = [[row["loss"] for row in each.state.log_history if "loss" in row] for each in (uninterrupted, resumed)]
+        assert losses[1] == losses[0][stop_at:]
+        assert resumed.pairs_seen == 20 + 20 + 8
+        assert first.tokens_seen < resumed.tokens_seen
 
 
 RISING = DpoShiftObjective(beta=0.4, shift=0.5, schedule="linear", final_shift=1.0)
@@ -292,8 +276,13 @@ def logp(lm, prompt: list[int], completion: list[int]) -> torch.Tensor:
 
 
 def test_a_scheduled_shift_goes_on_where_training_was_interrupted(model, tmp_path):
-    run = {"schedule": Schedule(learning_rate=1e-2, updates=5), "checkpoints": tmp_path / "checkpoints"}
-    whole, weights, _ = train(model, tmp_path, RISING, **run)
+    # Of 10 pairs at 8 an update, two updates are an epoch.
+    run = {
+        "pairs": draw_pairs(10), "schedule": Schedule(learning_rate=1e-2, epochs=2),
+        "checkpoints": tmp_path / "checkpoints",
+    }  # fmt: skip
+    whole, weights, trainer = train(model, tmp_path, RISING, **run)
+    assert (len(whole), trainer.pairs_seen) == (4, 20)
     train(model, tmp_path, RISING, stop_at=2, **run)
     after, resumed, _ = train(model, tmp_path, RISING, saved=latest(tmp_path / "checkpoints"), **run)
     assert after == whole[2:]
@@ -327,15 +316,6 @@ def test_storage_that_takes_nothing_does_not_end_training(model, tmp_path, caplo
     assert len(curves) == 2
     assert "No checkpoint at update 2" in caplog.text
     assert latest(occupied) is None
-
-
-def test_epochs_become_updates_and_every_pair_is_seen_once_an_epoch(model, tmp_path):
-    curves, _, trainer = train(
-        model, tmp_path, SlimeObjective(), pairs=draw_pairs(20), schedule=Schedule(learning_rate=1e-3, epochs=2)
-    )
-    # 20 pairs at 8 an update are 3 updates, the last of 4 pairs.
-    assert len(curves) == 6
-    assert trainer.pairs_seen == 40
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(model, tmp_path):
@@ -387,19 +367,11 @@ def test_dpo_begins_at_ln_2_whatever_dropout_a_model_has(name, row_tokens, tmp_p
     assert drawn[0]["loss"] != pytest.approx(math.log(2), abs=1e-5), "nothing was dropped where it was asked for"
 
 
-def updates(pairs, *, ranks=1, rank=0, row_tokens=60, reference=False, pairs_per_update=8) -> list:
-    loader = Updates(
-        dataset=pairs,
-        pairs_per_update=pairs_per_update,
-        row_tokens=row_tokens,
-        shared_prompt=True,
-        reference=reference,
-        seed=0,
-        rank=rank,
-        ranks=ranks,
-        total=math.ceil(len(pairs) / pairs_per_update),
-    )
-    return [*loader]
+def updates(pairs, *, ranks=1, rank=0, row_tokens=60, epochs=1) -> Updates:
+    return Updates(
+        dataset=pairs, pairs_per_update=8, row_tokens=row_tokens, shared_prompt=True, reference=False, seed=0,
+        rank=rank, ranks=ranks, total=epochs * math.ceil(len(pairs) / 8),
+    )  # fmt: skip
 
 
 def test_ranks_share_an_update_without_loss_or_overlap():
@@ -417,7 +389,7 @@ def test_ranks_share_an_update_without_loss_or_overlap():
 
 
 def test_a_rank_without_a_pair_runs_one_that_does_not_count():
-    alone = [updates(draw_pairs(2), ranks=3, rank=rank)[0].batches for rank in range(3)]
+    alone = [next(iter(updates(draw_pairs(2), ranks=3, rank=rank))).batches for rank in range(3)]
     assert [[batch.counted for batch in batches] for batches in alone] == [[True], [True], [False]]
 
 
@@ -427,17 +399,7 @@ def test_shares_hold_about_as_many_tokens_each():
 
 
 def test_an_epoch_has_an_order_of_its_own_and_its_last_update_holds_what_is_left():
-    loader = Updates(
-        dataset=draw_pairs(20),
-        pairs_per_update=8,
-        row_tokens=1000,
-        shared_prompt=True,
-        reference=False,
-        seed=0,
-        rank=0,
-        ranks=1,
-        total=6,
-    )
+    loader = updates(draw_pairs(20), row_tokens=1000, epochs=2)
 
     def targets(some) -> list[list[int]]:
         return [update.batches[0].rows.targets.tolist() for update in some]

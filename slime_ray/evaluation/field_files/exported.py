@@ -11,7 +11,7 @@ from typing import Any
 from slime_ray.data.forms import Messages
 from slime_ray.data.messages import shown_text
 from slime_ray.errors import InputError
-from slime_ray.runs import results
+from slime_ray.runs import files, results
 
 BASELINE = "baseline"
 """The baseline's name as a model. Where trials of a run have different baselines, the later ones are numbered."""
@@ -102,6 +102,6 @@ def write_files(contents: Mapping[Path, str]) -> None:
                 raise InputError(f"{path} is there already and holds something else. Give another folder, or move it.")
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            results.write_text(path, content)
+            files.write(path, content)
     except OSError as error:
         raise InputError(f"{error.filename} cannot be written: {error.strerror}. Give another folder.") from None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime_ray.training.front import beaten_by
+from slime_ray.training.measuring import beaten_by
 
 
 def row(win_rate, prompts=256, stability=0.5, phase="search", trial_id="search-0001", status="completed"):

@@ -12,8 +12,8 @@ from slime_ray.errors import InputError
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.model.limits import Limits
 from slime_ray.model.tiny import tiny_tokenizer
+from slime_ray.training.checks import check_reach
 from slime_ray.training.prompts import PROMPT_SETS, write_prompts
-from slime_ray.training.reach import check_reach
 
 TOKENIZER = tiny_tokenizer(load_task("arithmetic"))
 IDS = len(TOKENIZER)
