@@ -10,13 +10,6 @@ Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"] | None
 
 POINTS_OF_A: dict[str, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
-_MIRRORED: dict[Verdict, Verdict] = {"A>>B": "B>>A", "A>B": "B>A", "A=B": "A=B", "B>A": "A>B", "B>>A": "A>>B"}
-
-
-def mirrored(verdict: Verdict) -> Verdict:
-    """The same verdict with the two answers' places exchanged."""
-    return _MIRRORED.get(verdict)
-
 
 def read_score(value: Any) -> float | None:
     """Read a score of any library's number type; None where it is missing, which NaN is, too.
